@@ -1,0 +1,1 @@
+"""vidmotion: systems that learn to separate motion from content in video."""

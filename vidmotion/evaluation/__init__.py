@@ -1,0 +1,36 @@
+"""Protocols: each joins a system, a dataset and metrics, and returns rows of results."""
+
+import importlib
+from collections.abc import Callable
+
+from vidmotion.errors import ConfigError
+from vidmotion.evaluation.pictures import pictures
+from vidmotion.record import Result
+
+EVALUATORS = {
+    "heads_swap": "vidmotion.evaluation.heads_swap",
+    "sprites_transfer": "vidmotion.evaluation.sprites_transfer",
+    "sprites_judge": "vidmotion.evaluation.sprites_judge",
+}
+
+__all__ = ["EVALUATORS", "evaluate", "pictures"]
+
+
+def evaluate(name: str, run, vars, companion: Callable) -> list[Result]:
+    """Run one protocol.
+
+    Args:
+      name: a key of `EVALUATORS` that the run's system lists in `evaluators`.
+      run: a `vidmotion.run.Run`.
+      vars: the system's variables.
+      companion: gives a protocol a second, trained run that it needs (a judge).
+
+    Raises:
+      ConfigError: unknown protocol, or one that makes no sense for this system.
+    """
+    if name not in EVALUATORS or name not in run.system.evaluators():
+        raise ConfigError(
+            f"config.eval.run has {name!r}; {run.config.system.name} can be evaluated by "
+            f"{', '.join(run.system.evaluators()) or 'nothing yet'}"
+        )
+    return importlib.import_module(EVALUATORS[name]).evaluate(run, vars, companion)

@@ -1,0 +1,61 @@
+"""What all configs share: arguments, trunk defaults, and the two shrunken shapes.
+
+An argument follows the file name: ``configs/sprites.py:demo``, ``configs/vidtwin.py:size=base,latent=2``. Every
+config has ``:debug`` (two steps, in a test) and ``:demo`` (learns something visible in minutes on two CPU cores).
+"""
+
+from ml_collections import ConfigDict
+
+VARIANTS = ("", "demo", "debug")
+
+
+def parse(argument: str | None, **known: tuple) -> ConfigDict:
+    """Read a config argument.
+
+    Args:
+      argument: comma-separated ``key=value`` pairs and at most one of ``demo`` and ``debug``.
+      known: for each key its allowed values, the default first.
+
+    Returns:
+      ``variant`` ("", "demo" or "debug") and every known key, values typed like their default.
+
+    Raises:
+      ValueError: anything that is not known; the message lists what is.
+    """
+    parsed = ConfigDict({"variant": "", **{key: values[0] for key, values in known.items()}})
+    for item in filter(None, (argument or "").split(",")):
+        key, equals, text = item.partition("=")
+        if not equals and key in VARIANTS:
+            parsed.variant = key
+            continue
+        choices = {str(value): value for value in known.get(key, ())}
+        if text not in choices:
+            options = [f"{key}={'|'.join(map(str, values))}" for key, values in known.items()]
+            raise ValueError(
+                f"config argument {item!r}: choose from demo, debug"
+                + "".join(f", {option}" for option in options)
+            )
+        parsed[key] = choices[text]
+    return parsed
+
+
+def trunk() -> ConfigDict:
+    """Fields every config has; a recipe overrides what its paper gives."""
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = 0
+    config.batch_size = 0  # global, over all devices and processes
+    config.accumulate = 1  # microbatches per update
+    config.log_every = 100
+    config.ema = ConfigDict({"decay": 0.0, "warmup": True})
+    # -1: all devices that the other axes leave
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.sharding = ((".*", "fsdp"),)  # split each large leaf's largest fitting dimension
+    config.checkpoint = ConfigDict({"every": 1000, "keep": 2, "keep_period": 0})
+    config.init_from = ""  # workdir of another run whose parameters to start from
+    config.init_rules = ((".*", True),)
+    config.sample = ConfigDict({"every": 0, "rows": 0, "columns": 0, "fps": 8.0})
+    config.eval = ConfigDict({"every": 0, "run": ()})
+    # Prefetch counts batches made ahead; threads beat worker processes where work releases the GIL.
+    config.data = ConfigDict({"threads": 2, "workers": 0, "prefetch": 4, "common": {}})
+    return config

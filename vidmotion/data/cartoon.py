@@ -1,0 +1,210 @@
+"""What Heads faces are made of: palettes, haircuts, backgrounds, and where a turned head puts them.
+
+Units. One head unit is the half-height of the skull, `HEAD` of the picture's side at scale 1. Head
+coordinates have their origin in the middle of the skull: X to the image's right, Y down, Z towards
+the viewer. Features sit on the skull's surface and are turned with it (orthographic projection), so
+that yaw and pitch displace each by its depth and foreshorten it. `painter` does the painting.
+
+Arrays: t frames, s side, h and w a box of pixels; pose factors are (t,) float32, named as
+`heads.MOTION_FACTORS`. Colours are sRGB in [0, 1], mixed as they are.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from vidmotion.data.raster import Frame, coverage, mix
+
+HEAD = 0.27  # head unit as a share of the side
+CENTRE = (0.5, 0.46)  # of the skull, share of the side, at x = y = 0
+DEPTH = 0.85  # half-depth of the skull
+PIVOT = 0.8  # roll turns the head around a point this far below the skull's middle
+
+
+def rgb(*codes: str) -> np.ndarray:
+    return np.array([[int(c[i : i + 2], 16) / 255 for i in (0, 2, 4)] for c in codes], np.float32)
+
+
+SKIN = rgb("ffe3d0", "fbcfae", "eab48a", "cb8d61", "98623f", "65412f")  # ends of a ramp
+HAIR = rgb(
+    "2b2631",
+    "4f352b",
+    "7d4a2d",
+    "a6492b",
+    "d9783a",
+    "e9bf6b",
+    "f1e3c6",
+    "a9abb5",
+    "ea7fa6",
+    "3f98a3",
+)
+IRIS = rgb("5a3823", "8a5a2b", "3f7d4e", "3b7fc4", "6d8796", "7a5bb0", "2aa198")
+CLOTH = rgb(
+    "e25756",
+    "3a68ad",
+    "3f946f",
+    "f2b441",
+    "7b539a",
+    "f3f1ea",
+    "3b3f4d",
+    "ee8aa0",
+    "48aebd",
+    "a06a48",
+)
+BACKGROUND = rgb(
+    "fbd9c5", "bfe0ee", "cdeacb", "e6d2f2", "fbeebb", "9db4e4", "f3aa9f", "5f9a9a", "4a5688"
+)
+BACKGROUNDS = ("plain", "gradient", "glow", "stripes", "dots", "hills")
+CLOTHES = ("crew neck", "v-neck", "hoodie", "shirt", "striped", "turtleneck")
+NOSES = ("button", "long", "broad")
+GLASSES = ("none", "round", "square")
+BEARDS = ("none", "moustache", "goatee", "full")
+FRECKLES = ("none", "freckles")
+
+WHITE, INK = rgb("ffffff", "2a1d24")
+LIP, MOUTH, TONGUE, TEETH = rgb("c9545c", "5b1a26", "e5757f", "fffaf0")
+
+
+@dataclasses.dataclass(frozen=True)
+class HairStyle:
+    """One haircut, lengths in head units.
+
+    `volume` is added to the skull all round; the hair on top runs straight down to `sides` and is
+    rounded off over `round`. The face looks out of an opening: its middle's height, half-width and
+    the height of its arch, which is round or, with `fringe`, flat. `back` is how far the hair
+    behind the head falls. `curls` scallops go round the edge. Tufts are ellipsoids behind the head:
+    X (and mirrored, unless 0), Y, Z, half-width, half-height.
+    """
+
+    name: str
+    volume: float = 0.0
+    sides: float = 0.0
+    round: float = 0.5
+    opening: tuple[float, float, float] = (0.5, 0.8, 1.0)
+    fringe: bool = False
+    back: float | None = None
+    curls: int = 0
+    tufts: tuple[tuple[float, float, float, float, float], ...] = ()
+
+
+HAIRSTYLES = (
+    HairStyle("bald"),
+    HairStyle("buzz", 0.03, 0.0, 0.32, (0.36, 0.80, 0.92), fringe=True),
+    HairStyle("short", 0.12, 0.0, 0.36, (0.42, 0.78, 0.92)),
+    HairStyle("bob", 0.12, 0.5, 0.4, (0.60, 0.70, 0.86), fringe=True, back=0.7),
+    HairStyle("long", 0.12, 1.1, 0.6, (0.42, 0.70, 1.08), back=1.75),
+    HairStyle("bun", 0.06, 0.0, 0.40, (0.46, 0.78, 1.06), tufts=((0.0, -1.18, -0.1, 0.36, 0.34),)),
+    HairStyle("curly", 0.24, 0.15, 0.55, (0.46, 0.76, 0.92), back=0.35, curls=13),
+    HairStyle(
+        "pigtails",
+        0.08,
+        0.0,
+        0.42,
+        (0.56, 0.76, 0.84),
+        fringe=True,
+        tufts=((1.12, 0.62, -0.2, 0.26, 0.5),),
+    ),
+)
+
+
+class Head:
+    """Where the head's points lie in each picture: projects head coordinates to pixels."""
+
+    def __init__(self, who: Mapping, pose: Mapping[str, np.ndarray], size: int):
+        sin, cos = (
+            {k: f(pose[k].astype(np.float64)).astype(np.float32) for k in ("yaw", "pitch", "roll")}
+            for f in (np.sin, np.cos)
+        )
+        self.sin, self.cos = sin, cos
+        self.unit = pose["scale"] * np.float32(HEAD * size)
+        self.middle = np.stack(
+            [(pose["x"] + CENTRE[0]) * size, (pose["y"] + CENTRE[1]) * size], 1
+        ).astype(np.float32)
+        self.half_width = 0.84 * who["face_width"]
+        self.chin = 1.02 * who["chin_length"]
+        # The turned ellipsoid's outline, in the head's plane.
+        self.outline_a = np.hypot(self.half_width * cos["yaw"], DEPTH * sin["yaw"])
+        self.outline_b = np.hypot(cos["pitch"], DEPTH * sin["pitch"])
+
+    def project(self, x, y, z):
+        """Head coordinates to the head's plane (before roll): two (t,) arrays, head units."""
+        px = x * self.cos["yaw"] + z * self.sin["yaw"]
+        depth = z * self.cos["yaw"] - x * self.sin["yaw"]
+        return px, y * self.cos["pitch"] + depth * self.sin["pitch"]
+
+    def plane(self, origin, u, v) -> Frame:
+        """A frame from three points of the head's plane: origin, u axis, v axis; pairs (x, y)."""
+        sin, cos, one = self.sin["roll"], self.cos["roll"], np.ones_like(self.unit)
+
+        def turn(x, y):
+            return np.stack([(x * cos - y * sin) * self.unit, (x * sin + y * cos) * self.unit], 1)
+
+        centre = turn(origin[0] * one, origin[1] * one - PIVOT)
+        centre = centre + self.middle
+        centre[:, 1] += PIVOT * self.unit
+        return Frame(
+            centre, np.stack([turn(u[0] * one, u[1] * one), turn(v[0] * one, v[1] * one)], 2)
+        )
+
+    def upright(self, y: float) -> Frame:
+        """A frame below the head that follows place and scale but does not turn: the body."""
+        origin = self.middle + np.stack([0 * self.unit, y * self.unit], 1)
+        return Frame(origin, np.eye(2, dtype=np.float32) * self.unit[:, None, None])
+
+    def at(self, point, u, v) -> Frame:
+        """A frame from a point and two axes in head coordinates, triples (X, Y, Z)."""
+        return self.plane(self.project(*point), self.project(*u), self.project(*v))
+
+    def on_face(self, x, y, a=1.0, b=1.0, lift=0.0, tilt=0.0) -> Frame:
+        """A frame on the skull's surface at (X, Y) = (x, y), `lift` units above it.
+
+        Local u and v run a and b units to the right and down along the surface; positive `tilt`
+        (radians) lowers the end at positive u.
+        """
+        z = DEPTH * max(1 - (x / self.half_width) ** 2 - (y / 1.1) ** 2, 0.04) ** 0.5
+        # Slopes of the surface, softened: true ones make the far eye vanish.
+        dz_dx = -0.7 * DEPTH**2 * x / (self.half_width**2 * z)
+        dz_dy = -0.5 * DEPTH**2 * y / (1.21 * z)
+        c, s = float(np.cos(tilt)), float(np.sin(tilt))
+        u = (a * c, a * s, a * (c * dz_dx + s * dz_dy))
+        v = (-b * s, b * c, b * (c * dz_dy - s * dz_dx))
+        return self.at((x, y, z + lift), u, v)
+
+
+def background(who: Mapping, size: int) -> np.ndarray:
+    """The still picture behind the head, (3, s, s) float32."""
+    base = BACKGROUND[who["background_colour"]]
+    light, dark = mix(base, WHITE, np.full((1, 1, 1), 0.45, np.float32)), base * np.float32(0.86)
+    light, dark = light.reshape(3), dark.reshape(3)
+    axis = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
+    x, y = axis[None, :], axis[:, None]
+    pixel = np.float32(1 / size)
+    kind = BACKGROUNDS[who["background"]]
+    flat = np.broadcast_to(base[:, None, None], (3, size, size))
+    if kind == "plain":
+        return flat
+    if kind == "gradient":
+        ramp = np.broadcast_to(y + 0.5, (size, size))
+        return light[:, None, None] + ramp * (dark - light)[:, None, None]
+    if kind == "glow":
+        glow = np.maximum(1 - (x * x + (y + 0.04) ** 2) / 0.45, 0) ** 1.5
+        return dark[:, None, None] + glow * (light - dark)[:, None, None]
+    if kind == "stripes":
+        wave = np.abs((x + y) * 5.0 % 1.0 - 0.5) - 0.25  # distance to the stripe's edge, periods
+        cover = coverage(wave / (5.0 * 2**0.5 * pixel))
+        return base[:, None, None] + 0.6 * cover * (light - base)[:, None, None]
+    if kind == "dots":
+        row = np.floor(y * 6.0)
+        du, dv = (x * 6.0 + 0.5 * (row % 2)) % 1.0 - 0.5, y * 6.0 - row - 0.5
+        cover = coverage((np.sqrt(du * du + dv * dv) - 0.2) / (6.0 * pixel))
+        return base[:, None, None] + 0.6 * cover * (light - base)[:, None, None]
+    sky = light[:, None, None] + (y + 0.5) * 0.6 * (base - light)[:, None, None]
+    sky = np.broadcast_to(sky, (3, size, size))
+    sun = coverage((np.sqrt((x - 0.3) ** 2 + (y + 0.3) ** 2) - 0.1) / pixel)
+    sky = sky + 0.7 * sun * (WHITE[:, None, None] - sky)
+    for level, phase, shade in ((0.12, 0.6, 0.86), (0.24, 2.4, 0.72)):
+        edge = level + 0.06 * np.sin(9.0 * x + phase) - y
+        slope = np.sqrt(1 + (0.54 * np.cos(9.0 * x + phase)) ** 2)
+        sky = sky + coverage(edge / (slope * pixel)) * (base[:, None, None] * shade - sky)
+    return sky

@@ -1,0 +1,401 @@
+"""Heads: seeded cartoon talking heads, drawn here, for which the true swap is known exactly.
+
+A clip is `render(identity, motion, size)`. Identity (who: face, hair, clothes, scene) is fixed over
+the clip; motion (how: pose, mouth, eyelids, gaze, brows) is one vector per frame. The two are drawn
+independently, and the picture is a pure function of both, so the clip with the content of A and the
+motion of B is `render(identity_A, motion_B, size)`, pixel for pixel: the error of a swap is
+measured, not judged. Drawing is anti-aliased analytically at any size from `MIN_SIZE` up.
+
+Left and right are the image's. Lengths are shares of the picture's side, angles radians.
+"""
+
+import dataclasses
+import hashlib
+import json
+import operator
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from vidmotion.data import cartoon
+from vidmotion.data.painter import Painter
+
+VERSION = 1  # of the pictures: raise it whenever any pixel or any draw changes
+MIN_SIZE = 16
+SPLITS = ("train", "eval")
+_CHUNK = 1 << 16  # pixels drawn together: what fits a core's cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Factor:
+    """One factor of variation: `low`..`high` if continuous, 0..`values` - 1 if discrete."""
+
+    name: str
+    kind: str  # "continuous" or "discrete"
+    low: float = 0.0
+    high: float = 1.0
+    values: int = 0
+    meaning: str = ""
+
+
+def _real(name: str, low: float, high: float, meaning: str) -> Factor:
+    return Factor(name, "continuous", low, high, meaning=meaning)
+
+
+def _choice(name: str, values: int, meaning: str) -> Factor:
+    return Factor(name, "discrete", 0, values - 1, values, meaning)
+
+
+IDENTITY_FACTORS: tuple[Factor, ...] = (
+    _real("face_width", 0.88, 1.12, "width of the face, relative"),
+    _real("jaw", -1.0, 1.0, "pointed to square"),
+    _real("chin_length", 0.92, 1.14, "eyes to chin, relative"),
+    _real("skin", 0.0, 1.0, "light to dark"),
+    _real("eye_size", 0.85, 1.2, "relative"),
+    _real("eye_spacing", 0.92, 1.12, "relative"),
+    _real("eye_tilt", -1.0, 1.0, "outer corners down to up"),
+    _real("nose_width", 0.8, 1.3, "relative"),
+    _real("nose_length", 0.6, 1.25, "relative"),
+    _real("ear_size", 0.75, 1.3, "relative"),
+    _real("brow_thickness", 0.6, 1.6, "relative"),
+    _real("lip_fullness", 0.5, 1.6, "relative"),
+    _real("hair_volume", 0.0, 1.0, "flat to full (no effect when bald or shaved)"),
+    _real("hair_part", -1.0, 1.0, "parted on the left to on the right (no effect when bald)"),
+    _real("light", -1.0, 1.0, "light from the left to from the right"),
+    _choice("hair_style", len(cartoon.HAIRSTYLES), "cartoon.HAIRSTYLES"),
+    _choice("hair_colour", len(cartoon.HAIR), "cartoon.HAIR; brows and beard too"),
+    _choice("iris_colour", len(cartoon.IRIS), "cartoon.IRIS"),
+    _choice("nose_shape", len(cartoon.NOSES), "cartoon.NOSES"),
+    _choice("beard", len(cartoon.BEARDS), "cartoon.BEARDS; 0 is none"),
+    _choice("glasses", len(cartoon.GLASSES), "cartoon.GLASSES; 0 is none"),
+    _choice("freckles", len(cartoon.FRECKLES), "cartoon.FRECKLES; 0 is none"),
+    _choice("clothes", len(cartoon.CLOTHES), "cartoon.CLOTHES"),
+    _choice("clothes_colour", len(cartoon.CLOTH), "cartoon.CLOTH"),
+    _choice("background", len(cartoon.BACKGROUNDS), "cartoon.BACKGROUNDS"),
+    _choice("background_colour", len(cartoon.BACKGROUND), "cartoon.BACKGROUND"),
+)
+
+MOTION_FACTORS: tuple[Factor, ...] = (
+    _real("yaw", -0.55, 0.55, "radians; positive turns the face to the right"),
+    _real("pitch", -0.4, 0.4, "radians; positive looks down"),
+    _real("roll", -0.35, 0.35, "radians; positive tilts clockwise"),
+    _real("x", -0.14, 0.14, "share of the side; positive is right"),
+    _real("y", -0.08, 0.08, "share of the side; positive is down"),
+    _real("scale", 0.85, 1.15, "size of the head, relative"),
+    _real("mouth_open", 0.0, 1.0, "closed to wide open"),
+    _real("smile", -1.0, 1.0, "corners down to up"),
+    _real("lid_left", 0.0, 1.0, "open to closed, the eye on the left"),
+    _real("lid_right", 0.0, 1.0, "open to closed, the eye on the right"),
+    _real("gaze_x", -1.0, 1.0, "eyes to the left to to the right"),
+    _real("gaze_y", -1.0, 1.0, "eyes up to down"),
+    _real("brow_left", -1.0, 1.0, "frowning to raised, the brow on the left"),
+    _real("brow_right", -1.0, 1.0, "frowning to raised, the brow on the right"),
+)
+
+_LOW = np.array([f.low for f in MOTION_FACTORS], np.float32)
+_HIGH = np.array([f.high for f in MOTION_FACTORS], np.float32)
+MOTION_COLUMN: dict[str, int] = {f.name: k for k, f in enumerate(MOTION_FACTORS)}
+
+
+def _identity_slices() -> dict[str, slice]:
+    slices, start = {}, 0
+    for f in IDENTITY_FACTORS:
+        slices[f.name] = slice(start, start + max(f.values, 1))
+        start += max(f.values, 1)
+    return slices
+
+
+IDENTITY_SLICES: dict[str, slice] = _identity_slices()
+IDENTITY_DIM: int = max(s.stop for s in IDENTITY_SLICES.values())
+
+Identity = dict[str, float | int]
+
+
+def sample_identity(rng: np.random.Generator) -> Identity:
+    """A random identity: factor name -> float (continuous) or int (discrete).
+
+    Continuous factors are uniform over their range, discrete ones uniform over their values, except
+    that two faces in three have no beard, two in three no glasses and two in three no freckles.
+    """
+    identity: Identity = {}
+    for f in IDENTITY_FACTORS:
+        share, keep = rng.random(2)  # two draws for each factor, whatever its kind
+        if f.kind == "continuous":
+            identity[f.name] = float(f.low + share * (f.high - f.low))
+        elif f.name in ("beard", "glasses", "freckles"):
+            identity[f.name] = 1 + int(share * (f.values - 1)) if keep < 1 / 3 else 0
+        else:
+            identity[f.name] = int(share * f.values)
+    return identity
+
+
+def identity_vector(identity: Mapping) -> np.ndarray:
+    """The identity as (IDENTITY_DIM,) float32: continuous factors scaled to [-1, 1], discrete ones
+    one-hot, each at `IDENTITY_SLICES[name]`. Raises ValueError as `render` does."""
+    _check_identity(identity)
+    vector = np.zeros(IDENTITY_DIM, np.float32)
+    for f in IDENTITY_FACTORS:
+        start = IDENTITY_SLICES[f.name].start
+        if f.kind == "continuous":
+            vector[start] = 2 * (identity[f.name] - f.low) / (f.high - f.low) - 1
+        else:
+            vector[start + identity[f.name]] = 1
+    return vector
+
+
+def sample_motion(rng: np.random.Generator, frames: int, fps: float = 25.0) -> np.ndarray:
+    """A random motion, (frames, len(MOTION_FACTORS)) float32, smooth in time, inside its ranges.
+
+    Pose, smile and brows are sums of three slow sinusoids; the gaze rests and jumps; the eyelids
+    blink, now and then one alone; the mouth opens and closes at the rhythm of syllables while the
+    head speaks. `fps` is frames per second, positive. Fewer frames are a prefix of more frames.
+    Raises ValueError if frames < 1 or fps <= 0.
+    """
+    frames = _at_least("frames", frames, 1)
+    if not fps > 0:
+        raise ValueError(f"fps is {fps}; give a positive number of frames per second")
+    time = np.arange(frames) / fps
+
+    def wander(slowest: float, fastest: float) -> np.ndarray:
+        """Three sinusoids, frequencies in Hz, within [-1, 1]."""
+        weight = rng.dirichlet((4.0, 3.0, 2.0))
+        rate, phase = rng.uniform(slowest, fastest, 3), rng.uniform(0, 2 * np.pi, 3)
+        return np.sin(2 * np.pi * rate * time[:, None] + phase) @ weight
+
+    unit = {f.name: np.tanh(1.6 * wander(0.15, 0.8)) for f in MOTION_FACTORS}
+    both = unit["brow_left"]
+    unit["brow_right"] = 0.75 * both + 0.25 * unit["brow_right"]
+    for name in ("gaze_x", "gaze_y"):
+        unit[name] = np.tanh(4.0 * wander(0.3, 0.8))
+
+    # Syllables: about four a second, their strength swelling and fading, silent in pauses.
+    syllable = 0.5 - 0.5 * np.cos(2 * np.pi * (rng.uniform(2.5, 4.0) * time + rng.random()))
+    strength = np.clip(0.6 + 0.7 * wander(0.3, 0.9), 0.0, 1.0)
+    unit["mouth_open"] = 2 * strength * (0.15 + 0.85 * syllable) - 1
+
+    # Blinks: every 0.8 to 3 s, a fifth of a second wide, over slightly lowered lids.
+    rest = 0.15 + 0.15 * wander(0.2, 0.6)
+    lids = np.stack([rest, rest])
+    moment = rng.uniform(-0.5, 1.5)
+    while moment < time[-1] + 0.5:
+        bump = np.exp(-(((time - moment) / 0.09) ** 2))
+        eyes = rng.choice(3, p=(0.6, 0.2, 0.2))
+        for eye in (0, 1):
+            if eyes in (0, eye + 1):
+                lids[eye] = lids[eye] + (1 - lids[eye]) * bump
+        moment += rng.uniform(0.8, 3.0)
+    unit["lid_left"], unit["lid_right"] = 2 * lids - 1
+
+    motion = np.stack([unit[f.name] for f in MOTION_FACTORS], 1).astype(np.float32)
+    return np.clip(_LOW + (motion + 1) * 0.5 * (_HIGH - _LOW), _LOW, _HIGH)
+
+
+def render(identity: Mapping, motion: np.ndarray, size: int) -> np.ndarray:
+    """The pictures of `identity` moving as `motion`: (T, size, size, 3) uint8, deterministic.
+
+    identity: factor name -> value, all of `IDENTITY_FACTORS`. motion: (T, len(MOTION_FACTORS)), in
+    the order and units of `MOTION_FACTORS`. size: pixels, at least `MIN_SIZE`. Each frame depends
+    on its own motion vector only. Raises ValueError if a factor is missing, unknown or outside its
+    range (values are never clipped), or if a shape or the size is wrong.
+    """
+    size = _at_least("size", size, MIN_SIZE)
+    _check_identity(identity)
+    motion = _checked_motion(motion)
+    who = {
+        f.name: (float if f.kind == "continuous" else int)(identity[f.name])
+        for f in IDENTITY_FACTORS
+    }
+    behind = cartoon.background(who, size)
+    video = np.empty((len(motion), size, size, 3), np.uint8)
+    step = max(1, _CHUNK // (size * size))
+    for start in range(0, len(motion), step):
+        part = motion[start : start + step]
+        pose = {f.name: part[:, k] for k, f in enumerate(MOTION_FACTORS)}
+        video[start : start + step] = Painter(who, pose, size, behind).paint()
+    return video
+
+
+class HeadsSource:
+    """Random access to seeded clips; item i is a function of (seed, split, i) and the sizes only.
+
+    size: pixels, at least `MIN_SIZE`. frames: per clip. clips: `len()`. seed: non-negative.
+    split: "train" or "eval"; the two draw from separate streams and share no identity or motion.
+    identities: how many distinct ones, in turn (item i has identity i % identities); every clip its
+    own by default. Motion is each clip's own. fps: frames per second of the motion. cache: keep
+    rendered clips in memory as uint8 (clips * frames * size^2 * 3 bytes), filled as they are read
+    or by `warm`; cached videos are read-only views.
+
+    Raises ValueError on a bad argument.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        frames: int,
+        clips: int,
+        seed: int = 0,
+        split: str = "train",
+        *,
+        identities: int | None = None,
+        fps: float = 25.0,
+        cache: bool = False,
+    ):
+        self.size = _at_least("size", size, MIN_SIZE)
+        self.frames = _at_least("frames", frames, 1)
+        self.clips = _at_least("clips", clips, 1)
+        self.seed = _at_least("seed", seed, 0)
+        if split not in SPLITS:
+            raise ValueError(f"split is {split!r}; it is one of {', '.join(SPLITS)}")
+        self.split = split
+        self.identities = _at_least("identities", clips if identities is None else identities, 1)
+        if self.identities > self.clips:
+            raise ValueError(f"identities is {self.identities}, more than the {self.clips} clips")
+        if not fps > 0:
+            raise ValueError(f"fps is {fps}; give a positive number of frames per second")
+        self.fps = float(fps)
+        self._cache: np.ndarray | None = None
+        if cache:
+            self._cache = np.zeros((self.clips, *self.video_shape), np.uint8)
+            self._cached = np.zeros(self.clips, bool)
+
+    @property
+    def video_shape(self) -> tuple[int, int, int, int]:
+        """Shape of one video, (frames, size, size, 3)."""
+        return (self.frames, self.size, self.size, 3)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change with the generator's version and with every argument that
+        changes an item."""
+        arguments = [
+            self.size, self.frames, self.clips, self.seed, self.split, self.identities, self.fps
+        ]  # fmt: skip
+        text = json.dumps(["heads", VERSION, *arguments])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def identity_id(self, i: int) -> int:
+        """Which of the split's identities clip i shows, 0 .. identities - 1."""
+        return self._index(i) % self.identities
+
+    def identity(self, i: int) -> Identity:
+        """The identity of clip i; IndexError outside 0 .. len - 1."""
+        return sample_identity(self._rng(0, self.identity_id(i)))
+
+    def motion(self, i: int) -> np.ndarray:
+        """The motion of clip i, (frames, len(MOTION_FACTORS)) float32; IndexError as above."""
+        return sample_motion(self._rng(1, self._index(i)), self.frames, self.fps)
+
+    def video(self, i: int) -> np.ndarray:
+        """The pictures of clip i, (frames, size, size, 3) uint8; read-only when cached."""
+        i = self._index(i)
+        if self._cache is None:
+            return render(self.identity(i), self.motion(i), self.size)
+        if not self._cached[i]:
+            self._cache[i] = render(self.identity(i), self.motion(i), self.size)
+            self._cached[i] = True  # after the pixels: a reader in another thread sees all or none
+        view = self._cache[i]
+        view.flags.writeable = False
+        return view
+
+    def __len__(self) -> int:
+        return self.clips
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        """Clip i: `video` (frames, size, size, 3) uint8, `identity` (IDENTITY_DIM,) float32,
+        `motion` (frames, len(MOTION_FACTORS)) float32, `identity_id` () int32. IndexError outside
+        0 .. len - 1."""
+        return {
+            "video": self.video(i),
+            "identity": identity_vector(self.identity(i)),
+            "motion": self.motion(i),
+            "identity_id": np.array(self.identity_id(i), np.int32),
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"HeadsSource(size={self.size}, frames={self.frames}, clips={self.clips}, "
+            f"seed={self.seed}, split={self.split!r}, identities={self.identities}, fps={self.fps})"
+        )
+
+    def warm(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Fill the cache now; `progress(done, clips)` is called after each clip. Raises ValueError
+        without a cache."""
+        if self._cache is None:
+            raise ValueError("warm() fills the cache, and this source has none: pass cache=True")
+        for i in range(self.clips):
+            self.video(i)
+            if progress is not None:
+                progress(i + 1, self.clips)
+
+    def render_all(self, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
+        """All videos, (clips, frames, size, size, 3) uint8; the cache itself, read-only, if any."""
+        if self._cache is not None:
+            self.warm(progress)
+            view = self._cache.view()
+            view.flags.writeable = False
+            return view
+        videos = np.empty((self.clips, *self.video_shape), np.uint8)
+        for i in range(self.clips):
+            videos[i] = self.video(i)
+            if progress is not None:
+                progress(i + 1, self.clips)
+        return videos
+
+    def _index(self, i: int) -> int:
+        i = operator.index(i)
+        if not 0 <= i < self.clips:
+            raise IndexError(f"clip {i} of a source with {self.clips} clips")
+        return i
+
+    def _rng(self, stream: int, i: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, SPLITS.index(self.split), stream, i))
+
+
+def render_swap(source: HeadsSource, i_content: int, i_motion: int) -> np.ndarray:
+    """The true answer to a swap: clip `i_content`'s identity moving as clip `i_motion`.
+
+    (frames, size, size, 3) uint8. Raises IndexError outside the source.
+    """
+    return render(source.identity(i_content), source.motion(i_motion), source.size)
+
+
+def _at_least(name: str, value: int, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}; give an integer") from None
+    if number < least:
+        raise ValueError(f"{name} is {number}; give at least {least}")
+    return number
+
+
+def _check_identity(identity: Mapping) -> None:
+    names = [f.name for f in IDENTITY_FACTORS]
+    missing, unknown = set(names) - set(identity), set(identity) - set(names)
+    if missing or unknown:
+        raise ValueError(
+            f"identity lacks {sorted(missing)} and has unknown {sorted(unknown)}; "
+            "start from sample_identity and change its values"
+        )
+    for f in IDENTITY_FACTORS:
+        value = identity[f.name]
+        if not f.low <= value <= f.high or (f.kind == "discrete" and value != int(value)):
+            raise ValueError(f"identity factor {f.name} is {value}; {f.kind}, {f.low} to {f.high}")
+
+
+def _checked_motion(motion: np.ndarray) -> np.ndarray:
+    motion = np.asarray(motion, np.float32)
+    if motion.ndim != 2 or motion.shape[1] != len(MOTION_FACTORS) or not len(motion):
+        raise ValueError(
+            f"motion has shape {motion.shape}; expected (T, {len(MOTION_FACTORS)}) with T >= 1, "
+            f"columns {', '.join(MOTION_COLUMN)}"
+        )
+    bad = np.argwhere(~((motion >= _LOW) & (motion <= _HIGH)))
+    if len(bad):
+        t, k = bad[0]
+        f = MOTION_FACTORS[k]
+        raise ValueError(
+            f"motion factor {f.name} at frame {t} is {motion[t, k]}; its range is {f.low} to "
+            f"{f.high} (clip the motion first)"
+        )
+    return motion

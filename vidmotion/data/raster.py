@@ -1,0 +1,160 @@
+"""Anti-aliased drawing of many frames at once, on the pixel grid, in plain numpy.
+
+A shape lives in a local coordinate system (`Frame`) that has its own origin and axes in every
+picture. `Canvas.patch` opens the box of pixels that the shape can touch; `Patch` gives the local
+coordinates of those pixels, turns implicit functions into coverage, and blends colours in.
+
+Coverage is the signed distance to the edge, in pixels, passed through a box one pixel wide; no
+supersampling. A value at a pixel depends on that pixel and that frame only, never on the box or on
+how many frames are drawn together, so any subset of frames comes out bit for bit the same.
+
+Shapes: t frames, s canvas side, h and w the box, 3 colour channels in [0, 1]; float32 throughout.
+A "field" is a float32 array that broadcasts against (t, h, w): a scalar, (t, 1, 1) or (t, h, w).
+"""
+
+import dataclasses
+
+import numpy as np
+
+_TINY = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """A local coordinate system per picture.
+
+    origin: (t, 2), pixels, (x, y), pixel centres at k + 0.5. axes: (t, 2, 2), pixels per local
+    unit; `axes[:, :, 0]` is the image of local u, `axes[:, :, 1]` that of local v.
+    """
+
+    origin: np.ndarray
+    axes: np.ndarray
+
+
+class Patch:
+    """The pixels of one box per frame, with their local coordinates `u` and `v`, (t, h, w)."""
+
+    def __init__(
+        self, window: np.ndarray, index: tuple, frame: Frame, x: np.ndarray, y: np.ndarray
+    ):
+        a, b = frame.axes[:, 0, 0], frame.axes[:, 0, 1]
+        c, d = frame.axes[:, 1, 0], frame.axes[:, 1, 1]
+        det = a * d - b * c
+        det = np.where(np.abs(det) < _TINY, np.float32(_TINY), det)
+        self._ux, self._uy = (d / det)[:, None, None], (-b / det)[:, None, None]
+        self._vx, self._vy = (-c / det)[:, None, None], (a / det)[:, None, None]
+        self._u_px = np.sqrt(a * a + c * c)[:, None, None]
+        self._v_px = np.sqrt(b * b + d * d)[:, None, None]
+        dx = (x - frame.origin[:, :1])[:, None, :]
+        dy = (y - frame.origin[:, 1:])[:, :, None]
+        self.u = self._ux * dx + self._uy * dy
+        self.v = self._vx * dx + self._vy * dy
+        self._window, self._index, self._x, self._y = window, index, x, y
+
+    def seen_from(self, frame: Frame) -> "Patch":
+        """The same pixels in another frame's coordinates."""
+        return Patch(self._window, self._index, frame, self._x, self._y)
+
+    def distance(self, f, fu, fv):
+        """Signed distance in pixels, to first order, to the edge f = 0 (negative inside).
+
+        f, fu, fv: fields, an implicit function of (u, v) and its two local derivatives.
+        """
+        gx = self._ux * fu + self._vx * fv
+        gy = self._uy * fu + self._vy * fv
+        gx *= gx
+        gy *= gy
+        gx += gy
+        gx += _TINY * _TINY
+        np.sqrt(gx, out=gx)
+        return f / gx
+
+    def ellipse_distance(self, u0=0.0, v0=0.0, a=1.0, b=1.0):
+        """Signed distance in pixels to the ellipse of half-axes a, b around (u0, v0)."""
+        du, dv = (self.u - u0) / a, (self.v - v0) / b
+        return self.distance(du * du + dv * dv - 1.0, 2.0 * du / a, 2.0 * dv / b)
+
+    def ellipse(self, u0=0.0, v0=0.0, a=1.0, b=1.0):
+        """Coverage in [0, 1], (t, h, w), of that ellipse.
+
+        One thinner than a pixel is widened to a pixel and dimmed by as much, so that it fades
+        rather than flickers.
+        """
+        a_px = np.maximum(a, 0.5 / np.maximum(self._u_px, _TINY))
+        b_px = np.maximum(b, 0.5 / np.maximum(self._v_px, _TINY))
+        alpha = coverage(self.ellipse_distance(u0, v0, a_px, b_px))
+        alpha *= (a / a_px) * (b / b_px)
+        return alpha
+
+    def between(self, top, bottom, top_slope, bottom_slope):
+        """Coverage of top(u) <= v <= bottom(u); fields. Exact in the limit of thin bands."""
+        alpha = coverage(self.distance(top - self.v, top_slope, -1.0))
+        alpha += coverage(self.distance(self.v - bottom, -bottom_slope, 1.0))
+        alpha -= 1.0
+        return np.maximum(alpha, 0.0, out=alpha)
+
+    def blob(self, u0=0.0, v0=0.0, a=1.0, b=1.0):
+        """A soft round spot: 1 at (u0, v0), falling smoothly to 0 at the ellipse's edge."""
+        du, dv = (self.u - u0) / a, (self.v - v0) / b
+        fall = np.maximum(1.0 - du * du - dv * dv, 0.0)
+        return fall * fall
+
+    def blend(self, alpha, colour):
+        """Paint `colour` ((3,) or (t, 3, h, w)) over the canvas with opacity `alpha` (t, h, w)."""
+        under = self._window[self._index]
+        self._window[self._index] = mix(under, colour, alpha)
+
+
+class Canvas:
+    """t square pictures of side s: `rgb` is (t, 3, s, s) float32 in [0, 1]."""
+
+    def __init__(self, background: np.ndarray, frames: int):
+        """background: (3, s, s), shared by all `frames` pictures."""
+        self.rgb = np.repeat(background[None].astype(np.float32), frames, axis=0)
+
+    def patch(self, frame: Frame, u: float, v0: float, v1: float) -> Patch:
+        """The box of pixels around local |u| <= `u`, `v0` <= v <= `v1` (scalars), one per frame."""
+        t, _, s, _ = self.rgb.shape
+        low, extent = [], []
+        for k in (0, 1):
+            ends = frame.origin[:, k, None] + frame.axes[:, k, 1, None] * np.float32([v0, v1])
+            reach = np.abs(frame.axes[:, k, 0]) * u + 1.0
+            first = np.clip(np.floor(ends.min(1) - reach), 0, s).astype(np.intp)
+            last = np.clip(np.ceil(ends.max(1) + reach), 0, s).astype(np.intp)
+            extent.append(max(int((last - first).max()), 1))
+            low.append(np.minimum(first, s - extent[k]))
+        w, h = extent
+        # A view onto every possible (h, w) box; indexing it with the boxes' corners gathers them.
+        st, sc, sy, sx = self.rgb.strides
+        window = np.lib.stride_tricks.as_strided(
+            self.rgb, (t, s - h + 1, s - w + 1, 3, h, w), (st, sy, sx, sc, sy, sx)
+        )
+        x = low[0][:, None] + np.arange(w, dtype=np.float32) + np.float32(0.5)
+        y = low[1][:, None] + np.arange(h, dtype=np.float32) + np.float32(0.5)
+        index = (np.arange(t), low[1], low[0])
+        return Patch(window, index, frame, x.astype(np.float32), y.astype(np.float32))
+
+    def to_uint8(self) -> np.ndarray:
+        """The pictures as (t, s, s, 3) uint8, rounded."""
+        rgb = np.clip(self.rgb * 255.0 + 0.5, 0.0, 255.0).astype(np.uint8)
+        return np.ascontiguousarray(rgb.transpose(0, 2, 3, 1))
+
+
+def coverage(distance):
+    """Share of a pixel that lies inside an edge `distance` pixels away: clip(1/2 - d, 0, 1)."""
+    alpha = np.subtract(np.float32(0.5), distance)
+    return np.clip(alpha, 0.0, 1.0, out=alpha)
+
+
+def mix(under, over, alpha):
+    """under + alpha * (over - under). Colours (3,) or (t, 3, h, w); alpha (t, h, w), in [0, 1]."""
+    if over.ndim == 1:
+        over = over[:, None, None]
+    if under.ndim == 1:
+        under = under[:, None, None]
+    out = over - under
+    if out.ndim == 3:
+        return under + alpha[:, None] * out
+    out *= alpha[:, None]
+    out += under
+    return out

@@ -1,0 +1,322 @@
+"""The dataset format on disk: ArrayRecord shards of named arrays, and an index of them.
+
+A dataset is a folder:
+
+    dataset.json                         the index, written last
+    train-00000-of-00004.array_record    records 0, 4, 8, ... of the split "train"
+    train-00001-of-00004.array_record    records 1, 5, 9, ...
+
+A record is a safetensors blob of named arrays, one record per ArrayRecord chunk (`group_size:1`) so
+that any of them can be read alone. Text and bytes are stored as uint8 arrays of their (UTF-8)
+bytes. The index holds, for each split, its records' number and digest, and for each shard its
+records' number, its size in bytes and its sha256; the features (name -> dtype and shape, null where
+records differ); and the provenance, whose `command` is the one that builds the dataset again.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+INDEX = "dataset.json"
+FORMAT = 1
+_PARTIAL = ".partial"
+
+
+class DatasetError(ValueError):
+    """Data on disk is missing, damaged or foreign; says which file, why, and what to run."""
+
+
+class DatasetWriter:
+    """Writes a dataset folder; use as a context manager, which completes it at the end.
+
+        with DatasetWriter(folder, "sprites", provenance={"command": command}) as writer:
+            writer.write("train", {"video": clip, "action": label})
+
+    Everything is written beside its final name. Leaving the block renames the shards, then the
+    index; leaving it by an exception removes what was written and touches nothing else. With
+    `overwrite`, a dataset already there is replaced only in that last moment.
+
+    Args:
+      directory: created if need be.
+      name, version: for people, kept in the index.
+      provenance: JSON-able; where the data came from, with `command`.
+      shards: files per split. Record i of a split is in shard i % shards, so its order is the order
+        of writing whatever the number of shards.
+      overwrite: whether a dataset in `directory`, damaged or not, may be replaced.
+
+    Raises:
+      DatasetError: there is a dataset in `directory` already.
+    """
+
+    def __init__(
+        self,
+        directory,
+        name: str,
+        *,
+        version: str = "1",
+        provenance: Mapping | None = None,
+        shards: int = 4,
+        overwrite: bool = False,
+    ):
+        self._directory = Path(directory)
+        if (self._directory / INDEX).exists() and not overwrite:
+            raise DatasetError(f"{self._directory}: holds a dataset already")
+        self._overwrite = overwrite
+        self._header = {"format": FORMAT, "name": name, "version": version}
+        self._provenance = dict(provenance or {})
+        self._shards = shards
+        self._splits: dict[str, _Split] = {}
+        self._features: dict[str, dict] = {}
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for leftover in self._directory.glob(f"*.array_record{_PARTIAL}"):
+            leftover.unlink()
+
+    def write(self, split: str, record: Mapping[str, np.ndarray | str | bytes]):
+        """Appends a record to a split. Thread-unsafe: one writer, one thread.
+
+        Raises:
+          ValueError: the record's names, dtypes or ranks differ from those of earlier records.
+        """
+        arrays = {name: _as_array(value) for name, value in record.items()}
+        self._admit(arrays)
+        if split not in self._splits:
+            self._splits[split] = _Split(self._directory, split, self._shards)
+        self._splits[split].write(safetensors.numpy.save(arrays))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        for split in self._splits.values():
+            split.close()
+        if kind is None:
+            self._publish()
+        else:
+            for split in self._splits.values():
+                for path in split.paths:
+                    _aside(path).unlink(missing_ok=True)
+
+    def _admit(self, arrays):
+        found = {n: {"dtype": str(a.dtype), "shape": list(a.shape)} for n, a in arrays.items()}
+        if not self._features:
+            self._features = found
+        for name in self._features.keys() | found.keys():
+            old, new = self._features.get(name), found.get(name)
+            same_kind = old and new and old["dtype"] == new["dtype"]
+            if not same_kind or len(old["shape"]) != len(new["shape"]):
+                raise ValueError(f"record entry {name!r}: {new} here, {old} in earlier records")
+            old["shape"] = [a if a == b else None for a, b in zip(old["shape"], new["shape"])]
+
+    def _publish(self):
+        splits = {name: split.summary() for name, split in self._splits.items()}
+        index = {
+            **self._header,
+            "features": self._features,
+            "splits": splits,
+            "provenance": self._provenance,
+        }
+        target = self._directory / INDEX
+        if self._overwrite:
+            target.unlink(missing_ok=True)  # before the shards that it lists
+            for old in self._directory.glob("*-of-?????.array_record"):
+                old.unlink()
+        for split in self._splits.values():
+            for path in split.paths:
+                os.replace(_aside(path), path)
+        _aside(target).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        os.replace(_aside(target), target)
+
+
+class RecordSource:
+    """Random access to one split of a dataset folder: `source[i]` is the i-th record written.
+
+    Opening reads the index and compares the sizes of the files with it; `verify` compares their
+    checksums. Shards are opened when first read, in each process by itself, and reading is safe
+    from several threads. Elements are dicts of writable numpy arrays as described by `features`.
+
+    Attributes:
+      features: name -> {"dtype": str, "shape": [int or None, ...]}.
+      provenance: where the data came from.
+      fingerprint: hex sha256 of the records of this split, independent of how they are sharded.
+    """
+
+    def __init__(self, directory, split: str = "train"):
+        """Opens a split.
+
+        Raises:
+          DatasetError: the folder is missing, empty or has no readable index; it has no such
+            split; a shard is missing or its size is not that of the index.
+        """
+        self.directory, self.split = str(directory), split
+        self._folder = Path(directory)
+        index = read_index(self._folder)
+        self._rebuild = _rebuild(self._folder, index)
+        if split not in index["splits"]:
+            raise DatasetError(
+                f"{self._folder / INDEX}: no split {split!r}; there are "
+                f"{', '.join(index['splits'])}. {self._rebuild}"
+            )
+        self.features, self.provenance = index["features"], index["provenance"]
+        summary = index["splits"][split]
+        self._length, self._shards = summary["records"], summary["shards"]
+        self.fingerprint = summary["digest"]
+        for shard in self._shards:
+            path = self._folder / shard["file"]
+            if not path.is_file():
+                raise DatasetError(f"{path}: this shard is missing. {self._rebuild}")
+            if (size := path.stat().st_size) != shard["bytes"]:
+                raise DatasetError(
+                    f"{path}: {size} bytes where the index says {shard['bytes']}: truncated, or "
+                    f"replaced. {self._rebuild}"
+                )
+        self._readers = [None] * len(self._shards)
+        self._lock = threading.Lock()
+
+    def __len__(self):
+        return self._length
+
+    def __getitem__(self, index) -> dict[str, np.ndarray]:
+        """Raises: IndexError out of range; DatasetError if the shard cannot be read as ours."""
+        if not 0 <= index < self._length:
+            raise IndexError(f"record {index} of {self._length}")
+        row, shard = divmod(int(index), len(self._shards))
+        try:
+            (blob,) = self._reader(shard).read([row])
+            arrays = safetensors.numpy.load(blob)
+        except (RuntimeError, ValueError, IndexError, SafetensorError) as error:
+            raise DatasetError(
+                f"{self._folder / self._shards[shard]['file']}: record {row} cannot be read "
+                f"({error}): damaged, or not a file of this format. {self._rebuild}"
+            ) from error
+        if arrays.keys() != self.features.keys():
+            raise DatasetError(
+                f"{self._folder / self._shards[shard]['file']}: record {row} holds "
+                f"{sorted(arrays)} where the index says {sorted(self.features)}. {self._rebuild}"
+            )
+        return arrays
+
+    def __reduce__(self):
+        return type(self), (self.directory, self.split)
+
+    def __repr__(self):
+        return f"RecordSource({self.directory!r}, {self.split!r})"
+
+    def verify(self):
+        """Reads every shard of the split and compares its sha256 with the index.
+
+        Raises:
+          DatasetError: names the first file whose content has changed.
+        """
+        for shard in self._shards:
+            path = self._folder / shard["file"]
+            if _sha256(path) != shard["sha256"]:
+                raise DatasetError(
+                    f"{path}: its sha256 is not that of the index: damaged. {self._rebuild}"
+                )
+
+    def _reader(self, shard):
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        with self._lock:
+            if self._readers[shard] is None:
+                self._readers[shard] = ArrayRecordReader(
+                    str(self._folder / self._shards[shard]["file"]),
+                    options="readahead_buffer_size:0,max_parallelism:0",
+                )
+            return self._readers[shard]
+
+
+def read_index(directory) -> dict:
+    """The index of a dataset folder, as `DatasetWriter` wrote it.
+
+    Raises:
+      DatasetError: the folder is missing, is empty, or has no index that this version can read.
+    """
+    directory = Path(directory)
+    rebuild, path = _rebuild(directory, {}), directory / INDEX
+    if not directory.is_dir():
+        raise DatasetError(f"{directory}: no such dataset folder. {rebuild}")
+    if not path.is_file():
+        what = f"holds no {INDEX}: not a dataset, or one whose preparation was interrupted"
+        if not any(directory.iterdir()):
+            what = "this folder is empty"
+        raise DatasetError(f"{directory}: {what}. {rebuild}")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if index["format"] != FORMAT:
+            raise DatasetError(
+                f"{path}: format {index['format']!r}; this version reads {FORMAT}. {rebuild}"
+            )
+        missing = {"features", "splits", "provenance"} - index.keys()
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path}: not an index of this format ({error!r}). {rebuild}") from error
+    if missing:
+        raise DatasetError(f"{path}: the index lacks {sorted(missing)}. {rebuild}")
+    return index
+
+
+class _Split:
+    """The shards of one split while they are being written, beside their final names."""
+
+    def __init__(self, directory, split, shards):
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        self.paths = [
+            directory / f"{split}-{k:05d}-of-{shards:05d}.array_record" for k in range(shards)
+        ]
+        self._writers = [ArrayRecordWriter(str(_aside(p)), "group_size:1") for p in self.paths]
+        self._records, self._digest = 0, hashlib.sha256()
+
+    def write(self, blob):
+        self._writers[self._records % len(self._writers)].write(blob)
+        self._digest.update(blob)
+        self._records += 1
+
+    def close(self):
+        for writer in self._writers:
+            writer.close()
+
+    def summary(self):
+        count = len(self.paths)
+        return {
+            "records": self._records,
+            "digest": self._digest.hexdigest(),
+            "shards": [
+                {
+                    "file": path.name,
+                    "records": len(range(k, self._records, count)),
+                    "bytes": _aside(path).stat().st_size,
+                    "sha256": _sha256(_aside(path)),
+                }
+                for k, path in enumerate(self.paths)
+            ],
+        }
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(path.name + _PARTIAL)
+
+
+def _as_array(value) -> np.ndarray:
+    if isinstance(value, str):
+        value = value.encode()
+    if isinstance(value, bytes):
+        return np.frombuffer(value, np.uint8)
+    return np.asarray(value, order="C")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _rebuild(directory: Path, index: Mapping) -> str:
+    general = f"python -m vidmotion.data.prepare NAME --out={directory} --force (see --help)"
+    return f"Rebuild it with: {index.get('provenance', {}).get('command', general)}"

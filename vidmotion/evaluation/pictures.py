@@ -1,0 +1,51 @@
+"""The motion-transfer grid: content down, motion across, as PNG, mp4 and GIF."""
+
+import jax
+import numpy as np
+from absl import logging
+
+from vidmotion import media
+from vidmotion.evaluation.transfer import to_uint8, transfer
+
+
+def pictures(run, vars, step: int | None) -> dict[str, np.ndarray]:
+    """Sample ``config.sample.rows`` contents x ``columns`` motions and write the grid.
+
+    Files ``<workdir>/samples/transfer[-<step>].{png,mp4,gif}``; the PNG shows the middle frame.
+
+    Args:
+      run: a `vidmotion.run.Run`.
+      vars: the system's variables.
+      step: part of the file name; None leaves it out.
+
+    Returns:
+      ``{"transfer": uint8 (H, W, 3)}`` for the metric writer.
+    """
+    layout = run.config.sample
+    source = run.source("eval")
+    rows, columns = layout.rows, layout.columns
+    picked = np.random.default_rng(run.config.seed).permutation(len(source))[: rows + columns]
+    clips = [source[int(i)]["video"] for i in picked]
+    contents, motions = clips[:rows], clips[rows:]
+    pairs = [(i, j) for i in range(rows) for j in range(columns)]
+    batches = transfer(
+        run,
+        vars,
+        [contents[i] for i, _ in pairs],
+        [motions[j] for _, j in pairs],
+        len(pairs),
+        "sampling",
+    )
+    videos = np.concatenate([to_uint8(batch["video"]) for batch in batches])
+    results = videos.reshape(rows, columns, *videos.shape[1:])
+    sheet = media.transfer_grid(contents, motions, results)
+    still = sheet[sheet.shape[0] // 2]
+    if jax.process_index() == 0:
+        name = "transfer" if step is None else f"transfer-{step}"
+        folder = run.workdir / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        media.write_png(folder / f"{name}.png", still)
+        media.write_mp4(folder / f"{name}.mp4", sheet, fps=layout.fps)
+        media.write_gif(folder / f"{name}.gif", sheet, fps=layout.fps)
+        logging.info("pictures: %s", folder / f"{name}.png")
+    return {"transfer": still}

@@ -1,0 +1,89 @@
+"""Cross-driven attribute accuracy on Sprites (BCD Table A1), with the judge of C-DSVAE.
+
+Content clip A and motion clip B from the test split: the action must be B's, the attributes A's. The pairing is not
+in the paper: a fixed random derangement (seed 0) here.
+"""
+
+import numpy as np
+from absl import logging
+
+from vidmotion.data import sprites
+from vidmotion.evaluation.sprites_judge import judge_clips
+from vidmotion.evaluation.transfer import derangement, to_uint8, transfer
+from vidmotion.metrics import codebook, judge, pixel
+from vidmotion.metrics.accumulate import Mean
+from vidmotion.record import Result
+from vidmotion.run import Run, load_config
+from vidmotion.systems.sprites_judge import LABELS
+
+
+def evaluate(run, vars, companion) -> list[Result]:
+    """The five accuracies beside chance, IS, H(y|x), H(y), bits per frame, and PSNR to the true sprite.
+
+    ``config.eval``: `pairs` test clips (0 is all 2,664), `batch` at a time, `judge` the judge's config,
+    `judge_workdir` where it lies or is trained (default ``<workdir>/judge``).
+    """
+    source = run.source("eval")
+    settings = run.config.eval
+    count = min(settings.pairs or len(source), len(source))
+    clips = [source[i] for i in range(count)]
+    paired = derangement(count)
+    results, truth, ids, usage = [], [], [], []
+    contents = [clip["video"] for clip in clips]
+    motions = [contents[j] for j in paired]
+    psnr = Mean()
+    for outputs in transfer(run, vars, contents, motions, settings.batch, "transferring"):
+        part = range(len(truth), len(truth) + len(outputs["video"]))
+        expected = np.stack(
+            [source.render(clips[i]["character"], clips[paired[i]]["action"]) for i in part]
+        )
+        psnr = psnr.update(
+            np.asarray(pixel.psnr(outputs["video"], expected.astype(np.float32) / 255, "common"))
+        )
+        for i, video in zip(part, to_uint8(outputs["video"])):
+            truth.append(
+                {
+                    "video": video,
+                    "action": clips[paired[i]]["action"],
+                    "attributes": clips[i]["attributes"],
+                }
+            )
+        ids.append(outputs["ids"])
+        usage.append(outputs["soft_usage"])
+
+    judge_run, judge_vars, name = _judge(run, companion)
+    real, labels = judge_clips(judge_run, judge_vars, clips)
+    probabilities, wanted = judge_clips(judge_run, judge_vars, truth)
+    size = f"{sprites.CELL}x{sprites.CELL}"
+
+    def add(metric, value, convention):
+        results.append(Result(metric, value, convention, name, size, count))
+
+    for label, classes in LABELS:
+        add(
+            f"cross_driven/{label}",
+            judge.accuracy(probabilities[label], wanted[label]),
+            f"chance {1 / classes:.3f}; judge on the real clips "
+            f"{judge.accuracy(real[label], labels[label]):.4f}",
+        )
+    actions = probabilities["action"][judge.balanced(wanted["action"], sprites.CLASSES)]
+    add("inception_score", judge.inception_score(actions), "9 actions, class-balanced; at most 9")
+    add("H(y|x)", judge.conditional_entropy(actions), "nats, class-balanced; lower is better")
+    add("H(y)", judge.marginal_entropy(actions), "nats, class-balanced; at most ln 9 = 2.197")
+    add("psnr/true_sprite", psnr.compute(), "common, mean of per-frame dB")
+    counts = codebook.usage_counts(np.concatenate(ids), run.system.quantizer.entries)
+    add("bits_per_frame/hard", codebook.bits_per_frame(counts), "entropy of the code histogram")
+    soft = codebook.bits_per_frame(np.concatenate(usage).mean(axis=0))
+    add("bits_per_frame/soft", soft, "entropy of the mean soft assignment")
+    return results
+
+
+def _judge(run, companion):
+    """A trained judge: (run, variables, identity)."""
+    settings = run.config.eval
+    config = load_config(settings.judge)
+    config.data.common.sheets_dir = run.config.data.common.sheets_dir
+    workdir = settings.judge_workdir or str(run.workdir / "judge")
+    logging.info("judge: configs/%s in %s", settings.judge, workdir)
+    judge_run = companion(Run(config, workdir))
+    return judge_run, judge_run.trained_vars(), f"{settings.judge} trained here"

@@ -1,0 +1,94 @@
+"""Published peak rates and memory of accelerators, and the share of the peak that a step used.
+
+Every figure is per *JAX device*, as `len(jax.devices())` counts: on TPU v2, v3 and TPU7x JAX shows
+each chip as two devices, so the chip's figures are halved there.
+"""
+
+import re
+from typing import NamedTuple
+
+
+class Peak(NamedTuple):
+    """Dense bf16 rate in TFLOP/s (10^12) and memory in GB (10^9 bytes), as the vendor rounds it."""
+
+    tflops: float
+    memory_gb: float
+
+
+# (regex over `jax.Device.device_kind`, peak); full match, so that a laptop part, a MIG slice or a
+# super-chip whose name merely contains a known one stays unknown. No rate counts sparsity: NVIDIA
+# prints most tensor rates with 2:4 sparsity, and those are halved here.
+_PEAKS: tuple[tuple[str, Peak], ...] = (
+    # Google Cloud TPU documentation, "System architecture", the page of each version.
+    (r"TPU v2", Peak(45 / 2, 16 / 2)),  # "Cloud TPU v2": 180 TFLOP/s, 64 GB per board of 4 chips
+    (r"TPU v3", Peak(123 / 2, 32 / 2)),  # "TPU v3": 123 TFLOP/s, 32 GiB per chip
+    (r"TPU v4", Peak(275, 32)),  # "TPU v4": 275 TFLOP/s, 32 GiB
+    (r"TPU v5 lite|TPU v5e", Peak(197, 16)),  # "TPU v5e": 197 TFLOP/s, 16 GB
+    (r"TPU v5p?", Peak(459, 95)),  # "TPU v5p": 459 TFLOP/s, 95 GB
+    (r"TPU v6 lite|TPU v6e", Peak(918, 32)),  # "TPU v6e": 918 TFLOP/s, 32 GB
+    (r"TPU7x", Peak(2307 / 2, 192 / 2)),  # "TPU7x (Ironwood)": 2307 TFLOP/s, 192 GiB per chip
+    # NVIDIA data sheets of the named product. V100 and T4 have no bf16 units: fp16 tensor rate.
+    (r"(NVIDIA )?A100-(SXM4|PCIE)-40GB", Peak(312, 40)),  # A100 data sheet
+    (r"(NVIDIA )?A100-SXM4-80GB|NVIDIA A100 80GB PCIe", Peak(312, 80)),
+    (r"NVIDIA H100 80GB HBM3", Peak(1979 / 2, 80)),  # H100 data sheet, SXM column
+    (r"NVIDIA H100 PCIe", Peak(1513 / 2, 80)),  # H100 data sheet, PCIe column
+    (r"NVIDIA H100 NVL", Peak(1671 / 2, 94)),  # H100 data sheet, NVL column
+    (r"NVIDIA H200", Peak(1979 / 2, 141)),  # H200 data sheet, SXM column
+    (r"NVIDIA H200 NVL", Peak(1671 / 2, 141)),  # H200 data sheet, NVL column
+    (r"NVIDIA B200", Peak(4500 / 2, 180)),  # DGX B200 data sheet: 36 PFLOP/s, 1,440 GB for 8
+    (r"NVIDIA L4", Peak(242 / 2, 24)),  # L4 data sheet
+    (r"(NVIDIA|Tesla) V100-SXM2-16GB", Peak(125, 16)),  # V100 data sheet, NVLink column
+    (r"(NVIDIA|Tesla) V100-SXM2-32GB", Peak(125, 32)),
+    (r"(NVIDIA|Tesla) V100-PCIE-16GB", Peak(112, 16)),  # V100 data sheet, PCIe column
+    (r"(NVIDIA|Tesla) V100-PCIE-32GB", Peak(112, 32)),
+    (r"(NVIDIA|Tesla) T4", Peak(65, 16)),  # T4 data sheet
+    # NVIDIA architecture white papers (Ada appendix A, GA102 table 2): bf16, fp32 accumulation.
+    (r"NVIDIA GeForce RTX 4090", Peak(165.2, 24)),
+    (r"NVIDIA GeForce RTX 3090", Peak(71, 24)),
+)
+
+
+def _peak(kind: str) -> Peak | None:
+    return next((peak for pattern, peak in _PEAKS if re.fullmatch(pattern, kind)), None)
+
+
+def peak_flops(kind: str) -> float | None:
+    """Dense bf16 peak of one device in FLOP/s; None where no published figure is on record.
+
+    Args:
+        kind: `jax.Device.device_kind`, for example "TPU v4" or "NVIDIA H100 80GB HBM3".
+    """
+    peak = _peak(kind)
+    return None if peak is None else peak.tflops * 1e12
+
+
+def hbm_bytes(kind: str) -> int | None:
+    """Memory of one device in bytes, for planning without the device; None where unknown.
+
+    The vendor's figure taken as 10^9 bytes, which is at or a little below what a device holds.
+    On a live device prefer `device.memory_stats()["bytes_limit"]`.
+    """
+    peak = _peak(kind)
+    return None if peak is None else int(peak.memory_gb * 1e9)
+
+
+def mfu(flops_per_step: float, seconds: float, devices: int, kind: str) -> float | None:
+    """Model FLOP utilisation in [0, 1]: model FLOPs / (step time x devices x peak).
+
+    Args:
+        flops_per_step: FLOPs the model's mathematics asks for in one step of the whole job;
+            recomputation by rematerialisation is not counted (PaLM, appendix B).
+        seconds: wall time of one step.
+        devices: number of JAX devices that share the step.
+        kind: `jax.Device.device_kind` of those devices.
+
+    Returns:
+        None when the peak of `kind` is unknown.
+
+    Raises:
+        ValueError: `seconds` or `devices` is not positive.
+    """
+    if seconds <= 0 or devices <= 0:
+        raise ValueError(f"mfu needs positive seconds and devices, got {seconds} and {devices}")
+    peak = peak_flops(kind)
+    return None if peak is None else flops_per_step / (seconds * devices * peak)

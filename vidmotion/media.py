@@ -1,0 +1,365 @@
+"""Pictures and videos on disk: grids to look at, PNG, GIF and mp4 out, video in.
+
+Images are uint8 RGB (H, W, 3), clips (T, H, W, 3). Files are written aside and renamed, so that
+one under its final name is complete.
+"""
+
+import contextlib
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_BACKGROUND = 255
+_CAPTION_SIZE = 12  # pixels
+
+
+class MediaError(Exception):
+    """A picture or video that cannot be read or written; the message names the file and why."""
+
+
+# --- Arranging ------------------------------------------------------------------------------------
+
+
+def grid(
+    images: np.ndarray | Sequence[np.ndarray],
+    rows: int | None = None,
+    cols: int | None = None,
+    pad: int = 2,
+    scale: int = 1,
+    fill: int = _BACKGROUND,
+) -> np.ndarray:
+    """Lay out N equal images, or clips of equal length, in reading order.
+
+    Args:
+        images: N items, uint8 (H, W, 3) or (T, H, W, 3).
+        rows, cols: the layout; what is None follows from N, both None is near-square.
+        pad: separator and border, pixels.
+        scale: whole-number nearest-neighbour enlargement of each item.
+        fill: grey value of separators and of empty cells, 0..255.
+
+    Returns:
+        uint8 (GH, GW, 3) or (T, GH, GW, 3) with GH = rows * (scale * H + pad) + pad.
+
+    Raises:
+        ValueError: no items, not uint8 RGB, unequal shapes, or more items than cells.
+    """
+    items = _same_shape(images)
+    count = len(items)
+    if cols is None:
+        cols = math.ceil(math.sqrt(count)) if rows is None else math.ceil(count / rows)
+    if rows is None:
+        rows = math.ceil(count / cols)
+    if rows * cols < count:
+        raise ValueError(f"{count} items do not fit in {rows} rows of {cols}")
+    items = items.repeat(scale, axis=-3).repeat(scale, axis=-2)
+    *time, height, width, _ = items.shape[1:]
+    canvas = np.full(
+        (*time, rows * (height + pad) + pad, cols * (width + pad) + pad, 3), fill, np.uint8
+    )
+    for index, item in enumerate(items):
+        row, col = divmod(index, cols)
+        top, left = row * (height + pad) + pad, col * (width + pad) + pad
+        canvas[..., top : top + height, left : left + width, :] = item
+    return canvas
+
+
+def strip(frames: np.ndarray, n: int = 8, pad: int = 2, scale: int = 1) -> np.ndarray:
+    """A clip at a glance: n frames, evenly spaced from first to last, side by side.
+
+    Args:
+        frames: uint8 (T, H, W, 3); n is cut to T.
+
+    Returns:
+        uint8 (scale * H + 2 * pad, n * (scale * W + pad) + pad, 3).
+
+    Raises:
+        ValueError: as `grid`.
+    """
+    picked = np.linspace(0, len(frames) - 1, min(n, len(frames))).round().astype(int)
+    return grid(frames[picked], rows=1, pad=pad, scale=scale)
+
+
+def transfer_grid(
+    contents: np.ndarray | Sequence[np.ndarray],
+    motions: np.ndarray | Sequence[np.ndarray],
+    results: np.ndarray | Sequence[Sequence[np.ndarray]],
+    *,
+    content_labels: Sequence[str] | None = None,
+    motion_labels: Sequence[str] | None = None,
+    pad: int = 2,
+    scale: int | None = None,
+) -> np.ndarray:
+    """Content down, motion across: cell (i, j) shows content i moving like clip j.
+
+    The left column holds the contents and the top row the motions, set apart from the results by a
+    wider separator. Stills among clips are held for the whole length.
+
+    Args:
+        contents: I items, uint8 (H, W, 3) or (T, H, W, 3).
+        motions: J items, likewise.
+        results: I rows of J items, likewise.
+        content_labels, motion_labels: I and J captions.
+        pad: separator, pixels.
+        scale: nearest-neighbour enlargement; None takes the least that makes cells 128 pixels high.
+
+    Returns:
+        uint8 (GH, GW, 3), or (T, GH, GW, 3) where any item is a clip.
+
+    Raises:
+        ValueError: counts, shapes or clip lengths that do not fit together, or not uint8 RGB.
+    """
+    rows, cols = len(contents), len(motions)
+    if len(results) != rows or any(len(row) != cols for row in results):
+        raise ValueError(
+            f"results must be {rows} rows (contents) of {cols} (motions), "
+            f"got rows of {[len(row) for row in results]}"
+        )
+    for name, labels, count in (
+        ("content_labels", content_labels, rows),
+        ("motion_labels", motion_labels, cols),
+    ):
+        if labels is not None and len(labels) != count:
+            raise ValueError(f"{name} must be {count} strings, got {len(labels)}")
+    body = (cell for content, row in zip(contents, results) for cell in (content, *row))
+    cells = _hold_stills([*motions, *body])
+    if scale is None:
+        scale = max(1, math.ceil(128 / cells.shape[-3]))
+    height, width = (scale * side for side in cells.shape[-3:-1])
+
+    # One plain grid with an empty corner, cut behind its header row and column to widen the gap.
+    corner = np.full_like(cells[:1], _BACKGROUND)
+    sheet = grid(np.concatenate([corner, cells]), rows + 1, cols + 1, pad, scale)
+    below, right, gap = height + pad, width + pad, 2 * pad
+    sheet = np.insert(sheet, [below] * gap, _BACKGROUND, axis=-3)
+    sheet = np.insert(sheet, [right] * gap, _BACKGROUND, axis=-2)
+
+    captions = [((pad, pad), "motion across,"), ((pad, pad + _CAPTION_SIZE + 6), "content down")]
+    for index, label in enumerate(motion_labels or ()):
+        captions.append(((right + gap + pad + index * (width + pad), pad), label))
+    for index, label in enumerate(content_labels or ()):
+        captions.append(((pad, below + gap + pad + index * (height + pad)), label))
+    return _caption(sheet, captions)
+
+
+def _same_shape(images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+    """Stack into (N, ..., H, W, 3), or say which item differs."""
+    if len(images) == 0:
+        raise ValueError("no images to lay out")
+    first = np.asarray(images[0])
+    for index, image in enumerate(map(np.asarray, images)):
+        if image.dtype != np.uint8 or image.ndim not in (3, 4) or image.shape[-1] != 3:
+            raise ValueError(
+                f"item {index} must be uint8 (H, W, 3) or (T, H, W, 3), "
+                f"got {image.dtype} {image.shape}"
+            )
+        if image.shape != first.shape:
+            raise ValueError(f"item {index} has shape {image.shape}, item 0 has {first.shape}")
+    return np.asarray(images)
+
+
+def _hold_stills(images: Sequence[np.ndarray]) -> np.ndarray:
+    images = [np.asarray(image) for image in images]
+    clip = next((image for image in images if image.ndim == 4), None)
+    if clip is not None:
+        images = [
+            np.broadcast_to(image, (len(clip), *image.shape)) if image.ndim == 3 else image
+            for image in images
+        ]
+    return _same_shape(images)
+
+
+def _caption(sheet: np.ndarray, captions: Sequence[tuple[tuple[int, int], str]]) -> np.ndarray:
+    """Write (left, top), text pairs in black on white over a sheet, or over each of its frames."""
+    font = ImageFont.load_default(_CAPTION_SIZE)
+    sheet = sheet.copy()
+    for (left, top), text in captions:
+        x0, y0, x1, y1 = font.getbbox(text)
+        label = Image.new("RGB", (math.ceil(x1 - x0) + 6, math.ceil(y1 - y0) + 6), "white")
+        ImageDraw.Draw(label).text((3 - x0, 3 - y0), text, fill="black", font=font)
+        room = sheet[..., top : top + label.height, left : left + label.width, :]
+        room[...] = np.asarray(label)[: room.shape[-3], : room.shape[-2]]
+    return sheet
+
+
+# --- Writing --------------------------------------------------------------------------------------
+
+
+def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Write one image, uint8 (H, W, 3), without loss.
+
+    Raises:
+        ValueError: another dtype or shape.
+    """
+    with _aside(path) as aside:
+        Image.fromarray(_frame(image)).save(aside, format="PNG")
+
+
+def write_gif(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float = 25) -> None:
+    """Write a GIF that loops for ever, with one palette of 256 colours for the whole clip.
+
+    A palette per frame would flicker. Colours are exact where the clip has at most 256; otherwise
+    the palette is fitted to the clip and dithered. GIF times are whole 1/100 s: frame times are
+    rounded such that errors do not add up. Equal frames in a row are stored as one, shown longer.
+
+    Args:
+        frames: T of uint8 (H, W, 3).
+        fps: frames per second, at most 100; viewers slow down above 50.
+
+    Raises:
+        ValueError: no frames, unequal or wrong frames, or `fps` out of range.
+    """
+    if not 0 < fps <= 100:
+        raise ValueError(f"a GIF shows more than 0 and at most 100 frames per second, got {fps}")
+    clip = _same_shape([_frame(frame) for frame in frames])
+    # The palette is fitted to at most about a hundred thousand pixels, taken evenly.
+    pixels = clip.reshape(-1, 3)
+    pixels = pixels[:: math.ceil(len(pixels) / 2**17)]
+    palette = Image.fromarray(pixels[None]).quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
+    images = [
+        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+        for frame in clip
+    ]
+    ticks = np.diff(np.round(np.arange(len(clip) + 1) * 100 / fps)).astype(int)
+    with _aside(path) as aside:
+        images[0].save(
+            aside,
+            format="GIF",
+            save_all=True,
+            append_images=images[1:],
+            duration=[int(10 * tick) for tick in ticks],
+            loop=0,
+        )
+
+
+def write_mp4(
+    path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float = 25, crf: int = 18
+) -> None:
+    """Write H.264 (libx264, yuv420p) that browsers play, streaming over the frames.
+
+    yuv420p needs even sides: odd ones get one more row or column that repeats the edge.
+
+    Args:
+        frames: T of uint8 (H, W, 3), any iterable.
+        fps: frames per second.
+        crf: constant rate factor, 0 (near lossless) to 51; 18 looks the same as the original.
+
+    Raises:
+        ValueError: no frames, unequal or wrong frames, or `fps` not positive.
+    """
+    import av
+
+    if fps <= 0:
+        raise ValueError(f"fps must be positive, got {fps}")
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError(f"no frames to write to {path}")
+    height, width, _ = _frame(first).shape
+    with (
+        _aside(path) as aside,
+        # The index goes to the front so that playback starts before the download ends.
+        av.open(os.fspath(aside), "w", options={"movflags": "+faststart"}) as container,
+    ):
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.pix_fmt = "yuv420p"
+        stream.height, stream.width = height + height % 2, width + width % 2
+        stream.options = {"crf": str(crf)}
+        for index, frame in enumerate(itertools.chain([first], frames)):
+            if _frame(frame).shape != (height, width, 3):
+                raise ValueError(
+                    f"frame {index} has shape {frame.shape}, frame 0 has {(height, width, 3)}"
+                )
+            frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _frame(image: np.ndarray) -> np.ndarray:
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(f"an image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
+    return image
+
+
+@contextlib.contextmanager
+def _aside(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary path with the suffix of `path`, renamed to it on success, removed otherwise."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+# --- Reading --------------------------------------------------------------------------------------
+
+
+class Video(NamedTuple):
+    """A decoded video: frames uint8 (T, H, W, 3) and its average frames per second."""
+
+    frames: np.ndarray
+    fps: float
+
+
+def read_video(path: str | os.PathLike) -> Video:
+    """Decode the first video stream of a file into memory, turned upright.
+
+    Raises:
+        MediaError: the file is missing, damaged, cut short, or holds no video.
+    """
+    with _decode(path) as (fps, frames):
+        return Video(np.stack(list(frames)), fps)
+
+
+def iter_video(path: str | os.PathLike) -> Iterator[np.ndarray]:
+    """Yield the frames of a video one by one, uint8 (H, W, 3), turned upright.
+
+    Raises:
+        MediaError: as `read_video`, at the frame where it shows.
+    """
+    with _decode(path) as (_, frames):
+        yield from frames
+
+
+@contextlib.contextmanager
+def _decode(path: str | os.PathLike) -> Iterator[tuple[float, Iterator[np.ndarray]]]:
+    import av
+
+    try:
+        container = av.open(os.fspath(path))
+    except FileNotFoundError:
+        raise MediaError(f"there is no file {path}") from None
+    except (av.FFmpegError, OSError) as error:
+        raise MediaError(f"{path} is not a video that can be read, or damaged: {error}") from error
+    with container:
+        if not container.streams.video:
+            raise MediaError(f"{path} holds no video stream")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+
+        def frames() -> Iterator[np.ndarray]:
+            count = 0
+            try:
+                for packet in container.demux(stream):
+                    if packet.is_corrupt:  # FFmpeg itself passes over a file cut short in silence
+                        raise MediaError(f"{path} is damaged or cut short after {count} frames")
+                    for frame in packet.decode():
+                        # Phones store the sensor's picture and the turn, counter-clockwise.
+                        yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                        count += 1
+            except av.FFmpegError as error:
+                raise MediaError(f"{path} is damaged after {count} frames: {error}") from error
+            if not count:
+                raise MediaError(f"{path} has a video stream without frames")
+
+        yield float(stream.average_rate or 0), frames()

@@ -1,0 +1,93 @@
+"""BCD's disentangling encoder: one T5 pass gives content tokens and per-frame motion (spec 3).
+
+Shape suffixes: b batch, t frames, k content tokens, n = k + t sequence, d encoder width, m motion feature;
+bthwc is a latent video.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from vidmotion.models.t5 import T5Encoder
+
+
+class FrameStem(nn.Module):
+    """Each latent frame -> exactly one token of the sequence.
+
+    ``linear`` flattens the frame; ``conv`` runs three stride-2 3x3 convolutions first, for data where
+    one linear map underfits.
+    """
+
+    kind: str
+    width: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, z_bthwc: jax.Array) -> jax.Array:
+        """(B, T, H, W, C) -> (B, T, width).
+
+        Raises:
+          ValueError: unknown kind.
+        """
+        if self.kind not in ("linear", "conv"):
+            raise ValueError(f"encoder.frame_stem={self.kind!r}: choose linear or conv")
+        batch, frames = z_bthwc.shape[:2]
+        x = z_bthwc.reshape(batch * frames, *z_bthwc.shape[2:]).astype(self.dtype)
+        if self.kind == "conv":
+            for i, features in enumerate((64, 128, 256)):
+                x = nn.Conv(
+                    features, (3, 3), (2, 2), padding=1, dtype=self.dtype, name=f"conv_{i}"
+                )(x)
+                x = nn.silu(x)
+        x = nn.Dense(self.width, dtype=self.dtype, name="out")(x.reshape(batch * frames, -1))
+        return x.reshape(batch, frames, self.width)
+
+
+class DisentanglingEncoder(nn.Module):
+    """Sequence [q_1..q_K ; f_1..f_T] -> content c (first K outputs) and motion m (the other T).
+
+    Attributes:
+      content_tokens, content_width, motion_width: K, C_c, C_m.
+      frame_stem: see `FrameStem`.
+      layers, width, heads, head_dim, mlp_dim: of the T5 stack (Tables A4, A5).
+      remat, dtype: passed on.
+    """
+
+    content_tokens: int
+    content_width: int
+    motion_width: int
+    layers: int
+    width: int
+    heads: int
+    head_dim: int
+    mlp_dim: int
+    frame_stem: str = "linear"
+    remat: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, z_bthwc: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Latents (B, T, H, W, C), any T -> content (B, K, C_c) and motion (B, T, C_m), float32."""
+        f_btd = FrameStem(self.frame_stem, self.width, self.dtype, name="stem")(z_bthwc)
+        q_kd = self.param(
+            "queries", nn.initializers.normal(0.02), (self.content_tokens, self.width)
+        )
+        q_bkd = jnp.broadcast_to(q_kd.astype(self.dtype)[None], (f_btd.shape[0], *q_kd.shape))
+        x_bnd = T5Encoder(
+            width=self.width,
+            layers=self.layers,
+            heads=self.heads,
+            head_dim=self.head_dim,
+            mlp_dim=self.mlp_dim,
+            remat=self.remat,
+            dtype=self.dtype,
+            name="t5",
+        )(jnp.concatenate([q_bkd, f_btd], axis=1))
+        c_bkd = nn.Dense(self.content_width, dtype=self.dtype, name="content")(
+            x_bnd[:, : self.content_tokens]
+        )
+        m_btm = nn.Dense(self.motion_width, use_bias=False, dtype=self.dtype, name="motion")(
+            x_bnd[:, self.content_tokens :]
+        )
+        return c_bkd.astype(jnp.float32), m_btm.astype(jnp.float32)

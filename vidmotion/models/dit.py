@@ -1,0 +1,365 @@
+"""DiT denoiser for video with motion modulation (Peebles and Xie 2022; BCD supplement A.1, Eq. 5).
+
+Shape suffixes: b batch, t frames, n tokens of a frame (patches, row by row), k content tokens, d width,
+h heads, e head width, m motion feature; bthwc is a video or latent video.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jax.typing import DTypeLike
+
+# Width, depth and heads of the DiT paper's Table 1; the patch size is a field of its own.
+SIZES = {
+    "S": dict(width=384, layers=12, heads=6),
+    "B": dict(width=768, layers=12, heads=12),
+    "L": dict(width=1024, layers=24, heads=16),
+    "XL": dict(width=1152, layers=28, heads=16),
+}
+zeros = nn.initializers.zeros
+
+
+def patchify(x_bthwc: jax.Array, patch: int) -> jax.Array:
+    """(B, T, H, W, C) -> (B, T, N, patch * patch * C), tokens row by row."""
+    return rearrange(x_bthwc, "b t (h p) (w q) c -> b t (h w) (p q c)", p=patch, q=patch)
+
+
+def unpatchify(x_btnc: jax.Array, patch: int, height: int) -> jax.Array:
+    """The inverse of `patchify`, for a picture of `height` rows."""
+    return rearrange(
+        x_btnc, "b t (h w) (p q c) -> b t (h p) (w q) c", h=height // patch, p=patch, q=patch
+    )
+
+
+def sincos_1d(width: int, position: np.ndarray) -> np.ndarray:
+    """(P,) positions -> (P, width) sines then cosines of position / 10000^(i / (width / 2))."""
+    rate = 1.0 / 10000.0 ** (np.arange(width // 2) / (width / 2))
+    angle = np.outer(position, rate)
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
+
+
+def sincos_2d(width: int, rows: int, columns: int) -> np.ndarray:
+    """(rows * columns, width) fixed position code: half the width for the row, half for the column."""
+    row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    return np.concatenate(
+        [sincos_1d(width // 2, row.ravel()), sincos_1d(width // 2, column.ravel())], axis=1
+    )
+
+
+def rotary(x_btnhe: jax.Array, base: float = 10000.0) -> jax.Array:
+    """Rotate pairs of channels by the frame index (Su et al. 2021); x is (B, T, N, heads, e)."""
+    half = x_btnhe.shape[-1] // 2
+    angle_te = jnp.outer(jnp.arange(x_btnhe.shape[1]), base ** (-jnp.arange(half) / half))
+    cos, sin = jnp.cos(angle_te)[None, :, None, None], jnp.sin(angle_te)[None, :, None, None]
+    first, second = x_btnhe[..., :half], x_btnhe[..., half:]
+    turned = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
+    return turned.astype(x_btnhe.dtype)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoid of 256 -> Linear -> SiLU -> Linear(width), as in DiT; time is on a scale of 1000."""
+
+    width: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, time_bt: jax.Array) -> jax.Array:
+        """(B, T) float -> (B, T, width)."""
+        rate = jnp.exp(-jnp.log(10000.0) * jnp.arange(128) / 128)
+        angle = time_bt[..., None].astype(jnp.float32) * rate[None, None]
+        x_btd = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1).astype(self.dtype)
+        normal = nn.initializers.normal(0.02)
+        x_btd = nn.Dense(self.width, kernel_init=normal, dtype=self.dtype, name="in")(x_btd)
+        return nn.Dense(self.width, kernel_init=normal, dtype=self.dtype, name="out")(nn.silu(x_btd))
+
+
+def group_norm(x_btnd: jax.Array, groups: int, eps: float = 1e-6) -> jax.Array:
+    """Group norm without affine, statistics over the tokens and group channels of ONE frame, in float32."""
+    batch, frames, tokens, width = x_btnd.shape
+    x = x_btnd.astype(jnp.float32).reshape(batch, frames, tokens, groups, width // groups)
+    mean = jnp.mean(x, axis=(2, 4), keepdims=True)
+    centred = x - mean
+    variance = jnp.mean(centred**2, axis=(2, 4), keepdims=True)
+    normed = centred * jax.lax.rsqrt(variance + eps)
+    return normed.reshape(x_btnd.shape).astype(x_btnd.dtype)
+
+
+class Conditioning(nn.Module):
+    """Scales, shifts and gates for `sites` normalisations from time and motion.
+
+    ``adagn`` is Eq. 5: AdaGN(h, m, t) = m_s * (t_s * GroupNorm(h) + t_b) + m_b with (t_s, t_b) linear in
+    the time embedding and (m_s, m_b) linear in the motion, written t_s = 1 + dt, m_s = 1 + dm with
+    zero-initialised projections. ``add_temb`` adds a projection of the motion to the time embedding
+    instead, which is plain adaLN-Zero.
+    """
+
+    width: int
+    sites: int
+    inject: str
+    gates: bool
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, temb_btd: jax.Array, m_btm: jax.Array, cond_btd: jax.Array):
+        """Returns per site a function h_btnd -> modulated h, and the gates (B, T, 1, D) (or None)."""
+
+        def project(name, x, count):
+            dense = nn.Dense(
+                count * self.width, kernel_init=zeros, dtype=self.dtype, name=name
+            )
+            return jnp.split(dense(x)[:, :, None], count, axis=-1)
+
+        if self.inject == "adagn":
+            time = project("time", nn.silu(temb_btd), 2 * self.sites)
+            motion = project("motion", m_btm, 2 * self.sites)
+
+            def modulate(site, h):
+                (t_s, t_b), (m_s, m_b) = (x[2 * site : 2 * site + 2] for x in (time, motion))
+                return (1.0 + m_s) * ((1.0 + t_s) * h + t_b) + m_b
+        else:
+            both = project("both", cond_btd, 2 * self.sites)
+
+            def modulate(site, h):
+                scale, shift = both[2 * site : 2 * site + 2]
+                return (1.0 + scale) * h + shift
+
+        gates = project("gate", cond_btd, self.sites) if self.gates else None
+        return modulate, gates
+
+
+class Block(nn.Module):
+    """One DiT block; attention over the tokens of a frame, or over the frames at each token.
+
+    AdaGN -> attention -> gate, AdaGN -> MLP(GELU tanh) -> gate, both residual. The gates start at
+    zero, so a fresh block is the exact identity.
+    """
+
+    width: int
+    heads: int
+    mlp_dim: int
+    groups: int
+    temporal: bool
+    inject: str
+    rope: bool
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_btnd, temb_btd, m_btm, cond_btd):
+        modulate, (gate_attention, gate_mlp) = Conditioning(
+            self.width, 2, self.inject, True, self.dtype, name="conditioning"
+        )(temb_btd, m_btm, cond_btd)
+        h = modulate(0, group_norm(x_btnd, self.groups))
+        x_btnd = x_btnd + gate_attention * self._attention(h)
+        h = modulate(1, group_norm(x_btnd, self.groups))
+        xavier = nn.initializers.xavier_uniform()
+        h = nn.Dense(self.mlp_dim, kernel_init=xavier, dtype=self.dtype, name="mlp_in")(h)
+        h = nn.gelu(h, approximate=True)
+        h = nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="mlp_out")(h)
+        return x_btnd + gate_mlp * h
+
+    def _attention(self, h_btnd: jax.Array) -> jax.Array:
+        xavier = nn.initializers.xavier_uniform()
+        qkv = nn.Dense(3 * self.width, kernel_init=xavier, dtype=self.dtype, name="qkv")(h_btnd)
+        q, k, v = rearrange(qkv, "b t n (z h e) -> z b t n h e", z=3, h=self.heads)
+        if self.temporal and self.rope:
+            q, k = rotary(q), rotary(k)
+        order = "b t n h e -> (b n) t h e" if self.temporal else "b t n h e -> (b t) n h e"
+        out = jax.nn.dot_product_attention(*(rearrange(x, order) for x in (q, k, v)))
+        batch, frames, tokens, _ = h_btnd.shape
+        if self.temporal:
+            out = rearrange(out, "(b n) t h e -> b t n (h e)", n=tokens)
+        else:
+            out = rearrange(out, "(b t) n h e -> b t n (h e)", t=frames)
+        return nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="out")(out)
+
+
+class Unit(nn.Module):
+    """The repeating run of blocks: spatial blocks, a temporal one after those that `pattern` marks.
+
+    With `alternate` a marked place holds a temporal block instead of a spatial one.
+    """
+
+    pattern: tuple[bool, ...]
+    alternate: bool
+    temporal: bool  # False skips the temporal blocks (first training stage); their parameters stay
+    block: dict
+
+    @nn.compact
+    def __call__(self, x_btnd, temb_btd, m_btm, cond_btd):
+        condition = temb_btd, m_btm, cond_btd
+        for i, marked in enumerate(self.pattern):
+            if not (marked and self.alternate):
+                x_btnd = Block(**self.block, temporal=False, name=f"spatial_{i}")(x_btnd, *condition)
+            if marked and (self.temporal or self.is_initializing()):
+                x_btnd = Block(**self.block, temporal=True, name=f"temporal_{i}")(x_btnd, *condition)
+        return x_btnd, None
+
+
+class VideoDiT(nn.Module):
+    """F(x, time | content, motion): the raw network inside the diffusion preconditioning.
+
+    Attributes:
+      height, channels: of the latent video (square frames).
+      patch, width, layers, heads, mlp_dim: DiT sizes; `mlp_dim` 0 is 4 * width.
+      temporal_blocks: indices of spatial blocks after which a temporal block stands (Tables A4, A5).
+      placement: ``insert`` (18 blocks for 12 layers and 6 indices) or ``alternate`` (a temporal block
+        instead of the indexed spatial one).
+      temporal: False runs without the temporal blocks; their parameters exist all the same.
+      temporal_position: ``rope`` or ``sincos`` (added once after the patch embedding).
+      motion_inject: ``adagn`` (Eq. 5) or ``add_temb``.
+      content_concat: how c meets z_t: ``channel`` (Linear to a patch per token, unpatchified and
+        concatenated on channels; K must be the number of tokens, or 1 for broadcast), ``token``
+        (appended to the frame's tokens in the spatial attention) or ``reshape`` (c has exactly the
+        number of values of one latent frame).
+      groups: of the group norms.
+      remat, scan: recompute blocks in the backward pass; compile the repeating unit once.
+
+    Raises:
+      ValueError: sizes that do not fit, at initialisation.
+    """
+
+    height: int
+    channels: int
+    patch: int
+    width: int
+    layers: int
+    heads: int
+    mlp_dim: int = 0
+    temporal_blocks: tuple[int, ...] = (0, 2, 4, 6, 8, 10)
+    placement: str = "insert"
+    temporal: bool = True
+    temporal_position: str = "rope"
+    motion_inject: str = "adagn"
+    content_concat: str = "channel"
+    groups: int = 32
+    remat: bool = False
+    scan: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one frame."""
+        return (self.height // self.patch) ** 2
+
+    def check(self, content_tokens: int, content_width: int) -> None:
+        """Raise ValueError if the sizes do not fit together."""
+        choices = {
+            "placement": ("insert", "alternate"),
+            "temporal_position": ("rope", "sincos"),
+            "motion_inject": ("adagn", "add_temb"),
+            "content_concat": ("channel", "token", "reshape"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"denoiser.{name}={getattr(self, name)!r}: choose {' or '.join(known)}")
+        if self.height % self.patch:
+            raise ValueError(f"denoiser.patch={self.patch} does not divide the {self.height} px frame")
+        if self.width % self.groups or self.width % (2 * self.heads) or self.width % 4:
+            raise ValueError(
+                f"denoiser.width={self.width} must divide by groups={self.groups}, by "
+                f"2 * heads={2 * self.heads} and by 4"
+            )
+        if self.content_concat == "channel" and content_tokens not in (1, self.tokens):
+            raise ValueError(
+                f"content_concat='channel' needs encoder.content_tokens = 1 or {self.tokens} "
+                f"(one per patch), got {content_tokens}"
+            )
+        values = self.height**2 * self.channels
+        if self.content_concat == "reshape" and content_tokens * content_width != values:
+            raise ValueError(
+                f"content_concat='reshape' needs content_tokens * content_width = {values}, got "
+                f"{content_tokens} * {content_width}"
+            )
+
+    @nn.compact
+    def __call__(
+        self, x_bthwc: jax.Array, time_bt: jax.Array, c_bkd: jax.Array, m_btm: jax.Array
+    ) -> jax.Array:
+        """Run the network.
+
+        Args:
+          x_bthwc: (B, T, H, W, C) noisy latents, already scaled by c_in.
+          time_bt: (B, T) diffusion time of each frame.
+          c_bkd: (B, K, C_c) content tokens.
+          m_btm: (B, T, M) quantised motion.
+
+        Returns:
+          (B, T, H, W, C) float32.
+        """
+        self.check(c_bkd.shape[1], c_bkd.shape[2])
+        frames = x_bthwc.shape[1]
+        dense = lambda features, name, init=nn.initializers.xavier_uniform(): nn.Dense(  # noqa: E731
+            features, kernel_init=init, dtype=self.dtype, name=name
+        )
+        c_bkd, m_btm = c_bkd.astype(self.dtype), m_btm.astype(self.dtype)
+
+        content_btnd = None
+        if self.content_concat == "token":
+            content_btnd = dense(self.width, "content")(c_bkd)[:, None]
+            content_btnd = jnp.broadcast_to(
+                content_btnd, (x_bthwc.shape[0], frames, *content_btnd.shape[2:])
+            )
+        else:
+            content = self._content_image(dense, c_bkd)
+            content = jnp.broadcast_to(content, x_bthwc.shape)
+            x_bthwc = jnp.concatenate([x_bthwc.astype(self.dtype), content], axis=-1)
+        x_btnd = dense(self.width, "patch_embed")(patchify(x_bthwc.astype(self.dtype), self.patch))
+        side = self.height // self.patch
+        x_btnd += sincos_2d(self.width, side, side).astype(self.dtype)[None, None]
+        if self.temporal_position == "sincos":
+            x_btnd += sincos_1d(self.width, np.arange(frames)).astype(self.dtype)[None, :, None]
+        if content_btnd is not None:
+            x_btnd = jnp.concatenate([x_btnd, content_btnd], axis=2)
+
+        temb_btd = TimeEmbedding(self.width, self.dtype, name="time")(time_bt)
+        cond_btd = nn.silu(temb_btd + dense(self.width, "motion")(m_btm))
+        condition = temb_btd, m_btm, cond_btd
+        x_btnd = self._units(x_btnd, condition)
+
+        modulate, _ = Conditioning(
+            self.width, 1, self.motion_inject, False, self.dtype, name="final_conditioning"
+        )(*condition)
+        x_btnd = modulate(0, group_norm(x_btnd[:, :, : self.tokens], self.groups))
+        x_btnc = dense(self.patch**2 * self.channels, "final", zeros)(x_btnd)
+        return unpatchify(x_btnc.astype(jnp.float32), self.patch, self.height)
+
+    def _content_image(self, dense, c_bkd: jax.Array) -> jax.Array:
+        """Content as one latent frame, (B, 1, H, W, C)."""
+        if self.content_concat == "reshape":
+            return c_bkd.reshape(-1, 1, self.height, self.height, self.channels)
+        c_bkd = dense(self.patch**2 * self.channels, "content")(c_bkd)
+        c_bkd = jnp.broadcast_to(c_bkd, (c_bkd.shape[0], self.tokens, c_bkd.shape[2]))
+        return unpatchify(c_bkd[:, None], self.patch, self.height)
+
+    def _units(self, x_btnd: jax.Array, condition: tuple) -> jax.Array:
+        marked = tuple(i in self.temporal_blocks for i in range(self.layers))
+        period = next(
+            p
+            for p in range(1, self.layers + 1)
+            if self.layers % p == 0 and marked == marked[:p] * (self.layers // p)
+        )
+        block = dict(
+            width=self.width,
+            heads=self.heads,
+            mlp_dim=self.mlp_dim or 4 * self.width,
+            groups=self.groups,
+            inject=self.motion_inject,
+            rope=self.temporal_position == "rope",
+            dtype=self.dtype,
+        )
+        arguments = (marked[:period], self.placement == "alternate", self.temporal, block)
+        unit = nn.remat(Unit, prevent_cse=not self.scan) if self.remat else Unit
+        if self.scan:
+            unit = nn.scan(
+                unit,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=self.layers // period,
+                in_axes=(nn.broadcast,) * len(condition),
+            )
+            return unit(*arguments, name="units")(x_btnd, *condition)[0]
+        for i in range(self.layers // period):
+            x_btnd, _ = unit(*arguments, name=f"unit_{i}")(x_btnd, *condition)
+        return x_btnd

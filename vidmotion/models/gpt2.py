@@ -1,0 +1,210 @@
+"""The GPT-2 trunk on embeddings (Radford et al. 2019, section 2.3), with cached decoding.
+
+What goes in (content, motion, tokens) and what is read off belong to the caller, e.g.
+`motion_gpt.MotionGPT`.
+
+Shape suffixes: b batch, s new positions, t positions held by the cache, d width, h heads,
+k width of one head, l layers.
+"""
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+
+class Cache(NamedTuple):
+    """Keys and values of everything decoded so far, in arrays of fixed size.
+
+    Attributes:
+      keys_lbthk, values_lbthk: (layers, batch, capacity, heads, head width).
+      length: int32 scalar, how many positions are filled.
+    """
+
+    keys_lbthk: jax.Array
+    values_lbthk: jax.Array
+    length: jax.Array
+
+    def write(self, layer: int, k_bshk: jax.Array, v_bshk: jax.Array) -> "Cache":
+        """The cache with new keys and values of one layer placed after the first `length`."""
+        at = (layer, 0, self.length, 0, 0)
+        return self._replace(
+            keys_lbthk=jax.lax.dynamic_update_slice(self.keys_lbthk, k_bshk[None], at),
+            values_lbthk=jax.lax.dynamic_update_slice(self.values_lbthk, v_bshk[None], at),
+        )
+
+
+class Attention(nn.Module):
+    """Multi-head attention with biases and a float32 softmax; no dropout on its weights.
+
+    `__call__(x_bsd, mask_11st, layer, cache)` returns (y_bsd, cache): with a cache, the new keys
+    and values are written into its layer `layer` and the queries attend to all it holds.
+    """
+
+    heads: int
+    residual_stddev: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x_bsd: jax.Array, mask_11st: jax.Array, layer: int, cache: Cache | None
+    ) -> tuple[jax.Array, Cache | None]:
+        batch, tokens, width = x_bsd.shape
+        head_shape = (batch, tokens, self.heads, width // self.heads)
+        dense = functools.partial(nn.Dense, width, dtype=self.dtype)
+        init = nn.initializers.normal(0.02)
+        q_bshk, k_bthk, v_bthk = (
+            dense(kernel_init=init, name=name)(x_bsd).reshape(head_shape)
+            for name in ("query", "key", "value")
+        )
+        if cache is not None:
+            cache = cache.write(layer, k_bthk, v_bthk)
+            k_bthk, v_bthk = cache.keys_lbthk[layer], cache.values_lbthk[layer]
+        y_bshk = jax.nn.dot_product_attention(q_bshk, k_bthk, v_bthk, mask=mask_11st)
+        init = nn.initializers.normal(self.residual_stddev)
+        return dense(kernel_init=init, name="out")(y_bshk.reshape(x_bsd.shape)), cache
+
+
+class Block(nn.Module):
+    """Pre-norm attention and GELU (tanh form) feed-forward, each with a residual."""
+
+    heads: int
+    mlp_dim: int
+    residual_stddev: float
+    dropout: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self,
+        x_bsd: jax.Array,
+        mask_11st: jax.Array,
+        layer: int,
+        cache: Cache | None,
+        deterministic: bool,
+    ) -> tuple[jax.Array, Cache | None]:
+        norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
+        drop = functools.partial(nn.Dropout, self.dropout, deterministic=deterministic)
+        dense = functools.partial(nn.Dense, dtype=self.dtype)
+
+        y = norm(name="attention_norm")(x_bsd)
+        attention = Attention(self.heads, self.residual_stddev, self.dtype, name="attention")
+        y, cache = attention(y, mask_11st, layer, cache)
+        x_bsd = x_bsd + drop(name="attention_dropout")(y)
+
+        y = norm(name="mlp_norm")(x_bsd)
+        y = dense(self.mlp_dim, kernel_init=nn.initializers.normal(0.02), name="wi")(y)
+        y = nn.gelu(y, approximate=True)
+        init = nn.initializers.normal(self.residual_stddev)
+        y = dense(x_bsd.shape[-1], kernel_init=init, name="wo")(y)
+        return x_bsd + drop(name="mlp_dropout")(y), cache
+
+
+class GPT2(nn.Module):
+    """Causal pre-norm transformer with learned positions (GPT-2, section 2.3).
+
+    Initial weights are normal with std 0.02, divided by sqrt(2 * layers) where a residual branch
+    ends. Parameters are float32; the residual stream, matrix products and cache are in `dtype`,
+    softmax and norm statistics in float32. Dropout needs the rng "dropout" unless `deterministic`;
+    it acts on the embeddings and on both residual branches.
+
+    Attributes:
+      width: channels; a multiple of heads.
+      layers: number of blocks, named layer_0, layer_1, ...
+      heads: attention heads.
+      max_positions: rows of the position table, the longest sequence.
+      mlp_dim: hidden channels of the feed-forward; None means 4 * width.
+      dropout: rate.
+      dtype: of the computation and of the result.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    max_positions: int
+    mlp_dim: int | None = None
+    dropout: float = 0.1
+    dtype: DTypeLike = jnp.float32
+
+    def init_cache(self, batch: int, capacity: int | None = None) -> Cache:
+        """An empty cache for `batch` sequences of up to `capacity` (None: max_positions) positions.
+
+        Needs no parameters.
+
+        Raises:
+          ValueError: if capacity exceeds max_positions.
+        """
+        capacity = self.max_positions if capacity is None else capacity
+        if capacity > self.max_positions:
+            raise ValueError(
+                f"GPT2: {capacity} positions asked for, the position table has {self.max_positions}"
+            )
+        shape = (self.layers, batch, capacity, self.heads, self.width // self.heads)
+        zeros = jnp.zeros(shape, self.dtype)
+        return Cache(zeros, zeros, jnp.zeros((), jnp.int32))
+
+    @nn.compact
+    def __call__(
+        self,
+        x_bsd: jax.Array,
+        cache: Cache | None = None,
+        positions: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Runs new elements, each attending to itself and to everything before it.
+
+        Args:
+          x_bsd: embeddings (batch, new positions, width), without position embeddings.
+          cache: what came before, from `init_cache` or an earlier call; None if nothing did.
+          positions: int (batch or 1, new positions), rows of the position table; None counts on
+            from the cache's length. Order and causality follow the place in x, not this.
+          deterministic: switches dropout off.
+
+        Returns:
+          Features (batch, new positions, width) of `dtype` after the final norm, and the cache
+          with the new elements appended (None if none was given). Running past the position table
+          cannot be checked under jit: the features are NaN from there on.
+
+        Raises:
+          ValueError: if heads do not divide width, x is not of this width, or there are more new
+            positions than max_positions or than the cache can ever hold.
+        """
+        if self.width % self.heads:
+            raise ValueError(f"GPT2: {self.heads} heads do not divide width {self.width}")
+        if x_bsd.ndim != 3 or x_bsd.shape[-1] != self.width:
+            raise ValueError(f"GPT2: x must be (batch, positions, {self.width}), got {x_bsd.shape}")
+        tokens = x_bsd.shape[1]
+        held = tokens if cache is None else cache.keys_lbthk.shape[2]
+        if tokens > min(held, self.max_positions):
+            raise ValueError(
+                f"GPT2: {tokens} positions given, there is room for {min(held, self.max_positions)}"
+            )
+        place_s = jnp.arange(tokens) + (0 if cache is None else cache.length)
+        mask_11st = (jnp.arange(held)[None, :] <= place_s[:, None])[None, None]
+        positions = place_s[None] if positions is None else positions
+
+        table = nn.Embed(
+            self.max_positions,
+            self.width,
+            embedding_init=nn.initializers.normal(0.02),
+            dtype=self.dtype,
+            name="positions",
+        )
+        x_bsd = x_bsd.astype(self.dtype) + table(positions)
+        x_bsd = nn.Dropout(self.dropout, name="dropout")(x_bsd, deterministic=deterministic)
+        for i in range(self.layers):
+            x_bsd, cache = Block(
+                self.heads,
+                self.mlp_dim or 4 * self.width,
+                0.02 / (2 * self.layers) ** 0.5,
+                self.dropout,
+                self.dtype,
+                name=f"layer_{i}",
+            )(x_bsd, mask_11st, i, cache, deterministic)
+        x_bsd = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="final_norm")(x_bsd)
+        if cache is not None:
+            cache = cache._replace(length=cache.length + tokens)
+        return x_bsd, cache

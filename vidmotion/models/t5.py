@@ -1,0 +1,215 @@
+"""The T5 v1.0 encoder on embeddings (Raffel et al., arXiv 1910.10683, section 2.1).
+
+BCD reads a clip with it (spec bcd.md, 3.3): learned content queries and one token per frame in,
+the same number of features out. There is no vocabulary here; whoever calls owns the embeddings.
+
+Shape suffixes: b batch, n tokens, d width, h heads, k width of one head.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+# BCD, Tables A4 and A5 (head_dim = width / heads). Used as T5Encoder(**SIZES["bcd_lrs3"]).
+SIZES = {
+    "bcd_lrs3": dict(width=512, layers=12, heads=8, head_dim=64, mlp_dim=2048),
+    "bcd_sprites": dict(width=384, layers=12, heads=6, head_dim=64, mlp_dim=1536),
+}
+
+
+def relative_buckets(distance: np.ndarray, buckets: int, max_distance: int) -> np.ndarray:
+    """Bucket of each signed distance (key position - query position), in tokens.
+
+    Half the buckets serve keys at or before the query, half keys after it. Of each half, the first
+    half holds one distance each and the rest grow logarithmically up to `max_distance`, beyond
+    which everything shares the last one (arXiv 1910.10683, section 2.1).
+
+    Args:
+      distance: integers of any shape.
+      buckets: number of buckets; a multiple of 4.
+      max_distance: distance in tokens from which the last bucket is used; above buckets / 4.
+
+    Returns:
+      Integers of the shape of `distance`, in [0, buckets).
+
+    Raises:
+      ValueError: if `buckets` or `max_distance` is not as required.
+    """
+    if buckets % 4 or buckets <= 0 or max_distance <= buckets // 4:
+        raise ValueError(
+            f"T5 needs buckets in multiples of 4 and max_distance > buckets / 4; "
+            f"got buckets={buckets}, max_distance={max_distance}"
+        )
+    half, exact = buckets // 2, buckets // 4
+    away = np.abs(distance)
+    growth = np.log(np.maximum(away, exact) / exact) / np.log(max_distance / exact)
+    far = exact + (growth * (half - exact)).astype(np.int32)
+    return np.where(distance > 0, half, 0) + np.where(away < exact, away, np.minimum(far, half - 1))
+
+
+def _dense(features: int, stddev: float, dtype: DTypeLike, name: str) -> nn.Dense:
+    init = nn.initializers.normal(stddev)
+    return nn.Dense(features, use_bias=False, kernel_init=init, dtype=dtype, name=name)
+
+
+class RelativeBias(nn.Module):
+    """Attention bias looked up by the bucket of the relative position; one table for all layers.
+
+    `__call__(tokens)` returns float32 (1, heads, tokens, tokens), to be added to the logits.
+    """
+
+    width: int  # of the encoder: sets the scale of the initial table
+    heads: int
+    buckets: int
+    max_distance: int
+
+    @nn.compact
+    def __call__(self, tokens: int) -> jax.Array:
+        init = nn.initializers.normal(self.width**-0.5)
+        table = self.param("table", init, (self.buckets, self.heads))
+        distance = np.arange(1 - tokens, tokens)
+        by_distance = table[relative_buckets(distance, self.buckets, self.max_distance)]
+        position = jnp.arange(tokens)
+        index_nn = position[None, :] - position[:, None] + (tokens - 1)
+        return by_distance[index_nn].transpose(2, 0, 1)[None]
+
+
+class Attention(nn.Module):
+    """Full self-attention without biases and without the 1/sqrt(head_dim) scale.
+
+    `__call__(x_bnd, bias, mask)`: bias (1, h, n, n) float32, mask bool (b, 1, 1, n) or None.
+    The softmax is computed in float32; there is no dropout on its weights.
+    """
+
+    heads: int
+    head_dim: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x_bnd: jax.Array, bias: jax.Array, mask: jax.Array | None) -> jax.Array:
+        batch, tokens, width = x_bnd.shape
+        inner = self.heads * self.head_dim
+
+        def project(name: str, stddev: float) -> jax.Array:
+            y = _dense(inner, stddev, self.dtype, name)(x_bnd)
+            return y.reshape(batch, tokens, self.heads, self.head_dim)
+
+        # The missing scale of the logits sits in the initial queries.
+        q_bnhk = project("query", (width * self.head_dim) ** -0.5)
+        k_bnhk = project("key", width**-0.5)
+        v_bnhk = project("value", width**-0.5)
+        y_bnhk = jax.nn.dot_product_attention(q_bnhk, k_bnhk, v_bnhk, bias, mask, scale=1.0)
+        y_bni = y_bnhk.reshape(batch, tokens, inner)
+        return _dense(width, inner**-0.5, self.dtype, "out")(y_bni)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and ReLU feed-forward, each with a residual: (b, n, d) -> (b, n, d)."""
+
+    heads: int
+    head_dim: int
+    mlp_dim: int
+    dropout: float
+    eps: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x_bnd: jax.Array, bias: jax.Array, mask: jax.Array | None, deterministic: bool
+    ) -> jax.Array:
+        width = x_bnd.shape[-1]
+        norm = functools.partial(nn.RMSNorm, epsilon=self.eps, dtype=self.dtype)
+        drop = functools.partial(nn.Dropout, self.dropout, deterministic=deterministic)
+
+        y = norm(name="attention_norm")(x_bnd)
+        y = Attention(self.heads, self.head_dim, self.dtype, name="attention")(y, bias, mask)
+        x_bnd = x_bnd + drop(name="attention_dropout")(y)
+
+        y = norm(name="mlp_norm")(x_bnd)
+        y = nn.relu(_dense(self.mlp_dim, width**-0.5, self.dtype, "wi")(y))
+        y = drop(name="wi_dropout")(y)
+        y = _dense(width, self.mlp_dim**-0.5, self.dtype, "wo")(y)
+        return x_bnd + drop(name="wo_dropout")(y)
+
+
+class T5Encoder(nn.Module):
+    """T5 v1.0 encoder stack over embeddings (arXiv 1910.10683, section 2.1; spec bcd.md, 3.3).
+
+    Parameters are float32; the residual stream and all matrix products are in `dtype`, softmax and
+    norm statistics in float32. Dropout needs the rng "dropout" unless `deterministic`; it acts on
+    the input, on both residual branches, inside the feed-forward and on the output.
+
+    Attributes:
+      width: channels of a token.
+      layers: number of blocks, named layer_0, layer_1, ...
+      heads, head_dim: attention heads and channels of each; their product may differ from width.
+      mlp_dim: hidden channels of the feed-forward.
+      buckets, max_distance: see `relative_buckets`.
+      dropout: rate.
+      eps: of every RMSNorm.
+      dtype: of the computation and of the result.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    head_dim: int
+    mlp_dim: int
+    buckets: int = 32
+    max_distance: int = 128
+    dropout: float = 0.0
+    eps: float = 1e-6
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x_bnd: jax.Array, mask_bn: jax.Array | None = None, deterministic: bool = True
+    ) -> jax.Array:
+        """Encodes a batch of token sequences; every token attends to every valid token.
+
+        Args:
+          x_bnd: embeddings (batch, tokens, width), any number of tokens.
+          mask_bn: bool (batch, tokens), False where a token is padding that nobody may attend to;
+            None means all valid. What comes out at padding itself has no meaning.
+          deterministic: switches dropout off.
+
+        Returns:
+          Features (batch, tokens, width) of `dtype`, after the final RMSNorm.
+
+        Raises:
+          ValueError: if the shapes of x or mask do not fit, or the buckets are impossible.
+        """
+        if x_bnd.ndim != 3 or x_bnd.shape[-1] != self.width:
+            raise ValueError(
+                f"T5Encoder: x must be (batch, tokens, {self.width}), got {x_bnd.shape}"
+            )
+        if mask_bn is not None and mask_bn.shape != x_bnd.shape[:2]:
+            raise ValueError(
+                f"T5Encoder: mask must be (batch, tokens) = {x_bnd.shape[:2]}, got {mask_bn.shape}"
+            )
+        drop = functools.partial(nn.Dropout, self.dropout, deterministic=deterministic)
+        block = nn.remat(Block, static_argnums=(4,)) if self.remat else Block
+
+        bias = RelativeBias(
+            self.width, self.heads, self.buckets, self.max_distance, name="relative_bias"
+        )(x_bnd.shape[1])
+        mask = None if mask_bn is None else mask_bn[:, None, None, :]
+        x_bnd = drop(name="input_dropout")(x_bnd.astype(self.dtype))
+        for i in range(self.layers):
+            x_bnd = block(
+                self.heads,
+                self.head_dim,
+                self.mlp_dim,
+                self.dropout,
+                self.eps,
+                self.dtype,
+                name=f"layer_{i}",
+            )(x_bnd, bias, mask, deterministic)
+        x_bnd = nn.RMSNorm(epsilon=self.eps, dtype=self.dtype, name="final_norm")(x_bnd)
+        return drop(name="output_dropout")(x_bnd)

@@ -1,0 +1,237 @@
+"""Image codecs between pixels and a latent of one eighth the height and width.
+
+`AutoencoderKL` is the f=8 autoencoder of Stable Diffusion (Rombach et al. 2022, arXiv:2112.10752,
+section 3.1 and appendix G); `PatchCodec` has the same interface and no weights. Pixels are RGB in
+[-1, 1], NHWC. The factor 0.18215 that Stable Diffusion puts on its latents is not applied here: how
+latents are scaled is the system's choice.
+
+    mean, logvar = codec.apply(variables, x, method="encode")
+    x = codec.apply(variables, z, method="decode")
+
+Shape suffixes: b batch, h height, w width, c channels. Fold time into b.
+"""
+
+import functools
+from collections.abc import Callable
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vidmotion.models.blocks import (
+    SAME,
+    Attention2D,
+    Downsample,
+    Dtype,
+    Padding,
+    ResBlock,
+    Upsample,
+    group_norm,
+)
+
+EPSILON = 1e-6  # of every norm in the autoencoder; the UNet has 1e-5
+ONE_SIDED: Padding = ((0, 1), (0, 1))  # of the strided convolutions, as in the released encoder
+LOGVAR_RANGE = (-30.0, 20.0)
+PATCH = 8  # side of `PatchCodec`'s patches, pixels
+
+# `AutoencoderKL(**SIZES[name])`; parameters: sd 83,653,863, tiny 261,079.
+SIZES = {
+    "sd": {"channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_groups": 32},
+    "tiny": {"channels": (16, 16, 32, 32), "layers_per_block": 1, "norm_groups": 8},
+}
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution.
+
+    Attributes:
+      norm_groups: groups of the norms.
+      dtype: of the computation.
+    """
+
+    norm_groups: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        """(b, h, w, c) -> (b, h, w, c)."""
+        block = (self.norm_groups, EPSILON, self.dtype)
+        x = ResBlock(x_bhwc.shape[-1], *block, name="res_0")(x_bhwc)
+        x = Attention2D(*block, name="attn")(x)
+        return ResBlock(x.shape[-1], *block, name="res_1")(x)
+
+
+class Level(nn.Module):
+    """Residual blocks of one resolution, then a change of resolution.
+
+    Attributes:
+      channels: output channels.
+      layers: number of residual blocks.
+      norm_groups: groups of the norms.
+      resample: makes the `Downsample` or `Upsample`; None at the last level.
+      dtype: of the computation.
+    """
+
+    channels: int
+    layers: int
+    norm_groups: int
+    resample: Callable[[], nn.Module] | None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(b, h, w, c) -> (b, h', w', channels)."""
+        for j in range(self.layers):
+            x = ResBlock(self.channels, self.norm_groups, EPSILON, self.dtype, name=f"res_{j}")(x)
+        return self.resample()(x) if self.resample else x
+
+
+class Encoder(nn.Module):
+    """Pixels to the moments of the latent; the attributes are `AutoencoderKL`'s."""
+
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 4
+    norm_groups: int = 32
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        """(b, h, w, 3) -> (b, h/f, w/f, 2 latent_channels), f = 2^(levels - 1)."""
+        conv = dict(kernel_size=(3, 3), padding=SAME, dtype=self.dtype)
+        x = nn.Conv(self.channels[0], **conv, name="conv_in")(x_bhwc)
+        down = functools.partial(Downsample, ONE_SIDED, self.dtype, name="downsample")
+        for i, c in enumerate(self.channels):
+            then = down if i < len(self.channels) - 1 else None
+            layers = self.layers_per_block
+            x = Level(c, layers, self.norm_groups, then, self.dtype, name=f"down_{i}")(x)
+        x = Middle(self.norm_groups, self.dtype, name="mid")(x)
+        x = group_norm(self.norm_groups, EPSILON, self.dtype, "norm_out")(x)
+        return nn.Conv(2 * self.latent_channels, **conv, name="conv_out")(nn.silu(x))
+
+
+class Decoder(nn.Module):
+    """Latent to pixels; the attributes are `AutoencoderKL`'s."""
+
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_groups: int = 32
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, z_bhwc: jax.Array) -> jax.Array:
+        """(b, h, w, latent_channels) -> (b, f h, f w, 3), f = 2^(levels - 1)."""
+        conv = dict(kernel_size=(3, 3), padding=SAME, dtype=self.dtype)
+        x = nn.Conv(self.channels[-1], **conv, name="conv_in")(z_bhwc)
+        x = Middle(self.norm_groups, self.dtype, name="mid")(x)
+        up = functools.partial(Upsample, self.dtype, name="upsample")
+        for i, c in enumerate(reversed(self.channels)):
+            then = up if i < len(self.channels) - 1 else None
+            layers = self.layers_per_block + 1
+            x = Level(c, layers, self.norm_groups, then, self.dtype, name=f"up_{i}")(x)
+        x = group_norm(self.norm_groups, EPSILON, self.dtype, "norm_out")(x)
+        return nn.Conv(3, **conv, name="conv_out")(nn.silu(x))
+
+
+class AutoencoderKL(nn.Module):
+    """The Stable Diffusion autoencoder.
+
+    Attributes:
+      channels: of each resolution, highest first; each further level halves height and width.
+      layers_per_block: residual blocks per level of the encoder; the decoder has one more.
+      latent_channels: of the latent.
+      norm_groups: groups of every group norm.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 4
+    norm_groups: int = 32
+    dtype: Dtype = jnp.float32
+
+    def setup(self):
+        size = dict(
+            channels=self.channels,
+            layers_per_block=self.layers_per_block,
+            norm_groups=self.norm_groups,
+            dtype=self.dtype,
+        )
+        self.encoder = Encoder(**size, latent_channels=self.latent_channels)
+        self.quant = nn.Conv(2 * self.latent_channels, (1, 1), dtype=self.dtype)
+        self.post_quant = nn.Conv(self.latent_channels, (1, 1), dtype=self.dtype)
+        self.decoder = Decoder(**size)
+
+    def encode(self, x_bhwc: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Moments of the Gaussian posterior over latents.
+
+        Args:
+          x_bhwc: (b, h, w, 3) RGB in [-1, 1]; h and w are multiples of 2^(levels - 1), 8 for the
+            released one.
+
+        Returns:
+          mean and log-variance, each (b, h/8, w/8, latent_channels) and unscaled; the log-variance
+          is held to [-30, 20] as the released code does.
+
+        Raises:
+          ValueError: another rank, or h or w is not such a multiple.
+        """
+        _require_image(x_bhwc, 2 ** (len(self.channels) - 1))
+        mean, logvar = jnp.split(self.quant(self.encoder(x_bhwc)), 2, axis=-1)
+        return mean, jnp.clip(logvar, *LOGVAR_RANGE)
+
+    def decode(self, z_bhwc: jax.Array) -> jax.Array:
+        """Unscaled latent (b, h, w, latent_channels) -> RGB (b, 8h, 8w, 3), not clipped."""
+        return self.decoder(self.post_quant(z_bhwc))
+
+    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        """Reconstruction through the posterior mean, (b, h, w, 3); touches every parameter."""
+        return self.decode(self.encode(x_bhwc)[0])
+
+
+class PatchCodec(nn.Module):
+    """Deterministic codec without parameters, for demos and tests: a projection of each 8x8 patch.
+
+    Four orthonormal functions on the patch (two-dimensional DCT-II): the constant in red, green and
+    blue, and the lowest horizontal frequency of the three colours together. Decoding is the
+    transpose, so decode then encode is the identity and encode then decode the orthogonal
+    projection. A patch of one colour v has the latent (8 v_red, 8 v_green, 8 v_blue, 0).
+    Initialises to an empty tree.
+    """
+
+    def encode(self, x_bhwc: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(b, h, w, 3) in [-1, 1] -> mean (b, h/8, w/8, 4) and log-variance at its floor, -30.
+
+        Raises:
+          ValueError: another rank, or h or w is not a multiple of 8.
+        """
+        _require_image(x_bhwc, PATCH)
+        x = einops.rearrange(x_bhwc, "b (h i) (w j) c -> b h w (i j c)", i=PATCH, j=PATCH)
+        mean = x @ _patch_basis().T
+        return mean, jnp.full_like(mean, LOGVAR_RANGE[0])
+
+    def decode(self, z_bhwc: jax.Array) -> jax.Array:
+        """(b, h, w, 4) -> (b, 8h, 8w, 3), not clipped."""
+        x = z_bhwc @ _patch_basis()
+        return einops.rearrange(x, "b h w (i j c) -> b (h i) (w j) c", i=PATCH, j=PATCH, c=3)
+
+    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        """Projection of the image, (b, h, w, 3) -> (b, h, w, 3)."""
+        return self.decode(self.encode(x_bhwc)[0])
+
+
+def _patch_basis() -> np.ndarray:
+    """(4, 192) orthonormal rows on patches flattened as (row, column, colour)."""
+    constant = np.full(PATCH, PATCH**-0.5)
+    cosine = np.sqrt(2 / PATCH) * np.cos(np.pi * (np.arange(PATCH) + 0.5) / PATCH)
+    grey = np.full(3, 3**-0.5)
+    rows = [np.einsum("i,j,c->ijc", constant, constant, colour) for colour in np.eye(3)]
+    rows.append(np.einsum("i,j,c->ijc", constant, cosine, grey))
+    return np.stack(rows).reshape(4, -1).astype(np.float32)
+
+
+def _require_image(x: jax.Array, factor: int) -> None:
+    if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
+        raise ValueError(f"want (b, h, w, 3) with h, w multiples of {factor}, got {x.shape}")

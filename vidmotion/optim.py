@@ -1,0 +1,111 @@
+"""AdamW with per-path rates and decay, a schedule, and clipping by global norm.
+
+Each player has one section in ``config.optimizer``. Rates are absolute, as papers print them; the schedule
+is a factor on top.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vidmotion import paths
+from vidmotion.errors import ConfigError
+
+PyTree = Any
+ALL = ((".*", True),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Factor on the learning rates: linear warm-up from 0, then constant, cosine or linear to `end`.
+
+    Attributes:
+      kind: ``constant``, ``cosine`` or ``linear``.
+      warmup: steps of linear warm-up; the first update uses 1/warmup.
+      end: factor reached at the run's last step (cosine and linear).
+    """
+
+    kind: str = "constant"
+    warmup: int = 0
+    end: float = 0.0
+
+    def __post_init__(self):
+        if self.kind not in ("constant", "cosine", "linear"):
+            raise ConfigError(f"schedule.kind={self.kind!r}: choose constant, cosine or linear")
+
+    def factor(self, count: jax.Array, steps: int) -> jax.Array:
+        """() float32 factor of the update that follows `count` completed ones, in a run of `steps`."""
+        count = jnp.asarray(count, jnp.float32)
+        progress = jnp.clip((count - self.warmup) / max(steps - self.warmup, 1), 0.0, 1.0)
+        shape = {
+            "constant": jnp.ones_like(progress),
+            "linear": 1.0 - progress,
+            "cosine": 0.5 + 0.5 * jnp.cos(jnp.pi * progress),
+        }[self.kind]
+        if self.kind != "constant":
+            shape = self.end + (1.0 - self.end) * shape
+        return shape * jnp.minimum(1.0, (count + 1.0) / max(self.warmup, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """One player's section of ``config.optimizer``.
+
+    Attributes:
+      rate: absolute learning rates by path, ``((regex, rate), ...)``, or one number for all.
+      betas: AdamW's (beta_1, beta_2).
+      eps: AdamW's epsilon.
+      weight_decay: decoupled decay; the update is ``-rate * (adam + weight_decay * w)``.
+      decay: which leaves decay, ``((regex, bool), ...)``.
+      trainable: which leaves learn; the others get no gradient, no moments and no average.
+      clip: largest global gradient norm; 0 switches clipping off.
+      schedule: a `Schedule`, or its fields.
+    """
+
+    rate: Any
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    decay: paths.Rules = ALL
+    trainable: paths.Rules = ALL
+    clip: float = 0.0
+    schedule: Schedule | Mapping[str, Any] = Schedule()
+
+    def __post_init__(self):
+        if not isinstance(self.schedule, Schedule):
+            object.__setattr__(self, "schedule", Schedule(**self.schedule))
+
+    def trainable_mask(self, params: PyTree) -> PyTree:
+        """Tree of bools like `params`.
+
+        Raises:
+          paths.RuleError: a leaf matches no rule of `trainable`.
+        """
+        return paths.assign(self.trainable, params, "optimizer.trainable")
+
+    def transform(self, params: PyTree, steps: int) -> optax.GradientTransformation:
+        """The update rule for the trainable sub-tree `params` in a run of `steps` updates.
+
+        Raises:
+          paths.RuleError: a leaf matches no rule of `rate` or `decay`.
+        """
+        rules = self.rate if isinstance(self.rate, tuple | list) else ((".*", self.rate),)
+        rates = paths.assign(rules, params, "optimizer.rate")
+        decays = paths.assign(self.decay, params, "optimizer.decay")
+
+        def scale(updates, _):
+            return jax.tree.map(lambda update, rate: update * rate, updates, rates)
+
+        chain = [optax.clip_by_global_norm(self.clip)] if self.clip else []
+        chain += [optax.scale_by_adam(*self.betas, eps=self.eps)]
+        if self.weight_decay:
+            chain += [optax.add_decayed_weights(self.weight_decay, decays)]
+        chain += [
+            optax.stateless(scale),
+            optax.scale_by_schedule(lambda count: -self.schedule.factor(count, steps)),
+        ]
+        return optax.chain(*chain)

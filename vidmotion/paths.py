@@ -1,0 +1,103 @@
+"""One grammar for naming parameters: ordered ``(regex, value)`` rules on tree paths.
+
+A path is the keys of a nested dict joined by ``/`` (``encoder/layer_0/attention/query/kernel``). A rule
+matches by full match, the first match wins, and a leaf that no rule matches is an error which lists the
+paths. The same grammar decides what is trainable, learning rates, weight decay, sharding, and which
+parameters a partial load takes.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from vidmotion.errors import ConfigError
+
+Rules = Sequence[tuple[str, Any]]
+
+
+class RuleError(ConfigError):
+    """A rule is malformed, or a leaf has no rule."""
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dict -> ``{"a/b/c": leaf}``, in the tree's own order; empty dicts vanish."""
+    flat = {}
+    for key, value in tree.items():
+        path = f"{prefix}/{key}" if prefix else str(key)
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, path))
+        else:
+            flat[path] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"a/b/c": leaf}`` -> nested dict; the inverse of `flatten` for trees without empty dicts."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return tree
+
+
+def _compile(rules: Rules) -> list[tuple[re.Pattern, Any]]:
+    compiled = []
+    for rule in rules:
+        if isinstance(rule, str) or len(rule) != 2:
+            raise RuleError(f"a rule is a pair (regex, value), got {rule!r}")
+        try:
+            compiled.append((re.compile(rule[0]), rule[1]))
+        except re.error as error:
+            raise RuleError(f"rule {rule[0]!r} is not a regular expression: {error}") from error
+    return compiled
+
+
+def assign(rules: Rules, tree: Mapping[str, Any], what: str = "rules") -> dict[str, Any]:
+    """The value of each leaf's rule, as a tree of the same nesting.
+
+    Args:
+      rules: ordered ``(regex, value)`` pairs; full match, first match wins.
+      tree: nested dict; its leaves are not looked at.
+      what: name of the rules for the error message, for example ``optimizer.model.rate``.
+
+    Raises:
+      RuleError: some leaf matches no rule; all such paths are listed.
+    """
+    compiled = _compile(rules)
+    values, unmatched = {}, []
+    for path in flatten(tree):
+        for pattern, value in compiled:
+            if pattern.fullmatch(path):
+                values[path] = value
+                break
+        else:
+            unmatched.append(path)
+    if unmatched:
+        raise RuleError(
+            f"{what}: no rule matches {_listed(unmatched)}; add a rule for them, or a last "
+            f"catch-all ('.*', value)"
+        )
+    return unflatten(values)
+
+
+def select(tree: Mapping[str, Any], mask: Mapping[str, Any]) -> dict[str, Any]:
+    """The sub-tree of leaves whose value in `mask` is true."""
+    flags = flatten(mask)
+    return unflatten({path: leaf for path, leaf in flatten(tree).items() if flags[path]})
+
+
+def merge(*trees: Mapping[str, Any]) -> dict[str, Any]:
+    """One tree with all leaves of `trees`; a later tree's leaf replaces an earlier one's."""
+    flat: dict[str, Any] = {}
+    for tree in trees:
+        flat.update(flatten(tree))
+    return unflatten(flat)
+
+
+def _listed(paths: Iterable[str], limit: int = 12) -> str:
+    paths = list(paths)
+    more = f" and {len(paths) - limit} more" if len(paths) > limit else ""
+    return ", ".join(paths[:limit]) + more

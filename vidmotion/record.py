@@ -1,0 +1,95 @@
+"""One JSON record per run: what was run, where, how far, how fast, and what came out.
+
+Tables in the README and in ``docs/results`` are built from committed records, never typed.
+"""
+
+import importlib.metadata
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class Result(NamedTuple):
+    """One measured number with everything needed to compare it.
+
+    Attributes:
+      metric, value: name and number (None where it was not computed).
+      convention: how it is defined or averaged, or why it was not computed.
+      weights: identity of the feature or judge network, or "none".
+      resolution: pixels, "64x64".
+      n: number of samples behind it.
+    """
+
+    metric: str
+    value: float | None
+    convention: str
+    weights: str
+    resolution: str
+    n: int
+
+
+def environment() -> dict[str, Any]:
+    """Hardware, library versions and commit of this process."""
+    device = jax.devices()[0]
+    return {
+        "commit": _commit(),
+        "python": sys.version.split()[0],
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "platform": device.platform,
+        "device_kind": device.device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+    }
+
+
+def peak_memory() -> dict[str, int]:
+    """Peak bytes of the first local device where it counts them, and of this process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    peak = {"process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if "peak_bytes_in_use" in stats:
+        peak["device_bytes"] = stats["peak_bytes_in_use"]
+    return peak
+
+
+def write(path: epath.Path, content: Mapping[str, Any]) -> None:
+    """Write `content` as JSON, aside and then renamed, so that a record is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.parent / f"{path.name}.tmp"
+    aside.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    aside.replace(path)
+
+
+def table(results: list[Result]) -> str:
+    """Results as an aligned text table."""
+    rows = [("metric", "value", "n", "convention")]
+    for row in results:
+        value = "not computed" if row.value is None else f"{row.value:.4f}"
+        rows.append((row.metric, value, str(row.n), row.convention))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _commit() -> str:
+    """The commit of this checkout, with "+changes" if it is not clean; "unknown" outside git."""
+    try:
+        root = Path(__file__).resolve().parents[1]
+        git = ["git", "-C", str(root)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    if head.returncode:
+        return "unknown"
+    return head.stdout.strip() + ("+changes" if status.stdout.strip() else "")

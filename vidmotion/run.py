@@ -1,0 +1,307 @@
+"""A run: what a config describes, built; shared by every mode of the command line.
+
+Order at the start (each later source wins): abstract init -> shardings -> init on device -> ``init_from`` ->
+optimizer and averages made from the loaded weights -> restore, if the workdir has a checkpoint.
+"""
+
+import dataclasses
+import functools
+import importlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.sharding import NamedSharding
+
+from vidmotion import checkpoint, paths, sharding
+from vidmotion import system as systems
+from vidmotion.data import pipeline
+from vidmotion.errors import ConfigError
+from vidmotion.optim import Optimizer
+from vidmotion.state import TrainState
+from vidmotion.step import Ema, Stepper
+from vidmotion.system import Vars
+
+PyTree = Any
+
+# Fields that may differ from those the workdir was begun with: none changes what is learnt from here on
+# for a given state, but `steps`, which is announced.
+FREE_FIELDS = (
+    r"(steps|log_every|sharding|init_from|init_rules)"
+    r"|(mesh|checkpoint|eval|sample)/.*"
+    r"|data/(threads|workers|prefetch|eval/.*)"
+    r"|data/.*/(sheets_dir|directory)"  # the same data may lie elsewhere; a fingerprint guards them
+    r"|system/(remat|sampler/.*|guidance/scale)"
+)
+
+
+def load_config(name: str) -> ml_collections.ConfigDict:
+    """The config ``<file>:<argument>`` of this project, for example ``sprites_judge:demo``.
+
+    Raises:
+      ConfigError: no such config.
+    """
+    module, _, argument = name.partition(":")
+    try:
+        return importlib.import_module(f"configs.{module}").get_config(argument)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"there is no config configs/{module}.py") from error
+
+
+class Run:
+    """Everything built from a config: system, mesh, shardings, data, state.
+
+    Attributes:
+      config: the (locked) config.
+      workdir: of this run.
+      system, stepper, mesh: what is trained, its update, and on which devices.
+      batch: abstract global batch.
+
+    Raises:
+      ConfigError: a field that does not exist or does not fit; the message names it.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: str):
+        self.config = config
+        self.workdir = epath.Path(workdir)
+        self.system = systems.build(config.system)
+        self.mesh = sharding.make_mesh(config.mesh)
+        sharding.check_batch_size(
+            config.batch_size, self.mesh, config.accumulate, jax.process_count()
+        )
+        self.stepper = Stepper(
+            self.system,
+            {name: _section(Optimizer, part, name) for name, part in config.optimizer.items()},
+            steps=config.steps,
+            seed=config.seed,
+            accumulate=config.accumulate,
+            ema=_section(Ema, config.ema, "ema"),
+        )
+        self.batch = self.system.input_spec(config.batch_size)
+
+    # -- data -------------------------------------------------------------------------------------
+
+    def source(self, split: str) -> Any:
+        """The random-access source of ``config.data.<split>`` (``train`` or ``eval``)."""
+        data = self.config.data
+        arguments = {**data.get("common", {}), **data[split]}
+        return pipeline.make_source(data.kind, **arguments)
+
+    def loader(self, split: str, batch_size: int | None = None) -> pipeline.Loader:
+        """Batches of a split; shuffled for ``train``, in the source's order for ``eval``."""
+        data = self.config.data
+        return pipeline.Loader(
+            self.source(split),
+            batch_size=batch_size or self.config.batch_size,
+            seed=self.config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            shuffle=split == "train",
+            num_threads=data.threads,
+            num_workers=data.workers,
+            prefetch=data.prefetch,
+        )
+
+    def put(self, batch: PyTree) -> PyTree:
+        """This process's rows -> global device arrays; names the system does not read are left out."""
+        return sharding.put_batch({name: batch[name] for name in self.batch}, self.mesh)
+
+    # -- state ------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def abstract_params(self) -> PyTree:
+        """Shapes of ``{player: tree}``."""
+        return jax.eval_shape(self.stepper.init_params, self.batch)
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes and shardings of the whole state under this mesh."""
+        shapes = jax.eval_shape(self.stepper.init_state, self.abstract_params)
+        return jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            shapes,
+            self._state_shardings(shapes),
+        )
+
+    @property
+    def state_shardings(self) -> TrainState:
+        """Tree of `NamedSharding` like the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+    def _state_shardings(self, shapes: TrainState) -> TrainState:
+        whole = sharding.replicated(self.mesh)
+        rules = _tuples(self.config.sharding)
+        params = sharding.of_params(self.abstract_params, rules, self.mesh)
+        opt = {
+            name: self.stepper.opt_like(name, slots, self.abstract_params, params[name], whole)
+            for name, slots in shapes.opt.items()
+        }
+        where = paths.flatten(params)
+        return TrainState(
+            step=whole,
+            params=params,
+            mutable=jax.tree.map(lambda _: whole, shapes.mutable),
+            opt=opt,
+            ema=paths.unflatten({path: where[path] for path in paths.flatten(shapes.ema)}),
+        )
+
+    @functools.cached_property
+    def consts(self) -> PyTree:
+        """Never-trained networks, loaded and on every device."""
+        loaded = {name: load() for name, load in self.system.consts_spec().items()}
+        return jax.device_put(loaded, sharding.replicated(self.mesh))
+
+    def fresh_state(self) -> TrainState:
+        """State at step 0: initialised in place, then ``init_from`` where the config names a run."""
+        shardings = self.state_shardings
+        batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.system.input_spec(1))
+        params = jax.jit(self.stepper.init_params, out_shardings=shardings.params)(batch)
+        if self.config.init_from:
+            source = checkpoint.read_params(self.config.init_from)
+            params = checkpoint.load_into(params, source, _tuples(self.config.init_rules))
+            logging.info("parameters initialised from %s", self.config.init_from)
+        return jax.jit(self.stepper.init_state, out_shardings=shardings)(params)
+
+    def restore(self, checkpointer: checkpoint.Checkpointer) -> tuple[TrainState, dict] | None:
+        """The workdir's newest whole checkpoint on this mesh, or None."""
+        return checkpointer.restore(self.abstract_state)
+
+    def trained_vars(self) -> Vars:
+        """Averaged parameters of the workdir's newest checkpoint, for evaluation and sampling.
+
+        Raises:
+          CheckpointError: the workdir has none.
+        """
+        with checkpoint.Checkpointer(self.workdir, read_only=True) as checkpointer:
+            restored = self.restore(checkpointer)
+            if restored is None:
+                raise checkpoint.CheckpointError(
+                    f"{self.workdir} holds no checkpoint; train first, with --mode=train"
+                )
+            state, _ = restored
+        return self.vars_of(state)
+
+    def vars_of(self, state: TrainState) -> Vars:
+        """What `System.sample` reads, from a state."""
+        return Vars(state.averaged_params(), state.mutable, self.consts)
+
+    # -- compiled functions -----------------------------------------------------------------------
+
+    def lower_update(self, model_flops: bool = False) -> jax.stages.Lowered:
+        """The lowered training update.
+
+        Args:
+          model_flops: lower the same mathematics without recomputation, layer scans or microbatches, so
+            that XLA's cost analysis counts each operation of the model once.
+        """
+        stepper, shardings = self.stepper, self.state_shardings
+        abstract = self.abstract_state
+        if model_flops:
+            plain = {
+                name: False for name in ("remat", "scan") if getattr(self.system, name, False)
+            }
+            stepper = dataclasses.replace(
+                stepper, system=dataclasses.replace(self.system, **plain), accumulate=1
+            )
+            params = jax.eval_shape(stepper.init_params, self.batch)
+            abstract, shardings = jax.eval_shape(stepper.init_state, params), None
+        rows = sharding.batch(self.mesh)
+        batch = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
+            for name, leaf in self.batch.items()
+        }
+        consts = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), self.consts
+        )
+        return jax.jit(
+            stepper.update,
+            donate_argnums=() if model_flops else (0,),
+            out_shardings=None if model_flops else (shardings, sharding.replicated(self.mesh)),
+        ).lower(abstract, consts, batch)
+
+    def flops_per_step(self) -> float | None:
+        """Model FLOPs of one update of the global batch, from XLA's cost analysis; None if it has none."""
+        analysis = self.lower_update(model_flops=True).cost_analysis() or {}
+        return analysis.get("flops")
+
+    def jit_sample(self, **options) -> Callable[[Vars, PyTree, jax.Array], PyTree]:
+        """`System.sample` over a batch cut across the mesh; its outputs are whole on every process."""
+        return jax.jit(
+            functools.partial(self.system.sample, **options),
+            out_shardings=sharding.replicated(self.mesh),
+        )
+
+    def rows(self, count: int) -> int:
+        """The smallest batch size >= count that the mesh and the processes divide."""
+        unit = int(np.lcm(sharding.batch_shards(self.mesh), jax.process_count()))
+        return -(-count // unit) * unit
+
+    def put_rows(self, batch: PyTree) -> PyTree:
+        """A batch that every process holds whole -> global arrays cut over the mesh."""
+        where: NamedSharding = sharding.batch(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_callback(x.shape, where, lambda index: x[index]), batch
+        )
+
+    # -- the workdir ------------------------------------------------------------------------------
+
+    def claim_workdir(self) -> None:
+        """Write ``config.json`` into a new workdir; in an old one, check that it is the same run.
+
+        Raises:
+          ConfigError: the workdir was begun with another config; the differing fields are listed.
+        """
+        path = self.workdir / "config.json"
+        mine = json.loads(self.config.to_json(sort_keys=True))
+        if not path.exists():
+            if jax.process_index() == 0:
+                self.workdir.mkdir(parents=True, exist_ok=True)
+                aside = self.workdir / "config.json.tmp"
+                aside.write_text(json.dumps(mine, indent=1, sort_keys=True) + "\n")
+                aside.replace(path)
+            return
+        old, new = paths.flatten(json.loads(path.read_text())), paths.flatten(mine)
+        differing = [
+            f"{name}: {old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} here"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name) and not _is_free(name)
+        ]
+        if differing:
+            raise ConfigError(
+                f"{self.workdir} belongs to a run with another config ({'; '.join(differing[:8])}). "
+                "Choose another --workdir, or start from its weights with --config.init_from."
+            )
+        if old.get("steps") != new.get("steps"):
+            logging.warning(
+                "steps changes from %s to %s: schedules now end there", old["steps"], new["steps"]
+            )
+
+
+def _is_free(name: str) -> bool:
+    (value,) = paths.flatten(
+        paths.assign(((FREE_FIELDS, True), (".*", False)), {name: None})
+    ).values()
+    return value
+
+
+def _section(cls: type, part: Any, where: str) -> Any:
+    """A config section as the frozen dataclass `cls`."""
+    fields = {name: _tuples(value) for name, value in part.items()}
+    try:
+        return cls(**fields)
+    except TypeError as error:
+        known = ", ".join(field.name for field in dataclasses.fields(cls))
+        raise ConfigError(f"config section {where}: {error}. Known fields: {known}") from error
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, ml_collections.ConfigDict):
+        return {name: _tuples(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_tuples(item) for item in value)
+    return value

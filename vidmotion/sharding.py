@@ -1,0 +1,138 @@
+"""The device mesh ``(data, fsdp, tensor)`` and where each array lies on it.
+
+Shardings are decided by path rules on parameter names, not by metadata on the arrays. A rule's value is
+
+- ``None``: the leaf is on every device;
+- an axis name such as ``"fsdp"``: the largest dimension which that axis divides is split over it;
+- a tuple such as ``("fsdp", "tensor")``: one entry per dimension, aligned to the right, so that one rule
+  serves a layer and the same layer stacked by `scan`.
+
+Axes that do not divide their dimension are dropped, leaves below `MIN_SIZE` values stay whole.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vidmotion import paths
+from vidmotion.errors import ConfigError
+
+PyTree = Any
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+MIN_SIZE = 1024
+DEFAULT_RULES = ((".*", "fsdp"),)
+
+
+def make_mesh(shape: Mapping[str, int], devices: list | None = None) -> Mesh:
+    """Mesh with axes `AXES`.
+
+    Args:
+      shape: size of each axis; missing axes are 1, one axis may be -1 (all remaining devices).
+      devices: defaults to all devices of all processes.
+
+    Raises:
+      ConfigError: unknown axis, two free axes, or a product that is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    unknown = set(shape) - set(AXES)
+    if unknown:
+        raise ConfigError(f"config.mesh: unknown axes {sorted(unknown)}; the axes are {', '.join(AXES)}")
+    sizes = [int(shape.get(axis, 1)) for axis in AXES]
+    if sizes.count(-1) > 1:
+        raise ConfigError(f"config.mesh: at most one axis may be -1, got {dict(zip(AXES, sizes))}")
+    fixed = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and len(devices) % fixed == 0:
+        sizes[sizes.index(-1)] = len(devices) // fixed
+    if math.prod(sizes) != len(devices):
+        raise ConfigError(
+            f"config.mesh: {dict(zip(AXES, sizes))} needs {abs(math.prod(sizes))} devices, "
+            f"there are {len(devices)}"
+        )
+    return Mesh(
+        np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    )
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Number of pieces the batch is cut into: every axis but ``tensor`` divides it."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int, processes: int) -> None:
+    """Refuse a global batch that cannot be cut evenly.
+
+    Raises:
+      ConfigError: naming the sizes and the nearest batch sizes that fit.
+    """
+    unit = math.lcm(batch_shards(mesh) * accumulate, processes)
+    if batch_size % unit or batch_size < unit:
+        below = batch_size // unit * unit
+        near = f"{below} or {below + unit}" if below else f"{unit}"
+        raise ConfigError(
+            f"config.batch_size={batch_size} cannot be cut into {batch_shards(mesh)} mesh shards "
+            f"(data x fsdp) x {accumulate} microbatches on {processes} process(es); use {near}"
+        )
+
+
+def spec(shape: tuple[int, ...], value: Any, mesh: Mesh) -> PartitionSpec:
+    """Partition of an array of `shape` under a rule's `value` (see the module's docstring)."""
+    if value is None or math.prod(shape) < MIN_SIZE:
+        return PartitionSpec()
+    if isinstance(value, str):
+        size = mesh.shape[value]
+        fitting = [i for i, n in enumerate(shape) if n % size == 0 and n >= size]
+        if size == 1 or not fitting:
+            return PartitionSpec()
+        largest = max(fitting, key=lambda i: (shape[i], i))
+        return PartitionSpec(*(value if i == largest else None for i in range(len(shape))))
+    aligned = [None] * max(len(shape) - len(value), 0) + list(value)[-len(shape) :]
+    kept = [
+        axis if axis is not None and n % mesh.shape[axis] == 0 else None
+        for axis, n in zip(aligned, shape)
+    ]
+    return PartitionSpec(*kept)
+
+
+def of_params(params: PyTree, rules: paths.Rules, mesh: Mesh) -> PyTree:
+    """Tree of `NamedSharding` like the (abstract) parameter tree `params`.
+
+    Raises:
+      paths.RuleError: a leaf matches no rule.
+    """
+    values = paths.flatten(paths.assign([(r, (v,)) for r, v in rules], params, "config.sharding"))
+    return paths.unflatten(
+        {
+            path: NamedSharding(mesh, spec(leaf.shape, values[path][0], mesh))
+            for path, leaf in paths.flatten(params).items()
+        }
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """On every device, whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch(mesh: Mesh) -> NamedSharding:
+    """First dimension cut over ``data`` and ``fsdp``."""
+    return NamedSharding(mesh, BATCH)
+
+
+def put_batch(local: PyTree, mesh: Mesh) -> PyTree:
+    """This process's rows of a batch as global arrays cut over the mesh."""
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(batch(mesh), np.asarray(x)), local
+    )
+
+
+def bytes_per_device(abstract: PyTree, shardings: PyTree) -> int:
+    """Bytes that one device holds of a tree of shapes under its shardings."""
+    total = 0
+    for leaf, where in zip(jax.tree.leaves(abstract), jax.tree.leaves(shardings)):
+        total += math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return total

@@ -1,0 +1,250 @@
+"""One pure training update: players in order, accumulation, clipping, optimizer, EMA.
+
+The whole update is one jitted function of ``(state, consts, batch)``. Randomness is a function of
+(seed, step, player, microbatch), so a run resumed at step n continues as if it had never stopped.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vidmotion import paths
+from vidmotion.errors import ConfigError
+from vidmotion.optim import Optimizer
+from vidmotion.state import TrainState
+from vidmotion.system import Out, Player, System, Vars
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Ema:
+    """``config.ema``: average <- d * average + (1 - d) * params after each update.
+
+    Attributes:
+      decay: the asymptotic d; 0 switches averaging off.
+      warmup: use min(decay, (1 + n) / (10 + n)) at update n, so that short runs are averaged too.
+    """
+
+    decay: float = 0.0
+    warmup: bool = True
+
+    def at(self, step: jax.Array) -> jax.Array:
+        """() float32 decay of the update that follows `step` completed ones."""
+        decay = jnp.float32(self.decay)
+        if not self.warmup:
+            return decay
+        count = step.astype(jnp.float32)
+        return jnp.minimum(decay, (1.0 + count) / (10.0 + count))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stepper:
+    """Binds a system to its optimizers; builds states and the update function.
+
+    Attributes:
+      system: what is trained.
+      optimizers: ``{player name: Optimizer}``, exactly one per player of the system.
+      steps: planned number of updates (schedules end there).
+      seed: of all randomness.
+      accumulate: number of microbatches per update.
+      ema: averaging of the first player's trainable leaves.
+
+    Raises:
+      ConfigError: the optimizers' names are not the system's players.
+    """
+
+    system: System
+    optimizers: Mapping[str, Optimizer]
+    steps: int
+    seed: int = 0
+    accumulate: int = 1
+    ema: Ema = Ema()
+
+    def __post_init__(self):
+        names = [player.name for player in self.system.players]
+        if sorted(names) != sorted(self.optimizers):
+            raise ConfigError(
+                f"config.optimizer has sections {sorted(self.optimizers)}, the system's players "
+                f"are {sorted(names)}"
+            )
+
+    # -- state --------------------------------------------------------------------------------
+
+    def init_params(self, batch: PyTree) -> PyTree:
+        """Fresh ``{player: tree}``; jit-able, so that it can be placed as it is made."""
+        return self.system.init(jax.random.key(self.seed), batch)
+
+    def init_state(self, params: PyTree) -> TrainState:
+        """State at step 0 around given (possibly loaded) parameters; jit-able."""
+        opt, average = {}, {}
+        for player in self.system.players:
+            trainable, _ = self._split(player.name, params)
+            opt[player.name] = self._transform(player.name, trainable).init(trainable)
+        if self.ema.decay:
+            first = self.system.players[0].name
+            average = {first: self._split(first, params)[0]}
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            mutable=self.system.init_mutable(),
+            opt=opt,
+            ema=average,
+        )
+
+    def opt_like(self, player: str, opt: PyTree, params: PyTree, like: PyTree, other: Any) -> PyTree:
+        """Tree with the structure of a player's optimizer state.
+
+        Slots that mirror a parameter take that parameter's value in `like` (a tree over ALL of the
+        player's leaves, for example shardings), the rest take `other`.
+        """
+        mask = self.optimizers[player].trainable_mask(params[player])
+        return optax.tree_utils.tree_map_params(
+            self._transform(player, self._split(player, params)[0]),
+            lambda _, value: value,
+            opt,
+            paths.select(like, mask),
+            transform_non_params=lambda _: other,
+        )
+
+    def _split(self, player: str, params: PyTree) -> tuple[PyTree, PyTree]:
+        """A player's (trainable, frozen) leaves."""
+        mask = self.optimizers[player].trainable_mask(params[player])
+        inverse = jax.tree.map(lambda flag: not flag, mask)
+        return paths.select(params[player], mask), paths.select(params[player], inverse)
+
+    def _transform(self, player: str, trainable: PyTree) -> optax.GradientTransformation:
+        return self.optimizers[player].transform(trainable, self.steps)
+
+    # -- update -------------------------------------------------------------------------------
+
+    def update(
+        self, state: TrainState, consts: PyTree, batch: PyTree
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One completed update of every player that is due.
+
+        Args:
+          state: before the update.
+          consts: never-trained networks, a separate argument so that XLA does not bake them in.
+          batch: ``{name: (B, ...)}``, B divisible by `accumulate`.
+
+        Returns:
+          The next state and ``{name: () float32}``: the system's metrics, ``loss/<player>``, and
+          ``grad_norm/<player>`` before clipping, in all and per top-level module. A player that is
+          not due reports zeros.
+        """
+        micro = jax.tree.map(self._cut, batch)
+        step_key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        params, opt, mutable = dict(state.params), dict(state.opt), state.mutable
+        metrics, shared = {}, None
+        for index, player in enumerate(self.system.players):
+            key = jax.random.fold_in(step_key, index)
+
+            def run(operand, player=player, key=key, carry=shared if player.shares_forward else None):
+                current, slots, mutable = operand
+                return self._play(player, current, slots, mutable, consts, micro, key, state.step, carry)
+
+            operand = (params, opt[player.name], mutable)
+            if player.start == 0 and player.period == 1:
+                result = run(operand)
+            else:
+                result = self._when_due(player, state.step, run, operand)
+            params[player.name], opt[player.name], mutable, carry, seen = result
+            shared = carry if index == 0 else shared
+            metrics |= seen
+        return (
+            TrainState(
+                step=state.step + 1,
+                params=params,
+                mutable=mutable,
+                opt=opt,
+                ema=self._average(state, params),
+            ),
+            metrics,
+        )
+
+    def _cut(self, x_b: jax.Array) -> jax.Array:
+        """(B, ...) -> (A, B/A, ...); microbatch a takes rows a::A, which keeps rows on their device."""
+        rows = x_b.shape[0] // self.accumulate
+        return x_b.reshape(rows, self.accumulate, *x_b.shape[1:]).swapaxes(0, 1)
+
+    def _when_due(self, player: Player, step: jax.Array, run: Callable, operand: PyTree) -> PyTree:
+        """`run` when the player is due, else an untouched state and zero metrics: one compilation."""
+        due = (step >= player.start) & ((step - player.start) % player.period == 0)
+        shapes = jax.eval_shape(run, operand)
+
+        def rest(operand):
+            params, slots, mutable = operand
+            blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[3:])
+            return params[player.name], slots, mutable, *blank
+
+        return jax.lax.cond(due, run, rest, operand)
+
+    def _play(self, player, params, slots, mutable, consts, micro, key, step, carry):
+        """Gradient and update of one player; returns (params, slots, mutable, carry, metrics)."""
+        name = player.name
+        trainable, frozen = self._split(name, params)
+
+        def objective(trainable, mutable, batch, key, carry):
+            vars = Vars({**params, name: paths.merge(trainable, frozen)}, mutable, consts)
+            loss, out = self.system.loss(name, vars, batch, key, step, carry)
+            return loss, Out(
+                {f"loss/{name}": loss, **out.metrics},
+                out.mutable,
+                jax.lax.stop_gradient(out.carry),
+                jnp.asarray(out.weight, jnp.float32),
+            )
+
+        def micro_gradient(mutable, batch, index, carry):
+            return jax.value_and_grad(objective, has_aux=True)(
+                trainable, mutable, batch, jax.random.fold_in(key, index), carry
+            )
+
+        def weighted(out, grads):
+            return jax.tree.map(
+                lambda x: x.astype(jnp.float32) * out.weight, (grads, out.metrics)
+            ), out.weight
+
+        if self.accumulate == 1:
+            batch, here = jax.tree.map(lambda x: x[0], (micro, carry))
+            (_, out), grads = micro_gradient(mutable, batch, 0, here)
+            mutable, metrics = out.mutable, out.metrics
+            carries = jax.tree.map(lambda x: x[None], out.carry)
+        else:
+
+            def body(state, xs):
+                mutable, sums = state
+                (_, out), grads = micro_gradient(mutable, *xs)
+                return (out.mutable, jax.tree.map(jnp.add, sums, weighted(out, grads))), out.carry
+
+            xs = (micro, jnp.arange(self.accumulate), carry)
+            first = jax.tree.map(lambda x: x[0], xs)
+            (_, out), grads = jax.eval_shape(micro_gradient, mutable, *first)
+            sums = jax.tree.map(
+                lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(weighted, out, grads)
+            )
+            (mutable, ((grads, metrics), weight)), carries = jax.lax.scan(
+                body, (mutable, sums), xs
+            )
+            grads, metrics = jax.tree.map(lambda x: x / weight, (grads, metrics))
+
+        updates, slots = self._transform(name, trainable).update(grads, slots, trainable)
+        trainable = optax.apply_updates(trainable, updates)
+        metrics = {key: jnp.asarray(value, jnp.float32) for key, value in metrics.items()}
+        metrics[f"grad_norm/{name}"] = optax.global_norm(grads)
+        if len(grads) > 1:
+            for module, grad in grads.items():
+                metrics[f"grad_norm/{name}/{module}"] = optax.global_norm(grad)
+        return paths.merge(frozen, trainable), slots, mutable, carries, metrics
+
+    def _average(self, state: TrainState, params: PyTree) -> PyTree:
+        if not self.ema.decay:
+            return state.ema
+        first = self.system.players[0].name
+        decay = self.ema.at(state.step)
+        fresh = {first: self._split(first, params)[0]}
+        return jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, fresh)

@@ -1,0 +1,182 @@
+"""The one interface between a paper and the training loop, and the table of systems.
+
+A system is a frozen dataclass of numbers and linen modules, never arrays. It is built by splatting
+``config.system`` into it, so a misspelt field is an error and there is no second schema.
+"""
+
+import abc
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vidmotion.errors import ConfigError
+
+PyTree = Any
+
+SYSTEMS = {
+    "bcd": "vidmotion.systems.bcd:BCD",
+    "sprites_judge": "vidmotion.systems.sprites_judge:SpritesJudge",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Player:
+    """One optimisation player.
+
+    Attributes:
+      name: top-level key of its parameters, and of its section in ``config.optimizer``.
+      start: first step (count of completed updates) at which it learns.
+      period: it learns every `period` steps from `start` on.
+      shares_forward: it reuses the first player's stop-gradient outputs (`Out.carry`) instead of
+        recomputing them with that player's updated parameters.
+    """
+
+    name: str
+    start: int = 0
+    period: int = 1
+    shares_forward: bool = False
+
+
+class Vars(NamedTuple):
+    """All arrays a system reads: trained (and frozen) parameters, mutable state, never-trained constants."""
+
+    params: PyTree
+    mutable: PyTree
+    consts: PyTree
+
+
+class Out(NamedTuple):
+    """What a loss returns beside its scalar.
+
+    Attributes:
+      metrics: ``{name: () array}``, averaged over microbatches by `weight`.
+      mutable: the new mutable state.
+      carry: stop-gradient outputs for later players that share the forward pass.
+      weight: () array, how much this microbatch counts (1 unless microbatches are uneven).
+    """
+
+    metrics: dict[str, jax.Array]
+    mutable: PyTree = {}
+    carry: PyTree = ()
+    weight: jax.Array | float = 1.0
+
+
+class System(abc.ABC):
+    """What every paper provides. Subclasses are frozen dataclasses."""
+
+    @property
+    def players(self) -> tuple[Player, ...]:
+        """Players in the order in which they update."""
+        return (Player("model"),)
+
+    @abc.abstractmethod
+    def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Names, shapes and dtypes of a training batch of `batch` examples."""
+
+    @abc.abstractmethod
+    def init(self, key: jax.Array, batch: PyTree) -> PyTree:
+        """Parameters ``{player: tree}`` for ALL stages; the tree never changes between stages."""
+
+    def init_mutable(self) -> PyTree:
+        """Non-gradient state (code usage, running statistics)."""
+        return {}
+
+    def consts_spec(self) -> dict[str, Any]:
+        """Networks this paper never trains: ``{name: zero-argument loader}``."""
+        return {}
+
+    @abc.abstractmethod
+    def loss(
+        self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
+    ) -> tuple[jax.Array, Out]:
+        """Scalar loss of `player` on `batch` after `step` completed updates."""
+
+    def sample(self, vars: Vars, batch: PyTree, key: jax.Array, **options) -> PyTree:
+        """Outputs for pictures and evaluators; pure and jit-able."""
+        raise ConfigError(f"{type(self).__name__} has nothing to sample")
+
+    def evaluators(self) -> tuple[str, ...]:
+        """Names from `vidmotion.evaluation` that make sense for this system."""
+        return ()
+
+    def tokens(self, batch: int) -> int:
+        """Tokens the largest network processes for `batch` examples (0 where the word has no meaning)."""
+        return 0
+
+
+def check_batch(system: System, batch: PyTree, size: int) -> None:
+    """Compare what the loader yields with what the system expects.
+
+    Raises:
+      ConfigError: a name is missing, or a shape or dtype differs; every offender is named.
+    """
+    wrong = []
+    for name, want in system.input_spec(size).items():
+        have = batch.get(name)
+        if have is None:
+            wrong.append(f"{name}: missing (the data yield {sorted(batch)})")
+        elif have.shape != want.shape or have.dtype != want.dtype:
+            wrong.append(f"{name}: {have.dtype}{have.shape}, expected {want.dtype}{want.shape}")
+    if wrong:
+        raise ConfigError("the data do not fit config.system: " + "; ".join(wrong))
+
+
+def build(section: Mapping[str, Any]) -> System:
+    """Build the system that ``config.system`` describes.
+
+    Args:
+      section: mapping with `name` (a key of `SYSTEMS`) and that system's fields.
+
+    Raises:
+      ConfigError: unknown name, unknown field or a value that does not fit.
+    """
+    fields = {key: _plain(value) for key, value in section.items()}
+    name = fields.pop("name", None)
+    if name not in SYSTEMS:
+        raise ConfigError(f"config.system.name={name!r}: choose one of {', '.join(sorted(SYSTEMS))}")
+    module, _, attribute = SYSTEMS[name].partition(":")
+    cls = getattr(importlib.import_module(module), attribute)
+    try:
+        return cls(**fields)
+    except TypeError as error:
+        known = ", ".join(field.name for field in dataclasses.fields(cls))
+        raise ConfigError(f"config.system ({name}): {error}. Known fields: {known}") from error
+
+
+def record(cls: type, values: Any, where: str) -> Any:
+    """`values` (a mapping, or already a `cls`) as the frozen dataclass `cls`.
+
+    Raises:
+      ConfigError: an unknown field; the known ones are listed.
+    """
+    if isinstance(values, cls):
+        return values
+    try:
+        return cls(**values)
+    except TypeError as error:
+        known = ", ".join(field.name for field in dataclasses.fields(cls))
+        raise ConfigError(f"config.system.{where}: {error}. Known fields: {known}") from error
+
+
+def _plain(value: Any) -> Any:
+    """ConfigDicts as dicts and lists as tuples, so that the fields of a system are hashable records."""
+    if isinstance(value, Mapping) or hasattr(value, "to_dict"):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item) for item in value)
+    return value
+
+
+def dtype(name: str) -> jnp.dtype:
+    """Compute dtype by its config name, ``float32`` or ``bfloat16`` (parameters stay float32).
+
+    Raises:
+      ConfigError: any other name.
+    """
+    if name not in ("float32", "bfloat16"):
+        raise ConfigError(f"dtype={name!r}: choose float32 or bfloat16")
+    return jnp.dtype(name)

@@ -1,0 +1,540 @@
+"""BCD: bitrate-controlled diffusion for disentangling motion and content in video (ICCV 2025).
+
+Li, Chen, Peng, Yu, Chen, Lu, arXiv 2509.08376. A clip is cut into two halves A and B. The content c comes
+from A, the motion m from B; m passes a vector quantiser whose entropy is held to a target bitrate; a diffusion
+denoiser rebuilds B from (c, m_hat). Since c never sees B and m_hat is too narrow to carry appearance, each
+must carry what only it can.
+
+    L = L_d + lambda * L_rate                                                    (lambda = 0.04)
+
+What the paper leaves open is a field with the recommended choice as its default; the register of those gaps
+is in the docstrings below.
+
+Shape suffixes: b batch, t frames, k content tokens, d content width, m motion feature; v video in pixels,
+z latent video (both b t h w c).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vidmotion.diffusion import process, samplers
+from vidmotion.diffusion.guidance import guided
+from vidmotion.errors import ConfigError
+from vidmotion.losses import bitrate
+from vidmotion.models.disentangle import DisentanglingEncoder
+from vidmotion.models.dit import VideoDiT
+from vidmotion.models.quantizer import GroupedQuantizer, temperature
+from vidmotion.system import Out, System, Vars, dtype, record
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelCodec:
+    """No VAE: diffusion in pixels, x = (v / 256 - mean) / std * 0.5 (Sprites; spec 6.1).
+
+    Attributes:
+      mean, std: of v / 256 over the training set, so that x has the EDM's sigma_data = 0.5.
+    """
+
+    mean: float
+    std: float
+
+    def latent_shape(self, size: int) -> tuple[int, int]:
+        """(height, channels) of a latent frame."""
+        return size, 3
+
+    def encode(self, video: jax.Array) -> jax.Array:
+        """uint8 (B, T, H, W, 3) -> float32 latents."""
+        return (video.astype(jnp.float32) / 256.0 - self.mean) * (0.5 / self.std)
+
+    def decode(self, latent: jax.Array) -> jax.Array:
+        """Latents -> float32 video in [0, 1] (1 is pixel value 255)."""
+        return jnp.clip((latent * (self.std / 0.5) + self.mean) * (256.0 / 255.0), 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """T5 encoder (Tables A4, A5) and its gaps 1 and 2.
+
+    Attributes:
+      layers, width, heads, mlp_dim: of the T5 stack; the head width is width / heads.
+      content_tokens: K. Not in paper; 64 is one token per patch of the denoiser's 8x8 grid.
+      content_width: C_c. Not in paper; 0 takes `width`.
+      frame_stem: how a frame becomes one token. Not in paper; ``linear`` or ``conv``.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    mlp_dim: int
+    content_tokens: int = 64
+    content_width: int = 0
+    frame_stem: str = "linear"
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantizer:
+    """Bitrate-controlled vector quantisation (Tables A4, A5) and gaps 4 and 5.
+
+    Attributes:
+      books, dim, entries: number of codebooks N, dimension D of each, entries J of each.
+      tau_max, tau_min, tau_decay: Gumbel-softmax temperature max(tau_max * decay^n, tau_min).
+      alpha, learn_alpha, distance, hard, normalise, post_linear: see `GroupedQuantizer`.
+    """
+
+    books: int
+    dim: int
+    entries: int
+    tau_max: float
+    tau_min: float
+    tau_decay: float
+    alpha: float = 0.0
+    learn_alpha: bool = False
+    distance: str = "sq_l2"
+    hard: bool = True
+    normalise: bool = True
+    post_linear: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """The rate term and gap 3.
+
+    Attributes:
+      target: bits per second at the nominal 25 frames/s.
+      weight: lambda.
+      mode: which quantity is squared. Not in paper; see `losses.bitrate.rate_loss`.
+    """
+
+    target: float
+    weight: float = 0.04
+    mode: str = "per_codebook_mean"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cross:
+    """Cross-driven training and gap 11.
+
+    Attributes:
+      enabled: False takes c and m from the same half (an ablation; it collapses in the paper).
+      symmetric: also rebuild A from (content of B, motion of A). The paper states A -> B.
+      content_frames: frames of A that content may see; 0 is all (Table A2 tries 1, 5, 15, 20).
+    """
+
+    enabled: bool = True
+    symmetric: bool = False
+    content_frames: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoiser:
+    """DiT denoiser (Tables A4, A5) and gaps 1, 6 and 8; see `VideoDiT` for the fields."""
+
+    patch: int
+    width: int
+    layers: int
+    heads: int
+    mlp_dim: int = 0
+    temporal_blocks: tuple[int, ...] = (0, 2, 4, 6, 8, 10)
+    placement: str = "insert"
+    temporal: bool = True
+    temporal_position: str = "rope"
+    motion_inject: str = "adagn"
+    content_concat: str = "channel"
+    groups: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (Tables A4, A5) and gap 9.
+
+    Attributes:
+      drop: probability per clip of replacing the conditions by learned nulls in training.
+      independent: drop c and m_hat independently. Not in paper; default both together.
+      scale: w of D_null + w * (D_cond - D_null) at sampling.
+    """
+
+    drop: float = 0.1
+    independent: bool = False
+    scale: float = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Diffusion:
+    """Training process and gap 7.
+
+    Attributes:
+      kind: ``edm``, or ``ddpm_eps`` for noise prediction on a linear 1000-step schedule.
+      sigma_data, p_mean, p_std: of EDM.
+      sigma_per_frame: one noise level per frame instead of per clip. Not in paper; default per clip.
+    """
+
+    kind: str = "edm"
+    sigma_data: float = 0.5
+    p_mean: float = -1.2
+    p_std: float = 1.2
+    sigma_per_frame: bool = False
+
+    def process(self) -> process.Process:
+        """The process these fields describe.
+
+        Raises:
+          ConfigError: unknown kind.
+        """
+        if self.kind == "edm":
+            return process.EDM(self.sigma_data, self.p_mean, self.p_std)
+        if self.kind == "ddpm_eps":
+            return process.DDPM()
+        raise ConfigError(f"config.system.diffusion.kind={self.kind!r}: choose edm or ddpm_eps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Sampling (Tables A4, A5).
+
+    Attributes:
+      steps: number of noise levels.
+      method: ``heun`` (2 * steps - 1 evaluations) or ``euler``.
+      window: frames per window of motion encoding and denoising, all windows from the same noise;
+        0 is the half-clip length seen in training. Not in paper.
+    """
+
+    steps: int
+    method: str = "heun"
+    window: int = 0
+
+
+RECORDS = {
+    "codec": PixelCodec,
+    "encoder": Encoder,
+    "quantizer": Quantizer,
+    "rate": Rate,
+    "cross": Cross,
+    "denoiser": Denoiser,
+    "guidance": Guidance,
+    "diffusion": Diffusion,
+    "sampler": Sampler,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BCD(System):
+    """Bitrate-controlled diffusion.
+
+    Attributes:
+      frames, size: of a training clip; `frames` is even, the halves are A and B.
+      codec ... sampler: the records above, or mappings of their fields.
+      compute: ``float32`` or ``bfloat16``; parameters, quantiser, entropies, softmaxes, noise scalings and
+        losses are float32 either way.
+      remat, scan: of the denoiser (remat also of the encoder).
+
+    Raises:
+      ConfigError: sizes that do not fit together.
+    """
+
+    frames: int
+    size: int
+    codec: PixelCodec
+    encoder: Encoder
+    quantizer: Quantizer
+    rate: Rate
+    denoiser: Denoiser
+    sampler: Sampler
+    cross: Cross = Cross()
+    guidance: Guidance = Guidance()
+    diffusion: Diffusion = Diffusion()
+    compute: str = "float32"
+    remat: bool = False
+    scan: bool = False
+
+    def __post_init__(self):
+        for name, cls in RECORDS.items():
+            object.__setattr__(self, name, record(cls, getattr(self, name), name))
+        if self.frames < 2 or self.frames % 2:
+            raise ConfigError(f"config.system.frames={self.frames}: two halves need an even number >= 2")
+        if self.cross.content_frames > self.half:
+            raise ConfigError(
+                f"config.system.cross.content_frames={self.cross.content_frames}: a half has only "
+                f"{self.half} frames"
+            )
+        if self.rate.mode not in bitrate.MODES:
+            raise ConfigError(
+                f"config.system.rate.mode={self.rate.mode!r}: choose {', '.join(bitrate.MODES)}"
+            )
+        if self.sampler.method not in samplers.SAMPLERS:
+            raise ConfigError(
+                f"config.system.sampler.method={self.sampler.method!r}: choose "
+                f"{' or '.join(samplers.SAMPLERS)}"
+            )
+        try:
+            self._denoiser.check(self.encoder.content_tokens, self.content_width)
+        except ValueError as error:
+            raise ConfigError(f"config.system.{error}") from error
+        self.diffusion.process()
+        dtype(self.compute)
+
+    # -- networks ---------------------------------------------------------------------------------
+
+    @property
+    def half(self) -> int:
+        """T_h, frames of one half."""
+        return self.frames // 2
+
+    @property
+    def motion_width(self) -> int:
+        """C_m = N * D."""
+        return self.quantizer.books * self.quantizer.dim
+
+    @property
+    def content_width(self) -> int:
+        """C_c."""
+        return self.encoder.content_width or self.encoder.width
+
+    @property
+    def target_bits(self) -> float:
+        """H*, bits per frame."""
+        return bitrate.bits_per_frame(self.rate.target)
+
+    @property
+    def _encoder(self) -> DisentanglingEncoder:
+        e = self.encoder
+        return DisentanglingEncoder(
+            content_tokens=e.content_tokens,
+            content_width=self.content_width,
+            motion_width=self.motion_width,
+            layers=e.layers,
+            width=e.width,
+            heads=e.heads,
+            head_dim=e.width // e.heads,
+            mlp_dim=e.mlp_dim,
+            frame_stem=e.frame_stem,
+            remat=self.remat,
+            dtype=dtype(self.compute),
+        )
+
+    @property
+    def _quantizer(self) -> GroupedQuantizer:
+        q = self.quantizer
+        return GroupedQuantizer(
+            books=q.books,
+            entries=q.entries,
+            dim=q.dim,
+            alpha=q.alpha,
+            learn_alpha=q.learn_alpha,
+            distance=q.distance,
+            hard=q.hard,
+            normalise=q.normalise,
+            post_linear=q.post_linear,
+        )
+
+    @property
+    def _denoiser(self) -> VideoDiT:
+        height, channels = self.codec.latent_shape(self.size)
+        return VideoDiT(
+            height=height,
+            channels=channels,
+            **dataclasses.asdict(self.denoiser),
+            remat=self.remat,
+            scan=self.scan,
+            dtype=dtype(self.compute),
+        )
+
+    # -- the interface ----------------------------------------------------------------------------
+
+    def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """``video``: uint8 (B, T, H, W, 3)."""
+        shape = (batch, self.frames, self.size, self.size, 3)
+        return {"video": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+
+    def init(self, key: jax.Array, batch: PyTree) -> PyTree:
+        """``{"model": {encoder, quantizer, denoiser, null}}``; temporal blocks exist from the start."""
+        keys = jax.random.split(key, 5)
+        z = self.codec.encode(batch["video"][:1, : self.half])
+        c = jnp.zeros((1, self.encoder.content_tokens, self.content_width))
+        m = jnp.zeros((1, self.half, self.motion_width))
+        time = jnp.zeros((1, self.half))
+        return {
+            "model": {
+                "encoder": self._encoder.init(keys[0], z)["params"],
+                "quantizer": self._quantizer.init(keys[1], m)["params"],
+                "denoiser": self._denoiser.init(keys[2], z, time, c, m)["params"],
+                "null": {
+                    "content": 0.02 * jax.random.normal(keys[3], c.shape[1:]),
+                    "motion": 0.02 * jax.random.normal(keys[4], (self.motion_width,)),
+                },
+            }
+        }
+
+    def tokens(self, batch: int) -> int:
+        """Denoiser tokens of a batch: clips x rebuilt frames x patches."""
+        rebuilt = self.half * (2 if self.cross.symmetric and self.cross.enabled else 1)
+        return batch * rebuilt * self._denoiser.tokens
+
+    def evaluators(self) -> tuple[str, ...]:
+        """Motion transfer against the exact render (heads) or judged by a classifier (Sprites)."""
+        return ("heads_swap", "sprites_transfer")
+
+    def loss(
+        self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
+    ) -> tuple[jax.Array, Out]:
+        """L_d + lambda * L_rate on a batch of clips (see the module's docstring)."""
+        params = vars.params["model"]
+        q = self.quantizer
+        code_key, noise_key, drop_key = jax.random.split(key, 3)
+        z = self.codec.encode(batch["video"])
+        target, c, m = self._cross_drive(params, z)
+        tau = temperature(step, q.tau_max, q.tau_min, q.tau_decay)
+        code = self._quantize(params, m, tau, code_key)
+        c, m_hat = self._drop_conditions(params, c, code.m_hat_btm, drop_key)
+        denoising = self._denoising_loss(params, target, c, m_hat, noise_key)
+
+        bits_n = bitrate.entropy_bits(jnp.mean(code.soft_btnj, axis=(0, 1)))
+        rate = bitrate.rate_loss(bits_n, self.target_bits, self.rate.mode)
+        hard_usage_nj = jnp.mean(jax.nn.one_hot(code.ids_btn, q.entries), axis=(0, 1))
+        hard_bits_n = bitrate.entropy_bits(hard_usage_nj)
+        metrics = {
+            "denoising": denoising,
+            "rate": rate,
+            "bits_soft": jnp.sum(bits_n),
+            "bits_hard": jnp.sum(hard_bits_n),
+            "kbps_hard": bitrate.kbps(jnp.sum(hard_bits_n)),
+            "book_bits_min": jnp.min(bits_n),
+            "book_bits_max": jnp.max(bits_n),
+            "dead_entries": jnp.sum(hard_usage_nj == 0),
+            "tau": tau,
+        }
+        return denoising + self.rate.weight * rate, Out(metrics, vars.mutable)
+
+    def sample(
+        self,
+        vars: Vars,
+        batch: PyTree,
+        key: jax.Array,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> PyTree:
+        """Motion transfer: the content of one clip moved by another.
+
+        Args:
+          vars: parameters (normally the averaged ones).
+          batch: ``content`` uint8 (B, T_c, H, W, 3), any T_c; ``motion`` uint8 (B, T, H, W, 3).
+          key: of the initial noise, shared by all windows of a clip.
+          steps, guidance: instead of the config's.
+
+        Returns:
+          ``video`` float32 (B, T, H, W, 3) in [0, 1]; ``ids`` int32 (B, T, N) of the codes; ``soft_usage``
+          (B, N, J), each clip's mean soft assignment.
+        """
+        params = vars.params["model"]
+        c, _ = self._encode(params, self.codec.encode(batch["content"]))
+        z = self.codec.encode(batch["motion"])
+        clips, frames = z.shape[:2]
+        window = min(self.sampler.window or self.half, frames)
+        count = -(-frames // window)
+        padded = jnp.take(z, jnp.minimum(jnp.arange(count * window), frames - 1), axis=1)
+        _, m = self._encode(params, padded.reshape(clips * count, window, *z.shape[2:]))
+        code = self._quantize(params, m)
+        noise = jax.random.normal(key, (clips, window, *z.shape[2:]))
+        latent = self._denoise_from(
+            params,
+            jnp.repeat(noise, count, axis=0),
+            jnp.repeat(c, count, axis=0),
+            code.m_hat_btm,
+            self.sampler.steps if steps is None else steps,
+            self.guidance.scale if guidance is None else guidance,
+        )
+
+        def join(x):
+            return x.reshape(clips, count * window, *x.shape[2:])[:, :frames]
+
+        return {
+            "video": self.codec.decode(join(latent)),
+            "ids": join(code.ids_btn),
+            "soft_usage": jnp.mean(join(code.soft_btnj), axis=1),
+        }
+
+    # -- parts ------------------------------------------------------------------------------------
+
+    def _encode(self, params: PyTree, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self._encoder.apply({"params": params["encoder"]}, z)
+
+    def _quantize(self, params, m, tau=1.0, key=None):
+        return self._quantizer.apply({"params": params["quantizer"]}, m, tau, key)
+
+    def _cross_drive(self, params: PyTree, z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(target latents, content, motion); each half is encoded on its own, so nothing leaks."""
+        first, second = z[:, : self.half], z[:, self.half :]
+        cut = self.cross.content_frames or self.half
+        if not self.cross.enabled:
+            c, m = self._encode(params, second)
+            return second, c, m
+        if cut < self.half:
+            c, _ = self._encode(params, jnp.concatenate([first, second])[:, :cut])
+            _, m = self._encode(params, jnp.concatenate([first, second]))
+        else:
+            c, m = self._encode(params, jnp.concatenate([first, second]))
+        (c_first, c_second), (m_first, m_second) = jnp.split(c, 2), jnp.split(m, 2)
+        if not self.cross.symmetric:
+            return second, c_first, m_second
+        return (
+            jnp.concatenate([second, first]),
+            jnp.concatenate([c_first, c_second]),
+            jnp.concatenate([m_second, m_first]),
+        )
+
+    def _drop_conditions(self, params, c, m_hat, key):
+        """Replace conditions by the learned nulls with probability `guidance.drop` per clip."""
+        keys = jax.random.split(key)
+        drop_c = jax.random.bernoulli(keys[0], self.guidance.drop, (c.shape[0], 1, 1))
+        drop_m = drop_c
+        if self.guidance.independent:
+            drop_m = jax.random.bernoulli(keys[1], self.guidance.drop, (c.shape[0], 1, 1))
+        null = params["null"]
+        return (
+            jnp.where(drop_c, null["content"][None], c),
+            jnp.where(drop_m, null["motion"][None, None], m_hat),
+        )
+
+    def _denoise(self, params, y, sigma_bt, c, m_hat):
+        """D(y; sigma | c, m_hat) with the process's preconditioning; sigma is (B, T)."""
+        scale = self.diffusion.process().scalings(sigma_bt)
+
+        def wide(x_bt):
+            return x_bt[:, :, None, None, None]
+
+        raw = self._denoiser.apply(
+            {"params": params["denoiser"]}, wide(scale.c_in) * y, scale.time, c, m_hat
+        )
+        return wide(scale.c_skip) * y + wide(scale.c_out) * raw
+
+    def _denoising_loss(self, params, z, c, m_hat, key):
+        """L_d: mean of weight(sigma) * (D(z + sigma n) - z)^2."""
+        diffusion = self.diffusion.process()
+        sigma_key, noise_key = jax.random.split(key)
+        levels = (z.shape[0], z.shape[1] if self.diffusion.sigma_per_frame else 1)
+        sigma_bt = jnp.broadcast_to(diffusion.sample_sigma(sigma_key, levels), z.shape[:2])
+        wide = sigma_bt[:, :, None, None, None]
+        y = z + wide * jax.random.normal(noise_key, z.shape)
+        error = (self._denoise(params, y, sigma_bt, c, m_hat) - z) ** 2
+        return jnp.mean(diffusion.weight(sigma_bt) * jnp.mean(error, axis=(2, 3, 4)))
+
+    def _denoise_from(self, params, noise, c, m_hat, steps, scale):
+        """Sample latents like `noise` given content and motion, guided by `scale`."""
+        diffusion = self.diffusion.process()
+        null = jax.tree.map(
+            lambda value, like: jnp.broadcast_to(value, like.shape),
+            (params["null"]["content"][None], params["null"]["motion"][None, None]),
+            (c, m_hat),
+        )
+
+        def denoise(x, sigma, condition):
+            return self._denoise(params, x, jnp.broadcast_to(sigma, x.shape[:2]), *condition)
+
+        sigmas = samplers.karras_sigmas(steps, diffusion.sigma_min, diffusion.sigma_max)
+        return samplers.sample(
+            guided(denoise, (c, m_hat), null, scale), noise, sigmas, self.sampler.method
+        )

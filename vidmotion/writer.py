@@ -1,0 +1,344 @@
+"""What a run says while it goes: metric files, a progress line, metrics read one step late."""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+import jax
+import numpy as np
+from absl import logging
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tqdm import tqdm
+
+METRICS_FILE = "metrics.jsonl"
+EVENTS_DIR = "tensorboard"
+
+
+def read_metrics(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+    """Yield the records of a `metrics.jsonl` in file order; lines torn by a crash are skipped.
+
+    Each record holds "step" (int), "time" (Unix seconds) and the named values. A value that was not
+    finite reads as one of the strings "nan", "inf", "-inf", which `float()` turns back.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    with open(path, "rb") as lines:
+        for line in lines:
+            record = _parse(line)
+            if record is not None:
+                yield record
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # torn: not JSON, or cut inside a character
+        return None
+    whole = isinstance(record, dict) and isinstance(record.get("step"), int)
+    return record if whole else None
+
+
+class MetricWriter:
+    """Writes `metrics.jsonl` and TensorBoard event files (`tensorboard/`) under a work directory.
+
+    A failing disk never stops a run: the first `OSError` is logged as a warning, what could not be
+    written is lost, and every later call tries again. Mistakes of the caller do raise.
+
+    Args:
+        workdir: local directory, made if absent.
+        resume_step: the number of completed updates this run starts from. Records of later steps,
+            left by a run that was killed after its last checkpoint, are dropped from
+            `metrics.jsonl` and marked as superseded for TensorBoard. None only appends.
+        is_host0: False makes every method a no-op, for the other processes of a job.
+
+    Raises:
+        ValueError: `workdir` is a URL; both files need a local disk.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        resume_step: int | None = None,
+        is_host0: bool = True,
+    ):
+        if "://" in os.fspath(workdir):
+            raise ValueError(f"metrics are written to a local directory, not to {workdir}")
+        self._active = is_host0
+        self._dir = Path(workdir)
+        self._resume_step = resume_step
+        self._warned = False
+        self._lines = None
+        self._events: EventsWriter | None = None
+        self._guard(self._prepare)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Record numbers (Python, numpy or JAX scalars) at `step`; one JSON line for the call.
+
+        Raises:
+            ValueError: a value is named "step" or "time".
+            TypeError: a value is not a scalar.
+        """
+        if self._active:
+            numbers = {name: float(value) for name, value in values.items()}
+            self._line(step, {name: _strict(value) for name, value in numbers.items()})
+            self._summaries(step, [summary.scalar(*item) for item in numbers.items()])
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Record pictures, each uint8 (H, W, 3), for TensorBoard.
+
+        Raises:
+            ValueError: an image has another dtype or shape.
+        """
+        if self._active:
+            for name, image in images.items():
+                if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+                    raise ValueError(
+                        f"image {name!r} must be uint8 (H, W, 3), got {image.dtype} {image.shape}"
+                    )
+            self._summaries(
+                step, [summary.image(*item, dataformats="HWC") for item in images.items()]
+            )
+
+    def text(self, step: int, texts: Mapping[str, str]) -> None:
+        """Record strings, in both places; TensorBoard shows them as Markdown.
+
+        Raises:
+            ValueError: a text is named "step" or "time".
+        """
+        if self._active:
+            self._line(step, dict(texts))
+            self._summaries(step, [summary.text(*item) for item in texts.items()])
+
+    def flush(self) -> None:
+        """Hand everything written so far to the operating system."""
+        self._guard(lambda: self._events and self._events.flush())
+
+    def close(self) -> None:
+        """Flush and release both files; a writer is not used after that."""
+        self._guard(lambda: self._events and self._events.close())
+        self._guard(lambda: self._lines and self._lines.close())
+        self._active = False
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+    def _guard(self, write: Callable[[], Any]) -> bool:
+        """Run `write` and say whether it went well; the first failure is told, none is raised."""
+        if not self._active:
+            return False
+        try:
+            write()
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                logging.warning(
+                    "metrics under %s could not be written (%s); the run goes on, records may be "
+                    "missing from here on",
+                    self._dir,
+                    error,
+                )
+            return False
+        return True
+
+    def _prepare(self) -> None:
+        self._dir.mkdir(parents=True, exist_ok=True)
+        path = self._dir / METRICS_FILE
+        if self._resume_step is not None and path.exists():
+            _drop_after(path, self._resume_step)
+        # Unbuffered: a line is one system call, so a killed run loses at most the line in flight.
+        self._lines = open(path, "ab+", buffering=0)  # noqa: SIM115
+
+    def _line(self, step: int, values: dict[str, Any]) -> None:
+        if clash := {"step", "time"} & values.keys():
+            raise ValueError(f"the name {min(clash)!r} is taken by the record itself")
+        record = {"step": int(step), "time": round(time.time(), 3), **values}
+        data = json.dumps(record, allow_nan=False).encode() + b"\n"
+
+        def write() -> None:
+            if self._lines is None:
+                self._prepare()
+            # A line that a crash or a full disk cut short is closed off: it costs itself alone.
+            payload = b"\n" + data if _is_torn(self._lines) else data
+            if (written := self._lines.write(payload)) != len(payload):
+                raise OSError(f"wrote {written} of {len(payload)} bytes to {METRICS_FILE}")
+
+        self._guard(write)
+
+    def _summaries(self, step: int, summaries: list) -> None:
+        def write() -> None:
+            if self._events is None:
+                self._events = self._open_events()
+            for item in summaries:
+                self._events.write_event(Event(wall_time=time.time(), step=step, summary=item))
+
+        if not self._guard(write):
+            self._events = None  # a torn record hides all that follows it: go on in a new file
+
+    def _open_events(self) -> EventsWriter:
+        # tensorboardX's SummaryWriter writes from a thread; when that thread meets a full disk it
+        # dies and the queue then blocks the caller for ever. Its file writer is used directly.
+        folder = self._dir / EVENTS_DIR
+        folder.mkdir(parents=True, exist_ok=True)
+        # The name has seconds only; nanoseconds keep two writers of one second apart.
+        events = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        if self._resume_step is not None:
+            start = SessionLog(status=SessionLog.START)
+            events.write_event(
+                Event(wall_time=time.time(), step=self._resume_step + 1, session_log=start)
+            )
+            self._resume_step = None  # said once: a later file must not discard this run's steps
+        return events
+
+
+def _strict(value: float) -> float | str:
+    """JSON has no NaN or infinity: they are written as "nan", "inf", "-inf"."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _is_torn(file: BinaryIO) -> bool:
+    if not file.seek(0, os.SEEK_END):
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Keep the records of `path` up to and including `step`; written aside, then renamed."""
+    aside = path.with_name(f".{path.name}.tmp")
+    dropped = 0
+    with open(path, "rb") as lines, open(aside, "wb") as kept:
+        for line in lines:
+            record = _parse(line)
+            if record is None or record["step"] > step:
+                dropped += 1
+            else:
+                kept.write(line.rstrip(b"\n") + b"\n")
+        kept.flush()
+        os.fsync(kept.fileno())
+    os.replace(aside, path)
+    if dropped:
+        logging.info("%s: dropped %d lines past step %d", path, dropped, step)
+
+
+class DeferredMetrics:
+    """Metrics handed over as device arrays and read `delay` steps later, off the critical path.
+
+    Reading step n while step n + 1 already runs keeps the host from waiting on the device.
+    """
+
+    def __init__(self, delay: int = 1):
+        self._delay = delay
+        self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
+
+    def push(
+        self, step: int, metrics: Mapping[str, jax.Array]
+    ) -> list[tuple[int, dict[str, float]]]:
+        """Hand over the scalars of `step`; return those now old enough, oldest first.
+
+        Arrays may be on device and unfinished; of a multi-process job they must be replicated.
+
+        Raises:
+            TypeError: a metric that comes due is not a scalar.
+        """
+        for value in metrics.values():
+            if isinstance(value, jax.Array):
+                value.copy_to_host_async()
+        self._pending.append((step, metrics))
+        ready = self._pending[: -self._delay] if self._delay else self._pending
+        self._pending = self._pending[len(ready) :]
+        return [_to_host(*item) for item in ready]
+
+    def drain(self) -> list[tuple[int, dict[str, float]]]:
+        """Wait for and return everything still pending, oldest first."""
+        ready, self._pending = self._pending, []
+        return [_to_host(*item) for item in ready]
+
+
+def _to_host(step: int, metrics: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
+    return step, {name: float(np.asarray(value)) for name, value in metrics.items()}
+
+
+class Progress:
+    """Step, loss, steps per second and time left: a tqdm bar on a terminal, plain lines elsewhere.
+
+    Args:
+        total: the step at which the run ends.
+        start: completed steps at the beginning.
+        stream: where to write; None is standard error.
+        every: least number of seconds between two plain lines. The first and the last step always
+            have theirs.
+        clock: seconds, monotonic; a test passes its own.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        start: int = 0,
+        *,
+        stream: TextIO | None = None,
+        every: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._total, self._every, self._clock = total, every, clock
+        self._stream = sys.stderr if stream is None else stream
+        self._bar = None
+        if self._stream.isatty():
+            self._bar = tqdm(
+                total=total, initial=start, unit="step", file=self._stream, dynamic_ncols=True
+            )
+        self._seen: tuple[int, float | None] | None = None  # latest step and loss
+        self._told: tuple[int, float] | None = None  # step and time of the latest line
+
+    def update(self, step: int, loss: float | None = None) -> None:
+        """Say that `step` updates are complete, the latest with this loss (if known)."""
+        self._seen = (step, loss)
+        if self._bar is not None:
+            if loss is not None:
+                self._bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif (
+            self._told is None
+            or step >= self._total
+            or self._clock() - self._told[1] >= self._every
+        ):
+            self._tell()
+
+    def close(self) -> None:
+        """Finish the bar, or print the last step if it has no line yet."""
+        if self._bar is not None:
+            self._bar.close()
+        elif self._seen is not None and self._told[0] != self._seen[0]:
+            self._tell()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+    def _tell(self) -> None:
+        (step, loss), now = self._seen, self._clock()
+        parts = [f"step {step}/{self._total}"]
+        if loss is not None:
+            parts.append(f"loss {loss:.4g}")
+        # No rate on the first line: the time before it is compilation.
+        if self._told is not None and now > self._told[1] and step > self._told[0]:
+            rate = (step - self._told[0]) / (now - self._told[1])
+            left = max(self._total - step, 0) / rate
+            parts += [f"{rate:.3g} steps/s", f"ETA {tqdm.format_interval(left)}"]
+        with contextlib.suppress(OSError):  # a log on a full disk must not end the run
+            print("  ".join(parts), file=self._stream, flush=True)
+        self._told = (step, now)

@@ -10,7 +10,8 @@ _flags = os.environ.get("XLA_FLAGS", "")
 if "host_platform_device_count" not in _flags:
     os.environ["XLA_FLAGS"] = f"{_flags} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"vidmotion-test-cache-{os.getuid()}")
+    "JAX_COMPILATION_CACHE_DIR",
+    str(Path(tempfile.gettempdir()) / f"vidmotion-test-cache-{os.getuid()}"),
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -41,5 +42,7 @@ def fixtures_dir() -> Path:
     """Inputs and outputs of reference networks; absent on most machines."""
     path = _shared("VIDMOTION_FIXTURES", "fixtures")
     if not path.is_dir():
-        pytest.skip(f"reference fixtures not found at {path}; set VIDMOTION_FIXTURES to run this test")
+        pytest.skip(
+            f"reference fixtures not found at {path}; set VIDMOTION_FIXTURES to run this test"
+        )
     return path

@@ -6,6 +6,7 @@ verified before it is restored. A damaged step is set aside under ``damaged/`` a
 """
 
 import json
+import logging
 import re
 import zlib
 from collections.abc import Mapping
@@ -14,12 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
 from vidmotion import paths
 from vidmotion.state import TrainState
+
+log = logging.getLogger(__name__)
 
 PyTree = Any
 CHECKSUMS = "checksums.json"
@@ -91,7 +93,8 @@ class Checkpointer:
             saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_as_dict(state)), data=ocp.args.JsonSave(dict(position))
+                    state=ocp.args.StandardSave(_as_dict(state)),
+                    data=ocp.args.JsonSave(dict(position)),
                 ),
                 force=True,
             )
@@ -104,7 +107,11 @@ class Checkpointer:
             last = self.steps()
             raise CheckpointError(
                 f"could not save step {failed} under {self.directory}: {_first_line(error)}. "
-                + (f"The checkpoint of step {last[-1]} is untouched." if last else "There is none yet.")
+                + (
+                    f"The checkpoint of step {last[-1]} is untouched."
+                    if last
+                    else "There is none yet."
+                )
             ) from error
         if not saved:
             raise CheckpointError(
@@ -137,7 +144,7 @@ class Checkpointer:
                 else:
                     return state, position
             failures.append(f"step {step}: {problem}")
-            logging.error("checkpoint %s is damaged (%s)", self.directory / str(step), problem)
+            log.error("checkpoint %s is damaged (%s)", self.directory / str(step), problem)
             self._set_aside(step)
         if failures:
             raise CheckpointError(

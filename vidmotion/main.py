@@ -5,15 +5,34 @@ overridden: ``--config.batch_size=64``. Exit codes: 0 done, 2 refused (the messa
 non-finite, 75 interrupted and saved (the same command resumes).
 """
 
+import logging
 import os
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/<name>.py[:argument]", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, pictures.")
+log = logging.getLogger("vidmotion.main")
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "configs/<name>.py[:argument]", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of this run: checkpoints, metrics, pictures."
+)
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "plan"], "What to do.")
+
+
+def set_up_log() -> None:
+    """This project's messages from INFO on; those of libraries from WARNING on."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
+    project = logging.getLogger("vidmotion")
+    project.setLevel(logging.INFO)
+    project.addHandler(handler)
+    project.propagate = False
 
 
 def set_up_devices() -> None:
@@ -68,11 +87,9 @@ def main(argv: list[str]) -> None:
     from vidmotion.errors import EXIT_NONFINITE, EXIT_REFUSED
 
     if len(argv) > 1:
-        logging.error("unexpected arguments: %s", " ".join(argv[1:]))
+        log.error("unexpected arguments: %s", " ".join(argv[1:]))
         sys.exit(EXIT_REFUSED)
-    logging.set_verbosity(logging.INFO)
-    for chatty in ("orbax", "jax"):
-        __import__("logging").getLogger(chatty).setLevel("WARNING")
+    set_up_log()
     set_up_devices()
     from vidmotion.checkpoint import CheckpointError
     from vidmotion.data.records import DatasetError
@@ -83,10 +100,10 @@ def main(argv: list[str]) -> None:
     try:
         code = run_mode(_MODE.value, _CONFIG.value, _WORKDIR.value)
     except (ConfigError, DatasetError, CheckpointError, MediaError) as error:
-        logging.error("%s", error)
+        log.error("%s", error)
         code = EXIT_REFUSED
     except NonFiniteError as error:
-        logging.error("%s", error)
+        log.error("%s", error)
         code = EXIT_NONFINITE
     sys.exit(code)
 

@@ -84,7 +84,9 @@ def _commit() -> str:
     try:
         root = Path(__file__).resolve().parents[1]
         git = ["git", "-C", str(root)]
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        )
         status = subprocess.run(
             [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10
         )

@@ -8,13 +8,13 @@ import dataclasses
 import functools
 import importlib
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
-from absl import logging
 from etils import epath
 from jax.sharding import NamedSharding
 
@@ -26,6 +26,8 @@ from vidmotion.optim import Optimizer
 from vidmotion.state import TrainState
 from vidmotion.step import Ema, Stepper
 from vidmotion.system import Vars
+
+log = logging.getLogger(__name__)
 
 PyTree = Any
 
@@ -159,12 +161,14 @@ class Run:
     def fresh_state(self) -> TrainState:
         """State at step 0: initialised in place, then ``init_from`` where the config names a run."""
         shardings = self.state_shardings
-        batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.system.input_spec(1))
+        batch = jax.tree.map(
+            lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.system.input_spec(1)
+        )
         params = jax.jit(self.stepper.init_params, out_shardings=shardings.params)(batch)
         if self.config.init_from:
             source = checkpoint.read_params(self.config.init_from)
             params = checkpoint.load_into(params, source, _tuples(self.config.init_rules))
-            logging.info("parameters initialised from %s", self.config.init_from)
+            log.info("parameters initialised from %s", self.config.init_from)
         return jax.jit(self.stepper.init_state, out_shardings=shardings)(params)
 
     def restore(self, checkpointer: checkpoint.Checkpointer) -> tuple[TrainState, dict] | None:
@@ -202,9 +206,7 @@ class Run:
         stepper, shardings = self.stepper, self.state_shardings
         abstract = self.abstract_state
         if model_flops:
-            plain = {
-                name: False for name in ("remat", "scan") if getattr(self.system, name, False)
-            }
+            plain = {name: False for name in ("remat", "scan") if getattr(self.system, name, False)}
             stepper = dataclasses.replace(
                 stepper, system=dataclasses.replace(self.system, **plain), accumulate=1
             )
@@ -216,7 +218,8 @@ class Run:
             for name, leaf in self.batch.items()
         }
         consts = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), self.consts
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+            self.consts,
         )
         return jax.jit(
             stepper.update,
@@ -277,7 +280,7 @@ class Run:
                 "Choose another --workdir, or start from its weights with --config.init_from."
             )
         if old.get("steps") != new.get("steps"):
-            logging.warning(
+            log.warning(
                 "steps changes from %s to %s: schedules now end there", old["steps"], new["steps"]
             )
 

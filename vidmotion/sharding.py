@@ -41,7 +41,9 @@ def make_mesh(shape: Mapping[str, int], devices: list | None = None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     unknown = set(shape) - set(AXES)
     if unknown:
-        raise ConfigError(f"config.mesh: unknown axes {sorted(unknown)}; the axes are {', '.join(AXES)}")
+        raise ConfigError(
+            f"config.mesh: unknown axes {sorted(unknown)}; the axes are {', '.join(AXES)}"
+        )
     sizes = [int(shape.get(axis, 1)) for axis in AXES]
     if sizes.count(-1) > 1:
         raise ConfigError(f"config.mesh: at most one axis may be -1, got {dict(zip(AXES, sizes))}")
@@ -53,9 +55,7 @@ def make_mesh(shape: Mapping[str, int], devices: list | None = None) -> Mesh:
             f"config.mesh: {dict(zip(AXES, sizes))} needs {abs(math.prod(sizes))} devices, "
             f"there are {len(devices)}"
         )
-    return Mesh(
-        np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES)
-    )
+    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_shards(mesh: Mesh) -> int:

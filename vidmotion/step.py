@@ -96,7 +96,9 @@ class Stepper:
             ema=average,
         )
 
-    def opt_like(self, player: str, opt: PyTree, params: PyTree, like: PyTree, other: Any) -> PyTree:
+    def opt_like(
+        self, player: str, opt: PyTree, params: PyTree, like: PyTree, other: Any
+    ) -> PyTree:
         """Tree with the structure of a player's optimizer state.
 
         Slots that mirror a parameter take that parameter's value in `like` (a tree over ALL of the
@@ -144,9 +146,13 @@ class Stepper:
         for index, player in enumerate(self.system.players):
             key = jax.random.fold_in(step_key, index)
 
-            def run(operand, player=player, key=key, carry=shared if player.shares_forward else None):
+            def run(
+                operand, player=player, key=key, carry=shared if player.shares_forward else None
+            ):
                 current, slots, mutable = operand
-                return self._play(player, current, slots, mutable, consts, micro, key, state.step, carry)
+                return self._play(
+                    player, current, slots, mutable, consts, micro, key, state.step, carry
+                )
 
             operand = (params, opt[player.name], mutable)
             if player.start == 0 and player.period == 1:
@@ -227,9 +233,7 @@ class Stepper:
             sums = jax.tree.map(
                 lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(weighted, out, grads)
             )
-            (mutable, ((grads, metrics), weight)), carries = jax.lax.scan(
-                body, (mutable, sums), xs
-            )
+            (mutable, ((grads, metrics), weight)), carries = jax.lax.scan(body, (mutable, sums), xs)
             grads, metrics = jax.tree.map(lambda x: x / weight, (grads, metrics))
 
         updates, slots = self._transform(name, trainable).update(grads, slots, trainable)

@@ -60,7 +60,7 @@ class Out(NamedTuple):
     """
 
     metrics: dict[str, jax.Array]
-    mutable: PyTree = {}
+    mutable: PyTree = ()
     carry: PyTree = ()
     weight: jax.Array | float = 1.0
 
@@ -137,7 +137,9 @@ def build(section: Mapping[str, Any]) -> System:
     fields = {key: _plain(value) for key, value in section.items()}
     name = fields.pop("name", None)
     if name not in SYSTEMS:
-        raise ConfigError(f"config.system.name={name!r}: choose one of {', '.join(sorted(SYSTEMS))}")
+        raise ConfigError(
+            f"config.system.name={name!r}: choose one of {', '.join(sorted(SYSTEMS))}"
+        )
     module, _, attribute = SYSTEMS[name].partition(":")
     cls = getattr(importlib.import_module(module), attribute)
     try:

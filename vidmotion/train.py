@@ -5,6 +5,7 @@ checkpoints are written in the background.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import time
@@ -14,7 +15,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from absl import logging
 from clu import parameter_overview
 from jax.experimental import multihost_utils
 
@@ -26,6 +26,8 @@ from vidmotion.run import Run
 from vidmotion.state import TrainState
 from vidmotion.system import check_batch
 from vidmotion.writer import DeferredMetrics, MetricWriter, Progress
+
+log = logging.getLogger(__name__)
 
 
 class NonFiniteError(FloatingPointError):
@@ -59,7 +61,7 @@ class Interruption:
         self._asked = True
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)  # caught by jax, which tells the other processes
-        logging.warning("asked to stop: saving after this step")
+        log.warning("asked to stop: saving after this step")
 
     def reached(self, step: int) -> bool:
         """Whether to save and stop after `step`; the same answer on every process."""
@@ -146,7 +148,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> int:
         else:
             state, position = restored
             start = loader.check(position)
-            logging.info("resumed from step %d of %s", start, checkpointer.directory)
+            log.info("resumed from step %d of %s", start, checkpointer.directory)
         writer = stack.enter_context(
             MetricWriter(workdir, resume_step=start, is_host0=jax.process_index() == 0)
         )
@@ -178,7 +180,7 @@ class Session:
             return EXIT_DONE
         began = time.perf_counter()
         update = self.run.lower_update().compile()
-        logging.info("step compiled in %.1f s", time.perf_counter() - began)
+        log.info("step compiled in %.1f s", time.perf_counter() - began)
         with (
             device_prefetch(self.loader.iterate(self.step), self.run.put) as batches,
             Progress(total, self.step) as progress,
@@ -245,7 +247,7 @@ class Session:
         }
         if jax.process_index() == 0:
             record.write(self.run.workdir / "record.json", content)
-        logging.info("run record: %s", self.run.workdir / "record.json")
+        log.info("run record: %s", self.run.workdir / "record.json")
 
     # -- parts ------------------------------------------------------------------------------------
 
@@ -261,7 +263,11 @@ class Session:
                 saved = self.checkpointer.steps()
                 raise NonFiniteError(
                     f"{name} is {value} at step {step}. Nothing of it is saved; "
-                    + (f"the last checkpoint is step {saved[-1]}." if saved else "no checkpoint yet.")
+                    + (
+                        f"the last checkpoint is step {saved[-1]}."
+                        if saved
+                        else "no checkpoint yet."
+                    )
                     + " Lower the learning rate, clip gradients, or compute in float32."
                 )
         self._latest = metrics
@@ -286,7 +292,7 @@ class Session:
         except CheckpointError:
             if must:
                 raise
-            logging.exception("training goes on; the next save may succeed")
+            log.exception("training goes on; the next save may succeed")
 
     def _sample(self) -> None:
         if not self.run.config.sample.rows:
@@ -296,7 +302,9 @@ class Session:
 
     def _evaluate(self) -> None:
         self._results = evaluate_vars(self.run, self.run.vars_of(self.state))
-        numbers = {f"eval/{row.metric}": row.value for row in self._results if row.value is not None}
+        numbers = {
+            f"eval/{row.metric}": row.value for row in self._results if row.value is not None
+        }
         if numbers:
             self.writer.scalars(self.step, numbers)
 
@@ -318,7 +326,7 @@ def companion(run: Run) -> Run:
     with Checkpointer(run.workdir, read_only=True) as checkpointer:
         done = checkpointer.steps()
     if not done or done[-1] < run.config.steps:
-        logging.info("training %s first", run.workdir)
+        log.info("training %s first", run.workdir)
         train(run.config, run.workdir)
     return run
 
@@ -332,7 +340,7 @@ def _introduce(run: Run, state: TrainState, writer: MetricWriter, start: int) ->
     if jax.process_index() == 0:
         (run.workdir / "parameters.txt").write_text(overview + "\n")
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    logging.info(
+    log.info(
         "%s: %s parameters on mesh %s, batch %d, %d tokens a step",
         run.config.system.name,
         f"{count:,}",

@@ -23,6 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 import grain
 import numpy as np
 
+from vidmotion.errors import ConfigError
+
 SOURCES = {
     "heads": ("vidmotion.data.heads", "HeadsSource"),
     "records": ("vidmotion.data.records", "RecordSource"),
@@ -35,18 +37,18 @@ def make_source(kind: str, **kwargs):
     """Builds a source by name: a key of `SOURCES`, and the arguments of its class.
 
     Raises:
-      ValueError: an unknown kind, or arguments that its class does not take or lacks; the message
+      ConfigError: an unknown kind, or arguments that its class does not take or lacks; the message
         lists what exists. And whatever the class raises about its data.
     """
     if kind not in SOURCES:
-        raise ValueError(f"no data source {kind!r}; there are {', '.join(SOURCES)}")
+        raise ConfigError(f"no data source {kind!r}; there are {', '.join(SOURCES)}")
     module, name = SOURCES[kind]
     source_class = getattr(importlib.import_module(module), name)
     signature = inspect.signature(source_class)
     try:
         signature.bind(**kwargs)
     except TypeError as error:
-        raise ValueError(f"data source {kind!r}: {error}; it takes {signature}") from None
+        raise ConfigError(f"data source {kind!r}: {error}; it takes {signature}") from None
     return source_class(**kwargs)
 
 
@@ -202,7 +204,7 @@ class Loader:
           The step to go on with.
 
         Raises:
-          ValueError: the state belongs to other data or another order; says what differs.
+          ConfigError: the state belongs to other data or another order; says what differs.
         """
         differing = [
             f"{key} was {state.get(key)!r} and is {value!r}"
@@ -210,7 +212,7 @@ class Loader:
             if state.get(key) != value
         ]
         if differing:
-            raise ValueError(
+            raise ConfigError(
                 "the data of this run is not what its checkpoint was trained on: "
                 + "; ".join(differing)
                 + ". Restore the earlier setting, or start a new workdir with init_from."

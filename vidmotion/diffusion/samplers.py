@@ -22,7 +22,9 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
     return jnp.concatenate([sigmas, jnp.zeros((1,))]).astype(jnp.float32)
 
 
-def sample(denoise: Denoise, noise: jax.Array, sigmas: jax.Array, method: str = "heun") -> jax.Array:
+def sample(
+    denoise: Denoise, noise: jax.Array, sigmas: jax.Array, method: str = "heun"
+) -> jax.Array:
     """Solve dx/dsigma = (x - D(x; sigma)) / sigma along `sigmas`.
 
     Args:

@@ -1,11 +1,14 @@
 """The motion-transfer grid: content down, motion across, as PNG, mp4 and GIF."""
 
+import logging
+
 import jax
 import numpy as np
-from absl import logging
 
 from vidmotion import media
 from vidmotion.evaluation.transfer import to_uint8, transfer
+
+log = logging.getLogger(__name__)
 
 
 def pictures(run, vars, step: int | None) -> dict[str, np.ndarray]:
@@ -47,5 +50,5 @@ def pictures(run, vars, step: int | None) -> dict[str, np.ndarray]:
         media.write_png(folder / f"{name}.png", still)
         media.write_mp4(folder / f"{name}.mp4", sheet, fps=layout.fps)
         media.write_gif(folder / f"{name}.gif", sheet, fps=layout.fps)
-        logging.info("pictures: %s", folder / f"{name}.png")
+        log.info("pictures: %s", folder / f"{name}.png")
     return {"transfer": still}

@@ -25,7 +25,9 @@ def evaluate(run, vars, companion) -> list[Result]:
     ]
 
 
-def judge_clips(run, vars, clips: list[dict]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def judge_clips(
+    run, vars, clips: list[dict]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Probabilities ``{label: (N, classes)}`` of the judge `run`, and the clips' own labels (N,)."""
     rows = run.rows(64)
     sample = run.jit_sample()

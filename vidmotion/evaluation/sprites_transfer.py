@@ -4,8 +4,9 @@ Content clip A and motion clip B from the test split: the action must be B's, th
 in the paper: a fixed random derangement (seed 0) here.
 """
 
+import logging
+
 import numpy as np
-from absl import logging
 
 from vidmotion.data import sprites
 from vidmotion.evaluation.sprites_judge import judge_clips
@@ -15,6 +16,8 @@ from vidmotion.metrics.accumulate import Mean
 from vidmotion.record import Result
 from vidmotion.run import Run, load_config
 from vidmotion.systems.sprites_judge import LABELS
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(run, vars, companion) -> list[Result]:
@@ -84,6 +87,6 @@ def _judge(run, companion):
     config = load_config(settings.judge)
     config.data.common.sheets_dir = run.config.data.common.sheets_dir
     workdir = settings.judge_workdir or str(run.workdir / "judge")
-    logging.info("judge: configs/%s in %s", settings.judge, workdir)
+    log.info("judge: configs/%s in %s", settings.judge, workdir)
     judge_run = companion(Run(config, workdir))
     return judge_run, judge_run.trained_vars(), f"{settings.judge} trained here"

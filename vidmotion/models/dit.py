@@ -19,6 +19,7 @@ SIZES = {
     "XL": dict(width=1152, layers=28, heads=16),
 }
 zeros = nn.initializers.zeros
+xavier = nn.initializers.xavier_uniform()
 
 
 def patchify(x_bthwc: jax.Array, patch: int) -> jax.Array:
@@ -72,7 +73,9 @@ class TimeEmbedding(nn.Module):
         x_btd = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1).astype(self.dtype)
         normal = nn.initializers.normal(0.02)
         x_btd = nn.Dense(self.width, kernel_init=normal, dtype=self.dtype, name="in")(x_btd)
-        return nn.Dense(self.width, kernel_init=normal, dtype=self.dtype, name="out")(nn.silu(x_btd))
+        return nn.Dense(self.width, kernel_init=normal, dtype=self.dtype, name="out")(
+            nn.silu(x_btd)
+        )
 
 
 def group_norm(x_btnd: jax.Array, groups: int, eps: float = 1e-6) -> jax.Array:
@@ -106,9 +109,7 @@ class Conditioning(nn.Module):
         """Returns per site a function h_btnd -> modulated h, and the gates (B, T, 1, D) (or None)."""
 
         def project(name, x, count):
-            dense = nn.Dense(
-                count * self.width, kernel_init=zeros, dtype=self.dtype, name=name
-            )
+            dense = nn.Dense(count * self.width, kernel_init=zeros, dtype=self.dtype, name=name)
             return jnp.split(dense(x)[:, :, None], count, axis=-1)
 
         if self.inject == "adagn":
@@ -153,21 +154,19 @@ class Block(nn.Module):
         h = modulate(0, group_norm(x_btnd, self.groups))
         x_btnd = x_btnd + gate_attention * self._attention(h)
         h = modulate(1, group_norm(x_btnd, self.groups))
-        xavier = nn.initializers.xavier_uniform()
         h = nn.Dense(self.mlp_dim, kernel_init=xavier, dtype=self.dtype, name="mlp_in")(h)
         h = nn.gelu(h, approximate=True)
         h = nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="mlp_out")(h)
         return x_btnd + gate_mlp * h
 
     def _attention(self, h_btnd: jax.Array) -> jax.Array:
-        xavier = nn.initializers.xavier_uniform()
         qkv = nn.Dense(3 * self.width, kernel_init=xavier, dtype=self.dtype, name="qkv")(h_btnd)
         q, k, v = rearrange(qkv, "b t n (z h e) -> z b t n h e", z=3, h=self.heads)
         if self.temporal and self.rope:
             q, k = rotary(q), rotary(k)
         order = "b t n h e -> (b n) t h e" if self.temporal else "b t n h e -> (b t) n h e"
         out = jax.nn.dot_product_attention(*(rearrange(x, order) for x in (q, k, v)))
-        batch, frames, tokens, _ = h_btnd.shape
+        frames, tokens = h_btnd.shape[1:3]
         if self.temporal:
             out = rearrange(out, "(b n) t h e -> b t n (h e)", n=tokens)
         else:
@@ -191,9 +190,13 @@ class Unit(nn.Module):
         condition = temb_btd, m_btm, cond_btd
         for i, marked in enumerate(self.pattern):
             if not (marked and self.alternate):
-                x_btnd = Block(**self.block, temporal=False, name=f"spatial_{i}")(x_btnd, *condition)
+                x_btnd = Block(**self.block, temporal=False, name=f"spatial_{i}")(
+                    x_btnd, *condition
+                )
             if marked and (self.temporal or self.is_initializing()):
-                x_btnd = Block(**self.block, temporal=True, name=f"temporal_{i}")(x_btnd, *condition)
+                x_btnd = Block(**self.block, temporal=True, name=f"temporal_{i}")(
+                    x_btnd, *condition
+                )
         return x_btnd, None
 
 
@@ -253,9 +256,13 @@ class VideoDiT(nn.Module):
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"denoiser.{name}={getattr(self, name)!r}: choose {' or '.join(known)}")
+                raise ValueError(
+                    f"denoiser.{name}={getattr(self, name)!r}: choose {' or '.join(known)}"
+                )
         if self.height % self.patch:
-            raise ValueError(f"denoiser.patch={self.patch} does not divide the {self.height} px frame")
+            raise ValueError(
+                f"denoiser.patch={self.patch} does not divide the {self.height} px frame"
+            )
         if self.width % self.groups or self.width % (2 * self.heads) or self.width % 4:
             raise ValueError(
                 f"denoiser.width={self.width} must divide by groups={self.groups}, by "
@@ -290,9 +297,10 @@ class VideoDiT(nn.Module):
         """
         self.check(c_bkd.shape[1], c_bkd.shape[2])
         frames = x_bthwc.shape[1]
-        dense = lambda features, name, init=nn.initializers.xavier_uniform(): nn.Dense(  # noqa: E731
-            features, kernel_init=init, dtype=self.dtype, name=name
-        )
+
+        def dense(features, name, init=xavier):
+            return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
+
         c_bkd, m_btm = c_bkd.astype(self.dtype), m_btm.astype(self.dtype)
 
         content_btnd = None

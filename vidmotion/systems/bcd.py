@@ -255,7 +255,9 @@ class BCD(System):
         for name, cls in RECORDS.items():
             object.__setattr__(self, name, record(cls, getattr(self, name), name))
         if self.frames < 2 or self.frames % 2:
-            raise ConfigError(f"config.system.frames={self.frames}: two halves need an even number >= 2")
+            raise ConfigError(
+                f"config.system.frames={self.frames}: two halves need an even number >= 2"
+            )
         if self.cross.content_frames > self.half:
             raise ConfigError(
                 f"config.system.cross.content_frames={self.cross.content_frames}: a half has only "

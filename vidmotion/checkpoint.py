@@ -5,6 +5,7 @@ notice a flipped byte in array data, so each step carries `checksums.json`, writ
 verified before it is restored. A damaged step is set aside under ``damaged/`` and the one before it is used.
 """
 
+import contextlib
 import json
 import logging
 import re
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 PyTree = Any
 CHECKSUMS = "checksums.json"
 _TEMPORARY = ".orbax-checkpoint-tmp"
+# Files that orbax writes or rewrites after the checksums and does not need for reading.
+_MARKERS = {CHECKSUMS, "_CHECKPOINT_METADATA", "commit_success.txt"}
 _CHUNK = 1 << 24
 
 
@@ -73,7 +76,7 @@ class Checkpointer:
     def save(self, step: int, state: TrainState, position: Mapping[str, Any], wait: bool = False):
         """Save `state` and the data position under the label `step`, in the background.
 
-        An error of an earlier background save comes up here.
+        If the background save before this one failed, that is logged here, and this one goes ahead.
 
         Args:
           step: number of completed updates.
@@ -86,11 +89,18 @@ class Checkpointer:
             newer than what is there.
         """
         try:
-            self._manager.wait_until_finished()
-            if self._saving is not None and self._saving not in self.steps():
-                raise OSError("the save did not finish")
-            self._saving = step
-            saved = self._manager.save(
+            self._wait()
+        except CheckpointError as error:
+            log.error("%s", error)
+        present = self.steps()
+        if present and step <= present[-1]:
+            raise CheckpointError(
+                f"cannot save step {step} under {self.directory}: it holds {present}, and a run only "
+                "goes forward"
+            )
+        self._saving = step
+        try:
+            self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(_as_dict(state)),
@@ -98,28 +108,16 @@ class Checkpointer:
                 ),
                 force=True,
             )
-            if wait:
-                self._manager.wait_until_finished()
         except Exception as error:  # orbax and tensorstore raise many kinds
-            failed, self._saving = self._saving, None
-            self._manager.close()
-            self._manager = self._open()
-            last = self.steps()
-            raise CheckpointError(
-                f"could not save step {failed} under {self.directory}: {_first_line(error)}. "
-                + (
-                    f"The checkpoint of step {last[-1]} is untouched."
-                    if last
-                    else "There is none yet."
-                )
-            ) from error
-        if not saved:
-            raise CheckpointError(
-                f"{self.directory} already holds step {step} or a newer one: {self.steps()}"
-            )
+            raise self._failed(error) from error
+        if wait:
+            self._wait()
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest whole checkpoint, placed as `like` says, or None if there is none.
+
+        Damaged ones that are newer are said to be so and set aside. If none is whole, all stay where
+        they are, so that a restarted command fails again instead of training from scratch.
 
         Args:
           like: abstract state whose leaves carry the shardings to restore to; any mesh, any number of
@@ -128,29 +126,24 @@ class Checkpointer:
         Raises:
           CheckpointError: checkpoints exist and none is whole, or their tree is not that of `like`.
         """
-        failures = []
+        damaged = {}
         for step in reversed(self.steps()):
-            problem = self._agree(self._damage(step))
+            problem = self._agree(step)
             if problem is None:
-                try:
-                    state, position = self._read(step, like)
-                except (FileNotFoundError, json.JSONDecodeError) as error:
-                    problem = _first_line(error)
-                except ValueError as error:
-                    raise CheckpointError(
-                        f"{self.directory / str(step)} is whole but holds another network or "
-                        f"optimizer than this config's: {_first_line(error, 600)}"
-                    ) from error
-                else:
-                    return state, position
-            failures.append(f"step {step}: {problem}")
-            log.error("checkpoint %s is damaged (%s)", self.directory / str(step), problem)
-            self._set_aside(step)
-        if failures:
-            raise CheckpointError(
-                f"no whole checkpoint under {self.directory}: " + "; ".join(failures)
-            )
-        return None
+                break
+            damaged[step] = problem
+            log.error("checkpoint %s is damaged: %s", self.directory / str(step), problem)
+        else:
+            if damaged:
+                listed = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
+                raise CheckpointError(
+                    f"no whole checkpoint under {self.directory} ({listed}). Move that folder away to "
+                    "begin from scratch."
+                )
+            return None
+        restored = self._read(step, like)
+        self._set_aside(list(damaged))
+        return restored
 
     def close(self) -> None:
         """Wait for a save under way and release everything.
@@ -161,11 +154,7 @@ class Checkpointer:
         if self._manager is None:
             return
         try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            raise CheckpointError(
-                f"could not save step {self._saving} under {self.directory}: {_first_line(error)}"
-            ) from error
+            self._wait()
         finally:
             self._manager.close()
             self._manager = None
@@ -182,15 +171,45 @@ class Checkpointer:
             },
         )
 
-    def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(_as_dict(like)), data=ocp.args.JsonRestore()
-            ),
+    def _wait(self) -> None:
+        """Until no save is under way; raises `CheckpointError` if the last one failed."""
+        try:
+            self._manager.wait_until_finished()
+            if self._saving is not None and self._saving not in self.steps():
+                raise OSError("it did not finish")
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            raise self._failed(error) from error
+        self._saving = None
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        """Clear away the save that `error` ended, and what to tell about it."""
+        step, self._saving = self._saving, None
+        with contextlib.suppress(Exception):  # the same error again
+            self._manager.close()
+        self._manager = self._open()
+        last = self.steps()
+        return CheckpointError(
+            f"could not save step {step} under {self.directory}: {_first_line(error)}. "
+            + (f"The checkpoint of step {last[-1]} is untouched." if last else "There is none yet.")
         )
+
+    def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(_as_dict(like)), data=ocp.args.JsonRestore()
+                ),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.directory / str(step)} is whole but holds another network or optimizer than "
+                f"this config's: {_joined(error)}"
+            ) from error
         # Restored arrays may not be donatable; one pass through a jitted identity makes them so.
-        state = jax.jit(lambda x: x, donate_argnums=0)(TrainState(**restored["state"]))
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+        adopt = jax.jit(lambda state: state, donate_argnums=0, out_shardings=shardings)
+        state = adopt(TrainState(**restored["state"]))
         return state, restored["data"]
 
     def _seal(self) -> None:
@@ -207,38 +226,43 @@ class Checkpointer:
         """What is wrong with a step's files, or None."""
         folder = self.directory / str(step)
         try:
-            sums = json.loads((folder / CHECKSUMS).read_text())
+            sums = dict(json.loads((folder / CHECKSUMS).read_text()).items())
         except FileNotFoundError:
             return f"{CHECKSUMS} is missing"
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             return f"{CHECKSUMS} cannot be read: {_first_line(error)}"
         for name, expected in sums.items():
-            file = folder / name
-            if not file.exists():
+            try:
+                if _crc(folder / name) != expected:
+                    return f"{name} differs from its checksum"
+            except FileNotFoundError:
                 return f"{name} is missing"
-            if _crc(file) != expected:
-                return f"{name} differs from its checksum"
+            except OSError as error:
+                return f"{name} cannot be read: {_first_line(error)}"
         return None
 
-    def _agree(self, problem: str | None) -> str | None:
-        """Process 0's finding, on all processes."""
+    def _agree(self, step: int) -> str | None:
+        """`_damage` as process 0 finds it, on all processes."""
+        problem = self._damage(step) if jax.process_index() == 0 else None
         if jax.process_count() == 1:
             return problem
-        bad = multihost_utils.broadcast_one_to_all(jax.numpy.asarray(problem is not None))
-        return (problem or "found damaged by process 0") if bool(bad) else None
+        bad = multihost_utils.broadcast_one_to_all(np.asarray(problem is not None))
+        return (problem or "found by process 0") if bad else None
 
-    def _set_aside(self, step: int) -> None:
-        """Move a damaged step out of the way, so that its label can be saved again."""
-        if self._read_only:
+    def _set_aside(self, steps: list[int]) -> None:
+        """Move damaged steps out of the way, so that their labels can be saved again."""
+        if self._read_only or not steps:
             return
         self._manager.close()
         if jax.process_index() == 0:
             damaged = self._workdir / "damaged"
             damaged.mkdir(parents=True, exist_ok=True)
-            count = sum(name.name.startswith(f"{step}-") for name in damaged.iterdir())
-            (self.directory / str(step)).rename(damaged / f"{step}-{count}")
+            for step in steps:
+                count = sum(name.name.startswith(f"{step}-") for name in damaged.iterdir())
+                (self.directory / str(step)).rename(damaged / f"{step}-{count}")
+            log.warning("damaged checkpoints were moved to %s", damaged)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"set aside {step}")
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._manager = self._open()
 
 
@@ -282,18 +306,15 @@ def load_into(params: PyTree, source: Mapping[str, Any], rules: paths.Rules) -> 
 
     Raises:
       CheckpointError: leaves that are missing in the source or have another shape; all are named.
-      paths.RuleError: a leaf matches no rule.
+      paths.RuleError: a leaf matches no rule, or a rule's value makes no sense.
     """
-    values = paths.flatten(paths.assign(rules, params, "config.init_rules"))
+    kept_with_rule = [(rule[0], tuple(rule)) for rule in rules]
+    matched = paths.flatten(paths.assign(kept_with_rule, params, "config.init_rules"))
     have, target, wrong = paths.flatten(source), paths.flatten(params), []
     for path, leaf in target.items():
-        value = values[path]
-        if value is False:
+        name = _renamed(path, *matched[path])
+        if name is None:
             continue
-        name = path
-        if isinstance(value, str):
-            pattern = next(regex for regex, v in rules if v == value and re.fullmatch(regex, path))
-            name = re.fullmatch(pattern, path).expand(value)
         if name not in have:
             wrong.append(f"{path}: no {name} there")
         elif have[name].shape != leaf.shape:
@@ -310,6 +331,19 @@ def load_into(params: PyTree, source: Mapping[str, Any], rules: paths.Rules) -> 
     return paths.unflatten(target)
 
 
+def _renamed(path: str, pattern: str, value: Any) -> str | None:
+    """Where an ``init_rules`` rule looks for `path` in the other run; None: nowhere."""
+    if value is True or value is False:
+        return path if value else None
+    try:
+        return re.fullmatch(pattern, path).expand(value)
+    except (re.error, TypeError) as error:
+        raise paths.RuleError(
+            f"config.init_rules: ({pattern!r}, {value!r}): the value is True, False or a path with "
+            f"groups of the pattern ({error})"
+        ) from error
+
+
 def _as_dict(state: TrainState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in ("step", "params", "mutable", "opt", "ema")}
 
@@ -323,7 +357,7 @@ def _files(folder: epath.Path):
     for entry in sorted(folder.iterdir(), key=str):
         if entry.is_dir():
             yield from _files(entry)
-        elif entry.name != CHECKSUMS:
+        elif entry.name not in _MARKERS:
             yield entry
 
 
@@ -338,3 +372,7 @@ def _crc(file: epath.Path) -> str:
 def _first_line(error: BaseException, limit: int = 300) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:limit]
+
+
+def _joined(error: BaseException, limit: int = 1000) -> str:
+    return " ".join(str(error).split())[:limit]

@@ -2,16 +2,19 @@
 
 Modes: ``train`` (resumes what the workdir holds), ``eval``, ``sample``, ``plan``. Any field of the config can be
 overridden: ``--config.batch_size=64``. Exit codes: 0 done, 2 refused (the message says why), 3 a loss became
-non-finite, 75 interrupted and saved (the same command resumes).
+non-finite, 75 interrupted and saved (the same command resumes), 130 stopped by a second Ctrl-C.
 """
 
 import logging
 import os
+import signal
 import sys
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
+
+from vidmotion.errors import EXIT_DONE, EXIT_REFUSED, ConfigError
 
 log = logging.getLogger("vidmotion.main")
 
@@ -44,12 +47,20 @@ def set_up_devices() -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "vidmotion", "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     variables = os.environ
-    if "JAX_COORDINATOR_ADDRESS" in variables and "JAX_NUM_PROCESSES" in variables:
+    if "JAX_COORDINATOR_ADDRESS" in variables:
+        try:
+            count, index = int(variables["JAX_NUM_PROCESSES"]), int(variables["JAX_PROCESS_ID"])
+            heartbeat = int(variables.get("VIDMOTION_HEARTBEAT_SECONDS", "100"))
+        except (KeyError, ValueError) as error:
+            raise ConfigError(
+                "JAX_COORDINATOR_ADDRESS asks for several processes; JAX_NUM_PROCESSES and "
+                f"JAX_PROCESS_ID must be numbers too ({error})"
+            ) from error
         jax.distributed.initialize(
             variables["JAX_COORDINATOR_ADDRESS"],
-            num_processes=int(variables["JAX_NUM_PROCESSES"]),
-            process_id=int(variables["JAX_PROCESS_ID"]),
-            heartbeat_timeout_seconds=int(variables.get("VIDMOTION_HEARTBEAT_SECONDS", "100")),
+            num_processes=count,
+            process_id=index,
+            heartbeat_timeout_seconds=heartbeat,
         )
     elif (
         int(variables.get("SLURM_NTASKS", "1")) > 1
@@ -58,68 +69,90 @@ def set_up_devices() -> None:
         or "MEGASCALE_COORDINATOR_ADDRESS" in variables
     ):
         jax.distributed.initialize()  # jax reads these clusters itself
+    if jax.process_index() > 0:
+        logging.getLogger("vidmotion").setLevel(logging.WARNING)  # process 0 speaks for all
 
 
 def run_mode(mode: str, config, workdir: str | None) -> int:
     """Do what `mode` says; returns an exit code."""
     from vidmotion import evaluation, plan, train
-    from vidmotion.errors import ConfigError
     from vidmotion.run import Run
 
     if mode == "plan":
-        print(plan.plan(Run(config, workdir or "")))
-        return 0
+        print(plan.plan(Run(config, workdir or "", abstract=True)))
+        return EXIT_DONE
     if not workdir:
         raise ConfigError(f"--mode={mode} needs --workdir=DIR, the folder of the run")
     if mode == "train":
         return train.train(config, workdir)
     run = Run(config, workdir)
-    run.claim_workdir()
+    run.check_workdir()
     if mode == "eval":
         train.evaluate_vars(run, run.trained_vars())
     else:
         evaluation.pictures(run, run.trained_vars(), step=None)
-    return 0
+    return EXIT_DONE
 
 
 def main(argv: list[str]) -> None:
     """Entry point under `absl.app.run`."""
-    from vidmotion.errors import EXIT_NONFINITE, EXIT_REFUSED
-
-    if len(argv) > 1:
-        log.error("unexpected arguments: %s", " ".join(argv[1:]))
-        sys.exit(EXIT_REFUSED)
     set_up_log()
-    set_up_devices()
     from vidmotion.checkpoint import CheckpointError
     from vidmotion.data.records import DatasetError
-    from vidmotion.errors import ConfigError
+    from vidmotion.errors import EXIT_NONFINITE, EXIT_PREEMPTED
     from vidmotion.media import MediaError
-    from vidmotion.train import NonFiniteError
+    from vidmotion.train import NonFiniteError, PreemptedError
 
     try:
+        set_up_devices()
         code = run_mode(_MODE.value, _CONFIG.value, _WORKDIR.value)
     except (ConfigError, DatasetError, CheckpointError, MediaError) as error:
+        log.error("%s", error)
+        code = EXIT_REFUSED
+    except OSError as error:
+        if error.filename is None:  # not about a file of the user's
+            raise
         log.error("%s", error)
         code = EXIT_REFUSED
     except NonFiniteError as error:
         log.error("%s", error)
         code = EXIT_NONFINITE
+    except PreemptedError as error:
+        log.warning("%s", error)
+        code = EXIT_PREEMPTED
+    except KeyboardInterrupt:
+        log.error("stopped at once; the last checkpoint is the state to resume from")
+        code = 128 + signal.SIGINT
     sys.exit(code)
 
 
-def cli() -> None:
-    """Console entry; turns mistakes in flags and config overrides into one message."""
-    from vidmotion.errors import EXIT_REFUSED
-
-    flags.mark_flag_as_required("config")
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse the command line; what is wrong with it is one message and exit code 2."""
     try:
-        app.run(main)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        if _CONFIG.present and _CONFIG.value is not None:
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is None:
+            raise flags.Error("--config=configs/<name>.py is missing; --help lists the flags")
+        if rest[1:]:
+            raise flags.Error(f"unexpected arguments: {' '.join(rest[1:])}")
+        _ = _CONFIG.value.is_locked  # a config file that could not be read says so only when used
+        return rest
+    except (AttributeError, KeyError) as error:
+        if not any(word.lstrip("-").startswith("config.") for word in argv):
             raise
-        print(f"error in --config or an override of it: {error}", file=sys.stderr)
-        sys.exit(EXIT_REFUSED)
+        name = str(error.args[0]).strip("'\"")
+        message = f"an override --config.<field>=... names no field of the config: {name}"
+    except (flags.Error, OSError, TypeError, ValueError) as error:
+        message = str(error).strip()
+        last = message.splitlines()[-1]
+        if last.startswith(("ValueError: ", "vidmotion.errors.ConfigError: ")):
+            message = last  # raised by the config file itself, whose traceback says no more
+    print(message, file=sys.stderr)
+    sys.exit(EXIT_REFUSED)
+
+
+def cli() -> None:
+    """Console entry."""
+    app.run(main, flags_parser=parse_flags)
 
 
 if __name__ == "__main__":

@@ -239,7 +239,11 @@ def write_gif(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float 
 
 
 def write_mp4(
-    path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float = 25, crf: int = 18
+    path: str | os.PathLike,
+    frames: Iterable[np.ndarray],
+    fps: float = 25,
+    crf: int = 18,
+    audio_from: str | os.PathLike | None = None,
 ) -> None:
     """Write H.264 (libx264, yuv420p) that browsers play, streaming over the frames.
 
@@ -249,9 +253,12 @@ def write_mp4(
         frames: T of uint8 (H, W, 3), any iterable.
         fps: frames per second.
         crf: constant rate factor, 0 (near lossless) to 51; 18 looks the same as the original.
+        audio_from: a file whose first audio stream is copied along, as far as the frames reach;
+            a file without audio adds none.
 
     Raises:
         ValueError: no frames, unequal or wrong frames, or `fps` not positive.
+        MediaError: `audio_from` cannot be read, or its audio does not fit into mp4.
     """
     import av
 
@@ -271,14 +278,56 @@ def write_mp4(
         stream.pix_fmt = "yuv420p"
         stream.height, stream.width = height + height % 2, width + width % 2
         stream.options = {"crf": str(crf)}
-        for index, frame in enumerate(itertools.chain([first], frames)):
-            if _frame(frame).shape != (height, width, 3):
-                raise ValueError(
-                    f"frame {index} has shape {frame.shape}, frame 0 has {(height, width, 3)}"
-                )
-            frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+        audio = _AudioCopy(container, audio_from) if audio_from else contextlib.nullcontext()
+        count = 0
+        with audio:
+            for index, frame in enumerate(itertools.chain([first], frames)):
+                if _frame(frame).shape != (height, width, 3):
+                    raise ValueError(
+                        f"frame {index} has shape {frame.shape}, frame 0 has {(height, width, 3)}"
+                    )
+                frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+                count = index + 1
+            container.mux(stream.encode())
+            if audio_from:
+                audio.copy(until=count / fps)
+
+
+class _AudioCopy:
+    """Copies the packets of a file's first audio stream into an open container."""
+
+    def __init__(self, container, path: str | os.PathLike):
+        import av
+
+        try:
+            self._input = av.open(os.fspath(path))
+        except (av.FFmpegError, OSError) as error:
+            raise MediaError(f"no audio can be read from {path}: {error}") from error
+        self._source = next(iter(self._input.streams.audio), None)
+        self._container, self._target = container, None
+        if self._source is not None:
+            try:
+                self._target = container.add_stream_from_template(self._source)
+            except (av.FFmpegError, ValueError) as error:
+                self._input.close()
+                raise MediaError(f"the audio of {path} does not fit into mp4: {error}") from error
+
+    def __enter__(self) -> "_AudioCopy":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._input.close()
+
+    def copy(self, until: float) -> None:
+        """Write the packets that start before `until` seconds."""
+        if self._target is None:
+            return
+        for packet in self._input.demux(self._source):
+            if packet.dts is None or packet.pts * packet.time_base >= until:
+                continue
+            packet.stream = self._target
+            self._container.mux(packet)
 
 
 def _frame(image: np.ndarray) -> np.ndarray:
@@ -319,6 +368,25 @@ def read_video(path: str | os.PathLike) -> Video:
     """
     with _decode(path) as (fps, frames):
         return Video(np.stack(list(frames)), fps)
+
+
+class VideoInfo(NamedTuple):
+    """What a video's header says: frames per second on average, and the number of frames (0: unknown)."""
+
+    fps: float
+    frames: int
+
+
+def probe(path: str | os.PathLike) -> VideoInfo:
+    """The header of the first video stream.
+
+    Raises:
+        MediaError: the file is missing, damaged, or holds no video.
+    """
+    import av
+
+    with _decode(path) as (fps, _), av.open(os.fspath(path)) as container:
+        return VideoInfo(fps, container.streams.video[0].frames)
 
 
 def iter_video(path: str | os.PathLike) -> Iterator[np.ndarray]:

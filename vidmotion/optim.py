@@ -26,7 +26,7 @@ class Schedule:
     Attributes:
       kind: ``constant``, ``cosine`` or ``linear``.
       warmup: steps of linear warm-up; the first update uses 1/warmup.
-      end: factor reached at the run's last step (cosine and linear).
+      end: factor that would follow the last planned update (cosine and linear).
     """
 
     kind: str = "constant"
@@ -36,6 +36,8 @@ class Schedule:
     def __post_init__(self):
         if self.kind not in ("constant", "cosine", "linear"):
             raise ConfigError(f"schedule.kind={self.kind!r}: choose constant, cosine or linear")
+        if self.warmup < 0:
+            raise ConfigError(f"schedule.warmup={self.warmup}: a number of steps, 0 or more")
 
     def factor(self, count: jax.Array, steps: int) -> jax.Array:
         """() float32 factor of the update that follows `count` completed ones, in a run of `steps`."""
@@ -77,7 +79,11 @@ class Optimizer:
 
     def __post_init__(self):
         if not isinstance(self.schedule, Schedule):
-            object.__setattr__(self, "schedule", Schedule(**self.schedule))
+            try:
+                object.__setattr__(self, "schedule", Schedule(**self.schedule))
+            except TypeError as error:
+                known = ", ".join(field.name for field in dataclasses.fields(Schedule))
+                raise ConfigError(f"schedule: {error}. Known fields: {known}") from error
 
     def trainable_mask(self, params: PyTree) -> PyTree:
         """Tree of bools like `params`.

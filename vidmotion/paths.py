@@ -45,12 +45,14 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def _compile(rules: Rules) -> list[tuple[re.Pattern, Any]]:
     compiled = []
+    if isinstance(rules, str) or not isinstance(rules, Sequence):
+        raise RuleError(f"rules are a sequence of pairs (regex, value), got {rules!r}")
     for rule in rules:
-        if isinstance(rule, str) or len(rule) != 2:
+        if isinstance(rule, str) or not isinstance(rule, Sequence) or len(rule) != 2:
             raise RuleError(f"a rule is a pair (regex, value), got {rule!r}")
         try:
             compiled.append((re.compile(rule[0]), rule[1]))
-        except re.error as error:
+        except (re.error, TypeError) as error:
             raise RuleError(f"rule {rule[0]!r} is not a regular expression: {error}") from error
     return compiled
 
@@ -64,9 +66,12 @@ def assign(rules: Rules, tree: Mapping[str, Any], what: str = "rules") -> dict[s
       what: name of the rules for the error message, for example ``optimizer.model.rate``.
 
     Raises:
-      RuleError: some leaf matches no rule; all such paths are listed.
+      RuleError: a malformed rule, or leaves that match none; all such paths are listed.
     """
-    compiled = _compile(rules)
+    try:
+        compiled = _compile(rules)
+    except RuleError as error:
+        raise RuleError(f"{what}: {error}") from error
     values, unmatched = {}, []
     for path in flatten(tree):
         for pattern, value in compiled:

@@ -45,9 +45,11 @@ def _cost(run: Run) -> list[str]:
     rows = sharding.batch_shards(run.mesh)
     mesh = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
     return [
-        f"model FLOPs per step        {'unknown' if flops is None else f'{flops:.4g}'}",
-        f"state bytes per device      {state:,}  (parameters, optimizer, averages)",
-        f"mesh                        {mesh} on {jax.device_count()} device(s)",
+        f"model FLOPs per step        {'unknown' if flops is None else f'{flops:.4g}'}"
+        "  (forward, backward and optimizer; no recomputation)",
+        f"state bytes per device      {state:,}"
+        "  (parameters, optimizer, averages; gradients and activations come on top)",
+        f"mesh                        {mesh}; here {jax.device_count()} device(s)",
         f"batch                       {run.config.batch_size} examples, "
         f"{run.config.batch_size // rows} per shard, {run.config.accumulate} microbatch(es)",
         f"tokens per batch            {run.system.tokens(run.config.batch_size):,}",

@@ -9,6 +9,7 @@ import functools
 import importlib
 import json
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding
 
-from vidmotion import checkpoint, paths, sharding
+from vidmotion import checkpoint, paths, record, sharding
 from vidmotion import system as systems
 from vidmotion.data import pipeline
 from vidmotion.errors import ConfigError
@@ -30,6 +31,7 @@ from vidmotion.system import Vars
 log = logging.getLogger(__name__)
 
 PyTree = Any
+CONFIG_FILE = "config.json"
 
 # Fields that may differ from those the workdir was begun with: none changes what is learnt from here on
 # for a given state, but `steps`, which is announced.
@@ -58,6 +60,11 @@ def load_config(name: str) -> ml_collections.ConfigDict:
 class Run:
     """Everything built from a config: system, mesh, shardings, data, state.
 
+    Args:
+      config: the (locked) config.
+      workdir: of this run.
+      abstract: only to reckon with: a mesh that this machine cannot fill will do.
+
     Attributes:
       config: the (locked) config.
       workdir: of this run.
@@ -68,17 +75,20 @@ class Run:
       ConfigError: a field that does not exist or does not fit; the message names it.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: str):
+    def __init__(self, config: ml_collections.ConfigDict, workdir: str, abstract: bool = False):
         self.config = config
         self.workdir = epath.Path(workdir)
         self.system = systems.build(config.system)
-        self.mesh = sharding.make_mesh(config.mesh)
+        self.mesh = sharding.make_mesh(config.mesh, abstract=abstract)
         sharding.check_batch_size(
             config.batch_size, self.mesh, config.accumulate, jax.process_count()
         )
         self.stepper = Stepper(
             self.system,
-            {name: _section(Optimizer, part, name) for name, part in config.optimizer.items()},
+            {
+                name: _section(Optimizer, part, f"optimizer.{name}")
+                for name, part in config.optimizer.items()
+            },
             steps=config.steps,
             seed=config.seed,
             accumulate=config.accumulate,
@@ -91,6 +101,8 @@ class Run:
     def source(self, split: str) -> Any:
         """The random-access source of ``config.data.<split>`` (``train`` or ``eval``)."""
         data = self.config.data
+        if split not in data:
+            raise ConfigError(f"config.data has no section {split!r}: it names that split's data")
         arguments = {**data.get("common", {}), **data[split]}
         return pipeline.make_source(data.kind, **arguments)
 
@@ -153,10 +165,13 @@ class Run:
         )
 
     @functools.cached_property
+    def _loaded_consts(self) -> PyTree:
+        return {name: load() for name, load in self.system.consts_spec().items()}
+
+    @functools.cached_property
     def consts(self) -> PyTree:
         """Never-trained networks, loaded and on every device."""
-        loaded = {name: load() for name, load in self.system.consts_spec().items()}
-        return jax.device_put(loaded, sharding.replicated(self.mesh))
+        return jax.device_put(self._loaded_consts, sharding.replicated(self.mesh))
 
     def fresh_state(self) -> TrainState:
         """State at step 0: initialised in place, then ``init_from`` where the config names a run."""
@@ -196,41 +211,41 @@ class Run:
 
     # -- compiled functions -----------------------------------------------------------------------
 
-    def lower_update(self, model_flops: bool = False) -> jax.stages.Lowered:
-        """The lowered training update.
+    def lower_update(self) -> jax.stages.Lowered:
+        """The lowered training update; its first argument is donated."""
+        rows, whole = sharding.batch(self.mesh), sharding.replicated(self.mesh)
+
+        def placed(where):
+            return lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+        return jax.jit(
+            self.stepper.update,
+            donate_argnums=0,
+            out_shardings=(self.state_shardings, whole),
+        ).lower(
+            self.abstract_state,
+            jax.tree.map(placed(whole), self._loaded_consts),
+            jax.tree.map(placed(rows), self.batch),
+        )
+
+    def flops_per_step(self, lowered: jax.stages.Lowered | None = None) -> float | None:
+        """Model FLOPs of one update of the global batch, from XLA's cost analysis; None if it has none.
+
+        Counted without recomputation, layer scans or microbatches, so that each operation of the model
+        counts once; a player that updates now and then counts as if it always did.
 
         Args:
-          model_flops: lower the same mathematics without recomputation, layer scans or microbatches, so
-            that XLA's cost analysis counts each operation of the model once.
+          lowered: from `lower_update`; saves a second tracing where it has none of these.
         """
-        stepper, shardings = self.stepper, self.state_shardings
-        abstract = self.abstract_state
-        if model_flops:
-            plain = {name: False for name in ("remat", "scan") if getattr(self.system, name, False)}
-            stepper = dataclasses.replace(
-                stepper, system=dataclasses.replace(self.system, **plain), accumulate=1
-            )
+        loops = [name for name in ("remat", "scan") if getattr(self.system, name, False)]
+        if lowered is None or loops or self.config.accumulate > 1:
+            system = dataclasses.replace(self.system, **dict.fromkeys(loops, False))
+            stepper = dataclasses.replace(self.stepper, system=system, accumulate=1)
             params = jax.eval_shape(stepper.init_params, self.batch)
-            abstract, shardings = jax.eval_shape(stepper.init_state, params), None
-        rows = sharding.batch(self.mesh)
-        batch = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
-            for name, leaf in self.batch.items()
-        }
-        consts = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
-            self.consts,
-        )
-        return jax.jit(
-            stepper.update,
-            donate_argnums=() if model_flops else (0,),
-            out_shardings=None if model_flops else (shardings, sharding.replicated(self.mesh)),
-        ).lower(abstract, consts, batch)
-
-    def flops_per_step(self) -> float | None:
-        """Model FLOPs of one update of the global batch, from XLA's cost analysis; None if it has none."""
-        analysis = self.lower_update(model_flops=True).cost_analysis() or {}
-        return analysis.get("flops")
+            consts = jax.eval_shape(lambda: self._loaded_consts)
+            state = jax.eval_shape(stepper.init_state, params)
+            lowered = jax.jit(stepper.update).lower(state, consts, self.batch)
+        return (lowered.cost_analysis() or {}).get("flops")
 
     def jit_sample(self, **options) -> Callable[[Vars, PyTree, jax.Array], PyTree]:
         """`System.sample` over a batch cut across the mesh; its outputs are whole on every process."""
@@ -257,39 +272,41 @@ class Run:
         """Write ``config.json`` into a new workdir; in an old one, check that it is the same run.
 
         Raises:
+          ConfigError: see `check_workdir`.
+        """
+        if not self.check_workdir() and jax.process_index() == 0:
+            record.write(self.workdir / CONFIG_FILE, json.loads(self.config.to_json()))
+
+    def check_workdir(self) -> bool:
+        """Whether a run of this config has begun in the workdir.
+
+        Raises:
           ConfigError: the workdir was begun with another config; the differing fields are listed.
         """
-        path = self.workdir / "config.json"
-        mine = json.loads(self.config.to_json(sort_keys=True))
+        path = self.workdir / CONFIG_FILE
         if not path.exists():
-            if jax.process_index() == 0:
-                self.workdir.mkdir(parents=True, exist_ok=True)
-                aside = self.workdir / "config.json.tmp"
-                aside.write_text(json.dumps(mine, indent=1, sort_keys=True) + "\n")
-                aside.replace(path)
-            return
-        old, new = paths.flatten(json.loads(path.read_text())), paths.flatten(mine)
+            return False
+        try:
+            old = paths.flatten(json.loads(path.read_text()))
+        except (ValueError, AttributeError) as error:
+            raise ConfigError(f"{path} is not a config written by this program: {error}") from error
+        new = paths.flatten(json.loads(self.config.to_json()))
         differing = [
             f"{name}: {old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} here"
             for name in sorted(old.keys() | new.keys())
-            if old.get(name) != new.get(name) and not _is_free(name)
+            if old.get(name) != new.get(name) and not re.fullmatch(FREE_FIELDS, name)
         ]
         if differing:
             raise ConfigError(
-                f"{self.workdir} belongs to a run with another config ({'; '.join(differing[:8])}). "
-                "Choose another --workdir, or start from its weights with --config.init_from."
+                f"{self.workdir} belongs to a run with another config ({'; '.join(differing[:8])}"
+                + (f"; and {len(differing) - 8} more" if len(differing) > 8 else "")
+                + "). Choose another --workdir, or start from its weights with --config.init_from."
             )
         if old.get("steps") != new.get("steps"):
             log.warning(
                 "steps changes from %s to %s: schedules now end there", old["steps"], new["steps"]
             )
-
-
-def _is_free(name: str) -> bool:
-    (value,) = paths.flatten(
-        paths.assign(((FREE_FIELDS, True), (".*", False)), {name: None})
-    ).values()
-    return value
+        return True
 
 
 def _section(cls: type, part: Any, where: str) -> Any:
@@ -299,7 +316,9 @@ def _section(cls: type, part: Any, where: str) -> Any:
         return cls(**fields)
     except TypeError as error:
         known = ", ".join(field.name for field in dataclasses.fields(cls))
-        raise ConfigError(f"config section {where}: {error}. Known fields: {known}") from error
+        raise ConfigError(f"config.{where}: {error}. Known fields: {known}") from error
+    except ConfigError as error:
+        raise ConfigError(f"config.{where}: {error}") from error
 
 
 def _tuples(value: Any) -> Any:

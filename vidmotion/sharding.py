@@ -15,8 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vidmotion import paths
 from vidmotion.errors import ConfigError
@@ -28,15 +27,18 @@ MIN_SIZE = 1024
 DEFAULT_RULES = ((".*", "fsdp"),)
 
 
-def make_mesh(shape: Mapping[str, int], devices: list | None = None) -> Mesh:
+def make_mesh(
+    shape: Mapping[str, int], devices: list | None = None, abstract: bool = False
+) -> Mesh | AbstractMesh:
     """Mesh with axes `AXES`.
 
     Args:
       shape: size of each axis; missing axes are 1, one axis may be -1 (all remaining devices).
       devices: defaults to all devices of all processes.
+      abstract: a mesh to reckon with, of any number of devices; nothing can be put on it.
 
     Raises:
-      ConfigError: unknown axis, two free axes, or a product that is not the number of devices.
+      ConfigError: unknown axis, a size that is none, two free axes, or a product that is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     unknown = set(shape) - set(AXES)
@@ -45,20 +47,26 @@ def make_mesh(shape: Mapping[str, int], devices: list | None = None) -> Mesh:
             f"config.mesh: unknown axes {sorted(unknown)}; the axes are {', '.join(AXES)}"
         )
     sizes = [int(shape.get(axis, 1)) for axis in AXES]
+    if any(size < 1 and size != -1 for size in sizes):
+        raise ConfigError(f"config.mesh: sizes are positive or -1, got {dict(zip(AXES, sizes))}")
     if sizes.count(-1) > 1:
         raise ConfigError(f"config.mesh: at most one axis may be -1, got {dict(zip(AXES, sizes))}")
     fixed = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and len(devices) % fixed == 0:
         sizes[sizes.index(-1)] = len(devices) // fixed
+    types = (AxisType.Auto,) * len(AXES)
+    if abstract and -1 not in sizes:
+        return AbstractMesh(tuple(sizes), AXES, axis_types=types)
     if math.prod(sizes) != len(devices):
+        unit = "a multiple of " if -1 in sizes else ""
         raise ConfigError(
-            f"config.mesh: {dict(zip(AXES, sizes))} needs {abs(math.prod(sizes))} devices, "
-            f"there are {len(devices)}"
+            f"config.mesh: {dict(zip(AXES, sizes))} needs {unit}{fixed} devices, there are "
+            f"{len(devices)}"
         )
-    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Number of pieces the batch is cut into: every axis but ``tensor`` divides it."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
@@ -67,9 +75,15 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int, processes: in
     """Refuse a global batch that cannot be cut evenly.
 
     Raises:
-      ConfigError: naming the sizes and the nearest batch sizes that fit.
+      ConfigError: naming the sizes and the nearest batch sizes that fit; or processes that would have
+        to read the same rows.
     """
-    unit = math.lcm(batch_shards(mesh) * accumulate, processes)
+    if batch_shards(mesh) % processes:
+        raise ConfigError(
+            f"config.mesh: {processes} processes cannot share {batch_shards(mesh)} batch shards (data x "
+            "fsdp) evenly; the tensor axis must stay within a process"
+        )
+    unit = batch_shards(mesh) * accumulate
     if batch_size % unit or batch_size < unit:
         below = batch_size // unit * unit
         near = f"{below} or {below + unit}" if below else f"{unit}"
@@ -80,7 +94,17 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int, processes: in
 
 
 def spec(shape: tuple[int, ...], value: Any, mesh: Mesh) -> PartitionSpec:
-    """Partition of an array of `shape` under a rule's `value` (see the module's docstring)."""
+    """Partition of an array of `shape` under a rule's `value` (see the module's docstring).
+
+    Raises:
+      ConfigError: a value that is not as described there.
+    """
+    named = [value] if isinstance(value, str) else [axis for axis in value or () if axis is not None]
+    if not set(named) <= set(AXES) or len(set(named)) < len(named):
+        raise ConfigError(
+            f"config.sharding: {value!r} is not None, an axis, or a tuple of None and different axes; "
+            f"the axes are {', '.join(AXES)}"
+        )
     if value is None or math.prod(shape) < MIN_SIZE:
         return PartitionSpec()
     if isinstance(value, str):
@@ -102,12 +126,12 @@ def of_params(params: PyTree, rules: paths.Rules, mesh: Mesh) -> PyTree:
     """Tree of `NamedSharding` like the (abstract) parameter tree `params`.
 
     Raises:
-      paths.RuleError: a leaf matches no rule.
+      ConfigError: a leaf matches no rule, or a rule's value makes no sense.
     """
-    values = paths.flatten(paths.assign([(r, (v,)) for r, v in rules], params, "config.sharding"))
+    values = paths.flatten(paths.assign(rules, params, "config.sharding"))
     return paths.unflatten(
         {
-            path: NamedSharding(mesh, spec(leaf.shape, values[path][0], mesh))
+            path: NamedSharding(mesh, spec(leaf.shape, values[path], mesh))
             for path, leaf in paths.flatten(params).items()
         }
     )
@@ -125,9 +149,14 @@ def batch(mesh: Mesh) -> NamedSharding:
 
 def put_batch(local: PyTree, mesh: Mesh) -> PyTree:
     """This process's rows of a batch as global arrays cut over the mesh."""
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(batch(mesh), np.asarray(x)), local
-    )
+
+    def put(x):
+        # The global shape is given, or JAX would take a leaf that lies whole on each process for
+        # one that all processes hold alike.
+        shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
+        return jax.make_array_from_process_local_data(batch(mesh), x, shape)
+
+    return jax.tree.map(put, local)
 
 
 def bytes_per_device(abstract: PyTree, shardings: PyTree) -> int:

@@ -49,13 +49,13 @@ class Stepper:
     Attributes:
       system: what is trained.
       optimizers: ``{player name: Optimizer}``, exactly one per player of the system.
-      steps: planned number of updates (schedules end there).
+      steps: planned number of updates; a player's schedule ends with the last one that it takes.
       seed: of all randomness.
       accumulate: number of microbatches per update.
       ema: averaging of the first player's trainable leaves.
 
     Raises:
-      ConfigError: the optimizers' names are not the system's players.
+      ConfigError: the optimizers' names are not the system's players, or `accumulate` is below 1.
     """
 
     system: System
@@ -72,6 +72,8 @@ class Stepper:
                 f"config.optimizer has sections {sorted(self.optimizers)}, the system's players "
                 f"are {sorted(names)}"
             )
+        if self.accumulate < 1:
+            raise ConfigError(f"config.accumulate={self.accumulate}: at least one microbatch")
 
     # -- state --------------------------------------------------------------------------------
 
@@ -120,7 +122,9 @@ class Stepper:
         return paths.select(params[player], mask), paths.select(params[player], inverse)
 
     def _transform(self, player: str, trainable: PyTree) -> optax.GradientTransformation:
-        return self.optimizers[player].transform(trainable, self.steps)
+        (seat,) = (seat for seat in self.system.players if seat.name == player)
+        updates = -(-max(self.steps - seat.start, 1) // seat.period)
+        return self.optimizers[player].transform(trainable, updates)
 
     # -- update -------------------------------------------------------------------------------
 
@@ -234,15 +238,16 @@ class Stepper:
                 lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(weighted, out, grads)
             )
             (mutable, ((grads, metrics), weight)), carries = jax.lax.scan(body, (mutable, sums), xs)
-            grads, metrics = jax.tree.map(lambda x: x / weight, (grads, metrics))
+            total = jnp.where(weight > 0, weight, 1.0)  # nothing counted: gradients and metrics of 0
+            grads, metrics = jax.tree.map(lambda x: x / total, (grads, metrics))
 
         updates, slots = self._transform(name, trainable).update(grads, slots, trainable)
         trainable = optax.apply_updates(trainable, updates)
         metrics = {key: jnp.asarray(value, jnp.float32) for key, value in metrics.items()}
-        metrics[f"grad_norm/{name}"] = optax.global_norm(grads)
+        metrics[f"grad_norm/{name}"] = optax.tree.norm(grads)
         if len(grads) > 1:
             for module, grad in grads.items():
-                metrics[f"grad_norm/{name}/{module}"] = optax.global_norm(grad)
+                metrics[f"grad_norm/{name}/{module}"] = optax.tree.norm(grad)
         return paths.merge(frozen, trainable), slots, mutable, carries, metrics
 
     def _average(self, state: TrainState, params: PyTree) -> PyTree:

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -25,13 +25,17 @@ from vidmotion.errors import EXIT_DONE, EXIT_PREEMPTED
 from vidmotion.run import Run
 from vidmotion.state import TrainState
 from vidmotion.system import check_batch
-from vidmotion.writer import DeferredMetrics, MetricWriter, Progress
+from vidmotion.writer import METRICS_FILE, DeferredMetrics, MetricWriter, Mirror, Progress
 
 log = logging.getLogger(__name__)
 
 
 class NonFiniteError(FloatingPointError):
     """A loss or gradient became NaN or infinite; names the step and the metric."""
+
+
+class PreemptedError(RuntimeError):
+    """A run that this one needs was interrupted; its state is saved, the same command resumes it."""
 
 
 class Interruption:
@@ -71,19 +75,22 @@ class Interruption:
 
 
 class Meter:
-    """Averages of metrics and speed between two log lines."""
+    """Averages of metrics and speed between two log lines.
 
-    def __init__(self, run: Run, flops: float | None):
-        self._run, self._flops = run, flops
+    `waited` is each time the total number of seconds that the loop has waited for data so far.
+    """
+
+    def __init__(self, run: Run):
+        self._run = run
+        self.flops: float | None = None  # of one step
         self.steps, self.seconds, self.waited = 0, 0.0, 0.0  # of the whole session, pauses left out
         self._sums: dict[str, float] = {}
         self._count = 0
-        self.resume()
+        self.resume(0.0)
 
-    def resume(self) -> None:
-        """Start the clock again after compilation, an evaluation or a save."""
-        self._begin = time.perf_counter()
-        self._first = self._count
+    def resume(self, waited: float) -> None:
+        """Start the clock after the first step, an evaluation or a save."""
+        self._begin, self._waited, self._first = time.perf_counter(), waited, self._count
 
     def add(self, metrics: dict[str, float]) -> None:
         """Take up one step's numbers."""
@@ -92,18 +99,18 @@ class Meter:
         self._count += 1
 
     def pause(self, waited: float) -> dict[str, float]:
-        """Averages since the last call, and the speed since `resume`; `waited` seconds were for data."""
+        """Averages since the last call, and the speed of the steps since `resume`."""
         seconds = time.perf_counter() - self._begin
         timed = self._count - self._first
         averages = {name: total / self._count for name, total in self._sums.items()}
         if timed:
             self.steps += timed
             self.seconds += seconds
-            self.waited += waited
+            self.waited += waited - self._waited
             averages |= self.speed(timed, seconds)
-            averages["speed/data_wait_share"] = waited / seconds
-        self._sums, self._count, self._first = {}, 0, 0
-        self._begin = time.perf_counter()
+            averages["speed/data_wait_share"] = (waited - self._waited) / seconds
+        self._sums, self._count = {}, 0
+        self.resume(waited)
         return averages
 
     def speed(self, steps: int, seconds: float) -> dict[str, float]:
@@ -113,11 +120,10 @@ class Meter:
             "speed/steps_per_second": steps / seconds,
             "speed/examples_per_second": steps * self._run.config.batch_size / seconds,
         }
-        if self._flops:
-            rates["speed/model_tflops"] = self._flops * steps / seconds / 1e12
-            share = hardware.mfu(
-                self._flops, seconds / steps, devices, jax.devices()[0].device_kind
-            )
+        if self.flops:
+            rates["speed/model_tflops"] = self.flops * steps / seconds / 1e12
+            kind = jax.devices()[0].device_kind
+            share = hardware.mfu(self.flops, seconds / steps, devices, kind)
             if share is not None:
                 rates["speed/mfu"] = share
         return rates
@@ -130,7 +136,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> int:
       `EXIT_DONE`, or `EXIT_PREEMPTED` after a signal (the state is saved).
 
     Raises:
-      ConfigError, DatasetError, CheckpointError: see their messages.
+      ConfigError, DatasetError, CheckpointError, PreemptedError: see their messages.
       NonFiniteError: a loss or gradient became NaN or infinite; nothing of it is saved.
     """
     run = Run(config, workdir)
@@ -138,24 +144,29 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> int:
     check_batch(run.system, _head(loader), config.batch_size // jax.process_count())
     run.claim_workdir()
     with contextlib.ExitStack() as stack:
-        interruption = stack.enter_context(Interruption())
         checkpointer = stack.enter_context(
             Checkpointer(workdir, config.checkpoint.keep, config.checkpoint.keep_period)
         )
-        restored = run.restore(checkpointer)
-        if restored is None:
-            state, start = run.fresh_state(), 0
-        else:
-            state, position = restored
-            start = loader.check(position)
-            log.info("resumed from step %d of %s", start, checkpointer.directory)
-        writer = stack.enter_context(
-            MetricWriter(workdir, resume_step=start, is_host0=jax.process_index() == 0)
-        )
-        _introduce(run, state, writer, start)
-        session = Session(run, writer, checkpointer, loader, state, start)
-        stack.callback(loader.close)
-        code = session.loop(interruption)
+        with Interruption() as interruption:
+            restored = run.restore(checkpointer)
+            if restored is None:
+                state, start = run.fresh_state(), 0
+            else:
+                state, position = restored
+                start = loader.check(position)
+                log.info("resumed from step %d of %s", start, checkpointer.directory)
+            files = stack.enter_context(Mirror(run.workdir, (METRICS_FILE,)))
+            writer = stack.enter_context(
+                MetricWriter(
+                    files.local,
+                    resume_step=-1 if restored is None else start,  # -1: nothing counts so far
+                    is_host0=jax.process_index() == 0,
+                )
+            )
+            _introduce(run, state, writer, start)
+            session = Session(run, writer, files, checkpointer, loader, state, start)
+            stack.callback(loader.close)
+            code = session.loop(interruption)
         session.finish(code)
     return code
 
@@ -163,41 +174,35 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> int:
 class Session:
     """One uninterrupted stretch of training: from `start` to the end or to a signal."""
 
-    def __init__(self, run, writer, checkpointer, loader, state: TrainState, start: int):
+    def __init__(self, run, writer, files, checkpointer, loader, state: TrainState, start: int):
         self.run, self.writer, self.checkpointer, self.loader = run, writer, checkpointer, loader
         self.state, self.start, self.step = state, start, start
+        self._files = files
         self._deferred = DeferredMetrics()
         self._latest: dict[str, float] = {}
         self._results: list[record.Result] = []
-        flops = run.flops_per_step() if start < run.config.steps else None
-        self._meter = Meter(run, flops)
-        self._saved = start if start in checkpointer.steps() else None
+        self._meter = Meter(run)
 
     def loop(self, interruption: Interruption) -> int:
         """Run the steps; returns an exit code."""
         config, total = self.run.config, self.run.config.steps
         if self.step >= total:
+            log.info("all %d steps are done", total)
             return EXIT_DONE
-        began = time.perf_counter()
-        update = self.run.lower_update().compile()
-        log.info("step compiled in %.1f s", time.perf_counter() - began)
+        update = self._compile()
         with (
             device_prefetch(self.loader.iterate(self.step), self.run.put) as batches,
-            Progress(total, self.step) as progress,
-            self._is_host0(progress),
+            Progress(total, self.step) as self._progress,
         ):
-            self._meter.resume()
-            waited = batches.wait_seconds
             while self.step < total:
                 self.state, metrics = update(self.state, self.run.consts, next(batches))
                 self.step += 1
                 for ready in self._deferred.push(self.step, metrics):
-                    self._take(*ready, progress)
-                if self.step == self.start + 1:
-                    waited = self._log(batches, waited, drain=progress)  # leave warm-up out
+                    self._take(*ready)
+                first, last = self.step == self.start + 1, self.step == total
                 stop = interruption.reached(self.step)
                 due = {
-                    name: every and self.step % every == 0 and self.step < total
+                    name: bool(every) and self.step % every == 0 and not (last or stop)
                     for name, every in (
                         ("log", config.log_every),
                         ("save", config.checkpoint.every),
@@ -205,20 +210,21 @@ class Session:
                         ("eval", config.eval.every),
                     )
                 }
-                if stop or self.step == total or any(due.values()):
-                    waited = self._log(batches, waited, drain=progress)
-                    if due["save"] and not stop:
+                if first or last or stop or any(due.values()):
+                    self._log(batches.wait_seconds, timed=not first)
+                    if due["save"]:
                         self._save(wait=False)
                     if due["sample"]:
                         self._sample()
                     if due["eval"]:
                         self._evaluate()
-                    self._meter.resume()
-                    waited = batches.wait_seconds
-                if stop and self.step < total:
-                    self._save(wait=True, must=True)
-                    return EXIT_PREEMPTED
-        self._save(wait=True, must=True)
+                    self._meter.resume(batches.wait_seconds)
+                if stop:
+                    break
+        self._save(wait=True)
+        if self.step < total:
+            log.info("stopped at step %d, saved; the same command resumes", self.step)
+            return EXIT_PREEMPTED
         return EXIT_DONE
 
     def finish(self, code: int) -> None:
@@ -245,54 +251,65 @@ class Session:
             "last_metrics": self._latest,
             "results": [row._asdict() for row in self._results],
         }
+        self.writer.flush()
+        self._files.copy_out()
         if jax.process_index() == 0:
-            record.write(self.run.workdir / "record.json", content)
-        log.info("run record: %s", self.run.workdir / "record.json")
+            path = self.run.workdir / "record.json"
+            try:
+                record.write(path, content)
+                log.info("run record: %s", path)
+            except OSError as error:  # the trained state is safe: a full disk here is no failure
+                log.error("the run record could not be written: %s", error)
 
     # -- parts ------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _is_host0(self, progress: Progress) -> Iterator[None]:
-        self._show = progress.update if jax.process_index() == 0 else lambda *_: None
-        yield
+    def _compile(self) -> jax.stages.Compiled:
+        """The update, ahead of time; its FLOPs are counted while XLA works."""
+        began = time.perf_counter()
+        lowered = self.run.lower_update()
+        with ThreadPoolExecutor(1) as pool:
+            flops = pool.submit(self.run.flops_per_step, lowered)
+            update = lowered.compile()
+            self._meter.flops = flops.result()
+        log.info("step compiled in %.1f s", time.perf_counter() - began)
+        return update
 
-    def _take(self, step: int, metrics: dict[str, float], progress: Progress) -> None:
+    def _take(self, step: int, metrics: dict[str, float]) -> None:
         """Look at one finished step's numbers."""
-        for name, value in metrics.items():
-            if name.startswith(("loss/", "grad_norm/")) and not np.isfinite(value):
+        losses = [name for name in metrics if name.startswith("loss/")]
+        for name in losses + [name for name in metrics if name.startswith("grad_norm/")]:
+            value = metrics[name]
+            if not np.isfinite(value):
+                self.writer.scalars(step, metrics)  # for whoever looks for the cause
                 saved = self.checkpointer.steps()
+                last = f"the last checkpoint is step {saved[-1]}" if saved else "no checkpoint yet"
                 raise NonFiniteError(
-                    f"{name} is {value} at step {step}. Nothing of it is saved; "
-                    + (
-                        f"the last checkpoint is step {saved[-1]}."
-                        if saved
-                        else "no checkpoint yet."
-                    )
-                    + " Lower the learning rate, clip gradients, or compute in float32."
+                    f"{name} is {value} at step {step}. Nothing of it is saved; {last}. Lower the "
+                    "learning rate, clip gradients, or compute in float32."
                 )
         self._latest = metrics
         self._meter.add(metrics)
-        first = self.run.system.players[0].name
-        self._show(step, metrics[f"loss/{first}"])
+        if jax.process_index() == 0:
+            self._progress.update(step, metrics[f"loss/{self.run.system.players[0].name}"])
 
-    def _log(self, batches, waited: float, drain: Progress) -> float:
+    def _log(self, waited: float, timed: bool) -> None:
+        """Write down the averages since the last time; the speed too, if these steps were `timed`."""
         for ready in self._deferred.drain():
-            self._take(*ready, drain)
-        averages = self._meter.pause(batches.wait_seconds - waited)
-        self.writer.scalars(self.step, averages)
+            self._take(*ready)
+        if not timed:
+            self._meter.resume(waited)
+        self.writer.scalars(self.step, self._meter.pause(waited))
         self.writer.flush()
-        return batches.wait_seconds
 
-    def _save(self, wait: bool, must: bool = False) -> None:
-        if self._saved == self.step:
-            return
+    def _save(self, wait: bool) -> None:
+        """Save this step. One that is waited for must succeed; any other may be made up for later."""
         try:
             self.checkpointer.save(self.step, self.state, self.loader.state(self.step), wait)
-            self._saved = self.step
-        except CheckpointError:
-            if must:
+        except CheckpointError as error:
+            if wait:
                 raise
-            log.exception("training goes on; the next save may succeed")
+            log.error("%s Training goes on; the next save may succeed.", error)
+        self._files.copy_out()
 
     def _sample(self) -> None:
         if not self.run.config.sample.rows:
@@ -327,7 +344,8 @@ def companion(run: Run) -> Run:
         done = checkpointer.steps()
     if not done or done[-1] < run.config.steps:
         log.info("training %s first", run.workdir)
-        train(run.config, run.workdir)
+        if train(run.config, run.workdir) != EXIT_DONE:
+            raise PreemptedError(f"training of {run.workdir} was interrupted; its state is saved")
     return run
 
 
@@ -349,4 +367,4 @@ def _introduce(run: Run, state: TrainState, writer: MetricWriter, start: int) ->
         run.system.tokens(run.config.batch_size),
     )
     if start == 0:
-        writer.text(0, {"config": f"```\n{run.config}\n```"})
+        writer.text(0, {"config": f"```\n{run.config.to_json(indent=1)}\n```"})

@@ -5,14 +5,16 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -231,6 +233,53 @@ def _drop_after(path: Path, step: int) -> None:
     os.replace(aside, path)
     if dropped:
         logging.info("%s: dropped %d lines past step %d", path, dropped, step)
+
+
+class Mirror:
+    """A local folder for files of a workdir that is a URL; for a local workdir, the workdir itself.
+
+    Metric files are appended to line by line, which object stores cannot do. They are written to a
+    temporary folder and copied to the workdir at each checkpoint and at the end.
+
+    Args:
+        workdir: of the run.
+        resume: files to fetch first, where the workdir has them, because they are added to.
+        remote: whether to keep a copy; by default if `workdir` is a URL.
+
+    Attributes:
+        local: the folder to write to.
+    """
+
+    def __init__(self, workdir: epath.Path, resume: Sequence[str], remote: bool | None = None):
+        self._workdir = workdir
+        self._scratch = None
+        self.local = workdir
+        if ("://" in str(workdir)) if remote is None else remote:
+            self._scratch = tempfile.TemporaryDirectory(prefix="vidmotion-")
+            self.local = Path(self._scratch.name)
+            for name in resume:
+                if (workdir / name).exists():
+                    (self.local / name).write_bytes((workdir / name).read_bytes())
+
+    def copy_out(self) -> None:
+        """Copy every file to the workdir, if that is elsewhere; a failure is a warning."""
+        if self._scratch is None:
+            return
+        try:
+            for file in sorted(path for path in self.local.rglob("*") if path.is_file()):
+                target = self._workdir / str(file.relative_to(self.local))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(file.read_bytes())
+        except OSError as error:
+            logging.warning("metrics could not be copied to %s: %s", self._workdir, error)
+
+    def __enter__(self) -> "Mirror":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.copy_out()
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
 
 class DeferredMetrics:

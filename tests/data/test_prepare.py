@@ -60,7 +60,7 @@ def test_again_is_complete_and_other_data_is_refused(few_clips, sheets, tmp_path
     assert code == 0 and "is complete (train 18, test 6)" in printed
     assert (tmp_path / "dataset.json").stat().st_mtime_ns == before
 
-    plan = prepare.Plan("other", "1", "ab", "none", 1, lambda: iter([("train", {"x": [1]})]))
+    plan = prepare.Plan("other", "1", "ab", "none", lambda: iter([("train", {"x": [1]})]))
     options = {"shards": 1, "command": "make other"}
     with pytest.raises(DatasetError, match=r"another dataset.*sprites, version 1.*--force"):
         prepare.write(plan, tmp_path, force=False, **options)

@@ -30,6 +30,7 @@ SOURCES = {
     "records": ("vidmotion.data.records", "RecordSource"),
     "sprites": ("vidmotion.data.sprites", "SpritesSource"),
     "tfds": ("vidmotion.data.pipeline", "TfdsSource"),
+    "videos": ("vidmotion.data.videos", "VideoSource"),
 }
 
 
@@ -37,8 +38,9 @@ def make_source(kind: str, **kwargs):
     """Builds a source by name: a key of `SOURCES`, and the arguments of its class.
 
     Raises:
-      ConfigError: an unknown kind, or arguments that its class does not take or lacks; the message
-        lists what exists. And whatever the class raises about its data.
+      ConfigError: an unknown kind, arguments that its class does not take, lacks or refuses, or a
+        package that is not installed; the message lists what exists. And whatever the class raises
+        about its data.
     """
     if kind not in SOURCES:
         raise ConfigError(f"no data source {kind!r}; there are {', '.join(SOURCES)}")
@@ -49,7 +51,12 @@ def make_source(kind: str, **kwargs):
         signature.bind(**kwargs)
     except TypeError as error:
         raise ConfigError(f"data source {kind!r}: {error}; it takes {signature}") from None
-    return source_class(**kwargs)
+    try:
+        return source_class(**kwargs)
+    except (ImportError, ValueError) as error:
+        if type(error) not in (ImportError, ValueError):  # it has a name of its own: DatasetError
+            raise
+        raise ConfigError(f"config.data ({kind}): {error}") from error
 
 
 class TfdsSource:
@@ -126,18 +133,18 @@ class Loader:
             least one per thread is.
 
         Raises:
-          ValueError: an empty source, a batch size that the processes do not divide, a number out
+          ConfigError: an empty source, a batch size that the processes do not divide, a number out
             of range, or a transform whose settings cannot be told from its repr.
         """
         if not len(source):
-            raise ValueError(f"{source!r} has no elements")
+            raise ConfigError(f"{source!r} has no elements")
         if batch_size < 1 or batch_size % process_count or not 0 <= process_index < process_count:
-            raise ValueError(
+            raise ConfigError(
                 f"a batch of {batch_size} cannot be dealt to process {process_index} of "
                 f"{process_count}: the size must be a positive multiple of the process count"
             )
         if seed < 0 or num_threads < 0 or num_workers < 0 or not 1 <= prefetch <= 16:
-            raise ValueError(
+            raise ConfigError(
                 "seed, num_threads and num_workers are at least 0 and prefetch is 1 to 16, got "
                 f"{seed=}, {num_threads=}, {num_workers=}, {prefetch=}"
             )
@@ -336,7 +343,7 @@ def _transform_name(transform) -> str:
     name = getattr(transform, "__qualname__", None)
     name = f"{transform.__module__}.{name}" if name else repr(transform)
     if "<lambda>" in name or " at 0x" in name:
-        raise ValueError(
+        raise ConfigError(
             f"transform {name} has no lasting name: use a named function or a frozen dataclass, "
             "whose repr shows its settings"
         )

@@ -217,11 +217,15 @@ class SpritesSource:
     def __getitem__(self, index) -> dict[str, np.ndarray]:
         character, action = self._character[index], self._action[index]
         return {
-            "video": self._sheets.render(character, action),
+            "video": self.render(character, action),
             "action": action,
             "attributes": attributes_of(character),
             "character": character,
         }
+
+    def render(self, character: int, action: int) -> np.ndarray:
+        """Any character in any action, as `Sheets.render`: the true answer to a swap."""
+        return self._sheets.render(character, action)
 
     def __reduce__(self):
         return type(self), (self.sheets_dir, self.split)

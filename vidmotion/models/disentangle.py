@@ -11,6 +11,8 @@ from jax.typing import DTypeLike
 
 from vidmotion.models.t5 import T5Encoder
 
+STEMS = ("linear", "conv")
+
 
 class FrameStem(nn.Module):
     """Each latent frame -> exactly one token of the sequence.
@@ -30,8 +32,8 @@ class FrameStem(nn.Module):
         Raises:
           ValueError: unknown kind.
         """
-        if self.kind not in ("linear", "conv"):
-            raise ValueError(f"encoder.frame_stem={self.kind!r}: choose linear or conv")
+        if self.kind not in STEMS:
+            raise ValueError(f"frame stem {self.kind!r}: choose {' or '.join(STEMS)}")
         batch, frames = z_bthwc.shape[:2]
         x = z_bthwc.reshape(batch * frames, *z_bthwc.shape[2:]).astype(self.dtype)
         if self.kind == "conv":

@@ -270,13 +270,13 @@ class VideoDiT(nn.Module):
             )
         if self.content_concat == "channel" and content_tokens not in (1, self.tokens):
             raise ValueError(
-                f"content_concat='channel' needs encoder.content_tokens = 1 or {self.tokens} "
+                f"denoiser.content_concat='channel' needs encoder.content_tokens = 1 or {self.tokens} "
                 f"(one per patch), got {content_tokens}"
             )
         values = self.height**2 * self.channels
         if self.content_concat == "reshape" and content_tokens * content_width != values:
             raise ValueError(
-                f"content_concat='reshape' needs content_tokens * content_width = {values}, got "
+                f"denoiser.content_concat='reshape' needs content_tokens * content_width = {values}, got "
                 f"{content_tokens} * {content_width}"
             )
 

@@ -24,6 +24,7 @@ from vidmotion.diffusion import process, samplers
 from vidmotion.diffusion.guidance import guided
 from vidmotion.errors import ConfigError
 from vidmotion.losses import bitrate
+from vidmotion.models import disentangle, quantizer
 from vidmotion.models.disentangle import DisentanglingEncoder
 from vidmotion.models.dit import VideoDiT
 from vidmotion.models.quantizer import GroupedQuantizer, temperature
@@ -258,20 +259,24 @@ class BCD(System):
             raise ConfigError(
                 f"config.system.frames={self.frames}: two halves need an even number >= 2"
             )
-        if self.cross.content_frames > self.half:
+        if not 0 <= self.cross.content_frames <= self.half:
             raise ConfigError(
                 f"config.system.cross.content_frames={self.cross.content_frames}: a half has only "
                 f"{self.half} frames"
             )
-        if self.rate.mode not in bitrate.MODES:
+        if self.encoder.width % self.encoder.heads:
             raise ConfigError(
-                f"config.system.rate.mode={self.rate.mode!r}: choose {', '.join(bitrate.MODES)}"
+                f"config.system.encoder.width={self.encoder.width} must divide by "
+                f"heads={self.encoder.heads}"
             )
-        if self.sampler.method not in samplers.SAMPLERS:
-            raise ConfigError(
-                f"config.system.sampler.method={self.sampler.method!r}: choose "
-                f"{' or '.join(samplers.SAMPLERS)}"
-            )
+        for field, value, known in (
+            ("encoder.frame_stem", self.encoder.frame_stem, disentangle.STEMS),
+            ("quantizer.distance", self.quantizer.distance, quantizer.DISTANCES),
+            ("rate.mode", self.rate.mode, bitrate.MODES),
+            ("sampler.method", self.sampler.method, samplers.SAMPLERS),
+        ):
+            if value not in known:
+                raise ConfigError(f"config.system.{field}={value!r}: choose {', '.join(known)}")
         try:
             self._denoiser.check(self.encoder.content_tokens, self.content_width)
         except ValueError as error:

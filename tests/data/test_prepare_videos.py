@@ -1,0 +1,502 @@
+"""Folders of videos into datasets, on small videos whose frames carry their own number."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from vidmotion.data import faces, prepare
+from vidmotion.data.prepare import folders
+from vidmotion.data.prepare.cutting import Cutting, Tally, cut_video
+from vidmotion.data.records import RecordSource
+from vidmotion.data.videos import VideoSource
+
+SIDE = 64
+BITS = 8
+CUTTING = Cutting(25, SIDE, 0.4, 25, "centre", 2.0, "raw")
+
+
+def numbered(number, height=SIDE, width=SIDE, low=96):
+    """The number in Gray code, a stripe per bit: successive frames differ in one, so not by a cut."""
+    bits = (number ^ number >> 1) >> np.arange(BITS) & 1
+    stripes = np.repeat(bits, -(-height // BITS))[:height]
+    return np.broadcast_to((low + 64 * stripes)[:, None, None], (height, width, 3)).astype(np.uint8)
+
+
+def numbers(video, low=96):
+    """Inverse of `numbered` for clips (T, H, W, 3)."""
+    stripes = video.reshape(len(video), BITS, -1).mean(-1) > low + 32
+    binary = np.bitwise_xor.accumulate(stripes[:, ::-1], axis=1)[:, ::-1]
+    return (binary << np.arange(BITS)).sum(1).tolist()
+
+
+def write(path, frames, fps=25, times=None, sound=False):
+    """A video of frames (H, W, 3) at a rate, or at `times` in milliseconds; any size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(os.fspath(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "8", "threads": "1"})
+        stream.height, stream.width = frames[0].shape[:2]
+        even = stream.height % 2 == stream.width % 2 == 0
+        stream.pix_fmt = "yuv420p" if even else "yuv444p"
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        if sound:
+            voice = container.add_stream("aac", rate=16000)
+        for k, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times[k], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if sound:
+            noise = np.random.default_rng(0).uniform(-1, 1, (1, 16000)).astype(np.float32)
+            samples = av.AudioFrame.from_ndarray(noise, format="fltp", layout="mono")
+            samples.sample_rate = 16000
+            container.mux(voice.encode(samples))
+            container.mux(voice.encode())
+    return path
+
+
+def clips_of(path, cutting=CUTTING, **options):
+    tally = Tally()
+    return list(cut_video(path, cutting, tally, **options)), tally
+
+
+def run(capsys, *arguments):
+    code = prepare.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    return code, out, err
+
+
+def content(folder):
+    """Digests and bytes of a dataset's shards, without what may differ: provenance and report."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.array_record"))}
+
+
+# --- one file -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fps, shown",
+    [
+        (25, list(range(50))),
+        # Six frames make five: the fourth and fifth are nearest to one tick, the later one stays.
+        (30, [k + 6 * n for n in range(10) for k in (0, 1, 2, 4, 5)]),
+        (50, list(range(0, 100, 2))),
+        (Fraction(25, 2), [k // 2 for k in range(50)]),
+    ],
+)
+def test_other_frame_rates(tmp_path, fps, shown):
+    count = max(shown) + 1
+    path = write(tmp_path / "a.mp4", [numbered(k) for k in range(count)], fps)
+    clips, tally = clips_of(path)
+    assert sum((numbers(clip["video"]) for clip in clips), []) == shown
+    assert tally == Tally(clips=5, frames=count, seconds=pytest.approx(2, abs=0.03))
+    assert [clip["start"] for clip in clips] == pytest.approx([0, 0.4, 0.8, 1.2, 1.6])
+
+
+def test_a_varying_frame_rate_keeps_its_speed(tmp_path):
+    times = [0, 39, 81, 200, 205, 210, 321, 480, 520, 561, 600, 680, 720, 760]  # ms
+    path = write(tmp_path / "a.mkv", [numbered(k) for k in range(len(times))], times=times)
+    (clip, *_), _ = clips_of(path, CUTTING)
+    # Ticks at 0, 40, ..., 360 ms; 200, 205 and 210 are all nearest to 200, where the last is taken.
+    assert numbers(clip["video"]) == [0, 1, 2, 2, 2, 5, 5, 5, 6, 6]
+
+
+def test_a_still_of_more_than_a_second_is_a_gap(tmp_path):
+    times = [40 * k + (k >= 12) * 1500 for k in range(24)]
+    path = write(tmp_path / "a.mkv", [numbered(k) for k in range(24)], times=times)
+    clips, tally = clips_of(path)
+    assert [numbers(clip["video"]) for clip in clips] == [list(range(10)), list(range(12, 22))]
+    assert (tally.cuts, tally.short) == (1, 2)
+
+
+@pytest.mark.parametrize("height, width", [(71, 97), (97, 71), (65, 65), (48, 130)])
+def test_odd_sizes_and_the_centre(tmp_path, height, width):
+    path = write(tmp_path / "a.mp4", [numbered(k, height, width) for k in range(10)])
+    ((clip),), _ = clips_of(path)
+    side = min(height, width)
+    x, y = (width - side) / 2, (height - side) / 2
+    np.testing.assert_array_equal(clip["box"], np.float32([x, y, x + side, y + side]))
+    assert clip["video"].shape == (10, SIDE, SIDE, 3)
+    if height <= width:
+        assert numbers(clip["video"]) == list(range(10))
+
+
+def test_a_phones_video_is_turned_upright_before_the_crop(tmp_path):
+    # Lying: left third black, right two thirds with a white lower half.
+    lying = np.zeros((40, 60, 3), np.uint8)
+    lying[20:, 20:] = 255
+    data = bytearray(write(tmp_path / "a.mp4", [lying] * 10).read_bytes())
+    at = data.index(b"tkhd") + 44  # ISO 14496-12, 8.3.2: turn by 90 degrees clockwise to show
+    data[at : at + 36] = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
+    (tmp_path / "b.mp4").write_bytes(data)
+    ((clip),), _ = clips_of(tmp_path / "b.mp4", box=np.array([0, 0, 20, 60.0]))
+    np.testing.assert_array_equal(clip["box"], [0, 10, 40, 50])  # of 40 x 60
+    upright = np.zeros((60, 40), np.uint8)
+    upright[20:, :20] = 255
+    expected = upright[10:50].repeat(8, 0).repeat(8, 1)[::5, ::5]
+    assert np.abs(clip["video"][5, ..., 0].astype(int) - expected).mean() < 12
+
+
+def test_boxes_are_cropped_and_scaled(tmp_path):
+    frame = np.zeros((80, 120, 3), np.uint8)
+    frame[20:50, 60:90] = 200
+    path = write(tmp_path / "a.mp4", [frame] * 10)
+    ((clip),), _ = clips_of(path, box=np.array([60, 20, 90, 50.0]))
+    assert abs(clip["video"][:, 8:-8, 8:-8].astype(int) - 200).max() <= 6
+    # Narrow: made square about its middle; outside: moved in.
+    ((clip),), _ = clips_of(path, box=np.array([110, -10, 120, 20.0]))
+    np.testing.assert_array_equal(clip["box"], [90, 0, 120, 30])
+
+
+def test_scenes_are_cut(tmp_path):
+    scenes = [numbered(k, low=96) for k in range(13)] + [numbered(k, low=0) for k in range(27)]
+    path = write(tmp_path / "a.mp4", scenes)
+    clips, tally = clips_of(path)
+    assert [numbers(clips[0]["video"])] == [list(range(10))]
+    assert [numbers(clip["video"], 0) for clip in clips[1:]] == [
+        list(range(10)),
+        list(range(10, 20)),
+    ]
+    assert [clip["start"] for clip in clips] == pytest.approx([0, 13 / 25, 23 / 25])
+    assert (tally.cuts, tally.short) == (1, 2)
+    careless = Cutting(25, SIDE, 0.4, 255, "centre", 2.0, "raw")
+    assert len(clips_of(path, careless)[0]) == 4
+
+
+def test_pixels_that_are_not_square(tmp_path):
+    frames = [numbered(k) for k in range(10)]
+    path = tmp_path / "a.mp4"
+    with av.open(os.fspath(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height = stream.width = SIDE
+        stream.codec_context.sample_aspect_ratio = Fraction(2, 1)
+        for picture in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    ((clip),), _ = clips_of(path)
+    np.testing.assert_array_equal(clip["box"], [32, 0, 96, 64])  # of 128 x 64
+
+
+def test_faces(tmp_path):
+    data = pytest.importorskip("skimage.data")
+    portrait = data.astronaut()  # 512 x 512; the face is about (173, 65) to (273, 165)
+    path = write(tmp_path / "a.mp4", [portrait] * 10)
+    cutting = Cutting(25, SIDE, 0.4, 25, "face", 2.0, "raw")
+    ((clip),), _ = clips_of(path, cutting)
+    x0, y0, x1, y1 = clip["box"]
+    assert 120 < x1 - x0 < 300 and x1 - x0 == pytest.approx(y1 - y0)
+    assert abs((x0 + x1) / 2 - 223) < 25 and abs((y0 + y1) / 2 - 115) < 35
+    clips, tally = clips_of(write(tmp_path / "b.mp4", [numbered(0)] * 10), cutting)
+    assert not clips and tally.faceless == 1
+
+
+def test_a_face_box_is_the_median_and_half_the_pictures_are_enough(monkeypatch):
+    found = iter([[0, 0, 10, 10], None, [4, 2, 12, 10], [90, 90, 99, 99], None])
+    monkeypatch.setattr(faces, "_largest_face", lambda _: next(found))
+    np.testing.assert_array_equal(faces.face_box([None] * 5), [4, 2, 12, 10])
+    found = iter([[0, 0, 10, 10], None, None])
+    assert faces.face_box([None] * 3) is None
+    np.testing.assert_array_equal(faces.square((4, 2, 12, 10), 100, 50, 2), [0, 0, 16, 16])
+    np.testing.assert_array_equal(faces.square((4, 2, 12, 10), 12, 14, 2), [0, 0, 12, 12])
+
+
+# --- a folder -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Good and bad files of many kinds; name -> why it gives no clip is in `BAD` and `EMPTY`."""
+    folder = tmp_path_factory.mktemp("videos")
+    frames = [numbered(k) for k in range(25)]
+    write(folder / "sound.mp4", frames, sound=True)
+    write(folder / "a b/ü 日本.mp4", frames)
+    write(folder / "deep/er/clip.MKV", frames, 30)
+    write(folder / "deep/one.mp4", frames[:1])
+    write(folder / "deep/short.mp4", frames[:9])
+    whole = write(folder / "cut.mp4", [numbered(k) for k in range(60)]).read_bytes()
+    (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    # The index first, as on the web: it can be opened although the end is missing.
+    with av.open(os.fspath(folder / "half.mp4"), "w", options={"movflags": "faststart"}) as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.height = stream.width = SIDE
+        for k in range(60):
+            noise = np.random.default_rng(k).integers(0, 255, (SIDE, SIDE, 3), np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        out.mux(stream.encode())
+    data = (folder / "half.mp4").read_bytes()
+    (folder / "half.mp4").write_bytes(data[: len(data) * 2 // 3])
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("This is no video.\n" * 50)
+    with av.open(os.fspath(folder / "only sound.mp4"), "w") as out:
+        voice = out.add_stream("aac", rate=16000)
+        samples = av.AudioFrame.from_ndarray(
+            np.zeros((1, 16000), np.float32), format="fltp", layout="mono"
+        )
+        samples.sample_rate = 16000
+        out.mux(voice.encode(samples))
+        out.mux(voice.encode())
+    Image.new("RGB", (64, 64)).save(folder / "picture.png")
+    (folder / "notes.txt").touch()
+    (folder / ".hidden.mp4").touch()
+    return folder
+
+
+GOOD = {"sound.mp4": 2, "a b/ü 日本.mp4": 2, "deep/er/clip.MKV": 2}
+EMPTY = {"deep/one.mp4", "deep/short.mp4"}
+BAD = {
+    "cut.mp4": "moov atom not found",
+    "half.mp4": "cut short after",
+    "empty.mp4": "Invalid data",
+    "text.mp4": "Invalid data",
+    "only sound.mp4": "no video stream",
+}
+
+
+def arguments(src, out, *more):
+    return ["videos", f"--src={src}", f"--out={out}", "--size=64", "--seconds=0.4", *more]
+
+
+@pytest.fixture(scope="module")
+def prepared(videos, tmp_path_factory):
+    """The folder prepared with one thread, and what was printed."""
+    out = tmp_path_factory.mktemp("out") / "dataset"
+    command = [sys.executable, "-m", "vidmotion.data.prepare", *arguments(videos, out, "--jobs=1")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return out, done.stdout
+
+
+def test_everything_readable_is_there_and_the_rest_is_reported(videos, prepared):
+    out, printed = prepared
+    counts = {}
+    for split in ("train", "test"):
+        source = VideoSource(out, split)
+        for k in range(len(source)):
+            counts[source.name(k)] = counts.get(source.name(k), 0) + 1
+            video, start = source[k]["video"], source[k]["start"]
+            if source.name(k) != "deep/er/clip.MKV":
+                assert numbers(video) == list(range(round(start * 25), round(start * 25) + 10))
+        RecordSource(out, split).verify()
+    assert counts == GOOD
+    report = json.loads((out / "report.json").read_text())
+    assert report["unreadable"].keys() == BAD.keys()
+    for name, reason in BAD.items():
+        assert reason in report["unreadable"][name] and f"  {name}: " in printed
+        assert str(videos) not in report["unreadable"][name]
+    assert report["without clips"].keys() == EMPTY
+    assert report["ignored by suffix"] == {".png": 1, ".txt": 1}
+    assert sum(report["clips"].values()) == sum(GOOD.values())
+    assert "frames/s" in printed and "6 clips of 0.4 s" in printed
+    assert not (out / "parts").exists()
+
+
+def test_clips_have_no_sound(prepared):
+    for record in (RecordSource(prepared[0], split)[0] for split in ("train", "test")):
+        assert record["clip"].tobytes().count(b"trak") == 1
+
+
+def test_parallel_is_serial(videos, prepared, tmp_path, capsys):
+    assert run(capsys, *arguments(videos, tmp_path, "--jobs=3"))[0] == 0
+    assert content(tmp_path) == content(prepared[0])
+
+
+def test_again_is_complete_and_other_settings_are_refused(videos, prepared, capsys):
+    out, before = prepared[0], content(prepared[0])
+    code, printed, _ = run(capsys, *arguments(videos, out))
+    assert code == 0 and "is complete" in printed
+    for change in ("--fps=10", "--test_share=0", "--seed=1000", "--cut=3", "--codec=raw"):
+        code, _, error = run(capsys, *arguments(videos, out, change))
+        assert code == 2 and "--force" in error
+    assert content(out) == before
+
+
+def test_force_and_the_command_of_the_index(videos, prepared, tmp_path, capsys):
+    out = tmp_path / "copy"
+    shutil.copytree(prepared[0], out)
+    assert run(capsys, *arguments(videos, out, "--codec=raw", "--force"))[0] == 0
+    index = json.loads((out / "dataset.json").read_text())
+    assert index["features"]["video"] == {"dtype": "uint8", "shape": [10, 64, 64, 3]}
+    for split in ("train", "test"):
+        pixels, coded = VideoSource(out, split)[0], VideoSource(prepared[0], split)[0]
+        assert np.abs(pixels["video"].astype(int) - coded["video"]).mean() < 3
+    before = content(out)
+    command = shlex.split(index["provenance"]["command"])
+    assert command[:3] == ["python", "-m", "vidmotion.data.prepare"]
+    assert run(capsys, *command[3:])[0] == 0
+    assert content(out) == before
+
+
+def test_interrupted_goes_on_and_ends_the_same(videos, prepared, tmp_path, capsys, monkeypatch):
+    cut, started = folders.cut_video, []
+
+    def interrupted(path, *rest, **options):
+        if len(started) == 5:
+            raise KeyboardInterrupt
+        started.append(path)
+        return cut(path, *rest, **options)
+
+    monkeypatch.setattr(folders, "cut_video", interrupted)
+    code, _, error = run(capsys, *arguments(videos, tmp_path, "--jobs=1"))
+    assert code == 130 and "run the same command again" in error
+    assert not (tmp_path / "dataset.json").exists()
+    code, _, error = run(capsys, *arguments(videos, tmp_path, "--fps=10"))
+    assert code == 2 and "unfinished preparation with other settings" in error
+
+    finished = {path.stem for path in (tmp_path / "parts").glob("*.json")} - {"settings"}
+    assert finished
+    again = []
+    monkeypatch.setattr(folders, "cut_video", lambda p, *a, **k: again.append(p) or cut(p, *a, **k))
+    code, printed, _ = run(capsys, *arguments(videos, tmp_path, "--jobs=2"))
+    assert code == 0 and f"{len(finished)} files are finished" in printed
+    assert len(again) == len(GOOD) + len(EMPTY) + len(BAD) - len(finished)
+    assert content(tmp_path) == content(prepared[0])
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_killed_goes_on_and_ends_the_same(videos, prepared, tmp_path, capsys, how):
+    slow = (
+        "import sys, time\n"
+        "from vidmotion.data.prepare import folders, main\n"
+        "cut = folders.cut_video\n"
+        "def slowly(path, *rest, check, **options):\n"
+        "    return cut(path, *rest, check=lambda: (time.sleep(0.02), check()), **options)\n"
+        "folders.cut_video = slowly\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", slow, *arguments(videos, tmp_path, "--jobs=1")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while len(list(tmp_path.glob("parts/*.json"))) < 2 and time.monotonic() < until:
+        time.sleep(0.005)
+    process.send_signal(how)
+    _, error = process.communicate()
+    if how == signal.SIGINT:
+        assert process.returncode == 130 and "Traceback" not in error
+    assert not (tmp_path / "dataset.json").exists()
+    code, printed, _ = run(capsys, *arguments(videos, tmp_path, "--jobs=2"))
+    assert code == 0 and "finished" in printed
+    assert content(tmp_path) == content(prepared[0])
+
+
+def test_no_clip_at_all_is_an_error(tmp_path, capsys):
+    (tmp_path / "src").mkdir()
+    code, _, error = run(capsys, *arguments(tmp_path / "src", tmp_path / "out"))
+    assert code == 2 and "no video files" in error
+    (tmp_path / "src/a.mp4").write_text("text")
+    code, printed, error = run(capsys, *arguments(tmp_path / "src", tmp_path / "out"))
+    assert code == 2 and "no clip came of 1 files" in error and "a.mp4: Invalid data" in printed
+    assert not (tmp_path / "out/dataset.json").exists()
+    code, _, error = run(capsys, *arguments(tmp_path / "gone", tmp_path / "out"))
+    assert code == 2 and "no such folder" in error
+
+
+@pytest.mark.parametrize("wrong", ["--size=63", "--fps=0", "--seconds=-1", "--test_share=1"])
+def test_wrong_numbers_are_refused(tmp_path, wrong):
+    with pytest.raises(SystemExit) as exit_:
+        prepare.main(arguments(tmp_path, tmp_path / "out", wrong))
+    assert exit_.value.code == 2
+
+
+# --- splits and boxes -----------------------------------------------------------------------------
+
+
+def files(*names):
+    return [folders.SourceFile(name, None, 1) for name in names]
+
+
+def test_random_splits():
+    names = [f"{k}.mp4" for k in range(40)]
+    splits = {
+        seed: {
+            file.name
+            for file in folders.split_files(files(*names), 0.25, seed)
+            if file.split == "test"
+        }
+        for seed in (0, 1)
+    }
+    assert len(splits[0]) == len(splits[1]) == 10 and splits[0] != splits[1]
+    tests = [
+        sum(f.split == "test" for f in folders.split_files(files(*names), s, 0)) for s in (0, None)
+    ]
+    assert tests == [0, 4]
+    assert [f.split for f in folders.split_files(files("a.mp4"), None, 0)] == ["train"]
+
+
+def test_folders_train_and_test_are_the_splits():
+    found = folders.split_files(files("test/a.mp4", "train/b/c.mp4", "train/d.mp4"), None, 0)
+    assert [file.split for file in found] == ["test", "train", "train"]
+    with pytest.raises(folders.DatasetError, match="leave out --test_share"):
+        folders.split_files(found, 0.5, 0)
+
+
+def test_lrs3(tmp_path, capsys):
+    frames = [numbered(k, 56, 56) for k in range(25)]
+    for name in ("pretrain/s1/0001", "trainval/s1/50001", "trainval/s2/50001", "test/s3/00001"):
+        write(tmp_path / f"lrs3/{name}.mp4", frames)
+    source = tmp_path / "lrs3"
+    out = tmp_path / "out"
+    code, printed, _ = run(
+        capsys, "lrs3", f"--src={source}", f"--out={out}", "--size=32", "--seconds=1"
+    )
+    assert code == 0 and "lrs3, train 3, test 1" in printed.replace("test 1, train 3", "")
+    assert VideoSource(out, "test").name(0) == "test/s3/00001.mp4"
+    assert VideoSource(out, "train", frames=12, decimate=2)[0]["video"].shape == (12, 32, 32, 3)
+
+
+def test_what_is_not_lrs3_is_refused():
+    good = ("pretrain/s1/1.mp4", "test/s2/1.mp4")
+    for names, message in (
+        (("val/s1/1.mp4", *good), "not where LRS3"),
+        (good[:1], "no videos for test"),
+        (good[1:], "pretrain or trainval"),
+        ((*good, "trainval/s2/9.mp4"), "s2 for one"),
+    ):
+        with pytest.raises(folders.DatasetError, match=message):
+            folders.split_lrs3([folders.SourceFile(name, name, 1) for name in names])
+
+
+def test_box_files(videos, tmp_path, capsys):
+    boxes = {"sound.mp4": [0, 0, 32, 32], "a b/ü 日本.mp4": [16, 16.5, 48, 48.5]}
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    rows = [f'"{name}",{",".join(map(str, box))}' for name, box in boxes.items()]
+    (tmp_path / "boxes.csv").write_text("\n".join(["file,x0,y0,x1,y1", *rows]), encoding="utf-8")
+    outs = [tmp_path / "json", tmp_path / "csv"]
+    for out in outs:
+        flag = f"--boxes={tmp_path / 'boxes'}.{out.name}"
+        assert run(capsys, *arguments(videos, out, flag, "--test_share=0"))[0] == 0
+    assert content(outs[0]) == content(outs[1])
+    source = RecordSource(outs[0], "train")
+    found = {source[k]["source"].tobytes().decode(): source[k]["box"].tolist() for k in range(4)}
+    assert found == boxes
+    report = json.loads((outs[0] / "report.json").read_text())
+    assert report["unreadable"]["deep/er/clip.MKV"] == "no box for it in the box file"
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("a.json", "[1]", "not a box file"),
+        ("a.json", "{", "not a box file"),
+        ("a.csv", "name,x\na,1", "not a box file"),
+        ("a.csv", "file,x0,y0,x1,y1\na.mp4,1,2,3", r"a\.mp4: .* is not x0"),
+        ("a.json", '{"a.mp4": [0, 0, 0, 5]}', "x0 < x1"),
+    ],
+)
+def test_wrong_box_files_are_refused(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(folders.DatasetError, match=message):
+        folders.read_boxes(tmp_path / name)

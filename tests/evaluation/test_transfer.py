@@ -1,0 +1,262 @@
+"""Transfer protocols with stand-ins for the trained networks whose answers are known."""
+
+import types
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from skimage.metrics import peak_signal_noise_ratio
+
+from vidmotion.data.heads import HeadsSource, render_swap
+from vidmotion.data.sprites import SpritesSource
+from vidmotion.errors import ConfigError
+from vidmotion.evaluation import evaluate, heads_swap, sprites_judge, sprites_transfer
+from vidmotion.evaluation.transfer import derangement, to_uint8, transfer
+
+
+class StubRun:
+    """A run whose `System.sample` is a numpy function; batches are multiples of `unit`."""
+
+    def __init__(self, sample, source=None, unit=4, entries=4, **settings):
+        self.config = ConfigDict({"seed": 3, "eval": settings, "data": {"common": {}}})
+        self.config.data.common.sheets_dir = getattr(source, "sheets_dir", "")
+        self.system = types.SimpleNamespace(
+            quantizer=types.SimpleNamespace(entries=entries),
+            evaluators=lambda: ("heads_swap",),
+            size=64,
+        )
+        self.workdir = None
+        self._sample, self._source, self._unit = sample, source, unit
+        self.keys, self.sizes = [], []
+
+    def source(self, split):
+        assert split == "eval"
+        return self._source
+
+    def rows(self, count):
+        return -(-count // self._unit) * self._unit
+
+    def put_rows(self, batch):
+        return batch
+
+    def jit_sample(self, **options):
+        def sample(vars, batch, key):
+            self.keys.append(str(key))
+            self.sizes.append(len(next(iter(batch.values()))))
+            return self._sample(vars, batch, **options)
+
+        return sample
+
+
+def rows_of(results):
+    return {row.metric: row for row in results}
+
+
+# -- pairs and batches ----------------------------------------------------------------------------
+
+
+def test_derangement_moves_every_clip():
+    for count in [*range(2, 40), 2664]:
+        paired = derangement(count)
+        np.testing.assert_array_equal(np.sort(paired), np.arange(count))
+        assert np.all(paired != np.arange(count))
+    np.testing.assert_array_equal(derangement(30), derangement(30, seed=0))
+    assert np.any(derangement(30) != derangement(30, seed=1))
+    for count in (0, 1):
+        with pytest.raises(ValueError, match="at least two"):
+            derangement(count)
+
+
+def test_transfer_pairs_batches_and_drops_the_padding():
+    rng = np.random.default_rng(0)
+    contents, motions = (list(rng.integers(0, 99, (11, 2, 3, 3, 3))) for _ in range(2))
+
+    def sample(vars, batch, gain):
+        return {
+            "sum": vars * (batch["content"] + gain * batch["motion"]),
+            "first": batch["content"],
+        }
+
+    run = StubRun(sample)
+    outputs = list(transfer(run, 7, contents, motions, 6, "testing", gain=100))
+    assert run.sizes == [8, 8]  # 6 rounded up to a multiple of 4; the second is padded
+    assert [len(part["sum"]) for part in outputs] == [8, 3]
+    assert len(set(run.keys)) == 2  # fresh noise for each batch
+    joined = np.concatenate([part["sum"] for part in outputs])
+    np.testing.assert_array_equal(joined, 7 * (np.array(contents) + 100 * np.array(motions)))
+
+
+def test_rounding_to_bytes():
+    values = np.array([-1, 0, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1, 2])
+    np.testing.assert_array_equal(to_uint8(values), [0, 0, 0, 1, 255, 255, 255])
+    every = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(to_uint8(every.astype(np.float32) / 255), every)
+
+
+def test_unfitting_protocols_are_refused():
+    for name in ("sprites_transfer", "fid"):
+        with pytest.raises(
+            ConfigError, match=rf"has '{name}'; stub can be evaluated by heads_swap"
+        ):
+            run = StubRun(None)
+            run.config.system = ConfigDict({"name": "stub"})
+            evaluate(name, run, None, None)
+
+
+# -- heads ----------------------------------------------------------------------------------------
+
+
+def lookup(source, count):
+    """Index of each of the first clips by its bytes."""
+    index = {source[i]["video"].tobytes(): i for i in range(count)}
+    assert len(index) == count
+    return lambda video: index[np.ascontiguousarray(video).tobytes()]
+
+
+def test_heads_swap_of_the_true_render_is_perfect_and_copies_are_not():
+    source = HeadsSource(size=16, frames=3, clips=7, split="eval")
+    find = lookup(source, 6)
+
+    def sample(vars, batch):
+        pairs = [(find(c), find(m)) for c, m in zip(batch["content"], batch["motion"])]
+        videos = np.stack([render_swap(source, i, j) for i, j in pairs])
+        # Two codebooks: the first alternates between two entries, the second stays: one bit.
+        ids = np.tile(np.int32([0, 3, 0, 3])[None, :, None], (len(pairs), 1, 2))
+        ids[..., 1] = 2
+        return {"video": videos.astype(np.float32) / 255, "ids": ids}
+
+    run = StubRun(sample, source, pairs=6, batch=4)
+    rows = rows_of(heads_swap.evaluate(run, None, None))
+    assert set(rows) == {
+        *(f"{m}/{n}" for m in ("psnr", "ssim") for n in ("swap", "copy_content", "copy_motion")),
+        "bits_per_frame/hard",
+    }
+    assert rows["psnr/swap"].value == 100  # the convention's value for equal frames
+    assert rows["ssim/swap"].value == pytest.approx(1, abs=1e-5)
+    assert rows["bits_per_frame/hard"].value == pytest.approx(1)
+    assert all(row.n == 6 and row.resolution == "16x16" for row in rows.values())
+    paired, decibel = derangement(6), {"copy_content": [], "copy_motion": []}
+    for i, j in enumerate(paired):
+        truth = render_swap(source, i, j)
+        for name, copy in (("copy_content", i), ("copy_motion", j)):
+            video = source[copy]["video"]
+            decibel[name] += [peak_signal_noise_ratio(*frames) for frames in zip(truth, video)]
+    for name, values in decibel.items():
+        assert rows[f"psnr/{name}"].value == pytest.approx(np.mean(values), abs=1e-3)
+        assert rows[f"ssim/{name}"].value < 0.99
+
+
+def test_heads_swap_takes_all_clips_and_needs_no_codes():
+    source = HeadsSource(size=16, frames=1, clips=3, split="eval")
+    run = StubRun(
+        lambda vars, batch: {"video": batch["motion"].astype(np.float32) / 255},
+        source,
+        pairs=0,
+        batch=8,
+    )
+    rows = rows_of(heads_swap.evaluate(run, None, None))
+    assert "bits_per_frame/hard" not in rows
+    assert rows["psnr/swap"].n == 3
+    assert rows["psnr/swap"].value == rows["psnr/copy_motion"].value
+    assert rows["psnr/swap"].value != rows["psnr/copy_content"].value
+
+
+# -- Sprites --------------------------------------------------------------------------------------
+
+CLIPS = 180
+LABELS = (("action", 9), ("skin", 6), ("pants", 6), ("top", 6), ("hair", 6))
+
+
+@pytest.fixture(scope="module")
+def sprites(sheets_dir):
+    """(test clips, judge that recognises any clip made of their characters and actions)."""
+    source = SpritesSource(sheets_dir, "test")
+    clips = [source[i] for i in range(CLIPS)]
+    known = {}
+    for clip in clips:
+        for action in range(9):
+            video = source.render(clip["character"], action)
+            known[video.tobytes()] = (action, *clip["attributes"])
+
+    def judge(vars, batch):
+        labels = np.array([known[video.tobytes()] for video in batch["video"]])
+        return {
+            name: np.eye(classes, dtype=np.float32)[labels[:, i]]
+            for i, (name, classes) in enumerate(LABELS)
+        }
+
+    return source, clips, judge
+
+
+def run_transfer(sprites, sample):
+    source, _, judge = sprites
+    settings = dict(pairs=CLIPS, batch=64, judge="sprites_judge:debug", judge_workdir="unused")
+    run = StubRun(sample, source, **settings)
+    judge_run = StubRun(judge)
+    judge_run.trained_vars = lambda: None
+    asked = []
+
+    def companion(needed):
+        asked.append(needed)
+        return judge_run
+
+    rows = rows_of(sprites_transfer.evaluate(run, None, companion))
+    assert asked[0].system.width == 4  # the judge of the config, in its debug shape
+    assert asked[0].config.data.common.sheets_dir == source.sheets_dir
+    assert all(row.n == CLIPS for row in rows.values())
+    return {name: row.value for name, row in rows.items()}
+
+
+def outputs(videos):
+    """Sampler outputs whose codes cycle through four entries."""
+    count = len(videos)
+    ids = np.tile(np.arange(8, dtype=np.int32)[None, :, None] % 4, (count, 1, 1))
+    usage = np.full((count, 1, 4), 0.25, np.float32)
+    return {"video": np.stack(videos) / np.float32(255), "ids": ids, "soft_usage": usage}
+
+
+def test_sprites_transfer_of_the_true_sprite_is_perfect(sprites):
+    source, clips, _ = sprites
+    find = {clip["video"].tobytes(): clip for clip in clips}
+
+    def sample(vars, batch):
+        pairs = [
+            (find[c.tobytes()], find[m.tobytes()])
+            for c, m in zip(*map(batch.get, ("content", "motion")))
+        ]
+        return outputs([source.render(c["character"], m["action"]) for c, m in pairs])
+
+    values = run_transfer(sprites, sample)
+    for name, _ in LABELS:
+        assert values[f"cross_driven/{name}"] == 1
+    assert values["psnr/true_sprite"] == 100
+    assert values["inception_score"] == pytest.approx(9)
+    assert values["H(y|x)"] == pytest.approx(0, abs=1e-6)
+    assert values["H(y)"] == pytest.approx(np.log(9))
+    assert values["bits_per_frame/hard"] == pytest.approx(2)
+    assert values["bits_per_frame/soft"] == pytest.approx(2)
+
+
+def test_sprites_transfer_takes_action_from_motion_and_looks_from_content(sprites):
+    _, clips, _ = sprites
+    action = np.array([clip["action"] for clip in clips])
+    looks = np.array([clip["attributes"] for clip in clips])
+    paired = derangement(CLIPS)
+    values = run_transfer(sprites, lambda vars, batch: outputs(list(batch["content"])))
+    assert values["cross_driven/action"] == np.mean(action == action[paired]) < 0.3
+    assert values["cross_driven/skin"] == values["cross_driven/hair"] == 1
+    values = run_transfer(sprites, lambda vars, batch: outputs(list(batch["motion"])))
+    assert values["cross_driven/action"] == 1
+    for i, name in enumerate(("skin", "pants", "top", "hair")):
+        assert values[f"cross_driven/{name}"] == np.mean(looks[:, i] == looks[paired][:, i]) < 0.5
+
+
+def test_judge_reads_every_clip_once(sprites):
+    _, clips, judge = sprites
+    run = StubRun(judge, unit=3)
+    some = clips[:70]  # a batch of 66 and a padded one
+    probabilities, labels = sprites_judge.judge_clips(run, None, some)
+    assert run.sizes == [66, 66]
+    for name, classes in LABELS:
+        assert probabilities[name].shape == (70, classes)
+        np.testing.assert_array_equal(probabilities[name].argmax(axis=1), labels[name])

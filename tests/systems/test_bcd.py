@@ -1,0 +1,420 @@
+"""BCD as a system: who sees what, every alternative trains, sampling, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quick import quick_jit, random_like
+
+from vidmotion import system as systems
+from vidmotion.errors import ConfigError
+from vidmotion.metrics import codebook
+from vidmotion.system import Vars
+from vidmotion.systems import codecs
+
+CLIPS, FRAMES, SIZE, HALF = 4, 6, 8, 3
+CODEC = {"mean": 0.5, "std": 0.29}
+TINY = {
+    "name": "bcd",
+    "frames": FRAMES,
+    "size": SIZE,
+    "codec": CODEC,
+    "encoder": {"layers": 1, "width": 16, "heads": 2, "mlp_dim": 16, "content_tokens": 4},
+    "quantizer": {
+        "books": 2,
+        "dim": 4,
+        "entries": 8,
+        "tau_max": 2.0,
+        "tau_min": 0.5,
+        "tau_decay": 0.999,
+    },
+    "rate": {"target": 100.0},  # 4 of 6 bits
+    "denoiser": {
+        "patch": 4,
+        "width": 16,
+        "layers": 1,
+        "heads": 2,
+        "groups": 4,
+        "temporal_blocks": (0,),
+    },
+    "sampler": {"steps": 2},
+    "guidance": {"drop": 0.5},
+}
+STEP = jnp.int32(300)
+
+
+def build(**fields):
+    """The tiny system; a mapping changes fields of a section."""
+    section = {key: dict(part) if isinstance(part, dict) else part for key, part in TINY.items()}
+    for name, value in fields.items():
+        section[name] = {**section.get(name, {}), **value} if isinstance(value, dict) else value
+    return systems.build(section)
+
+
+def clips(count=CLIPS, frames=FRAMES, seed=0):
+    shape = (count, frames, SIZE, SIZE, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def latents(video):
+    return ((video / 256 - CODEC["mean"]) / CODEC["std"] * 0.5).astype(np.float32)
+
+
+def random_params(system):
+    return random_like(
+        jax.eval_shape(system.init, jax.random.key(0), {"video": clips(1)}), scale=0.25
+    )
+
+
+def jit_loss(system):
+    @quick_jit
+    def loss(params, video, key):
+        return system.loss("model", Vars(params, {}, {}), {"video": video}, key, STEP, ())
+
+    return loss
+
+
+def jit_sample(system, **options):
+    @quick_jit
+    def sample(params, content, motion, key):
+        batch = {"content": content, "motion": motion}
+        return system.sample(Vars(params, {}, {}), batch, key, **options)
+
+    return sample
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """(system, fresh parameters, random parameters, compiled loss)."""
+    system = build()
+    fresh = quick_jit(system.init)(jax.random.key(0), {"video": clips(1)})
+    return system, fresh, random_params(system), jit_loss(system)
+
+
+# -- training -------------------------------------------------------------------------------------
+
+# Every alternative of the register of gaps, several at a time.
+ALTERNATIVES = {
+    "defaults": {},
+    "one_content_frame_both_ways": dict(
+        cross={"symmetric": True, "content_frames": 1},
+        guidance={"independent": True},
+        diffusion={"sigma_per_frame": True},
+        encoder={"content_tokens": 1, "content_width": 5},
+        rate={"mode": "per_codebook_sum"},
+    ),
+    "same_half_noise_prediction": dict(
+        cross={"enabled": False},
+        diffusion={"kind": "ddpm_eps"},
+        denoiser={"motion_inject": "add_temb", "temporal_position": "sincos"},
+        quantizer={"distance": "l2", "post_linear": False},
+        rate={"mode": "l1"},
+    ),
+    "content_as_tokens": dict(
+        denoiser={"content_concat": "token", "layers": 2, "placement": "alternate"},
+        encoder={"content_tokens": 3, "frame_stem": "conv"},
+        quantizer={"learn_alpha": True, "hard": False, "normalise": False},
+        rate={"mode": "total_normalised"},
+    ),
+    "content_as_a_frame_in_bfloat16": dict(
+        denoiser={"content_concat": "reshape", "layers": 2, "temporal_blocks": (0, 1)},
+        encoder={"content_tokens": 4, "content_width": SIZE * SIZE * 3 // 4},
+        compute="bfloat16",
+        remat=True,
+        scan=True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALTERNATIVES)
+def test_every_alternative_trains_every_parameter(name):
+    system = build(**ALTERNATIVES[name])
+    params = random_params(system)
+
+    @quick_jit
+    def gradient(params, key):
+        def loss(params):
+            value, out = system.loss(
+                "model", Vars(params, {}, {}), {"video": clips()}, key, STEP, ()
+            )
+            return value, out.metrics
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    # Two draws: of one, all conditions or none of them may have been dropped.
+    draws = [gradient(params, jax.random.key(seed)) for seed in (0, 3)]
+    for (value, metrics), _ in draws:
+        assert np.isfinite(value)
+        weighted = metrics["denoising"] + system.rate.weight * metrics["rate"]
+        np.testing.assert_allclose(value, weighted, rtol=1e-5)
+    assert set(params["model"]) == {"encoder", "quantizer", "denoiser", "null"}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        slopes = []
+        for _, tree in draws:
+            for key in path:
+                tree = tree[key.key]
+            slopes.append(np.asarray(tree))
+        assert np.all(np.isfinite(slopes)), path
+        assert np.abs(slopes).max() > 1e-8, path
+        assert leaf.dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", ["edm", "ddpm_eps"])
+def test_loss_of_a_fresh_network_is_one(tiny, kind):
+    # F = 0 at first: EDM's error is then a target of unit variance for data of sigma_data; the
+    # noise predictor's is the noise itself. The clips are uniform bytes: sigma 0.2887 of 0..1.
+    _, fresh, _, loss = tiny
+    if kind == "ddpm_eps":
+        loss = jit_loss(build(diffusion={"kind": kind}))
+    assert np.std(latents(clips())) == pytest.approx(0.5, abs=0.01)
+    values = [
+        loss(fresh, clips(seed=seed), jax.random.key(seed))[1].metrics["denoising"]
+        for seed in range(8)
+    ]
+    # 8 draws of 2,304 values, correlated through the four noise levels of a batch only weakly.
+    assert np.mean(values) == pytest.approx(1, abs=0.05)
+
+
+def test_metrics_describe_the_code_of_the_second_half(tiny):
+    system, _, noisy, loss = tiny
+    _, out = loss(noisy, clips(), jax.random.key(0))
+    metrics = {name: float(x) for name, x in out.metrics.items()}
+    code = jit_sample(system)(noisy, clips()[:, :HALF], clips()[:, HALF:], jax.random.key(1))
+    counts = codebook.usage_counts(np.asarray(code["ids"]), 8)
+    assert counts.sum() == CLIPS * HALF * 2
+    assert metrics["bits_hard"] == pytest.approx(codebook.bits_per_frame(counts), abs=1e-5)
+    assert metrics["kbps_hard"] == pytest.approx(metrics["bits_hard"] * 25 / 1000)
+    assert metrics["dead_entries"] == np.sum(counts == 0)
+    soft = codebook.entropy_bits(np.asarray(code["soft_usage"]).mean(axis=0))
+    assert metrics["bits_soft"] == pytest.approx(soft.sum(), abs=1e-4)
+    assert metrics["book_bits_min"] == pytest.approx(soft.min(), abs=1e-4)
+    assert metrics["book_bits_max"] == pytest.approx(soft.max(), abs=1e-4)
+    assert metrics["rate"] == pytest.approx(np.mean((soft - 4 / 2) ** 2), abs=1e-4)
+    assert metrics["tau"] == pytest.approx(2 * 0.999**300, rel=1e-5)
+
+
+def test_each_condition_is_dropped_at_the_configured_rate():
+    count, params = 8000, {"null": {"content": jnp.full((2, 1), -1.0), "motion": jnp.full(1, -2.0)}}
+
+    def dropped(**fields):
+        system = build(guidance=fields)
+        c, m = jnp.zeros((count, 2, 1)), jnp.zeros((count, HALF, 1))
+        c, m = quick_jit(system._drop_conditions)(params, c, m, jax.random.key(0))
+        whole = np.asarray(c[:, 0, 0] == -1), np.asarray(m[:, 0, 0] == -2)
+        np.testing.assert_array_equal(c[:, :, 0] == -1, np.tile(whole[0][:, None], (1, 2)))
+        np.testing.assert_array_equal(m[:, :, 0] == -2, np.tile(whole[1][:, None], (1, HALF)))
+        return whole
+
+    sigma = np.sqrt(0.1 * 0.9 / count)
+    content, motion = dropped(drop=0.1)
+    assert abs(content.mean() - 0.1) < 5 * sigma
+    np.testing.assert_array_equal(content, motion)
+    content, motion = dropped(drop=0.1, independent=True)
+    assert abs(content.mean() - 0.1) < 5 * sigma
+    assert abs(motion.mean() - 0.1) < 5 * sigma
+    assert np.mean(content & motion) == pytest.approx(0.01, abs=5 * np.sqrt(0.01 / count))
+    content, motion = dropped(drop=0.0)
+    assert not content.any()
+    assert not motion.any()
+
+
+def test_temporal_blocks_join_a_first_stage_without_a_jump(tiny):
+    _, fresh, noisy, loss = tiny
+    loss_1 = jit_loss(build(denoiser={"temporal": False}))
+    unit = {
+        **noisy["model"]["denoiser"]["unit_0"],
+        "temporal_0": fresh["model"]["denoiser"]["unit_0"]["temporal_0"],
+    }
+    denoiser = {**noisy["model"]["denoiser"], "unit_0": unit}
+    stage_1 = {"model": {**noisy["model"], "denoiser": denoiser}}
+    arguments = clips(), jax.random.key(0)
+    np.testing.assert_array_equal(loss(stage_1, *arguments)[0], loss_1(stage_1, *arguments)[0])
+    assert abs(loss(noisy, *arguments)[0] - loss_1(noisy, *arguments)[0]) > 1e-4
+
+
+# -- who sees what --------------------------------------------------------------------------------
+
+
+def cross_drive(system, params, video):
+    """(target, content, motion) numpy of one training batch, and the encoder itself."""
+    encode = quick_jit(lambda z: system._encode(params["model"], z))
+    out = quick_jit(lambda z: system._cross_drive(params["model"], z))(latents(video))
+    return [np.asarray(x) for x in out], encode
+
+
+def test_content_is_of_the_first_half_and_motion_of_the_second(tiny):
+    system, _, noisy, _ = tiny
+    video = clips()
+    z = latents(video)
+    (target, c, m), encode = cross_drive(system, noisy, video)
+    np.testing.assert_array_equal(target, z[:, HALF:])
+    np.testing.assert_allclose(c, encode(z[:, :HALF])[0], atol=1e-5)
+    np.testing.assert_allclose(m, encode(z[:, HALF:])[1], atol=1e-5)
+    for half, (same, other) in ((slice(HALF), (2, 1)), (slice(HALF, None), (1, 2))):
+        changed = video.copy()
+        changed[:, half] = clips(seed=5)[:, half]
+        outputs, _ = cross_drive(system, noisy, changed)
+        np.testing.assert_array_equal(outputs[same], (target, c, m)[same])
+        assert np.abs(outputs[other] - (target, c, m)[other]).max() > 1e-2
+
+
+def test_symmetric_and_short_content_and_no_cross_driving(tiny):
+    _, _, noisy, _ = tiny
+    video = clips()
+    z = latents(video)
+    first, second = z[:, :HALF], z[:, HALF:]
+    both = build(cross={"symmetric": True, "content_frames": 1})
+    (target, c, m), encode = cross_drive(both, noisy, video)
+    np.testing.assert_array_equal(target, np.concatenate([second, first]))
+    expected = np.concatenate([encode(x)[0] for x in (first[:, :1], second[:, :1])])
+    np.testing.assert_allclose(c, expected, atol=1e-5)
+    expected = np.concatenate([encode(x)[1] for x in (second, first)])
+    np.testing.assert_allclose(m, expected, atol=1e-5)
+    (target, c, m), _ = cross_drive(build(cross={"enabled": False}), noisy, video)
+    np.testing.assert_array_equal(target, second)
+    np.testing.assert_allclose(c, encode(second)[0], atol=1e-5)
+    np.testing.assert_allclose(m, encode(second)[1], atol=1e-5)
+
+
+def test_encoder_takes_any_number_of_frames_and_keeps_clips_apart(tiny):
+    system, _, noisy, _ = tiny
+    encode = quick_jit(lambda z: system._encode(noisy["model"], z))
+    for frames in (1, 2, 4):
+        z = latents(clips(frames=frames))
+        c, m = encode(z)
+        assert c.shape == (CLIPS, 4, 16)
+        assert m.shape == (CLIPS, frames, 8)
+        order = [2, 0, 3, 1]
+        for moved, still in zip(encode(z[order]), (c, m)):
+            np.testing.assert_allclose(moved, np.asarray(still)[order], atol=1e-5)
+
+
+# -- sampling -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sampled(tiny):
+    """(compiled guided sampler, its outputs for content and motion of 5 frames)."""
+    system, _, noisy, _ = tiny
+    sample = jit_sample(system)
+    content, motion = clips(2, HALF), clips(2, 5, seed=1)
+    return sample, content, motion, sample(noisy, content, motion, jax.random.key(0))
+
+
+def test_shapes_and_ranges(sampled):
+    _, _, motion, out = sampled
+    assert out["video"].shape == motion.shape
+    assert 0 <= out["video"].min() < out["video"].max() <= 1
+    assert out["ids"].shape == (2, 5, 2)
+    assert out["ids"].dtype == jnp.int32
+    assert out["soft_usage"].shape == (2, 2, 8)
+    np.testing.assert_allclose(np.sum(out["soft_usage"], axis=-1), 1, rtol=1e-5)
+
+
+def test_long_drives_are_the_same_windows_one_by_one(tiny, sampled):
+    # 5 frames are a window of 3, and one of 2 padded with the last frame; all from one noise.
+    _, _, noisy, _ = tiny
+    sample, content, motion, whole = sampled
+    last = np.concatenate([motion[:, 3:], motion[:, -1:]], axis=1)
+    for part, cut in ((motion[:, :3], slice(0, 3)), (last, slice(3, 5))):
+        alone = sample(noisy, content, part, jax.random.key(0))
+        kept = slice(cut.stop - cut.start)
+        np.testing.assert_array_equal(alone["ids"][:, kept], whole["ids"][:, cut])
+        np.testing.assert_allclose(alone["video"][:, kept], whole["video"][:, cut], atol=1e-3)
+    repeated = sample(noisy, content, np.tile(motion[:, :3], (1, 2, 1, 1, 1)), jax.random.key(0))
+    np.testing.assert_allclose(repeated["video"][:, :3], repeated["video"][:, 3:], atol=1e-4)
+    other = sample(noisy, content, motion[:, :3], jax.random.key(1))
+    assert np.abs(other["video"] - whole["video"][:, :3]).max() > 1e-2
+
+
+def test_without_guidance_the_nulls_say_nothing_and_alone_they_say_all(tiny, sampled):
+    system, _, noisy, _ = tiny
+    _, content, motion, _ = sampled
+    content_2, motion_2 = clips(2, HALF, seed=7), clips(2, 5, seed=8)
+    key = jax.random.key(0)
+    null = jax.tree.map(lambda x: x + 1, noisy["model"]["null"])
+    moved = {"model": {**noisy["model"], "null": null}}
+
+    conditional = jit_sample(system, guidance=1.0)
+    y = conditional(noisy, content, motion, key)["video"]
+    np.testing.assert_array_equal(conditional(moved, content, motion, key)["video"], y)
+    for other in ((content_2, motion), (content, motion_2)):
+        assert np.abs(conditional(noisy, *other, key)["video"] - y).max() > 1e-2
+
+    unconditional = jit_sample(system, guidance=0.0)
+    y = unconditional(noisy, content, motion, key)["video"]
+    for other in ((content_2, motion), (content, motion_2)):
+        np.testing.assert_array_equal(unconditional(noisy, *other, key)["video"], y)
+    assert np.abs(unconditional(moved, content, motion, key)["video"] - y).max() > 1e-3
+
+
+@pytest.mark.parametrize("method", ["heun", "euler"])
+def test_a_perfect_denoiser_gives_the_clip_back(monkeypatch, tiny, method):
+    _, _, noisy, _ = tiny
+    system = build(sampler={"method": method, "steps": 3, "window": 4})
+    motion = clips(2, 4, seed=1)
+    monkeypatch.setattr(
+        type(system), "_denoise", lambda self, params, y, sigma, c, m: latents(motion)
+    )
+    out = jit_sample(system, guidance=1.0)(noisy, clips(2, 1), motion, jax.random.key(0))
+    np.testing.assert_allclose(out["video"], motion / 255, atol=1e-4)
+
+
+# -- codec and errors -----------------------------------------------------------------------------
+
+
+def test_pixels_survive_the_codec():
+    codec = codecs.PixelCodec(mean=0.091, std=0.2235)
+    every = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16, 1).repeat(3, axis=-1)
+    x = codec.encode({}, every)
+    assert x.dtype == jnp.float32
+    assert codec.latent_shape(16) == (16, 3)
+    # The published data are v / 256: black is -mean / std * 0.5.
+    assert float(x[0, 0, 0, 0, 0]) == pytest.approx(-0.091 / 0.2235 * 0.5, rel=1e-6)
+    assert float(x[0, 0, 8, 0, 0]) == pytest.approx((0.5 - 0.091) / 0.2235 * 0.5, rel=1e-6)
+    back = np.asarray(codec.decode({}, x))
+    assert back.max() == 1.0
+    np.testing.assert_array_equal(np.rint(back * 255).astype(np.uint8), every)
+    np.testing.assert_allclose(back * 255, every, atol=1e-3)
+    np.testing.assert_array_equal(codec.decode({}, jnp.array([-9.0, 9.0])), [0, 1])
+
+
+def test_pixels_of_matching_moments_have_sigma_data():
+    video = clips(8)
+    mean, std = (video / 256).mean(), (video / 256).std()
+    x = codecs.PixelCodec(mean=float(mean), std=float(std)).encode({}, video)
+    assert float(jnp.mean(x)) == pytest.approx(0, abs=1e-4)
+    assert float(jnp.std(x)) == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(depth=3), r"config\.system \(bcd\): .*'depth'.*Known fields: frames, size"),
+        (dict(encoder={"depth": 3}), r"system\.encoder: .*'depth'.*Known fields: layers, width"),
+        (dict(quantizer={"size": 3}), r"system\.quantizer: .*'size'.*tau_max"),
+        (dict(rate={"bits": 3}), r"system\.rate: .*'bits'.*target"),
+        (dict(denoiser={"depth": 3}), r"system\.denoiser: .*'depth'.*patch"),
+        (dict(codec={"median": 3}), r"system\.codec: .*'median'.*mean, std"),
+        (dict(guidance={"w": 3}), r"system\.guidance: .*'w'.*scale"),
+        (dict(diffusion={"sigma": 3}), r"system\.diffusion: .*'sigma'.*sigma_data"),
+        (dict(cross={"on": 3}), r"system\.cross: .*'on'.*symmetric"),
+        (dict(sampler={"eta": 3}), r"system\.sampler: .*'eta'.*steps"),
+        (dict(frames=5), r"frames=5: two halves need an even number"),
+        (dict(cross={"content_frames": 4}), r"cross\.content_frames=4: a half has only 3"),
+        (dict(cross={"content_frames": -1}), r"cross\.content_frames=-1"),
+        (dict(encoder={"heads": 3}), r"encoder\.width=16 must divide by heads=3"),
+        (dict(encoder={"frame_stem": "vit"}), r"encoder\.frame_stem='vit': choose linear, conv"),
+        (dict(encoder={"content_tokens": 5}), r"denoiser\.content_concat.*1 or 4 .*got 5"),
+        (dict(quantizer={"distance": "cos"}), r"quantizer\.distance='cos': choose sq_l2, l2"),
+        (dict(rate={"mode": "mean"}), r"rate\.mode='mean': choose per_codebook_mean"),
+        (dict(sampler={"method": "dpm"}), r"sampler\.method='dpm': choose heun"),
+        (dict(denoiser={"patch": 3}), r"config\.system\.denoiser\.patch=3"),
+        (dict(denoiser={"placement": "x"}), r"config\.system\.denoiser\.placement='x'"),
+        (dict(diffusion={"kind": "flow"}), r"diffusion\.kind='flow': choose edm or ddpm_eps"),
+        (dict(compute="float16"), r"'float16': choose float32 or bfloat16"),
+    ],
+)
+def test_what_does_not_fit_is_named(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        build(**fields)

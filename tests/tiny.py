@@ -1,0 +1,133 @@
+"""A system, a config and a command line small enough to train many times in a test.
+
+    python tests/tiny.py --config=tests/tiny.py --workdir=DIR
+
+It has what can go wrong in a resumed run: two players of which one starts late, noise, running state, an
+average, frozen leaves and accumulation. ``TINY_SIGNAL="SIGKILL 5 PATH"`` sends the process that signal once
+five updates are complete and PATH exists.
+"""
+
+import dataclasses
+import os
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from configs import common
+from vidmotion import system
+from vidmotion.system import Out, Player, System
+
+PIXELS = 2 * 16 * 16 * 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiny(System):
+    """Auto-encodes a clip through `width` numbers, with noise; a critic learns the residual's size.
+
+    Attributes:
+      width: of the code.
+      nan_at: the update that follows this many completed ones has a loss of NaN; -1 never.
+    """
+
+    width: int = 8
+    nan_at: int = -1
+
+    @property
+    def players(self):
+        """The critic starts after two updates and learns at every second one."""
+        return Player("model"), Player("critic", start=2, period=2, shares_forward=True)
+
+    def input_spec(self, batch):
+        """``video`` uint8 (B, 2, 16, 16, 3)."""
+        return {"video": jax.ShapeDtypeStruct((batch, 2, 16, 16, 3), jnp.uint8)}
+
+    def init(self, key, batch):
+        """Leaves above and below `sharding.MIN_SIZE`; ``frozen`` never learns."""
+        down, up = jax.random.split(key)
+        scale = PIXELS**-0.5
+        return {
+            "model": {
+                "down": {"kernel": scale * jax.random.normal(down, (PIXELS, self.width))},
+                "up": {"kernel": scale * jax.random.normal(up, (self.width, PIXELS))},
+                "frozen": {"bias": jnp.full(PIXELS, 0.5)},
+            },
+            "critic": {"size": jnp.zeros(())},
+        }
+
+    def init_mutable(self):
+        """The running mean of the code."""
+        return {"mean": jnp.zeros(self.width)}
+
+    def loss(self, player, vars, batch, key, step, carry):
+        """Mean square error of the noisy code's reconstruction; the critic regresses it."""
+        if player == "critic":
+            return (vars.params["critic"]["size"] - carry) ** 2, Out({}, vars.mutable)
+        params = vars.params["model"]
+        x = batch["video"].astype(jnp.float32).reshape(-1, PIXELS) / 255.0
+        code = (x - params["frozen"]["bias"][None]) @ params["down"]["kernel"]
+        mean = 0.9 * vars.mutable["mean"] + 0.1 * jnp.mean(code, axis=0)
+        code += 0.1 * jax.random.normal(key, code.shape)
+        y = code @ params["up"]["kernel"] + params["frozen"]["bias"][None]
+        loss = jnp.mean((x - y) ** 2)
+        broken = jnp.where(step == self.nan_at, jnp.nan, 1.0)
+        return loss * broken, Out({"code": jnp.mean(jnp.abs(code))}, {"mean": mean}, loss)
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """Arguments: ``kind=heads|sprites``."""
+    kind = common.parse(argument, kind=("heads", "sprites")).kind
+    config = common.trunk()
+    config.system = ConfigDict({"name": "tiny", "width": 8, "nan_at": -1})
+    model = {"rate": 1e-2, "weight_decay": 0.01, "clip": 1.0, "decay": ((".*", True),)}
+    model["trainable"] = (("frozen/.*", False), (".*", True))
+    model["schedule"] = {"kind": "cosine", "warmup": 3, "end": 0.1}
+    config.optimizer = ConfigDict({"model": model, "critic": {"rate": 1e-2}})
+    config.ema = ConfigDict({"decay": 0.9, "warmup": True})
+    config.data.kind = kind
+    if kind == "heads":
+        config.data.common = ConfigDict({"size": 16, "frames": 2})
+        config.data.train = ConfigDict({"clips": 24, "split": "train"})
+        config.data.eval = ConfigDict({"clips": 8, "split": "eval"})
+    else:
+        config.data.common = ConfigDict({"sheets_dir": ""})
+        config.data.train = ConfigDict({"split": "train"})
+        config.data.eval = ConfigDict({"split": "test"})
+    config.batch_size, config.accumulate, config.steps, config.log_every = 16, 2, 8, 2
+    config.checkpoint.every = 3
+    return config
+
+
+def register(monkeypatch) -> None:
+    """Make ``config.system.name = "tiny"`` known for one test."""
+    monkeypatch.setitem(system.SYSTEMS, "tiny", "tiny:Tiny")
+
+
+def _signal_at(name: str, step: int, path: str) -> None:
+    from vidmotion import train
+
+    push = train.DeferredMetrics.push
+
+    def pushed(self, now, metrics):
+        ready = push(self, now, metrics)
+        if now == step:
+            while not os.path.exists(path):
+                time.sleep(0.01)
+            os.kill(os.getpid(), getattr(signal, name))
+            if jax.process_count() > 1:
+                time.sleep(3)  # jax looks for the signal once a second and then tells the others
+        return ready
+
+    train.DeferredMetrics.push = pushed
+
+
+if __name__ == "__main__":
+    from vidmotion import main
+
+    system.SYSTEMS["tiny"] = "tiny:Tiny"
+    if "TINY_SIGNAL" in os.environ:
+        _name, _step, _path = os.environ["TINY_SIGNAL"].split()
+        _signal_at(_name, int(_step), _path)
+    main.cli()

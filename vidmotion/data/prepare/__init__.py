@@ -1,0 +1,279 @@
+"""Builds dataset folders of `vidmotion.data.records` from what people have on disk.
+
+    python -m vidmotion.data.prepare sprites --sheets=DIR --out=DIR [--shards=N] [--force]
+    python -m vidmotion.data.prepare videos --src=DIR --out=DIR --fps=25 --size=256 --seconds=4
+    python -m vidmotion.data.prepare lrs3 --src=DIR --out=DIR
+
+One subcommand per kind of data (`videos --help` lists its options). Each turns its arguments into a
+`Plan`, what will be written and from what; `write` does the rest for all of them.
+"""
+
+import argparse
+import dataclasses
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from vidmotion.data import faces, sprites
+from vidmotion.data.prepare import folders
+from vidmotion.data.prepare.cutting import Cutting
+from vidmotion.data.records import INDEX, DatasetError, DatasetWriter, RecordSource, read_index
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A dataset to be written.
+
+    Attributes:
+      name, version: kept in the index; a new version where the records' meaning changes.
+      inputs: hex text naming the content of everything the records are made from, settings
+        included: equal inputs, name and version mean equal datasets.
+      licence: of the data.
+      records: () -> iterator of (split, record) in the order to be written; shows its own progress.
+      finish: called once the dataset is complete, to print remarks and to clean up.
+    """
+
+    name: str
+    version: str
+    inputs: str
+    licence: str
+    records: Callable[[], Iterator[tuple[str, Mapping]]]
+    finish: Callable[[], None] = lambda: None
+
+
+def plan_sprites(args) -> Plan:
+    """The Sprites benchmark: `video` uint8 (8, 64, 64, 3), `action`, `attributes`, `character`."""
+    sources = {split: sprites.SpritesSource(args.sheets, split) for split in sprites.SPLITS}
+
+    def rendered():
+        for split, source in sources.items():
+            for index in range(len(source)):
+                yield split, source[index]
+
+    def finish():
+        for split in sources:
+            first = ", ".join(map(str, sprites.split_characters(split)[:5]))
+            print(f"{split} characters begin with {first}")
+
+    return Plan(
+        name="sprites",
+        version="1",
+        inputs=sources["train"].fingerprint,
+        licence="CC-BY-SA 3.0 and GPL 3 (sheets of github.com/YingzhenLi/Sprites)",
+        records=lambda: _progress(rendered(), sum(map(len, sources.values())), "records"),
+        finish=finish,
+    )
+
+
+def plan_videos(args) -> Plan:
+    """Any folder of videos, as clips of equal length, frame rate and size."""
+    files, ignored = folders.find_videos(args.src)
+    boxes = args.boxes and folders.read_boxes(args.boxes)
+    files = folders.split_files(files, args.test_share, args.seed)
+    return _plan_folder("videos", "that of the videos", args, files, ignored, boxes)
+
+
+def plan_lrs3(args) -> Plan:
+    """LRS3-TED: `pretrain` and `trainval` are its train split, speakers of `test` are in neither."""
+    files, ignored = folders.find_videos(args.src)
+    files = folders.split_lrs3(files)
+    licence = "CC BY-NC-ND 4.0 (TED talks), see the LRS3-TED terms"
+    return _plan_folder("lrs3", licence, args, files, ignored)
+
+
+def _plan_folder(name, licence, args, files, ignored, boxes=None) -> Plan:
+    settings = {field.name: getattr(args, field.name) for field in dataclasses.fields(Cutting)}
+    if args.crop == "face":
+        faces.detector()  # missing, it is missed before the work and not in it
+    job = folders.FolderJob(tuple(files), Cutting(**settings), boxes, ignored)
+    jobs = args.jobs or _cores()
+    run = folders.FolderRun(job, args.out, jobs=jobs, force=args.force, progress=_progress)
+    return Plan(
+        name=name,
+        version="1",
+        inputs=job.inputs,
+        licence=licence,
+        records=run.records,
+        finish=run.finish,
+    )
+
+
+def write(plan: Plan, out: Path, *, shards: int, force: bool, command: str):
+    """Writes the dataset of a plan, unless it is there already; prints what happens.
+
+    Raises:
+      DatasetError: `out` holds another dataset, or a damaged one, and not `force`.
+    """
+    if (out / INDEX).exists() and not force:
+        index = read_index(out)
+        found = (index["name"], index["version"], index["provenance"].get("inputs"))
+        if found != (plan.name, plan.version, plan.inputs):
+            raise DatasetError(
+                f"{out}: holds another dataset ({found[0]}, version {found[1]}, made from other "
+                "inputs or settings). Choose another --out, or replace it with --force."
+            )
+        counts = {split: len(RecordSource(out, split)) for split in index["splits"]}
+        print(f"{out}: {plan.name} is complete ({_listing(counts)}); --force rebuilds it")
+        return
+    start = time.perf_counter()
+    provenance = {"command": command, "inputs": plan.inputs, "licence": plan.licence}
+    counts: dict[str, int] = {}
+    with DatasetWriter(
+        out,
+        plan.name,
+        version=plan.version,
+        provenance=provenance,
+        shards=shards,
+        overwrite=force,
+    ) as writer:
+        for split, record in plan.records():
+            writer.write(split, record)
+            counts[split] = counts.get(split, 0) + 1
+    plan.finish()
+    seconds = time.perf_counter() - start
+    print(f"{out}: {plan.name}, {_listing(counts)}, written in {seconds:.1f} s")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns its exit code: 0 done, 2 to be put right, 130 interrupted."""
+    args = _parser().parse_args(argv)
+    try:
+        write(
+            args.plan(args),
+            args.out,
+            shards=args.shards,
+            force=args.force,
+            command=_command(args),
+        )
+    except (DatasetError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "interrupted: the dataset is not complete; run the same command again", file=sys.stderr
+        )
+        return 130
+    return 0
+
+
+def _parser():
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--out", type=Path, required=True, help="dataset folder to write")
+    common.add_argument("--shards", type=_positive, default=4, help="files per split (default 4)")
+    common.add_argument("--force", action="store_true", help="replace a dataset that is there")
+    parser = argparse.ArgumentParser(prog="python -m vidmotion.data.prepare", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    kinds = parser.add_subparsers(dest="kind", required=True)
+
+    kind = kinds.add_parser("sprites", parents=[common], help="the Sprites benchmark, from sheets")
+    kind.add_argument("--sheets", type=Path, required=True, help="folder of sprite sheets")
+    kind.set_defaults(plan=plan_sprites)
+
+    clips = argparse.ArgumentParser(add_help=False)
+    flag = clips.add_argument
+    flag("--src", type=Path, required=True, help="folder of video files, at any depth")
+    flag("--fps", type=_number(0, 1000), default=25.0, help="frames per second (default 25)")
+    flag("--size", type=_even, default=256, help="height and width, pixels, even (default 256)")
+    flag("--seconds", type=_number(0, 3600), default=4.0, help="length of a clip (default 4)")
+    flag(
+        "--cut",
+        type=_number(0, 256),
+        default=25.0,
+        help="scene change: mean absolute difference of two frames, of 255 (default 25; 255: never)",
+    )
+    flag(
+        "--crop",
+        choices=("centre", "face"),
+        default="centre",
+        help="centre: the largest square; face: one square per clip about the face, clips in which "
+        "none is found are left out and counted (needs the extra `face`)",
+    )
+    flag(
+        "--face_scale",
+        type=_number(0, 100),
+        default=2.0,
+        help="side of that square over the side of the face, eyebrows to chin (default 2)",
+    )
+    flag("--codec", choices=("h264", "raw"), default="h264", help="how clips are stored")
+    flag("--jobs", type=_positive, help="threads (default: one per core)")
+
+    kind = kinds.add_parser("videos", parents=[common, clips], help="any folder of videos")
+    kind.add_argument(
+        "--boxes",
+        type=Path,
+        help="crop boxes in place of --crop: JSON {file: [x0, y0, x1, y1]}, or CSV with the header "
+        "file,x0,y0,x1,y1; files relative to --src, pixels of the upright video",
+    )
+    kind.add_argument(
+        "--test_share",
+        type=_number(-1e-9, 1),
+        help="share of the files for the test split (default 0.1; where --src has the folders train "
+        "and test, these are the splits)",
+    )
+    kind.add_argument("--seed", type=int, default=0, help="of that choice (default 0)")
+    kind.set_defaults(plan=plan_videos)
+
+    kind = kinds.add_parser("lrs3", parents=[common, clips], help="LRS3-TED, from its own folders")
+    kind.set_defaults(plan=plan_lrs3)
+    return parser
+
+
+def _positive(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"at least 1, got {number}")
+    return number
+
+
+def _even(text):
+    number = _positive(text)
+    if number % 2:
+        raise argparse.ArgumentTypeError(f"even, for H.264, got {number}")
+    return number
+
+
+def _number(low, high):
+    def number(text):
+        value = float(text)
+        if not low < value < high:
+            raise argparse.ArgumentTypeError(f"more than {low:g}, less than {high:g}, got {text}")
+        return value
+
+    return number
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _command(args) -> str:
+    """The command that builds this dataset again, from any folder, whatever is there by then."""
+    left_out = ("kind", "plan", "force")
+    values = {k: v for k, v in vars(args).items() if k not in left_out and v is not None}
+    flags = [
+        f"--{name}={value.resolve() if isinstance(value, Path) else value}"
+        for name, value in values.items()
+    ]
+    return shlex.join(["python", "-m", "vidmotion.data.prepare", args.kind, *flags, "--force"])
+
+
+def _listing(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{split} {count:,}" for split, count in counts.items())
+
+
+def _progress(items: Iterable, total: int, unit: str) -> Iterator:
+    """Passes items on; a bar where someone watches, a line per tenth elsewhere."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, total=total, unit=f" {unit}")
+        return
+    step = max(1, total // 10)
+    for done, item in enumerate(items, start=1):
+        yield item
+        if done % step == 0:
+            print(f"{done:,} of {total:,} {unit}", flush=True)

@@ -1,0 +1,289 @@
+"""One video file -> clips of equal length, frame rate and size.
+
+Frames are taken by presentation time: tick k of the new rate lies k / fps seconds after the first
+frame, a frame is shown from the tick nearest to its own time until the next frame is, and the last
+one as long as the file says. So a constant rate keeps its frames one by one whatever the rounding
+of their times, and a varying one keeps its speed.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from PIL import Image
+
+from vidmotion.data import faces
+from vidmotion.data.videos import encode_clip, frame_rate
+from vidmotion.media import MediaError
+
+HOLD = 1.0  # seconds: a picture that stands longer is a gap in the video, which ends a clip
+THUMB = 32  # side of the grey pictures that are compared to find cuts, pixels
+LOOKS = 5  # pictures of a clip in which its face is looked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Cutting:
+    """What the clips of a video depend on besides the video.
+
+    Attributes:
+      fps: frames per second of the clips.
+      size: their height and width, pixels, even.
+      seconds: their length.
+      cut: mean absolute difference of successive pictures, of 255, that ends a clip.
+      crop: "centre", the largest square in the middle; or "face", one steady square per clip.
+      face_scale: side of that square over the side of the face that was found.
+      codec: "h264" or "raw", see `vidmotion.data.videos`.
+    """
+
+    fps: float
+    size: int
+    seconds: float
+    cut: float
+    crop: str
+    face_scale: float
+    codec: str
+
+    @property
+    def frames(self) -> int:
+        """Frames of a clip."""
+        return max(1, round(self.fps * self.seconds))
+
+
+@dataclasses.dataclass
+class Tally:
+    """What became of a video.
+
+    Attributes:
+      clips: that it gave.
+      frames: decoded.
+      seconds: its length.
+      cuts: scene changes and gaps.
+      short: remainders of scenes, each less than a clip, that were left out.
+      faceless: clips left out because no face was found in them.
+    """
+
+    clips: int = 0
+    frames: int = 0
+    seconds: float = 0.0
+    cuts: int = 0
+    short: int = 0
+    faceless: int = 0
+
+
+def cut_video(
+    path: str | os.PathLike,
+    cutting: Cutting,
+    tally: Tally,
+    *,
+    box: np.ndarray | None = None,
+    threads: int = 1,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[dict]:
+    """The clips of a video, in order, one after the other within each scene.
+
+    The pictures of one clip are held as they were decoded: 100 of 1920x1080 are 0.3 GB.
+
+    Args:
+      path: of the video.
+      cutting: settings.
+      tally: filled in as clips are made.
+      box: x0, y0, x1, y1 of the crop in the upright video, in place of `cutting.crop`; it is made
+        square by its longer side and moved inside the picture.
+      threads: of the decoder.
+      check: called for every frame; may raise to stop.
+
+    Yields:
+      records as `vidmotion.data.videos` describes them, without `source`.
+
+    Raises:
+      MediaError: the file cannot be read, or not to its end; clips before that have been given.
+    """
+
+    def counted(shown):
+        for start, end, picture in shown:
+            check()
+            tally.frames += 1
+            tally.seconds = float(end)
+            yield start, end, picture
+
+    ticks = resample(counted(read_frames(path, threads)), cutting.fps)
+    for first, pictures in _pieces(ticks, cutting, tally):
+        size = pictures[0].size
+        if box is not None:
+            region = faces.square(box, *size)
+        elif cutting.crop == "centre":
+            region = faces.square((0, 0, *size), *size)
+        else:
+            looks = np.linspace(0, len(pictures) - 1, LOOKS).round().astype(int)
+            reformatter = VideoReformatter()
+            face = faces.face_box([pictures[k].render(reformatter) for k in looks])
+            if face is None:
+                tally.faceless += 1
+                continue
+            region = faces.square(face, *size, cutting.face_scale)
+        video = _crop(pictures, region, cutting.size)
+        clip = (
+            {"video": video}
+            if cutting.codec == "raw"
+            else {"clip": np.frombuffer(encode_clip(video, cutting.fps), np.uint8)}
+        )
+        tally.clips += 1
+        yield {
+            **clip,
+            "length": np.int32(len(video)),
+            "fps": np.float32(cutting.fps),
+            "start": np.float64(first / cutting.fps),
+            "box": region.astype(np.float32),
+        }
+
+
+class Picture:
+    """A decoded frame, seen upright and with square pixels.
+
+    Attributes:
+      frame: as decoded.
+      size: width and height, pixels.
+    """
+
+    def __init__(self, frame: av.VideoFrame, aspect: Fraction | None):
+        """`aspect`: width over height of a stored pixel; None where the file does not say."""
+        self.frame = frame
+        self._turns = round(
+            frame.rotation / 90
+        )  # counter-clockwise: phones store the sensor's view
+        self._stretch = (float(aspect or 1), 1.0)
+        size = (frame.width * self._stretch[0], float(frame.height))
+        if self._turns % 2:
+            self._stretch, size = self._stretch[::-1], size[::-1]
+        self.size = size
+
+    def render(self, reformatter: VideoReformatter, box=None, size=None) -> np.ndarray:
+        """A region, scaled without aliasing.
+
+        Args:
+          reformatter: of one thread, for pictures of one kind: it keeps what it has set up.
+          box: x0, y0, x1, y1; the whole by default.
+          size: width and height of the result; unscaled by default.
+
+        Returns:
+          uint8 (H, W, 3).
+        """
+        box = (0.0, 0.0, *self.size) if box is None else box
+        size = tuple(max(1, round(side)) for side in self.size) if size is None else size
+        stored = reformatter.reformat(self.frame, format="rgb24", threads=1).to_ndarray()
+        image = Image.fromarray(np.ascontiguousarray(np.rot90(stored, self._turns)))
+        limits = image.size * 2
+        box = [min(x / s, end) for x, s, end in zip(box, self._stretch * 2, limits)]
+        return np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=box))
+
+
+def read_frames(
+    path: str | os.PathLike, threads: int = 1
+) -> Iterator[tuple[Fraction, Fraction, Picture]]:
+    """The frames of a file's first video stream with the times at which each begins and ends.
+
+    Times are seconds from the first frame. A frame ends where its stated duration does, which need
+    not be where the next begins.
+
+    Raises:
+      MediaError: the file cannot be read, holds no video, is damaged or cut short, or its times run
+        backwards; at the frame where it shows. The message does not name the file.
+    """
+    count, origin, last = 0, None, Fraction(-1)
+    try:
+        with av.open(os.fspath(path)) as container:
+            if not container.streams.video:
+                raise MediaError("no video stream in it")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = threads
+            stream.thread_type = "AUTO"
+            period = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
+            aspect = stream.sample_aspect_ratio
+            for packet in container.demux(stream):
+                if packet.is_corrupt:  # FFmpeg itself passes over a file cut short in silence
+                    raise MediaError(f"damaged or cut short after {count} frames")
+                for frame in packet.decode():
+                    time = last + period if frame.pts is None else frame.pts * frame.time_base
+                    if origin is None:
+                        origin, last = time, time
+                    if time < last:
+                        raise MediaError(f"times run backwards after {count} frames")
+                    lasts = frame.duration * frame.time_base if frame.duration else period
+                    yield time - origin, time - origin + lasts, Picture(frame, aspect)
+                    count, last = count + 1, time
+    except (av.FFmpegError, OSError, ValueError) as error:
+        detail = getattr(error, "log", None)
+        reason = f"{error.strerror}" if isinstance(error, OSError) else str(error)
+        if detail:
+            reason += f" ({detail[2].strip()})"
+        raise MediaError(f"{reason}, after {count} frames" if count else reason) from error
+    if not count:
+        raise MediaError("a video stream without frames")
+
+
+def resample(
+    shown: Iterable[tuple[Fraction, Fraction, Picture]], fps: float
+) -> Iterator[tuple[int, Picture]]:
+    """Frames at a constant rate: pairs of tick and the picture that is shown then.
+
+    Ticks ascend by one, except past a picture that stands longer than `HOLD` (given once).
+    """
+    rate = frame_rate(fps)
+
+    def tick(time):
+        return math.floor(time * rate + Fraction(1, 2))
+
+    def hold(picture, since, until):
+        for k in range(since, until if until - since <= HOLD * rate else since + 1):
+            yield k, picture
+
+    held, since, until = None, 0, 0
+    for start, end, picture in shown:
+        yield from hold(held, since, tick(start))
+        held, since, until = picture, tick(start), tick(end)
+    yield from hold(held, since, until)
+
+
+def _pieces(
+    ticks: Iterable[tuple[int, Picture]], cutting: Cutting, tally: Tally
+) -> Iterator[tuple[int, list[Picture]]]:
+    """Runs of `cutting.frames` pictures without a cut or gap, each with its first tick."""
+    reformatter, pictures = VideoReformatter(), []
+    last_tick, last, last_thumb = None, None, None
+    for tick, picture in ticks:
+        thumb = last_thumb
+        if picture is not last:
+            thumb = reformatter.reformat(
+                picture.frame, THUMB, THUMB, "gray", interpolation="AREA", threads=1
+            )
+            thumb = thumb.to_ndarray().astype(np.int16)
+        if last is not None and (
+            tick != last_tick + 1
+            or picture.size != last.size
+            or np.abs(thumb - last_thumb).mean() > cutting.cut
+        ):
+            tally.cuts += 1
+            tally.short += bool(pictures)
+            pictures = []
+        last_tick, last, last_thumb = tick, picture, thumb
+        pictures.append(picture)
+        if len(pictures) == cutting.frames:
+            full, pictures = pictures, []
+            yield tick + 1 - cutting.frames, full
+    tally.short += bool(pictures)
+
+
+def _crop(pictures: list[Picture], region: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (T, size, size, 3); a picture that is shown again is not rendered again."""
+    reformatter, video = VideoReformatter(), np.empty((len(pictures), size, size, 3), np.uint8)
+    for k, picture in enumerate(pictures):
+        if k and picture is pictures[k - 1]:
+            video[k] = video[k - 1]
+        else:
+            video[k] = picture.render(reformatter, region, (size, size))
+    return video

@@ -1,0 +1,386 @@
+"""Folders of video files -> the records of a dataset, in parallel and resumably.
+
+Work goes file by file into `<out>/parts`: a file that is finished has its clips there and, written
+last, a JSON of what became of it. An interrupted preparation goes on with the files that are not
+finished; which thread does a file and when has no effect on the result. Once the dataset is
+complete, `parts` is removed.
+"""
+
+import csv
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from vidmotion.data.prepare.cutting import Cutting, Tally, cut_video
+from vidmotion.data.records import DatasetError
+from vidmotion.media import MediaError
+
+SUFFIXES = tuple(
+    f".{kind}"
+    for kind in (
+        *("3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4"),
+        *("mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv"),
+    )
+)
+PARTS, REPORT = "parts", "report.json"
+TEST_SHARE = 0.1
+LRS3 = {"pretrain": "train", "trainval": "train", "test": "test"}  # folder -> split
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceFile:
+    """A video file: its name relative to the folder with forward slashes, path, bytes and split."""
+
+    name: str
+    path: Path
+    size: int
+    split: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderJob:
+    """Everything that decides what a folder of videos becomes.
+
+    A file is known by its name and size: the digests do not read it.
+
+    Attributes:
+      files: in the order of their clips in the dataset.
+      boxes: name -> crop box, for every file that is to be used; None where there is no box file.
+      cutting: settings.
+      ignored: number of files that are no videos, by suffix.
+    """
+
+    files: tuple[SourceFile, ...]
+    cutting: Cutting
+    boxes: Mapping[str, np.ndarray] | None = None
+    ignored: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def settings(self) -> str:
+        """Hex digest of what the clips of a file depend on besides the file."""
+        boxes = self.boxes and {name: list(box) for name, box in sorted(self.boxes.items())}
+        return _digest(json.dumps([dataclasses.asdict(self.cutting), boxes]))
+
+    @functools.cached_property
+    def inputs(self) -> str:
+        """Hex digest of settings, files and splits."""
+        return _digest(
+            json.dumps([self.settings, [(file.name, file.size, file.split) for file in self.files]])
+        )
+
+
+def find_videos(folder: Path) -> tuple[list[SourceFile], dict[str, int]]:
+    """All video files below a folder, by suffix and sorted by name; hidden ones do not count.
+
+    Returns:
+      (files without splits, number of other files by suffix).
+
+    Raises:
+      DatasetError: no such folder, or no video files in it.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder of videos")
+    files, others = [], Counter()
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(parent, name) for name in names if not name.startswith(".")):
+            if path.suffix.lower() in SUFFIXES and path.is_file():
+                relative = os.fsencode(path.relative_to(folder).as_posix())
+                name = relative.decode("utf-8", "replace")
+                files.append(SourceFile(name, path, path.stat().st_size))
+            else:
+                others[path.suffix.lower()] += 1
+    if not files:
+        raise DatasetError(f"{folder}: no video files in it or below ({' '.join(SUFFIXES)})")
+    return sorted(files, key=lambda file: file.name), dict(sorted(others.items()))
+
+
+def split_files(files: Iterable[SourceFile], share: float | None, seed: int) -> list[SourceFile]:
+    """Deals files out to "train" and "test".
+
+    Args:
+      files: from `find_videos`.
+      share: of the files, at random, to "test": at least one unless 0. None stands for
+        `TEST_SHARE`, or, where the top folders are `train` and `test`, for those.
+      seed: of the choice.
+
+    Raises:
+      DatasetError: a share for files that lie in folders `train` and `test` already.
+    """
+    files = list(files)
+    tops = {file.name.partition("/")[0] for file in files if "/" in file.name}
+    if {"train", "test"} <= tops:
+        if share is not None:
+            raise DatasetError("there are folders train and test: leave out --test_share")
+        return [
+            dataclasses.replace(file, split=file.name.partition("/")[0])
+            for file in files
+            if file.name.startswith(("train/", "test/"))
+        ]
+    share = TEST_SHARE if share is None else share
+    count = min(len(files) - 1, max(1, round(share * len(files)))) if share else 0
+    ranked = sorted(files, key=lambda file: _digest(f"{seed}/{file.name}"))
+    test = {file.name for file in ranked[:count]}
+    return [
+        dataclasses.replace(file, split="test" if file.name in test else "train") for file in files
+    ]
+
+
+def split_lrs3(files: Iterable[SourceFile]) -> list[SourceFile]:
+    """Splits of LRS3 from its folders <set>/<speaker>/<utterance>.mp4, the sets those of `LRS3`.
+
+    Raises:
+      DatasetError: a file lies elsewhere, a split is missing, or a speaker is in both.
+    """
+    split, speakers = [], {"train": set(), "test": set()}
+    for file in files:
+        parts = file.name.split("/")
+        if len(parts) != 3 or parts[0] not in LRS3:
+            raise DatasetError(
+                f"{file.path}: not where LRS3 has its files: "
+                f"{{{','.join(LRS3)}}}/<speaker>/<utterance>.mp4 below --src"
+            )
+        split.append(dataclasses.replace(file, split=LRS3[parts[0]]))
+        speakers[LRS3[parts[0]]].add(parts[1])
+    for name, found in speakers.items():
+        if not found:
+            folders = " or ".join(folder for folder in LRS3 if LRS3[folder] == name)
+            raise DatasetError(f"no videos for {name}: LRS3 has them in the folder {folders}")
+    if both := sorted(speakers["train"] & speakers["test"]):
+        raise DatasetError(
+            f"{len(both)} speakers are in both train and test, {both[0]} for one: not LRS3's split"
+        )
+    return split
+
+
+def read_boxes(path: Path) -> dict[str, np.ndarray]:
+    """Crop boxes by file name, relative to the folder of videos with forward slashes.
+
+    Args:
+      path: JSON `{name: [x0, y0, x1, y1]}`, or CSV with the header `file,x0,y0,x1,y1`; pixels of
+        the upright video.
+
+    Raises:
+      DatasetError: it cannot be read so; names the first wrong entry.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".json":
+            entries = json.loads(text).items()
+        else:
+            rows = csv.DictReader(text.splitlines())
+            entries = [(row["file"], [row[k] for k in ("x0", "y0", "x1", "y1")]) for row in rows]
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, AttributeError) as error:
+        raise DatasetError(
+            f"{path}: not a box file ({error!r}); JSON {{name: [x0, y0, x1, y1]}}, or CSV with the "
+            "header file,x0,y0,x1,y1"
+        ) from error
+    boxes = {}
+    for name, values in entries:
+        try:
+            x0, y0, x1, y1 = box = np.array([float(value) for value in values])
+        except (TypeError, ValueError):
+            raise DatasetError(f"{path}: {name}: {values!r} is not x0, y0, x1, y1") from None
+        if not (np.isfinite(box).all() and x0 < x1 and y0 < y1):
+            raise DatasetError(f"{path}: {name}: {values!r} is not x0 < x1, y0 < y1")
+        boxes[name] = box
+    return boxes
+
+
+class FolderRun:
+    """Carries a `FolderJob` out in `<out>/parts`.
+
+    Attributes:
+      summary: what is in report.json, once `records` is exhausted.
+    """
+
+    def __init__(self, job: FolderJob, out: Path, *, jobs: int, force: bool, progress: Callable):
+        """Describes the run; nothing is touched yet.
+
+        Args:
+          job: what to do.
+          out: the dataset's folder.
+          jobs: threads that decode and encode.
+          force: discard an unfinished preparation with other settings.
+          progress: (iterator, total, label) -> iterator, to be watched.
+        """
+        self._job, self._jobs, self._force, self._progress = job, jobs, force, progress
+        self._out, self._parts = out, out / PARTS
+        self._failed: dict[str, str] = {}
+        self._done: dict[str, dict] = {}
+        self._frames, self._seconds = 0, 0.0
+        self._stop = threading.Event()
+
+    def records(self) -> Iterator[tuple[str, Mapping]]:
+        """(split, record) of all clips in order, the files done first; then writes the report.
+
+        Raises:
+          DatasetError: unfinished work with other settings in `out`, or not a single clip.
+        """
+        self._open_parts()
+        self._cut_files()
+        counts = Counter()
+        for file in self._job.files:
+            for record in self._read_part(file):
+                counts[file.split] += 1
+                yield file.split, {**record, "source": file.name}
+        self.summary = {
+            "clips": dict(counts),
+            "files": len(self._job.files),
+            "unreadable": self._failed,
+            "without clips": {
+                name: f"{tally['seconds']:.2f} s, {tally['cuts']} cuts: {tally['short']} pieces too "
+                f"short, {tally['faceless']} without a face"
+                for name, tally in self._done.items()
+                if not tally["clips"]
+            },
+            "ignored by suffix": dict(self._job.ignored),
+            "settings": dataclasses.asdict(self._job.cutting),
+            "per file": self._done,
+        }
+        _write_json(self._out / REPORT, self.summary)
+        if not counts:
+            self._print_failures()
+            raise DatasetError(f"no clip came of {len(self._job.files)} files; see {REPORT}")
+
+    def finish(self):
+        """After the dataset is complete: prints what happened and removes `parts`."""
+        shutil.rmtree(self._parts)
+        tallies, seconds = self._done.values(), self._job.cutting.seconds
+        total = Counter()
+        for tally in tallies:
+            total.update(tally)
+        print(
+            f"{len(tallies):,} files, {total['seconds']:,.0f} s of video: {total['clips']:,} clips "
+            f"of {seconds:g} s; left out {total['short']:,} pieces that are shorter and "
+            f"{total['faceless']:,} without a face; {total['cuts']:,} cuts"
+        )
+        if self._frames:
+            rate = self._frames / self._seconds
+            print(f"{self._frames:,} frames in {self._seconds:.1f} s: {rate:.0f} frames/s")
+        self._print_failures()
+
+    def _open_parts(self):
+        mark = self._parts / "settings.json"
+        if mark.exists() and json.loads(mark.read_text()) != self._job.settings:
+            if not self._force:
+                raise DatasetError(
+                    f"{self._out}: holds an unfinished preparation with other settings. Run its "
+                    "command again to finish it, or discard it with --force."
+                )
+            shutil.rmtree(self._parts)
+        self._parts.mkdir(exist_ok=True)
+        _write_json(mark, self._job.settings)
+
+    def _cut_files(self):
+        todo = []
+        for file in self._job.files:
+            outcome = self._part(file, ".json")
+            if outcome.exists():
+                self._done[file.name] = json.loads(outcome.read_text())
+            else:
+                todo.append(file)
+        if self._done:
+            print(f"{len(self._done):,} files are finished, {len(todo):,} to go", flush=True)
+        start = time.perf_counter()
+        # Threads suit the work: decoding, scaling and encoding all leave the interpreter free.
+        workers = min(self._jobs, len(todo)) or 1
+        with ThreadPoolExecutor(workers) as pool:
+            futures = {
+                pool.submit(self._cut_file, file, max(1, self._jobs // workers)): file
+                for file in todo
+            }
+            try:
+                for future in self._progress(as_completed(futures), len(futures), "files"):
+                    name, outcome = futures[future].name, future.result()
+                    if isinstance(outcome, str):
+                        self._failed[name] = outcome
+                    else:
+                        self._done[name] = outcome
+                        self._frames += outcome["frames"]
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+        self._seconds = time.perf_counter() - start
+        order = [file.name for file in self._job.files]
+        self._failed = {name: self._failed[name] for name in order if name in self._failed}
+        self._done = {name: self._done[name] for name in order if name in self._done}
+
+    def _cut_file(self, file: SourceFile, threads: int) -> dict | str:
+        """Makes the part of a file. Returns its tally, or why it cannot be read."""
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        boxes, tally = self._job.boxes, Tally()
+        if boxes is not None and file.name not in boxes:
+            return "no box for it in the box file"
+        box = boxes and boxes[file.name]
+        aside = self._part(file, ".partial")
+        writer = ArrayRecordWriter(str(aside), "group_size:1,uncompressed")
+        try:
+            for record in cut_video(
+                file.path, self._job.cutting, tally, box=box, threads=threads, check=self._check
+            ):
+                arrays = {name: np.asarray(value) for name, value in record.items()}
+                writer.write(safetensors.numpy.save(arrays))
+        except MediaError as error:
+            return str(error)
+        finally:
+            writer.close()
+        os.replace(aside, self._part(file, ".array_record"))
+        _write_json(self._part(file, ".json"), dataclasses.asdict(tally))
+        return dataclasses.asdict(tally)
+
+    def _check(self):
+        if self._stop.is_set():
+            raise _StoppedError
+
+    def _read_part(self, file):
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        if not self._done.get(file.name, {}).get("clips"):
+            return
+        reader = ArrayRecordReader(
+            str(self._part(file, ".array_record")),
+            options="readahead_buffer_size:0,max_parallelism:0",
+        )
+        for row in range(self._done[file.name]["clips"]):
+            yield safetensors.numpy.load(reader.read([row])[0])
+        reader.close()
+
+    def _part(self, file: SourceFile, suffix: str) -> Path:
+        return self._parts / (_digest(f"{file.name}/{file.size}")[:32] + suffix)
+
+    def _print_failures(self, most: int = 20):
+        for kind in ("unreadable", "without clips"):
+            files = self.summary[kind]
+            if files:
+                print(f"{kind}, {len(files):,} files (all are in {REPORT}):")
+            for name in list(files)[:most]:
+                print(f"  {name}: {files[name]}")
+
+
+class _StoppedError(Exception):
+    """Ends a thread's work on a file; never seen, for the interruption itself is what is raised."""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write_json(path: Path, value):
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(aside, path)

@@ -1,0 +1,160 @@
+"""Where diffusion happens: in pixels, or in the latents of a frozen image autoencoder.
+
+A codec is a frozen record with `latent_shape`, `consts`, `encode` and `decode`. Arrays of a frozen network come in as
+`consts`, never from a closure.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vidmotion.convert import engine, read
+from vidmotion.convert.maps import vae as vae_maps
+from vidmotion.errors import ConfigError
+from vidmotion.models import vae
+
+PyTree = Any
+FACTOR = 8  # of the image autoencoders here: a latent frame has 1/8 of the height and width
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelCodec:
+    """No autoencoder: x = (v / 256 - mean) / std * 0.5 (Sprites; spec 6.1).
+
+    Attributes:
+      mean, std: of v / 256 over the training set, so that x has the EDM's sigma_data = 0.5.
+    """
+
+    mean: float
+    std: float
+
+    def latent_shape(self, size: int) -> tuple[int, int]:
+        """(height, channels) of a latent frame."""
+        return size, 3
+
+    def consts(self) -> dict[str, Callable[[], PyTree]]:
+        """No frozen networks."""
+        return {}
+
+    def encode(self, consts: PyTree, video: jax.Array) -> jax.Array:
+        """uint8 (B, T, H, W, 3) -> float32 latents of the same shape."""
+        return (video.astype(jnp.float32) / 256.0 - self.mean) * (0.5 / self.std)
+
+    def decode(self, consts: PyTree, latent: jax.Array) -> jax.Array:
+        """Latents -> float32 video in [0, 1] (1 is pixel value 255)."""
+        return jnp.clip((latent * (self.std / 0.5) + self.mean) * (256.0 / 255.0), 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentCodec:
+    """Per-frame latents of a frozen f=8 image autoencoder, normalised per channel (spec 3.1; gap 10).
+
+    x = (z - mean) / std * 0.5, z the posterior mean, so that sigma_data = 0.5 holds.
+
+    Attributes:
+      network: ``sd``, the Stable Diffusion autoencoder (needs `weights`); ``tiny``, the same with few
+        channels (needs `weights`); or ``patch``, a fixed projection of 8x8 patches without weights,
+        for demos and tests.
+      weights: file with the autoencoder in the diffusers layout.
+      mean, std: per channel, of z over the training set.
+      chunk: frames encoded or decoded at a time, which bounds memory.
+
+    Raises:
+      ConfigError: unknown network, or one that needs weights and has none.
+    """
+
+    network: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    weights: str = ""
+    chunk: int = 8
+
+    def __post_init__(self):
+        if self.network not in (*vae.SIZES, "patch"):
+            raise ConfigError(
+                f"config.system.codec.network={self.network!r}: choose {', '.join(vae.SIZES)} or patch"
+            )
+
+    @property
+    def _net(self) -> vae.AutoencoderKL | vae.PatchCodec:
+        return vae.PatchCodec() if self.network == "patch" else vae.AutoencoderKL(**vae.SIZES[self.network])
+
+    def latent_shape(self, size: int) -> tuple[int, int]:
+        """(height, channels) of a latent frame."""
+        return size // FACTOR, len(self.mean)
+
+    def consts(self) -> dict[str, Callable[[], PyTree]]:
+        """``{"vae": loader}``, nothing for the patch codec."""
+        return {} if self.network == "patch" else {"vae": self._load}
+
+    def _load(self) -> PyTree:
+        wanted = (
+            "the Stable Diffusion image autoencoder (diffusers layout, for example "
+            "diffusion_pytorch_model.safetensors of stabilityai/sd-vae-ft-mse on Hugging Face)"
+        )
+        if not self.weights:
+            raise ConfigError(f"config.system.codec.weights is empty: give the file of {wanted}")
+        try:
+            source = read.read(self.weights, float32=True)
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"config.system.codec.weights={self.weights!r} does not exist: give the file of {wanted}"
+            ) from error
+        image = jnp.zeros((1, FACTOR * 8, FACTOR * 8, 3))
+        abstract = jax.eval_shape(self._net.init, jax.random.key(0), image)["params"]
+        try:
+            return engine.convert(abstract, source, vae_maps.DIFFUSERS)
+        except engine.ConversionError as error:
+            raise ConfigError(f"config.system.codec.weights={self.weights!r}: {error}") from error
+
+    def encode(self, consts: Mapping[str, PyTree], video: jax.Array) -> jax.Array:
+        """uint8 (B, T, H, W, 3) -> float32 latents (B, T, H/8, W/8, C)."""
+
+        def moments(frames):
+            image = frames.astype(jnp.float32) / 127.5 - 1.0
+            return self._apply(consts, image, "encode")[0]
+
+        latent = self._in_chunks(moments, video)
+        return (latent - self._row(self.mean)) * (0.5 / self._row(self.std))
+
+    def decode(self, consts: Mapping[str, PyTree], latent: jax.Array) -> jax.Array:
+        """Latents -> float32 video (B, T, H, W, 3) in [0, 1]."""
+
+        def pixels(frames):
+            return self._apply(consts, frames, "decode")
+
+        raw = latent * (self._row(self.std) / 0.5) + self._row(self.mean)
+        return jnp.clip(self._in_chunks(pixels, raw) * 0.5 + 0.5, 0.0, 1.0)
+
+    def _apply(self, consts, x_bhwc, method):
+        variables = {"params": consts["vae"]} if "vae" in consts else {}
+        return self._net.apply(variables, x_bhwc, method=method)
+
+    def _in_chunks(self, function, x_bthwc):
+        """Map over all frames, `chunk` at a time."""
+        frames = x_bthwc.reshape(-1, *x_bthwc.shape[2:])
+        out = jax.lax.map(lambda x: function(x[None])[0], frames, batch_size=self.chunk)
+        return out.reshape(*x_bthwc.shape[:2], *out.shape[1:])
+
+    def _row(self, values):
+        return jnp.asarray(np.asarray(values, np.float32))[None, None, None, None]
+
+
+def make(values: Mapping[str, Any]) -> PixelCodec | LatentCodec:
+    """The codec that ``config.system.codec`` describes: with a `network`, a `LatentCodec`.
+
+    Raises:
+      ConfigError: an unknown field.
+    """
+    if isinstance(values, PixelCodec | LatentCodec):
+        return values
+    cls = LatentCodec if "network" in values else PixelCodec
+    try:
+        return cls(**values)
+    except TypeError as error:
+        known = ", ".join(field.name for field in dataclasses.fields(cls))
+        raise ConfigError(f"config.system.codec: {error}. Known fields: {known}") from error

@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 
 from configs import common
 
+# Not in paper: no decay on norms, biases, codebooks, queries, nulls and position tables.
+DECAY = ((r".*/kernel", True), (r".*", False))
 SHEETS = os.environ.get("VIDMOTION_SHEETS", "../shared/data/sprite_sheets")
 
 
@@ -87,8 +89,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "betas": (0.9, 0.999),
                 "eps": 1e-8,
                 "weight_decay": 0.01,
-                # not in paper: no decay on norms, biases, codebooks, queries, nulls and the bias table
-                "decay": ((r".*/kernel", True), (r".*", False)),
+                "decay": DECAY,
                 "clip": 1.0,  # not in paper
                 "schedule": {"kind": "constant", "warmup": 1000},  # not in paper
             }

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Tests of tiny networks are nearly all compilation; unoptimised code compiles in a third of the time.
+# Tests of tiny networks are nearly all compilation, and unoptimised code compiles faster.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 

@@ -260,8 +260,12 @@ def _fewer(state):
     return "small"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's reads, given up
-@pytest.mark.parametrize("change", [_other_shape, _more, _fewer], ids=lambda change: change.__name__)
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # orbax's reads, given up
+@pytest.mark.parametrize(
+    "change", [_other_shape, _more, _fewer], ids=lambda change: change.__name__
+)
 def test_another_network_is_told_from_damage(workdir, change):
     state = make_state(0)
     named = change(state)
@@ -355,7 +359,9 @@ def fresh():
     where = jax.tree.leaves(make_state(0).params)[0].sharding
     shapes = {"down": {"kernel": (64, 32)}, "small": {"bias": (3,)}, "head": {"bias": (5,)}}
     tree = jax.tree.map(
-        lambda s: jax.device_put(jnp.full(s, 9.0), where), shapes, is_leaf=lambda s: type(s) is tuple
+        lambda s: jax.device_put(jnp.full(s, 9.0), where),
+        shapes,
+        is_leaf=lambda s: type(s) is tuple,
     )
     return {"model": tree}
 

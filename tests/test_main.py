@@ -36,12 +36,20 @@ CASES = {
         ["config.mesh", "needs 3 devices, there are 8"],
     ),
     "no data folder": (
-        [f"--config={TINY}:kind=sprites", "--workdir={tmp}/w", "--config.data.common.sheets_dir={tmp}/no"],
+        [
+            f"--config={TINY}:kind=sprites",
+            "--workdir={tmp}/w",
+            "--config.data.common.sheets_dir={tmp}/no",
+        ],
         2,
         ["{tmp}/no: no such folder of sprite sheets"],
     ),
     "empty data folder": (
-        [f"--config={TINY}:kind=sprites", "--workdir={tmp}/w", "--config.data.common.sheets_dir={tmp}/void"],
+        [
+            f"--config={TINY}:kind=sprites",
+            "--workdir={tmp}/w",
+            "--config.data.common.sheets_dir={tmp}/void",
+        ],
         2,
         ["{tmp}/void", "is empty"],
     ),

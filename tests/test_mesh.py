@@ -97,7 +97,9 @@ def test_eight_devices_compute_what_one_does(name, monkeypatch):
     specs = {leaf.sharding.spec for leaf in jax.tree.leaves(state.params)}
     cut = {axis for spec in specs for axis in spec if axis}
     assert cut == {"fsdp", "tensor"}
-    shares = [leaf.addressable_shards[0].data.size / leaf.size for leaf in jax.tree.leaves(state.params)]
+    shares = [
+        leaf.addressable_shards[0].data.size / leaf.size for leaf in jax.tree.leaves(state.params)
+    ]
     assert min(shares) == 1 / 4
     for params, slots in ((state.params, state.opt), (state.params, state.ema)):
         where = {leaf.shape: leaf.sharding for leaf in jax.tree.leaves(params)}

@@ -226,7 +226,10 @@ def test_frozen_leaves_keep_their_bits_and_have_neither_slots_nor_average():
 
 @pytest.mark.parametrize(
     ("ema", "decays"),
-    [(Ema(0.6, warmup=False), [0.6] * 8), (Ema(0.4), [0.1, 2 / 11, 0.25, 4 / 13, 5 / 14, 0.4, 0.4, 0.4])],
+    [
+        (Ema(0.6, warmup=False), [0.6] * 8),
+        (Ema(0.4), [0.1, 2 / 11, 0.25, 4 / 13, 5 / 14, 0.4, 0.4, 0.4]),
+    ],
 )
 def test_average_follows_its_recursion(ema, decays):
     states, _, _ = run(stepper_of(ema=ema), 8)

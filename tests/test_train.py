@@ -74,7 +74,11 @@ def test_the_two_runs_to_compare_do_learn(uninterrupted):
     assert rest["steps"] == [6, 8] and int(state["step"]) == 8
     before = jax.tree.map(np.asarray, Run(tiny_config(), "").fresh_state().params)
     moved = jax.tree.map(lambda a, b: np.any(a != b), before, state["params"])
-    assert moved["model"] == {"down": {"kernel": True}, "up": {"kernel": True}, "frozen": {"bias": False}}
+    assert moved["model"] == {
+        "down": {"kernel": True},
+        "up": {"kernel": True},
+        "frozen": {"bias": False},
+    }
     assert moved["critic"] == {"size": True}
     losses = [r["loss/model"] for r in records(uninterrupted) if "loss/model" in r]
     assert losses[-1] < 0.8 * losses[0]
@@ -92,7 +96,11 @@ def command(*arguments, **environment):
         capture_output=True,
         text=True,
         timeout=180,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]), **environment},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+            **environment,
+        },
     )
 
 
@@ -292,7 +300,9 @@ def test_a_start_from_scratch_replaces_what_a_lost_start_wrote(tmp_path, monkeyp
     assert [r["step"] for r in records(tmp_path)] == [0, 1, 2]
 
 
-def test_a_failed_save_does_not_stop_training_but_the_last_must_succeed(tmp_path, monkeypatch, caplog):
+def test_a_failed_save_does_not_stop_training_but_the_last_must_succeed(
+    tmp_path, monkeypatch, caplog
+):
     save, refused = Checkpointer.save, []
 
     def disk_full(self, step, *rest):
@@ -345,7 +355,9 @@ def test_the_loop_neither_waits_nor_transfers_nor_compiles(tmp_path, monkeypatch
     finally:
         jax.monitoring.unregister_event_duration_listener(on_compile)
     # The first step is waited for, to start the clock; so is the last one.
-    order = "run 1, read 1, run 2, run 3, read 2, run 4, read 3, run 5, read 4, run 6, read 5, read 6"
+    order = (
+        "run 1, read 1, run 2, run 3, read 2, run 4, read 3, run 5, read 4, run 6, read 5, read 6"
+    )
     assert ", ".join(f"{what} {step}" for what, step in events) == order
     assert compiled and max(compiled) == 0  # compiled before the first step, never after
 

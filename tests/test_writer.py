@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboardX.event_file_writer import EventsWriter
 
-from vidmotion import writer as writer_module
+
 from vidmotion.writer import DeferredMetrics, MetricWriter, Progress, read_metrics
 
 
@@ -128,14 +129,14 @@ def test_a_full_disk_warns_once_and_the_run_goes_on(tmp_path, caplog):
 
 
 def test_event_files_recover_from_a_failed_write(tmp_path, monkeypatch, caplog):
-    real = writer_module.EventsWriter.write_event
+    real = EventsWriter.write_event
 
     def fails_at_step_2(self, event):
         if event.step == 2:
             raise OSError(28, "No space left on device")
         return real(self, event)
 
-    monkeypatch.setattr(writer_module.EventsWriter, "write_event", fails_at_step_2)
+    monkeypatch.setattr(EventsWriter, "write_event", fails_at_step_2)
     with caplog.at_level(logging.WARNING, logger="absl"), MetricWriter(tmp_path) as writer:
         for step in (1, 2, 3):
             writer.scalars(step, {"loss": 1.0})

@@ -6,14 +6,12 @@ The content comes from A, the motion from B. B is streamed in windows, so memory
 frame rate is kept and its audio carried over. Both are cropped to the centre square and resized to the model's size.
 """
 
-import json
 import logging
 import os
 import sys
 from collections.abc import Iterator
 
 import jax
-import ml_collections
 import numpy as np
 from absl import app, flags
 from PIL import Image, UnidentifiedImageError
@@ -85,23 +83,6 @@ def windows(path: str, length: int, size: int) -> Iterator[tuple[np.ndarray, int
         yield np.stack(chunk + chunk[-1:] * (length - real)), real
 
 
-def open_run(workdir: str):
-    """The run that a workdir holds, from the config beside its checkpoints.
-
-    Raises:
-      ConfigError: no run there.
-    """
-    from vidmotion.run import Run
-
-    path = os.path.join(workdir, "config.json")
-    try:
-        with open(path) as stream:
-            config = ml_collections.ConfigDict(json.load(stream))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{workdir} holds no run: {path} cannot be read ({error})") from error
-    return Run(config, workdir)
-
-
 def reenact(
     run, content: str, motion: str, out: str, side_by_side: bool, together: int, seed: int
 ) -> int:
@@ -144,6 +125,7 @@ def main(argv: list[str]) -> None:
     set_up_log()
     set_up_devices()
     from vidmotion.checkpoint import CheckpointError
+    from vidmotion.run import open_run
 
     try:
         run = open_run(_WORKDIR.value)

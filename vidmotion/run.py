@@ -57,6 +57,20 @@ def load_config(name: str) -> ml_collections.ConfigDict:
         raise ConfigError(f"there is no config configs/{module}.py") from error
 
 
+def open_run(workdir: str) -> "Run":
+    """The run that a workdir holds, from the config beside its checkpoints.
+
+    Raises:
+      ConfigError: no run there.
+    """
+    path = epath.Path(workdir) / "config.json"
+    try:
+        config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{workdir} holds no run: {path} cannot be read ({error})") from error
+    return Run(config, workdir)
+
+
 class Run:
     """Everything built from a config: system, mesh, shardings, data, state.
 
@@ -108,9 +122,10 @@ class Run:
 
     def loader(self, split: str, batch_size: int | None = None) -> pipeline.Loader:
         """Batches of a split; shuffled for ``train``, in the source's order for ``eval``."""
-        data = self.config.data
+        data, source = self.config.data, self.source(split)
         return pipeline.Loader(
-            self.source(split),
+            source,
+            transforms=getattr(source, "transforms", ()),
             batch_size=batch_size or self.config.batch_size,
             seed=self.config.seed,
             process_index=jax.process_index(),

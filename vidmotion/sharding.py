@@ -99,7 +99,9 @@ def spec(shape: tuple[int, ...], value: Any, mesh: Mesh) -> PartitionSpec:
     Raises:
       ConfigError: a value that is not as described there.
     """
-    named = [value] if isinstance(value, str) else [axis for axis in value or () if axis is not None]
+    named = (
+        [value] if isinstance(value, str) else [axis for axis in value or () if axis is not None]
+    )
     if not set(named) <= set(AXES) or len(set(named)) < len(named):
         raise ConfigError(
             f"config.sharding: {value!r} is not None, an axis, or a tuple of None and different axes; "

@@ -238,7 +238,9 @@ class Stepper:
                 lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(weighted, out, grads)
             )
             (mutable, ((grads, metrics), weight)), carries = jax.lax.scan(body, (mutable, sums), xs)
-            total = jnp.where(weight > 0, weight, 1.0)  # nothing counted: gradients and metrics of 0
+            total = jnp.where(
+                weight > 0, weight, 1.0
+            )  # nothing counted: gradients and metrics of 0
             grads, metrics = jax.tree.map(lambda x: x / total, (grads, metrics))
 
         updates, slots = self._transform(name, trainable).update(grads, slots, trainable)

@@ -19,6 +19,7 @@ PyTree = Any
 
 SYSTEMS = {
     "bcd": "vidmotion.systems.bcd:BCD",
+    "motion_gpt": "vidmotion.systems.motion_gpt:MotionGenerator",
     "sprites_judge": "vidmotion.systems.sprites_judge:SpritesJudge",
 }
 

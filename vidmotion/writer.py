@@ -9,16 +9,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import jax
 import numpy as np
 from absl import logging
 from etils import epath
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from tensorboardX.event_file_writer import EventsWriter
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_DIR = "tensorboard"
@@ -80,7 +80,7 @@ class MetricWriter:
         self._resume_step = resume_step
         self._warned = False
         self._lines = None
-        self._events: EventsWriter | None = None
+        self._events: "EventsWriter | None" = None
         self._guard(self._prepare)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -93,7 +93,7 @@ class MetricWriter:
         if self._active:
             numbers = {name: float(value) for name, value in values.items()}
             self._line(step, {name: _strict(value) for name, value in numbers.items()})
-            self._summaries(step, [summary.scalar(*item) for item in numbers.items()])
+            self._summaries(step, "scalar", numbers)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Record pictures, each uint8 (H, W, 3), for TensorBoard.
@@ -107,9 +107,7 @@ class MetricWriter:
                     raise ValueError(
                         f"image {name!r} must be uint8 (H, W, 3), got {image.dtype} {image.shape}"
                     )
-            self._summaries(
-                step, [summary.image(*item, dataformats="HWC") for item in images.items()]
-            )
+            self._summaries(step, "image", images, dataformats="HWC")
 
     def text(self, step: int, texts: Mapping[str, str]) -> None:
         """Record strings, in both places; TensorBoard shows them as Markdown.
@@ -119,7 +117,7 @@ class MetricWriter:
         """
         if self._active:
             self._line(step, dict(texts))
-            self._summaries(step, [summary.text(*item) for item in texts.items()])
+            self._summaries(step, "text", texts)
 
     def flush(self) -> None:
         """Hand everything written so far to the operating system."""
@@ -179,17 +177,26 @@ class MetricWriter:
 
         self._guard(write)
 
-    def _summaries(self, step: int, summaries: list) -> None:
+    def _summaries(self, step: int, kind: str, values: Mapping[str, Any], **options) -> None:
+        # tensorboardX imports torch where that is installed: seconds that only a writer need pay.
+        from tensorboardX import summary
+        from tensorboardX.proto.event_pb2 import Event
+
+        items = [getattr(summary, kind)(*item, **options) for item in values.items()]
+
         def write() -> None:
             if self._events is None:
                 self._events = self._open_events()
-            for item in summaries:
+            for item in items:
                 self._events.write_event(Event(wall_time=time.time(), step=step, summary=item))
 
         if not self._guard(write):
             self._events = None  # a torn record hides all that follows it: go on in a new file
 
-    def _open_events(self) -> EventsWriter:
+    def _open_events(self) -> "EventsWriter":
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
         # tensorboardX's SummaryWriter writes from a thread; when that thread meets a full disk it
         # dies and the queue then blocks the caller for ever. Its file writer is used directly.
         folder = self._dir / EVENTS_DIR

@@ -126,7 +126,13 @@ ALTERNATIVES = {
 }
 
 
-@pytest.mark.parametrize("name", ALTERNATIVES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if fields else ())
+        for name, fields in ALTERNATIVES.items()
+    ],
+)
 def test_every_alternative_trains_every_parameter(name):
     system = build(**ALTERNATIVES[name])
     params = random_params(system)

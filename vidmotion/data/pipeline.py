@@ -26,6 +26,7 @@ import numpy as np
 from vidmotion.errors import ConfigError
 
 SOURCES = {
+    "codes": ("vidmotion.data.codes", "CodesSource"),
     "heads": ("vidmotion.data.heads", "HeadsSource"),
     "records": ("vidmotion.data.records", "RecordSource"),
     "sprites": ("vidmotion.data.sprites", "SpritesSource"),

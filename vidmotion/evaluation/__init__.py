@@ -9,6 +9,7 @@ from vidmotion.record import Result
 
 EVALUATORS = {
     "heads_swap": "vidmotion.evaluation.heads_swap",
+    "motion_generation": "vidmotion.evaluation.motion_generation",
     "sprites_transfer": "vidmotion.evaluation.sprites_transfer",
     "sprites_judge": "vidmotion.evaluation.sprites_judge",
 }

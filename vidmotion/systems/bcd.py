@@ -170,7 +170,8 @@ class Diffusion:
 
     Attributes:
       kind: ``edm``, or ``ddpm_eps`` for noise prediction on a linear 1000-step schedule.
-      sigma_data, p_mean, p_std: of EDM.
+      sigma_data, p_mean, p_std: of EDM's training.
+      sigma_min, sigma_max: ends of EDM's sampling schedule.
       sigma_per_frame: one noise level per frame instead of per clip. Not in paper; default per clip.
     """
 
@@ -178,6 +179,8 @@ class Diffusion:
     sigma_data: float = 0.5
     p_mean: float = -1.2
     p_std: float = 1.2
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
     sigma_per_frame: bool = False
 
     def process(self) -> process.Process:
@@ -187,7 +190,9 @@ class Diffusion:
           ConfigError: unknown kind.
         """
         if self.kind == "edm":
-            return process.EDM(self.sigma_data, self.p_mean, self.p_std)
+            return process.EDM(
+                self.sigma_data, self.p_mean, self.p_std, self.sigma_min, self.sigma_max
+            )
         if self.kind == "ddpm_eps":
             return process.DDPM()
         raise ConfigError(f"config.system.diffusion.kind={self.kind!r}: choose edm or ddpm_eps")

@@ -81,7 +81,11 @@ class LatentCodec:
 
     @property
     def _net(self) -> vae.AutoencoderKL | vae.PatchCodec:
-        return vae.PatchCodec() if self.network == "patch" else vae.AutoencoderKL(**vae.SIZES[self.network])
+        return (
+            vae.PatchCodec()
+            if self.network == "patch"
+            else vae.AutoencoderKL(**vae.SIZES[self.network])
+        )
 
     def latent_shape(self, size: int) -> tuple[int, int]:
         """(height, channels) of a latent frame."""

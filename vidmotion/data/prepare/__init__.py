@@ -72,8 +72,13 @@ def plan_videos(args) -> Plan:
     """Any folder of videos, as clips of equal length, frame rate and size."""
     files, ignored = folders.find_videos(args.src)
     boxes = args.boxes and folders.read_boxes(args.boxes)
-    files = folders.split_files(files, args.test_share, args.seed)
-    return _plan_folder("videos", "that of the videos", args, files, ignored, boxes)
+    share = folders.TEST_SHARE if args.test_share is None else args.test_share
+    if split := folders.split_by_folder(files):
+        if args.test_share is not None:
+            raise DatasetError(f"{args.src}: has folders train and test; leave out --test_share")
+        files, share = split, 0.0
+    dealing = {"test_share": share, "seed": args.seed}
+    return _plan_folder("videos", "that of the videos", args, files, ignored, boxes, **dealing)
 
 
 def plan_lrs3(args) -> Plan:
@@ -84,11 +89,14 @@ def plan_lrs3(args) -> Plan:
     return _plan_folder("lrs3", licence, args, files, ignored)
 
 
-def _plan_folder(name, licence, args, files, ignored, boxes=None) -> Plan:
+def _plan_folder(name, licence, args, files, ignored, boxes=None, **dealing) -> Plan:
     settings = {field.name: getattr(args, field.name) for field in dataclasses.fields(Cutting)}
     if args.crop == "face":
-        faces.detector()  # missing, it is missed before the work and not in it
-    job = folders.FolderJob(tuple(files), Cutting(**settings), boxes, ignored)
+        # Before it is loaded: files are done in parallel already, and the detector's own threads,
+        # which wait by spinning, would make that ten times slower where cores are short.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        faces.detector()  # if it is missing, say so now
+    job = folders.FolderJob(tuple(files), Cutting(**settings), boxes, ignored, **dealing)
     jobs = args.jobs or _cores()
     run = folders.FolderRun(job, args.out, jobs=jobs, force=args.force, progress=_progress)
     return Plan(

@@ -185,7 +185,7 @@ class Picture:
 def read_frames(
     path: str | os.PathLike, threads: int = 1
 ) -> Iterator[tuple[Fraction, Fraction, Picture]]:
-    """The frames of a file's first video stream with the times at which each begins and ends.
+    """The frames of a file's main video stream with the times at which each begins and ends.
 
     Times are seconds from the first frame. A frame ends where its stated duration does, which need
     not be where the next begins.
@@ -197,9 +197,9 @@ def read_frames(
     count, origin, last = 0, None, Fraction(-1)
     try:
         with av.open(os.fspath(path)) as container:
-            if not container.streams.video:
+            stream = container.streams.best("video")  # not the cover picture
+            if stream is None:
                 raise MediaError("no video stream in it")
-            stream = container.streams.video[0]
             stream.codec_context.thread_count = threads
             stream.thread_type = "AUTO"
             period = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
@@ -217,11 +217,9 @@ def read_frames(
                     yield time - origin, time - origin + lasts, Picture(frame, aspect)
                     count, last = count + 1, time
     except (av.FFmpegError, OSError, ValueError) as error:
-        detail = getattr(error, "log", None)
-        reason = f"{error.strerror}" if isinstance(error, OSError) else str(error)
-        if detail:
-            reason += f" ({detail[2].strip()})"
-        raise MediaError(f"{reason}, after {count} frames" if count else reason) from error
+        reason = getattr(error, "strerror", None) or str(error)
+        what = f"damaged after {count} frames" if count else "no video that can be read, or damaged"
+        raise MediaError(f"{what} ({reason})") from error
     if not count:
         raise MediaError("a video stream without frames")
 

@@ -2,8 +2,9 @@
 
 Work goes file by file into `<out>/parts`: a file that is finished has its clips there and, written
 last, a JSON of what became of it. An interrupted preparation goes on with the files that are not
-finished; which thread does a file and when has no effect on the result. Once the dataset is
-complete, `parts` is removed.
+finished (those that could not be read are tried again); which thread does a file and when has no
+effect on the result. Once the dataset is complete, `parts` is removed; until then the clips take
+their room twice.
 """
 
 import csv
@@ -41,7 +42,14 @@ LRS3 = {"pretrain": "train", "trainval": "train", "test": "test"}  # folder -> s
 
 @dataclasses.dataclass(frozen=True)
 class SourceFile:
-    """A video file: its name relative to the folder with forward slashes, path, bytes and split."""
+    """A video file.
+
+    Attributes:
+      name: relative to the folder, with forward slashes.
+      path: of the file.
+      size: bytes.
+      split: that it belongs to; "" where that is left to `FolderJob`.
+    """
 
     name: str
     path: Path
@@ -60,12 +68,17 @@ class FolderJob:
       boxes: name -> crop box, for every file that is to be used; None where there is no box file.
       cutting: settings.
       ignored: number of files that are no videos, by suffix.
+      test_share: of the files that give clips and have no split, at random, for "test" rather than
+        "train"; at least one of several, unless 0.
+      seed: of that choice.
     """
 
     files: tuple[SourceFile, ...]
     cutting: Cutting
     boxes: Mapping[str, np.ndarray] | None = None
     ignored: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    test_share: float = 0.0
+    seed: int = 0
 
     @functools.cached_property
     def settings(self) -> str:
@@ -76,9 +89,19 @@ class FolderJob:
     @functools.cached_property
     def inputs(self) -> str:
         """Hex digest of settings, files and splits."""
-        return _digest(
-            json.dumps([self.settings, [(file.name, file.size, file.split) for file in self.files]])
-        )
+        files = [(file.name, file.size, file.split) for file in self.files]
+        return _digest(json.dumps([self.settings, files, self.test_share, self.seed]))
+
+    def splits(self, names: Iterable[str]) -> dict[str, str]:
+        """Split of each of the files that give clips, by name; all of a file is in one."""
+        given = {file.name: file.split for file in self.files}
+        found = {name: given[name] or "train" for name in names}
+        free = [name for name in found if not given[name]]
+        if self.test_share and len(free) > 1:
+            count = min(len(free) - 1, max(1, round(self.test_share * len(free))))
+            ranked = sorted(free, key=lambda name: _digest(f"{self.seed}/{name}"))
+            found.update(dict.fromkeys(ranked[:count], "test"))
+        return found
 
 
 def find_videos(folder: Path) -> tuple[list[SourceFile], dict[str, int]]:
@@ -107,35 +130,15 @@ def find_videos(folder: Path) -> tuple[list[SourceFile], dict[str, int]]:
     return sorted(files, key=lambda file: file.name), dict(sorted(others.items()))
 
 
-def split_files(files: Iterable[SourceFile], share: float | None, seed: int) -> list[SourceFile]:
-    """Deals files out to "train" and "test".
-
-    Args:
-      files: from `find_videos`.
-      share: of the files, at random, to "test": at least one unless 0. None stands for
-        `TEST_SHARE`, or, where the top folders are `train` and `test`, for those.
-      seed: of the choice.
-
-    Raises:
-      DatasetError: a share for files that lie in folders `train` and `test` already.
-    """
-    files = list(files)
-    tops = {file.name.partition("/")[0] for file in files if "/" in file.name}
-    if {"train", "test"} <= tops:
-        if share is not None:
-            raise DatasetError("there are folders train and test: leave out --test_share")
-        return [
-            dataclasses.replace(file, split=file.name.partition("/")[0])
-            for file in files
-            if file.name.startswith(("train/", "test/"))
-        ]
-    share = TEST_SHARE if share is None else share
-    count = min(len(files) - 1, max(1, round(share * len(files)))) if share else 0
-    ranked = sorted(files, key=lambda file: _digest(f"{seed}/{file.name}"))
-    test = {file.name for file in ranked[:count]}
-    return [
-        dataclasses.replace(file, split="test" if file.name in test else "train") for file in files
+def split_by_folder(files: Iterable[SourceFile]) -> list[SourceFile] | None:
+    """Splits by the top folders `train` and `test`, leaving out other files; None without both."""
+    found = [
+        dataclasses.replace(file, split=split)
+        for file in files
+        for split in ("train", "test")
+        if file.name.startswith(f"{split}/")
     ]
+    return found if len({file.split for file in found}) == 2 else None
 
 
 def split_lrs3(files: Iterable[SourceFile]) -> list[SourceFile]:
@@ -232,10 +235,11 @@ class FolderRun:
         self._open_parts()
         self._cut_files()
         counts = Counter()
-        for file in self._job.files:
+        splits = self._job.splits(name for name, tally in self._done.items() if tally["clips"])
+        for file in (file for file in self._job.files if file.name in splits):
             for record in self._read_part(file):
-                counts[file.split] += 1
-                yield file.split, {**record, "source": file.name}
+                counts[splits[file.name]] += 1
+                yield splits[file.name], {**record, "source": file.name}
         self.summary = {
             "clips": dict(counts),
             "files": len(self._job.files),
@@ -350,8 +354,6 @@ class FolderRun:
     def _read_part(self, file):
         from array_record.python.array_record_module import ArrayRecordReader
 
-        if not self._done.get(file.name, {}).get("clips"):
-            return
         reader = ArrayRecordReader(
             str(self._part(file, ".array_record")),
             options="readahead_buffer_size:0,max_parallelism:0",

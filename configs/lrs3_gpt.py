@@ -1,0 +1,97 @@
+"""BCD's motion generation: Table A6 of the supplement. GPT-2 on the codes of a trained BCD.
+
+    python -m vidmotion.encode --workdir=runs/lrs3 --out=data/lrs3_codes --frames=100
+    python -m vidmotion.main --config=configs/lrs3_gpt.py --workdir=runs/lrs3_gpt
+
+Hardware in the paper: 8 H100, batch 32 on each. The paper gives no number for generation. `:demo` learns from the codes
+of ``configs/heads.py:demo`` and has its motion rendered by that run's denoiser:
+
+    python -m vidmotion.main --config=configs/heads.py:demo --workdir=runs/heads
+    python -m vidmotion.encode --workdir=runs/heads --out=data/heads_codes --frames=32
+    python -m vidmotion.main --config=configs/lrs3_gpt.py:demo --workdir=runs/heads_gpt --config.eval.bcd=runs/heads
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, heads, lrs3, sprites
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """Arguments: ``demo``, ``debug``."""
+    variant = common.parse(argument).variant
+    config = common.trunk()
+    config.system = ConfigDict(
+        {
+            "name": "motion_gpt",
+            "codes": "data/lrs3_codes",
+            "frames": 50,  # not in paper
+            # Model: GPT-2
+            "width": 1024,
+            "layers": 12,
+            "heads": 8,
+            "max_positions": 128,  # not in paper
+            "dropout": 0.1,  # not in paper
+            "content_elements": 1,  # "the first sequence element"
+            "compute": "bfloat16",  # not in paper
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "model": {
+                "rate": 1e-4,
+                "betas": (0.9, 0.999),
+                "eps": 1e-8,
+                "weight_decay": 0.01,
+                "decay": sprites.DECAY,
+                "clip": 1.0,  # not in paper
+                "schedule": {"kind": "constant", "warmup": 2000},  # not in paper
+            }
+        }
+    )
+    config.batch_size = 256  # 32 on each of 8 H100
+    config.steps = 100_000  # not in paper: until the validation cross-entropy stops falling
+    config.ema.decay = 0.9999  # not in paper
+    config.data.kind = "codes"
+    config.data.train = ConfigDict({"split": "train", "fast": 0.5})
+    config.data.eval = ConfigDict({"split": "eval"})
+    config.checkpoint.every = 5000
+    config.eval = ConfigDict(
+        {
+            "every": 5000,
+            "run": ("motion_generation",),
+            "batch": 64,
+            "bcd": "",  # workdir of the BCD that wrote the codes: renders what is generated
+            "clips": 4,  # rendered
+            "frames": 50,
+            "temperature": 0.0,  # 0 is greedy, as in the paper
+            "top_k": 0,
+        }
+    )
+    bcd = lrs3.get_config()
+    if variant:
+        bcd = heads.get_config(variant)
+        system = config.system
+        system.codes = "data/heads_codes"
+        system.width, system.layers, system.heads, system.frames = 128, 3, 4, 16
+        system.compute, system.max_positions = "float32", 64
+        config.optimizer.model.rate = 1e-3
+        config.optimizer.model.schedule.warmup = 100
+        config.batch_size, config.steps, config.log_every = 32, 1500, 100
+        config.ema.decay = 0.99
+        config.checkpoint.every = 500
+        config.eval.every, config.eval.frames = 500, 32
+    if variant == "debug":
+        system.width, system.layers, system.heads, system.frames = 16, 1, 2, 2
+        config.batch_size, config.steps, config.log_every = 8, 2, 1
+        config.checkpoint.every = 0
+        config.eval.every, config.eval.frames, config.eval.clips = 0, 4, 1
+    config.system.books = bcd.system.quantizer.books
+    config.system.entries = bcd.system.quantizer.entries
+    config.system.dim = bcd.system.quantizer.dim
+    config.system.post_linear = True
+    config.system.content_tokens = bcd.system.encoder.content_tokens
+    config.system.content_width = bcd.system.encoder.content_width
+    config.data.common = ConfigDict(
+        {"directory": config.system.codes, "frames": config.system.frames}
+    )
+    return config

@@ -1,0 +1,152 @@
+"""AdamW against an explicit recursion and against torch; schedules against their formulas."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vidmotion.errors import ConfigError
+from vidmotion.optim import Optimizer, Schedule
+from vidmotion.paths import RuleError
+
+PARAMS = {"a": {"kernel": (4, 3), "bias": (3,)}, "b": {"kernel": (2,)}}
+LEAVES = ("a/kernel", "a/bias", "b/kernel")
+RATES = {"a/kernel": 0.1, "a/bias": 0.1, "b/kernel": 0.02}
+DECAYS = {"a/kernel": 0.05, "a/bias": 0.0, "b/kernel": 0.05}
+CLIP, STEPS = 3.0, 12
+SETTINGS = {
+    "rate": (("a/.*", 0.1), (".*", 0.02)),
+    "weight_decay": 0.05,
+    "decay": ((".*bias", False), (".*", True)),
+    "betas": (0.8, 0.95),
+    "eps": 1e-6,
+    "clip": CLIP,
+    "schedule": {"kind": "linear", "warmup": 4, "end": 0.2},
+}
+
+
+def tree(values):
+    return {
+        "a": {"kernel": values["a/kernel"], "bias": values["a/bias"]},
+        "b": {"kernel": values["b/kernel"]},
+    }
+
+
+def problem(seed=0):
+    """Starting values, and gradients of which some exceed the clipping norm."""
+    rng = np.random.default_rng(seed)
+    shapes = {"a/kernel": (4, 3), "a/bias": (3,), "b/kernel": (2,)}
+    start = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    grads = [
+        {name: rng.normal(size=shape) * (0.3 + 0.2 * step) for name, shape in shapes.items()}
+        for step in range(STEPS)
+    ]
+    return start, grads
+
+
+def factor(count):
+    """Warm-up 1/4, 2/4, 3/4, 1, then linear from 1 towards 0.2 at step 12."""
+    if count < 4:
+        return (count + 1) / 4
+    return 1.0 - 0.8 * (count - 4) / 8
+
+
+def ours():
+    start, grads = problem()
+    as_float = lambda values: jax.tree.map(jnp.float32, tree(values))  # noqa: E731
+    params = as_float(start)
+    transform = Optimizer(**SETTINGS).transform(params, STEPS)
+    state, update, path = transform.init(params), jax.jit(transform.update), []
+    for grad in grads:
+        updates, state = update(as_float(grad), state, params)
+        params = optax.apply_updates(params, updates)
+        path.append(params)
+    return path
+
+
+def clipped(grad):
+    norm = math.sqrt(sum((value**2).sum() for value in grad.values()))
+    return {name: value * min(1.0, CLIP / norm) for name, value in grad.items()}, norm
+
+
+def test_adamw_with_rates_decay_clipping_and_schedule_by_hand():
+    start, grads = problem()
+    values, first, second = dict(start), dict.fromkeys(LEAVES, 0.0), dict.fromkeys(LEAVES, 0.0)
+    norms = []
+    for count, (grad, got) in enumerate(zip(grads, ours())):
+        grad, norm = clipped(grad)
+        norms.append(norm)
+        for name in LEAVES:
+            first[name] = 0.8 * first[name] + 0.2 * grad[name]
+            second[name] = 0.95 * second[name] + 0.05 * grad[name] ** 2
+            m = first[name] / (1 - 0.8 ** (count + 1))
+            v = second[name] / (1 - 0.95 ** (count + 1))
+            step = m / (np.sqrt(v) + 1e-6) + DECAYS[name] * values[name]
+            values[name] = values[name] - RATES[name] * factor(count) * step
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, tree(values)
+        )
+    assert min(norms) < CLIP < max(norms)  # both sides of the clip were met
+
+
+@pytest.mark.oracle
+def test_adamw_is_torchs():
+    torch = pytest.importorskip("torch")
+    start, grads = problem()
+    leaves = {name: torch.nn.Parameter(torch.tensor(start[name])) for name in LEAVES}
+    groups = [
+        {"params": [leaves[name]], "lr": RATES[name], "weight_decay": DECAYS[name]}
+        for name in LEAVES
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-6)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    for grad, got in zip(grads, ours()):
+        for name in LEAVES:
+            leaves[name].grad = torch.tensor(grad[name])
+        torch.nn.utils.clip_grad_norm_(leaves.values(), CLIP)
+        optimizer.step()
+        schedule.step()
+        want = tree({name: leaf.detach().numpy() for name, leaf in leaves.items()})
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "points"),
+    [
+        (Schedule(), {0: 1.0, 99: 1.0}),
+        (Schedule(warmup=10), {0: 0.1, 4: 0.5, 9: 1.0, 10: 1.0, 99: 1.0}),
+        (Schedule("linear"), {0: 1.0, 25: 0.75, 50: 0.5, 100: 0.0, 120: 0.0}),
+        (Schedule("linear", end=0.5), {0: 1.0, 50: 0.75, 100: 0.5}),
+        (Schedule("cosine"), {0: 1.0, 25: (2 + math.sqrt(2)) / 4, 50: 0.5, 100: 0.0, 130: 0.0}),
+        # after 20 steps of warm-up, 80 are left: a quarter of the cosine is at 40
+        (Schedule("cosine", warmup=20, end=0.1), {0: 0.05, 19: 1.0, 20: 1.0, 60: 0.55, 100: 0.1}),
+        (Schedule("cosine", warmup=200), {0: 0.005, 99: 0.5}),  # a run shorter than its warm-up
+    ],
+)
+def test_schedules_at_points_known_in_closed_form(schedule, points):
+    got = {count: float(schedule.factor(jnp.int32(count), 100)) for count in points}
+    assert got == pytest.approx(points, abs=1e-6)
+
+
+def test_one_rate_may_stand_for_all():
+    params = jax.tree.map(jnp.ones, PARAMS, is_leaf=lambda x: isinstance(x, tuple))
+    transform = Optimizer(rate=0.5).transform(params, 10)
+    updates, _ = transform.update(params, transform.init(params), params)
+    jax.tree.map(lambda u: np.testing.assert_allclose(u, -0.5, rtol=1e-5), updates)
+
+
+def test_mistakes_are_refused_with_names():
+    params = jax.tree.map(jnp.ones, PARAMS, is_leaf=lambda x: isinstance(x, tuple))
+    with pytest.raises(RuleError, match=r"optimizer\.rate: .*b/kernel"):
+        Optimizer(rate=(("a/.*", 1.0),)).transform(params, 10)
+    with pytest.raises(RuleError, match=r"optimizer\.trainable: .*a/bias"):
+        Optimizer(rate=1.0, trainable=((".*kernel", True),)).trainable_mask(params)
+    with pytest.raises(ConfigError, match=r"kind='step'.*constant, cosine or linear"):
+        Optimizer(rate=1.0, schedule={"kind": "step"})
+    with pytest.raises(ConfigError, match=r"warm_up.*kind, warmup, end"):
+        Optimizer(rate=1.0, schedule={"warm_up": 3})
+    with pytest.raises(ConfigError, match="warmup=-1"):
+        Schedule(warmup=-1)

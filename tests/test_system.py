@@ -1,0 +1,75 @@
+"""Building a system from a config section: every mistake is named together with what exists."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from vidmotion import system
+from vidmotion.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch):
+    tiny.register(monkeypatch)
+
+
+def test_fields_are_splatted():
+    built = system.build(ConfigDict({"name": "tiny", "width": 5}))
+    assert built == tiny.Tiny(width=5)
+    assert hash(built) == hash(tiny.Tiny(width=5))
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ConfigError, match=r"name='tony': choose one of bcd, sprites_judge.*tiny"):
+        system.build({"name": "tony"})
+    with pytest.raises(ConfigError, match="name=None"):
+        system.build({})
+
+
+def test_an_unknown_field_lists_the_known_ones():
+    with pytest.raises(ConfigError, match=r"\(tiny\).*'widht'.*Known fields: width, nan_at"):
+        system.build({"name": "tiny", "widht": 3})
+
+
+def test_nested_records_name_their_place():
+    with pytest.raises(ConfigError, match=r"config\.system\.part: .*'mu'.*Known fields: start"):
+        system.record(ForRecords, {"mu": 1}, "part")
+    assert system.record(ForRecords, {"start": 2}, "part") == ForRecords(2)
+    assert system.record(ForRecords, ForRecords(3), "part") == ForRecords(3)
+
+
+class ForRecords(tiny.Player):
+    """A dataclass with the fields of a player but the name first."""
+
+    def __init__(self, start=0):
+        super().__init__("x", start)
+
+
+def test_lists_become_tuples_so_that_systems_stay_hashable():
+    section = ConfigDict({"name": "tiny", "width": ConfigDict({"deep": [1, [2, 3]]})})
+    assert system.build(section).width == {"deep": (1, (2, 3))}
+
+
+def test_a_batch_that_does_not_fit_names_every_offender():
+    built = tiny.Tiny()
+    video = np.zeros((4, 2, 16, 16, 3), np.uint8)
+    system.check_batch(built, {"video": video, "extra": video}, 4)
+    with pytest.raises(ConfigError, match=r"video: missing \(the data yield \['clip'\]\)"):
+        system.check_batch(built, {"clip": video}, 4)
+    with pytest.raises(ConfigError, match=r"float32\(4, 2, 16, 16, 3\), expected uint8\(4,"):
+        system.check_batch(built, {"video": video.astype(np.float32)}, 4)
+    with pytest.raises(ConfigError, match=r"uint8\(4, 2, 16, 16, 3\), expected uint8\(8,"):
+        system.check_batch(built, {"video": video}, 8)
+
+
+def test_compute_dtypes():
+    assert system.dtype("bfloat16") == jnp.bfloat16
+    with pytest.raises(ConfigError, match="'float16': choose float32 or bfloat16"):
+        system.dtype("float16")
+
+
+def test_a_system_without_pictures_says_so():
+    with pytest.raises(ConfigError, match="Tiny has nothing to sample"):
+        tiny.Tiny().sample(None, None, None)

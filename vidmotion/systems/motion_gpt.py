@@ -1,0 +1,189 @@
+"""BCD's auto-regressive motion generation: GPT-2 over the codes of a frozen BCD (supplement A.2, Table A6).
+
+The sequence is [content, frame_1, ..., frame_T]; a frame enters as its quantised motion; the head predicts the next
+frame's code in every codebook at once; the loss is the mean cross-entropy over codebooks.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vidmotion import paths
+from vidmotion.data import codes
+from vidmotion.errors import ConfigError
+from vidmotion.models import motion_gpt
+from vidmotion.models.quantizer import GroupedQuantizer
+from vidmotion.system import Out, System, Vars, dtype
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class MotionGenerator(System):
+    """GPT-2 on motion codes.
+
+    Attributes:
+      codes: folder that ``python -m vidmotion.encode`` wrote; its codebooks are used frozen.
+      frames: codes per training sequence.
+      books, entries, dim: of the BCD run's quantiser.
+      content_tokens, content_width: K and C_c of the BCD run.
+      width, layers, heads: Table A6.
+      max_positions, dropout: not in paper.
+      content_elements: 1, as in the paper ("the first sequence element"), or K.
+      post_linear: whether the BCD run's quantiser has its map after quantisation.
+      compute: ``float32`` or ``bfloat16``.
+    """
+
+    codes: str
+    frames: int
+    books: int
+    entries: int
+    dim: int
+    content_tokens: int
+    content_width: int
+    width: int
+    layers: int
+    heads: int
+    max_positions: int = 128
+    dropout: float = 0.1
+    content_elements: int = 1
+    post_linear: bool = True
+    compute: str = "float32"
+
+    def __post_init__(self):
+        dtype(self.compute)
+        if self.content_elements not in (1, self.content_tokens):
+            raise ConfigError(
+                f"config.system.content_elements={self.content_elements}: choose 1 or "
+                f"content_tokens={self.content_tokens}"
+            )
+        if self.content_elements + self.frames > self.max_positions:
+            raise ConfigError(
+                f"config.system: {self.content_elements} content elements and {self.frames} frames "
+                f"exceed max_positions={self.max_positions}"
+            )
+
+    @property
+    def _net(self) -> motion_gpt.MotionGPT:
+        return motion_gpt.MotionGPT(
+            books=self.books,
+            entries=self.entries,
+            book_dim=self.dim,
+            content_shape=(self.content_tokens, self.content_width),
+            width=self.width,
+            layers=self.layers,
+            heads=self.heads,
+            max_positions=self.max_positions,
+            content_elements=self.content_elements,
+            dropout=self.dropout,
+            dtype=dtype(self.compute),
+        )
+
+    @property
+    def _quantizer(self) -> GroupedQuantizer:
+        return GroupedQuantizer(
+            books=self.books, entries=self.entries, dim=self.dim, post_linear=self.post_linear
+        )
+
+    def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """``content`` float32 (B, K, C_c), ``ids`` int32 (B, T, N)."""
+        content = (batch, self.content_tokens, self.content_width)
+        return {
+            "content": jax.ShapeDtypeStruct(content, jnp.float32),
+            "ids": jax.ShapeDtypeStruct((batch, self.frames, self.books), jnp.int32),
+        }
+
+    def init(self, key: jax.Array, batch: PyTree) -> PyTree:
+        """``{"model": tree}``."""
+        content = jnp.zeros((1, self.content_tokens, self.content_width))
+        motion = jnp.zeros((1, self.frames - 1, self.books * self.dim))
+        return {"model": self._net.init(key, content, motion)["params"]}
+
+    def consts_spec(self) -> dict[str, Any]:
+        """``{"quantizer": loader of the frozen codebooks}``."""
+        return {"quantizer": self._load}
+
+    def _load(self) -> PyTree:
+        have = codes.read_quantizer(self.codes)
+        motion = jnp.zeros((1, 1, self.books * self.dim))
+        want = jax.eval_shape(self._quantizer.init, jax.random.key(0), motion)["params"]
+        shapes = {path: leaf.shape for path, leaf in paths.flatten(want).items()}
+        found = {path: value.shape for path, value in have.items() if path in shapes}
+        if shapes != found:
+            raise ConfigError(
+                f"config.system.codes={self.codes!r} comes from a BCD of another shape: its quantiser "
+                f"has {found}, this config expects {shapes}"
+            )
+        return paths.unflatten({path: have[path] for path in shapes})
+
+    def tokens(self, batch: int) -> int:
+        """Sequence elements of a batch."""
+        return batch * (self.content_elements + self.frames - 1)
+
+    def evaluators(self) -> tuple[str, ...]:
+        """Cross-entropy on held-out codes, and the histogram of what is generated."""
+        return ("motion_generation",)
+
+    def embed(self, consts: Mapping[str, PyTree], ids_btn: jax.Array) -> jax.Array:
+        """Codes (B, T, N) -> quantised motion (B, T, N * D), as the frozen BCD makes it."""
+        return self._quantizer.apply({"params": consts["quantizer"]}, ids_btn, method="embed")
+
+    def loss(
+        self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
+    ) -> tuple[jax.Array, Out]:
+        """Mean cross-entropy of the next frame's codes, in nats."""
+        ids = batch["ids"]
+        logits = self._net.apply(
+            {"params": vars.params["model"]},
+            batch["content"],
+            self.embed(vars.consts, ids[:, :-1]),
+            deterministic=False,
+            rngs={"dropout": key},
+        )
+        loss = motion_gpt.next_frame_loss(logits, ids)
+        hit = jnp.mean(jnp.argmax(logits, axis=-1) == ids)
+        return loss, Out({"cross_entropy": loss, "top1": hit}, vars.mutable)
+
+    def score(self, vars: Vars, batch: PyTree) -> jax.Array:
+        """Cross-entropy (B,) in nats of each sequence, without dropout."""
+
+        def one(content, ids):
+            logits = self._net.apply(
+                {"params": vars.params["model"]},
+                content[None],
+                self.embed(vars.consts, ids[None, :-1]),
+            )
+            return motion_gpt.next_frame_loss(logits, ids[None])
+
+        return jax.vmap(one)(batch["content"], batch["ids"])
+
+    def sample(
+        self,
+        vars: Vars,
+        batch: PyTree,
+        key: jax.Array,
+        frames: int | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+    ) -> PyTree:
+        """Motion codes for ``content`` (B, K, C_c): ``ids`` int32 (B, frames, N), greedy by default."""
+        ids = motion_gpt.generate(
+            self._net,
+            {"params": vars.params["model"]},
+            batch["content"],
+            lambda ids_b1n: self.embed(vars.consts, ids_b1n),
+            frames or self.frames,
+            key=key,
+            temperature=temperature,
+            top_k=top_k,
+        )
+        return {"ids": ids}
+
+    @property
+    def uniform_loss(self) -> float:
+        """ln J, the cross-entropy of knowing nothing."""
+        return math.log(self.entries)

@@ -21,7 +21,7 @@ def get_config(argument: str = "") -> ConfigDict:
     system.codec.update({"mean": 0.639, "std": 0.238})  # of v / 256 over rendered heads
     system.frames = 16
     system.sampler.window = 0  # the half-clip length
-    system.quantizer.update({"books": 8, "dim": 16, "entries": 32})
+    system.quantizer.update({"books": 8, "dim": 16, "entries": 32, "alpha": 0.0})
     system.rate.target = 600.0  # 24 of 40 bits per frame
     config.data.kind = "heads"
     config.data.common = ConfigDict({"size": 64, "frames": 16, "fps": 12.5, "seed": 0})
@@ -43,4 +43,14 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def _demo(config: ConfigDict) -> None:
-    """Shorter clips of fewer heads."""
+    """On top of the Sprites demo: shorter clips of fewer heads, kept in memory once drawn."""
+    system = config.system
+    system.frames = 8
+    system.encoder.update({"width": 192, "mlp_dim": 768})
+    system.quantizer.update({"books": 8, "dim": 16, "entries": 8, "alpha": 0.7})
+    system.rate.target = 500.0  # 20 of 24 bits per frame
+    # Six frames a second: the two halves of a clip differ enough for motion to be worth its bits.
+    config.data.common.update({"frames": 8, "fps": 6.0})
+    config.data.train.update({"clips": 4000, "cache": True})
+    config.sample.fps = 6.0
+    config.steps = 1700

@@ -72,7 +72,14 @@ def get_config(argument: str = "") -> ConfigDict:
             },
             "guidance": {"drop": 0.1, "scale": 1.5, "independent": False},
             # EDM; not in paper: training in EDM's form too, with Karras et al.'s constants
-            "diffusion": {"kind": "edm", "sigma_data": 0.5, "p_mean": -1.2, "p_std": 1.2},
+            "diffusion": {
+                "kind": "edm",
+                "sigma_data": 0.5,
+                "p_mean": -1.2,
+                "p_std": 1.2,
+                "sigma_min": 0.002,
+                "sigma_max": 80.0,
+            },
             # window, not in paper: 25 frames, all windows from the same noise
             "sampler": {"method": "heun", "steps": 128, "window": 25},
             # Bitrate-controlled vector quantization
@@ -85,6 +92,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "tau_decay": 0.9999972,
                 "alpha": 0.0,  # not in paper: 5 * 16 / dim = 5, as in TF-Codec
                 "distance": "sq_l2",  # not in paper: as in TF-Codec
+                "learn_alpha": False,
                 "hard": True,  # not in paper: as in TF-Codec
             },
             # 4 kbps at 25 frames/s = 160 bits per frame. lambda: from notes on the main text.

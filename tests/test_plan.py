@@ -113,9 +113,10 @@ def test_a_mesh_larger_than_this_machine_can_be_planned(monkeypatch):
     monkeypatch.setattr(jax, "device_put", None)  # nothing is put anywhere
     made = config(**{"mesh.data": 8, "mesh.fsdp": 64})
     text = plan.plan(Run(made, "", abstract=True))
-    # Parameters and two moments, each matrix stack cut 64 ways; three counts of 4 bytes.
+    # Parameters, two moments and the average, each stack of matrices cut 64 ways; beside them the step
+    # and two counts of the optimizer, 4 bytes each.
     (held,) = numbers(text, "state bytes per device")
-    assert held == 3 * 4 * LAYERS * WIDTH**2 // 64 + 3 * 4
+    assert held == 4 * 4 * LAYERS * WIDTH**2 // 64 + 3 * 4
     assert "data 8, fsdp 64, tensor 1; here 8 device(s)" in text
     assert numbers(text, "tokens per batch") == [ROWS]
     assert np.isfinite(float(re.search(r"FLOPs per step +(\S+)", text)[1]))

@@ -80,7 +80,7 @@ class MetricWriter:
         self._resume_step = resume_step
         self._warned = False
         self._lines = None
-        self._events: "EventsWriter | None" = None
+        self._events: EventsWriter | None = None
         self._guard(self._prepare)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

@@ -176,7 +176,9 @@ def test_make_source(tmp_path):
     with DatasetWriter(tmp_path, "d") as writer:
         writer.write("train", {"x": np.arange(3)})
     assert len(make_source("records", directory=tmp_path, split="train")) == 1
-    with pytest.raises(ValueError, match=r"no data source 'record'; there are heads, records"):
+    with pytest.raises(
+        ValueError, match=r"no data source 'record'; there are codes, heads, records"
+    ):
         make_source("record")
     with pytest.raises(ValueError, match=r"missing.*'directory'; it takes \(directory, split"):
         make_source("records", split="train")

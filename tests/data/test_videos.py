@@ -8,9 +8,10 @@ import av
 import numpy as np
 import pytest
 
+from vidmotion.data.clips import GOP, decode_clip, encode_clip
 from vidmotion.data.pipeline import Loader, make_source
 from vidmotion.data.records import DatasetError, DatasetWriter
-from vidmotion.data.videos import GOP, VideoSource, Window, decode_clip, encode_clip
+from vidmotion.data.videos import VideoSource, Window
 from vidmotion.errors import ConfigError
 
 LENGTH, SIDE, FPS = 25, 64, 25.0

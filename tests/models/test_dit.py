@@ -260,7 +260,9 @@ def test_block_is_the_identity_then_equals_numpy(temporal, inject, rope):
 )
 def test_network_around_identity_blocks_equals_numpy(concat, content, position):
     # Blocks of zeros pass x on: left are embedding, position, final norm, modulation, output.
-    model, apply = build(content_concat=concat, temporal_position=position, layers=1)
+    model, apply = build(
+        content_concat=concat, temporal_position=position, layers=1, temporal_blocks=(0,)
+    )
     args = inputs(content_tokens=content[0], content_width=content[1])
     shapes = jax.eval_shape(model.init, jax.random.key(0), *args)["params"]
     p = jax.tree.map(np.asarray, random_like(shapes))

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from vidmotion import media
+from vidmotion.errors import ConfigError
 from vidmotion.evaluation.transfer import to_uint8, transfer
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,11 @@ def pictures(run, vars, step: int | None) -> dict[str, np.ndarray]:
     layout = run.config.sample
     source = run.source("eval")
     rows, columns = layout.rows, layout.columns
+    if len(source) < rows + columns:
+        raise ConfigError(
+            f"config.sample: {rows} contents and {columns} motions need {rows + columns} clips, the eval "
+            f"split has {len(source)}"
+        )
     picked = np.random.default_rng(run.config.seed).permutation(len(source))[: rows + columns]
     clips = [source[int(i)]["video"] for i in picked]
     contents, motions = clips[:rows], clips[rows:]

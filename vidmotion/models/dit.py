@@ -259,6 +259,12 @@ class VideoDiT(nn.Module):
                 raise ValueError(
                     f"denoiser.{name}={getattr(self, name)!r}: choose {' or '.join(known)}"
                 )
+        outside = [i for i in self.temporal_blocks if not 0 <= i < self.layers]
+        if outside:
+            raise ValueError(
+                f"denoiser.temporal_blocks={self.temporal_blocks}: there are {self.layers} layers, "
+                f"numbered from 0; {outside} are not among them"
+            )
         if self.height % self.patch:
             raise ValueError(
                 f"denoiser.patch={self.patch} does not divide the {self.height} px frame"

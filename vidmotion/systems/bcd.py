@@ -29,32 +29,9 @@ from vidmotion.models.disentangle import DisentanglingEncoder
 from vidmotion.models.dit import VideoDiT
 from vidmotion.models.quantizer import GroupedQuantizer, temperature
 from vidmotion.system import Out, System, Vars, dtype, record
+from vidmotion.systems import codecs
 
 PyTree = Any
-
-
-@dataclasses.dataclass(frozen=True)
-class PixelCodec:
-    """No VAE: diffusion in pixels, x = (v / 256 - mean) / std * 0.5 (Sprites; spec 6.1).
-
-    Attributes:
-      mean, std: of v / 256 over the training set, so that x has the EDM's sigma_data = 0.5.
-    """
-
-    mean: float
-    std: float
-
-    def latent_shape(self, size: int) -> tuple[int, int]:
-        """(height, channels) of a latent frame."""
-        return size, 3
-
-    def encode(self, video: jax.Array) -> jax.Array:
-        """uint8 (B, T, H, W, 3) -> float32 latents."""
-        return (video.astype(jnp.float32) / 256.0 - self.mean) * (0.5 / self.std)
-
-    def decode(self, latent: jax.Array) -> jax.Array:
-        """Latents -> float32 video in [0, 1] (1 is pixel value 255)."""
-        return jnp.clip((latent * (self.std / 0.5) + self.mean) * (256.0 / 255.0), 0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +192,6 @@ class Sampler:
 
 
 RECORDS = {
-    "codec": PixelCodec,
     "encoder": Encoder,
     "quantizer": Quantizer,
     "rate": Rate,
@@ -233,7 +209,8 @@ class BCD(System):
 
     Attributes:
       frames, size: of a training clip; `frames` is even, the halves are A and B.
-      codec ... sampler: the records above, or mappings of their fields.
+      codec: see `codecs`, or a mapping of its fields.
+      encoder ... sampler: the records above, or mappings of their fields.
       compute: ``float32`` or ``bfloat16``; parameters, quantiser, entropies, softmaxes, noise scalings and
         losses are float32 either way.
       remat, scan: of the denoiser (remat also of the encoder).
@@ -244,7 +221,7 @@ class BCD(System):
 
     frames: int
     size: int
-    codec: PixelCodec
+    codec: codecs.PixelCodec | codecs.LatentCodec
     encoder: Encoder
     quantizer: Quantizer
     rate: Rate
@@ -258,6 +235,7 @@ class BCD(System):
     scan: bool = False
 
     def __post_init__(self):
+        object.__setattr__(self, "codec", codecs.make(self.codec))
         for name, cls in RECORDS.items():
             object.__setattr__(self, name, record(cls, getattr(self, name), name))
         if self.frames < 2 or self.frames % 2:
@@ -365,7 +343,8 @@ class BCD(System):
     def init(self, key: jax.Array, batch: PyTree) -> PyTree:
         """``{"model": {encoder, quantizer, denoiser, null}}``; temporal blocks exist from the start."""
         keys = jax.random.split(key, 5)
-        z = self.codec.encode(batch["video"][:1, : self.half])
+        height, channels = self.codec.latent_shape(self.size)
+        z = jnp.zeros((1, self.half, height, height, channels))
         c = jnp.zeros((1, self.encoder.content_tokens, self.content_width))
         m = jnp.zeros((1, self.half, self.motion_width))
         time = jnp.zeros((1, self.half))
@@ -380,6 +359,10 @@ class BCD(System):
                 },
             }
         }
+
+    def consts_spec(self) -> dict[str, Any]:
+        """The codec's frozen network, if it has one."""
+        return self.codec.consts()
 
     def tokens(self, batch: int) -> int:
         """Denoiser tokens of a batch: clips x rebuilt frames x patches."""
@@ -397,7 +380,7 @@ class BCD(System):
         params = vars.params["model"]
         q = self.quantizer
         code_key, noise_key, drop_key = jax.random.split(key, 3)
-        z = self.codec.encode(batch["video"])
+        z = self.codec.encode(vars.consts, batch["video"])
         target, c, m = self._cross_drive(params, z)
         tau = temperature(step, q.tau_max, q.tau_min, q.tau_decay)
         code = self._quantize(params, m, tau, code_key)
@@ -441,35 +424,76 @@ class BCD(System):
           ``video`` float32 (B, T, H, W, 3) in [0, 1]; ``ids`` int32 (B, T, N) of the codes; ``soft_usage``
           (B, N, J), each clip's mean soft assignment.
         """
+        read = self.read(vars, batch)
+        video = self.render(vars, read, key, steps, guidance)
+        return {"video": video, "ids": read["ids"], "soft_usage": read["soft_usage"]}
+
+    def read(self, vars: Vars, batch: PyTree) -> PyTree:
+        """Content of one clip and motion codes of another, as `render` takes them.
+
+        Args:
+          vars: parameters.
+          batch: ``content`` and ``motion`` as of `sample`.
+
+        Returns:
+          ``content`` float32 (B, K, C_c); ``ids`` int32 (B, T, N); ``soft_usage`` float32 (B, N, J).
+        """
         params = vars.params["model"]
-        c, _ = self._encode(params, self.codec.encode(batch["content"]))
-        z = self.codec.encode(batch["motion"])
-        clips, frames = z.shape[:2]
-        window = min(self.sampler.window or self.half, frames)
-        count = -(-frames // window)
-        padded = jnp.take(z, jnp.minimum(jnp.arange(count * window), frames - 1), axis=1)
-        _, m = self._encode(params, padded.reshape(clips * count, window, *z.shape[2:]))
+        c, _ = self._encode(params, self.codec.encode(vars.consts, batch["content"]))
+        z = self.codec.encode(vars.consts, batch["motion"])
+        _, m = self._encode(params, self._cut_windows(z))
         code = self._quantize(params, m)
-        noise = jax.random.normal(key, (clips, window, *z.shape[2:]))
+        clips, frames = z.shape[:2]
+        soft_btnj = _join_windows(code.soft_btnj, clips, frames)
+        return {
+            "content": c,
+            "ids": _join_windows(code.ids_btn, clips, frames),
+            "soft_usage": jnp.mean(soft_btnj, axis=1),
+        }
+
+    def render(
+        self,
+        vars: Vars,
+        batch: PyTree,
+        key: jax.Array,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> jax.Array:
+        """Frames from content and motion codes.
+
+        Args:
+          vars, key, steps, guidance: as of `sample`.
+          batch: ``content`` (B, K, C_c) and ``ids`` (B, T, N), from `read` or from a generator.
+
+        Returns:
+          float32 (B, T, H, W, 3) in [0, 1].
+        """
+        params = vars.params["model"]
+        m_hat = self._quantizer.apply({"params": params["quantizer"]}, batch["ids"], method="embed")
+        clips, frames = m_hat.shape[:2]
+        m_hat = self._cut_windows(m_hat)
+        count, window = m_hat.shape[0] // clips, m_hat.shape[1]
+        height, channels = self.codec.latent_shape(self.size)
+        noise = jax.random.normal(key, (clips, window, height, height, channels))
         latent = self._denoise_from(
             params,
             jnp.repeat(noise, count, axis=0),
-            jnp.repeat(c, count, axis=0),
-            code.m_hat_btm,
+            jnp.repeat(batch["content"], count, axis=0),
+            m_hat,
             self.sampler.steps if steps is None else steps,
             self.guidance.scale if guidance is None else guidance,
         )
-
-        def join(x):
-            return x.reshape(clips, count * window, *x.shape[2:])[:, :frames]
-
-        return {
-            "video": self.codec.decode(join(latent)),
-            "ids": join(code.ids_btn),
-            "soft_usage": jnp.mean(join(code.soft_btnj), axis=1),
-        }
+        return self.codec.decode(vars.consts, _join_windows(latent, clips, frames))
 
     # -- parts ------------------------------------------------------------------------------------
+
+    def _cut_windows(self, x_bt: jax.Array) -> jax.Array:
+        """(B, T, ...) -> (B * windows, window, ...); the last frame fills up the last window."""
+        clips, frames = x_bt.shape[:2]
+        window = min(self.sampler.window or self.half, frames)
+        count = -(-frames // window)
+        padded = jnp.take(x_bt, jnp.minimum(jnp.arange(count * window), frames - 1), axis=1)
+        return padded.reshape(clips * count, window, *x_bt.shape[2:])
 
     def _encode(self, params: PyTree, z: jax.Array) -> tuple[jax.Array, jax.Array]:
         return self._encoder.apply({"params": params["encoder"]}, z)
@@ -484,11 +508,16 @@ class BCD(System):
         if not self.cross.enabled:
             c, m = self._encode(params, second)
             return second, c, m
-        if cut < self.half:
-            c, _ = self._encode(params, jnp.concatenate([first, second])[:, :cut])
-            _, m = self._encode(params, jnp.concatenate([first, second]))
+        both = jnp.concatenate([first, second])
+        if cut == self.half:
+            c, m = self._encode(params, both)
+        elif self.cross.symmetric:
+            c, _ = self._encode(params, both[:, :cut])
+            _, m = self._encode(params, both)
         else:
-            c, m = self._encode(params, jnp.concatenate([first, second]))
+            c, _ = self._encode(params, first[:, :cut])
+            _, m = self._encode(params, second)
+            return second, c, m
         (c_first, c_second), (m_first, m_second) = jnp.split(c, 2), jnp.split(m, 2)
         if not self.cross.symmetric:
             return second, c_first, m_second
@@ -550,3 +579,8 @@ class BCD(System):
         return samplers.sample(
             guided(denoise, (c, m_hat), null, scale), noise, sigmas, self.sampler.method
         )
+
+
+def _join_windows(x: jax.Array, clips: int, frames: int) -> jax.Array:
+    """The inverse of `_cut_windows`, filling dropped."""
+    return x.reshape(clips, -1, *x.shape[2:])[:, :frames]

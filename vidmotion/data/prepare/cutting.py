@@ -18,7 +18,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from vidmotion.data import faces
-from vidmotion.data.videos import encode_clip, frame_rate
+from vidmotion.data.clips import encode_clip, frame_rate
 from vidmotion.media import MediaError
 
 HOLD = 1.0  # seconds: a picture that stands longer is a gap in the video, which ends a clip
@@ -37,7 +37,7 @@ class Cutting:
       cut: mean absolute difference of successive pictures, of 255, that ends a clip.
       crop: "centre", the largest square in the middle; or "face", one steady square per clip.
       face_scale: side of that square over the side of the face that was found.
-      codec: "h264" or "raw", see `vidmotion.data.videos`.
+      codec: "h264" or "raw", see `vidmotion.data.clips`.
     """
 
     fps: float
@@ -98,7 +98,7 @@ def cut_video(
       check: called for every frame; may raise to stop.
 
     Yields:
-      records as `vidmotion.data.videos` describes them, without `source`.
+      records as `vidmotion.data.clips` describes them, without `source`.
 
     Raises:
       MediaError: the file cannot be read, or not to its end; clips before that have been given.

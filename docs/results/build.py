@@ -1,0 +1,78 @@
+"""Builds docs/results/README.md from the run records beside it: no number there is typed.
+
+    python docs/results/build.py
+
+A record is the ``record.json`` of a run, copied to ``records/<name>.json``; a picture of the same name in ``pictures``
+is shown with it. Paper's figures, where there are any, are in ``PAPER`` and labelled as such.
+"""
+
+import json
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+# metric of a record -> (the paper's figure, where it stands)
+PAPER = {
+    "cross_driven/action": (1.0, "Table A1"),
+    "cross_driven/skin": (1.0, "Table A1"),
+    "cross_driven/pants": (1.0, "Table A1"),
+    "cross_driven/top": (1.0, "Table A1"),
+    "cross_driven/hair": (1.0, "Table A1"),
+}
+
+
+def describe(name: str, record: dict) -> list[str]:
+    """Markdown lines of one run."""
+    seconds = record["step_seconds"]
+    hardware = f"{record['devices']} x {record['device_kind']} ({record['platform']})"
+    facts = [
+        ("hardware", hardware),
+        ("steps run / planned", f"{record['steps_done']:,} / {record['steps_planned']:,}"),
+        ("batch", record["config"]["batch_size"]),
+        ("seconds per step", "-" if seconds is None else f"{seconds:.3f}"),
+        ("model TFLOP/s", f"{record['model_tflops']:.3f}" if "model_tflops" in record else "-"),
+        ("MFU", record["mfu"] if isinstance(record["mfu"], str) else f"{record['mfu']:.1%}"),
+        ("share of time waiting for data", f"{record['data_wait_share'] or 0:.2%}"),
+        ("peak memory", _memory(record["peak_memory"])),
+        ("commit", record["commit"][:12] + record["commit"][40:]),
+        ("jax", record["libraries"]["jax"]),
+    ]
+    lines = [f"## {name}", "", "| | |", "|---|---|"]
+    lines += [f"| {key} | {value} |" for key, value in facts]
+    if record["results"]:
+        lines += ["", "| metric | value | paper | n | convention |", "|---|---|---|---|---|"]
+    for row in record["results"]:
+        value = "not computed" if row["value"] is None else f"{row['value']:.4f}"
+        paper = PAPER.get(row["metric"])
+        cell = f"{paper[0]:.4f} ({paper[1]})" if paper else ""
+        lines.append(
+            f"| {row['metric']} | {value} | {cell} | {row['n']} | {row['convention']}; weights: "
+            f"{row['weights']}; {row['resolution']} |"
+        )
+    picture = HERE / "pictures" / f"{name}.png"
+    if picture.exists():
+        lines += ["", f"![content down, motion across: {name}](pictures/{name}.png)"]
+    return [*lines, ""]
+
+
+def _memory(peak: dict) -> str:
+    which = "device" if "device_bytes" in peak else "process"
+    return f"{peak[f'{which}_bytes'] / 2**30:.2f} GiB ({which})"
+
+
+def build() -> str:
+    """The whole page."""
+    lines = [
+        "# Results",
+        "",
+        "Built by `python docs/results/build.py` from the run records in `records/`. The column `paper` is the paper's "
+        "figure for its full recipe; a demo is not that recipe.",
+        "",
+    ]
+    for path in sorted((HERE / "records").glob("*.json")):
+        lines += describe(path.stem, json.loads(path.read_text()))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    (HERE / "README.md").write_text(build())

@@ -132,29 +132,29 @@ def get_config(argument: str = "") -> ConfigDict:
 def _demo(config: ConfigDict) -> None:
     """Small enough for two CPU cores, and every departure from Table A5 serves that.
 
-    Patches of 16 px and one content token shared by all patches (gap 1, K = 1) cut the sequence; two books
-    of 8 entries hold the same 6 bits as one of 64 and fill within a hundred steps instead of thousands. A
-    narrow network cannot remove fine noise from 768 values a patch, so training dwells on high noise and
-    sampling stops at sigma_min = 3, where the conditions decide the picture.
+    Patches of 16 px cut the sequence; one content token, as wide as a frame has values and concatenated as
+    one (gap 1), puts appearance in its place from the start; two books of 8 entries hold the same 6 bits as
+    one of 64 and fill within a hundred steps instead of thousands. A network this narrow cannot remove fine
+    noise from 768 values a patch, so training and sampling keep to high noise (sigma of 3 and more), where
+    the conditions decide the picture.
     """
     system = config.system
     system.encoder.update(
         {"layers": 2, "width": 128, "heads": 4, "mlp_dim": 512, "content_tokens": 1}
     )
-    system.encoder.content_width = 64
+    system.encoder.content_width = 64 * 64 * 3
     system.denoiser.update(
         {"patch": 16, "width": 192, "layers": 3, "heads": 4, "mlp_dim": 768, "groups": 16}
     )
-    system.denoiser.temporal_blocks = (0,)
+    system.denoiser.update({"temporal_blocks": (0,), "content_concat": "reshape"})
     system.quantizer.update({"books": 2, "dim": 32, "entries": 8, "alpha": 0.5})
-    system.quantizer.learn_alpha = True
-    system.quantizer.tau_decay = 0.998
-    system.diffusion.update({"p_mean": 1.2, "p_std": 1.0, "sigma_min": 3.0})
+    system.quantizer.update({"learn_alpha": True, "tau_decay": 0.998})
+    system.diffusion.update({"p_mean": 2.2, "p_std": 0.9, "sigma_min": 3.0})
     system.sampler.update({"method": "euler", "steps": 6, "window": 0})
     system.compute = "float32"
     config.optimizer.model.rate = 3e-3
     config.optimizer.model.schedule = ConfigDict({"kind": "cosine", "warmup": 50, "end": 0.02})
-    config.batch_size, config.steps, config.log_every = 32, 1700, 50
+    config.batch_size, config.steps, config.log_every = 32, 1800, 50
     config.ema.decay = 0.99
     config.checkpoint.every = 500
     config.sample.every = 0

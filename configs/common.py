@@ -17,16 +17,16 @@ def parse(argument: str | None, **known: tuple) -> ConfigDict:
       known: for each key its allowed values, the default first.
 
     Returns:
-      ``variant`` ("", "demo" or "debug") and every known key, values typed like their default.
+      ``variant`` ("", "demo" or "debug") and every known key.
 
     Raises:
       ValueError: anything that is not known; the message lists what is.
     """
-    parsed = ConfigDict({"variant": "", **{key: values[0] for key, values in known.items()}})
+    parsed = {"variant": "", **{key: values[0] for key, values in known.items()}}
     for item in filter(None, (argument or "").split(",")):
         key, equals, text = item.partition("=")
-        if not equals and key in VARIANTS:
-            parsed.variant = key
+        if not equals and key in VARIANTS and not parsed["variant"]:
+            parsed["variant"] = key
             continue
         choices = {str(value): value for value in known.get(key, ())}
         if text not in choices:
@@ -36,7 +36,7 @@ def parse(argument: str | None, **known: tuple) -> ConfigDict:
                 + "".join(f", {option}" for option in options)
             )
         parsed[key] = choices[text]
-    return parsed
+    return ConfigDict(parsed)
 
 
 def trunk() -> ConfigDict:

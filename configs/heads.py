@@ -14,9 +14,12 @@ from configs import common, sprites
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """Arguments: ``demo``, ``debug``."""
-    variant = common.parse(argument).variant
-    config = sprites.get_config(argument)
+    """Arguments: ``bitrate`` (bits/s, 0 the variant's own), ``rate_loss``, ``cross``, ``demo``, ``debug``."""
+    options = common.parse(
+        argument, bitrate=(0, 150, 300, 450, 600), rate_loss=("on", "off"), cross=("on", "off")
+    )
+    variant = options.variant
+    config = sprites.get_config(variant)
     system = config.system
     system.codec.update({"mean": 0.639, "std": 0.238})  # of v / 256 over rendered heads
     system.frames = 16
@@ -39,6 +42,9 @@ def get_config(argument: str = "") -> ConfigDict:
         config.data.common.update({"size": 16, "frames": 4})
         config.data.train.clips, config.data.eval.clips = 16, 4
         config.eval.update({"pairs": 4, "batch": 4})
+    system.rate.target = float(options.bitrate) or system.rate.target
+    system.rate.weight *= options.rate_loss == "on"
+    system.cross.enabled = options.cross == "on"
     return config
 
 
@@ -46,9 +52,10 @@ def _demo(config: ConfigDict) -> None:
     """On top of the Sprites demo: shorter clips of fewer heads, kept in memory once drawn."""
     system = config.system
     system.frames = 8
-    system.encoder.update({"width": 192, "mlp_dim": 768})
     system.quantizer.update({"books": 8, "dim": 16, "entries": 8, "alpha": 0.7})
     system.rate.target = 500.0  # 20 of 24 bits per frame
+    # Fine features are beyond this network: all effort goes to where sampling starts.
+    system.diffusion.update({"p_mean": 2.8, "p_std": 0.8, "sigma_min": 8.0})
     # Six frames a second: the two halves of a clip differ enough for motion to be worth its bits.
     config.data.common.update({"frames": 8, "fps": 6.0})
     config.data.train.update({"clips": 4000, "cache": True})

@@ -155,9 +155,10 @@ def _demo(config: ConfigDict) -> None:
     system.denoiser.temporal_blocks = (0, 2)
     system.quantizer.update({"books": 16, "tau_decay": 0.99})
     system.rate.target /= 4  # a quarter of the books
+    system.cross.content_frames = min(system.cross.content_frames, 8)  # a half
     system.sampler.update({"method": "euler", "steps": 16, "window": 8})
     system.compute = "float32"
-    config.optimizer.model.rate = 1e-3
+    config.optimizer.model.rate = ((".*", 1e-3),)
     config.optimizer.model.schedule.warmup = 50
     config.batch_size, config.steps, config.log_every = 8, 600, 50
     config.ema.decay = 0.99
@@ -177,6 +178,7 @@ def _debug(config: ConfigDict) -> None:
     system.denoiser.update({"layers": 2, "width": 16, "heads": 2, "mlp_dim": 32, "groups": 4})
     system.denoiser.temporal_blocks = (0,)
     system.quantizer.update({"books": 2, "dim": 8, "entries": 8})
+    system.rate.target *= 6 / 80  # 6 bits where the demo has 80
     system.cross.content_frames = min(system.cross.content_frames, 2)
     system.sampler.update({"steps": 2, "window": 2})
     config.batch_size, config.steps, config.log_every = 8, 2, 1

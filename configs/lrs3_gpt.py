@@ -92,6 +92,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config.system.content_tokens = bcd.system.encoder.content_tokens
     config.system.content_width = bcd.system.encoder.content_width
     config.data.common = ConfigDict(
-        {"directory": config.system.codes, "frames": config.system.frames}
+        {"directory": config.system.get_ref("codes"), "frames": config.system.get_ref("frames")}
     )
     return config

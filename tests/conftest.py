@@ -46,3 +46,36 @@ def fixtures_dir() -> Path:
             f"reference fixtures not found at {path}; set VIDMOTION_FIXTURES to run this test"
         )
     return path
+
+
+@pytest.fixture(scope="session")
+def heads_run(tmp_path_factory) -> Path:
+    """The workdir of a finished ``configs/heads.py:debug`` run: a BCD of untrained quality."""
+    from vidmotion.run import load_config
+    from vidmotion.train import train
+
+    workdir = tmp_path_factory.mktemp("heads_run")
+    assert train(load_config("heads:debug"), str(workdir)) == 0
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def heads_codes(heads_run, tmp_path_factory) -> Path:
+    """The motion codes of that run's clips, eight frames of each."""
+    from vidmotion.encode import encode
+    from vidmotion.run import open_run
+
+    folder = tmp_path_factory.mktemp("codes") / "heads"
+    assert encode(open_run(str(heads_run)), str(folder), frames=8) == {"train": 16, "eval": 4}
+    return folder
+
+
+@pytest.fixture
+def judge_workdir(tmp_path) -> Path:
+    """A workdir begun for a system that has neither motion codes nor a renderer."""
+    from vidmotion.run import load_config
+
+    workdir = tmp_path / "judge"
+    workdir.mkdir()
+    (workdir / "config.json").write_text(load_config("sprites_judge:debug").to_json())
+    return workdir

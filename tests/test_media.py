@@ -180,6 +180,40 @@ def test_video_of_a_phone_is_turned_upright(tmp_path):
     assert decibel(upright, np.rot90(clip, k=-1, axes=(1, 2))) > 30
 
 
+@pytest.mark.parametrize(
+    ("codec", "container", "expected"),
+    [
+        ("aac", "mkv", "aac"),
+        ("pcm_s16le", "mkv", "aac"),
+        ("pcm_u8", "avi", "aac"),
+        ("mp3", "mkv", "mp3"),
+    ],
+)
+def test_audio_is_carried_over_and_cut_where_the_frames_end(tmp_path, codec, container, expected):
+    # Two seconds of 440 Hz, of which one is wanted.
+    source = tmp_path / f"sound.{container}"
+    wave = (12000 * np.sin(2 * np.pi * 440 * np.arange(96000) / 48000)).astype(np.int16)
+    with av.open(str(source), "w") as file:
+        stream = file.add_stream(codec, rate=48000, layout="mono")
+        context = stream.codec_context
+        resampler = av.AudioResampler(
+            context.format.name, "mono", 48000, frame_size=context.frame_size or 1024
+        )
+        sound = av.AudioFrame.from_ndarray(wave[None], "s16", "mono")
+        sound.sample_rate = 48000
+        for piece in [*resampler.resample(sound), *resampler.resample(None)]:
+            file.mux(stream.encode(piece))
+        file.mux(stream.encode(None))
+    media.write_mp4(tmp_path / "a.mp4", smooth_clip(25), fps=25, audio_from=source)
+    with av.open(str(tmp_path / "a.mp4")) as file:
+        assert file.streams.audio[0].codec_context.codec.canonical_name == expected
+        frames = [f.to_ndarray().reshape(-1).astype(float) for f in file.decode(audio=0)]
+    heard = np.concatenate(frames)
+    assert len(heard) == pytest.approx(48000, abs=4096)  # whole frames of up to 4096 samples
+    spectrum = np.abs(np.fft.rfft(heard))
+    assert np.argmax(spectrum) * 48000 / len(heard) == pytest.approx(440, abs=2)
+
+
 def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(MediaError, match=r"there is no file .*gone\.mp4"):
         media.read_video(tmp_path / "gone.mp4")

@@ -6,14 +6,12 @@ non-finite, 75 interrupted and saved (the same command resumes), 130 stopped by 
 """
 
 import logging
-import os
-import signal
 import sys
 
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from vidmotion import startup
 from vidmotion.errors import EXIT_DONE, EXIT_REFUSED, ConfigError
 
 log = logging.getLogger("vidmotion.main")
@@ -25,52 +23,6 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of this run: checkpoints, metrics, pictures."
 )
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "plan"], "What to do.")
-
-
-def set_up_log() -> None:
-    """This project's messages from INFO on; those of libraries from WARNING on."""
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
-    project = logging.getLogger("vidmotion")
-    project.setLevel(logging.INFO)
-    project.addHandler(handler)
-    project.propagate = False
-
-
-def set_up_devices() -> None:
-    """Compilation cache, and one distributed job where the environment describes several hosts."""
-    import jax
-
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
-        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "vidmotion", "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    variables = os.environ
-    if "JAX_COORDINATOR_ADDRESS" in variables:
-        try:
-            count, index = int(variables["JAX_NUM_PROCESSES"]), int(variables["JAX_PROCESS_ID"])
-            heartbeat = int(variables.get("VIDMOTION_HEARTBEAT_SECONDS", "100"))
-        except (KeyError, ValueError) as error:
-            raise ConfigError(
-                "JAX_COORDINATOR_ADDRESS asks for several processes; JAX_NUM_PROCESSES and "
-                f"JAX_PROCESS_ID must be numbers too ({error})"
-            ) from error
-        jax.distributed.initialize(
-            variables["JAX_COORDINATOR_ADDRESS"],
-            num_processes=count,
-            process_id=index,
-            heartbeat_timeout_seconds=heartbeat,
-        )
-    elif (
-        int(variables.get("SLURM_NTASKS", "1")) > 1
-        or int(variables.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
-        or "," in variables.get("TPU_WORKER_HOSTNAMES", "")
-        or "MEGASCALE_COORDINATOR_ADDRESS" in variables
-    ):
-        jax.distributed.initialize()  # jax reads these clusters itself
-    if jax.process_index() > 0:
-        logging.getLogger("vidmotion").setLevel(logging.WARNING)  # process 0 speaks for all
 
 
 def run_mode(mode: str, config, workdir: str | None) -> int:
@@ -96,33 +48,24 @@ def run_mode(mode: str, config, workdir: str | None) -> int:
 
 def main(argv: list[str]) -> None:
     """Entry point under `absl.app.run`."""
-    set_up_log()
-    from vidmotion.checkpoint import CheckpointError
-    from vidmotion.data.records import DatasetError
+    startup.set_up_log()
     from vidmotion.errors import EXIT_NONFINITE, EXIT_PREEMPTED
-    from vidmotion.media import MediaError
     from vidmotion.train import NonFiniteError, PreemptedError
 
+    def work() -> int:
+        startup.set_up_devices()
+        return run_mode(_MODE.value, _CONFIG.value, _WORKDIR.value)
+
     try:
-        set_up_devices()
-        code = run_mode(_MODE.value, _CONFIG.value, _WORKDIR.value)
-    except (ConfigError, DatasetError, CheckpointError, MediaError) as error:
-        log.error("%s", error)
-        code = EXIT_REFUSED
-    except OSError as error:
-        if error.filename is None:  # not about a file of the user's
-            raise
-        log.error("%s", error)
-        code = EXIT_REFUSED
+        code = startup.exit_code_of(
+            work, "stopped at once; the last checkpoint is the state to resume from"
+        )
     except NonFiniteError as error:
         log.error("%s", error)
         code = EXIT_NONFINITE
     except PreemptedError as error:
         log.warning("%s", error)
         code = EXIT_PREEMPTED
-    except KeyboardInterrupt:
-        log.error("stopped at once; the last checkpoint is the state to resume from")
-        code = 128 + signal.SIGINT
     sys.exit(code)
 
 

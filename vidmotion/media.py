@@ -18,6 +18,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 _BACKGROUND = 255
 _CAPTION_SIZE = 12  # pixels
+# What browsers play from an mp4; cameras also write PCM, which they do not.
+_AUDIO_OF_MP4 = {"aac", "mp3", "opus", "flac", "ac3", "eac3", "alac"}
+_AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000}
+_AAC_SAMPLES = 1024  # of a frame
 
 
 class MediaError(Exception):
@@ -253,12 +257,12 @@ def write_mp4(
         frames: T of uint8 (H, W, 3), any iterable.
         fps: frames per second.
         crf: constant rate factor, 0 (near lossless) to 51; 18 looks the same as the original.
-        audio_from: a file whose first audio stream is copied along, as far as the frames reach;
-            a file without audio adds none.
+        audio_from: a file whose first audio stream is carried along, as far as the frames reach,
+            encoded again only where mp4 has no place for its codec; a file without audio adds none.
 
     Raises:
         ValueError: no frames, unequal or wrong frames, or `fps` not positive.
-        MediaError: `audio_from` cannot be read, or its audio does not fit into mp4.
+        MediaError: `audio_from` cannot be read.
     """
     import av
 
@@ -295,23 +299,30 @@ def write_mp4(
 
 
 class _AudioCopy:
-    """Copies the packets of a file's first audio stream into an open container."""
+    """Carries a file's first audio stream into an open mp4: copied, or as AAC where mp4 lacks its codec."""
 
     def __init__(self, container, path: str | os.PathLike):
         import av
 
+        self._path, self._container = path, container
+        self._target = self._resampler = None
         try:
             self._input = av.open(os.fspath(path))
         except (av.FFmpegError, OSError) as error:
             raise MediaError(f"no audio can be read from {path}: {error}") from error
         self._source = next(iter(self._input.streams.audio), None)
-        self._container, self._target = container, None
-        if self._source is not None:
-            try:
-                self._target = container.add_stream_from_template(self._source)
-            except (av.FFmpegError, ValueError) as error:
-                self._input.close()
-                raise MediaError(f"the audio of {path} does not fit into mp4: {error}") from error
+        if self._source is None:
+            return
+        codec = self._source.codec_context
+        if codec.codec.canonical_name in _AUDIO_OF_MP4:
+            self._target = container.add_stream_from_template(self._source)
+            return
+        rate = codec.sample_rate if codec.sample_rate in _AAC_RATES else 48000
+        layout = "mono" if codec.channels == 1 else "stereo"
+        self._target = container.add_stream("aac", rate=rate, layout=layout)
+        self._resampler = av.AudioResampler(
+            format="fltp", layout=layout, rate=rate, frame_size=_AAC_SAMPLES
+        )
 
     def __enter__(self) -> "_AudioCopy":
         return self
@@ -320,14 +331,35 @@ class _AudioCopy:
         self._input.close()
 
     def copy(self, until: float) -> None:
-        """Write the packets that start before `until` seconds."""
+        """Write what begins before `until` seconds."""
+        import av
+
         if self._target is None:
             return
+        try:
+            if self._resampler is None:
+                self._copy_packets(until)
+            else:
+                self._encode_again(until)
+        except av.FFmpegError as error:
+            raise MediaError(f"the audio of {self._path} is damaged: {error}") from error
+
+    def _copy_packets(self, until: float) -> None:
         for packet in self._input.demux(self._source):
             if packet.dts is None or packet.pts * packet.time_base >= until:
                 continue
             packet.stream = self._target
             self._container.mux(packet)
+
+    def _encode_again(self, until: float) -> None:
+        for frame in self._input.decode(self._source):
+            if frame.time is not None and frame.time >= until:
+                break
+            for piece in self._resampler.resample(frame):
+                self._container.mux(self._target.encode(piece))
+        for piece in self._resampler.resample(None):
+            self._container.mux(self._target.encode(piece))
+        self._container.mux(self._target.encode(None))
 
 
 def _frame(image: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ The content comes from A, the motion from B. B is streamed in windows, so memory
 frame rate is kept and its audio carried over. Both are cropped to the centre square and resized to the model's size.
 """
 
+import argparse
 import logging
 import os
 import sys
@@ -13,24 +14,15 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from absl import app, flags
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from vidmotion import media
-from vidmotion.errors import EXIT_DONE, EXIT_REFUSED, ConfigError
+from vidmotion import media, startup
+from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.evaluation.transfer import to_uint8
-from vidmotion.main import set_up_devices, set_up_log
+from vidmotion.run import Run, open_run
 
 log = logging.getLogger("vidmotion.reenact")
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
-_CONTENT = flags.DEFINE_string("content", None, "Picture or video of who or what is to move.")
-_MOTION = flags.DEFINE_string("motion", None, "Video of how to move.")
-_OUT = flags.DEFINE_string("out", None, "mp4 to write.")
-_SIDE = flags.DEFINE_bool("side_by_side", False, "Content and motion beside the result.")
-_WINDOWS = flags.DEFINE_integer("windows", 4, "Windows sampled together.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the initial noise.")
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -53,10 +45,13 @@ def read_content(path: str, frames: int, size: int) -> np.ndarray:
     if os.path.splitext(path)[1].lower() in PICTURES:
         try:
             with Image.open(path) as picture:
-                return fit(np.asarray(picture.convert("RGB")), size)[None]
+                upright = ImageOps.exif_transpose(
+                    picture
+                )  # phones store the turn beside the pixels
+                return fit(np.asarray(upright.convert("RGB")), size)[None]
         except FileNotFoundError:
             raise media.MediaError(f"there is no file {path}") from None
-        except (UnidentifiedImageError, OSError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise media.MediaError(f"{path} is not a picture that can be read: {error}") from error
     count = media.probe(path).frames or sum(1 for _ in media.iter_video(path))
     wanted = set(np.linspace(0, max(count - 1, 0), frames).round().astype(int).tolist())
@@ -84,14 +79,42 @@ def windows(path: str, length: int, size: int) -> Iterator[tuple[np.ndarray, int
 
 
 def reenact(
-    run, content: str, motion: str, out: str, side_by_side: bool, together: int, seed: int
+    run: Run,
+    content: str,
+    motion: str,
+    out: str,
+    side_by_side: bool = False,
+    together: int = 4,
+    seed: int = 0,
 ) -> int:
-    """Write `out`; returns the number of frames. See the module's docstring for the rest.
+    """Write `out`.
+
+    Args:
+      run: a trained run that transfers motion.
+      content: picture or video of who or what is to move.
+      motion: video of how to move.
+      out: mp4 to write, whole or not at all.
+      side_by_side: content and motion beside the result.
+      together: windows sampled at a time.
+      seed: of the initial noise.
+
+    Returns:
+      The number of frames.
 
     Raises:
       MediaError, ConfigError, CheckpointError: nothing is then left under the name `out`.
     """
     system = run.system
+    if not hasattr(system, "render"):
+        raise ConfigError(
+            f"{run.workdir} holds a {run.config.system.name}, which cannot transfer motion"
+        )
+    if os.path.splitext(out)[1].lower() != ".mp4":
+        raise ConfigError(f"--out={out}: the name must end in .mp4")
+    if os.path.exists(out) and any(
+        os.path.exists(path) and os.path.samefile(path, out) for path in (content, motion)
+    ):
+        raise ConfigError(f"--out={out} would overwrite what it is made from")
     still = read_content(content, system.half, system.size)
     info = media.probe(motion)
     vars = run.trained_vars()
@@ -120,31 +143,38 @@ def reenact(
     return total
 
 
-def main(argv: list[str]) -> None:
-    """Entry point under `absl.app.run`."""
-    set_up_log()
-    set_up_devices()
-    from vidmotion.checkpoint import CheckpointError
-    from vidmotion.run import open_run
+def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m vidmotion.reenact", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    flag = parser.add_argument
+    flag("--workdir", required=True, help="folder of a trained run")
+    flag("--content", required=True, help="picture or video of who or what is to move")
+    flag("--motion", required=True, help="video of how to move")
+    flag("--out", required=True, help="mp4 to write")
+    flag("--side_by_side", action="store_true", help="content and motion beside the result")
+    flag("--windows", type=startup.at_least(1), default=4, help="sampled at a time (default 4)")
+    flag("--seed", type=startup.at_least(0), default=0, help="of the initial noise (default 0)")
+    args = parser.parse_args(argv)
 
-    try:
-        run = open_run(_WORKDIR.value)
+    def work() -> int:
+        startup.set_up_devices()
+        startup.one_process()
         count = reenact(
-            run,
-            _CONTENT.value,
-            _MOTION.value,
-            _OUT.value,
-            _SIDE.value,
-            _WINDOWS.value,
-            _SEED.value,
+            open_run(args.workdir),
+            args.content,
+            args.motion,
+            args.out,
+            args.side_by_side,
+            args.windows,
+            args.seed,
         )
-    except (ConfigError, CheckpointError, media.MediaError) as error:
-        log.error("%s", error)
-        sys.exit(EXIT_REFUSED)
-    log.info("%d frames: %s", count, _OUT.value)
-    sys.exit(EXIT_DONE)
+        log.info("%d frames: %s", count, args.out)
+        return EXIT_DONE
+
+    startup.set_up_log()
+    return startup.exit_code_of(work, f"stopped; nothing is left under the name {args.out}")
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir", "content", "motion", "out"])
-    app.run(main)
+    sys.exit(main())

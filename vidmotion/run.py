@@ -40,7 +40,7 @@ FREE_FIELDS = (
     r"|(mesh|checkpoint|eval|sample)/.*"
     r"|data/(threads|workers|prefetch|eval/.*)"
     r"|data/.*/(sheets_dir|directory)"  # the same data may lie elsewhere; a fingerprint guards them
-    r"|system/(remat|sampler/.*|guidance/scale)"
+    r"|system/(remat|codes|sampler/.*|guidance/scale|diffusion/sigma_(min|max))"
 )
 
 
@@ -58,15 +58,19 @@ def load_config(name: str) -> ml_collections.ConfigDict:
 
 
 def open_run(workdir: str) -> "Run":
-    """The run that a workdir holds, from the config beside its checkpoints.
+    """The run that a workdir holds, to be used: its batches are cut over the devices that are here.
 
     Raises:
       ConfigError: no run there.
     """
-    path = epath.Path(workdir) / "config.json"
+    path = epath.Path(workdir) / CONFIG_FILE
     try:
         config = ml_collections.ConfigDict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
+        config.mesh = {"data": -1}  # whatever it was trained on
+        config.batch_size, config.accumulate = jax.device_count(), 1
+    except FileNotFoundError as error:
+        raise ConfigError(f"{workdir} holds no run: there is no {path}") from error
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{workdir} holds no run: {path} cannot be read ({error})") from error
     return Run(config, workdir)
 
@@ -112,12 +116,15 @@ class Run:
 
     # -- data -------------------------------------------------------------------------------------
 
-    def source(self, split: str) -> Any:
-        """The random-access source of ``config.data.<split>`` (``train`` or ``eval``)."""
+    def source(self, split: str, **changes) -> Any:
+        """The random-access source of ``config.data.<split>`` (``train`` or ``eval``).
+
+        `changes` go before the config's own arguments of the source.
+        """
         data = self.config.data
         if split not in data:
             raise ConfigError(f"config.data has no section {split!r}: it names that split's data")
-        arguments = {**data.get("common", {}), **data[split]}
+        arguments = {**data.get("common", {}), **data[split], **changes}
         return pipeline.make_source(data.kind, **arguments)
 
     def loader(self, split: str, batch_size: int | None = None) -> pipeline.Loader:
@@ -180,13 +187,23 @@ class Run:
         )
 
     @functools.cached_property
-    def _loaded_consts(self) -> PyTree:
-        return {name: load() for name, load in self.system.consts_spec().items()}
+    def _consts_spec(self) -> dict[str, systems.Const]:
+        return self.system.consts_spec()
+
+    @functools.cached_property
+    def abstract_consts(self) -> PyTree:
+        """Shapes of the never-trained networks."""
+        return {name: const.shapes() for name, const in self._consts_spec.items()}
 
     @functools.cached_property
     def consts(self) -> PyTree:
-        """Never-trained networks, loaded and on every device."""
-        return jax.device_put(self._loaded_consts, sharding.replicated(self.mesh))
+        """Never-trained networks, loaded and on every device.
+
+        Raises:
+          ConfigError, DatasetError: what is missing or does not fit, from the system's loaders.
+        """
+        loaded = {name: const.load() for name, const in self._consts_spec.items()}
+        return jax.device_put(loaded, sharding.replicated(self.mesh))
 
     def fresh_state(self) -> TrainState:
         """State at step 0: initialised in place, then ``init_from`` where the config names a run."""
@@ -239,7 +256,7 @@ class Run:
             out_shardings=(self.state_shardings, whole),
         ).lower(
             self.abstract_state,
-            jax.tree.map(placed(whole), self._loaded_consts),
+            jax.tree.map(placed(whole), self.abstract_consts),
             jax.tree.map(placed(rows), self.batch),
         )
 
@@ -257,9 +274,8 @@ class Run:
             system = dataclasses.replace(self.system, **dict.fromkeys(loops, False))
             stepper = dataclasses.replace(self.stepper, system=system, accumulate=1)
             params = jax.eval_shape(stepper.init_params, self.batch)
-            consts = jax.eval_shape(lambda: self._loaded_consts)
             state = jax.eval_shape(stepper.init_state, params)
-            lowered = jax.jit(stepper.update).lower(state, consts, self.batch)
+            lowered = jax.jit(stepper.update).lower(state, self.abstract_consts, self.batch)
         return (lowered.cost_analysis() or {}).get("flops")
 
     def jit_sample(self, **options) -> Callable[[Vars, PyTree, jax.Array], PyTree]:

@@ -7,7 +7,7 @@ A system is a frozen dataclass of numbers and linen modules, never arrays. It is
 import abc
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -66,6 +66,18 @@ class Out(NamedTuple):
     weight: jax.Array | float = 1.0
 
 
+class Const(NamedTuple):
+    """A network that is never trained.
+
+    Attributes:
+      shapes: () -> abstract parameter tree; reads no file.
+      load: () -> the parameters, of those shapes.
+    """
+
+    shapes: Callable[[], PyTree]
+    load: Callable[[], PyTree]
+
+
 class System(abc.ABC):
     """What every paper provides. Subclasses are frozen dataclasses."""
 
@@ -86,8 +98,8 @@ class System(abc.ABC):
         """Non-gradient state (code usage, running statistics)."""
         return {}
 
-    def consts_spec(self) -> dict[str, Any]:
-        """Networks this paper never trains: ``{name: zero-argument loader}``."""
+    def consts_spec(self) -> dict[str, Const]:
+        """Networks this paper never trains, by name."""
         return {}
 
     @abc.abstractmethod

@@ -5,6 +5,7 @@ checkpoints are written in the background.
 """
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -141,6 +142,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> int:
     """
     run = Run(config, workdir)
     loader = run.loader("train")
+    # Weights that are missing are refused now, not after minutes of compilation and with a workdir begun.
+    jax.block_until_ready(run.consts)
     check_batch(run.system, _head(loader), config.batch_size // jax.process_count())
     run.claim_workdir()
     with contextlib.ExitStack() as stack:
@@ -255,6 +258,8 @@ class Session:
         self._files.copy_out()
         if jax.process_index() == 0:
             path = self.run.workdir / "record.json"
+            if not meter.steps and path.exists():  # nothing trained: keep what was measured then
+                content = {**json.loads(path.read_text()), "results": content["results"]}
             try:
                 record.write(path, content)
                 log.info("run record: %s", path)

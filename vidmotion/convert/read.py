@@ -92,7 +92,10 @@ def _read_one(path: Path, at: str) -> dict[str, np.ndarray]:
     _existing(path)
     match path.suffix:
         case ".safetensors":
-            return safetensors.numpy.load_file(path)
+            try:
+                return safetensors.numpy.load_file(path)
+            except safetensors.SafetensorError as error:
+                raise ValueError(f"{path}: not a safetensors file, or damaged: {error}") from error
         case ".npz":
             with np.load(path, allow_pickle=False) as file:
                 return dict(file)

@@ -15,7 +15,7 @@ import grain
 import numpy as np
 import safetensors.numpy
 
-from vidmotion.data.records import DatasetError, RecordSource
+from vidmotion.data.records import INDEX, DatasetError, RecordSource
 from vidmotion.errors import ConfigError
 
 QUANTIZER = "quantizer.safetensors"
@@ -58,6 +58,11 @@ class CodesSource:
           DatasetError: as `RecordSource`, or the folder does not hold codes.
           ConfigError: clips with fewer codes than `frames` at half rate.
         """
+        if not (Path(directory) / INDEX).is_file():
+            raise DatasetError(
+                f"{directory}: no motion codes here; write them with python -m vidmotion.encode "
+                f"--workdir=RUN --out={directory}, RUN being a trained BCD"
+            )
         self._records = RecordSource(directory, split)
         shapes = self._records.features
         if not {"content", "ids", "ids_fast"} <= shapes.keys():
@@ -74,8 +79,10 @@ class CodesSource:
         pick = PickRate(frames, fast)
         self._frames = frames
         self.transforms = (pick,) if split == "train" else ()
+        # The codebooks count too: the same ids mean another motion with others.
+        books = hashlib.sha256(_quantizer_file(directory)).hexdigest()
         self.fingerprint = hashlib.sha256(
-            f"{self._records.fingerprint}/{pick}/{split}".encode()
+            f"{self._records.fingerprint}/{books}/{pick}/{split}".encode()
         ).hexdigest()
         self._arguments = (directory, split, frames, fast)
 
@@ -101,10 +108,20 @@ def read_quantizer(directory) -> dict[str, np.ndarray]:
     Raises:
       DatasetError: no such file, or it cannot be read.
     """
+    try:
+        return safetensors.numpy.load(_quantizer_file(directory))
+    except safetensors.SafetensorError as error:
+        raise DatasetError(
+            f"{Path(directory) / QUANTIZER}: {error}. Write the codes again with python -m "
+            "vidmotion.encode"
+        ) from error
+
+
+def _quantizer_file(directory) -> bytes:
     path = Path(directory) / QUANTIZER
     try:
-        return safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
+        return path.read_bytes()
+    except OSError as error:
         raise DatasetError(
-            f"{path}: {error}. Write the codes again with python -m vidmotion.encode"
+            f"{path}: {error.strerror}. Write the codes again with python -m vidmotion.encode"
         ) from error

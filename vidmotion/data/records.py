@@ -10,7 +10,8 @@ A record is a safetensors blob of named arrays, one record per ArrayRecord chunk
 that any of them can be read alone. Text and bytes are stored as uint8 arrays of their (UTF-8)
 bytes. The index holds, for each split, its records' number and digest, and for each shard its
 records' number, its size in bytes and its sha256; the features (name -> dtype and shape, null where
-records differ); and the provenance, whose `command` is the one that builds the dataset again.
+records differ); the files attached beside the shards; and the provenance, whose `command` is the
+one that builds the dataset again.
 """
 
 import hashlib
@@ -74,6 +75,7 @@ class DatasetWriter:
         self._shards = shards
         self._splits: dict[str, _Split] = {}
         self._features: dict[str, dict] = {}
+        self._files: dict[str, dict] = {}
         self._directory.mkdir(parents=True, exist_ok=True)
         for leftover in self._directory.glob(f"*.array_record{_PARTIAL}"):
             leftover.unlink()
@@ -90,6 +92,14 @@ class DatasetWriter:
             self._splits[split] = _Split(self._directory, split, self._shards)
         self._splits[split].write(safetensors.numpy.save(arrays))
 
+    def attach(self, name: str, content: bytes):
+        """Puts a file of that name beside the shards; the index keeps its sha256 under `files`."""
+        _aside(self._directory / name).write_bytes(content)
+        self._files[name] = {
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+
     def __enter__(self):
         return self
 
@@ -99,9 +109,13 @@ class DatasetWriter:
         if kind is None:
             self._publish()
         else:
-            for split in self._splits.values():
-                for path in split.paths:
-                    _aside(path).unlink(missing_ok=True)
+            for path in self._paths():
+                _aside(path).unlink(missing_ok=True)
+
+    def _paths(self) -> list[Path]:
+        """Everything but the index, by its final name."""
+        shards = [path for split in self._splits.values() for path in split.paths]
+        return shards + [self._directory / name for name in self._files]
 
     def _admit(self, arrays):
         found = {n: {"dtype": str(a.dtype), "shape": list(a.shape)} for n, a in arrays.items()}
@@ -120,6 +134,7 @@ class DatasetWriter:
             **self._header,
             "features": self._features,
             "splits": splits,
+            "files": self._files,
             "provenance": self._provenance,
         }
         target = self._directory / INDEX
@@ -127,9 +142,8 @@ class DatasetWriter:
             target.unlink(missing_ok=True)  # before the shards that it lists
             for old in self._directory.glob("*-of-?????.array_record"):
                 old.unlink()
-        for split in self._splits.values():
-            for path in split.paths:
-                os.replace(_aside(path), path)
+        for path in self._paths():
+            os.replace(_aside(path), path)
         _aside(target).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
         os.replace(_aside(target), target)
 

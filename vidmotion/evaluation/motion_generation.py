@@ -9,7 +9,8 @@ import logging
 import jax
 import numpy as np
 
-from vidmotion import media
+from vidmotion import media, paths, sharding
+from vidmotion.data import codes
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.transfer import to_uint8
 from vidmotion.metrics import codebook
@@ -25,24 +26,26 @@ def evaluate(run, vars, companion) -> list[Result]:
 
     ``config.eval``: `batch`, `frames`, `temperature`, `top_k`, and `bcd`, the workdir of the BCD whose codes
     these are; without it nothing is rendered, and the log says so.
+
+    Raises:
+      ConfigError: `bcd` is not the run that the codes come from, or a setting is out of range.
     """
-    settings, system = run.config.eval, run.system
-    rows = run.rows(settings.batch)
-    score = jax.jit(system.score)
-    generate = run.jit_sample(
-        frames=system.frames, temperature=settings.temperature, top_k=settings.top_k or None
-    )
+    system, source = run.system, run.source("eval")
+    rows = run.rows(run.config.eval.batch)
+    score = jax.jit(system.score, out_shardings=sharding.replicated(run.mesh))
+    generate = _generator(run, system.frames)
     mean, real, made = Mean(), [], []
-    with run.loader("eval", rows) as loader:
-        for number, batch in enumerate(loader.one_pass()):
-            mask = batch["mask"]
-            placed = run.put(batch)
-            mean = mean.update(np.asarray(score(vars, placed)), mask)
-            key = jax.random.fold_in(jax.random.key(run.config.seed), number)
-            made.append(np.asarray(generate(vars, placed, key)["ids"])[mask])
-            real.append(batch["ids"][mask])
+    for start in range(0, len(source), rows):
+        picked = np.minimum(np.arange(start, start + rows), len(source) - 1)
+        elements = [source[int(i)] for i in picked]
+        batch = {name: np.stack([e[name] for e in elements]) for name in ("content", "ids")}
+        kept = min(rows, len(source) - start)
+        placed = run.put_rows(batch)
+        mean = mean.update(np.asarray(score(vars, placed))[:kept])
+        key = jax.random.fold_in(jax.random.key(run.config.seed), start)
+        made.append(np.asarray(generate(vars, placed, key)["ids"])[:kept])
+        real.append(batch["ids"][:kept])
     real, made = np.concatenate(real), np.concatenate(made)
-    count = len(real)
 
     def histogram(ids):
         counts = codebook.usage_counts(ids, system.entries)
@@ -50,8 +53,10 @@ def evaluate(run, vars, companion) -> list[Result]:
 
     distance = 0.5 * np.abs(histogram(real) - histogram(made)).sum(axis=1).mean()
     changes = [np.mean(ids[:, 1:] != ids[:, :-1]) for ids in (real, made)]
-    sampled = "greedy" if not settings.temperature else f"temperature {settings.temperature}"
-    rows = [
+    temperature = run.config.eval.temperature
+    sampled = f"temperature {temperature}" if temperature else "greedy"
+    render(run, vars)
+    results = [
         (
             "cross_entropy",
             mean.compute(),
@@ -62,44 +67,62 @@ def evaluate(run, vars, companion) -> list[Result]:
         ("change_rate/real", float(changes[0]), "share of codes that differ from the frame before"),
         ("change_rate/generated", float(changes[1]), f"the same; {sampled}"),
     ]
-    render(run, vars)
-    return [Result(name, value, note, "none", "codes", count) for name, value, note in rows]
+    return [Result(name, value, note, "none", "codes", len(real)) for name, value, note in results]
+
+
+def _generator(run, frames: int):
+    settings = run.config.eval
+    return run.jit_sample(
+        frames=frames, temperature=settings.temperature, top_k=settings.top_k or None
+    )
 
 
 def render(run, vars) -> None:
-    """Write ``samples/generated.{mp4,gif,png}``: content pictures moved by generated motion."""
+    """Write ``samples/generated.{mp4,gif,png}``: content pictures moved by generated motion.
+
+    The content is that of the first `clips` records of the eval split, the picture beside each the first of
+    the clip that the record was read from.
+
+    Raises:
+      ConfigError: as `evaluate`.
+    """
     settings, system = run.config.eval, run.system
     if not settings.bcd:
         log.info("nothing is rendered: config.eval.bcd names no BCD run")
         return
     bcd = open_run(settings.bcd)
     if not hasattr(bcd.system, "render"):
-        raise ConfigError(f"config.eval.bcd={settings.bcd!r} is not a BCD run")
-    bcd_vars, source = bcd.trained_vars(), bcd.source("eval")
-    clips = run.rows(settings.clips)
-    video = np.stack([source[i % len(source)]["video"] for i in range(clips)])
-    read = jax.jit(bcd.system.read)(bcd_vars, {"content": video, "motion": video})
-    want = (system.content_tokens, system.content_width)
-    if read["content"].shape[1:] != want or read["ids"].shape[2] != system.books:
         raise ConfigError(
-            f"config.eval.bcd={settings.bcd!r} has content {read['content'].shape[1:]} and "
-            f"{read['ids'].shape[2]} codebooks; these codes have {want} and {system.books}"
+            f"config.eval.bcd={settings.bcd!r} holds a {bcd.config.system.name}, which renders no motion"
         )
-    generate = run.jit_sample(
-        frames=settings.frames, temperature=settings.temperature, top_k=settings.top_k or None
-    )
+    bcd_vars = bcd.trained_vars()
+    theirs = paths.flatten(bcd_vars.params["model"]["quantizer"])
+    ours = codes.read_quantizer(system.codes)
+    if theirs.keys() != ours.keys() or any(
+        not np.array_equal(ours[path], theirs[path]) for path in ours
+    ):
+        raise ConfigError(
+            f"config.eval.bcd={settings.bcd!r} is not the run, or not the checkpoint, that wrote the "
+            f"codes {system.codes!r}: its codebooks differ"
+        )
+    source, pictures = run.source("eval"), bcd.source("eval")
+    clips = min(settings.clips, len(source))
+    picked = [min(i, clips - 1) for i in range(run.rows(clips))]
+    content = np.stack([source[i]["content"] for i in picked])
     key = jax.random.key(run.config.seed)
-    ids = generate(vars, {"content": read["content"]}, key)["ids"]
-    moving = jax.jit(bcd.system.render)(bcd_vars, {"content": read["content"], "ids": ids}, key)
-    result = to_uint8(np.asarray(moving))[: settings.clips]
-    still = np.repeat(video[: settings.clips, :1], result.shape[1], axis=1)
-    sheet = np.stack([np.concatenate(pair, axis=2) for pair in zip(still, result)])
+    generate = _generator(run, settings.frames)
+    ids = np.asarray(generate(vars, run.put_rows({"content": content}), key)["ids"])
+    paint = jax.jit(bcd.system.render, out_shardings=sharding.replicated(bcd.mesh))
+    moving = paint(bcd_vars, bcd.put_rows({"content": content, "ids": ids}), key)
+    result = to_uint8(np.asarray(moving)[:clips])
+    still = np.stack([pictures[i]["video"][:1] for i in range(clips)])
+    sheet = np.concatenate([still.repeat(result.shape[1], axis=1), result], axis=3)
     if jax.process_index() == 0:
         folder = run.workdir / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         moving_sheet = media.grid(sheet, cols=1)
         media.write_mp4(folder / "generated.mp4", moving_sheet, fps=bcd.config.sample.fps)
         media.write_gif(folder / "generated.gif", moving_sheet, fps=bcd.config.sample.fps)
-        strips = [media.strip(clip, 8) for clip in result]
+        strips = [media.strip(clip, 8) for clip in sheet]
         media.write_png(folder / "generated.png", np.concatenate(strips))
         log.info("pictures: %s", folder / "generated.png")

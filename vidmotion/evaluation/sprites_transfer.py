@@ -69,10 +69,18 @@ def evaluate(run, vars, companion) -> list[Result]:
             f"chance {1 / classes:.3f}; judge on the real clips "
             f"{judge.accuracy(real[label], labels[label]):.4f}",
         )
-    actions = probabilities["action"][judge.balanced(wanted["action"], sprites.CLASSES)]
-    add("inception_score", judge.inception_score(actions), "9 actions, class-balanced; at most 9")
-    add("H(y|x)", judge.conditional_entropy(actions), "nats, class-balanced; lower is better")
-    add("H(y)", judge.marginal_entropy(actions), "nats, class-balanced; at most ln 9 = 2.197")
+    of_actions = (
+        ("inception_score", judge.inception_score, "9 actions, class-balanced; at most 9"),
+        ("H(y|x)", judge.conditional_entropy, "nats, class-balanced; lower is better"),
+        ("H(y)", judge.marginal_entropy, "nats, class-balanced; at most ln 9 = 2.197"),
+    )
+    every = len(np.unique(wanted["action"])) == sprites.CLASSES
+    for metric, function, convention in of_actions:
+        if every:
+            balanced = judge.balanced(wanted["action"], sprites.CLASSES)
+            add(metric, function(probabilities["action"][balanced]), convention)
+        else:
+            add(metric, None, "not computed: not every action is among these pairs")
     add("psnr/true_sprite", psnr.compute(), "common, mean of per-frame dB")
     counts = codebook.usage_counts(np.concatenate(ids), run.system.quantizer.entries)
     add("bits_per_frame/hard", codebook.bits_per_frame(counts), "entropy of the code histogram")

@@ -28,7 +28,7 @@ from vidmotion.models import disentangle, quantizer
 from vidmotion.models.disentangle import DisentanglingEncoder
 from vidmotion.models.dit import VideoDiT
 from vidmotion.models.quantizer import GroupedQuantizer, temperature
-from vidmotion.system import Out, System, Vars, dtype, record
+from vidmotion.system import Const, Out, System, Vars, dtype, record
 from vidmotion.systems import codecs
 
 PyTree = Any
@@ -360,7 +360,7 @@ class BCD(System):
             }
         }
 
-    def consts_spec(self) -> dict[str, Any]:
+    def consts_spec(self) -> dict[str, Const]:
         """The codec's frozen network, if it has one."""
         return self.codec.consts()
 

@@ -5,7 +5,8 @@ A codec is a frozen record with `latent_shape`, `consts`, `encode` and `decode`.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,8 +17,12 @@ from vidmotion.convert import engine, read
 from vidmotion.convert.maps import vae as vae_maps
 from vidmotion.errors import ConfigError
 from vidmotion.models import vae
+from vidmotion.system import Const
+
+log = logging.getLogger(__name__)
 
 PyTree = Any
+CHANNELS = 4  # of a latent frame
 FACTOR = 8  # of the image autoencoders here: a latent frame has 1/8 of the height and width
 
 
@@ -36,7 +41,7 @@ class PixelCodec:
         """(height, channels) of a latent frame."""
         return size, 3
 
-    def consts(self) -> dict[str, Callable[[], PyTree]]:
+    def consts(self) -> dict[str, Const]:
         """No frozen networks."""
         return {}
 
@@ -61,7 +66,7 @@ class LatentCodec:
         for demos and tests.
       weights: file with the autoencoder in the diffusers layout.
       mean, std: per channel, of z over the training set.
-      chunk: frames encoded or decoded at a time, which bounds memory.
+      chunk: frames of each clip encoded or decoded at a time, which bounds memory.
 
     Raises:
       ConfigError: unknown network, or one that needs weights and has none.
@@ -71,13 +76,20 @@ class LatentCodec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     weights: str = ""
-    chunk: int = 8
+    chunk: int = 1
 
     def __post_init__(self):
         if self.network not in (*vae.SIZES, "patch"):
             raise ConfigError(
                 f"config.system.codec.network={self.network!r}: choose {', '.join(vae.SIZES)} or patch"
             )
+        if not len(self.mean) == len(self.std) == CHANNELS:
+            raise ConfigError(
+                f"config.system.codec: mean and std are {CHANNELS} numbers each, got {self.mean} and "
+                f"{self.std}"
+            )
+        if self.chunk < 1:
+            raise ConfigError(f"config.system.codec.chunk={self.chunk}: at least 1")
 
     @property
     def _net(self) -> vae.AutoencoderKL | vae.PatchCodec:
@@ -88,32 +100,52 @@ class LatentCodec:
         )
 
     def latent_shape(self, size: int) -> tuple[int, int]:
-        """(height, channels) of a latent frame."""
-        return size // FACTOR, len(self.mean)
+        """(height, channels) of a latent frame.
 
-    def consts(self) -> dict[str, Callable[[], PyTree]]:
-        """``{"vae": loader}``, nothing for the patch codec."""
-        return {} if self.network == "patch" else {"vae": self._load}
+        Raises:
+          ConfigError: `size` is not a multiple of 8.
+        """
+        if size % FACTOR:
+            raise ConfigError(f"config.system.size={size}: this codec needs a multiple of {FACTOR}")
+        return size // FACTOR, CHANNELS
+
+    def consts(self) -> dict[str, Const]:
+        """``{"vae": the autoencoder}``, nothing for the patch codec, which the log then says."""
+        if self.network == "patch":
+            log.info(
+                "config.system.codec.network is patch: a small fixed codec without weights stands in "
+                "for the image autoencoder, and pictures are no sharper than its 8x8 patches"
+            )
+            return {}
+        return {"vae": Const(self._shapes, self._load)}
+
+    def _shapes(self) -> PyTree:
+        image = jnp.zeros((1, FACTOR * 8, FACTOR * 8, 3))
+        return jax.eval_shape(self._net.init, jax.random.key(0), image)["params"]
 
     def _load(self) -> PyTree:
         wanted = (
-            "the Stable Diffusion image autoencoder (diffusers layout, for example "
-            "diffusion_pytorch_model.safetensors of stabilityai/sd-vae-ft-mse on Hugging Face)"
+            "the Stable Diffusion image autoencoder in the diffusers layout, for example "
+            "diffusion_pytorch_model.safetensors of stabilityai/sd-vae-ft-mse on Hugging Face"
         )
+        field = f"config.system.codec.weights={self.weights!r}"
         if not self.weights:
             raise ConfigError(f"config.system.codec.weights is empty: give the file of {wanted}")
         try:
             source = read.read(self.weights, float32=True)
         except FileNotFoundError as error:
+            raise ConfigError(f"{field} does not exist: give the file of {wanted}") from error
+        except (OSError, ValueError, ImportError) as error:
             raise ConfigError(
-                f"config.system.codec.weights={self.weights!r} does not exist: give the file of {wanted}"
+                f"{field} cannot be read ({error}): give the file of {wanted}"
             ) from error
-        image = jnp.zeros((1, FACTOR * 8, FACTOR * 8, 3))
-        abstract = jax.eval_shape(self._net.init, jax.random.key(0), image)["params"]
         try:
-            return engine.convert(abstract, source, vae_maps.DIFFUSERS)
+            return engine.convert(self._shapes(), source, vae_maps.DIFFUSERS)
         except engine.ConversionError as error:
-            raise ConfigError(f"config.system.codec.weights={self.weights!r}: {error}") from error
+            raise ConfigError(
+                f"{field} is not {wanted}: {len(error.problems)} problems, the first: "
+                f"{error.problems[0]}"
+            ) from error
 
     def encode(self, consts: Mapping[str, PyTree], video: jax.Array) -> jax.Array:
         """uint8 (B, T, H, W, 3) -> float32 latents (B, T, H/8, W/8, C)."""
@@ -139,9 +171,8 @@ class LatentCodec:
         return self._net.apply(variables, x_bhwc, method=method)
 
     def _in_chunks(self, function, x_bthwc):
-        """Map over all frames, `chunk` at a time."""
-        frames = x_bthwc.reshape(-1, *x_bthwc.shape[2:])
-        out = jax.lax.map(lambda x: function(x[None])[0], frames, batch_size=self.chunk)
+        """Map over time, `chunk` frames of every clip at a time; the batch stays cut over the mesh."""
+        frames = x_bthwc.reshape(-1, *x_bthwc.shape[2:]); out = jax.lax.map(lambda x: function(x[None])[0], frames, batch_size=self.chunk)
         return out.reshape(*x_bthwc.shape[:2], *out.shape[1:])
 
     def _row(self, values):

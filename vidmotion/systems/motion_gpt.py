@@ -17,7 +17,7 @@ from vidmotion.data import codes
 from vidmotion.errors import ConfigError
 from vidmotion.models import motion_gpt
 from vidmotion.models.quantizer import GroupedQuantizer
-from vidmotion.system import Out, System, Vars, dtype
+from vidmotion.system import Const, Out, System, Vars, dtype
 
 PyTree = Any
 
@@ -61,11 +61,20 @@ class MotionGenerator(System):
                 f"config.system.content_elements={self.content_elements}: choose 1 or "
                 f"content_tokens={self.content_tokens}"
             )
-        if self.content_elements + self.frames > self.max_positions:
+        if self.frames < 2:
+            raise ConfigError(f"config.system.frames={self.frames}: at least 2")
+        if self.frames > self.most_frames:
             raise ConfigError(
-                f"config.system: {self.content_elements} content elements and {self.frames} frames "
-                f"exceed max_positions={self.max_positions}"
+                f"config.system.frames={self.frames}: with max_positions={self.max_positions} at most "
+                f"{self.most_frames}"
             )
+        if self.width % self.heads:
+            raise ConfigError(f"config.system.width={self.width} must divide by heads={self.heads}")
+
+    @property
+    def most_frames(self) -> int:
+        """Longest sequence: the last frame is predicted, never read."""
+        return self.max_positions - self.content_elements + 1
 
     @property
     def _net(self) -> motion_gpt.MotionGPT:
@@ -103,22 +112,25 @@ class MotionGenerator(System):
         motion = jnp.zeros((1, self.frames - 1, self.books * self.dim))
         return {"model": self._net.init(key, content, motion)["params"]}
 
-    def consts_spec(self) -> dict[str, Any]:
-        """``{"quantizer": loader of the frozen codebooks}``."""
-        return {"quantizer": self._load}
+    def consts_spec(self) -> dict[str, Const]:
+        """``{"quantizer": the frozen codebooks}``."""
+        return {"quantizer": Const(self._shapes, self._load)}
+
+    def _shapes(self) -> PyTree:
+        motion = jnp.zeros((1, 1, self.books * self.dim))
+        return jax.eval_shape(self._quantizer.init, jax.random.key(0), motion)["params"]
 
     def _load(self) -> PyTree:
         have = codes.read_quantizer(self.codes)
-        motion = jnp.zeros((1, 1, self.books * self.dim))
-        want = jax.eval_shape(self._quantizer.init, jax.random.key(0), motion)["params"]
-        shapes = {path: leaf.shape for path, leaf in paths.flatten(want).items()}
-        found = {path: value.shape for path, value in have.items() if path in shapes}
-        if shapes != found:
+        have.pop("log_alpha", None)  # how soft assignments are, which decoding does not ask
+        want = {path: leaf.shape for path, leaf in paths.flatten(self._shapes()).items()}
+        found = {path: value.shape for path, value in have.items()}
+        if want != found:
             raise ConfigError(
                 f"config.system.codes={self.codes!r} comes from a BCD of another shape: its quantiser "
-                f"has {found}, this config expects {shapes}"
+                f"has {found}, this config expects {want}"
             )
-        return paths.unflatten({path: have[path] for path in shapes})
+        return paths.unflatten(have)
 
     def tokens(self, batch: int) -> int:
         """Sequence elements of a batch."""
@@ -170,13 +182,25 @@ class MotionGenerator(System):
         temperature: float = 0.0,
         top_k: int | None = None,
     ) -> PyTree:
-        """Motion codes for ``content`` (B, K, C_c): ``ids`` int32 (B, frames, N), greedy by default."""
+        """Motion codes for ``content`` (B, K, C_c): ``ids`` int32 (B, frames, N), greedy by default.
+
+        Raises:
+          ConfigError: more than `most_frames` frames, or `temperature` or `top_k` out of range.
+        """
+        frames = self.frames if frames is None else frames
+        if not 1 <= frames <= self.most_frames:
+            raise ConfigError(f"frames={frames}: choose 1 to {self.most_frames}")
+        if temperature < 0 or not 1 <= (top_k or 1) <= self.entries:
+            raise ConfigError(
+                f"temperature={temperature} and top_k={top_k}: choose at least 0, and at most the "
+                f"{self.entries} entries of a codebook"
+            )
         ids = motion_gpt.generate(
             self._net,
             {"params": vars.params["model"]},
             batch["content"],
             lambda ids_b1n: self.embed(vars.consts, ids_b1n),
-            frames or self.frames,
+            frames,
             key=key,
             temperature=temperature,
             top_k=top_k,

@@ -1,0 +1,156 @@
+"""Every recipe: its arguments, what it builds, and two steps of its smallest shape from end to end."""
+
+import json
+import math
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import common
+from vidmotion.checkpoint import Checkpointer
+from vidmotion.errors import EXIT_DONE
+from vidmotion.run import Run, load_config
+from vidmotion.train import train
+from vidmotion.writer import read_metrics
+
+FOLDER = Path(common.__file__).parent
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in {"__init__", "common"})
+
+
+def options(name):
+    """{argument: its values, the default first}, as the config hands them to `common.parse`."""
+    asked, parse = [], common.parse
+
+    def spy(argument, **known):
+        asked.append(known)
+        return parse(argument, **known)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "parse", spy)
+        load_config(name)
+    return asked[0]
+
+
+ARGUMENTS = [
+    (name, f"{key}={value}", value == values[0])
+    for name in NAMES
+    for key, values in options(name).items()
+    for value in values
+]
+
+
+def test_the_recipes_are_found():
+    assert {"sprites", "heads", "lrs3", "lrs3_gpt", "sprites_judge"} <= set(NAMES)
+    assert ("lrs3", "content_frames=15", False) in ARGUMENTS
+
+
+@pytest.mark.parametrize("variant", ["", "demo", "debug"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_variant_builds_its_run(name, variant):
+    config = load_config(f"{name}:{variant}")
+    run = Run(config, "", abstract=True)
+    state = run.abstract_state  # every path rule is applied to every leaf
+    assert jax.tree.leaves(state.params)
+    assert set(config.eval.run) <= set(run.system.evaluators())
+    if variant == "debug":
+        assert config.steps == 2
+    json.loads(config.to_json())
+
+
+@pytest.mark.parametrize(("name", "argument", "default"), ARGUMENTS)
+def test_every_argument_builds_and_only_the_default_changes_nothing(name, argument, default):
+    same = []
+    for variant in ("", "demo", "debug"):
+        chosen = load_config(f"{name}:{','.join(filter(None, (variant, argument)))}")
+        Run(chosen, "", abstract=True)
+        same.append(chosen.to_json() == load_config(f"{name}:{variant}").to_json())
+    assert all(same) if default else not all(same)
+
+
+@pytest.mark.parametrize("argument", ["huge", "demo=1", "debug,colour=red", "demo,debug"])
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_arguments_are_refused(name, argument):
+    with pytest.raises(ValueError, match="choose from demo, debug"):
+        load_config(f"{name}:{argument}")
+
+
+def test_the_sizes_that_the_spec_expects():
+    def count(tree):
+        return sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6
+
+    lrs3 = Run(load_config("lrs3"), "", abstract=True).abstract_params["model"]
+    # T5 of 12 layers: attention 4 x 512 x 512, feed-forward 2 x 512 x 2048; the stem 4096 x 512.
+    assert count(lrs3["encoder"]) == pytest.approx(37.7 + 2.1, rel=0.03)
+    assert count(lrs3["quantizer"]) == pytest.approx((64 * 32 * 16 + 1024**2) / 1e6)
+    gpt = Run(load_config("lrs3_gpt"), "", abstract=True).abstract_params["model"]
+    assert count(gpt["trunk"]) == pytest.approx(151.3, abs=0.05)
+
+
+def test_the_codes_have_one_folder_and_one_length():
+    config = load_config("lrs3_gpt:debug")
+    config.update_from_flattened_dict({"system.codes": "elsewhere", "system.frames": 3})
+    assert config.data.common.directory == "elsewhere" and config.data.common.frames == 3
+
+
+# -- two steps ------------------------------------------------------------------------------------
+
+
+def assert_complete(workdir, results=(), pictures=()):
+    """The workdir of a run of two steps, with these evaluation results and samples."""
+    with Checkpointer(workdir, read_only=True) as checkpointer:
+        assert checkpointer.steps() == [2]
+    rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "loss/model" in row]
+    losses = {row["step"]: row["loss/model"] for row in rows}
+    assert set(losses) == {1, 2} and all(map(math.isfinite, losses.values()))
+    assert json.loads((workdir / "record.json").read_text())["steps_done"] == 2
+    for name in pictures:
+        for suffix in ("png", "mp4", "gif"):
+            assert (workdir / "samples" / f"{name}.{suffix}").stat().st_size > 0
+    if results:
+        rows = json.loads((workdir / "eval.json").read_text())["results"]
+        values = {row["metric"]: row["value"] for row in rows}
+        assert set(results) <= set(values) and all(math.isfinite(values[name]) for name in results)
+
+
+def test_heads(heads_run):
+    results = ("psnr/swap", "ssim/swap", "psnr/copy_content", "bits_per_frame/hard")
+    assert_complete(heads_run, results, ["transfer-2"])
+
+
+@pytest.mark.slow
+def test_lrs3(tmp_path):
+    assert train(load_config("lrs3:debug"), str(tmp_path)) == EXIT_DONE
+    assert_complete(tmp_path, pictures=["transfer-2"])
+
+
+@pytest.mark.slow
+def test_lrs3_gpt(heads_run, heads_codes, tmp_path):
+    config = load_config("lrs3_gpt:debug")
+    config.system.codes = str(heads_codes)
+    config.eval.bcd = str(heads_run)
+    assert train(config, str(tmp_path)) == EXIT_DONE
+    assert_complete(tmp_path, ("cross_entropy", "perplexity", "histogram_distance"), ["generated"])
+
+
+def of_sheets(name, sheets_dir):
+    config = load_config(f"{name}:debug")
+    config.data.common.sheets_dir = str(sheets_dir)
+    return config
+
+
+@pytest.mark.slow
+def test_sprites_judge(sheets_dir, tmp_path):
+    assert train(of_sheets("sprites_judge", sheets_dir), str(tmp_path)) == EXIT_DONE
+    assert_complete(tmp_path)
+
+
+@pytest.mark.slow
+def test_sprites(sheets_dir, tmp_path):
+    assert train(of_sheets("sprites", sheets_dir), str(tmp_path)) == EXIT_DONE
+    results = ("cross_driven/action", "cross_driven/hair", "psnr/true_sprite")
+    assert_complete(tmp_path, results, ["transfer-2"])
+    rows = {r["metric"]: r for r in json.loads((tmp_path / "eval.json").read_text())["results"]}
+    # Four pairs cannot hold nine actions: said so, and no number in its place.
+    assert rows["inception_score"]["value"] is None
+    assert rows["inception_score"]["convention"].startswith("not computed")

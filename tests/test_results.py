@@ -1,0 +1,67 @@
+"""The results page holds what the run records say, and nothing else."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
+
+
+def load():
+    spec = importlib.util.spec_from_file_location("results_build", RESULTS / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_built_from_the_records():
+    assert (RESULTS / "README.md").read_text() == load().build()
+
+
+def test_a_record_keeps_its_numbers_and_the_papers_are_labelled():
+    record = {
+        "devices": 2,
+        "device_kind": "chip",
+        "platform": "tpu",
+        "steps_done": 1234,
+        "steps_planned": 5000,
+        "step_seconds": 0.25,
+        "model_tflops": 1.5,
+        "mfu": 0.4321,
+        "data_wait_share": 0.015,
+        "peak_memory": {"process_bytes": 2**30, "device_bytes": 3 * 2**30},
+        "commit": "a" * 40 + "+changes",
+        "libraries": {"jax": "0.10.2"},
+        "config": {"batch_size": 32},
+        "results": [
+            {
+                "metric": "cross_driven/hair",
+                "value": 0.9,
+                "convention": "c",
+                "weights": "w",
+                "resolution": "64x64",
+                "n": 7,
+            },
+            {
+                "metric": "fid",
+                "value": None,
+                "convention": "needs weights",
+                "weights": "none",
+                "resolution": "64x64",
+                "n": 0,
+            },
+        ],
+    }
+    text = "\n".join(load().describe("run", record))
+    for part in ("1,234 / 5,000", "0.250", "1.500", "43.2%", "1.50%", "3.00 GiB (device)"):
+        assert part in text
+    assert "aaaaaaaaaaaa+changes" in text
+    assert "| cross_driven/hair | 0.9000 | 1.0000 (Table A1) | 7 | c; weights: w; 64x64 |" in text
+    assert "| fid | not computed |  | 0 |" in text
+
+
+def test_links_of_the_pages_lead_somewhere():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", RESULTS / "README.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), (page, target)

@@ -1,0 +1,215 @@
+"""Weights of a published checkpoint into a folder of our own, and back.
+
+    python -m vidmotion.convert vidtwin --src=FILE.ckpt --out=DIR
+    python -m vidmotion.convert vidtwin --src=DIR --out=FILE.safetensors --export
+
+The way back also takes a folder as --out, and names the file in it after the network.
+The sizes of the network are read off the checkpoint. Every key must be used, or be ignored for a
+reason, which is printed; everything that does not fit is named in one message. Exit codes: 0 done,
+2 a file or an argument to be put right.
+"""
+
+import argparse
+import collections
+import dataclasses
+import fnmatch
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vidmotion import paths
+from vidmotion.convert import engine, folder
+from vidmotion.convert.maps import vidtwin as vidtwin_maps
+from vidmotion.convert.read import read, write_safetensors
+from vidmotion.errors import EXIT_DONE, EXIT_REFUSED
+from vidmotion.models import spacetime, vidtwin
+
+Shapes = Mapping[str, tuple[int, ...]]
+Arguments = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One network that the command knows.
+
+    Attributes:
+      rules: its table.
+      arguments: (shapes of the checkpoint, values of `options`) -> arguments of its class.
+      shapes: arguments -> abstract parameter tree.
+      options: numbers that no shape tells, name -> help; None where not given.
+      constants: arguments -> values that ignored keys must have, should they be there.
+    """
+
+    rules: engine.Rules
+    arguments: Callable[[Shapes, Mapping[str, int | None]], Arguments]
+    shapes: Callable[[Arguments], Mapping[str, Any]]
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    constants: Callable[[Arguments], Mapping[str, np.ndarray]] = lambda arguments: {}
+
+
+def _vidtwin_arguments(shapes: Shapes, options: Mapping[str, int | None]) -> Arguments:
+    found = vidtwin_maps.sizes(shapes)
+    known = {(s["width"], s["depth"]): s["heads"] for s in vidtwin.SIZES.values()}
+    heads = options["heads"] or known.get((found["width"], found["depth"]))
+    if heads is None:
+        raise ValueError(
+            f"width {found['width']} and depth {found['depth']} are none of the paper's sizes, and "
+            "no shape tells the number of attention heads: give it as --heads=N"
+        )
+    query_heads = options["query_heads"] or vidtwin.VidTwin.query_heads
+    return found | {"heads": heads, "query_heads": query_heads}
+
+
+def _vidtwin_net(arguments: Arguments) -> vidtwin.VidTwin:
+    try:
+        return vidtwin.VidTwin(**arguments | {"patch": tuple(arguments["patch"])})
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"these are not the arguments of a VidTwin: {error}") from error
+
+
+def _vidtwin_shapes(arguments: Arguments) -> Mapping[str, Any]:
+    net = _vidtwin_net(arguments)
+    clip = jax.ShapeDtypeStruct((1, net.frames, net.size, net.size, 3), np.float32)
+    return jax.eval_shape(lambda x: net.init(jax.random.key(0), x), clip)["params"]
+
+
+def _vidtwin_constants(arguments: Arguments) -> Mapping[str, np.ndarray]:
+    net = _vidtwin_net(arguments)
+    frames, side, _ = net.grid
+    spatial = spacetime.spatial_code(net.width, side)[None]
+    temporal = spacetime.temporal_code(net.width, frames)[None]
+    return {
+        f"{half}.{name}": code
+        for half in ("encoder", "decoder")
+        for name, code in (("pos_embed", spatial), ("pos_embed_temporal", temporal))
+    }
+
+
+NETWORKS = {
+    "vidtwin": Network(
+        rules=vidtwin_maps.RULES,
+        arguments=_vidtwin_arguments,
+        shapes=_vidtwin_shapes,
+        options={
+            "heads": "attention heads of both transformers (default: the paper's for this width)",
+            "query_heads": "attention heads of the Q-Former (default 8)",
+        },
+        constants=_vidtwin_constants,
+    )
+}
+
+
+def bring_in(name: str, src: Path, out: Path, options: Mapping[str, int | None]) -> str:
+    """Checkpoint file -> folder; returns what to tell the user.
+
+    Raises:
+      ConversionError: keys or shapes do not fit; all are named.
+      ImportError: a torch file without torch.
+      OSError: a file is absent or cannot be written.
+      ValueError: the file is damaged or of another kind, or an option is missing.
+    """
+    network = NETWORKS[name]
+    if out.is_file():
+        raise ValueError(f"{out}: is a file; --out must be a folder")
+    source = _read(src)
+    arguments = network.arguments({key: x.shape for key, x in source.items()}, options)
+    params = engine.convert(network.shapes(arguments), source, network.rules)
+    wrong = [
+        f"source {key}: not the values that the port computes"
+        for key, want in network.constants(arguments).items()
+        if key in source
+        and (source[key].shape != want.shape or not np.allclose(source[key], want, atol=1e-5))
+    ]
+    if wrong:
+        raise engine.ConversionError(wrong)
+    folder.write(out, name, arguments, params)
+    used = engine.export(params, network.rules)
+    count = sum(leaf.size for leaf in paths.flatten(params).values())
+    lines = [f"{out}: {name}, {count:,} parameters from {len(used)} keys; 0 missing"]
+    for reason, number in _ignored(source.keys() - used.keys(), network.rules).items():
+        lines.append(f"  ignored {number}: {reason}")
+    return "\n".join(lines)
+
+
+def bring_back(name: str, src: Path, out: Path) -> str:
+    """Folder -> checkpoint file as its authors spell it; returns what to tell the user.
+
+    Raises:
+      ConversionError: parameters and table do not fit; all offenders are named.
+      OSError: a file is absent or cannot be written.
+      ValueError: the folder holds another network or damaged files, or `out` another suffix.
+    """
+    network = NETWORKS[name]
+    found, arguments, params = folder.load(src)
+    if found != name:
+        raise ValueError(f"{src}: holds {found}, not {name}")
+    source = engine.export(params, network.rules)
+    shapes = {key: x.shape for key, x in source.items()}
+    engine.check(network.shapes(arguments), shapes, network.rules)
+    if out.is_dir() or not out.suffix:
+        out = out / f"{name}.safetensors"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(out, source)
+    return f"{out}: {name}, {len(source)} keys"
+
+
+def _read(src: Path) -> dict[str, np.ndarray]:
+    try:
+        return read(src, float32=True)
+    except (OSError, ImportError, ValueError):
+        raise
+    except Exception as error:  # whatever the readers of damaged files raise
+        raise ValueError(f"{src}: cannot be read, truncated or of another kind: {error}") from error
+
+
+def _ignored(keys: set[str], rules: engine.Rules) -> dict[str, int]:
+    """How many keys each reason covers."""
+    ignores = [rule for rule in rules if isinstance(rule, engine.Ignore)]
+    return collections.Counter(
+        next(rule.reason for rule in ignores if fnmatch.fnmatchcase(key, rule.source))
+        for key in sorted(keys)
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns its exit code."""
+    args = vars(_parser().parse_args(argv))
+    name, src, out = args.pop("network"), args.pop("src"), args.pop("out")
+    try:
+        if args.pop("export"):
+            print(bring_back(name, src, out))
+        else:
+            print(bring_in(name, src, out, args))
+    except (ImportError, OSError, ValueError) as error:
+        print(f"error: {'' if str(src) in str(error) else f'{src}: '}{error}", file=sys.stderr)
+        return EXIT_REFUSED
+    return EXIT_DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m vidmotion.convert", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    kinds = parser.add_subparsers(dest="network", required=True)
+    for name, network in NETWORKS.items():
+        kind = kinds.add_parser(name)
+        kind.add_argument(
+            "--src", type=Path, required=True, help="checkpoint file; with --export the folder"
+        )
+        kind.add_argument(
+            "--out",
+            type=Path,
+            required=True,
+            help="folder to write; with --export the .safetensors file, or its folder",
+        )
+        kind.add_argument("--export", action="store_true", help="the way back")
+        for option, text in network.options.items():
+            kind.add_argument(f"--{option}", type=int, help=text)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Converted weights on disk: a folder that says which network it holds and of what size.
+
+``network.json`` has the name of the network and the arguments of its class; ``params.safetensors``
+the parameters, keyed by their paths in the tree (``encoder/patch_embed/kernel``).
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidmotion import paths
+from vidmotion.convert.read import read, write_safetensors
+
+NETWORK, PARAMS = "network.json", "params.safetensors"
+
+
+def write(
+    folder: str | os.PathLike, network: str, arguments: Mapping[str, Any], params: Mapping[str, Any]
+) -> None:
+    """Writes a folder that `load` reads, making it where there is none.
+
+    Args:
+      folder: where; what an earlier call wrote there is replaced.
+      network: a name of `python -m vidmotion.convert`.
+      arguments: of the network's class, as JSON can hold them.
+      params: nested dict of arrays.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    params_file = folder / PARAMS
+    params_file.unlink(missing_ok=True)  # never the weights of one network by the name of another
+    aside = folder / f"{NETWORK}.{os.getpid()}.tmp"
+    content = {"network": network, "arguments": dict(arguments)}
+    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    aside.replace(folder / NETWORK)
+    write_safetensors(params_file, paths.flatten(params))
+
+
+def load(folder: str | os.PathLike) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+    """Network, arguments and parameters of a folder that `write` wrote.
+
+    Raises:
+      FileNotFoundError: one of the two files is absent.
+      ValueError: ``network.json`` is not what `write` writes.
+    """
+    folder = Path(folder)
+    for name in (NETWORK, PARAMS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder / name}: no such file; {folder} is not a folder that "
+                "`python -m vidmotion.convert` has completed"
+            )
+    file = folder / NETWORK
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        network, arguments = content["network"], dict(content["arguments"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: does not name a network and its arguments: {error!r}") from error
+    return network, arguments, paths.unflatten(read(folder / PARAMS))

@@ -1,0 +1,124 @@
+"""The Q-Former: learned queries that read a sequence (Li et al., arXiv 2301.12597).
+
+As VidTwin uses it (spec vidtwin.md, section 2.1): post-norm, without positions, cross-attention in
+every second layer, exact GELU.
+
+Shape suffixes: b batch, q queries, l tokens that are read, c width of a query, n heads, d width of
+one head.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+EPSILON = 1e-12  # of every LayerNorm
+
+
+class Attention(nn.Module):
+    """Queries attend to `memory`; width and heads are the queries'.
+
+    Attributes:
+      heads: number of heads; divides the width.
+      dropout: rate, on the attention weights.
+      dtype: of the matrix products.
+    """
+
+    heads: int
+    dropout: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x_bqc: jax.Array, memory_blc: jax.Array, deterministic: bool) -> jax.Array:
+        """(b, q, c), (b, l, any width) -> (b, q, c)."""
+        width = x_bqc.shape[-1]
+        init = nn.initializers.normal(0.02)
+        dense = functools.partial(nn.Dense, width, kernel_init=init, dtype=self.dtype)
+
+        def heads(name: str, y: jax.Array) -> jax.Array:
+            return dense(name=name)(y).reshape(*y.shape[:2], self.heads, width // self.heads)
+
+        # Not jax.nn's: that one cannot drop attention weights. The softmax is float32 here as well.
+        y_bqnd = nn.dot_product_attention(
+            heads("query", x_bqc),
+            heads("key", memory_blc),
+            heads("value", memory_blc),
+            broadcast_dropout=False,
+            dropout_rng=None if deterministic else self.make_rng("dropout"),
+            dropout_rate=self.dropout,
+            deterministic=deterministic,
+            force_fp32_for_softmax=True,
+        )
+        return dense(name="out")(y_bqnd.reshape(x_bqc.shape))
+
+
+class Layer(nn.Module):
+    """Self-attention, cross-attention if `cross`, feed-forward; each added and then normed."""
+
+    heads: int
+    mlp_dim: int
+    cross: bool
+    dropout: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x_bqc: jax.Array, memory_blc: jax.Array, deterministic: bool) -> jax.Array:
+        """(b, q, c), (b, l, any width) -> (b, q, c)."""
+        init = nn.initializers.normal(0.02)
+        dense = functools.partial(nn.Dense, kernel_init=init, dtype=self.dtype)
+
+        def add(name: str, x: jax.Array, y: jax.Array) -> jax.Array:
+            y = nn.Dropout(self.dropout, deterministic=deterministic, name=f"{name}_dropout")(y)
+            return layer_norm(self.dtype, f"{name}_norm")(x + y)
+
+        attention = functools.partial(Attention, self.heads, self.dropout, self.dtype)
+        y = attention(name="self")(x_bqc, x_bqc, deterministic)
+        x_bqc = add("self", x_bqc, y)
+        if self.cross:
+            y = attention(name="cross")(x_bqc, memory_blc, deterministic)
+            x_bqc = add("cross", x_bqc, y)
+        y = nn.gelu(dense(self.mlp_dim, name="mlp_in")(x_bqc), approximate=False)
+        return add("mlp", x_bqc, dense(x_bqc.shape[-1], name="mlp_out")(y))
+
+
+class QFormer(nn.Module):
+    """Sequence (b, l, any width) -> what the queries found, (b, queries, width).
+
+    Dropout acts on the normed queries, on every branch and on the attention weights; it needs the
+    rng "dropout" unless `deterministic`.
+
+    Attributes:
+      queries: number of queries; they are learned and shared by the batch.
+      width, layers, heads, mlp_dim: sizes; layers 0, 2, 4, ... read the sequence.
+      dropout: rate.
+      dtype: of the matrix products and the result; norm statistics and softmax are float32.
+    """
+
+    queries: int
+    width: int = 64
+    layers: int = 6
+    heads: int = 8
+    mlp_dim: int = 768
+    dropout: float = 0.1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, memory_blc: jax.Array, deterministic: bool = True) -> jax.Array:
+        """See the class."""
+        query_qc = self.param("queries", nn.initializers.normal(1.0), (self.queries, self.width))
+        x = layer_norm(self.dtype, "norm")(query_qc[None])
+        x = jnp.broadcast_to(x, (memory_blc.shape[0], *query_qc.shape))
+        x = nn.Dropout(self.dropout, deterministic=deterministic, name="dropout")(x)
+        for i in range(self.layers):
+            layer = Layer(
+                self.heads, self.mlp_dim, i % 2 == 0, self.dropout, self.dtype, name=f"layer_{i}"
+            )
+            x = layer(x, memory_blc, deterministic)
+        return x
+
+
+def layer_norm(dtype: DTypeLike, name: str) -> nn.LayerNorm:
+    """LayerNorm with affine and two-pass statistics in float32."""
+    return nn.LayerNorm(epsilon=EPSILON, dtype=dtype, use_fast_variance=False, name=name)

@@ -1,0 +1,246 @@
+"""The spatial-temporal transformer on both sides of VidTwin (spec vidtwin.md, section 1).
+
+Bertasius et al. (arXiv 2102.05095) with the modulation of a DiT block whose condition is gone: per
+block one learned table of shifts, scales and gates. The residual stream and the norms are float32;
+matrix products are in `dtype`.
+
+Shape suffixes: b batch, t frames, s patches of a frame (row by row), c width, n heads, d width of
+one head; bthwc is a video or a grid of tokens.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jax.typing import DTypeLike
+
+from vidmotion.models.dit import sincos_1d
+
+EPSILON = 1e-6  # of every norm here; none has parameters
+xavier = nn.initializers.xavier_uniform()
+zeros = nn.initializers.zeros
+# PyTorch's default, U(+-1/sqrt(fan_in)): kernels here, biases by `uniform_bias`.
+uniform_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def uniform_bias(fan_in: int) -> nn.initializers.Initializer:
+    """U(+-1/sqrt(fan_in)), PyTorch's default for the bias of a dense or convolution layer."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -1.0, 1.0) * fan_in**-0.5
+
+    return init
+
+
+def spatial_code(width: int, side: int) -> np.ndarray:
+    """(side * side, width) fixed code of the patches of a square frame, row by row.
+
+    The first half of the channels encodes the COLUMN, the second half the row, each as sines then
+    cosines of `index / 10000^(2i / (width / 2))` (section 1.2). `width` is a multiple of 4.
+    """
+    row, column = np.divmod(np.arange(side * side), side)
+    return np.concatenate([sincos_1d(width // 2, column), sincos_1d(width // 2, row)], axis=1)
+
+
+def temporal_code(width: int, frames: int) -> np.ndarray:
+    """(frames, width) fixed code of the frames, sines then cosines (section 1.2)."""
+    return sincos_1d(width, np.arange(frames))
+
+
+def modulate(x_btsc: jax.Array, shift_c: jax.Array, scale_c: jax.Array) -> jax.Array:
+    """LayerNorm without affine, then x * (1 + scale) + shift, in float32 (section 1.3)."""
+    x = x_btsc.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + EPSILON)
+    return x * (1.0 + scale_c)[None, None, None] + shift_c[None, None, None]
+
+
+class Attention(nn.Module):
+    """Self-attention within each frame, or causally over the frames of each patch (section 1.3).
+
+    Attributes:
+      heads: number of heads; divides the width.
+      temporal: attend over frames, each to itself and earlier ones. The output layer of such a
+        branch starts at zero (section 1.6).
+      dtype: of the matrix products; the softmax is float32.
+    """
+
+    heads: int
+    temporal: bool
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_btsc: jax.Array) -> jax.Array:
+        """(b, t, s, c) -> (b, t, s, c) of `dtype`."""
+        frames, patches, width = x_btsc.shape[1:]
+        qkv = nn.Dense(3 * width, kernel_init=xavier, dtype=self.dtype, name="qkv")(x_btsc)
+        if self.temporal:
+            q, k, v = rearrange(qkv, "b t s (z n d) -> z (b s) t n d", z=3, n=self.heads)
+            y = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+            y = rearrange(y, "(b s) t n d -> b t s (n d)", s=patches)
+        else:
+            q, k, v = rearrange(qkv, "b t s (z n d) -> z (b t) s n d", z=3, n=self.heads)
+            y = jax.nn.dot_product_attention(q, k, v)
+            y = rearrange(y, "(b t) s n d -> b t s (n d)", t=frames)
+        init = zeros if self.temporal else xavier
+        return nn.Dense(width, kernel_init=init, dtype=self.dtype, name="out")(y)
+
+
+class Block(nn.Module):
+    """Spatial attention, causal temporal attention, MLP, each gated and added (section 1.3).
+
+    Two oddities of the released network are kept: the temporal branch reads the residual stream as
+    it is, without norm and modulation, and both attentions share one gate.
+    """
+
+    heads: int
+    mlp_ratio: int = 4
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_btsc: jax.Array, code_tc: jax.Array) -> tuple[jax.Array, None]:
+        """Residual stream (b, t, s, c) float32 and the code added to the input of the temporal
+        attention alone, (t, c) -> (residual stream, None), as `nn.scan` wants it."""
+        width = x_btsc.shape[-1]
+        table = self.param("modulation", nn.initializers.normal(width**-0.5), (6, width))
+        shift1, scale1, gate1, shift2, scale2, gate2 = table
+        gate1, gate2 = gate1[None, None, None], gate2[None, None, None]
+
+        def attend(name: str, y: jax.Array) -> jax.Array:
+            return gate1 * Attention(self.heads, name == "temporal", self.dtype, name=name)(y)
+
+        x_btsc = x_btsc + attend("spatial", modulate(x_btsc, shift1, scale1))
+        x_btsc = x_btsc + attend("temporal", x_btsc + code_tc[None, :, None])
+        y = modulate(x_btsc, shift2, scale2)
+        hidden = self.mlp_ratio * width
+        y = nn.Dense(hidden, kernel_init=xavier, dtype=self.dtype, name="mlp_in")(y)
+        y = nn.gelu(y, approximate=True)
+        y = nn.Dense(width, kernel_init=xavier, dtype=self.dtype, name="mlp_out")(y)
+        return x_btsc + gate2 * y, None
+
+
+class Trunk(nn.Module):
+    """Adds the spatial code and runs the blocks; no norm at the end (section 1.4).
+
+    Attributes:
+      depth: number of blocks, named block_0, block_1, ...
+      heads, mlp_ratio: of each block.
+      dtype: of the matrix products.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+      scan: compile one block for all; their parameters are stacked under `blocks`.
+    """
+
+    depth: int
+    heads: int
+    mlp_ratio: int = 4
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+    scan: bool = False
+
+    @nn.compact
+    def __call__(self, x_bthwc: jax.Array) -> jax.Array:
+        """Tokens (b, t, side, side, c) -> the same shape, float32."""
+        frames, side, _, width = x_bthwc.shape[1:]
+        x_btsc = rearrange(x_bthwc, "b t h w c -> b t (h w) c").astype(jnp.float32)
+        x_btsc = x_btsc + spatial_code(width, side)[None, None]
+        code_ltc = np.zeros((self.depth, frames, width), np.float32)
+        code_ltc[0] = temporal_code(width, frames)  # the first block alone knows the time
+        block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+        size = (self.heads, self.mlp_ratio, self.dtype)
+        if self.scan:
+            block = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=self.depth,
+            )
+            x_btsc, _ = block(*size, name="blocks")(x_btsc, jnp.asarray(code_ltc))
+        else:
+            for i in range(self.depth):
+                x_btsc, _ = block(*size, name=f"block_{i}")(x_btsc, jnp.asarray(code_ltc[i]))
+        return rearrange(x_btsc, "b t (h w) c -> b t h w c", h=side)
+
+
+class Encoder(nn.Module):
+    """Video to tokens (sections 1.1, 1.4).
+
+    Attributes:
+      width: channels of a token.
+      patch: frames, rows and columns of a patch.
+      trunk: arguments of `Trunk`.
+    """
+
+    width: int
+    patch: tuple[int, int, int]
+    trunk: dict
+
+    @nn.compact
+    def __call__(self, x_bthwc: jax.Array) -> jax.Array:
+        """(b, t, h, w, 3) -> (b, t / patch, h / patch, w / patch, width) float32.
+
+        Frames, rows and columns that the patch does not divide are filled up with zeros at the end.
+        """
+        room = [-size % p for size, p in zip(x_bthwc.shape[1:4], self.patch)]
+        x_bthwc = jnp.pad(x_bthwc, ((0, 0), *((0, r) for r in room), (0, 0)))
+        i, j, k = self.patch
+        patches = rearrange(x_bthwc, "b (t i) (h j) (w k) c -> b t h w i j k c", i=i, j=j, k=k)
+        # Xavier on the flattened (3 i j k, width) view; the bias keeps PyTorch's default (1.6).
+        embed = nn.DenseGeneral(
+            self.width,
+            axis=(-4, -3, -2, -1),
+            kernel_init=xavier,
+            bias_init=uniform_bias(3 * math.prod(self.patch)),
+            dtype=self.trunk["dtype"],
+            name="patch_embed",
+        )
+        return Trunk(**self.trunk, name="trunk")(embed(patches))
+
+
+class Decoder(nn.Module):
+    """Tokens to video in two steps, so that a loss may look at the last kernel alone (section 1.4).
+
+    Attributes:
+      patch: frames, rows and columns of a patch.
+      trunk: arguments of `Trunk`.
+      width: channels of a token.
+    """
+
+    width: int
+    patch: tuple[int, int, int]
+    trunk: dict
+
+    def setup(self):
+        self.blocks = Trunk(**self.trunk, name="trunk")
+        width = self.width
+        self.modulation = self.param("modulation", nn.initializers.normal(width**-0.5), (2, width))
+        # Not zero: the released code makes this layer again after its zero initialisation (1.6).
+        self.out = nn.Dense(
+            3 * math.prod(self.patch),
+            kernel_init=uniform_kernel,
+            bias_init=uniform_bias(width),
+            dtype=self.trunk["dtype"],
+        )
+
+    def features(self, x_bthwc: jax.Array) -> jax.Array:
+        """Tokens (b, t, h, w, width) -> the input of the last layer, same shape, float32."""
+        x = self.blocks(x_bthwc)
+        shift, scale = self.modulation
+        flat = rearrange(x, "b t h w c -> b t (h w) c")
+        return modulate(flat, shift, scale).reshape(x.shape)
+
+    def pixels(self, y_bthwc: jax.Array) -> jax.Array:
+        """The last layer, `out`: (b, t, h, w, width) -> video (b, t', h', w', 3) float32.
+
+        Outputs are neither squashed nor clipped. Within a token they are ordered frame, row,
+        column, colour.
+        """
+        i, j, k = self.patch
+        y = self.out(y_bthwc).astype(jnp.float32)
+        return rearrange(y, "b t h w (i j k c) -> b (t i) (h j) (w k) c", i=i, j=j, k=k)
+
+    def __call__(self, x_bthwc: jax.Array) -> jax.Array:
+        """Tokens -> video."""
+        return self.pixels(self.features(x_bthwc))

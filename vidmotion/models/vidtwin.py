@@ -1,0 +1,475 @@
+"""VidTwin: a video autoencoder with two latents, structure and dynamics (arXiv 2412.17726).
+
+    net = VidTwin(**SIZES["base"], **LATENTS["1"])
+    structure, dynamics = net.apply(variables, video, method="encode")  # two Gaussians
+    video = net.apply(variables, structure.mean, dynamics.mean, method="decode")
+    video = net.apply(variables, structure.mean, None, method="decode")  # structure alone
+
+Sections are those of the spec vidtwin.md, tables those of the paper's supplement. Attention over
+frames inside the two transformers is causal; the network as a whole is not, since the Q-Former, the
+dynamics head and the mixing of queries into frames look both ways (section 14, 5).
+
+Shape suffixes: b batch, t frames, h w patches of a frame, c channels, q queries, p positions of
+both profiles, column profile first, n numbers of a latent.
+"""
+
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from jax.typing import DTypeLike
+
+from vidmotion.models.qformer import QFormer
+from vidmotion.models.spacetime import Decoder, Encoder, uniform_bias, uniform_kernel
+
+LOGVAR_RANGE = (-30.0, 20.0)  # section 4
+MAX_BLOCKS = 3
+
+# Supplement, Table 1. Parameters with LATENTS["released"]: small 106,133,298, base 311,518,770,
+# large 1,237,295,922. The released code also holds two layers that nothing reads (section 6): with
+# them 106.92M, 312.70M, 1239.7M.
+SIZES = {
+    "small": {"width": 512, "depth": 12, "heads": 8},
+    "base": {"width": 768, "depth": 16, "heads": 12},
+    "large": {"width": 1536, "depth": 16, "heads": 12},
+}
+
+
+def _latent(queries, structure_channels, structure_blocks, dynamics_channels, dynamics_blocks):
+    return {
+        "queries": queries,
+        "structure_channels": structure_channels,
+        "structure_blocks": structure_blocks,
+        "dynamics_channels": dynamics_channels,
+        "dynamics_blocks": dynamics_blocks,
+    }
+
+
+# n_q, d_S, blocks to h_S (1, 2, 3: 7, 4, 2 of 14), d_D, blocks to h_D.
+LATENTS = {
+    # Supplement, Table 5. Setting 1 is the paper's main result, 0.20 %.
+    "1": _latent(16, 4, 1, 8, 1),
+    "2": _latent(16, 4, 1, 16, 2),
+    "3": _latent(12, 4, 1, 8, 1),
+    "released": _latent(16, 8, 1, 8, 1),  # of the released checkpoint, 0.33 %
+    # Table 3 gives rates only: settings that reach them (section 9). Guesses.
+    "0.11": _latent(8, 4, 1, 8, 2),
+    "0.16": _latent(16, 8, 2, 8, 1),
+    "0.48": _latent(16, 12, 1, 16, 2),
+}
+
+
+class Gaussian(NamedTuple):
+    """Diagonal Gaussian over a latent; mean and log-variance float32 of equal shape."""
+
+    mean: jax.Array
+    logvar: jax.Array
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """One draw, of the shape of the mean."""
+        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        return self.mean + jnp.exp(0.5 * self.logvar) * noise
+
+
+class Latents(NamedTuple):
+    """The two latents of a clip, or their Gaussians.
+
+    Structure is (batch, queries, h, w, structure_channels). Dynamics is (batch, frames, positions,
+    dynamics_channels); the first half of the positions runs along the width (mean over rows), the
+    second along the height (mean over columns).
+    """
+
+    structure: jax.Array | Gaussian
+    dynamics: jax.Array | Gaussian
+
+
+def halved(side: int, times: int) -> int:
+    """Side in patches after `times` convolutions of stride 2."""
+    for _ in range(times):
+        side = -(-side // 2)
+    return side
+
+
+def _conv(fan_in: int, features: int, dtype: DTypeLike, name: str, stride: int = 1) -> nn.Conv:
+    """3x3 convolution padded by 1 on every side: at stride 2, "SAME" would pad one side only."""
+    return nn.Conv(
+        features,
+        (3, 3),
+        strides=stride,
+        padding=((1, 1), (1, 1)),
+        kernel_init=uniform_kernel,
+        bias_init=uniform_bias(9 * fan_in),
+        dtype=dtype,
+        name=name,
+    )
+
+
+def _dense(fan_in: int, features: int, dtype: DTypeLike, name: str, axis: int = -1):
+    """Dense layer over `axis`, whose result is the last axis, at PyTorch's default start."""
+    bias = uniform_bias(fan_in)
+    return nn.DenseGeneral(
+        features, axis=axis, kernel_init=uniform_kernel, bias_init=bias, dtype=dtype, name=name
+    )
+
+
+def _gaussian(moments: jax.Array) -> Gaussian:
+    mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+    return Gaussian(mean, jnp.clip(logvar, *LOGVAR_RANGE))
+
+
+class StructureEncoder(nn.Module):
+    """A Q-Former along the time of each patch, then convolutions in space (2.1, 2.2).
+
+    Attributes:
+      qformer: arguments of `QFormer`.
+      width: channels after the first convolution; every block doubles them.
+      blocks: convolutions of stride 2.
+      channels: d_S.
+      dtype: of the matrix products.
+    """
+
+    qformer: dict
+    width: int
+    blocks: int
+    channels: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, z_bthwc: jax.Array, deterministic: bool) -> jax.Array:
+        """Features (b, t, h, w, c) -> moments (b, q, h', w', 2 d_S)."""
+        batch, _, side, _, _ = z_bthwc.shape
+        memory = rearrange(z_bthwc, "b t h w c -> (b h w) t c")
+        x = QFormer(**self.qformer, dtype=self.dtype, name="qformer")(memory, deterministic)
+        x = rearrange(x, "(b h w) q c -> (b q) h w c", h=side, w=side)
+        x = _conv(x.shape[-1], self.width, self.dtype, "conv_in")(x)
+        for i in range(self.blocks):
+            width = x.shape[-1]
+            x = nn.relu(_conv(width, 2 * width, self.dtype, f"down_{i}", stride=2)(x))
+        x = _conv(x.shape[-1], 2 * self.channels, self.dtype, "moments")(x)
+        return rearrange(x, "(b q) h w n -> b q h w n", b=batch)
+
+
+class StructureDecoder(nn.Module):
+    """Structure latent to its part of the decoder's input (2.3).
+
+    Attributes:
+      frames, side, features: t, h = w, c of the result.
+      query_width: channels of a query.
+      width, blocks: as in `StructureEncoder`.
+      dtype: of the matrix products.
+    """
+
+    frames: int
+    side: int
+    features: int
+    query_width: int
+    width: int
+    blocks: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, structure_bqhwn: jax.Array) -> jax.Array:
+        """(b, q, h', w', d_S) -> (b, t, h, w, c), not negative."""
+        batch, queries, _, _, channels = structure_bqhwn.shape
+        x = rearrange(structure_bqhwn, "b q h w n -> (b q) h w n")
+        x = nn.relu(_conv(channels, self.width * 2**self.blocks, self.dtype, "conv_in")(x))
+        for i in range(self.blocks):
+            width = x.shape[-1]
+            x = nn.relu(_conv(width, width // 2, self.dtype, f"up_{i}")(x))
+            x = repeat(x, "b h w c -> b (h i) (w j) c", i=2, j=2)
+        x = _conv(x.shape[-1], self.query_width, self.dtype, "conv_out")(x)
+        first = (x.shape[1] - self.side) // 2  # halving rounded up: cut what is too much
+        middle = slice(first, first + self.side)
+        x = rearrange(x[:, middle, middle], "(b q) h w c -> b q h w c", b=batch)
+        x = nn.relu(_dense(self.query_width, self.features, self.dtype, "widen")(x))
+        x = nn.relu(_dense(queries, self.frames, self.dtype, "mix", axis=1)(x))
+        return rearrange(x, "b h w c t -> b t h w c")
+
+
+class DynamicsEncoder(nn.Module):
+    """Each frame's profile along the width and along the height (3.1).
+
+    One head serves both: a 3x3 convolution over (frame, position), which therefore sees the frame
+    before and the frame after.
+    """
+
+    blocks: int
+    channels: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, z_bthwc: jax.Array) -> jax.Array:
+        """Features (b, t, h, w, c) -> moments (b, t, w' + h', 2 d_D)."""
+        batch, frames, _, _, width = z_bthwc.shape
+        x = z_bthwc.reshape(-1, *z_bthwc.shape[2:])
+        for i in range(self.blocks):
+            x = nn.relu(_conv(width, width, self.dtype, f"down_{i}", stride=2)(x))
+        profiles = jnp.stack([jnp.mean(x, axis=1), jnp.mean(x, axis=2)])
+        profiles = rearrange(profiles, "z (b t) p c -> (z b) t p c", t=frames)
+        x = _conv(width, 2 * self.channels, self.dtype, "moments")(profiles)
+        return rearrange(x, "(z b) t p n -> b t (z p) n", b=batch)
+
+
+class DynamicsDecoder(nn.Module):
+    """Dynamics latent to its part of the decoder's input (3.2); both profiles share all layers.
+
+    Attributes:
+      side, features: h = w and c of the result.
+      dtype: of the matrix products.
+    """
+
+    side: int
+    features: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, dynamics_btpn: jax.Array) -> jax.Array:
+        """(b, t, w' + h', d_D) -> (b, t, h, w, c), not negative."""
+        c, side, channels = self.features, self.side, dynamics_btpn.shape[-1]
+        x = nn.relu(_dense(channels, c, self.dtype, "dense_0")(dynamics_btpn))
+        x = nn.relu(_dense(c, c, self.dtype, "dense_1")(x))
+        x = rearrange(x, "b t (z p) c -> b t z p c", z=2)
+        x = nn.relu(_dense(x.shape[3], side, self.dtype, "stretch_0", axis=3)(x))
+        x = nn.relu(_dense(side, side, self.dtype, "stretch_1")(x))
+        along_width, along_height = rearrange(x, "b t z c p -> z b t p c")
+        return along_width[:, :, None] + along_height[:, :, :, None]
+
+
+class VidTwin(nn.Module):
+    """The autoencoder (arXiv 2412.17726, section 3; spec sections 1 to 4).
+
+    Parameters are float32. Residual streams, norm statistics, softmax, moments and video are float32
+    too; everything else is in `dtype`.
+
+    Attributes:
+      width, depth, heads: of the encoder and of the decoder (`SIZES`).
+      queries: n_q.
+      structure_channels, structure_blocks: d_S; convolutions of stride 2 on the structure, 1 to 3.
+      dynamics_channels, dynamics_blocks: the same of the dynamics, d_D.
+      frames, size: of a clip; frames, and pixels of its equal height and width.
+      patch: frames, rows and columns of a patch.
+      query_width, query_layers, query_heads, query_mlp: of the Q-Former (D.1; section 2.1).
+      structure_width: channels of the first convolution on the structure.
+      dropout: rate inside the Q-Former, the only dropout there is.
+      dtype: of the matrix products.
+      remat, scan: see `spacetime.Trunk`; `scan` changes the parameter tree.
+
+    Raises:
+      ValueError: when it is bound, if the sizes do not fit together.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    queries: int
+    structure_channels: int
+    structure_blocks: int
+    dynamics_channels: int
+    dynamics_blocks: int
+    frames: int = 16
+    size: int = 224
+    patch: tuple[int, int, int] = (1, 16, 16)
+    query_width: int = 64
+    query_layers: int = 6
+    query_heads: int = 8
+    query_mlp: int = 768
+    structure_width: int = 128
+    dropout: float = 0.1
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+    scan: bool = False
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Patches of a clip: in time, down and across."""
+        return tuple(-(-n // p) for n, p in zip((self.frames, self.size, self.size), self.patch))
+
+    @property
+    def structure_shape(self) -> tuple[int, int, int, int]:
+        """(n_q, h_S, w_S, d_S)."""
+        side = halved(self.grid[1], self.structure_blocks)
+        return self.queries, side, side, self.structure_channels
+
+    @property
+    def dynamics_shape(self) -> tuple[int, int, int]:
+        """(f, w_D + h_D, d_D)."""
+        side = halved(self.grid[1], self.dynamics_blocks)
+        return self.grid[0], 2 * side, self.dynamics_channels
+
+    @property
+    def rate(self) -> float:
+        """Numbers of both latents over numbers of the clip (supplement B.1, section 9)."""
+        numbers = math.prod(self.structure_shape) + math.prod(self.dynamics_shape)
+        return numbers / (3 * self.frames * self.size**2)
+
+    def setup(self):
+        self._require_fitting_sizes()
+        trunk = {
+            "depth": self.depth,
+            "heads": self.heads,
+            "dtype": self.dtype,
+            "remat": self.remat,
+            "scan": self.scan,
+        }
+        qformer = {
+            "queries": self.queries,
+            "width": self.query_width,
+            "layers": self.query_layers,
+            "heads": self.query_heads,
+            "mlp_dim": self.query_mlp,
+            "dropout": self.dropout,
+        }
+        frames, side, _ = self.grid
+        structure = {
+            "width": self.structure_width,
+            "blocks": self.structure_blocks,
+            "dtype": self.dtype,
+        }
+        self.encoder = Encoder(self.width, self.patch, trunk)
+        self.structure_encoder = StructureEncoder(
+            qformer, channels=self.structure_channels, **structure
+        )
+        self.dynamics_encoder = DynamicsEncoder(
+            self.dynamics_blocks, self.dynamics_channels, self.dtype
+        )
+        self.structure_decoder = StructureDecoder(
+            frames, side, self.width, self.query_width, **structure
+        )
+        self.dynamics_decoder = DynamicsDecoder(side, self.width, self.dtype)
+        self.decoder = Decoder(self.width, self.patch, trunk)
+
+    def features(self, x_bthwc: jax.Array) -> jax.Array:
+        """z, what both branches read (section 1.4).
+
+        Args:
+          x_bthwc: video (batch, frames, size, size, 3), RGB in [-1, 1]. Where the last patch of an
+            axis is not complete, zeros complete it (section 1.1).
+
+        Returns:
+          (batch, *grid, width) float32. Frame t depends on frames up to t alone.
+
+        Raises:
+          ValueError: other rank or colours, or other than `grid` patches; the position codes are
+            fixed.
+        """
+        want = self.grid
+        patches = tuple(-(-n // p) for n, p in zip(x_bthwc.shape[1:4], self.patch))
+        if x_bthwc.ndim != 5 or x_bthwc.shape[-1] != 3 or patches != want:
+            raise ValueError(
+                f"VidTwin: video must be (batch, {self.frames}, {self.size}, {self.size}, 3), that "
+                f"is {want[0]}x{want[1]}x{want[2]} patches of {'x'.join(map(str, self.patch))}, "
+                f"got {x_bthwc.shape}"
+            )
+        return self.encoder(x_bthwc)
+
+    def encode(self, x_bthwc: jax.Array, deterministic: bool = True) -> Latents:
+        """The Gaussians of both latents (sections 2, 3.1, 4).
+
+        Args:
+          x_bthwc: as `features`.
+          deterministic: False switches the Q-Former's dropout on (rng "dropout").
+
+        Returns:
+          Latents of Gaussians, (batch, *structure_shape) and (batch, *dynamics_shape); log-variance
+          is held to [-30, 20].
+
+        Raises:
+          ValueError: as `features`.
+        """
+        z = self.features(x_bthwc)
+        return Latents(
+            _gaussian(self.structure_encoder(z, deterministic)),
+            _gaussian(self.dynamics_encoder(z)),
+        )
+
+    def decode_features(
+        self, structure: jax.Array | None = None, dynamics: jax.Array | None = None
+    ) -> jax.Array:
+        """`decode` up to the input of the last layer, (batch, *grid, width) float32.
+
+        `decode` is `to_pixels` of this: a loss that needs its gradient with respect to the last
+        kernel, ``decoder/out/kernel``, differentiates `to_pixels` alone.
+        """
+        parts = []
+        if structure is not None:
+            self._require("structure", structure, self.structure_shape)
+            parts.append(self.structure_decoder(structure).astype(jnp.float32))
+        if dynamics is not None:
+            self._require("dynamics", dynamics, self.dynamics_shape)
+            parts.append(self.dynamics_decoder(dynamics).astype(jnp.float32))
+        if not parts:
+            raise ValueError("VidTwin: nothing to decode; give structure, dynamics, or both")
+        return self.decoder.features(sum(parts[1:], parts[0]))
+
+    def to_pixels(self, features_bthwc: jax.Array) -> jax.Array:
+        """The last layer: what `decode_features` returns -> video, as `decode`."""
+        return self.decoder.pixels(features_bthwc)
+
+    def decode(
+        self, structure: jax.Array | None = None, dynamics: jax.Array | None = None
+    ) -> jax.Array:
+        """Video from both latents, or from one alone (sections 1.4, 2.3, 3.2).
+
+        The latents may come from different clips: cross-reenactment (section 10).
+
+        Args:
+          structure: (batch, *structure_shape), or None for dynamics alone.
+          dynamics: (batch, *dynamics_shape), or None for structure alone.
+
+        Returns:
+          (batch, frames, size, size, 3) float32 about [-1, 1], not clipped; completed to whole
+          patches where those do not divide the clip.
+
+        Raises:
+          ValueError: both are None, or one is of another shape.
+        """
+        return self.to_pixels(self.decode_features(structure, dynamics))
+
+    def __call__(
+        self, x_bthwc: jax.Array, key: jax.Array | None = None, deterministic: bool = True
+    ) -> tuple[jax.Array, Latents]:
+        """Reconstruction; touches every parameter.
+
+        Args:
+          x_bthwc: as `features`.
+          key: draw the latents instead of taking their means (section 4); two independent draws.
+          deterministic: as `encode`.
+
+        Returns:
+          Video of the shape of `x_bthwc`, as `decode`; Latents of Gaussians.
+
+        Raises:
+          ValueError: as `features`.
+        """
+        latents = self.encode(x_bthwc, deterministic)
+        if key is None:
+            drawn = [gaussian.mean for gaussian in latents]
+        else:
+            drawn = [g.sample(k) for g, k in zip(latents, jax.random.split(key))]
+        video = self.decode(*drawn)
+        _, frames, height, width, _ = x_bthwc.shape
+        return video[:, :frames, :height, :width], latents
+
+    def _require(self, name: str, latent: jax.Array, shape: tuple[int, ...]) -> None:
+        if latent.shape[1:] != shape:
+            want = ", ".join(map(str, shape))
+            raise ValueError(f"VidTwin: {name} must be (batch, {want}), got {latent.shape}")
+
+    def _require_fitting_sizes(self) -> None:
+        faults = []
+        if self.width % self.heads or self.width % 4:
+            faults.append(f"width={self.width} must divide by heads={self.heads} and by 4")
+        if self.query_width % self.query_heads:
+            faults.append(
+                f"query_width={self.query_width} must divide by query_heads={self.query_heads}"
+            )
+        for name in ("structure_blocks", "dynamics_blocks"):
+            if not 1 <= getattr(self, name) <= MAX_BLOCKS:
+                faults.append(f"{name}={getattr(self, name)} must be from 1 to {MAX_BLOCKS}")
+        if self.patch[1] != self.patch[2]:
+            faults.append(f"patch={self.patch} must be square: both profiles share their layers")
+        if faults:
+            raise ValueError(f"VidTwin: {'; '.join(faults)}")

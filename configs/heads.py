@@ -60,4 +60,4 @@ def _demo(config: ConfigDict) -> None:
     config.data.common.update({"frames": 8, "fps": 6.0})
     config.data.train.update({"clips": 4000, "cache": True})
     config.sample.fps = 6.0
-    config.steps = 1800
+    config.steps = 1500

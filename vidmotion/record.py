@@ -51,6 +51,17 @@ def environment() -> dict[str, Any]:
     }
 
 
+def without_places(config: Any) -> Any:
+    """A config with the folders of this machine cut off its absolute paths: a record is to be shared."""
+    if isinstance(config, Mapping):
+        return {name: without_places(value) for name, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [without_places(value) for value in config]
+    if isinstance(config, str) and Path(config).is_absolute():
+        return Path(config).name
+    return config
+
+
 def peak_memory() -> dict[str, int]:
     """Peak bytes of the first local device where it counts them, and of this process."""
     stats = jax.local_devices()[0].memory_stats() or {}

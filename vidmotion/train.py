@@ -240,7 +240,7 @@ class Session:
         speed = meter.speed(meter.steps, meter.seconds) if meter.steps else {}
         content = {
             **record.environment(),
-            "config": config.to_dict(),
+            "config": record.without_places(config.to_dict()),
             "seed": config.seed,
             "data_fingerprint": self.loader.fingerprint,
             "steps_done": self.step,

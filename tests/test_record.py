@@ -1,0 +1,41 @@
+"""What a run record holds, and what it leaves out."""
+
+import json
+
+import pytest
+from etils import epath
+
+from vidmotion import record
+
+
+def test_a_record_names_no_folder_of_this_machine(tmp_path):
+    config = {
+        "data": {"sheets_dir": str(tmp_path / "sheets"), "directory": "data/videos"},
+        "rules": ((".*/kernel", True), (str(tmp_path / "a"), 1)),
+        "steps": 5,
+    }
+    clean = record.without_places(config)
+    assert clean["data"] == {"sheets_dir": "sheets", "directory": "data/videos"}
+    assert clean["rules"] == [[".*/kernel", True], ["a", 1]]
+    assert clean["steps"] == 5
+    assert str(tmp_path) not in json.dumps(clean)
+
+
+def test_a_record_is_whole_or_absent(tmp_path, monkeypatch):
+    path = epath.Path(tmp_path) / "record.json"
+    record.write(path, {"a": 1})
+    monkeypatch.setattr(json, "dumps", lambda *_, **__: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        record.write(path, {"a": 2})
+    monkeypatch.undo()
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_table_says_what_was_not_computed():
+    rows = [
+        record.Result("psnr", 20.125, "common", "none", "64x64", 3),
+        record.Result("fid", None, "needs weights", "none", "64x64", 0),
+    ]
+    lines = record.table(rows).splitlines()
+    assert lines[1].split() == ["psnr", "20.1250", "3", "common"]
+    assert "not computed" in lines[2] and "needs weights" in lines[2]

@@ -369,7 +369,9 @@ def test_interrupted_goes_on_and_ends_the_same(videos, prepared, tmp_path, capsy
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_killed_goes_on_and_ends_the_same(videos, prepared, tmp_path, capsys, how):
     slow = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        # A job started in the background inherits an ignored SIGINT; a person's does not.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from vidmotion.data.prepare import folders, main\n"
         "cut = folders.cut_video\n"
         "def slowly(path, *rest, check, **options):\n"

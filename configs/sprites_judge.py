@@ -6,13 +6,9 @@ The published judge's weights are not public; the architecture is C-DSVAE's, the
 Expected: 100 % on every attribute of the 2,664 real test clips. `:demo` has a quarter of the channels.
 """
 
-import os
-
 from ml_collections import ConfigDict
 
-from configs import common
-
-SHEETS = os.environ.get("VIDMOTION_SHEETS", "../shared/data/sprite_sheets")
+from configs import common, sprites
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -44,7 +40,7 @@ def get_config(argument: str = "") -> ConfigDict:
         }
     )
     config.data.kind = "sprites"
-    config.data.common = ConfigDict({"sheets_dir": SHEETS})
+    config.data.common = ConfigDict({"sheets_dir": sprites.SHEETS})
     config.data.train = ConfigDict({"split": "train"})
     config.data.eval = ConfigDict({"split": "test"})
     config.batch_size = 64

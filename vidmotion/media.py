@@ -398,8 +398,8 @@ def read_video(path: str | os.PathLike) -> Video:
     Raises:
         MediaError: the file is missing, damaged, cut short, or holds no video.
     """
-    with _decode(path) as (fps, frames):
-        return Video(np.stack(list(frames)), fps)
+    with _decode(path) as (info, frames):
+        return Video(np.stack(list(frames)), info.fps)
 
 
 class VideoInfo(NamedTuple):
@@ -415,10 +415,8 @@ def probe(path: str | os.PathLike) -> VideoInfo:
     Raises:
         MediaError: the file is missing, damaged, or holds no video.
     """
-    import av
-
-    with _decode(path) as (fps, _), av.open(os.fspath(path)) as container:
-        return VideoInfo(fps, container.streams.video[0].frames)
+    with _decode(path) as (info, _):
+        return info
 
 
 def iter_video(path: str | os.PathLike) -> Iterator[np.ndarray]:
@@ -432,7 +430,7 @@ def iter_video(path: str | os.PathLike) -> Iterator[np.ndarray]:
 
 
 @contextlib.contextmanager
-def _decode(path: str | os.PathLike) -> Iterator[tuple[float, Iterator[np.ndarray]]]:
+def _decode(path: str | os.PathLike) -> Iterator[tuple["VideoInfo", Iterator[np.ndarray]]]:
     import av
 
     try:
@@ -462,4 +460,4 @@ def _decode(path: str | os.PathLike) -> Iterator[tuple[float, Iterator[np.ndarra
             if not count:
                 raise MediaError(f"{path} has a video stream without frames")
 
-        yield float(stream.average_rate or 0), frames()
+        yield VideoInfo(float(stream.average_rate or 0), stream.frames), frames()

@@ -1,0 +1,230 @@
+"""MGME, WarpFace's multi-group motion encoder, and the algebra of its motion codes.
+
+WarpFace, section 3.3.1 and Eq. 3, 4, 7, 8 (spec warpface.md, sections 3 and 4). A picture's latent
+becomes two codes: theta_{s->r}, free, towards a canonical pose r that nobody ever sees, and
+theta_{r->s}, back from it, a combination of K groups of orthonormal vectors.
+
+Shape suffixes: b batch, h w latent rows and columns, c latent channels, n tokens, d width, k groups,
+i coefficients of a group (N_k), e dimensions of a group (D_k), m = k e the whole code.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.typing import DTypeLike
+
+WIDE = ("tight_frame", "truncate")
+TRANSFERS = ("difference", "sum")
+_init = nn.initializers.truncated_normal(0.02)
+
+
+class MotionCodes(NamedTuple):
+    """What the encoder says of a picture s, float32.
+
+    Attributes:
+      to_canonical_bm: theta_{s->r}, from the reverse feature, through no codebook.
+      alpha_bki: coefficients of the forward feature.
+      from_canonical_bm: theta_{r->s}, the groups' vectors combined by them (Eq. 7, 8).
+    """
+
+    to_canonical_bm: jax.Array
+    alpha_bki: jax.Array
+    from_canonical_bm: jax.Array
+
+
+def orthogonal(codebook_kei: jax.Array, wide: str = "tight_frame") -> jax.Array:
+    """C_k^orth = QR(C_k) of Eq. 7, in float32 whatever comes in.
+
+    The diagonal of R is held positive: otherwise each vector's sign would depend on the device's
+    linear algebra, and with it the meaning of a coefficient.
+
+    Args:
+      codebook_kei: (K, D_k, N_k), of full rank in each group: a rank-deficient one has no
+        gradient (it becomes NaN), so never start it at zero.
+      wide: what N_k > D_k means, where that many orthonormal vectors do not exist:
+        ``tight_frame``, N_k vectors whose D_k rows are orthonormal; ``truncate``, only the first
+        D_k vectors are kept.
+
+    Returns:
+      (K, D_k, N_k), orthonormal columns; with ``truncate`` (K, D_k, min(D_k, N_k)).
+
+    Raises:
+      ValueError: unknown `wide`.
+    """
+    if wide not in WIDE:
+        raise ValueError(f"codebook_wide={wide!r}: choose {' or '.join(WIDE)}")
+    codebook_kei = codebook_kei.astype(jnp.float32)
+    _, size, count = codebook_kei.shape
+    turned = count > size and wide == "tight_frame"
+    if count > size and not turned:
+        codebook_kei = codebook_kei[:, :, :size]
+    q, r = jnp.linalg.qr(codebook_kei.swapaxes(1, 2) if turned else codebook_kei)
+    diagonal = jnp.diagonal(r, axis1=1, axis2=2)
+    q = q * jnp.where(diagonal < 0, -1.0, 1.0)[:, None, :]
+    return q.swapaxes(1, 2) if turned else q
+
+
+def transfer(source: MotionCodes, driving: MotionCodes, how: str = "difference") -> jax.Array:
+    """theta_{s->d}, (b, m).
+
+    Args:
+      source, driving: codes of the two pictures.
+      how: ``difference``, theta_{r->d} - theta_{r->s} (Eq. 4), zero for s = d and antisymmetric; or
+        ``sum``, theta_{s->r} + theta_{r->d}, equal to it where the symmetry of Eq. 13 holds.
+
+    Raises:
+      ValueError: unknown `how`.
+    """
+    if how == "difference":
+        return driving.from_canonical_bm - source.from_canonical_bm
+    if how == "sum":
+        return source.to_canonical_bm + driving.from_canonical_bm
+    raise ValueError(f"transfer={how!r}: choose {' or '.join(TRANSFERS)}")
+
+
+class Block(nn.Module):
+    """Pre-norm self-attention and GELU feed-forward of ratio 4, each with a residual."""
+
+    heads: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x_bnd: jax.Array) -> jax.Array:
+        width = x_bnd.shape[-1]
+        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="attention_norm")(x_bnd)
+        qkv = nn.Dense(3 * width, kernel_init=_init, dtype=self.dtype, name="qkv")(y)
+        q, k, v = rearrange(qkv, "b n (z h e) -> z b n h e", z=3, h=self.heads)
+        y = rearrange(jax.nn.dot_product_attention(q, k, v), "b n h e -> b n (h e)")
+        x_bnd = x_bnd + nn.Dense(width, kernel_init=_init, dtype=self.dtype, name="out")(y)
+        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="mlp_norm")(x_bnd)
+        y = nn.gelu(nn.Dense(4 * width, kernel_init=_init, dtype=self.dtype, name="mlp_in")(y))
+        return x_bnd + nn.Dense(width, kernel_init=_init, dtype=self.dtype, name="mlp_out")(y)
+
+
+class GroupHead(nn.Module):
+    """One two-layer perceptron per group of channels, as one batched product.
+
+    Attributes:
+      groups: K.
+      hidden: h; not in paper.
+      features: outputs of each group.
+    """
+
+    groups: int
+    hidden: int
+    features: int
+
+    @nn.compact
+    def __call__(self, feature_bd: jax.Array) -> jax.Array:
+        """(b, d) -> (b, K, features), float32."""
+        x_bkd = rearrange(feature_bd.astype(jnp.float32), "b (k d) -> b k d", k=self.groups)
+        for name, features in (("in", self.hidden), ("out", self.features)):
+            kernel = self.param(f"{name}_kernel", _init, (self.groups, x_bkd.shape[-1], features))
+            bias = self.param(f"{name}_bias", nn.initializers.zeros, (self.groups, features))
+            x_bkd = jnp.einsum("bkd,kdf->bkf", x_bkd, kernel) + bias[None]
+            x_bkd = nn.gelu(x_bkd) if name == "in" else x_bkd
+        return x_bkd
+
+
+class MGME(nn.Module):
+    """A vision transformer on latents with two read-outs, and group heads (section 3.3.1).
+
+    "Zero-initialised" in the paper is read as: no pretrained weights (spec 3.4); weights of zero could
+    not learn. The transformer's blocks have 4.74M parameters at the defaults.
+
+    Attributes:
+      side: rows and columns of a latent.
+      patch: latent pixels per side of a token; not in paper.
+      depth, width: layers and hidden size of the transformer.
+      heads: of its attention; 0 takes one per 64 channels. Not in paper.
+      groups, basis, size: K, N_k and D_k.
+      hidden: of the heads; not in paper.
+      wide: see `orthogonal`.
+      dtype: of the transformer; heads, codebooks and codes are float32.
+
+    Raises:
+      ValueError: when it is bound, if the sizes do not fit together.
+    """
+
+    side: int = 32
+    patch: int = 2
+    depth: int = 6
+    width: int = 256
+    heads: int = 0
+    groups: int = 4
+    basis: int = 128
+    size: int = 256
+    hidden: int = 256
+    wide: str = "tight_frame"
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        heads = self.heads or max(1, self.width // 64)
+        if self.width % heads or self.width % self.groups:
+            raise ValueError(
+                f"MGME: width={self.width} must divide by heads={heads} and by groups={self.groups}"
+            )
+        if self.side % self.patch:
+            raise ValueError(
+                f"MGME: patches of {self.patch} do not divide a latent of {self.side}x{self.side}"
+            )
+        self.embed = nn.Conv(
+            self.width,
+            (self.patch, self.patch),
+            strides=self.patch,
+            padding="VALID",
+            kernel_init=_init,
+            dtype=self.dtype,
+        )
+        self.blocks = [Block(heads, self.dtype) for _ in range(self.depth)]
+        self.final_norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+        self.reverse_head = GroupHead(self.groups, self.hidden, self.size)
+        self.forward_head = GroupHead(self.groups, self.hidden, self.coefficients)
+        self.codebook = self.param(
+            "codebook", nn.initializers.normal(1.0), (self.groups, self.size, self.basis)
+        )
+        self.readout = self.param("readout", _init, (2, self.width))
+        tokens = 2 + (self.side // self.patch) ** 2
+        self.position = self.param("position", _init, (tokens, self.width))
+
+    @property
+    def coefficients(self) -> int:
+        """Coefficients of a group: N_k, or D_k where more are truncated."""
+        return min(self.basis, self.size) if self.wide == "truncate" else self.basis
+
+    def __call__(self, z_bhwc: jax.Array) -> MotionCodes:
+        """Latents (b, side, side, c), scaled as the denoiser's -> the codes of each picture.
+
+        Raises:
+          ValueError: latents of another size.
+        """
+        if z_bhwc.shape[1:3] != (self.side, self.side):
+            raise ValueError(
+                f"MGME: latents must be {self.side}x{self.side}, got "
+                f"{z_bhwc.shape[1]}x{z_bhwc.shape[2]}"
+            )
+        x = rearrange(self.embed(z_bhwc), "b h w d -> b (h w) d")
+        reads = jnp.broadcast_to(self.readout[None], (x.shape[0], *self.readout.shape))
+        x = jnp.concatenate([reads.astype(x.dtype), x], axis=1)
+        x = x + self.position[None].astype(x.dtype)
+        for block in self.blocks:
+            x = block(x)
+        reverse, forward = jnp.moveaxis(self.final_norm(x[:, :2]), 1, 0)
+        alpha_bki = self.forward_head(forward)
+        return MotionCodes(
+            rearrange(self.reverse_head(reverse), "b k e -> b (k e)"),
+            alpha_bki,
+            self.combine(alpha_bki),
+        )
+
+    def basis_kei(self) -> jax.Array:
+        """The orthonormal vectors of every group, (K, D_k, coefficients); once per video suffices."""
+        return orthogonal(self.codebook, self.wide)
+
+    def combine(self, alpha_bki: jax.Array) -> jax.Array:
+        """Eq. 7 and 8: (b, K, coefficients) -> theta (b, m)."""
+        g_bke = jnp.einsum("kei,bki->bke", self.basis_kei(), alpha_bki)
+        return rearrange(g_bke, "b k e -> b (k e)")

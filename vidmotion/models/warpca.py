@@ -1,0 +1,197 @@
+"""WarpCA: cross-attention to a motion code that ends in a warp of the hidden state (WarpFace, 3.3.2).
+
+Eq. 9 and 10; spec warpface.md, section 6, which says why the code is cut into tokens: with a single
+one, every position would attend to the same thing and be moved alike.
+
+Shape suffixes: b batch, h w rows and columns, c channels, l = h w, m code, n tokens, e token width,
+t time embedding.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jax.typing import DTypeLike
+
+from vidmotion.models.dit import sincos_1d
+
+TOKENS = ("chunk", "groups", "single")
+FLOW_INPUTS = ("attn_plus_query", "attn")
+FUSIONS = ("add", "blend")
+zeros = nn.initializers.zeros
+
+
+def warp(x_bhwc: jax.Array, flow_bhw2: jax.Array) -> jax.Array:
+    """Backward bilinear warp: out[y, x] = in at (x, y) + flow[y, x], borders repeated.
+
+    Flow is (x, y) in units of half the distance between the centres of the border pixels, so one
+    pixel is 2 / (w - 1), and zero flow is the exact identity. Coordinates are float32, the gathered
+    values keep their dtype.
+
+    Args:
+      x_bhwc: what is warped.
+      flow_bhw2: of the same batch, height and width.
+
+    Returns:
+      Like `x_bhwc`.
+    """
+    _, height, width, _ = x_bhwc.shape
+    flow = flow_bhw2.astype(jnp.float32)
+    pixels = flow * (jnp.array([width - 1, height - 1], jnp.float32) * 0.5)[None, None, None]
+    x = jnp.clip(pixels[..., 0] + jnp.arange(width, dtype=jnp.float32)[None, None], 0, width - 1)
+    y = jnp.clip(
+        pixels[..., 1] + jnp.arange(height, dtype=jnp.float32)[None, :, None], 0, height - 1
+    )
+    left, top = jnp.floor(x), jnp.floor(y)
+    across, down = (x - left)[..., None], (y - top)[..., None]
+    columns = left.astype(jnp.int32), jnp.minimum(left.astype(jnp.int32) + 1, width - 1)
+    rows = top.astype(jnp.int32), jnp.minimum(top.astype(jnp.int32) + 1, height - 1)
+    flat_blc = rearrange(x_bhwc, "b h w c -> b (h w) c")
+
+    def at(row, column):
+        index_bl = rearrange(row * width + column, "b h w -> b (h w)")
+        taken = jnp.take_along_axis(flat_blc, index_bl[..., None], axis=1)
+        return rearrange(taken, "b (h w) c -> b h w c", h=height)
+
+    def between(first, second, weight):
+        return first + (second - first) * weight.astype(first.dtype)
+
+    upper = between(at(rows[0], columns[0]), at(rows[0], columns[1]), across)
+    lower = between(at(rows[1], columns[0]), at(rows[1], columns[1]), across)
+    return between(upper, lower, down)
+
+
+def motion_tokens(theta_bm: jax.Array, how: str, groups: int, token_width: int) -> jax.Array:
+    """A code (b, m) cut into tokens (b, n, e).
+
+    Args:
+      theta_bm: the code.
+      how: ``chunk``, pieces of `token_width` with a fixed sine and cosine code of their place;
+        ``groups``, one piece per group (the caller adds an embedding); ``single``, the whole.
+      groups: K.
+      token_width: of ``chunk``.
+
+    Raises:
+      ValueError: unknown `how`, or the pieces do not divide the code.
+    """
+    size = theta_bm.shape[-1]
+    pieces = {"chunk": size // token_width, "groups": groups, "single": 1}.get(how)
+    if pieces is None:
+        raise ValueError(f"motion_tokens={how!r}: choose {', '.join(TOKENS)}")
+    if pieces < 1 or size % pieces or (how == "chunk" and size % token_width):
+        raise ValueError(
+            f"motion_tokens={how!r}: a code of {size} numbers does not divide into "
+            + (f"tokens of {token_width}" if how == "chunk" else f"{groups} groups")
+        )
+    tokens_bne = rearrange(theta_bm, "b (n e) -> b n e", n=pieces)
+    if how == "chunk":
+        tokens_bne = tokens_bne + sincos_1d(token_width, np.arange(pieces))[None]
+    return tokens_bne
+
+
+class TimeModulation(nn.Module):
+    """Eq. 9: (1 + gamma(t)) * theta + delta(t), the identity at the start.
+
+    `__call__(theta_bm, time_bt)` returns the modulated code and (gamma_bm, delta_bm).
+    """
+
+    @nn.compact
+    def __call__(
+        self, theta_bm: jax.Array, time_bt: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        size = theta_bm.shape[-1]
+        dense = functools.partial(nn.Dense, size, kernel_init=zeros)
+        u = nn.silu(time_bt.astype(jnp.float32))
+        gamma, delta = dense(name="gamma")(u), dense(name="delta")(u)
+        return (1.0 + gamma) * theta_bm + delta, (gamma, delta)
+
+
+class WarpCA(nn.Module):
+    """A hidden state moved by a motion code: Eq. 9, cross-attention, flow and occlusion, Eq. 10.
+
+    Attributes:
+      heads: of the attention.
+      mode: ``warpca``; or ``ca``, plain cross-attention to the same tokens, added (Table 3).
+      tokens, groups, token_width: see `motion_tokens`; not in paper.
+      flow_input: what flow and occlusion are read from: the attention's output, ``attn``, or with
+        the normalised hidden state added, ``attn_plus_query``. Not in paper.
+      time_modulation: Eq. 9; without it the code enters as it is (Table 3, "w/o timestep").
+      fusion: ``add``, Eq. 10; ``blend``, (1 - O) H + O W(H), for analysis.
+      occlusion_bias: at the start O = sigmoid of it; not in paper.
+      dtype: of the computation; code, flow and occlusion are float32.
+
+    Raises:
+      ValueError: an unknown value, or tokens that do not divide the code.
+    """
+
+    heads: int
+    mode: str = "warpca"
+    tokens: str = "chunk"
+    groups: int = 4
+    token_width: int = 16
+    flow_input: str = "attn_plus_query"
+    time_modulation: bool = True
+    fusion: str = "add"
+    occlusion_bias: float = -2.0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_bhwc: jax.Array, theta_bm: jax.Array, time_bt: jax.Array) -> jax.Array:
+        """The hidden state (b, h, w, c) before its norm, the code and the time embedding -> (b, h, w, c).
+
+        Sows ``gamma`` and ``delta`` of Eq. 9 into the collection "motion", (b, m) each, and with
+        mode ``warpca`` also ``flow`` (b, h, w, 2) and ``occlusion`` (b, h, w, 1).
+        """
+        for name, value, known in (
+            ("mode", self.mode, ("warpca", "ca")),
+            ("flow_input", self.flow_input, FLOW_INPUTS),
+            ("fusion", self.fusion, FUSIONS),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}={value!r}: choose {' or '.join(known)}")
+        height, channels = x_bhwc.shape[1], x_bhwc.shape[3]
+        theta_bm = theta_bm.astype(jnp.float32)
+        if self.time_modulation and self.mode == "warpca":
+            theta_bm, (gamma, delta) = TimeModulation(name="time")(theta_bm, time_bt)
+            self.sow("motion", "gamma", gamma)
+            self.sow("motion", "delta", delta)
+        tokens_bne = motion_tokens(theta_bm, self.tokens, self.groups, self.token_width)
+        if self.tokens == "groups":
+            shape = tokens_bne.shape[1:]
+            tokens_bne = (
+                tokens_bne
+                + self.param("token_embedding", nn.initializers.normal(0.02), shape)[None]
+            )
+        query = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x_bhwc)
+        dense = functools.partial(nn.Dense, channels, dtype=self.dtype)
+        split = functools.partial(rearrange, pattern="b l (n d) -> b l n d", n=self.heads)
+        q = split(dense(use_bias=False, name="query")(rearrange(query, "b h w c -> b (h w) c")))
+        k, v = (split(dense(use_bias=False, name=n)(tokens_bne)) for n in ("key", "value"))
+        attended = rearrange(
+            jax.nn.dot_product_attention(q, k, v), "b (h w) n d -> b h w (n d)", h=height
+        )
+        if self.mode == "ca":
+            return x_bhwc + dense(kernel_init=zeros, name="out")(attended)
+        attended = dense(name="out")(attended)
+        seen = attended + query if self.flow_input == "attn_plus_query" else attended
+
+        def read(name: str, features: int, bias: float) -> jax.Array:
+            y = nn.silu(dense(name=f"{name}_in")(seen)).astype(jnp.float32)
+            out = nn.Dense(
+                features,
+                kernel_init=zeros,
+                bias_init=nn.initializers.constant(bias),
+                name=f"{name}_out",
+            )
+            return out(y)
+
+        flow = jnp.tanh(read("flow", 2, 0.0))
+        occlusion = nn.sigmoid(read("occlusion", 1, self.occlusion_bias))
+        self.sow("motion", "flow", flow)
+        self.sow("motion", "occlusion", occlusion)
+        occlusion = occlusion.astype(x_bhwc.dtype)
+        kept = 1.0 - occlusion if self.fusion == "blend" else 1.0
+        return kept * x_bhwc + occlusion * warp(x_bhwc, flow)

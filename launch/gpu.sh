@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# All GPUs of this host, or of several hosts that ssh reaches without a password:
+#
+#   launch/gpu.sh [--dry_run] --config=configs/lrs3.py --workdir=/shared/runs/lrs3
+#   launch/gpu.sh --hosts=10.0.0.1,10.0.0.2 [--port=29500] [--dir=/shared/vidmotion] [--dry_run] --config=... --workdir=...
+#
+# One process a host drives all of its GPUs. The first host of the list is where they meet; every host has this
+# checkout at --dir (default: the folder this is called from) and sees the same workdir. PYTHON names another interpreter.
+# Interrupted, the job saves and ends with code 75; the same command resumes it, here or on other hosts.
+set -euo pipefail
+
+hosts=
+port=29500
+dir=$PWD
+dry=
+while (($#)); do
+    case $1 in
+    --hosts=*) hosts=${1#*=} ;;
+    --port=*) port=${1#*=} ;;
+    --dir=*) dir=${1#*=} ;;
+    --dry_run) dry=1 ;;
+    *) break ;;
+    esac
+    shift
+done
+python=${PYTHON:-python}
+command=("$python" -m vidmotion.main "$@")
+
+if [[ -z $hosts ]]; then
+    [[ -n $dry ]] || command -v nvidia-smi >/dev/null || {
+        echo "launch/gpu.sh: this host has no nvidia-smi, so no GPU that jax could use; on a CPU: launch/local.sh 1" >&2
+        exit 2
+    }
+    if [[ -n $dry ]]; then
+        printf '%q ' "${command[@]}"
+        echo
+        exit 0
+    fi
+    exec "${command[@]}"
+fi
+
+IFS=, read -ra list <<<"$hosts"
+for host in "${list[@]}"; do
+    [[ $host =~ ^[A-Za-z0-9._:@-]+$ && $host != -* ]] || {
+        echo "launch/gpu.sh: --hosts=$hosts: '$host' is not a host; separate them with commas" >&2
+        exit 2
+    }
+done
+[[ -n $dry ]] || command -v ssh >/dev/null || {
+    echo "launch/gpu.sh: --hosts needs ssh on this machine" >&2
+    exit 2
+}
+
+source "$(dirname "${BASH_SOURCE[0]}")/processes.sh"
+for i in "${!list[@]}"; do
+    one=(env "JAX_COORDINATOR_ADDRESS=${list[0]##*@}:$port" "JAX_NUM_PROCESSES=${#list[@]}"
+        "JAX_PROCESS_ID=$i" "${command[@]}")
+    remote="cd $(printf %q "$dir") && exec $(printf '%q ' "${one[@]}")"
+    # -tt: a signal to the local ssh ends the remote process too.
+    local_command=(ssh -tt -o BatchMode=yes "${list[i]}" "$remote")
+    if [[ -n $dry ]]; then
+        printf '%q ' "${local_command[@]}"
+        echo
+    else
+        start "${list[i]}" "${local_command[@]}"
+    fi
+done
+[[ -n $dry ]] || wait_for_all launch/gpu.sh

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# N processes of this machine as one job, joined by jax.distributed:
+#
+#   launch/local.sh N [--dry_run] --config=configs/heads.py:debug --workdir=runs/heads
+#
+# Everything after N goes to `python -m vidmotion.main`. Ctrl-C and SIGTERM are passed on: the job saves and ends with
+# code 75, and the same command resumes it. When one process dies the others are ended, and its code is the launcher's.
+# PYTHON names another interpreter; VIDMOTION_PORT a port for the processes to meet at (default: a free one);
+# VIDMOTION_GRACE_SECONDS how long the others may take to end (default 60).
+set -euo pipefail
+
+if ! [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then
+    echo "launch/local.sh: the first argument is the number of processes; got '${1:-}'" >&2
+    exit 2
+fi
+count=$1
+shift
+dry=
+[[ ${1:-} == --dry_run ]] && dry=1 && shift
+python=${PYTHON:-python}
+free_port='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+port=${VIDMOTION_PORT:-}
+[[ -n $port || -n $dry ]] || port=$("$python" -c "$free_port")
+
+source "$(dirname "${BASH_SOURCE[0]}")/processes.sh"
+for ((i = 0; i < count; i++)); do
+    command=(env JAX_COORDINATOR_ADDRESS="127.0.0.1:${port:-PORT}" JAX_NUM_PROCESSES="$count"
+        JAX_PROCESS_ID="$i" "$python" -m vidmotion.main "$@")
+    if [[ -n $dry ]]; then
+        printf '%q ' "${command[@]}"
+        echo
+    else
+        start "process $i" "${command[@]}"
+    fi
+done
+[[ -n $dry ]] || wait_for_all launch/local.sh

@@ -2,6 +2,7 @@
 
     python -m vidmotion.convert vidtwin --src=FILE.ckpt --out=DIR
     python -m vidmotion.convert vidtwin --src=DIR --out=FILE.safetensors --export
+    python -m vidmotion.convert lpips_vgg --src=TRUNK.pth --heads=HEADS.pth --out=DIR
 
 The way back also takes a folder as --out, and names the file in it after the network.
 The sizes of the network are read off the checkpoint. Every key must be used, or be ignored for a
@@ -14,7 +15,7 @@ import collections
 import dataclasses
 import fnmatch
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,26 @@ import numpy as np
 
 from vidmotion import paths
 from vidmotion.convert import engine, folder
+from vidmotion.convert.maps import clip as clip_maps
+from vidmotion.convert.maps import lpips as lpips_maps
+from vidmotion.convert.maps import motion_encoder as motion_encoder_maps
+from vidmotion.convert.maps import resnet as resnet_maps
+from vidmotion.convert.maps import temporal_vae as temporal_vae_maps
+from vidmotion.convert.maps import unet as unet_maps
+from vidmotion.convert.maps import vgg as vgg_maps
 from vidmotion.convert.maps import vidtwin as vidtwin_maps
 from vidmotion.convert.read import read, write_safetensors
 from vidmotion.errors import EXIT_DONE, EXIT_REFUSED
-from vidmotion.models import spacetime, vidtwin
+from vidmotion.models import (
+    motion_attention,
+    motion_encoder,
+    resnet,
+    spacetime,
+    temporal_vae,
+    unet,
+    vidtwin,
+)
+from vidmotion.models.features import clip, lpips, vgg
 
 Shapes = Mapping[str, tuple[int, ...]]
 Arguments = dict[str, Any]
@@ -42,6 +59,7 @@ class Network:
       shapes: arguments -> abstract parameter tree.
       options: numbers that no shape tells, name -> help; None where not given.
       constants: arguments -> values that ignored keys must have, should they be there.
+      files: checkpoint files beside --src that hold a part of the weights, name -> help.
     """
 
     rules: engine.Rules
@@ -49,6 +67,7 @@ class Network:
     shapes: Callable[[Arguments], Mapping[str, Any]]
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     constants: Callable[[Arguments], Mapping[str, np.ndarray]] = lambda arguments: {}
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def _vidtwin_arguments(shapes: Shapes, options: Mapping[str, int | None]) -> Arguments:
@@ -89,7 +108,129 @@ def _vidtwin_constants(arguments: Arguments) -> Mapping[str, np.ndarray]:
     }
 
 
+def _lpips(trunk: str, rules: engine.Rules) -> Network:
+    def shapes(arguments: Arguments) -> Mapping[str, Any]:
+        image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+        try:
+            net = lpips.LPIPS(**arguments)
+        except TypeError as error:
+            raise ValueError(f"these are not the arguments of an LPIPS: {error}") from error
+        return jax.eval_shape(lambda x: net.init(jax.random.key(0), x, x), image)["params"]
+
+    return Network(
+        rules=rules,
+        arguments=lambda found, options: lpips_maps.arguments(trunk, found),
+        shapes=shapes,
+        constants=lambda arguments: lpips_maps.constants(lpips.SHIFT, lpips.SCALE),
+        files={
+            "heads": f"file of the heads, where --src has none: {lpips_maps.FILES[trunk].heads}"
+        },
+    )
+
+
+def _motion_encoder_net(arguments: Arguments) -> motion_encoder.MotionEncoder:
+    try:
+        return motion_encoder.MotionEncoder(**arguments)
+    except TypeError as error:
+        raise ValueError(f"these are not the arguments of a MotionEncoder: {error}") from error
+
+
+def _motion_encoder_shapes(arguments: Arguments) -> Mapping[str, Any]:
+    net = _motion_encoder_net(arguments)
+    crop, box = (
+        jax.ShapeDtypeStruct(shape, np.float32) for shape in ((1, net.size, net.size, 3), (1, 3))
+    )
+    return jax.eval_shape(lambda x, r: net.init(jax.random.key(0), x, r), crop, box)
+
+
+def _motion_encoder_constants(arguments: Arguments) -> Mapping[str, np.ndarray]:
+    net = _motion_encoder_net(arguments)
+    return {"pe": motion_encoder.token_code(net.token_width, net.tokens)[None]}
+
+
+def _of_images(rules: engine.Rules, make: Callable[..., Any], arguments: Arguments) -> Network:
+    """A network of published sizes that takes one image, with all its variables or parameters only."""
+
+    def shapes(given: Arguments) -> Mapping[str, Any]:
+        tuples = {key: tuple(x) if isinstance(x, list) else x for key, x in given.items()}
+        try:
+            net = make(**tuples)
+        except TypeError as error:
+            raise ValueError(
+                f"these are not the arguments of a {make.__name__}: {error}"
+            ) from error
+        side = getattr(net, "size", 64)  # of a picture that it takes
+        image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+        variables = jax.eval_shape(lambda x: net.init(jax.random.key(0), x), image)
+        return variables if len(variables) > 1 else variables["params"]
+
+    return Network(rules=rules, arguments=lambda found, options: dict(arguments), shapes=shapes)
+
+
+def _unet(
+    rules: engine.Rules, make: type[unet.UNet], inputs: Callable[[unet.UNet], Sequence[Any]]
+) -> Network:
+    """A UNet of any size; `inputs` are the shapes that it is called with, of an 8 x 8 latent."""
+
+    def net(given: Arguments) -> unet.UNet:
+        try:
+            return make(**{key: tuple(x) if isinstance(x, list) else x for key, x in given.items()})
+        except TypeError as error:
+            raise ValueError(
+                f"these are not the arguments of a {make.__name__}: {error}"
+            ) from error
+
+    def shapes(given: Arguments) -> Mapping[str, Any]:
+        arrays = [jax.ShapeDtypeStruct(shape, np.float32) for shape in inputs(net(given))]
+        return jax.eval_shape(lambda *x: net(given).init(jax.random.key(0), *x), *arrays)["params"]
+
+    def constants(given: Arguments) -> Mapping[str, np.ndarray]:
+        widths = unet_maps.temporal_codes(net(given).channels, net(given).layers_per_block)
+        frames = motion_attention.MAX_FRAMES
+        return {key: motion_attention.frame_code(frames, c)[None] for key, c in widths.items()}
+
+    return Network(
+        rules=rules,
+        arguments=lambda found, options: (
+            unet_maps.sizes(found) | {"heads": options["heads"] or make.heads}
+        ),
+        shapes=shapes,
+        options={"heads": "attention heads (default 8, which no shape tells)"},
+        constants=constants,
+    )
+
+
+def _unet_inputs(net: unet.UNet) -> list[tuple[int, ...]]:
+    return [(1, 1, 8, 8, 4), (1,), (1, 1, net.context_width)]
+
+
 NETWORKS = {
+    "sd_unet": _unet(unet_maps.RULES, unet.UNet, _unet_inputs),
+    "xnemo_reference_unet": _unet(
+        unet_maps.REFERENCE,
+        unet.ReferenceUNet,
+        lambda net: [(1, 8, 8, 4), (1, 1, net.context_width)],
+    ),
+    "xnemo_denoising_unet": _unet(
+        unet_maps.RULES,
+        motion_attention.DenoisingUNet,
+        lambda net: [*_unet_inputs(net), (1, 1, *motion_attention.MOTION)],
+    ),
+    "svd_vae": _of_images(
+        temporal_vae_maps.RULES, temporal_vae.TemporalAutoencoder, temporal_vae.SIZES["svd"]
+    ),
+    "clip_vision": _of_images(clip_maps.RULES, clip.ClipVision, clip.SIZES["vit_l14"]),
+    "resnet50": _of_images(resnet_maps.RULES, resnet.ResNet, resnet.SIZES["resnet50"]),
+    "vgg19": _of_images(vgg_maps.VGG19, vgg.VGGActivations, vgg.SIZES["vgg19"]),
+    "vgg_face": _of_images(vgg_maps.VGG_FACE, vgg.VGGActivations, vgg.SIZES["vgg_face"]),
+    "xnemo_motion_encoder": Network(
+        rules=motion_encoder_maps.RULES,
+        arguments=lambda found, options: motion_encoder_maps.arguments(found),
+        shapes=_motion_encoder_shapes,
+        constants=_motion_encoder_constants,
+    ),
+    "lpips_vgg": _lpips("vgg", lpips_maps.VGG),
+    "lpips_alex": _lpips("alex", lpips_maps.ALEX),
     "vidtwin": Network(
         rules=vidtwin_maps.RULES,
         arguments=_vidtwin_arguments,
@@ -99,12 +240,14 @@ NETWORKS = {
             "query_heads": "attention heads of the Q-Former (default 8)",
         },
         constants=_vidtwin_constants,
-    )
+    ),
 }
 
 
-def bring_in(name: str, src: Path, out: Path, options: Mapping[str, int | None]) -> str:
+def bring_in(name: str, src: Path, out: Path, options: Mapping[str, int | Path | None]) -> str:
     """Checkpoint file -> folder; returns what to tell the user.
+
+    `options` has the values of the network's `options` and `files`.
 
     Raises:
       ConversionError: keys or shapes do not fit; all are named.
@@ -116,6 +259,8 @@ def bring_in(name: str, src: Path, out: Path, options: Mapping[str, int | None])
     if out.is_file():
         raise ValueError(f"{out}: is a file; --out must be a folder")
     source = _read(src)
+    for file in (options[file] for file in network.files if options[file]):
+        source |= _read(file)
     arguments = network.arguments({key: x.shape for key, x in source.items()}, options)
     params = engine.convert(network.shapes(arguments), source, network.rules)
     wrong = [
@@ -167,12 +312,13 @@ def _read(src: Path) -> dict[str, np.ndarray]:
 
 
 def _ignored(keys: set[str], rules: engine.Rules) -> dict[str, int]:
-    """How many keys each reason covers."""
+    """How many keys each reason covers; a key used under its second spelling has none."""
     ignores = [rule for rule in rules if isinstance(rule, engine.Ignore)]
-    return collections.Counter(
-        next(rule.reason for rule in ignores if fnmatch.fnmatchcase(key, rule.source))
+    reasons = (
+        next((rule.reason for rule in ignores if fnmatch.fnmatchcase(key, rule.source)), None)
         for key in sorted(keys)
     )
+    return collections.Counter(reason for reason in reasons if reason)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -208,6 +354,8 @@ def _parser() -> argparse.ArgumentParser:
         kind.add_argument("--export", action="store_true", help="the way back")
         for option, text in network.options.items():
             kind.add_argument(f"--{option}", type=int, help=text)
+        for file, text in network.files.items():
+            kind.add_argument(f"--{file}", type=Path, help=text)
     return parser
 
 

@@ -181,6 +181,15 @@ def norm(target: str, source: Names) -> tuple[Rule, ...]:
     )
 
 
+def batch_norm(target: str, source: str) -> tuple[Rule, ...]:
+    """Rules of a batch norm in a tree of variables: ``params/...`` and ``batch_stats/...``."""
+    return (
+        *norm(f"params/{target}", source),
+        (f"batch_stats/{target}/mean", f"{source}.running_mean", same),
+        (f"batch_stats/{target}/var", f"{source}.running_var", same),
+    )
+
+
 def prefixed(rules: Rules, target: str = "", source: str = "") -> tuple[Rule | Ignore, ...]:
     """The same table for a network that is a part of a larger one.
 

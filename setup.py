@@ -44,6 +44,7 @@ setup(
         "test": TEST,
         "lint": ["ruff>=0.8"],
         "face": ["scikit-image>=0.26"],
+        "plot": ["matplotlib>=3.9"],
         # Reference implementations that the comparison tests run against.
         # The exact torch pin selects a CPU build where one is offered.
         "oracle": ["torch==2.13.0", "transformers>=5,<6", "diffusers>=0.42,<0.43"],

@@ -4,6 +4,12 @@
     python -m vidmotion.main --config=configs/lrs3.py:stage=1 --workdir=runs/lrs3_1
     python -m vidmotion.main --config=configs/lrs3.py --workdir=runs/lrs3 --config.init_from=runs/lrs3_1
 
+the last two with --config.system.codec.weights=FILE, the image autoencoder. To encode every frame once rather than at
+each step (``latents=cached``; 8 KB a frame):
+
+    python -m vidmotion.data.prepare latents --src=data/lrs3 --weights=FILE --out=data/lrs3_latents
+    python -m vidmotion.main --config=configs/lrs3.py:stage=1,latents=cached --workdir=runs/lrs3_1 ...
+
 Hardware in the paper: 8 A100, batch 4 on each, 4 to 5 days: 30 epochs without temporal blocks (stage 1), then 15 with
 them (stage 2, the default here). Paper's figures on cross-identity transfer: FID 86.0, CSIM 0.692, shape error 0.41e-1,
 motion error 3.13e-2, cross error 3.67e-2 (Tables A2, A3).
@@ -21,7 +27,7 @@ EPOCH = 12_300  # steps at batch 32: about 393k four-second clips in 437 hours (
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """Arguments: ``stage``, ``bitrate``, ``rate_loss``, ``cross``, ``content_frames``, ``demo``, ``debug``."""
+    """Arguments: ``stage``, ``bitrate``, ``rate_loss``, ``cross``, ``content_frames``, ``latents``; variants."""
     options = common.parse(
         argument,
         stage=(2, 1),
@@ -29,6 +35,7 @@ def get_config(argument: str = "") -> ConfigDict:
         rate_loss=("on", "off"),
         cross=("on", "off"),
         content_frames=("all", 1, 5, 15, 20),
+        latents=("fresh", "cached"),
     )
     config = common.trunk()
     config.system = ConfigDict(
@@ -44,6 +51,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 # measure your own set's to hold sigma_data = 0.5 exactly.
                 "mean": (5.81, 3.25, 0.12, -2.15),
                 "std": (4.17, 4.62, 3.71, 3.28),
+                "cached": options.latents == "cached",
             },
             # Disentangle encoder: T5 encoder
             "encoder": {
@@ -127,7 +135,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.batch_size = 32  # 4 on each of 8 A100
     config.steps = EPOCH * (30 if options.stage == 1 else 15)
     config.ema.decay = 0.9999  # not in paper
-    config.data.kind = "videos"
+    config.data.kind = "latents" if options.latents == "cached" else "videos"
     config.data.common = ConfigDict({"directory": "data/lrs3", "frames": 50, "decimate": 2})
     config.data.train = ConfigDict({"split": "train", "random": True})
     config.data.eval = ConfigDict({"split": "test"})
@@ -136,6 +144,8 @@ def get_config(argument: str = "") -> ConfigDict:
     config.sample = ConfigDict({"every": 20_000, "rows": 3, "columns": 4, "fps": 12.5})
     if options.variant == "demo":
         _demo(config)
+    if options.latents == "cached":
+        config.data.common.directory += "_latents"
     if options.variant == "debug":
         _debug(config)
     return config
@@ -176,6 +186,7 @@ def _debug(config: ConfigDict) -> None:
     _demo(config)
     system = config.system
     system.size, system.frames = 64, 4
+    system.codec.cached = False  # heads are drawn anew
     system.encoder.update({"layers": 1, "width": 16, "heads": 2, "mlp_dim": 32, "content_width": 8})
     system.encoder.content_tokens = 16
     system.denoiser.update({"layers": 2, "width": 16, "heads": 2, "mlp_dim": 32, "groups": 4})

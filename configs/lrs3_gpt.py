@@ -29,7 +29,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "width": 1024,
             "layers": 12,
             "heads": 8,
-            "max_positions": 128,  # not in paper
+            "max_positions": 128,  # not in paper; n frames need n, and are learnt up to `frames`
             "dropout": 0.1,  # not in paper
             "content_elements": 1,  # "the first sequence element"
             "compute": "bfloat16",  # not in paper
@@ -80,6 +80,7 @@ def get_config(argument: str = "") -> ConfigDict:
         config.ema.decay = 0.99
         config.checkpoint.every = 500
         config.eval.every, config.eval.frames = 500, 32
+        config.eval.temperature = 1.0  # greedy, as in the paper, hardly moves after so short a training
     if variant == "debug":
         system.width, system.layers, system.heads, system.frames = 16, 1, 2, 2
         config.batch_size, config.steps, config.log_every = 8, 2, 1

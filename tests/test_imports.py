@@ -37,6 +37,7 @@ ALLOWED = {
     "plan": BUILDS_ON_ALL,
     "main": BUILDS_ON_ALL,
     "encode": BUILDS_ON_ALL,
+    "latents": BUILDS_ON_ALL,
     "reenact": BUILDS_ON_ALL,
 }
 # What these may not import, wherever the line above leaves it open.

@@ -234,3 +234,54 @@ def test_what_cannot_be_read_is_named(tmp_path):
         container.mux(stream.encode(sound))
     with pytest.raises(MediaError, match="no video stream"):
         media.read_video(tmp_path / "sound.wav")
+
+
+def test_a_picture_is_read_as_it_is_meant_to_be_seen(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (5, 7, 3), np.uint8)
+
+    def read(image, name="a.png", **options):
+        image.save(tmp_path / name, **options)
+        got = media.read_picture(tmp_path / name)
+        assert got.dtype == np.uint8 and got.ndim == 3 and got.shape[-1] == 3
+        return got
+
+    np.testing.assert_array_equal(read(Image.fromarray(pixels)), pixels)
+    # Orientation 6: the camera was turned clockwise, so the stored picture must be, too.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    np.testing.assert_array_equal(read(Image.fromarray(pixels), exif=exif), np.rot90(pixels, -1))
+    # Transparent parts show white, half-transparent ones half of it.
+    alpha = np.array([[255, 0, 128]], np.uint8)
+    colour = np.array([[[10, 20, 30], [10, 20, 30], [0, 100, 200]]], np.uint8)
+    got = read(Image.fromarray(np.concatenate([colour, alpha[..., None]], -1)))
+    expected = 255 + (colour - 255.0) * (alpha[..., None] / 255)
+    np.testing.assert_allclose(got, expected, atol=1)
+    # Grey, with alpha, with a palette that has a transparent colour.
+    grey = pixels[..., 0]
+    np.testing.assert_array_equal(read(Image.fromarray(grey)), grey[..., None].repeat(3, -1))
+    clear = Image.merge("LA", (Image.fromarray(grey), Image.new("L", (7, 5), 0)))
+    assert np.all(read(clear) == 255)
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([9, 8, 7, 1, 2, 3])
+    palette.putdata([0, 1])
+    assert read(palette, transparency=1).tolist() == [[[9, 8, 7], [255, 255, 255]]]
+    # 16 bits: the upper eight, not what is above 255 cut off.
+    deep = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
+    got = read(Image.fromarray(deep))
+    np.testing.assert_array_equal(got[0, :, 0], np.rint(deep[0] / 257.0))
+    # As jpeg in CMYK, and a single pixel.
+    assert read(Image.fromarray(flat(200, 8, 8)).convert("CMYK"), "a.jpg").shape == (8, 8, 3)
+    assert read(Image.new("1", (1, 1), 1)).tolist() == [[[255, 255, 255]]]
+
+
+def test_pictures_that_cannot_be_read_are_named(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    whole = tmp_path / "whole.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(whole)
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:3000])
+    for name in ("text.png", "cut.png"):
+        with pytest.raises(media.MediaError, match=f"{name} is not a picture that can be read"):
+            media.read_picture(tmp_path / name)
+    with pytest.raises(media.MediaError, match=r"there is no file .*none\.png"):
+        media.read_picture(tmp_path / "none.png")

@@ -245,7 +245,11 @@ def say(run, monkeypatch, caplog):
         monkeypatch.setattr(startup, name, lambda: None)
     monkeypatch.setattr(startup.logging.getLogger("vidmotion"), "propagate", True)
     known = str(run.workdir)
-    monkeypatch.setattr(reenact, "open_run", lambda path: run if path == known else open_run(path))
+
+    def opened(path, changes):
+        return run if path == known and not changes else open_run(path, changes)
+
+    monkeypatch.setattr(reenact, "open_run", opened)
 
     def call(*arguments, **flags):
         caplog.clear()

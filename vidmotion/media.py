@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 _BACKGROUND = 255
 _CAPTION_SIZE = 12  # pixels
@@ -38,6 +38,7 @@ def grid(
     pad: int = 2,
     scale: int = 1,
     fill: int = _BACKGROUND,
+    captions: Sequence[str] = (),
 ) -> np.ndarray:
     """Lay out N equal images, or clips of equal length, in reading order.
 
@@ -47,6 +48,7 @@ def grid(
         pad: separator and border, pixels.
         scale: whole-number nearest-neighbour enlargement of each item.
         fill: grey value of separators and of empty cells, 0..255.
+        captions: of the items, written in their corners; "" for none.
 
     Returns:
         uint8 (GH, GW, 3) or (T, GH, GW, 3) with GH = rows * (scale * H + pad) + pad.
@@ -67,11 +69,13 @@ def grid(
     canvas = np.full(
         (*time, rows * (height + pad) + pad, cols * (width + pad) + pad, 3), fill, np.uint8
     )
+    corners = []
     for index, item in enumerate(items):
         row, col = divmod(index, cols)
         top, left = row * (height + pad) + pad, col * (width + pad) + pad
         canvas[..., top : top + height, left : left + width, :] = item
-    return canvas
+        corners.append((left, top))
+    return _caption(canvas, [(at, text) for at, text in zip(corners, captions) if text])
 
 
 def strip(frames: np.ndarray, n: int = 8, pad: int = 2, scale: int = 1) -> np.ndarray:
@@ -383,6 +387,34 @@ def _aside(path: str | os.PathLike) -> Iterator[Path]:
 
 
 # --- Reading --------------------------------------------------------------------------------------
+
+
+def read_picture(path: str | os.PathLike) -> np.ndarray:
+    """A picture file as it is meant to be seen: uint8 (H, W, 3), upright.
+
+    The turn that cameras store beside the pixels is carried out; grey becomes RGB; 16 bits a channel
+    become 8; transparent parts show white behind them; of an animation, the first frame.
+
+    Raises:
+        MediaError: the file is missing, or not a picture that can be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            upright = ImageOps.exif_transpose(picture)
+            if upright.mode.startswith("I") or upright.mode == "F":  # Pillow would cut off at 255
+                values = np.asarray(upright, np.float64)
+                full = 65535 if upright.mode != "F" and values.max(initial=0) > 255 else 255
+                grey = np.rint(np.clip(values, 0, full) * (255 / full)).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=-1)
+            if upright.has_transparency_data:
+                coloured = upright.convert("RGBA")
+                behind = Image.new("RGBA", coloured.size, "white")
+                upright = Image.alpha_composite(behind, coloured)
+            return np.array(upright.convert("RGB"))
+    except FileNotFoundError:
+        raise MediaError(f"there is no file {path}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise MediaError(f"{path} is not a picture that can be read: {error}") from error
 
 
 class Video(NamedTuple):

@@ -4,6 +4,8 @@
 
 The content comes from A, the motion from B. B is streamed in windows, so memory does not grow with its length; its
 frame rate is kept and its audio carried over. Both are cropped to the centre square and resized to the model's size.
+Where weights lie elsewhere than in training, or for other sampling: --config.system.codec.weights=FILE,
+--config.system.sampler.steps=16.
 """
 
 import argparse
@@ -14,7 +16,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from vidmotion import media, startup
@@ -43,16 +45,7 @@ def read_content(path: str, frames: int, size: int) -> np.ndarray:
       MediaError: not a picture or video that can be read.
     """
     if os.path.splitext(path)[1].lower() in PICTURES:
-        try:
-            with Image.open(path) as picture:
-                upright = ImageOps.exif_transpose(
-                    picture
-                )  # phones store the turn beside the pixels
-                return fit(np.asarray(upright.convert("RGB")), size)[None]
-        except FileNotFoundError:
-            raise media.MediaError(f"there is no file {path}") from None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise media.MediaError(f"{path} is not a picture that can be read: {error}") from error
+        return fit(media.read_picture(path), size)[None]
     count = media.probe(path).frames or sum(1 for _ in media.iter_video(path))
     wanted = set(np.linspace(0, max(count - 1, 0), frames).round().astype(int).tolist())
     picked = [fit(frame, size) for i, frame in enumerate(media.iter_video(path)) if i in wanted]
@@ -155,13 +148,13 @@ def main(argv: list[str] | None = None) -> int:
     flag("--side_by_side", action="store_true", help="content and motion beside the result")
     flag("--windows", type=startup.at_least(1), default=4, help="sampled at a time (default 4)")
     flag("--seed", type=startup.at_least(0), default=0, help="of the initial noise (default 0)")
-    args = parser.parse_args(argv)
+    args, changes = startup.parse_with_config(parser, sys.argv[1:] if argv is None else argv)
 
     def work() -> int:
         startup.set_up_devices()
         startup.one_process()
         count = reenact(
-            open_run(args.workdir),
+            open_run(args.workdir, changes),
             args.content,
             args.motion,
             args.out,

@@ -4,13 +4,14 @@ Order at the start (each later source wins): abstract init -> shardings -> init 
 optimizer and averages made from the loaded weights -> restore, if the workdir has a checkpoint.
 """
 
+import ast
 import dataclasses
 import functools
 import importlib
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -40,7 +41,8 @@ FREE_FIELDS = (
     r"|(mesh|checkpoint|eval|sample)/.*"
     r"|data/(threads|workers|prefetch|eval/.*)"
     r"|data/.*/(sheets_dir|directory)"  # the same data may lie elsewhere; a fingerprint guards them
-    r"|system/(remat|codes|sampler/.*|guidance/scale|diffusion/sigma_(min|max))"
+    r"|system/(.*/)?weights"  # so may a never-trained network, guarded likewise
+    r"|system/(remat|codes|latents|sampler/.*|guidance/scale|diffusion/sigma_(min|max))"
 )
 
 
@@ -57,11 +59,16 @@ def load_config(name: str) -> ml_collections.ConfigDict:
         raise ConfigError(f"there is no config configs/{module}.py") from error
 
 
-def open_run(workdir: str) -> "Run":
+def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> "Run":
     """The run that a workdir holds, to be used: its batches are cut over the devices that are here.
 
+    Args:
+      workdir: of the run.
+      changes: ``{"system.codec.weights": "vae.safetensors"}``, fields of its config that are otherwise here, as
+        text; only `FREE_FIELDS`.
+
     Raises:
-      ConfigError: no run there.
+      ConfigError: no run there, or a change that does not fit it.
     """
     path = epath.Path(workdir) / CONFIG_FILE
     try:
@@ -72,7 +79,26 @@ def open_run(workdir: str) -> "Run":
         raise ConfigError(f"{workdir} holds no run: there is no {path}") from error
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{workdir} holds no run: {path} cannot be read ({error})") from error
+    for name, text in (changes or {}).items():
+        _change(config, name, text)
     return Run(config, workdir)
+
+
+def _change(config: ml_collections.ConfigDict, name: str, text: str) -> None:
+    """Set the field of a recorded config that the command line names."""
+    fields = paths.flatten(config.to_dict())
+    path = name.replace(".", "/")
+    if path not in fields:
+        raise ConfigError(f"--config.{name}: the run's config has no such field")
+    if not re.fullmatch(FREE_FIELDS, path):
+        raise ConfigError(
+            f"--config.{name}: it is {fields[path]!r} for good, the run was trained so"
+        )
+    try:
+        value = text if isinstance(fields[path], str) else ast.literal_eval(text)
+        config.update_from_flattened_dict({name: value})
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise ConfigError(f"--config.{name}={text}: not like {fields[path]!r}") from error
 
 
 class Run:
@@ -117,15 +143,23 @@ class Run:
     # -- data -------------------------------------------------------------------------------------
 
     def source(self, split: str, **changes) -> Any:
-        """The random-access source of ``config.data.<split>`` (``train`` or ``eval``).
+        """The random-access source of ``config.data.<split>`` (``train`` or ``eval``), of the `kind` given there,
+        or else of ``config.data.kind``.
 
         `changes` go before the config's own arguments of the source.
+
+        Raises:
+          ConfigError: no such section, or data that other networks than this run's have made; and as
+            `pipeline.make_source`.
         """
         data = self.config.data
         if split not in data:
             raise ConfigError(f"config.data has no section {split!r}: it names that split's data")
         arguments = {**data.get("common", {}), **data[split], **changes}
-        return pipeline.make_source(data.kind, **arguments)
+        # Training may read pairs of frames where evaluation reads whole clips.
+        source = pipeline.make_source(arguments.pop("kind", data.kind), **arguments)
+        self._check_networks(getattr(source, "networks", {}), arguments.get("directory"))
+        return source
 
     def loader(self, split: str, batch_size: int | None = None) -> pipeline.Loader:
         """Batches of a split; shuffled for ``train``, in the source's order for ``eval``."""
@@ -205,6 +239,22 @@ class Run:
         loaded = {name: const.load() for name, const in self._consts_spec.items()}
         return jax.device_put(loaded, sharding.replicated(self.mesh))
 
+    @functools.cached_property
+    def networks(self) -> dict[str, str]:
+        """Fingerprint of each never-trained network."""
+        return self.system.fingerprints(self.consts)
+
+    def _check_networks(self, recorded: Mapping[str, str], what: Any) -> None:
+        """Refuse `what`, which was made with networks of the `recorded` fingerprints, where they are not these."""
+        for name, there in recorded.items():
+            here = self.networks.get(name, "none")
+            if there != here:
+                raise ConfigError(
+                    f"{what} was made with other weights of the network {name!r} than config.system names: "
+                    f"fingerprint {there[:12]} there, {here[:12]} here; name the file of those, or make it "
+                    "anew with these"
+                )
+
     def fresh_state(self) -> TrainState:
         """State at step 0: initialised in place, then ``init_from`` where the config names a run."""
         shardings = self.state_shardings
@@ -219,8 +269,19 @@ class Run:
         return jax.jit(self.stepper.init_state, out_shardings=shardings)(params)
 
     def restore(self, checkpointer: checkpoint.Checkpointer) -> tuple[TrainState, dict] | None:
-        """The workdir's newest whole checkpoint on this mesh, or None."""
-        return checkpointer.restore(self.abstract_state)
+        """The workdir's newest whole checkpoint on this mesh, or None.
+
+        Raises:
+          ConfigError: it was trained with other never-trained networks; and as `Checkpointer.restore`.
+        """
+        restored = checkpointer.restore(self.abstract_state)
+        if restored is not None:
+            self._check_networks(restored[1].get("networks", {}), f"the run {self.workdir}")
+        return restored
+
+    def position(self, loader: pipeline.Loader, step: int) -> dict[str, Any]:
+        """What a checkpoint keeps beside the state: where the data are, and what the run depends on."""
+        return {**loader.state(step), "networks": self.networks}
 
     def trained_vars(self) -> Vars:
         """Averaged parameters of the workdir's newest checkpoint, for evaluation and sampling.

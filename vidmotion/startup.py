@@ -86,6 +86,24 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
+def parse_with_config(
+    parser: argparse.ArgumentParser, arguments: list[str]
+) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Parse a command that uses a trained run; ``--config.<field>=<value>`` as in `main` is taken apart.
+
+    Returns:
+      (what `parser` reads, {field: value as text}). Anything else ends the process as `parser` does.
+    """
+    args, rest = parser.parse_known_args(arguments)
+    fields = {}
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if not name.startswith("--config.") or not equals:
+            parser.error(f"unrecognized arguments: {word}")
+        fields[name.removeprefix("--config.")] = value
+    return args, fields
+
+
 def exit_code_of(work: Callable[[], int], stopped: str) -> int:
     """Do `work` and return its exit code; what the user can mend is one message and `EXIT_REFUSED`.
 

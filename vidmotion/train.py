@@ -309,7 +309,8 @@ class Session:
     def _save(self, wait: bool) -> None:
         """Save this step. One that is waited for must succeed; any other may be made up for later."""
         try:
-            self.checkpointer.save(self.step, self.state, self.loader.state(self.step), wait)
+            position = self.run.position(self.loader, self.step)
+            self.checkpointer.save(self.step, self.state, position, wait)
         except CheckpointError as error:
             if wait:
                 raise

@@ -177,7 +177,7 @@ def test_make_source(tmp_path):
         writer.write("train", {"x": np.arange(3)})
     assert len(make_source("records", directory=tmp_path, split="train")) == 1
     with pytest.raises(
-        ValueError, match=r"no data source 'record'; there are codes, heads, records"
+        ValueError, match=r"no data source 'record'; there are codes, .*heads, latents, .*records"
     ):
         make_source("record")
     with pytest.raises(ValueError, match=r"missing.*'directory'; it takes \(directory, split"):

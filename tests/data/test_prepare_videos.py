@@ -507,4 +507,4 @@ def test_box_files(videos, tmp_path, capsys):
 def test_wrong_box_files_are_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(folders.DatasetError, match=message):
-        folders.read_boxes(tmp_path / name)
+        faces.read_boxes(tmp_path / name)

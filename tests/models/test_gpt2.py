@@ -78,7 +78,7 @@ def test_cached_equals_full(tiny):
     np.testing.assert_allclose(prefill, full[:, :4], atol=1e-5)
     np.testing.assert_allclose(rest.swapaxes(0, 1), full[:, 4:], atol=1e-5)
     assert cache.length == 9
-    assert cache.keys_lbthk.shape == (2, 2, 9, 3, 8)
+    assert [keys.shape for keys in cache.keys_bthk] == 2 * [(2, 9, 3, 8)]
 
 
 def test_positions_pick_rows_of_the_table(tiny):
@@ -119,7 +119,7 @@ def test_bfloat16_compute_keeps_float32_parameters(tiny):
     params = jax.eval_shape(half.init, jax.random.key(0), x)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
     y, cache = jax.jit(half.apply)(variables, x, half.init_cache(2))
-    assert y.dtype == cache.keys_lbthk.dtype == jnp.bfloat16
+    assert y.dtype == cache.keys_bthk[0].dtype == jnp.bfloat16
     full, _ = jax.jit(model.apply)(variables, x)
     np.testing.assert_allclose(y.astype(jnp.float32), full, atol=0.1)
 

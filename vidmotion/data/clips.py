@@ -8,6 +8,13 @@ two was chosen when `vidmotion.data.prepare` wrote the folder. There is never so
     source   text          the video file, relative to the folder that was prepared
     start    float64 ()    seconds from that video's first frame
     box      float32 (4,)  x0, y0, x1, y1 of the crop in the upright video, pixels
+
+and, where the crop is a tube about one face,
+
+    boxes    float32 (T, 4)  x0, y0, x1, y1 of the face in each frame, pixels of the stored pictures
+    seen     bool (T,)       whether it was looked for there and found; its place is estimated elsewhere
+    person   text            who it is, as far as the data set says
+    level    int32 ()        how strong the emotion `label` is, 1 to 3 (MEAD)
 """
 
 import io

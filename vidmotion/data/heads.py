@@ -215,6 +215,25 @@ def render(identity: Mapping, motion: np.ndarray, size: int) -> np.ndarray:
     return video
 
 
+def face_boxes(identity: Mapping, motion: np.ndarray, size: int) -> np.ndarray:
+    """Where the face is in each of `render`'s pictures, from the brows to the chin.
+
+    Arguments as of `render`. Returns float64 (T, 4): x0, y0, x1, y1 in pixels, the bounds of the turned
+    skull's sides, the brows' upper edge and the chin; hair, ears and beard do not count. Raises
+    ValueError as `render` does.
+    """
+    _check_identity(identity)
+    motion = _checked_motion(motion)
+    pose = {f.name: motion[:, k] for k, f in enumerate(MOTION_FACTORS)}
+    head = cartoon.Head(identity, pose, _at_least("size", size, MIN_SIZE))
+    nothing, whole = (0.0, 0.0), np.ones_like(head.unit)
+    sides = [head.plane((side * head.outline_a, 0.0 * whole), nothing, nothing) for side in (-1, 1)]
+    brows = head.on_face(0.0, -0.4)
+    chin = head.plane(head.project(0.0, head.chin, 0.3), nothing, nothing)
+    points = np.stack([frame.origin for frame in (*sides, brows, chin)], 1).astype(np.float64)
+    return np.concatenate([points.min(1), points.max(1)], 1)
+
+
 class HeadsSource:
     """Random access to seeded clips; item i is a function of (seed, split, i) and the sizes only.
 
@@ -285,6 +304,11 @@ class HeadsSource:
         """The motion of clip i, (frames, len(MOTION_FACTORS)) float32; IndexError as above."""
         return sample_motion(self._rng(1, self._index(i)), self.frames, self.fps)
 
+    def factors(self, i: int) -> dict[str, Mapping[str, float | int | np.ndarray]]:
+        """What clip i was drawn from, by name: `identity`, a float or an int (a class) each, and `motion`,
+        (frames,) float32 each. IndexError as above."""
+        return {"identity": self.identity(i), "motion": dict(zip(MOTION_COLUMN, self.motion(i).T))}
+
     def video(self, i: int) -> np.ndarray:
         """The pictures of clip i, (frames, size, size, 3) uint8; read-only when cached."""
         i = self._index(i)
@@ -316,6 +340,15 @@ class HeadsSource:
             f"HeadsSource(size={self.size}, frames={self.frames}, clips={self.clips}, "
             f"seed={self.seed}, split={self.split!r}, identities={self.identities}, fps={self.fps})"
         )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the hair styles, the factor that stands for a clip's class."""
+        return tuple(style.name for style in cartoon.HAIRSTYLES)
+
+    def class_of(self, element: Mapping) -> int:
+        """Index into `classes`."""
+        return int(np.argmax(element["identity"][IDENTITY_SLICES["hair_style"]]))
 
     def warm(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Fill the cache now; `progress(done, clips)` is called after each clip. Raises ValueError

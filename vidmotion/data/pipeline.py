@@ -7,7 +7,8 @@ order, for every number of processes, threads and workers: process p of P holds 
 `Loader.state` keeps what the numbers refer to, so that changed data does not go unnoticed.
 
 A source is any object with `__len__`, `__getitem__(i) -> dict of numpy arrays` and `fingerprint`
-(hex text naming its content); picklable if worker processes are to read it.
+(hex text naming its content); picklable if worker processes are to read it. One whose elements
+belong to classes also has `classes`, their names, and `class_of(element)`, the index of its class.
 """
 
 import hashlib
@@ -27,12 +28,18 @@ from vidmotion.errors import ConfigError
 
 SOURCES = {
     "codes": ("vidmotion.data.codes", "CodesSource"),
+    "head_portraits": ("vidmotion.data.portraits", "HeadPortraitSource"),
     "heads": ("vidmotion.data.heads", "HeadsSource"),
+    "latents": ("vidmotion.data.videos", "LatentSource"),
+    "portraits": ("vidmotion.data.portraits", "PortraitSource"),
     "records": ("vidmotion.data.records", "RecordSource"),
     "sprites": ("vidmotion.data.sprites", "SpritesSource"),
     "tfds": ("vidmotion.data.pipeline", "TfdsSource"),
     "videos": ("vidmotion.data.videos", "VideoSource"),
+    "vidtwin_latents": ("vidmotion.data.vidtwin_latents", "VidTwinLatentsSource"),
 }
+
+_ENDLESS = 1 << 60
 
 
 def make_source(kind: str, **kwargs):
@@ -166,7 +173,8 @@ class Loader:
         elements = grain.MapDataset.source(source).seed(seed)
         if shuffle:
             elements = elements.shuffle()
-        self._batches = self._batched(elements.repeat())
+        # Without an end; grain's own endless number overflows in batches of one.
+        self._batches = self._batched(elements.repeat(_ENDLESS // len(source)))
 
     def __len__(self):
         """Batches in one pass over the source, the last one perhaps padded (see `one_pass`)."""

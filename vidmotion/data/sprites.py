@@ -204,6 +204,7 @@ class SpritesSource:
 
     def __init__(self, sheets_dir, split: str = "train"):
         """Raises: DatasetError as `Sheets`; ValueError for an unknown split."""
+        self.classes = tuple(f"{a} {d}" for a in ACTIONS for d in DIRECTIONS)
         self.sheets_dir, self.split = str(sheets_dir), split
         self._character, self._action = clips_of(split)
         self._sheets = Sheets(sheets_dir)
@@ -222,6 +223,19 @@ class SpritesSource:
             "attributes": attributes_of(character),
             "character": character,
         }
+
+    def class_of(self, element) -> int:
+        """Index into `classes`: actions and directions."""
+        return int(element["action"])
+
+    def identity_id(self, index: int) -> int:
+        """Which character a clip shows, 0..1295."""
+        return int(self._character[index])
+
+    def factors(self, index: int) -> dict[str, dict[str, int]]:
+        """What a clip was composed of, classes by name: `identity` (skin, pants, top, hair), `motion` (action)."""
+        identity = dict(zip(ATTRIBUTES, attributes_of(self._character[index]).tolist()))
+        return {"identity": identity, "motion": {"action": int(self._action[index])}}
 
     def render(self, character: int, action: int) -> np.ndarray:
         """Any character in any action, as `Sheets.render`: the true answer to a swap."""

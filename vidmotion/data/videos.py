@@ -1,4 +1,8 @@
-"""Windows of the clips that `vidmotion.data.prepare` makes of videos, decoded as they are read."""
+"""Windows of the clips that `vidmotion.data.prepare` makes of videos, decoded as they are read.
+
+`LatentSource` reads the same windows from a cache of latents, whose records have `latents` float16 (T, H/8, W/8, C) in
+the place of the clip: what a frozen image autoencoder makes of every stored frame, not normalised.
+"""
 
 import dataclasses
 import hashlib
@@ -15,8 +19,9 @@ from vidmotion.errors import ConfigError
 class Window(grain.transforms.RandomMap):
     """Stored clip -> window of it: decodes `frames` frames, every `decimate`-th of the clip.
 
-    The element becomes `video` uint8 (frames, H, W, 3), `fps` float32 () the rate of that video and
-    `start` float64 (), seconds from the first frame of the source to the first of the window.
+    The element becomes `video` uint8 (frames, H, W, 3), or `latents` where these are stored, `fps`
+    float32 () the rate of that video and `start` float64 (), seconds from the first frame of the
+    source to the first of the window. `label` and `level` int32 () stay where the clips have them.
 
     Attributes:
       frames: length of the window; None takes the whole clip.
@@ -39,13 +44,17 @@ class Window(grain.transforms.RandomMap):
                 f"clips have {length}: ask for fewer, or prepare longer ones (--seconds)"
             )
         first = int(rng.integers(length - span + 1)) if self.random else (length - span) // 2
-        picked = range(first, first + span, self.decimate)
         if "clip" in element:
-            video = decode_clip(element["clip"], picked)
+            picked = range(first, first + span, self.decimate)
+            window = {"video": decode_clip(element["clip"], picked)}
         else:
-            video = element["video"][first : first + span : self.decimate]
+            name = "latents" if "latents" in element else "video"
+            window = {name: element[name][first : first + span : self.decimate]}
+        for name in ("label", "level"):
+            if name in element:
+                window[name] = element[name]
         return {
-            "video": video,
+            **window,
             "fps": np.float32(fps / self.decimate),
             "start": np.float64(element["start"] + first / fps),
         }
@@ -61,8 +70,12 @@ class VideoSource:
 
     Attributes:
       transforms: see above.
+      classes: names that the labels of the clips index; none where they have no label.
       fingerprint: hex text naming the clips and the windows taken of them.
     """
+
+    _stored = frozenset({"clip", "video"})  # one of which a record holds
+    _expected = "clips of videos, as written by python -m vidmotion.data.prepare videos"
 
     def __init__(
         self,
@@ -81,14 +94,14 @@ class VideoSource:
         if decimate < 1 or (frames is not None and frames < 1):
             raise ConfigError(f"frames and decimate are at least 1, got {frames=}, {decimate=}")
         self._records = RecordSource(directory, split)
-        if not {"clip", "video"} & self._records.features.keys() or not (
+        if not self._stored & self._records.features.keys() or not (
             {"length", "fps", "start", "source"} <= self._records.features.keys()
         ):
             raise DatasetError(
-                f"{directory}: holds {', '.join(self._records.features)}: not clips of videos, as "
-                "written by python -m vidmotion.data.prepare videos"
+                f"{directory}: holds {', '.join(self._records.features)}: not {self._expected}"
             )
         self._window = Window(frames, decimate, random)
+        self.classes = tuple(self._records.provenance.get("classes", ()))
         self.transforms = (self._window,) if random else ()
         self.fingerprint = hashlib.sha256(
             f"{self._records.fingerprint}/{self._window}".encode()
@@ -104,6 +117,10 @@ class VideoSource:
         record = self._records[index]
         return record if self._window.random else self._window.random_map(record, None)
 
+    def class_of(self, element) -> int:
+        """Index into `classes`."""
+        return int(element["label"])
+
     def name(self, index) -> str:
         """The video file that a clip is from."""
         return self._records[index]["source"].tobytes().decode()
@@ -112,4 +129,19 @@ class VideoSource:
         return type(self), self._arguments
 
     def __repr__(self):
-        return f"VideoSource{self._arguments!r}"
+        return f"{type(self).__name__}{self._arguments!r}"
+
+
+class LatentSource(VideoSource):
+    """Random access to windows of cached latents; arguments and elements as of `VideoSource`.
+
+    Attributes:
+      networks: name -> fingerprint of the frozen networks that made the latents.
+    """
+
+    _stored = frozenset({"latents"})
+    _expected = "cached latents, as written by python -m vidmotion.data.prepare latents"
+
+    @property
+    def networks(self) -> dict[str, str]:
+        return self._records.provenance["networks"]

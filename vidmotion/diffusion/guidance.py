@@ -1,7 +1,7 @@
 """Classifier-free guidance (Ho and Salimans 2022)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,46 @@ def guided(
 
     def combined(x, sigma):
         with_cond, without = jnp.split(denoise(jnp.concatenate([x, x]), sigma, both), 2)
-        return without + scale * (with_cond - without)
+        return guide(with_cond, without, scale)
 
     return combined
+
+
+def guide(with_cond: jax.Array, without: jax.Array, scale: float) -> jax.Array:
+    """without + scale * (with_cond - without), of predictions made apart: the branches of a network
+    that lacks an input in one of them, such as X-NeMo's reference features."""
+    return without + scale * (with_cond - without)
+
+
+def scale_of(weight: float, reading: str) -> float:
+    """The `scale` above from the number that a paper or a command line gives.
+
+    Args:
+      weight: w.
+      reading: "scale", without + w * (with_cond - without); or "excess", (1 + w) * with_cond - w *
+        without, which is X-NeMo's Eq. 2: then the scale is 1 + w.
+
+    Raises:
+      ValueError: unknown reading.
+    """
+    if reading not in READINGS:
+        raise ValueError(f"reading {reading!r}: choose one of {', '.join(READINGS)}")
+    return weight + READINGS[reading]
+
+
+READINGS = {"scale": 0.0, "excess": 1.0}  # what is added to w
+
+
+class Preset(NamedTuple):
+    """DDIM steps, guidance weight, and how that is to be read (`scale_of`)."""
+
+    steps: int
+    weight: float
+    reading: str
+
+
+XNEMO_PRESETS = {
+    "released": Preset(35, 2.5, "scale"),  # what the released script does
+    "paper": Preset(25, 3.5, "scale"),  # its appendix and the script's (unused) defaults
+    "literal": Preset(25, 3.5, "excess"),  # Eq. 2 taken at its word: a scale of 4.5
+}

@@ -15,6 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+SCHEDULES = {"linear": 1, "scaled_linear": 2}  # name -> power of the evenly spaced number
+PREDICTIONS = ("eps", "x0", "v")
+
+
+def check_prediction(prediction: str) -> None:
+    """Raises ValueError for what is none of `PREDICTIONS`."""
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction {prediction!r}: choose one of {', '.join(PREDICTIONS)}")
+
 
 class Scalings(NamedTuple):
     """Per-example factors, each shaped like sigma; `time` is what the network embeds."""
@@ -62,24 +71,62 @@ class EDM:
 
 @dataclasses.dataclass(frozen=True)
 class DDPM:
-    """Ho et al. 2020: linear betas, the network predicts the noise (BCD supplement, Eq. 1-4).
+    """Ho et al. 2020: discrete times; by default linear betas (BCD supplement, Eq. 1-4).
 
     With sigma_t = sqrt((1 - abar_t) / abar_t) the noisy z_t / sqrt(abar_t) equals z + sigma_t * n, and
-    weight 1/sigma^2 makes the weighted loss on D exactly the mean of (F - n)^2.
+    weight 1/sigma^2 makes the weighted loss on D exactly the mean of (F - n)^2. Networks that are told
+    the discrete time itself use the variance-preserving side: `noised`, `target`, `samplers.ddim`.
 
     Attributes:
       steps: number of discrete times.
-      beta_start, beta_end: ends of the linear schedule.
+      beta_start, beta_end: ends of the schedule.
+      schedule: "linear", evenly spaced betas; "scaled_linear", their square roots are, as in Stable
+        Diffusion (0.00085 to 0.012) and X-NeMo as released (0.00085 to 0.02).
     """
 
     steps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    schedule: str = "linear"
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
+
+    def alpha_bar(self) -> np.ndarray:
+        """(steps,) float64, decreasing: the share of the clean array's variance in z_t."""
+        power = SCHEDULES[self.schedule]
+        ends = self.beta_start ** (1 / power), self.beta_end ** (1 / power)
+        return np.cumprod(1.0 - np.linspace(*ends, self.steps) ** power)
 
     def _sigmas(self) -> np.ndarray:
         """(steps,) float32, increasing."""
-        alpha_bar = np.cumprod(1.0 - np.linspace(self.beta_start, self.beta_end, self.steps))
+        alpha_bar = self.alpha_bar()
         return np.sqrt((1.0 - alpha_bar) / alpha_bar).astype(np.float32)
+
+    def noised(self, z: jax.Array, noise: jax.Array, time: jax.Array) -> jax.Array:
+        """z_t = sqrt(abar_t) * z + sqrt(1 - abar_t) * noise; `time` int (B,) or (), of z's leading axes."""
+        signal, spread = self._factors(z, time)
+        return signal * z + spread * noise
+
+    def target(self, z: jax.Array, noise: jax.Array, time: jax.Array, prediction: str) -> jax.Array:
+        """What a network of that `prediction` (`PREDICTIONS`) is to give at z_t; arguments as `noised`.
+
+        Raises:
+          ValueError: unknown prediction.
+        """
+        check_prediction(prediction)
+        if prediction == "v":  # Salimans and Ho 2022
+            signal, spread = self._factors(z, time)
+            return signal * noise - spread * z
+        return noise if prediction == "eps" else z
+
+    def _factors(self, z, time):
+        alpha_bar = self.alpha_bar()
+        time = jnp.asarray(time)
+        shape = time.shape + (1,) * (z.ndim - time.ndim)
+        pair = np.sqrt(alpha_bar), np.sqrt(1.0 - alpha_bar)
+        return tuple(jnp.asarray(f, jnp.float32)[time].reshape(shape) for f in pair)
 
     @property
     def sigma_min(self) -> float:

@@ -1,12 +1,16 @@
-"""Samplers: from noise to data, given only ``denoise(x, sigma)``.
+"""Samplers: from noise to data, given only ``denoise(x, sigma)`` or ``predict(x, time)``.
 
-Karras et al. 2022, Algorithm 1 without churn, in the variance-exploding form of `process`.
+`sample`: Karras et al. 2022, Algorithm 1 without churn, in the variance-exploding form of `process`.
+`ddim`: Song et al. 2020 without noise, over discrete times, in the variance-preserving form.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from vidmotion.diffusion.process import check_prediction
 
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 SAMPLERS = ("heun", "euler")
@@ -53,3 +57,68 @@ def sample(
 
     x, _ = jax.lax.scan(body, noise * sigmas[0], (sigmas[:-2], sigmas[1:-1]))
     return euler(x, sigmas[-2], sigmas[-1])[0]
+
+
+def leading_times(steps: int, train_steps: int = 1000, offset: int = 1) -> np.ndarray:
+    """(steps,) int32, descending: multiples of train_steps // steps from 0 on, moved up by `offset`.
+
+    25 of 1000 are 961, 921, ..., 41, 1, as Stable Diffusion's schedulers space them.
+
+    Raises:
+      ValueError: steps not within 1 .. train_steps, or times that lie outside the schedule.
+    """
+    if not 1 <= steps <= train_steps:
+        raise ValueError(f"{steps} steps of a schedule of {train_steps}")
+    times = np.arange(steps, dtype=np.int32)[::-1] * (train_steps // steps) + offset
+    if times[0] >= train_steps or times[-1] < 0:
+        raise ValueError(f"{steps} steps with offset {offset} run past {train_steps} times")
+    return times
+
+
+def ddim(
+    predict: Callable[[jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+    times: np.ndarray,
+    alpha_bar: np.ndarray,
+    prediction: str = "eps",
+    final: float = 1.0,
+    trajectory: bool = False,
+) -> jax.Array:
+    """Song et al. 2020, Eq. 12 with sigma = 0: x at times[0] -> clean x.
+
+    Args:
+      predict: ``predict(x, time)`` with a () int32 time, in the form `prediction`; an array like x.
+      x: the noisy array at times[0], float32: sqrt(abar) * clean + sqrt(1 - abar) * noise.
+      times: (steps,) descending, as of `leading_times`.
+      alpha_bar: (train_steps,), as of `DDPM.alpha_bar`.
+      prediction: what is predicted: "eps" the noise, "x0" the clean array, or "v".
+      final: alpha bar after the last step: 1 for the clean array itself; alpha_bar[0] where a
+        scheduler says set_alpha_to_one=False.
+      trajectory: return x after every step, the start included.
+
+    Returns:
+      like x; (steps + 1, *x.shape) with `trajectory`.
+
+    Raises:
+      ValueError: unknown prediction.
+    """
+    check_prediction(prediction)
+    table = np.append(np.asarray(alpha_bar, np.float64)[np.asarray(times)], final)
+    signal, spread = (np.sqrt(part).astype(np.float32) for part in (table, 1.0 - table))
+
+    def body(x, step):
+        time, (a, s), (a_next, s_next) = step
+        out = predict(x, time).astype(x.dtype)
+        if prediction == "eps":
+            clean, noise = (x - s * out) / a, out
+        elif prediction == "x0":
+            clean, noise = out, (x - a * out) / s
+        else:
+            clean, noise = a * x - s * out, a * out + s * x
+        x = a_next * clean + s_next * noise
+        return x, x if trajectory else None
+
+    factors = jnp.asarray(np.stack([signal, spread], 1))
+    steps = (jnp.asarray(times, jnp.int32), factors[:-1], factors[1:])
+    end, passed = jax.lax.scan(body, x, steps)
+    return jnp.concatenate([x[None], passed]) if trajectory else end

@@ -12,7 +12,7 @@ import numpy as np
 from vidmotion import media, paths, sharding
 from vidmotion.data import codes
 from vidmotion.errors import ConfigError
-from vidmotion.evaluation.transfer import to_uint8
+from vidmotion.evaluation.transfer import as_pictures, clip_of, to_uint8
 from vidmotion.metrics import codebook
 from vidmotion.metrics.accumulate import Mean
 from vidmotion.record import Result
@@ -115,7 +115,8 @@ def render(run, vars) -> None:
     paint = jax.jit(bcd.system.render, out_shardings=sharding.replicated(bcd.mesh))
     moving = paint(bcd_vars, bcd.put_rows({"content": content, "ids": ids}), key)
     result = to_uint8(np.asarray(moving)[:clips])
-    still = np.stack([pictures[i]["video"][:1] for i in range(clips)])
+    first = [clip_of(pictures[i])[:1] for i in range(clips)]
+    still = np.stack(as_pictures(bcd, bcd_vars, first))
     sheet = np.concatenate([still.repeat(result.shape[1], axis=1), result], axis=3)
     if jax.process_index() == 0:
         folder = run.workdir / "samples"

@@ -7,7 +7,7 @@ import numpy as np
 
 from vidmotion import media
 from vidmotion.errors import ConfigError
-from vidmotion.evaluation.transfer import to_uint8, transfer
+from vidmotion.evaluation.transfer import as_pictures, clip_of, to_uint8, transfer
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def pictures(run, vars, step: int | None) -> dict[str, np.ndarray]:
             f"split has {len(source)}"
         )
     picked = np.random.default_rng(run.config.seed).permutation(len(source))[: rows + columns]
-    clips = [source[int(i)]["video"] for i in picked]
+    clips = [clip_of(source[int(i)]) for i in picked]
     contents, motions = clips[:rows], clips[rows:]
     pairs = [(i, j) for i in range(rows) for j in range(columns)]
     batches = transfer(
@@ -47,7 +47,8 @@ def pictures(run, vars, step: int | None) -> dict[str, np.ndarray]:
     )
     videos = np.concatenate([to_uint8(batch["video"]) for batch in batches])
     results = videos.reshape(rows, columns, *videos.shape[1:])
-    sheet = media.transfer_grid(contents, motions, results)
+    shown = as_pictures(run, vars, clips)
+    sheet = media.transfer_grid(shown[:rows], shown[rows:], results)
     still = sheet[sheet.shape[0] // 2]
     if jax.process_index() == 0:
         name = "transfer" if step is None else f"transfer-{step}"

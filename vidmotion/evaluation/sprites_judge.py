@@ -1,11 +1,17 @@
 """How well the Sprites judge reads real test clips."""
 
+import logging
+from collections.abc import Callable
+
 import jax
 import numpy as np
 
 from vidmotion.metrics import judge as metrics
 from vidmotion.record import Result
+from vidmotion.run import Run, load_config
 from vidmotion.systems.sprites_judge import LABELS, labels_of
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(run, vars, companion) -> list[Result]:
@@ -40,3 +46,18 @@ def judge_clips(
     probabilities = {name: np.concatenate([p[name] for p in parts]) for name, _ in LABELS}
     stacked = {name: np.stack([clip[name] for clip in clips]) for name in ("action", "attributes")}
     return probabilities, labels_of(stacked)
+
+
+def trained_judge(run, companion: Callable, sheets_dir: str) -> tuple[Run, tuple, str]:
+    """The judge that ``config.eval`` of another run names: (its run, variables, identity).
+
+    ``config.eval``: `judge` the judge's config, `judge_workdir` where it lies or is trained (default
+    ``<workdir>/judge``). It learns from the sheets in `sheets_dir`.
+    """
+    settings = run.config.eval
+    config = load_config(settings.judge)
+    config.data.common.sheets_dir = sheets_dir
+    workdir = settings.judge_workdir or str(run.workdir / "judge")
+    log.info("judge: configs/%s in %s", settings.judge, workdir)
+    judge_run = companion(Run(config, workdir))
+    return judge_run, judge_run.trained_vars(), f"{settings.judge} trained here"

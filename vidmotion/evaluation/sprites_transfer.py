@@ -4,20 +4,15 @@ Content clip A and motion clip B from the test split: the action must be B's, th
 in the paper: a fixed random derangement (seed 0) here.
 """
 
-import logging
-
 import numpy as np
 
 from vidmotion.data import sprites
-from vidmotion.evaluation.sprites_judge import judge_clips
+from vidmotion.evaluation.sprites_judge import judge_clips, trained_judge
 from vidmotion.evaluation.transfer import derangement, to_uint8, transfer
 from vidmotion.metrics import codebook, judge, pixel
 from vidmotion.metrics.accumulate import Mean
 from vidmotion.record import Result
-from vidmotion.run import Run, load_config
 from vidmotion.systems.sprites_judge import LABELS
-
-log = logging.getLogger(__name__)
 
 
 def evaluate(run, vars, companion) -> list[Result]:
@@ -54,7 +49,7 @@ def evaluate(run, vars, companion) -> list[Result]:
         ids.append(outputs["ids"])
         usage.append(outputs["soft_usage"])
 
-    judge_run, judge_vars, name = _judge(run, companion)
+    judge_run, judge_vars, name = trained_judge(run, companion, run.config.data.common.sheets_dir)
     real, labels = judge_clips(judge_run, judge_vars, clips)
     probabilities, wanted = judge_clips(judge_run, judge_vars, truth)
     size = f"{sprites.CELL}x{sprites.CELL}"
@@ -87,14 +82,3 @@ def evaluate(run, vars, companion) -> list[Result]:
     soft = codebook.bits_per_frame(np.concatenate(usage).mean(axis=0))
     add("bits_per_frame/soft", soft, "entropy of the mean soft assignment")
     return results
-
-
-def _judge(run, companion):
-    """A trained judge: (run, variables, identity)."""
-    settings = run.config.eval
-    config = load_config(settings.judge)
-    config.data.common.sheets_dir = run.config.data.common.sheets_dir
-    workdir = settings.judge_workdir or str(run.workdir / "judge")
-    log.info("judge: configs/%s in %s", settings.judge, workdir)
-    judge_run = companion(Run(config, workdir))
-    return judge_run, judge_run.trained_vars(), f"{settings.judge} trained here"

@@ -1,10 +1,12 @@
 """Motion transfer over pairs of clips: what the transfer protocols and the pictures share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 from tqdm import tqdm
+
+from vidmotion import sharding
 
 
 def derangement(count: int, seed: int = 0) -> np.ndarray:
@@ -22,6 +24,23 @@ def derangement(count: int, seed: int = 0) -> np.ndarray:
     return paired
 
 
+def clip_of(element: dict[str, np.ndarray]) -> np.ndarray:
+    """The clip of a source's element as systems take it: pixels, or latents from a cache."""
+    return element["latents"] if "latents" in element else element["video"]
+
+
+def as_pictures(run, vars, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Clips as uint8 (T, H, W, 3): pixels as they are, latents from a cache decoded."""
+    if clips[0].dtype == np.uint8:
+        return list(clips)
+    decode = jax.jit(run.system.reconstruct, out_shardings=sharding.replicated(run.mesh))
+    rows = run.rows(1)
+    return [
+        to_uint8(np.asarray(decode(vars, run.put_rows(np.repeat(clip[None], rows, axis=0)))[0]))
+        for clip in clips
+    ]
+
+
 def transfer(
     run, vars, contents: np.ndarray, motions: np.ndarray, batch: int, what: str, **options
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -30,7 +49,8 @@ def transfer(
     Args:
       run: a `vidmotion.run.Run`.
       vars: the system's variables.
-      contents, motions: sequences of N clips (T, H, W, 3) uint8, indexable by integers.
+      contents, motions: sequences of N clips (T, H, W, 3) uint8, or of their latents from a cache, indexable by
+        integers.
       batch: pairs at a time; rounded up to what the mesh divides, the last batch is padded.
       what: name of the progress bar.
       options: passed to `System.sample`.

@@ -19,21 +19,28 @@ from jax.typing import DTypeLike
 class Cache(NamedTuple):
     """Keys and values of everything decoded so far, in arrays of fixed size.
 
+    One array per layer: with all layers in one, XLA copies the whole at every write, and decoding
+    takes quadratic time.
+
     Attributes:
-      keys_lbthk, values_lbthk: (layers, batch, capacity, heads, head width).
+      keys_bthk, values_bthk: of each layer, (batch, capacity, heads, head width).
       length: int32 scalar, how many positions are filled.
     """
 
-    keys_lbthk: jax.Array
-    values_lbthk: jax.Array
+    keys_bthk: tuple[jax.Array, ...]
+    values_bthk: tuple[jax.Array, ...]
     length: jax.Array
 
     def write(self, layer: int, k_bshk: jax.Array, v_bshk: jax.Array) -> "Cache":
         """The cache with new keys and values of one layer placed after the first `length`."""
-        at = (layer, 0, self.length, 0, 0)
+
+        def placed(all_bthk, new_bshk):
+            at = (0, self.length, 0, 0)
+            new = jax.lax.dynamic_update_slice(all_bthk[layer], new_bshk, at)
+            return (*all_bthk[:layer], new, *all_bthk[layer + 1 :])
+
         return self._replace(
-            keys_lbthk=jax.lax.dynamic_update_slice(self.keys_lbthk, k_bshk[None], at),
-            values_lbthk=jax.lax.dynamic_update_slice(self.values_lbthk, v_bshk[None], at),
+            keys_bthk=placed(self.keys_bthk, k_bshk), values_bthk=placed(self.values_bthk, v_bshk)
         )
 
 
@@ -62,7 +69,7 @@ class Attention(nn.Module):
         )
         if cache is not None:
             cache = cache.write(layer, k_bthk, v_bthk)
-            k_bthk, v_bthk = cache.keys_lbthk[layer], cache.values_lbthk[layer]
+            k_bthk, v_bthk = cache.keys_bthk[layer], cache.values_bthk[layer]
         y_bshk = jax.nn.dot_product_attention(q_bshk, k_bthk, v_bthk, mask=mask_11st)
         init = nn.initializers.normal(self.residual_stddev)
         return dense(kernel_init=init, name="out")(y_bshk.reshape(x_bsd.shape)), cache
@@ -142,8 +149,8 @@ class GPT2(nn.Module):
             raise ValueError(
                 f"GPT2: {capacity} positions asked for, the position table has {self.max_positions}"
             )
-        shape = (self.layers, batch, capacity, self.heads, self.width // self.heads)
-        zeros = jnp.zeros(shape, self.dtype)
+        shape = (batch, capacity, self.heads, self.width // self.heads)
+        zeros = (jnp.zeros(shape, self.dtype),) * self.layers
         return Cache(zeros, zeros, jnp.zeros((), jnp.int32))
 
     @nn.compact
@@ -177,7 +184,7 @@ class GPT2(nn.Module):
         if x_bsd.ndim != 3 or x_bsd.shape[-1] != self.width:
             raise ValueError(f"GPT2: x must be (batch, positions, {self.width}), got {x_bsd.shape}")
         tokens = x_bsd.shape[1]
-        held = tokens if cache is None else cache.keys_lbthk.shape[2]
+        held = tokens if cache is None else cache.keys_bthk[0].shape[1]
         if tokens > min(held, self.max_positions):
             raise ValueError(
                 f"GPT2: {tokens} positions given, there is room for {min(held, self.max_positions)}"

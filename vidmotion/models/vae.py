@@ -209,12 +209,12 @@ class PatchCodec(nn.Module):
         """
         _require_image(x_bhwc, PATCH)
         x = einops.rearrange(x_bhwc, "b (h i) (w j) c -> b h w (i j c)", i=PATCH, j=PATCH)
-        mean = x @ _patch_basis().T
+        mean = x @ patch_basis().T
         return mean, jnp.full_like(mean, LOGVAR_RANGE[0])
 
     def decode(self, z_bhwc: jax.Array) -> jax.Array:
         """(b, h, w, 4) -> (b, 8h, 8w, 3), not clipped."""
-        x = z_bhwc @ _patch_basis()
+        x = z_bhwc @ patch_basis()
         return einops.rearrange(x, "b h w (i j c) -> b (h i) (w j) c", i=PATCH, j=PATCH, c=3)
 
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
@@ -222,8 +222,8 @@ class PatchCodec(nn.Module):
         return self.decode(self.encode(x_bhwc)[0])
 
 
-def _patch_basis() -> np.ndarray:
-    """(4, 192) orthonormal rows on patches flattened as (row, column, colour)."""
+def patch_basis() -> np.ndarray:
+    """(4, 192) orthonormal rows on patches flattened as (row, column, colour), of `PatchCodec`."""
     constant = np.full(PATCH, PATCH**-0.5)
     cosine = np.sqrt(2 / PATCH) * np.cos(np.pi * (np.arange(PATCH) + 0.5) / PATCH)
     grey = np.full(3, 3**-0.5)

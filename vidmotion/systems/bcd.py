@@ -336,7 +336,11 @@ class BCD(System):
     # -- the interface ----------------------------------------------------------------------------
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """``video``: uint8 (B, T, H, W, 3)."""
+        """``video``: uint8 (B, T, H, W, 3); or ``latents``: float16 (B, T, H/8, W/8, C), where they are cached."""
+        if self.codec.cached:
+            height, channels = self.codec.latent_shape(self.size)
+            shape = (batch, self.frames, height, height, channels)
+            return {"latents": jax.ShapeDtypeStruct(shape, jnp.float16)}
         shape = (batch, self.frames, self.size, self.size, 3)
         return {"video": jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
@@ -364,14 +368,18 @@ class BCD(System):
         """The codec's frozen network, if it has one."""
         return self.codec.consts()
 
+    def fingerprints(self, consts: PyTree) -> dict[str, str]:
+        """Of the codec, its fixed projection too where it has no weights."""
+        return self.codec.fingerprints(consts)
+
     def tokens(self, batch: int) -> int:
         """Denoiser tokens of a batch: clips x rebuilt frames x patches."""
         rebuilt = self.half * (2 if self.cross.symmetric and self.cross.enabled else 1)
         return batch * rebuilt * self._denoiser.tokens
 
     def evaluators(self) -> tuple[str, ...]:
-        """Motion transfer against the exact render (heads) or judged by a classifier (Sprites)."""
-        return ("heads_swap", "sprites_transfer")
+        """Motion transfer against the exact render (heads) or judged by a classifier (Sprites); what leaks."""
+        return ("heads_swap", "sprites_transfer", "leakage")
 
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
@@ -380,7 +388,7 @@ class BCD(System):
         params = vars.params["model"]
         q = self.quantizer
         code_key, noise_key, drop_key = jax.random.split(key, 3)
-        z = self.codec.encode(vars.consts, batch["video"])
+        z = self.codec.encode(vars.consts, batch["latents" if self.codec.cached else "video"])
         target, c, m = self._cross_drive(params, z)
         tau = temperature(step, q.tau_max, q.tau_min, q.tau_decay)
         code = self._quantize(params, m, tau, code_key)
@@ -416,7 +424,8 @@ class BCD(System):
 
         Args:
           vars: parameters (normally the averaged ones).
-          batch: ``content`` uint8 (B, T_c, H, W, 3), any T_c; ``motion`` uint8 (B, T, H, W, 3).
+          batch: ``content`` uint8 (B, T_c, H, W, 3), any T_c; ``motion`` uint8 (B, T, H, W, 3); either may
+            be latents from a cache instead, float16 (B, T, H/8, W/8, C).
           key: of the initial noise, shared by all windows of a clip.
           steps, guidance: instead of the config's.
 
@@ -451,6 +460,13 @@ class BCD(System):
             "soft_usage": jnp.mean(soft_btnj, axis=1),
         }
 
+    def codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
+        """Content tokens one after another (B, K * C_c), and the quantised motion (B, T, N * D)."""
+        read = self.read(vars, batch)
+        params = {"params": vars.params["model"]["quantizer"]}
+        m_hat = self._quantizer.apply(params, read["ids"], method="embed")
+        return {"content": read["content"].reshape(len(m_hat), -1), "motion": m_hat}
+
     def render(
         self,
         vars: Vars,
@@ -484,6 +500,10 @@ class BCD(System):
             self.guidance.scale if guidance is None else guidance,
         )
         return self.codec.decode(vars.consts, _join_windows(latent, clips, frames))
+
+    def reconstruct(self, vars: Vars, clip: jax.Array) -> jax.Array:
+        """Pixels or cached latents, as `sample` takes them -> float32 (B, T, H, W, 3) through the codec alone."""
+        return self.codec.decode(vars.consts, self.codec.encode(vars.consts, clip))
 
     # -- parts ------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ A codec is a frozen record with `latent_shape`, `consts`, `encode` and `decode`.
 import dataclasses
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from vidmotion.convert import engine, read
 from vidmotion.convert.maps import vae as vae_maps
 from vidmotion.errors import ConfigError
 from vidmotion.models import vae
-from vidmotion.system import Const
+from vidmotion.system import Const, fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class PixelCodec:
 
     mean: float
     std: float
+    cached: ClassVar[bool] = False
 
     def latent_shape(self, size: int) -> tuple[int, int]:
         """(height, channels) of a latent frame."""
@@ -43,6 +44,10 @@ class PixelCodec:
 
     def consts(self) -> dict[str, Const]:
         """No frozen networks."""
+        return {}
+
+    def fingerprints(self, consts: PyTree) -> dict[str, str]:
+        """None: nothing is frozen."""
         return {}
 
     def encode(self, consts: PyTree, video: jax.Array) -> jax.Array:
@@ -69,6 +74,8 @@ class LatentCodec:
       chunk: frames of each clip encoded or decoded at a time, which bounds memory: one frame of 256 px
         takes ``sd`` about 0.1 GiB to encode and 0.25 GiB to decode (XLA's estimate, float32), times
         the clips that a device holds.
+      cached: training reads latents that ``python -m vidmotion.data.prepare latents`` stored, in place of
+        pixels; `weights` then still decode what is sampled.
 
     Raises:
       ConfigError: unknown network, or one that needs weights and has none.
@@ -79,6 +86,7 @@ class LatentCodec:
     std: tuple[float, ...]
     weights: str = ""
     chunk: int = 1
+    cached: bool = False
 
     def __post_init__(self):
         if self.network not in (*vae.SIZES, "patch"):
@@ -121,6 +129,12 @@ class LatentCodec:
             return {}
         return {"vae": Const(self._shapes, self._load)}
 
+    def fingerprints(self, consts: Mapping[str, PyTree]) -> dict[str, str]:
+        """``{"vae": hex text}`` naming what makes the latents: the weights, or the fixed projection."""
+        # Rounded: its last bits are the platform's cosine.
+        fixed = {"patch_basis": np.round(vae.patch_basis(), 5)}
+        return {"vae": fingerprint(consts.get("vae", fixed))}
+
     def _shapes(self) -> PyTree:
         image = jnp.zeros((1, FACTOR * 8, FACTOR * 8, 3))
         return jax.eval_shape(self._net.init, jax.random.key(0), image)["params"]
@@ -150,14 +164,27 @@ class LatentCodec:
             ) from error
 
     def encode(self, consts: Mapping[str, PyTree], video: jax.Array) -> jax.Array:
-        """uint8 (B, T, H, W, 3) -> float32 latents (B, T, H/8, W/8, C)."""
+        """Normalised latents of a clip.
 
-        def moments(frames):
+        Args:
+          consts: with the autoencoder.
+          video: uint8 (B, T, H, W, 3), or its `posterior_mean` as float16, from a cache.
+
+        Returns:
+          float32 (B, T, H/8, W/8, C).
+        """
+        pixels = video.dtype == jnp.uint8
+        latent = self.posterior_mean(consts, video) if pixels else video.astype(jnp.float32)
+        return (latent - self._row(self.mean)) * (0.5 / self._row(self.std))
+
+    def posterior_mean(self, consts: Mapping[str, PyTree], video: jax.Array) -> jax.Array:
+        """uint8 (B, T, H, W, 3) -> the autoencoder's own latents, float32 (B, T, H/8, W/8, C)."""
+
+        def mean(frames):
             image = frames.astype(jnp.float32) / 127.5 - 1.0
             return self._apply(consts, image, "encode")[0]
 
-        latent = self._in_chunks(moments, video)
-        return (latent - self._row(self.mean)) * (0.5 / self._row(self.std))
+        return self._in_chunks(mean, video)
 
     def decode(self, consts: Mapping[str, PyTree], latent: jax.Array) -> jax.Array:
         """Latents -> float32 video (B, T, H, W, 3) in [0, 1]."""

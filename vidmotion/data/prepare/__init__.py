@@ -3,6 +3,9 @@
     python -m vidmotion.data.prepare sprites --sheets=DIR --out=DIR [--shards=N] [--force]
     python -m vidmotion.data.prepare videos --src=DIR --out=DIR --fps=25 --size=256 --seconds=4
     python -m vidmotion.data.prepare lrs3 --src=DIR --out=DIR
+    python -m vidmotion.data.prepare hdtf|vfhq|nersemble|mead|portraits --src=DIR --out=DIR
+    python -m vidmotion.data.prepare ucf101 --src=DIR --out=DIR --fps=8 --size=224 --seconds=2
+    python -m vidmotion.data.prepare latents --src=DATASET --weights=FILE --out=DIR
 
 One subcommand per kind of data (`videos --help` lists its options). Each turns its arguments into a
 `Plan`, what will be written and from what; `write` does the rest for all of them.
@@ -18,9 +21,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from vidmotion.data import faces, sprites
-from vidmotion.data.prepare import folders
+from vidmotion.data.prepare import folders, portrait_sets
 from vidmotion.data.prepare.cutting import Cutting
 from vidmotion.data.records import INDEX, DatasetError, DatasetWriter, RecordSource, read_index
+from vidmotion.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Plan:
         included: equal inputs, name and version mean equal datasets.
       licence: of the data.
       records: () -> iterator of (split, record) in the order to be written; shows its own progress.
+      provenance: JSON-able; kept beside the command, inputs and licence.
       finish: called once the dataset is complete, to print remarks and to clean up.
     """
 
@@ -41,6 +46,7 @@ class Plan:
     inputs: str
     licence: str
     records: Callable[[], Iterator[tuple[str, Mapping]]]
+    provenance: Mapping = dataclasses.field(default_factory=dict)
     finish: Callable[[], None] = lambda: None
 
 
@@ -63,7 +69,7 @@ def plan_sprites(args) -> Plan:
         version="1",
         inputs=sources["train"].fingerprint,
         licence="CC-BY-SA 3.0 and GPL 3 (sheets of github.com/YingzhenLi/Sprites)",
-        records=lambda: _progress(rendered(), sum(map(len, sources.values())), "records"),
+        records=lambda: progress(rendered(), sum(map(len, sources.values())), "records"),
         finish=finish,
     )
 
@@ -71,7 +77,7 @@ def plan_sprites(args) -> Plan:
 def plan_videos(args) -> Plan:
     """Any folder of videos, as clips of equal length, frame rate and size."""
     files, ignored = folders.find_videos(args.src)
-    boxes = args.boxes and folders.read_boxes(args.boxes)
+    boxes = args.boxes and faces.read_boxes(args.boxes)
     share = folders.TEST_SHARE if args.test_share is None else args.test_share
     if split := folders.split_by_folder(files):
         if args.test_share is not None:
@@ -89,16 +95,72 @@ def plan_lrs3(args) -> Plan:
     return _plan_folder("lrs3", licence, args, files, ignored)
 
 
+def plan_ucf101(args) -> Plan:
+    """UCF101 in one of its official splits; clips keep the `label` of their class."""
+    files, ignored = folders.find_videos(args.src)
+    lists = args.lists or args.src / folders.UCF101_LISTS
+    classes, splits = folders.read_ucf101(lists, args.fold)
+    files = folders.split_ucf101(files, classes, splits)
+    licence = "that of the videos (YouTube), see the UCF101 page"
+    plan = _plan_folder("ucf101", licence, args, files, ignored)
+    return dataclasses.replace(plan, provenance={"classes": classes, "fold": args.fold})
+
+
+def plan_portraits(args) -> Plan:
+    """Any folder of videos of one face each, as tubes about that face with its boxes."""
+    files, ignored = folders.find_videos(args.src)
+    people = [dataclasses.replace(file, person=file.name) for file in files]
+    return _plan_portraits("that of the videos", args, people, ignored)
+
+
+def plan_hdtf(args) -> Plan:
+    """HDTF, cut and downloaded as its instructions say."""
+    files, ignored = folders.find_videos(args.src)
+    files = portrait_sets.split_hdtf(files, args.test_share, args.seed)
+    return _plan_portraits("CC BY 4.0 (HDTF annotations)", args, files, ignored)
+
+
+def plan_vfhq(args) -> Plan:
+    """VFHQ, folders of pictures or videos."""
+    files = portrait_sets.find_frame_folders(args.src, least=16)
+    ignored = {}
+    if not files:
+        files, ignored = folders.find_videos(args.src)
+    files = portrait_sets.split_vfhq(files, args.test_share, args.seed)
+    return _plan_portraits("see the VFHQ terms", args, files, ignored)
+
+
+def plan_nersemble(args) -> Plan:
+    """NeRSemble, some of its cameras."""
+    files, ignored = folders.find_videos(args.src)
+    files = portrait_sets.split_nersemble(files, args.test_share, args.seed, args.cameras)
+    return _plan_portraits("see the NeRSemble terms", args, files, ignored)
+
+
+def plan_mead(args) -> Plan:
+    """MEAD, some of its views; clips keep `label`, the emotion, and `level`."""
+    files, ignored = folders.find_videos(args.src)
+    files = portrait_sets.split_mead(files, args.test_share, args.seed, args.views)
+    plan = _plan_portraits("see the MEAD terms", args, files, ignored)
+    return dataclasses.replace(plan, provenance={"classes": list(portrait_sets.MEAD_EMOTIONS)})
+
+
+def _plan_portraits(licence, args, files, ignored) -> Plan:
+    if args.kind == "portraits":
+        files = portrait_sets.split_by_person(files, args.test_share, args.seed)
+    return _plan_folder(args.kind, licence, args, files, ignored)
+
+
 def _plan_folder(name, licence, args, files, ignored, boxes=None, **dealing) -> Plan:
     settings = {field.name: getattr(args, field.name) for field in dataclasses.fields(Cutting)}
-    if args.crop == "face":
+    if args.crop in ("face", "tube"):
         # Before it is loaded: files are done in parallel already, and the detector's own threads,
         # which wait by spinning, would make that ten times slower where cores are short.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         faces.detector()  # if it is missing, say so now
     job = folders.FolderJob(tuple(files), Cutting(**settings), boxes, ignored, **dealing)
     jobs = args.jobs or _cores()
-    run = folders.FolderRun(job, args.out, jobs=jobs, force=args.force, progress=_progress)
+    run = folders.FolderRun(job, args.out, jobs=jobs, force=args.force, progress=progress)
     return Plan(
         name=name,
         version="1",
@@ -127,7 +189,12 @@ def write(plan: Plan, out: Path, *, shards: int, force: bool, command: str):
         print(f"{out}: {plan.name} is complete ({_listing(counts)}); --force rebuilds it")
         return
     start = time.perf_counter()
-    provenance = {"command": command, "inputs": plan.inputs, "licence": plan.licence}
+    provenance = {
+        **plan.provenance,
+        "command": command,
+        "inputs": plan.inputs,
+        "licence": plan.licence,
+    }
     counts: dict[str, int] = {}
     with DatasetWriter(
         out,
@@ -145,9 +212,15 @@ def write(plan: Plan, out: Path, *, shards: int, force: bool, command: str):
     print(f"{out}: {plan.name}, {_listing(counts)}, written in {seconds:.1f} s")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns its exit code: 0 done, 2 to be put right, 130 interrupted."""
-    args = _parser().parse_args(argv)
+def main(argv: list[str] | None = None, plan_latents: Callable[..., Plan] | None = None) -> int:
+    """The command line. Returns its exit code: 0 done, 2 to be put right, 130 interrupted.
+
+    Args:
+      argv: arguments; those of the process if None.
+      plan_latents: plan of the subcommand `latents`, which takes a network, so that it is not from here;
+        without it there is no such subcommand.
+    """
+    args = _parser(plan_latents).parse_args(argv)
     try:
         write(
             args.plan(args),
@@ -156,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
             force=args.force,
             command=_command(args),
         )
-    except (DatasetError, ImportError, OSError) as error:
+    except (ConfigError, DatasetError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -167,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser():
+def _parser(plan_latents):
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--out", type=Path, required=True, help="dataset folder to write")
     common.add_argument("--shards", type=_positive, default=4, help="files per split (default 4)")
@@ -180,33 +253,7 @@ def _parser():
     kind.add_argument("--sheets", type=Path, required=True, help="folder of sprite sheets")
     kind.set_defaults(plan=plan_sprites)
 
-    clips = argparse.ArgumentParser(add_help=False)
-    flag = clips.add_argument
-    flag("--src", type=Path, required=True, help="folder of video files, at any depth")
-    flag("--fps", type=_number(0, 1000), default=25.0, help="frames per second (default 25)")
-    flag("--size", type=_even, default=256, help="height and width, pixels, even (default 256)")
-    flag("--seconds", type=_number(0, 3600), default=4.0, help="length of a clip (default 4)")
-    flag(
-        "--cut",
-        type=_number(0, 256),
-        default=25.0,
-        help="scene change: mean absolute difference of two frames, of 255 (default 25; 255: never)",
-    )
-    flag(
-        "--crop",
-        choices=("centre", "face"),
-        default="centre",
-        help="centre: the largest square; face: one square per clip about the face, clips in which "
-        "none is found are left out and counted (needs the extra `face`)",
-    )
-    flag(
-        "--face_scale",
-        type=_number(0, 100),
-        default=2.0,
-        help="side of that square over the side of the face, eyebrows to chin (default 2)",
-    )
-    flag("--codec", choices=("h264", "raw"), default="h264", help="how clips are stored")
-    flag("--jobs", type=_positive, help="threads (default: one per core)")
+    clips = _clip_flags(size=256, crop="centre")
 
     kind = kinds.add_parser("videos", parents=[common, clips], help="any folder of videos")
     kind.add_argument(
@@ -226,7 +273,104 @@ def _parser():
 
     kind = kinds.add_parser("lrs3", parents=[common, clips], help="LRS3-TED, from its own folders")
     kind.set_defaults(plan=plan_lrs3)
+
+    kind = kinds.add_parser("ucf101", parents=[common, clips], help="UCF101, from its own lists")
+    kind.add_argument(
+        "--lists",
+        type=Path,
+        help=f"folder with classInd.txt and the split lists (default SRC/{folders.UCF101_LISTS})",
+    )
+    kind.add_argument(
+        "--fold", type=int, choices=(1, 2, 3), default=1, help="official split (default 1)"
+    )
+    kind.set_defaults(plan=plan_ucf101)
+
+    # X-NeMo, section 4: 25 frames/s, 512 px; faces of less than 200 px are left out (not in paper: the
+    # default of the released crop function).
+    portraits = _clip_flags(size=512, crop="tube", least=200)
+    flag = portraits.add_argument
+    share, default = _number(-1e-9, 1), folders.TEST_SHARE
+    flag("--test_share", type=share, default=default, help=f"of the people (default {default})")
+    flag("--seed", type=int, default=0, help="of that choice (default 0)")
+    for name, plan, what in (
+        ("portraits", plan_portraits, "any folder of videos of one face each"),
+        ("hdtf", plan_hdtf, "HDTF: <video>_<index>.mp4"),
+        ("vfhq", plan_vfhq, "VFHQ: Clip+..., folders of pictures or videos"),
+        ("nersemble", plan_nersemble, "NeRSemble: <participant>/sequences/..."),
+        ("mead", plan_mead, "MEAD: <actor>/video/<view>/<emotion>/level_<n>/..."),
+    ):
+        kind = kinds.add_parser(name, parents=[common, portraits], help=what)
+        kind.set_defaults(plan=plan)
+        if name == "nersemble":
+            front = [portrait_sets.NERSEMBLE_FRONT]
+            kind.add_argument(
+                "--cameras", nargs="+", default=front, help=f"serials (default {front[0]})"
+            )
+        if name == "mead":
+            kind.add_argument("--views", nargs="+", default=["front"], help="(default front)")
+
+    if plan_latents:
+        kind = kinds.add_parser(
+            "latents", parents=[common], help="of a dataset of videos, by an image autoencoder"
+        )
+        flag = kind.add_argument
+        flag("--src", type=Path, required=True, help="dataset that videos or lrs3 wrote")
+        flag(
+            "--network", default="sd", help="sd (default), tiny or patch, as in config.system.codec"
+        )
+        flag("--weights", type=Path, help="file with its weights; patch has none")
+        flag(
+            "--batch", type=_positive, default=8, help="frames at a time on each device (default 8)"
+        )
+        kind.set_defaults(plan=plan_latents)
     return parser
+
+
+def _clip_flags(size: int, crop: str, least: int = 0):
+    """Options of clips of videos, a parser to build on. Their defaults: size, crop, least."""
+    clips = argparse.ArgumentParser(add_help=False)
+    flag = clips.add_argument
+    flag("--src", type=Path, required=True, help="folder of video files, at any depth")
+    flag("--fps", type=_number(0, 1000), default=25.0, help="frames per second (default 25)")
+    flag(
+        "--size", type=_even, default=size, help=f"height and width, pixels, even (default {size})"
+    )
+    flag("--seconds", type=_number(0, 3600), default=4.0, help="length of a clip (default 4)")
+    flag(
+        "--cut",
+        type=_number(0, 256),
+        default=25.0,
+        help="scene change: mean absolute difference of two frames, of 255 (default 25; 255: never)",
+    )
+    flag(
+        "--crop",
+        choices=("centre", "face", "tube"),
+        default=crop,
+        help="centre: the largest square; face: one square per clip about the face, clips in which "
+        "none is found are left out and counted (needs the extra `face`); tube: one about all the "
+        f"places where the face goes, and its box in every frame (default {crop})",
+    )
+    flag(
+        "--face_scale",
+        type=_number(0, 100),
+        default=2.0,
+        help="side of that square over the side of the face, eyebrows to chin (default 2)",
+    )
+    flag(
+        "--least",
+        type=int,
+        default=least,
+        help=f"tube: leave out faces that are smaller, pixels of the video (default {least})",
+    )
+    flag(
+        "--border",
+        choices=("black", "shrink"),
+        default="black",
+        help="tube: black where the square leaves the picture, or a smaller square (default black)",
+    )
+    flag("--codec", choices=("h264", "raw"), default="h264", help="how clips are stored")
+    flag("--jobs", type=_positive, help="threads (default: one per core)")
+    return clips
 
 
 def _positive(text):
@@ -265,7 +409,11 @@ def _command(args) -> str:
     flags = [
         f"--{name}={value.resolve() if isinstance(value, Path) else value}"
         for name, value in values.items()
+        if not isinstance(value, list)
     ]
+    for name, value in values.items():
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
     return shlex.join(["python", "-m", "vidmotion.data.prepare", args.kind, *flags, "--force"])
 
 
@@ -273,7 +421,7 @@ def _listing(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{split} {count:,}" for split, count in counts.items())
 
 
-def _progress(items: Iterable, total: int, unit: str) -> Iterator:
+def progress(items: Iterable, total: int, unit: str) -> Iterator:
     """Passes items on; a bar where someone watches, a line per tenth elsewhere."""
     if sys.stderr.isatty():
         from tqdm import tqdm

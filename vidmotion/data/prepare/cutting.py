@@ -15,7 +15,6 @@ from fractions import Fraction
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
-from PIL import Image
 
 from vidmotion.data import faces
 from vidmotion.data.clips import encode_clip, frame_rate
@@ -24,6 +23,9 @@ from vidmotion.media import MediaError
 HOLD = 1.0  # seconds: a picture that stands longer is a gap in the video, which ends a clip
 THUMB = 32  # side of the grey pictures that are compared to find cuts, pixels
 LOOKS = 5  # pictures of a clip in which its face is looked for
+TUBE_STEP = 5  # pictures from one to the next in which the face of a tube is looked for
+FRAME_RATE = 25  # frames per second of a folder of pictures, which does not say
+FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +37,14 @@ class Cutting:
       size: their height and width, pixels, even.
       seconds: their length.
       cut: mean absolute difference of successive pictures, of 255, that ends a clip.
-      crop: "centre", the largest square in the middle; or "face", one steady square per clip.
-      face_scale: side of that square over the side of the face that was found.
+      crop: "centre", the largest square in the middle; "face", one steady square per clip; or "tube",
+        one steady square about all places where the face goes in the clip, with the face's box in every
+        frame.
+      face_scale: side of that square over the side of the face, or of the tube, that was found.
       codec: "h264" or "raw", see `vidmotion.data.clips`.
+      least: side of the smallest face that is good enough for "tube", pixels of the video.
+      border: what a tube does that does not fit in the picture: "black" around it, as X-NeMo's release
+        does, or "shrink", which is for videos that are close crops already.
     """
 
     fps: float
@@ -47,6 +54,8 @@ class Cutting:
     crop: str
     face_scale: float
     codec: str
+    least: int = 0
+    border: str = "black"
 
     @property
     def frames(self) -> int:
@@ -65,6 +74,7 @@ class Tally:
       cuts: scene changes and gaps.
       short: remainders of scenes, each less than a clip, that were left out.
       faceless: clips left out because no face was found in them.
+      small: clips left out because the face in them is too small.
     """
 
     clips: int = 0
@@ -73,6 +83,7 @@ class Tally:
     cuts: int = 0
     short: int = 0
     faceless: int = 0
+    small: int = 0
 
 
 def cut_video(
@@ -89,7 +100,7 @@ def cut_video(
     The pictures of one clip are held as they were decoded: 100 of 1920x1080 are 0.3 GB.
 
     Args:
-      path: of the video.
+      path: of the video, or of a folder of numbered pictures.
       cutting: settings.
       tally: filled in as clips are made.
       box: x0, y0, x1, y1 of the crop in the upright video, in place of `cutting.crop`; it is made
@@ -113,11 +124,23 @@ def cut_video(
 
     ticks = resample(counted(read_frames(path, threads)), cutting.fps)
     for first, pictures in _pieces(ticks, cutting, tally):
-        size = pictures[0].size
+        size, track = pictures[0].size, None
         if box is not None:
             region = faces.square(box, *size)
         elif cutting.crop == "centre":
             region = faces.square((0, 0, *size), *size)
+        elif cutting.crop == "tube":
+            track = _track(pictures)
+            if track is None:
+                tally.faceless += 1
+                continue
+            if (track.boxes[:, 2] - track.boxes[:, 0]).min() < cutting.least:
+                tally.small += 1
+                continue
+            union = np.concatenate([track.boxes[:, :2].min(0), track.boxes[:, 2:].max(0)])
+            region = faces.square(union, *size, cutting.face_scale)
+            if cutting.border == "black":
+                region = faces.inside(faces.about(union, cutting.face_scale), *size)
         else:
             looks = np.linspace(0, len(pictures) - 1, LOOKS).round().astype(int)
             reformatter = VideoReformatter()
@@ -132,6 +155,10 @@ def cut_video(
             if cutting.codec == "raw"
             else {"clip": np.frombuffer(encode_clip(video, cutting.fps), np.uint8)}
         )
+        if track is not None:
+            scale = cutting.size / (region[2] - region[0])
+            clip["boxes"] = ((track.boxes - np.tile(region[:2], 2)) * scale).astype(np.float32)
+            clip["seen"] = track.seen
         tally.clips += 1
         yield {
             **clip,
@@ -167,7 +194,7 @@ class Picture:
 
         Args:
           reformatter: of one thread, for pictures of one kind: it keeps what it has set up.
-          box: x0, y0, x1, y1; the whole by default.
+          box: x0, y0, x1, y1; the whole by default; black where it leaves the picture.
           size: width and height of the result; unscaled by default.
 
         Returns:
@@ -176,10 +203,8 @@ class Picture:
         box = (0.0, 0.0, *self.size) if box is None else box
         size = tuple(max(1, round(side)) for side in self.size) if size is None else size
         stored = reformatter.reformat(self.frame, format="rgb24", threads=1).to_ndarray()
-        image = Image.fromarray(np.ascontiguousarray(np.rot90(stored, self._turns)))
-        limits = image.size * 2
-        box = [min(x / s, end) for x, s, end in zip(box, self._stretch * 2, limits)]
-        return np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=box))
+        upright = np.rot90(stored, self._turns)
+        return faces.crop(upright, [x / s for x, s in zip(box, self._stretch * 2)], size)
 
 
 def read_frames(
@@ -187,8 +212,8 @@ def read_frames(
 ) -> Iterator[tuple[Fraction, Fraction, Picture]]:
     """The frames of a file's main video stream with the times at which each begins and ends.
 
-    Times are seconds from the first frame. A frame ends where its stated duration does, which need
-    not be where the next begins.
+    A folder of numbered pictures is a video of `FRAME_RATE`. Times are seconds from the first frame.
+    A frame ends where its stated duration does, which need not be where the next begins.
 
     Raises:
       MediaError: the file cannot be read, holds no video, is damaged or cut short, or its times run
@@ -196,7 +221,7 @@ def read_frames(
     """
     count, origin, last = 0, None, Fraction(-1)
     try:
-        with av.open(os.fspath(path)) as container:
+        with _open(path) as container:
             stream = container.streams.best("video")  # not the cover picture
             if stream is None:
                 raise MediaError("no video stream in it")
@@ -274,6 +299,30 @@ def _pieces(
             full, pictures = pictures, []
             yield tick + 1 - cutting.frames, full
     tally.short += bool(pictures)
+
+
+def _open(path):
+    if not os.path.isdir(path):
+        return av.open(os.fspath(path))
+    numbered = [name for name in os.listdir(path) if name.lower().endswith(FRAME_SUFFIXES)]
+    stem, suffix = os.path.splitext(min(numbered))
+    pattern = os.path.join(os.fspath(path).replace("%", "%%"), f"%0{len(stem)}d{suffix}")
+    options = {"framerate": str(FRAME_RATE), "start_number": stem}
+    return av.open(pattern, format="image2", options=options)
+
+
+def _track(pictures: list[Picture]) -> faces.Track | None:
+    """The face of a clip, looked for in every `TUBE_STEP`-th picture and in the last; None where it is
+    not in half of these."""
+    looks = sorted({*range(0, len(pictures), TUBE_STEP), len(pictures) - 1})
+    reformatter = VideoReformatter()
+    found, several = faces.follow(faces.find_faces(pictures[k].render(reformatter)) for k in looks)
+    seen = ~np.isnan(found[:, 0])
+    if 2 * seen.sum() < len(looks):
+        return None
+    boxes, known = np.full((len(pictures), 4), np.nan), np.zeros(len(pictures), bool)
+    boxes[looks], known[looks] = faces.steady(found), seen
+    return faces.Track(faces.fill(boxes), known, several)
 
 
 def _crop(pictures: list[Picture], region: np.ndarray, size: int) -> np.ndarray:

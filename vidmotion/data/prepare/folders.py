@@ -7,12 +7,12 @@ effect on the result. Once the dataset is complete, `parts` is removed; until th
 their room twice.
 """
 
-import csv
 import dataclasses
 import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -37,6 +37,8 @@ SUFFIXES = tuple(
 )
 PARTS, REPORT = "parts", "report.json"
 TEST_SHARE = 0.1
+UCF101_LISTS = "ucfTrainTestlist"  # the folder of lists as it comes
+UCF101_FILE = re.compile(r"(?P<video>(?P<class>\w+)/v_\w+_g(?P<group>\d+)_c\d+)\.avi")
 LRS3 = {"pretrain": "train", "trainval": "train", "test": "test"}  # folder -> split
 
 
@@ -49,12 +51,30 @@ class SourceFile:
       path: of the file.
       size: bytes.
       split: that it belongs to; "" where that is left to `FolderJob`.
+      label: index of its class, which its clips keep as `label`; None where files have no class.
+      level: how strong what the label says is, kept as `level`; None where that is not known.
+      person: who is in it, kept as `person`; "" where that is not known.
     """
 
     name: str
     path: Path
     size: int
     split: str = ""
+    label: int | None = None
+    level: int | None = None
+    person: str = ""
+
+    @property
+    def known(self) -> dict[str, int | str]:
+        """Label, level and person, as far as they are known."""
+        all_three = {"label": self.label, "level": self.level, "person": self.person}
+        return {name: value for name, value in all_three.items() if value not in (None, "")}
+
+    @property
+    def labels(self) -> dict:
+        """What each of its clips keeps of it."""
+        kept = {k: v if isinstance(v, str) else np.int32(v) for k, v in self.known.items()}
+        return {**kept, "source": self.name}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +109,7 @@ class FolderJob:
     @functools.cached_property
     def inputs(self) -> str:
         """Hex digest of settings, files and splits."""
-        files = [(file.name, file.size, file.split) for file in self.files]
+        files = [(file.name, file.size, file.split, *file.known.values()) for file in self.files]
         return _digest(json.dumps([self.settings, files, self.test_share, self.seed]))
 
     def splits(self, names: Iterable[str]) -> dict[str, str]:
@@ -168,38 +188,80 @@ def split_lrs3(files: Iterable[SourceFile]) -> list[SourceFile]:
     return split
 
 
-def read_boxes(path: Path) -> dict[str, np.ndarray]:
-    """Crop boxes by file name, relative to the folder of videos with forward slashes.
+def read_ucf101(lists: Path, fold: int) -> tuple[list[str], dict[str, str]]:
+    """Classes of UCF101 and one of its three official splits.
 
     Args:
-      path: JSON `{name: [x0, y0, x1, y1]}`, or CSV with the header `file,x0,y0,x1,y1`; pixels of
-        the upright video.
+      lists: folder with classInd.txt, trainlist0?.txt and testlist0?.txt.
+      fold: 1, 2 or 3.
+
+    Returns:
+      (names of the classes in the order of classInd.txt, file -> "train" or "test"), files as the lists
+      name them: <class>/v_<class>_g<group>_c<clip>.avi.
 
     Raises:
-      DatasetError: it cannot be read so; names the first wrong entry.
+      DatasetError: a list is missing or is not of this form, or a group of videos, which shows one
+        person in one place, is in both splits.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".json":
-            entries = json.loads(text).items()
-        else:
-            rows = csv.DictReader(text.splitlines())
-            entries = [(row["file"], [row[k] for k in ("x0", "y0", "x1", "y1")]) for row in rows]
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, AttributeError) as error:
-        raise DatasetError(
-            f"{path}: not a box file ({error!r}); JSON {{name: [x0, y0, x1, y1]}}, or CSV with the "
-            "header file,x0,y0,x1,y1"
-        ) from error
-    boxes = {}
-    for name, values in entries:
+
+    def lines(name):
         try:
-            x0, y0, x1, y1 = box = np.array([float(value) for value in values])
-        except (TypeError, ValueError):
-            raise DatasetError(f"{path}: {name}: {values!r} is not x0, y0, x1, y1") from None
-        if not (np.isfinite(box).all() and x0 < x1 and y0 < y1):
-            raise DatasetError(f"{path}: {name}: {values!r} is not x0 < x1, y0 < y1")
-        boxes[name] = box
-    return boxes
+            return (lists / name).read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasetError(
+                f"{lists / name}: {error}. It is one of the lists of UCF101, TrainTestSplits-"
+                "RecognitionTask.zip; say with --lists where they lie"
+            ) from error
+
+    numbered = [line.split() for line in lines("classInd.txt") if line.strip()]
+    if [entry[0] for entry in numbered] != [str(k + 1) for k in range(len(numbered))]:
+        raise DatasetError(f"{lists / 'classInd.txt'}: not lines of 1, 2, 3, ... and a name each")
+    classes = [entry[-1] for entry in numbered]
+    splits, groups = {}, {}
+    for split in ("train", "test"):
+        name = f"{split}list{fold:02d}.txt"
+        for line in filter(None, map(str.strip, lines(name))):
+            file = line.split()[0]  # train lists have the class's number behind it
+            match = UCF101_FILE.fullmatch(file)
+            if not match or match["class"] not in classes:
+                raise DatasetError(
+                    f"{lists / name}: {file!r} is not <class>/v_<class>_g<group>_c<clip>.avi with a "
+                    "class of classInd.txt"
+                )
+            group = match["class"], match["group"]
+            if groups.setdefault(group, split) != split:
+                raise DatasetError(
+                    f"{lists}: group {match['group']} of {match['class']} is in both train and test of "
+                    f"fold {fold}: not UCF101's split"
+                )
+            splits[file] = split
+    return classes, splits
+
+
+def split_ucf101(
+    files: Iterable[SourceFile], classes: list[str], splits: Mapping[str, str]
+) -> list[SourceFile]:
+    """Split and label of every file of UCF101, from `read_ucf101`.
+
+    A file is found by the last two parts of its name, so the folder of videos may lie deeper; its
+    suffix does not count.
+
+    Raises:
+      DatasetError: a listed file is missing, or there is one that is not listed.
+    """
+    wanted = {UCF101_FILE.fullmatch(name)["video"]: split for name, split in splits.items()}
+    found, strangers = [], []
+    for file in files:
+        video = "/".join(file.name.split("/")[-2:]).rpartition(".")[0]
+        if video not in wanted:
+            strangers.append(file.name)
+            continue
+        label = classes.index(video.split("/")[0])
+        found.append(dataclasses.replace(file, split=wanted.pop(video), label=label))
+    for names, what in ((sorted(wanted), "are missing"), (strangers, "are on no list")):
+        if names:
+            raise DatasetError(f"{len(names)} videos of UCF101 {what}, {names[0]} for one")
+    return found
 
 
 class FolderRun:
@@ -239,14 +301,14 @@ class FolderRun:
         for file in (file for file in self._job.files if file.name in splits):
             for record in self._read_part(file):
                 counts[splits[file.name]] += 1
-                yield splits[file.name], {**record, "source": file.name}
+                yield splits[file.name], {**record, **file.labels}
         self.summary = {
             "clips": dict(counts),
             "files": len(self._job.files),
             "unreadable": self._failed,
             "without clips": {
                 name: f"{tally['seconds']:.2f} s, {tally['cuts']} cuts: {tally['short']} pieces too "
-                f"short, {tally['faceless']} without a face"
+                f"short, {tally['faceless']} without a face, {tally['small']} with one too small"
                 for name, tally in self._done.items()
                 if not tally["clips"]
             },
@@ -268,8 +330,9 @@ class FolderRun:
             total.update(tally)
         print(
             f"{len(tallies):,} files, {total['seconds']:,.0f} s of video: {total['clips']:,} clips "
-            f"of {seconds:g} s; left out {total['short']:,} pieces that are shorter and "
-            f"{total['faceless']:,} without a face; {total['cuts']:,} cuts"
+            f"of {seconds:g} s; left out {total['short']:,} pieces that are shorter, "
+            f"{total['faceless']:,} without a face and {total['small']:,} with one too small; "
+            f"{total['cuts']:,} cuts"
         )
         if self._frames:
             rate = self._frames / self._seconds

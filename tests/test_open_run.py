@@ -1,0 +1,91 @@
+"""A trained run whose files lie elsewhere by now: what may be given, and what may not."""
+
+import argparse
+import json
+import re
+
+import pytest
+
+from vidmotion import encode, paths, startup
+from vidmotion.errors import ConfigError
+from vidmotion.run import FREE_FIELDS, load_config, open_run
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """Begun for a codec with weights that are gone."""
+    config = load_config("lrs3:debug")
+    config.system.codec.update({"network": "tiny", "weights": "/gone/vae.safetensors"})
+    (tmp_path / "config.json").write_text(config.to_json())
+    return tmp_path
+
+
+def test_places_and_sampling_may_be_given(workdir):
+    changes = {
+        "system.codec.weights": "8.safetensors",
+        "system.sampler.steps": "7",
+        "system.guidance.scale": "2",
+    }
+    run = open_run(str(workdir), changes)
+    assert run.system.codec.weights == "8.safetensors"
+    assert (run.system.sampler.steps, run.system.guidance.scale) == (7, 2.0)
+    assert open_run(str(workdir)).system.codec.weights == "/gone/vae.safetensors"
+    recorded = json.loads((workdir / "config.json").read_text())
+    assert recorded["system"]["codec"]["weights"] == "/gone/vae.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("system.codec.weight", "a", "has no such field"),
+        ("system.codec", "a", "has no such field"),
+        ("system.codec.network", "patch", "it is 'tiny' for good"),
+        ("system.frames", "8", "it is 4 for good"),
+        ("system.sampler.steps", "many", "steps=many: not like 2"),
+        ("system.sampler.steps", "[1", r"not like 2"),
+        ("system.sampler.steps", "'a'", "not like 2"),
+    ],
+)
+def test_nothing_else_may_be_given(workdir, name, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        open_run(str(workdir), {name: text})
+    assert str(caught.value).startswith(f"--config.{name}")
+
+
+def test_weights_of_every_system_are_free_and_guarded_by_their_fingerprint():
+    for path, free in (
+        ("system/codec/weights", True),
+        ("system/weights", True),
+        ("system/losses/lpips/weights", True),
+        ("system/codec/weights_scale", False),
+        ("system/preweights", False),
+        ("system/codec/network", False),
+    ):
+        assert bool(re.fullmatch(FREE_FIELDS, path)) == free, path
+
+
+def test_overrides_are_taken_apart(capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--content")
+    args, changes = startup.parse_with_config(
+        parser, ["--content=a", "--config.b.c=d=e", "--config.f="]
+    )
+    assert args.content == "a" and changes == {"b.c": "d=e", "f": ""}
+    for word in ("--config.b", "--config=b", "--contend=a", "b"):
+        with pytest.raises(SystemExit) as caught:
+            startup.parse_with_config(parser, [word])
+        assert caught.value.code == 2 and word in capsys.readouterr().err
+
+
+def test_the_commands_pass_them_on(workdir, monkeypatch, caplog):
+    for name in ("set_up_log", "set_up_devices"):
+        monkeypatch.setattr(startup, name, lambda: None)
+    monkeypatch.setattr(startup.logging.getLogger("vidmotion"), "propagate", True)
+    arguments = [f"--workdir={workdir}", f"--out={workdir / 'out'}"]
+    assert encode.main([*arguments, "--config.system.size=8"]) == 2
+    assert "--config.system.size: it is 64 for good" in caplog.text
+
+
+def test_the_config_of_a_new_run_names_its_weights():
+    fields = paths.flatten(json.loads(load_config("lrs3").to_json()))
+    assert fields["system/codec/weights"] == ""

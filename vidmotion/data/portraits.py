@@ -1,0 +1,290 @@
+"""Training pairs of one talking face: a reference frame, frames to be made, and what drives them.
+
+An element of either source here is cut from one clip. B is the batch, F the target frames, S the side
+of the frames, s that of a face crop (224); all pictures are uint8, all `f_rts` float32.
+
+recipe "face" (X-NeMo)
+    reference        (B, S, S, 3)     another frame of the clip
+    target           (B, F, S, S, 3)  the frames to be made
+    driving          (B, F, s, s, 3)  face crops of the target, augmented
+    driving_clean    (B, F, s, s, 3)  the same crops as they are: what a GAN head is to make of them
+    reference_face   (B, s, s, 3)     face crop of the reference
+    f_rts            (B, F, 3)        place and size of the target's face against the reference's,
+                                      (dy, dx, scale), of the boxes before any augmentation
+recipe "pcavs" (WarpFace)
+    reference, target                 as above
+    driving          (B, F, S, S, 3)  the target, augmented
+    reference_driving (B, S, S, 3)    the reference, with the same augmentation (`shared`)
+
+Both come from folders that `python -m vidmotion.data.prepare hdtf|vfhq|nersemble|mead` wrote
+(`PortraitSource`; "pcavs" takes any folder of clips) or from Heads (`HeadPortraitSource`).
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+
+import grain
+import numpy as np
+from PIL import Image
+
+from vidmotion.data import faces, heads
+from vidmotion.data.augment import FaceAugment, PcAvsAugment
+from vidmotion.data.clips import decode_clip
+from vidmotion.data.records import DatasetError, RecordSource
+from vidmotion.errors import ConfigError
+
+RECIPES = {"face": FaceAugment, "pcavs": PcAvsAugment}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair(grain.transforms.RandomMap):
+    """Clip -> pair, as described at the top of the file.
+
+    The clip has `clip` or `video`, `length`, `fps` and, for "face", `boxes` (T, 4): see
+    `vidmotion.data.clips`.
+
+    Attributes:
+      frames: F, successive target frames.
+      decimate: step between them in the stored clip.
+      gap: the reference is more than this many seconds away from every target frame (WarpFace: 0.2; 0:
+        another frame); None: it is any frame of the clip, as X-NeMo has it for clips.
+      flip: share of the pairs that are turned left to right, all pictures of them together.
+      size: S, pixels; None: as stored.
+      augment: the augmentation, which decides the recipe.
+      augmented: whether it is applied; otherwise `driving` shows the frames as they are.
+      shared: "pcavs": one draw for target and reference rather than one each.
+      random: draw everything. Otherwise the reference is the first frame, the target begins as soon as
+        `gap` allows, nothing is turned or augmented.
+    """
+
+    frames: int = 1
+    decimate: int = 1
+    gap: float | None = 0.0
+    flip: float = 0.5
+    size: int | None = None
+    augment: FaceAugment | PcAvsAugment = dataclasses.field(default_factory=FaceAugment)
+    augmented: bool = True
+    shared: bool = True
+    random: bool = True
+
+    @property
+    def recipe(self) -> str:
+        """ "face" or "pcavs"."""
+        return next(name for name, kind in RECIPES.items() if isinstance(self.augment, kind))
+
+    def random_map(
+        self, element: Mapping, rng: np.random.Generator | None
+    ) -> dict[str, np.ndarray]:
+        """Raises: ConfigError where the clip is too short; DatasetError as `decode_clip`."""
+        reference, start = self._picked(int(element["length"]), float(element["fps"]), rng)
+        picked = range(start, start + (self.frames - 1) * self.decimate + 1, self.decimate)
+        video, stored = self._frames(element, [reference, *picked])
+        if self.recipe == "pcavs":
+            boxes = np.zeros((len(video), 4))
+        else:
+            indices = [reference, *picked]
+            boxes = np.asarray(element["boxes"], np.float64)[indices] * (video.shape[1] / stored)
+        if self.random and rng.random() < self.flip:
+            video, boxes = video[:, :, ::-1], faces.mirror(boxes, video.shape[2])
+        video = np.ascontiguousarray(video)
+        pair = {"reference": video[0], "target": video[1:]}
+        views = (
+            self._whole(video, rng) if self.recipe == "pcavs" else self._faces(video, boxes, rng)
+        )
+        return {**pair, **views}
+
+    def candidates(self, length: int, fps: float) -> list[np.ndarray]:
+        """For each first target frame that fits, the frames that may be its reference."""
+        span = (self.frames - 1) * self.decimate
+        clip = np.arange(length)
+        if self.gap is None:
+            return [clip] * max(0, length - span)
+        least = self.gap * fps + 1e-6  # frames, and more than that; never a target frame itself
+        return [
+            clip[np.maximum(start - clip, clip - (start + span)) > least]
+            for start in range(length - span)
+        ]
+
+    def _picked(self, length, fps, rng):
+        options = self.candidates(length, fps)
+        starts = [k for k, references in enumerate(options) if len(references)]
+        if not starts:
+            raise ConfigError(
+                f"clips of {length} frames at {fps:g}/s hold no {self.frames} target frames, every "
+                f"{self.decimate}, and a reference more than {self.gap} s away: ask for fewer, or "
+                "prepare longer clips (--seconds)"
+            )
+        if not self.random:
+            # The first frame as reference where that leaves a target, which it does unless gap is long.
+            start = next((k for k in starts if options[k][0] == 0), starts[0])
+            return int(options[start][0]), start
+        start = starts[int(rng.integers(len(starts)))]
+        reference = int(rng.choice(options[start]))
+        if self.frames == 1 and rng.random() < 0.5:  # either of the two may be the reference
+            return start, reference
+        return reference, start
+
+    def _frames(self, element, indices):
+        """The frames of a clip at `size`, and the side at which they are stored."""
+        if "clip" in element:
+            first, *rest = indices
+            step = rest[1] - rest[0] if len(rest) > 1 else 1
+            shown = decode_clip(element["clip"], range(rest[0], rest[-1] + 1, step))
+            video = np.concatenate([decode_clip(element["clip"], range(first, first + 1)), shown])
+        else:
+            video = element["video"][indices]
+        stored = video.shape[1]
+        if self.size in (None, stored):
+            return video, stored
+        side, how = (self.size, self.size), Image.Resampling.LANCZOS
+        resized = [np.asarray(Image.fromarray(picture).resize(side, how)) for picture in video]
+        return np.stack(resized), stored
+
+    def _faces(self, video, boxes, rng):
+        height, width = video.shape[1:3]
+        size = self.augment.size
+        squares = faces.driving_boxes(boxes[1:], width, height)
+        clean = np.stack([faces.crop(f, box, size) for f, box in zip(video[1:], squares)])
+        drawn = self.random and self.augmented
+        return {
+            "driving": self.augment(video[1:], squares, rng) if drawn else clean,
+            "driving_clean": clean,
+            "reference_face": faces.crop(
+                video[0], faces.reference_box(boxes[0], width, height), size
+            ),
+            "f_rts": faces.f_rts(boxes[1:], boxes[0]),
+        }
+
+    def _whole(self, video, rng):
+        seen = video
+        if self.random and self.augmented:
+            parts = [video] if self.shared else [video[:1], video[1:]]
+            seen = np.concatenate([self.augment(part, rng) for part in parts])
+        return {"driving": seen[1:], "reference_driving": seen[0]}
+
+
+def make_pair(random: bool, settings: Mapping | None) -> Pair:
+    """A `Pair` from a config's mapping: `recipe` ("face" unless given), `augment`, a mapping of the
+    fields of that recipe's augmentation, and the other fields of `Pair`.
+
+    Raises:
+      ConfigError: an unknown name or recipe, or a number out of range.
+    """
+    settings = {name: value for name, value in (settings or {}).items() if name != "random"}
+    recipe = settings.pop("recipe", "face")
+    if recipe not in RECIPES:
+        raise ConfigError(f"recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
+    try:
+        augment = RECIPES[recipe](**dict(settings.pop("augment", {})))
+        pair = Pair(**settings, augment=augment, random=random)
+    except TypeError as error:
+        raise ConfigError(f"config.data pair: {error}") from None
+    if pair.frames < 1 or pair.decimate < 1 or (pair.gap or 0) < 0 or not 0 <= pair.flip <= 1:
+        raise ConfigError(
+            "a pair has frames >= 1, decimate >= 1, gap >= 0 (or None) and flip within 0..1, got "
+            f"{pair.frames=}, {pair.decimate=}, {pair.gap=}, {pair.flip=}"
+        )
+    return pair
+
+
+class PortraitSource:
+    """Pairs from prepared clips of one face each.
+
+    With `random`, elements are clips as they are stored and `transforms` is to follow in the loader, as
+    with `VideoSource`.
+
+    Attributes:
+      transforms: see above.
+      fingerprint: hex text naming the clips and the pairs taken of them.
+    """
+
+    def __init__(
+        self, directory, split: str = "train", random: bool = False, pair: Mapping | None = None
+    ):
+        """Opens a split.
+
+        Args:
+          directory: folder that `vidmotion.data.prepare` wrote.
+          split: of it.
+          random: draw pairs and augment them; otherwise as `Pair` says.
+          pair: fields of `Pair`, see `make_pair`.
+
+        Raises:
+          DatasetError: as `RecordSource`, or the folder does not hold clips with faces.
+          ConfigError: as `make_pair`, or clips too short.
+        """
+        self._pair = make_pair(random, pair)
+        self._records = RecordSource(directory, split)
+        held = self._records.features.keys()
+        needed = {"length", "fps"} | ({"boxes"} if self._pair.recipe == "face" else set())
+        if not {"clip", "video"} & held or not needed <= held:
+            raise DatasetError(
+                f"{directory}: holds {', '.join(held)}: not clips with their faces' boxes, as written "
+                "by python -m vidmotion.data.prepare hdtf, vfhq, nersemble, mead or portraits"
+            )
+        self.transforms = (self._pair,) if random else ()
+        self.fingerprint = _fingerprint(self._records.fingerprint, self._pair)
+        self._arguments = (directory, split, random, pair)
+        dataclasses.replace(self._pair, random=False).random_map(self._records[0], None)
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getitem__(self, index) -> dict[str, np.ndarray]:
+        """Raises: IndexError out of range; DatasetError where the data are damaged."""
+        record = self._records[index]
+        return record if self._pair.random else self._pair.random_map(record, None)
+
+    def __reduce__(self):
+        return type(self), self._arguments
+
+    def __repr__(self):
+        return f"PortraitSource{self._arguments!r}"
+
+
+class HeadPortraitSource:
+    """Pairs from Heads, whose boxes are exact; otherwise as `PortraitSource`."""
+
+    def __init__(self, random: bool = False, pair: Mapping | None = None, **clips):
+        """`clips`: arguments of `heads.HeadsSource`. Raises: ConfigError as `make_pair`; ValueError
+        and TypeError as `HeadsSource`."""
+        self._pair = make_pair(random, pair)
+        try:
+            self.heads = heads.HeadsSource(**clips)
+        except TypeError as error:
+            raise ConfigError(f"head portraits: {error}") from None
+        self.transforms = (self._pair,) if random else ()
+        self.fingerprint = _fingerprint(self.heads.fingerprint, self._pair)
+        self._arguments = (random, pair, clips)
+        dataclasses.replace(self._pair, random=False)._picked(
+            self.heads.frames, self.heads.fps, None
+        )
+
+    def __len__(self):
+        return len(self.heads)
+
+    def __getitem__(self, index) -> dict[str, np.ndarray]:
+        """Raises: IndexError out of range."""
+        source = self.heads
+        clip = {
+            "video": source.video(index),
+            "boxes": heads.face_boxes(source.identity(index), source.motion(index), source.size),
+            "length": np.int32(source.frames),
+            "fps": np.float32(source.fps),
+        }
+        return clip if self._pair.random else self._pair.random_map(clip, None)
+
+    def __reduce__(self):
+        return _head_portraits, self._arguments
+
+    def __repr__(self):
+        return f"HeadPortraitSource({self.heads!r}, {self._pair!r})"
+
+
+def _head_portraits(random, pair, clips):
+    return HeadPortraitSource(random, pair, **clips)
+
+
+def _fingerprint(content: str, pair: Pair) -> str:
+    return hashlib.sha256(f"{content}/{pair}".encode()).hexdigest()

@@ -1,0 +1,196 @@
+"""Sets of talking portraits: where each has its files, who is in them, and how they are split.
+
+Each function takes the files below `--src` and returns those of the set, with person, labels and
+split. None of these sets but VFHQ publishes a split; people are then dealt to train and test, so that
+nobody is in both.
+
+HDTF (github.com/MRzzm/HDTF) publishes links, times and crops of YouTube videos; its own instructions
+    name the cut clips <video>_<index>.mp4, with videos such as WDA_BarackObama, WRA_LamarAlexander0 and
+    RD_Radio11. Scripts for it, that of github.com/universome/HDTF for one, write 512 px crops.
+VFHQ (liangbinxie.github.io/projects/vfhq) names clips Clip+<YouTube id>+P<person>+C<clip>+F<first>-<last>,
+    each a folder of numbered PNG files, or a video where someone made one of it. Its test set of 50
+    clips comes apart, in folders whose names say "test" or "GT".
+NeRSemble v2 (github.com/tobias-kirschstein/nersemble-data) has a video for each of 16 cameras:
+    <participant>/sequences/<sequence>/images/cam_<serial>.mp4, at 73 frames/s.
+MEAD (github.com/uniBruce/Mead) has <actor>/video/<view>/<emotion>/level_<1..3>/<number>.mp4, eight
+    emotions at three levels, the neutral one at level 1 only.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from vidmotion.data.prepare.cutting import FRAME_SUFFIXES
+from vidmotion.data.prepare.folders import TEST_SHARE, SourceFile
+from vidmotion.data.records import DatasetError
+
+HDTF_FILE = re.compile(r"(?P<video>(?P<kind>RD|WDA|WRA)_?\w+?)_(?P<clip>\d+)\.\w+")
+VFHQ_CLIP = re.compile(r"Clip\+(?P<video>.+)\+P(?P<person>\d+)\+C\d+\+F\d+-\d+(\.\w+)?")
+VFHQ_DEGRADED = re.compile(r"blind|lr|lq|bicubic|bd|bi", re.IGNORECASE)
+NERSEMBLE_FILE = re.compile(
+    r"(?P<person>\d{3})/sequences/(?P<sequence>[^/]+)/(images/)?cam_(?P<camera>\d+)\.\w+"
+)
+NERSEMBLE_FRONT = "222200037"  # the camera before the face
+NERSEMBLE_EMPTY = ("BACKGROUND",)  # sequences without a person
+MEAD_FILE = re.compile(
+    r"(?P<person>[MW]\d{3})/video/(?P<view>\w+)/(?P<emotion>\w+)/level_(?P<level>[123])/\d+\.\w+"
+)
+MEAD_EMOTIONS = (
+    *("angry", "contempt", "disgusted", "fear"),
+    *("happy", "neutral", "sad", "surprised"),
+)
+
+
+def split_by_person(
+    files: Iterable[SourceFile], share: float = TEST_SHARE, seed: int = 0
+) -> list[SourceFile]:
+    """Deals people to train and test: `share` of them, at least one of several, unless 0.
+
+    Who is dealt where depends on a person's name and the seed alone, ranked, as in
+    `FolderJob.splits` for files.
+    """
+    files = list(files)
+    people = sorted({file.person for file in files})
+    test = set()
+    if share and len(people) > 1:
+        count = min(len(people) - 1, max(1, round(share * len(people))))
+        ranked = sorted(people, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+        test = set(ranked[:count])
+    return [
+        dataclasses.replace(file, split="test" if file.person in test else "train")
+        for file in files
+    ]
+
+
+def split_hdtf(
+    files: Iterable[SourceFile], share: float = TEST_SHARE, seed: int = 0
+) -> list[SourceFile]:
+    """HDTF's clips. A person is a video's name without the number behind it, which counts the videos of
+    one politician; the voices behind the radio videos (RD) are each a person of their own.
+
+    Raises:
+      DatasetError: no file is named as HDTF's clips are.
+    """
+    found = []
+    for file in files:
+        match = HDTF_FILE.fullmatch(file.name.split("/")[-1])
+        if match:
+            video = match["video"]
+            person = video if match["kind"] == "RD" else video.rstrip("0123456789")
+            found.append(dataclasses.replace(file, person=person))
+    _some(found, files, "<WDA|WRA|RD>_<name>_<index>.mp4 (HDTF)")
+    return split_by_person(found, share, seed)
+
+
+def split_vfhq(
+    files: Iterable[SourceFile], share: float = TEST_SHARE, seed: int = 0
+) -> list[SourceFile]:
+    """VFHQ's clips, videos or folders of pictures. Those in its test set are the test split; without it,
+    the videos that clips are from are dealt.
+
+    Raises:
+      DatasetError: no file is named as VFHQ's clips are.
+    """
+    found = []
+    for file in files:
+        *parents, name = file.name.split("/")
+        match = VFHQ_CLIP.fullmatch(name)
+        if not match or any(VFHQ_DEGRADED.fullmatch(part) for part in parents):
+            continue  # the test set also holds low-quality inputs
+        test = any("test" in part.lower() or part == "GT" for part in parents)
+        person = f"{match['video']}+P{match['person']}"
+        split = "test" if test else "train"
+        found.append(dataclasses.replace(file, person=person, split=split))
+    _some(found, files, "Clip+<id>+P<n>+C<n>+F<n>-<n> (VFHQ)")
+    if len({file.split for file in found}) == 2:
+        return found
+    videos = [dataclasses.replace(file, person=file.person.rpartition("+P")[0]) for file in found]
+    dealt = split_by_person(videos, share, seed)
+    return [
+        dataclasses.replace(file, split=other.split)
+        for file, other in zip(found, dealt, strict=True)
+    ]
+
+
+def split_nersemble(
+    files: Iterable[SourceFile],
+    share: float = TEST_SHARE,
+    seed: int = 0,
+    cameras: Sequence[str] = (NERSEMBLE_FRONT,),
+) -> list[SourceFile]:
+    """NeRSemble's videos of some cameras; sequences without a person are left out.
+
+    Raises:
+      DatasetError: no file lies where NeRSemble has one of these cameras.
+    """
+    found = []
+    for file in files:
+        match = NERSEMBLE_FILE.search(file.name)
+        if match and match["camera"] in cameras and match["sequence"] not in NERSEMBLE_EMPTY:
+            found.append(dataclasses.replace(file, person=match["person"]))
+    where = f"<participant>/sequences/<sequence>/images/cam_<{'|'.join(cameras)}>.mp4 (NeRSemble)"
+    _some(found, files, where)
+    return split_by_person(found, share, seed)
+
+
+def split_mead(
+    files: Iterable[SourceFile],
+    share: float = TEST_SHARE,
+    seed: int = 0,
+    views: Sequence[str] = ("front",),
+) -> list[SourceFile]:
+    """MEAD's videos from some sides; `label` is the index in `MEAD_EMOTIONS`, `level` 1 to 3.
+
+    Raises:
+      DatasetError: no file lies where MEAD has one of these views, or an emotion is none of MEAD's.
+    """
+    found = []
+    for file in files:
+        match = MEAD_FILE.search(file.name)
+        if not match or match["view"] not in views:
+            continue
+        if match["emotion"] not in MEAD_EMOTIONS:
+            raise DatasetError(
+                f"{file.path}: {match['emotion']!r} is no emotion of MEAD: {', '.join(MEAD_EMOTIONS)}"
+            )
+        label, level = MEAD_EMOTIONS.index(match["emotion"]), int(match["level"])
+        found.append(dataclasses.replace(file, person=match["person"], label=label, level=level))
+    where = f"<actor>/video/<{'|'.join(views)}>/<emotion>/level_<1..3>/<number>.mp4 (MEAD)"
+    _some(found, files, where)
+    return split_by_person(found, share, seed)
+
+
+def find_frame_folders(folder: Path, least: int) -> list[SourceFile]:
+    """Folders of numbered pictures below a folder, each as one video; at least `least` pictures.
+
+    Raises:
+      DatasetError: the numbers of a folder have gaps, or pictures are of several kinds.
+    """
+    parents = Counter(
+        path.parent
+        for path in folder.rglob("*")
+        if path.suffix.lower() in FRAME_SUFFIXES and path.stem.isdigit()
+    )
+    found = []
+    for parent, count in sorted(parents.items()):
+        if count < least:
+            continue
+        pictures = sorted(path for path in parent.iterdir() if path.stem.isdigit())
+        first, last = int(pictures[0].stem), int(pictures[-1].stem)
+        if last - first + 1 != count or len({path.suffix for path in pictures}) != 1:
+            raise DatasetError(
+                f"{parent}: {count} pictures numbered {first} to {last}: some are missing, or are of "
+                "another kind"
+            )
+        size = sum(path.stat().st_size for path in pictures)
+        found.append(SourceFile(parent.relative_to(folder).as_posix(), parent, size))
+    return found
+
+
+def _some(found, files, where):
+    if not found:
+        example = next((file.name for file in files), "none")
+        raise DatasetError(f"no file below --src is {where}; there is {example}, for one")

@@ -6,13 +6,16 @@ A system is a frozen dataclass of numbers and linen modules, never arrays. It is
 
 import abc
 import dataclasses
+import hashlib
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from vidmotion import paths
 from vidmotion.errors import ConfigError
 
 PyTree = Any
@@ -21,6 +24,9 @@ SYSTEMS = {
     "bcd": "vidmotion.systems.bcd:BCD",
     "motion_gpt": "vidmotion.systems.motion_gpt:MotionGenerator",
     "sprites_judge": "vidmotion.systems.sprites_judge:SpritesJudge",
+    "vidtwin": "vidmotion.systems.vidtwin:VidTwinAutoencoder",
+    "vidtwin_dit": "vidmotion.systems.vidtwin_dit:VidTwinDiT",
+    "warpface": "vidmotion.systems.warpface:WarpFace",
 }
 
 
@@ -102,6 +108,10 @@ class System(abc.ABC):
         """Networks this paper never trains, by name."""
         return {}
 
+    def fingerprints(self, consts: PyTree) -> dict[str, str]:
+        """Hex text that names the content of each never-trained network; kept with what was made of them."""
+        return {name: fingerprint(tree) for name, tree in consts.items()}
+
     @abc.abstractmethod
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
@@ -112,6 +122,14 @@ class System(abc.ABC):
         """Outputs for pictures and evaluators; pure and jit-able."""
         raise ConfigError(f"{type(self).__name__} has nothing to sample")
 
+    def codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
+        """What a probe reads of clips as `sample` takes them; pure and jit-able.
+
+        Returns:
+          ``content`` floats (B, Dc) of each content clip; ``motion`` floats (B, T, Dm) of each motion clip.
+        """
+        raise ConfigError(f"{type(self).__name__} has no codes of content and motion to read")
+
     def evaluators(self) -> tuple[str, ...]:
         """Names from `vidmotion.evaluation` that make sense for this system."""
         return ()
@@ -119,6 +137,16 @@ class System(abc.ABC):
     def tokens(self, batch: int) -> int:
         """Tokens the largest network processes for `batch` examples (0 where the word has no meaning)."""
         return 0
+
+
+def fingerprint(tree: PyTree) -> str:
+    """Hex sha256 of the paths, dtypes, shapes and values of all leaves, whatever the order of keys."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(paths.flatten(tree).items()):
+        value = np.asarray(leaf, order="C")
+        digest.update(f"{path} {value.dtype} {value.shape}\n".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
 
 
 def check_batch(system: System, batch: PyTree, size: int) -> None:

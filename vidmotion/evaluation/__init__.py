@@ -8,8 +8,11 @@ from vidmotion.evaluation.pictures import pictures
 from vidmotion.record import Result
 
 EVALUATORS = {
+    "class_generation": "vidmotion.evaluation.class_generation",
     "heads_swap": "vidmotion.evaluation.heads_swap",
+    "leakage": "vidmotion.evaluation.leakage",
     "motion_generation": "vidmotion.evaluation.motion_generation",
+    "reconstruction": "vidmotion.evaluation.reconstruction",
     "sprites_transfer": "vidmotion.evaluation.sprites_transfer",
     "sprites_judge": "vidmotion.evaluation.sprites_judge",
 }

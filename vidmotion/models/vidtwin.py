@@ -306,7 +306,7 @@ class VidTwin(nn.Module):
         return numbers / (3 * self.frames * self.size**2)
 
     def setup(self):
-        self._require_fitting_sizes()
+        self.check()
         trunk = {
             "depth": self.depth,
             "heads": self.heads,
@@ -458,7 +458,8 @@ class VidTwin(nn.Module):
             want = ", ".join(map(str, shape))
             raise ValueError(f"VidTwin: {name} must be (batch, {want}), got {latent.shape}")
 
-    def _require_fitting_sizes(self) -> None:
+    def check(self) -> None:
+        """Raises ValueError if the sizes do not fit together, naming all that do not."""
         faults = []
         if self.width % self.heads or self.width % 4:
             faults.append(f"width={self.width} must divide by heads={self.heads} and by 4")

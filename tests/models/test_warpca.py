@@ -13,9 +13,9 @@ from vidmotion.models.warpca import WarpCA, motion_tokens, warp
 def inputs():
     rng = np.random.default_rng(0)
     return (
-        rng.normal(size=(2, 4, 4, 16)).astype(np.float32),
-        rng.normal(size=(2, 64)).astype(np.float32),
+        rng.normal(size=(2, 1, 4, 4, 16)).astype(np.float32),
         rng.normal(size=(2, 12)).astype(np.float32),
+        rng.normal(size=(2, 1, 64)).astype(np.float32),
     )
 
 
@@ -29,7 +29,7 @@ def build(inputs, **fields):
 
 
 def test_zero_flow_is_the_identity(inputs):
-    x = inputs[0]
+    x = inputs[0][:, 0]
     np.testing.assert_array_equal(warp(x, jnp.zeros((2, 4, 4, 2))), x)
 
 
@@ -116,10 +116,11 @@ def test_equation_10_with_random_weights(inputs):
     variables = redrawn(variables)
     out, state = net.apply(variables, *inputs, mutable="motion")
     flow, occlusion = state["motion"]["flow"][0], state["motion"]["occlusion"][0]
-    np.testing.assert_allclose(out, inputs[0] + occlusion * warp(inputs[0], flow), atol=1e-5)
+    x = inputs[0][:, 0]
+    np.testing.assert_allclose(out[:, 0], x + occlusion * warp(x, flow), atol=1e-5)
     gamma, delta = state["motion"]["gamma"][0], state["motion"]["delta"][0]
     kernel = variables["params"]["time"]
-    u = inputs[2] / (1 + np.exp(-inputs[2]))
+    u = inputs[1] / (1 + np.exp(-inputs[1]))
     np.testing.assert_allclose(
         gamma, u @ kernel["gamma"]["kernel"] + kernel["gamma"]["bias"], atol=1e-5
     )
@@ -130,7 +131,7 @@ def test_equation_10_with_random_weights(inputs):
 
 def test_gradient_reaches_the_code_after_one_update_but_never_from_the_dead_start(inputs):
     """Zero heads, zero flow, no token code and no query: every gradient but biases stays zero (spec 3.4)."""
-    x, theta, time = inputs
+    x, time, theta = inputs
     target = np.random.default_rng(5).normal(size=x.shape).astype(np.float32)
 
     def code_gradient(updates, theta, **fields):
@@ -139,7 +140,7 @@ def test_gradient_reaches_the_code_after_one_update_but_never_from_the_dead_star
             variables["params"]["token_embedding"] *= 0.0
 
         def loss(variables, theta):
-            return jnp.mean((net.apply(variables, x, theta, time) - target) ** 2)
+            return jnp.mean((net.apply(variables, x, time, theta) - target) ** 2)
 
         for _ in range(updates):
             step = jax.grad(loss)(variables, theta)
@@ -157,3 +158,14 @@ def test_unknown_values_are_named(inputs):
         build(inputs, mode="flow")
     with pytest.raises(ValueError, match="add or blend"):
         build(inputs, fusion="replace")
+
+
+def test_every_frame_has_its_own_code(inputs):
+    net, variables = build(inputs)
+    variables = redrawn(variables)
+    x, time, theta = inputs
+    together = net.apply(
+        variables, x.reshape(1, 2, 4, 4, 16), time[:1], theta.reshape(1, 2, 64)
+    )
+    apart = net.apply(variables, x, np.repeat(time[:1], 2, axis=0), theta)
+    np.testing.assert_allclose(together[0], apart[:, 0], atol=1e-5)

@@ -3,8 +3,8 @@
 Eq. 9 and 10; spec warpface.md, section 6, which says why the code is cut into tokens: with a single
 one, every position would attend to the same thing and be moved alike.
 
-Shape suffixes: b batch, h w rows and columns, c channels, l = h w, m code, n tokens, e token width,
-t time embedding.
+Shape suffixes: b batch, f frames, h w rows and columns, c channels, l = h w, m code, n tokens,
+e token width, t time embedding.
 """
 
 import functools
@@ -139,11 +139,14 @@ class WarpCA(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x_bhwc: jax.Array, theta_bm: jax.Array, time_bt: jax.Array) -> jax.Array:
-        """The hidden state (b, h, w, c) before its norm, the code and the time embedding -> (b, h, w, c).
+    def __call__(
+        self, x_bfhwc: jax.Array, time_bt: jax.Array, theta_bfm: jax.Array
+    ) -> jax.Array:
+        """The hidden state before its norm, the embedded time, each frame's code -> (b, f, h, w, c).
 
-        Sows ``gamma`` and ``delta`` of Eq. 9 into the collection "motion", (b, m) each, and with
-        mode ``warpca`` also ``flow`` (b, h, w, 2) and ``occlusion`` (b, h, w, 1).
+        Frames do not see each other. Sows ``gamma`` and ``delta`` of Eq. 9 into the collection
+        "motion", (b f, m) each, and with mode ``warpca`` also ``flow`` (b f, h, w, 2) and
+        ``occlusion`` (b f, h, w, 1).
         """
         for name, value, known in (
             ("mode", self.mode, ("warpca", "ca")),
@@ -152,8 +155,10 @@ class WarpCA(nn.Module):
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r}: choose {' or '.join(known)}")
-        height, channels = x_bhwc.shape[1], x_bhwc.shape[3]
-        theta_bm = theta_bm.astype(jnp.float32)
+        frames, height, _, channels = x_bfhwc.shape[1:]
+        x_bhwc = rearrange(x_bfhwc, "b f h w c -> (b f) h w c")
+        theta_bm = rearrange(theta_bfm, "b f m -> (b f) m").astype(jnp.float32)
+        time_bt = jnp.repeat(time_bt, frames, axis=0)
         if self.time_modulation and self.mode == "warpca":
             theta_bm, (gamma, delta) = TimeModulation(name="time")(theta_bm, time_bt)
             self.sow("motion", "gamma", gamma)
@@ -174,7 +179,7 @@ class WarpCA(nn.Module):
             jax.nn.dot_product_attention(q, k, v), "b (h w) n d -> b h w (n d)", h=height
         )
         if self.mode == "ca":
-            return x_bhwc + dense(kernel_init=zeros, name="out")(attended)
+            return x_bfhwc + dense(kernel_init=zeros, name="out")(attended).reshape(x_bfhwc.shape)
         attended = dense(name="out")(attended)
         seen = attended + query if self.flow_input == "attn_plus_query" else attended
 
@@ -194,4 +199,4 @@ class WarpCA(nn.Module):
         self.sow("motion", "occlusion", occlusion)
         occlusion = occlusion.astype(x_bhwc.dtype)
         kept = 1.0 - occlusion if self.fusion == "blend" else 1.0
-        return kept * x_bhwc + occlusion * warp(x_bhwc, flow)
+        return (kept * x_bhwc + occlusion * warp(x_bhwc, flow)).reshape(x_bfhwc.shape)

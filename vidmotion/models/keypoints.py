@@ -1,0 +1,150 @@
+"""Self-supervised keypoints: the motion of WarpFace's ablation arm "IP" (Tables 3 and Figure 1).
+
+Siarohin et al. 2019 (arXiv 2003.00196), section 3.1: keypoints are the centres of heat maps, learned from
+what they are used for and from equivariance: moving the picture must move them alike. WarpFace gives no
+details; the constants are those of that paper's public configuration (spec warpface.md, 12.1).
+
+Shape suffixes: b batch, h w rows and columns, c channels, j keypoints, g control points, 2 is (x, y) in
+[-1, 1] between the centres of the border pixels.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.typing import DTypeLike
+
+from vidmotion.models.warpca import warp
+
+
+def pixel_grid(height: int, width: int) -> jax.Array:
+    """(height, width, 2): (x, y) of every pixel."""
+    x, y = jnp.meshgrid(jnp.linspace(-1.0, 1.0, width), jnp.linspace(-1.0, 1.0, height))
+    return jnp.stack([x, y], axis=-1)
+
+
+class Bend:
+    """A random affine map and thin-plate spline of the plane, one per example.
+
+    Args:
+      key: of the draw.
+      batch: examples.
+      affine: standard deviation of the affine map's numbers about the identity.
+      spline: of the spline's weights, at `points` x `points` control points.
+    """
+
+    def __init__(
+        self,
+        key: jax.Array,
+        batch: int,
+        affine: float = 0.05,
+        spline: float = 0.005,
+        points: int = 5,
+    ):
+        keys = jax.random.split(key)
+        self._matrix_b23 = jnp.eye(2, 3)[None] + affine * jax.random.normal(keys[0], (batch, 2, 3))
+        self._weight_bg = spline * jax.random.normal(keys[1], (batch, points**2))
+        self._control_g2 = pixel_grid(points, points).reshape(-1, 2)
+
+    def points(self, points_bn2: jax.Array) -> jax.Array:
+        """Where points (b, n, 2) are taken to."""
+        linear = jnp.einsum("bij,bnj->bni", self._matrix_b23[..., :2], points_bn2)
+        moved = linear + self._matrix_b23[:, None, :, 2]
+        apart = jnp.abs(points_bn2[:, :, None] - self._control_g2[None, None])
+        distance_bng = jnp.sum(apart, axis=-1)
+        kernel = jnp.square(distance_bng) * jnp.log(distance_bng + 1e-6)
+        return moved + jnp.einsum("bng,bg->bn", kernel, self._weight_bg)[..., None]
+
+    def picture(self, x_bhwc: jax.Array) -> jax.Array:
+        """The picture that shows at p what `x` has at `points(p)`."""
+        height, width = x_bhwc.shape[1:3]
+        grid = pixel_grid(height, width).reshape(1, -1, 2)
+        there = self.points(jnp.broadcast_to(grid, (len(x_bhwc), *grid.shape[1:])))
+        return warp(x_bhwc, (there - grid).reshape(len(x_bhwc), height, width, 2))
+
+
+class KeypointDetector(nn.Module):
+    """An hourglass whose heat maps' centres are the keypoints.
+
+    Group norm stands in for the original's batch norm, so that there are no running statistics.
+
+    Attributes:
+      points: J.
+      blocks: halvings of the hourglass; width doubles with each, up to `max_width`.
+      width, max_width: channels.
+      shrink: the picture is made this much smaller first.
+      temperature: of the softmax over places.
+      dtype: of the convolutions; heat maps are float32.
+    """
+
+    points: int = 15
+    blocks: int = 5
+    width: int = 32
+    max_width: int = 1024
+    shrink: int = 4
+    temperature: float = 0.1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        """Pictures in [-1, 1] -> keypoints (b, j, 2) float32."""
+        b, h, w, c = x_bhwc.shape
+        small = (b, h // self.shrink, w // self.shrink, c)
+        x = jax.image.resize(x_bhwc, small, "bilinear").astype(self.dtype)
+
+        def block(x, channels, name):
+            x = nn.Conv(channels, (3, 3), dtype=self.dtype, name=f"{name}_conv")(x)
+            groups = min(8, channels)
+            return nn.relu(nn.GroupNorm(groups, dtype=self.dtype, name=f"{name}_norm")(x))
+
+        widths = [min(self.max_width, self.width * 2**i) for i in range(1, self.blocks + 1)]
+        kept = [x]
+        for i, channels in enumerate(widths):
+            x = nn.avg_pool(block(x, channels, f"down_{i}"), (2, 2), (2, 2))
+            kept.append(x)
+        x = kept.pop()
+        for i, channels in enumerate([self.width, *widths[:-1]][::-1]):
+            skip = kept.pop()
+            x = jax.image.resize(x, (*skip.shape[:3], x.shape[-1]), "nearest")
+            x = jnp.concatenate([block(x, channels, f"up_{i}"), skip], axis=-1)
+        maps = nn.Conv(self.points, (7, 7), dtype=self.dtype, name="maps")(x).astype(jnp.float32)
+        share = jax.nn.softmax(rearrange(maps, "b h w j -> b j (h w)") / self.temperature)
+        return jnp.einsum("bjl,lk->bjk", share, pixel_grid(*small[1:3]).reshape(-1, 2))
+
+
+class KeypointMotion(nn.Module):
+    """Keypoints as a motion code: a token of `token_width` for each, of its shift and its place.
+
+    Attributes:
+      detector: arguments of `KeypointDetector`.
+      token_width: of a token.
+      dtype: of the detector.
+    """
+
+    detector: dict
+    token_width: int = 16
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        self.detect = KeypointDetector(**self.detector, dtype=self.dtype)
+        self.token = nn.Dense(self.token_width)
+
+    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        """Pictures in [-1, 1] -> keypoints (b, j, 2)."""
+        return self.detect(x_bhwc)
+
+    def code(self, source_bj2: jax.Array, driving_bj2: jax.Array) -> jax.Array:
+        """(b, j * token_width): the motion from source to driving; of equal ones, no motion."""
+        seen = jnp.concatenate([driving_bj2 - source_bj2, source_bj2], axis=-1)
+        return rearrange(self.token(seen), "b j e -> b (j e)")
+
+    def equivariance(self, x_bhwc: jax.Array, found_bj2: jax.Array, key: jax.Array) -> jax.Array:
+        """mean |kp(I) - T(kp(T(I)))| per example, (b,), for one random T; `found_bj2` is kp(I)."""
+        bend = Bend(key, len(x_bhwc))
+        again = bend.points(self.detect(bend.picture(x_bhwc)))
+        return jnp.mean(jnp.abs(found_bj2 - again), axis=(1, 2))
+
+    def everything(self, x_bhwc: jax.Array) -> jax.Array:
+        """Touches every parameter, to initialise them."""
+        found = self.detect(x_bhwc)
+        return self.code(found, found)

@@ -1,0 +1,495 @@
+"""WarpFace: self-supervised face reenactment by warping inside cross-attention (anonymous, under review).
+
+Two frames of one clip: the source says who, the driving frame how. A motion encoder sees both, augmented, and
+gives each a code relative to a canonical pose; their difference (Eq. 4) moves the denoiser's hidden states by
+`WarpCA`, while a reference network gives it the source's features.
+
+    L = mean(w_adapt * (eps - eps_hat)^2) + lambda_sym * |theta_{s->r} + theta_{r->s}|^2        (Eq. 11-13)
+
+What the paper leaves open is a field with the recommended choice as its default (spec warpface.md, section 15).
+
+Shape suffixes: b batch, f frames, h w latent rows and columns, c channels, m motion code.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vidmotion.diffusion import samplers
+from vidmotion.diffusion.guidance import guide
+from vidmotion.diffusion.process import DDPM
+from vidmotion.errors import ConfigError
+from vidmotion.losses.motion import adaptive_weight, symmetry_loss
+from vidmotion.models import mgme, warpca
+from vidmotion.models.keypoints import KeypointMotion
+from vidmotion.models.mgme import MGME, MotionCodes
+from vidmotion.models.unet import SIZES, ReferenceUNet, project_banks
+from vidmotion.models.warp_unet import BLOCKS, WarpUNet, keep_blocks
+from vidmotion.system import Const, Out, System, Vars, dtype, record
+from vidmotion.systems import codecs
+
+PyTree = Any
+MOTIONS = ("vector", "ip", "none")
+NULLS = ("both", "appearance", "motion")
+
+
+@dataclasses.dataclass(frozen=True)
+class Motion:
+    """The motion encoder; sizes of `MGME`, and what replaces it in ablations.
+
+    Attributes:
+      kind: ``vector``, MGME; ``ip``, keypoints (Table 3); ``none``, no motion at all, the intrinsic-motion
+        baseline of Figure 1.
+      patch, depth, width, heads, groups, basis, size, hidden, wide: of `MGME`.
+      transfer: Eq. 4, ``difference``, or ``sum``.
+      keypoints: arguments of `KeypointDetector`, for ``ip``.
+      equivariance: weight of the keypoints' loss. Not in paper.
+    """
+
+    kind: str = "vector"
+    patch: int = 2
+    depth: int = 6
+    width: int = 256
+    heads: int = 0
+    groups: int = 4
+    basis: int = 128
+    size: int = 256
+    hidden: int = 256
+    wide: str = "tight_frame"
+    transfer: str = "difference"
+    keypoints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    equivariance: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Inject:
+    """How the code enters: fields of `WarpCA`, and which blocks have it (Tables 3, 4)."""
+
+    blocks: str = "mid+up"
+    mode: str = "warpca"
+    tokens: str = "chunk"
+    token_width: int = 16
+    flow_input: str = "attn_plus_query"
+    time_modulation: bool = True
+    fusion: str = "add"
+    occlusion_bias: float = -2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """Eq. 11 to 13.
+
+    Attributes:
+      symmetry: lambda_sym.
+      tau, epsilon: of the weight map.
+      symmetry_on: ``source``, as Eq. 13 has it; ``both`` frames.
+    """
+
+    symmetry: float = 0.1
+    tau: float = 0.5
+    epsilon: float = 2.0
+    symmetry_on: str = "source"
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance.
+
+    Attributes:
+      drop: probability per pair of leaving out reference and motion together. Not in paper.
+      scale: w of eps_null + w * (eps_cond - eps_null).
+      null: what the null branch lacks: ``both``, ``appearance`` or ``motion``. Not in paper.
+    """
+
+    drop: float = 0.1
+    scale: float = 2.5
+    null: str = "both"
+
+
+STABLE_DIFFUSION = DDPM(beta_start=0.00085, beta_end=0.012, schedule="scaled_linear")
+RECORDS = {
+    "motion": Motion,
+    "inject": Inject,
+    "loss_terms": Loss,
+    "guidance": Guidance,
+    "diffusion": DDPM,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class WarpFace(System):
+    """WarpFace.
+
+    Attributes:
+      size: of a frame, height and width.
+      codec: see `codecs`, or a mapping of its fields.
+      unet: a name of `unet.SIZES`, or a mapping of `UNet`'s sizes.
+      reference: name of the set of blocks that read the reference (Table 4a).
+      motion ... diffusion: the records above, or mappings of their fields; `diffusion` of `DDPM`.
+      steps: of DDIM.
+      compute: ``float32`` or ``bfloat16``.
+      remat: of both UNets.
+
+    Raises:
+      ConfigError: values that do not exist or do not fit together.
+    """
+
+    size: int
+    codec: codecs.PixelCodec | codecs.LatentCodec
+    unet: Any = "sd15"
+    reference: str = "down+mid"
+    motion: Motion = Motion()
+    inject: Inject = Inject()
+    loss_terms: Loss = Loss()
+    guidance: Guidance = Guidance()
+    diffusion: DDPM = STABLE_DIFFUSION
+    steps: int = 40
+    compute: str = "float32"
+    remat: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "codec", codecs.make(self.codec))
+        for name, cls in RECORDS.items():
+            object.__setattr__(self, name, record(cls, getattr(self, name), name))
+        sets = ", ".join(BLOCKS)
+        for field, value, known in (
+            ("reference", self.reference, BLOCKS),
+            ("inject.blocks", self.inject.blocks, BLOCKS),
+            ("inject.mode", self.inject.mode, ("warpca", "ca")),
+            ("inject.tokens", self.inject.tokens, warpca.TOKENS),
+            ("inject.flow_input", self.inject.flow_input, warpca.FLOW_INPUTS),
+            ("inject.fusion", self.inject.fusion, warpca.FUSIONS),
+            ("motion.kind", self.motion.kind, MOTIONS),
+            ("motion.wide", self.motion.wide, mgme.WIDE),
+            ("motion.transfer", self.motion.transfer, mgme.TRANSFERS),
+            ("guidance.null", self.guidance.null, NULLS),
+            ("loss_terms.symmetry_on", self.loss_terms.symmetry_on, ("source", "both")),
+        ):
+            if value not in known:
+                choices = sets if known is BLOCKS else ", ".join(known)
+                raise ConfigError(f"config.system.{field}={value!r}: choose {choices}")
+        if isinstance(self.unet, str) and self.unet not in SIZES:
+            raise ConfigError(f"config.system.unet={self.unet!r}: choose {', '.join(SIZES)}")
+        if self.motion.kind != "none" and self.code_width % self.inject.token_width:
+            raise ConfigError(
+                f"config.system.inject.token_width={self.inject.token_width} does not divide the motion "
+                f"code of {self.code_width} numbers"
+            )
+        dtype(self.compute)
+
+    # -- networks ---------------------------------------------------------------------------------
+
+    @property
+    def code_width(self) -> int:
+        """D_m, numbers of a motion code."""
+        if self.motion.kind == "ip":
+            return self.motion.keypoints.get("points", 15) * self.inject.token_width
+        return self.motion.groups * self.motion.size
+
+    @property
+    def _unet_sizes(self) -> dict[str, Any]:
+        sizes = SIZES[self.unet] if isinstance(self.unet, str) else self.unet
+        return {**sizes, "context_width": 0, "remat": self.remat, "dtype": dtype(self.compute)}
+
+    @property
+    def _reference(self) -> ReferenceUNet:
+        return ReferenceUNet(**self._unet_sizes, up=self.reference in ("up", "all", "mid+up"))
+
+    @property
+    def _denoiser(self) -> WarpUNet:
+        fields = dataclasses.asdict(self.inject)
+        blocks = fields.pop("blocks") if self.motion.kind != "none" else "none"
+        groups = 1 if self.motion.kind == "ip" else self.motion.groups
+        warp = tuple(sorted({**fields, "groups": groups}.items()))
+        return WarpUNet(**self._unet_sizes, warpca=blocks, warp=warp)
+
+    @property
+    def _encoder(self) -> MGME | KeypointMotion:
+        m, compute = self.motion, dtype(self.compute)
+        if m.kind == "ip":
+            return KeypointMotion(dict(m.keypoints), self.inject.token_width, compute)
+        return MGME(
+            side=self.codec.latent_shape(self.size)[0],
+            patch=m.patch,
+            depth=m.depth,
+            width=m.width,
+            heads=m.heads,
+            groups=m.groups,
+            basis=m.basis,
+            size=m.size,
+            hidden=m.hidden,
+            wide=m.wide,
+            dtype=compute,
+        )
+
+    # -- the interface ----------------------------------------------------------------------------
+
+    def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Two frames of a clip, uint8, as `data.portraits` pairs them: the source ``reference`` (B, H, W, 3)
+        and what is to be made, ``target`` (B, 1, H, W, 3); and for the motion encoder alone the same two
+        augmented, ``reference_driving`` and ``driving``."""
+        shape = (self.size, self.size, 3)
+        one = jax.ShapeDtypeStruct((batch, *shape), jnp.uint8)
+        many = jax.ShapeDtypeStruct((batch, 1, *shape), jnp.uint8)
+        return {"reference": one, "target": many, "driving": many, "reference_driving": one}
+
+    def consts_spec(self) -> dict[str, Const]:
+        """The codec's frozen network, if it has one."""
+        return self.codec.consts()
+
+    def fingerprints(self, consts: PyTree) -> dict[str, str]:
+        """Of the codec."""
+        return self.codec.fingerprints(consts)
+
+    def init(self, key: jax.Array, batch: PyTree) -> PyTree:
+        """``{"model": {reference, denoiser, motion}}``."""
+        keys = jax.random.split(key, 3)
+        side, channels = self.codec.latent_shape(self.size)
+        z = jnp.zeros((1, side, side, channels))
+        banks = self._reference.init(keys[0], z)
+        theta = jnp.zeros((1, 1, self.code_width))
+        params = {
+            "reference": banks["params"],
+            "denoiser": self._denoiser.init(keys[1], z[:, None], jnp.zeros(1), None, theta)[
+                "params"
+            ],
+        }
+        if self.motion.kind == "ip":
+            picture = jnp.zeros((1, self.size, self.size, 3))
+            params["motion"] = self._encoder.init(keys[2], picture, method="everything")["params"]
+        elif self.motion.kind == "vector":
+            params["motion"] = self._encoder.init(keys[2], z)["params"]
+        return {"model": params}
+
+    def tokens(self, batch: int) -> int:
+        """Latent pixels of the denoised frames."""
+        return batch * self.codec.latent_shape(self.size)[0] ** 2
+
+    def codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
+        """What probes read: ``motion`` float32 (B, T, D_m), each frame's own code theta_{r->x}; ``content``
+        (B, D_c), the reference features of the first frame of ``content``, each channel's mean over places.
+        """
+        params = vars.params["model"]
+        motion, first = batch["motion"], batch["content"][:, :1]
+        flat = motion.reshape(-1, *motion.shape[2:])
+        code = self._own(self._see(params, vars.consts, flat)[0])
+        z_s = self.codec.encode(vars.consts, first)[:, 0]
+        banks = self._reference.apply({"params": params["reference"]}, z_s)
+        banks = keep_blocks(banks, self._denoiser, self.reference)
+        content = [jnp.mean(bank.astype(jnp.float32), axis=1) for bank in banks.values()]
+        return {
+            "content": jnp.concatenate(content, axis=-1),
+            "motion": code.reshape(*motion.shape[:2], -1),
+        }
+
+    def evaluators(self) -> tuple[str, ...]:
+        """Motion transfer against the exact render, and the collapse indicator."""
+        return ("heads_swap", "leakage", "collapse")
+
+    def loss(
+        self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
+    ) -> tuple[jax.Array, Out]:
+        """Eq. 11 on a batch of pairs."""
+        params = vars.params["model"]
+        time_key, noise_key, drop_key, bend_key = jax.random.split(key, 4)
+        size = len(batch["reference"])
+        z_s, z_d = self._latent(vars.consts, batch["reference"], batch["target"][:, 0])
+        views = batch["reference_driving"], batch["driving"][:, 0]
+        seen = self._see(params, vars.consts, *views)
+        theta = self._code(params, *seen)
+        keep = jax.random.bernoulli(drop_key, 1.0 - self.guidance.drop, (size,))
+        theta = jnp.where(keep[:, None], theta, self._code(params, seen[0], seen[0]))
+
+        time = jax.random.randint(time_key, (size,), 0, self.diffusion.steps)
+        noise = jax.random.normal(noise_key, z_d.shape)
+        noisy = self.diffusion.noised(z_d, noise, time)
+        banks = self._banks(params, z_s)
+        mask = {
+            name: jnp.broadcast_to(keep[:, None], k.shape[:2]) for name, (k, _) in banks.items()
+        }
+        out, state = self._denoiser.apply(
+            {"params": params["denoiser"]},
+            noisy[:, None],
+            time,
+            None,
+            theta[:, None],
+            banks,
+            mask,
+            mutable="motion",
+        )
+        error_bhwc = jnp.square(noise - out[:, 0])
+        weight_bhw = adaptive_weight(z_s, z_d, self.loss_terms.tau, self.loss_terms.epsilon)
+        ldm = jnp.mean(weight_bhw[..., None] * error_bhwc)
+        metrics = {"ldm": ldm, "noise_mse": jnp.mean(error_bhwc), **_motion_metrics(state)}
+        loss = ldm
+        if self.motion.kind == "vector":
+            sides = seen if self.loss_terms.symmetry_on == "both" else seen[:1]
+            terms = [symmetry_loss(c.to_canonical_bm, c.from_canonical_bm) for c in sides]
+            metrics["symmetry"] = jnp.mean(sum(terms[1:], terms[0])) / len(terms)
+            loss += self.loss_terms.symmetry * metrics["symmetry"]
+        if self.motion.kind == "ip":
+            bent = self._motion(params, _unit(views[0]), seen[0], bend_key, method="equivariance")
+            metrics["equivariance"] = jnp.mean(bent)
+            loss += self.motion.equivariance * metrics["equivariance"]
+        if self.motion.kind != "none":
+            metrics["code_spread"] = _spread(self._own(seen[1]))
+        return loss, Out(metrics, vars.mutable)
+
+    def sample(
+        self,
+        vars: Vars,
+        batch: PyTree,
+        key: jax.Array,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> PyTree:
+        """Reenactment: the first frame of one clip moved by another.
+
+        Args:
+          vars: parameters.
+          batch: ``content`` uint8 (B, T_c, H, W, 3), whose first frame is the source; ``motion`` uint8
+            (B, T, H, W, 3).
+          key: of the initial noise, the same for all frames of a clip.
+          steps, guidance: instead of the config's.
+
+        Returns:
+          ``video`` float32 (B, T, H, W, 3) in [0, 1]; ``code`` float32 (B, T, D_m), each driving frame's own.
+        """
+        params = vars.params["model"]
+        source, driving = batch["content"][:, :1], batch["motion"]
+        clips, frames = driving.shape[:2]
+        flat = driving.reshape(clips * frames, *driving.shape[2:])
+        seen_s, seen_d = self._see(params, vars.consts, source[:, 0], flat)
+        every = jax.tree.map(lambda x: jnp.repeat(x, frames, axis=0), seen_s)
+        theta, still = (
+            self._code(params, every, to).reshape(clips, frames, -1) for to in (seen_d, every)
+        )
+        z_s = self.codec.encode(vars.consts, source)[:, 0]
+        video = self.render(vars, z_s, theta, key, steps, guidance, still)
+        return {"video": video, "code": self._own(seen_d).reshape(clips, frames, -1)}
+
+    def render(
+        self,
+        vars: Vars,
+        z_s: jax.Array,
+        theta: jax.Array,
+        key: jax.Array,
+        steps: int | None = None,
+        guidance: float | None = None,
+        still: jax.Array | None = None,
+    ) -> jax.Array:
+        """A source shown under given motion codes.
+
+        Args:
+          vars: parameters.
+          z_s: latents of the sources (B, h, w, C).
+          theta: theta_{s->d} for each frame, (B, T, D_m).
+          key: of the noise.
+          steps, guidance: instead of the config's.
+          still: the code of no motion, like `theta`; None is zero, as it is for the vectors of MGME.
+
+        Returns:
+          float32 (B, T, H, W, 3) in [0, 1].
+        """
+        params = vars.params["model"]
+        scale = self.guidance.scale if guidance is None else guidance
+        banks = self._banks(params, z_s)
+        mask = {name: jnp.ones(k.shape[:2], bool) for name, (k, _) in banks.items()}
+        null_theta = theta
+        if self.guidance.null != "appearance":
+            null_theta = jnp.zeros_like(theta) if still is None else still
+        null_mask = mask
+        if self.guidance.null != "motion":
+            null_mask = jax.tree.map(jnp.zeros_like, mask)
+
+        def both(x, *more):
+            return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), x, *more)
+
+        def predict(x, time):
+            run = (params["denoiser"], x, time, theta, banks, mask)
+            if scale == 1.0:
+                return self._denoise(*run)
+            pair = (
+                both(x, x),
+                time,
+                both(theta, null_theta),
+                both(banks, banks),
+                both(mask, null_mask),
+            )
+            return guide(*jnp.split(self._denoise(params["denoiser"], *pair), 2), scale)
+
+        noise = jax.random.normal(key, z_s.shape)
+        noise = jnp.broadcast_to(noise[:, None], (*theta.shape[:2], *z_s.shape[1:]))
+        alpha_bar = self.diffusion.alpha_bar()
+        times = samplers.leading_times(steps or self.steps, self.diffusion.steps)
+        latent = samplers.ddim(predict, noise, times, alpha_bar, final=float(alpha_bar[0]))
+        return self.codec.decode(vars.consts, latent)
+
+    # -- parts ------------------------------------------------------------------------------------
+
+    def _latent(self, consts, *pictures):
+        """uint8 frames (B, H, W, 3) -> their latents, encoded together."""
+        latents = self.codec.encode(consts, jnp.stack(pictures, axis=1))
+        return jnp.moveaxis(latents, 1, 0)
+
+    def _motion(self, params, *inputs, method=None):
+        return self._encoder.apply({"params": params["motion"]}, *inputs, method=method)
+
+    def _see(self, params, consts, *views) -> tuple:
+        """What the motion encoder says of batches of frames: `MotionCodes`, or keypoints."""
+        if self.motion.kind == "none":
+            return tuple(jnp.zeros((len(view), 0)) for view in views)
+        counts = [len(view) for view in views]
+        together = jnp.concatenate(views)
+        if self.motion.kind == "ip":
+            seen = self._motion(params, _unit(together))
+        else:
+            seen = self._motion(params, self.codec.encode(consts, together[:, None])[:, 0])
+        first = counts[0]
+        return jax.tree.map(lambda x: x[:first], seen), jax.tree.map(lambda x: x[first:], seen)
+
+    def _code(self, params, source, driving) -> jax.Array:
+        """theta_{s->d}, (b, m)."""
+        if self.motion.kind == "none":
+            return jnp.zeros((len(driving), self.code_width))
+        if self.motion.kind == "ip":
+            return self._motion(params, source, driving, method="code")
+        return mgme.transfer(source, driving, self.motion.transfer)
+
+    def _own(self, seen) -> jax.Array:
+        """A frame's own code (b, m): theta_{r->x}, or its keypoints."""
+        if isinstance(seen, MotionCodes):
+            return seen.from_canonical_bm
+        return seen.reshape(len(seen), -1)
+
+    def _banks(self, params, z_s):
+        banks = self._reference.apply({"params": params["reference"]}, z_s)
+        banks = keep_blocks(banks, self._denoiser, self.reference)
+        return project_banks(self._denoiser, params["denoiser"], banks)
+
+    def _denoise(self, params, x_bfhwc, time, theta_bfm, banks, mask):
+        times = jnp.full((len(x_bfhwc),), time)
+        return self._denoiser.apply(
+            {"params": params}, x_bfhwc, times, None, theta_bfm, banks, mask
+        )
+
+
+def _unit(picture: jax.Array) -> jax.Array:
+    return picture.astype(jnp.float32) / 127.5 - 1.0
+
+
+def _spread(code_bm: jax.Array) -> jax.Array:
+    """Mean over coordinates of the standard deviation over the batch: near zero when motion collapses."""
+    return jnp.mean(jnp.std(code_bm, axis=0))
+
+
+def _motion_metrics(state: PyTree) -> dict[str, jax.Array]:
+    """Means over all `WarpCA`: of |gamma| and |delta| of Eq. 9, |flow| and occlusion."""
+    found: dict[str, list[jax.Array]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.get("motion", {})):
+        name = next(key.key for key in reversed(path) if hasattr(key, "key"))
+        found.setdefault(name, []).append(jnp.mean(jnp.abs(leaf)))
+    return {name: jnp.mean(jnp.stack(values)) for name, values in found.items()}

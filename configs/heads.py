@@ -31,7 +31,9 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.train = ConfigDict({"split": "train", "clips": 20_000})
     config.data.eval = ConfigDict({"split": "eval", "clips": 256})
     config.sample.fps = 12.5
+    # probe_clips: of `leakage`, which draws as many as it is given
     config.eval = ConfigDict({"every": 0, "run": ("heads_swap",), "pairs": 256, "batch": 64})
+    config.eval.probe_clips = 2000
     if variant == "demo":
         _demo(config)
     if variant == "debug":
@@ -41,7 +43,7 @@ def get_config(argument: str = "") -> ConfigDict:
         system.rate.target = 100.0
         config.data.common.update({"size": 16, "frames": 4})
         config.data.train.clips, config.data.eval.clips = 16, 4
-        config.eval.update({"pairs": 4, "batch": 4})
+        config.eval.update({"pairs": 4, "batch": 4, "probe_clips": 40})
     system.rate.target = float(options.bitrate) or system.rate.target
     system.rate.weight *= options.rate_loss == "on"
     system.cross.enabled = options.cross == "on"

@@ -117,6 +117,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "every": 0,
             "run": ("sprites_transfer",),
             "pairs": 0,  # all test clips
+            "probe_clips": 0,  # of `leakage`; all
             "batch": 64,
             "judge": "sprites_judge",
             "judge_workdir": "",  # <workdir>/judge

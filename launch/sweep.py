@@ -1,9 +1,11 @@
-"""Run every config of a sweep one after another, then write one table from their run records.
+"""Run every config of a sweep one after another, then write one table and one picture from their run records.
 
     python launch/sweep.py NAME --workdir=DIR [--steps=N] [--dry_run]
 
-NAME is a file of configs/sweeps: arguments of one config, common overrides, and the columns of the table. A run
-that is complete is not run again; an interrupted one resumes. The table is DIR/table.md.
+NAME is a file of configs/sweeps: arguments of one config, common overrides, the columns of the table, and what is
+drawn against what. A run that is complete is not run again, unless its record lacks a column: the same command then
+trains nothing and evaluates anew. An interrupted one resumes. The table is DIR/table.md; the picture, DIR/rate.png,
+needs matplotlib.
 """
 
 import argparse
@@ -41,16 +43,65 @@ def table(sweep, runs: dict[str, tuple[Path, list[str]]]) -> str:
     """A Markdown table with a row per run, from the records in the workdirs."""
     rows = [["run", "steps", *sweep.COLUMNS]]
     for name, (folder, _) in runs.items():
-        path = folder / "record.json"
-        if not path.exists():
+        record = _record(folder)
+        if record is None:
             rows.append([name, "not run", *("" for _ in sweep.COLUMNS)])
             continue
-        record = json.loads(path.read_text())
-        values = {row["metric"]: row["value"] for row in record["results"]}
+        values = _values(record)
         cells = ["" if values.get(c) is None else f"{values[c]:.3f}" for c in sweep.COLUMNS]
         rows.append([name, str(record["steps_done"]), *cells])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+
+
+def draw(sweep, runs: dict[str, tuple[Path, list[str]]], path: Path) -> None:
+    """Write the panels of `sweep.PLOT` side by side, a point per run, with its interval where the record has one.
+
+    `PLOT` is ``{"x": (metric, label), "panels": ((label, {legend: metric}), ...)}``. A run without a number is left
+    out of that panel.
+
+    Raises:
+      ModuleNotFoundError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    (x_metric, x_label), panels = sweep.PLOT["x"], sweep.PLOT["panels"]
+    records = {name: _record(folder) for name, (folder, _) in runs.items()}
+    values = {name: _values(record) for name, record in records.items() if record is not None}
+    figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
+    for axes, (label, metrics) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        for legend, metric in metrics.items():
+            points = {
+                name: (
+                    row[x_metric],
+                    row[metric],
+                    row.get(f"{metric}/low"),
+                    row.get(f"{metric}/high"),
+                )
+                for name, row in values.items()
+                if row.get(x_metric) is not None and row.get(metric) is not None
+            }
+            if not points:
+                continue
+            x, y, low, high = zip(*points.values())
+            ends = None if None in low + high else [_less(y, low), _less(high, y)]
+            axes.errorbar(x, y, ends, fmt="o", capsize=3, label=legend)
+            if metric == next(iter(metrics.values())):
+                for name, (where, height, *_) in points.items():
+                    axes.annotate(
+                        name, (where, height), (4, 4), textcoords="offset points", fontsize=8
+                    )
+        axes.margins(x=0.2)  # room for the names
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(label)
+        if len(metrics) > 1 and axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def _less(upper, lower) -> list[float]:
+    """Lengths of error bars: a rounding error must not make one negative."""
+    return [max(0.0, u - l) for u, l in zip(upper, lower)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     runs = commands(sweep, arguments.workdir, arguments.steps)
     for name, (folder, command) in runs.items():
         print(f"{name}: {shlex.join(command)}", flush=True)
-        if arguments.dry_run or _complete(folder):
+        if arguments.dry_run or _complete(folder, sweep.COLUMNS):
             continue
         code = subprocess.run(command).returncode
         if code:
@@ -79,15 +130,28 @@ def main(argv: list[str] | None = None) -> int:
         path = arguments.workdir / "table.md"
         path.write_text(table(sweep, runs))
         print(path.read_text(), end="")
+        try:
+            draw(sweep, runs, arguments.workdir / "rate.png")
+        except ModuleNotFoundError:
+            print("rate.png is not drawn: matplotlib is missing; pip install 'vidmotion[plot]'")
     return 0
 
 
-def _complete(folder: Path) -> bool:
+def _record(folder: Path) -> dict | None:
     path = folder / "record.json"
-    if not path.exists():
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _values(record: dict) -> dict[str, float | None]:
+    return {row["metric"]: row["value"] for row in record["results"]}
+
+
+def _complete(folder: Path, columns: tuple[str, ...]) -> bool:
+    """Whether nothing is left to train or to measure."""
+    record = _record(folder)
+    if record is None or record["steps_done"] < record["steps_planned"]:
         return False
-    record = json.loads(path.read_text())
-    return record["steps_done"] >= record["steps_planned"]
+    return set(columns) <= _values(record).keys()
 
 
 if __name__ == "__main__":

@@ -15,11 +15,42 @@ ARGUMENTS = {
     "no rate loss": "demo,rate_loss=off",
     "no cross-driving": "demo,cross=off",
 }
-OVERRIDES = {"steps": 600, "checkpoint.every": 0, "sample.rows": 2, "sample.columns": 4}
+OVERRIDES = {
+    "steps": 600,
+    "checkpoint.every": 0,
+    "sample.rows": 2,
+    "sample.columns": 4,
+    "eval.run": ("heads_swap", "leakage"),
+}
 COLUMNS = (
     "psnr/swap",
     "ssim/swap",
     "psnr/copy_content",
     "psnr/copy_motion",
     "bits_per_frame/hard",
+    "probe/identity_from_motion/linear/r2",
+    "probe/identity_from_motion/mlp/accuracy",
+    "probe/identity_from_motion/mlp/accuracy/chance",
+    "probe/motion_from_content/linear/r2",
+    "probe/motion_from_motion/linear/r2",
 )
+PLOT = {
+    "x": ("bits_per_frame/hard", "motion code, bits per frame"),
+    "panels": (
+        ("swap against the true render, PSNR in dB", {"swap": "psnr/swap"}),
+        (
+            "identity read from the motion code, R^2",
+            {
+                "linear probe": "probe/identity_from_motion/linear/r2",
+                "mlp probe": "probe/identity_from_motion/mlp/r2",
+            },
+        ),
+        (
+            "the same, accuracy of classes",
+            {
+                "mlp probe": "probe/identity_from_motion/mlp/accuracy",
+                "chance": "probe/identity_from_motion/mlp/accuracy/chance",
+            },
+        ),
+    ),
+}

@@ -49,6 +49,74 @@ def test_table_reads_records_and_says_what_was_not_run(tmp_path, sweep):
     assert sweep.table(two, runs).splitlines()[2:] == ["| a | 5 | 20.250 |", "| b c | not run |  |"]
 
 
+def record(folder, steps=5, **results):
+    folder.mkdir()
+    rows = [{"metric": metric, "value": value} for metric, value in results.items()]
+    content = {"steps_done": steps, "steps_planned": 5, "results": rows}
+    (folder / "record.json").write_text(json.dumps(content))
+
+
+def test_a_complete_run_is_run_again_only_for_a_missing_column(tmp_path, sweep):
+    record(tmp_path / "full", a=1.0, b=None, c=2.0)
+    record(tmp_path / "lacking", a=1.0)
+    record(tmp_path / "begun", steps=4, a=1.0, b=2.0)
+    states = [
+        sweep._complete(tmp_path / name, ("a", "b"))
+        for name in ("full", "lacking", "begun", "absent")
+    ]
+    assert states == [True, False, False, False]
+
+
+def test_the_picture_shows_what_the_records_hold(tmp_path, monkeypatch, sweep):
+    Figure = pytest.importorskip("matplotlib.figure", reason="needs matplotlib").Figure
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: drawn.append((self, path)))
+    three = types.SimpleNamespace(
+        CONFIG="configs/heads.py",
+        OVERRIDES={},
+        COLUMNS=(),
+        ARGUMENTS={"a": "demo", "b": "demo", "not run": "demo", "without x": "demo"},
+        PLOT={
+            "x": ("bits", "bits per frame"),
+            "panels": (("left", {"error": "e"}), ("right", {"one": "r", "two": "absent"})),
+        },
+    )
+    record(tmp_path / "a", **{"bits": 7.0, "e": 1.0, "r": 0.5, "r/low": 0.4, "r/high": 0.8})
+    record(tmp_path / "b", bits=9.0, e=2.0, r=None)
+    record(tmp_path / "without_x", e=2.0)
+    sweep.draw(three, sweep.commands(three, tmp_path, None), tmp_path / "rate.png")
+    (figure, path) = drawn[0]
+    left, right = figure.axes
+    assert path == tmp_path / "rate.png"
+    assert (left.get_xlabel(), left.get_ylabel()) == ("bits per frame", "left")
+    assert left.lines[0].get_xydata().tolist() == [[7, 1], [9, 2]]
+    assert [text.get_text() for text in left.texts] == ["a", "b"]
+    (points, _, (bar,)) = right.containers[0]
+    assert points.get_xydata().tolist() == [[7, 0.5]]
+    assert bar.get_segments()[0].tolist() == [[7, 0.4], [7, pytest.approx(0.8)]]
+
+
+def test_the_sweep_draws_metrics_that_its_runs_measure(sweep):
+    from configs.sweeps import bcd_bitrate
+
+    assert "leakage" in bcd_bitrate.OVERRIDES["eval.run"]
+    metrics = [m for _, panel in bcd_bitrate.PLOT["panels"] for m in panel.values()]
+    evaluators = ("psnr/", "ssim/", "bits_per_frame/", "probe/")
+    assert all(m.startswith(evaluators) for m in [*metrics, *bcd_bitrate.COLUMNS])
+
+
+def test_without_matplotlib_the_table_is_written_all_the_same(tmp_path, monkeypatch, capsys, sweep):
+    from configs.sweeps import bcd_bitrate
+
+    for name in bcd_bitrate.ARGUMENTS:
+        folder = tmp_path / name.replace(" ", "_")
+        record(folder, **dict.fromkeys(bcd_bitrate.COLUMNS, 1.0))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert sweep.main(["bcd_bitrate", f"--workdir={tmp_path}"]) == 0
+    assert (tmp_path / "table.md").read_text().count("| 5 | 1.000 |") == 6
+    assert "vidmotion[plot]" in capsys.readouterr().out and not (tmp_path / "rate.png").exists()
+
+
 def test_a_failing_run_ends_the_sweep_with_its_code(tmp_path, monkeypatch, sweep):
     codes = iter([0, 75])
     asked = []

@@ -275,6 +275,16 @@ class BCD(System):
         return self.frames // 2
 
     @property
+    def window(self) -> int:
+        """Frames of a window of motion encoding and denoising."""
+        return self.sampler.window or self.half
+
+    @property
+    def content_frames(self) -> int:
+        """Content is read from as many frames as in training."""
+        return self.half
+
+    @property
     def motion_width(self) -> int:
         """C_m = N * D."""
         return self.quantizer.books * self.quantizer.dim
@@ -510,7 +520,7 @@ class BCD(System):
     def _cut_windows(self, x_bt: jax.Array) -> jax.Array:
         """(B, T, ...) -> (B * windows, window, ...); the last frame fills up the last window."""
         clips, frames = x_bt.shape[:2]
-        window = min(self.sampler.window or self.half, frames)
+        window = min(self.window, frames)
         count = -(-frames // window)
         padded = jnp.take(x_bt, jnp.minimum(jnp.arange(count * window), frames - 1), axis=1)
         return padded.reshape(clips * count, window, *x_bt.shape[2:])

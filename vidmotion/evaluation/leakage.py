@@ -1,0 +1,129 @@
+"""What each code says of the other's business, read by held-out probes where the true factors are known.
+
+Of every clip the content code and the motion code are taken as in a transfer, whole: the content code as it is, the
+motion code frame after frame. From both, both kinds of factors are read: identity from motion and motion from content
+leak and are wanted at chance; identity from content and motion from motion show what the codes hold and what
+the same probes can read of it. A motion factor that varies within a clip is read as its course over the frames.
+
+Probes are fitted, tuned and tested on clips of different identities. Chance is the best constant; beside it stands
+the same reading after the factors have been shuffled among the clips, which is chance as this very procedure has it.
+"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from vidmotion import sharding
+from vidmotion.errors import ConfigError
+from vidmotion.metrics import probe
+from vidmotion.record import Result
+
+READINGS = {  # factors and code: what is wanted
+    ("identity", "motion"): "leakage: wanted at chance",
+    ("motion", "content"): "leakage: wanted at chance",
+    ("identity", "content"): "wanted high",
+    ("motion", "motion"): "wanted high",
+}
+
+
+def evaluate(run, vars, companion: Callable) -> list[Result]:
+    """R^2 of continuous factors and accuracy of classes, each with its interval, for every reading and probe.
+
+    ``config.eval``: `probe_clips` (0, or absent: all of the eval split; of a procedural source any number),
+    `batch` at a time. Rows ``probe/<factors>_from_<code>/<probe>/<score>`` are means over the factors, beside
+    ``.../low`` and ``.../high``, the ends of their 95 % interval, and of accuracies ``.../chance``.
+
+    Raises:
+      ConfigError: data that do not know their factors, a system without codes, or too few clips.
+    """
+    wanted = run.config.eval.get("probe_clips", 0)
+    drawn = wanted and "clips" in run.config.data.eval
+    source = run.source("eval", **({"clips": wanted} if drawn else {}))
+    if not hasattr(source, "factors"):
+        raise ConfigError(
+            f"config.eval.run has 'leakage', and data of kind {run.config.data.kind!r} do not know what "
+            "their clips were made of; heads and sprites do"
+        )
+    count = min(wanted or len(source), len(source))
+    groups = np.array([source.identity_id(i) for i in range(count)])
+    made_of = [source.factors(i) for i in range(count)]
+    factors = {
+        f"{kind}/{name}": np.array([clip[kind][name] for clip in made_of])
+        for kind in ("identity", "motion")
+        for name in made_of[0][kind]
+    }
+    if len(np.unique(groups)) < 5:
+        raise ConfigError(
+            f"{count} clips of {len(np.unique(groups))} identities: probes are fitted and tested on different "
+            "ones and need five or more; raise config.eval.probe_clips, or give the eval split more clips"
+        )
+    parts = probe.split(groups, run.config.seed)
+    order = np.random.default_rng(run.config.seed).permutation(count)
+    everything = factors | {f"shuffled/{key}": value[order] for key, value in factors.items()}
+    codes, resolution = _codes(run, vars, source, count)
+
+    results = []
+    for code, values in codes.items():
+        for reader in probe.PROBES:
+            readings = probe.read(reader, values, everything, parts, groups)
+            for (kind, of), meaning in READINGS.items():
+                if of == code:
+                    name = f"probe/{kind}_from_{code}/{reader}"
+                    names = [key for key in factors if key.startswith(f"{kind}/")]
+                    rows = _rows(name, names, factors, readings, meaning)
+                    results += [Result(*row, "none", resolution, len(parts.test)) for row in rows]
+    return results
+
+
+def _codes(run, vars, source, count: int) -> tuple[dict[str, np.ndarray], str]:
+    """``{"content": (N, Dc), "motion": (N, T * Dm)}`` of the first `count` clips, and their resolution."""
+    read = jax.jit(run.system.codes, out_shardings=sharding.replicated(run.mesh))
+    rows = run.rows(run.config.eval.batch)
+    parts = []
+    for start in tqdm(range(0, count, rows), desc="reading codes", disable=None):
+        clips = [source[i]["video"] for i in range(start, min(start + rows, count))]
+        video = np.stack(clips + [clips[-1]] * (rows - len(clips)))
+        outputs = read(vars, run.put_rows({"content": video, "motion": video}))
+        parts.append({name: np.asarray(value)[: len(clips)] for name, value in outputs.items()})
+    codes = {name: np.concatenate([part[name] for part in parts]) for name in ("content", "motion")}
+    size = f"{video.shape[2]}x{video.shape[3]}"
+    return {name: code.astype(np.float32).reshape(count, -1) for name, code in codes.items()}, size
+
+
+def _rows(name: str, names: list[str], factors, readings, meaning: str):
+    """(metric, value, convention) of the factors `names`: some for each kind of score that they have."""
+    classes = [key for key in names if np.issubdtype(factors[key].dtype, np.integer)]
+    for score, keys in (
+        ("r2", [key for key in names if key not in classes]),
+        ("accuracy", classes),
+    ):
+        if not keys:
+            continue
+        metric = f"{name}/{score}"
+        varying = [key for key in keys if not np.isnan(readings[key].value)]
+        if not varying:
+            yield (
+                metric,
+                None,
+                "not computed: no factor varies in both the fitting and the test part",
+            )
+            continue
+        whole = probe.estimate([readings[key] for key in varying])
+        shuffled = [readings[f"shuffled/{key}"].value for key in varying]
+        best = max(varying, key=lambda key: readings[key].value - readings[key].chance)
+        yield (
+            metric,
+            whole.value,
+            f"{meaning}; mean of {len(varying)} factors, chance {whole.chance:.3f}, shuffled "
+            f"{np.nanmean(shuffled):.3f}; most above chance: {best.split('/')[1]} {readings[best].value:.3f}",
+        )
+        for end in ("low", "high"):
+            yield (
+                f"{metric}/{end}",
+                getattr(whole, end),
+                "95 % bootstrap interval over test identities",
+            )
+        if score == "accuracy":  # of r2 it is 0
+            yield f"{metric}/chance", whole.chance, "always the commonest class of the fitting part"

@@ -196,6 +196,25 @@ def test_draw_statistics():
     assert len(np.unique(tied)) == 2  # top_k keeps exactly k, ties or not
 
 
+def test_draw_of_the_nucleus():
+    n = 20000
+    logits = jnp.broadcast_to(jnp.log(jnp.array([0.1, 0.4, 0.3, 0.2])), (n, 4))
+
+    def frequencies(temperature, top_k, top_p):
+        ids = motion_gpt.draw(jax.random.key(0), logits, temperature, top_k, top_p)
+        return np.bincount(ids, minlength=4) / n
+
+    # 0.4 + 0.3 reach 0.6, 0.4 alone does not.
+    np.testing.assert_allclose(frequencies(1.0, None, 0.6), [0, 4 / 7, 3 / 7, 0], atol=0.014)
+    np.testing.assert_allclose(frequencies(1.0, None, 0.75), [0, 4 / 9, 3 / 9, 2 / 9], atol=0.014)
+    np.testing.assert_array_equal(frequencies(1.0, None, 1e-3), [0, 1, 0, 0])
+    # Halved temperature squares: 16, 9, 4, 1 of 30, and two of them reach 0.8.
+    np.testing.assert_allclose(frequencies(0.5, None, 0.8), [0, 16 / 25, 9 / 25, 0], atol=0.014)
+    # Of the three that top_k keeps, 4/9 and 3/9 reach 0.75.
+    np.testing.assert_allclose(frequencies(1.0, 3, 0.75), [0, 4 / 7, 3 / 7, 0], atol=0.014)
+    np.testing.assert_allclose(frequencies(1.0, None, 1.0), [0.1, 0.4, 0.3, 0.2], atol=0.014)
+
+
 def test_bfloat16_compute_keeps_float32_parameters(tiny):
     model, variables, content, motion = tiny
     half = motion_gpt.MotionGPT(**TINY, dtype=jnp.bfloat16)
@@ -226,7 +245,7 @@ def test_errors(tiny, embed):
         motion_gpt.next_frame_loss(logits, jnp.zeros((2, 3, 3), int))
     with pytest.raises(ValueError, match="mask"):
         motion_gpt.next_frame_loss(logits, jnp.zeros((2, 4, 3), int), jnp.ones((2, 3)))
-    for wrong in (dict(temperature=-1.0), dict(top_k=0), dict(top_k=6)):
+    for wrong in (dict(temperature=-1.0), dict(top_k=0), dict(top_k=6), dict(top_p=0.0)):
         with pytest.raises(ValueError, match="draw"):
             motion_gpt.draw(jax.random.key(0), logits, **wrong)
     with pytest.raises(ValueError, match="needs a key"):

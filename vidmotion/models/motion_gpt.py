@@ -178,7 +178,11 @@ def next_frame_loss(
 
 
 def draw(
-    key: jax.Array | None, logits: jax.Array, temperature: float = 0.0, top_k: int | None = None
+    key: jax.Array | None,
+    logits: jax.Array,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> jax.Array:
     """One code per distribution: the most likely, or a random one.
 
@@ -188,12 +192,15 @@ def draw(
       temperature: 0 takes the most likely entry (the paper's choice); otherwise logits are divided
         by it before drawing.
       top_k: draw among this many most likely entries only; None means all.
+      top_p: of those, draw among the most likely ones that are the fewest to reach this probability
+        together, after the temperature (Holtzman et al. 2019, section 3.1); None means all.
 
     Returns:
       int32 (...).
 
     Raises:
-      ValueError: if temperature is negative, top_k is not in [1, entries], or the key is missing.
+      ValueError: if temperature is negative, top_k is not in [1, entries], top_p is not in (0, 1], or
+        the key is missing.
     """
     entries = logits.shape[-1]
     if temperature < 0 or not 1 <= (entries if top_k is None else top_k) <= entries:
@@ -201,12 +208,19 @@ def draw(
             f"draw: temperature must be >= 0 and top_k in [1, {entries}], "
             f"got {temperature} and {top_k}"
         )
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"draw: top_p must be in (0, 1], got {top_p}")
     if temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     if key is None:
         raise ValueError("draw: temperature > 0 needs a key")
     best, ids = jax.lax.top_k(logits, entries if top_k is None else top_k)
-    chosen = jax.random.categorical(key, best / temperature)
+    best = best / temperature
+    if top_p is not None:
+        share = jax.nn.softmax(best)
+        before = jnp.cumsum(share, axis=-1) - share
+        best = jnp.where(before < top_p, best, -jnp.inf)
+    chosen = jax.random.categorical(key, best)
     return jnp.take_along_axis(ids, chosen[..., None], axis=-1)[..., 0].astype(jnp.int32)
 
 

@@ -1,6 +1,7 @@
-"""Grouped vector quantiser with Gumbel-softmax assignment (BCD; spec 4.3).
+"""Vector quantisers: BCD's grouped one with Gumbel-softmax assignment, and one of moving averages.
 
-Shapes: b batch, t frames, n codebooks, j entries per codebook, d dimension per codebook, m = n * d.
+Shapes: b batch, t frames, n codebooks, j entries per codebook, d dimension per codebook, m = n * d,
+v vectors of a batch.
 """
 
 import functools
@@ -43,8 +44,19 @@ def temperature(step: jax.Array, start: float, end: float, decay: float) -> jax.
 _einsum = functools.partial(jnp.einsum, precision="highest")
 
 
+def _squared_distances(m_btnd: jax.Array, books_njd: jax.Array) -> jax.Array:
+    """(B, T, N, J) from every group to every entry of its codebook, not below 0."""
+    cross = _einsum("btnd,njd->btnj", m_btnd, books_njd)
+    return jnp.maximum(
+        jnp.sum(m_btnd**2, axis=-1, keepdims=True)
+        - 2.0 * cross
+        + jnp.sum(books_njd**2, axis=-1)[None, None],
+        0.0,
+    )
+
+
 class GroupedQuantizer(nn.Module):
-    """N codebooks of J entries in R^D, one assignment per group of the motion vector.
+    """N codebooks of J entries in R^D, one assignment per group of the motion vector (BCD; spec 4.3).
 
     Attributes:
       books, entries, dim: N, J, D.
@@ -124,12 +136,108 @@ class GroupedQuantizer(nn.Module):
 
     def _logits(self, m_btnd: jax.Array) -> jax.Array:
         """-alpha * distance to every entry, (B, T, N, J)."""
-        cross = _einsum("btnd,njd->btnj", m_btnd, self.codebooks)
-        squared = jnp.maximum(
-            jnp.sum(m_btnd**2, axis=-1, keepdims=True)
-            - 2.0 * cross
-            + jnp.sum(self.codebooks**2, axis=-1)[None, None],
-            0.0,
-        )
+        squared = _squared_distances(m_btnd, self.codebooks)
         alpha = jnp.exp(self.log_alpha) if self.learn_alpha else self.fixed_alpha
         return -alpha * (squared if self.distance == "sq_l2" else jnp.sqrt(squared + 1e-12))
+
+
+class Coded(NamedTuple):
+    """What `EmaQuantizer` returns; everything is float32 but `ids_bt`.
+
+    Attributes:
+      z_btd: the entries' values, with the gradient handed straight through to the input.
+      ids_bt: int32 index of the nearest entry.
+      commitment: mean square distance of the input from its entries; pulls the input only.
+      perplexity: 2 to the entropy in bits of this batch's use of the entries; J at most.
+    """
+
+    z_btd: jax.Array
+    ids_bt: jax.Array
+    commitment: jax.Array
+    perplexity: jax.Array
+
+
+class EmaQuantizer(nn.Module):
+    """One codebook that follows the vectors assigned to it, as VQ-VAE's and T2M-GPT's (xnemo.md, 4.2).
+
+    No gradient forms it: an entry is the moving average of its vectors' sum over that of their
+    count (van den Oord et al. 2017, appendix A.1). An entry whose count falls below `least` is put
+    on a random vector of the batch, and so are all of them in the first batch. Where a batch has
+    fewer vectors than entries, they are repeated with a little noise.
+
+    State, in the collection ``codebook``: ``entries`` and ``sums`` (J, D), ``counts`` (J,), and
+    ``started``, false until the first training batch. Under `jit` with a batch cut over a mesh, the
+    averages are those of the whole batch; with accumulation, of each microbatch in turn.
+
+    Attributes:
+      entries, dim: J, D.
+      decay: of the averages.
+      least: count below which an entry is replaced.
+    """
+
+    entries: int
+    dim: int
+    decay: float = 0.99
+    least: float = 1.0
+
+    def setup(self):
+        shape = (self.entries, self.dim)
+        self.book = self.variable("codebook", "entries", jnp.zeros, shape)
+        self.sums = self.variable("codebook", "sums", jnp.zeros, shape)
+        self.counts = self.variable("codebook", "counts", jnp.ones, shape[:1])
+        self.started = self.variable("codebook", "started", jnp.zeros, (), jnp.bool_)
+
+    def __call__(self, z_btd: jax.Array, key: jax.Array | None = None) -> Coded:
+        """Quantise vectors.
+
+        Args:
+          z_btd: (B, T, D).
+          key: PRNG key of the vectors that replace entries; given, the collection ``codebook``
+            must be mutable and is updated after the assignment. None changes nothing (evaluation).
+        """
+        z_btd = z_btd.astype(jnp.float32)
+        fixed_btd = jax.lax.stop_gradient(z_btd)
+        if key is not None:
+            drawn_jd = self._draw(key, fixed_btd.reshape(-1, self.dim))
+            first = ~self.started.value
+            self.book.value = jnp.where(first, drawn_jd, self.book.value)
+            self.sums.value = jnp.where(first, drawn_jd, self.sums.value)
+        distances_bt1j = _squared_distances(fixed_btd[:, :, None], self.book.value[None])
+        ids_bt = jnp.argmin(distances_bt1j[:, :, 0], axis=-1).astype(jnp.int32)
+        chosen_btd = self.embed(ids_bt)
+        used_j = jnp.zeros(self.entries).at[ids_bt].add(1.0)
+        if key is not None:
+            self._follow(fixed_btd, ids_bt, used_j, drawn_jd)
+        share_j = used_j / ids_bt.size
+        return Coded(
+            z_btd=z_btd + jax.lax.stop_gradient(chosen_btd - z_btd),
+            ids_bt=ids_bt,
+            commitment=jnp.mean(jnp.square(z_btd - chosen_btd)),
+            perplexity=jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share_j, share_j))),
+        )
+
+    def embed(self, ids_bt: jax.Array) -> jax.Array:
+        """Code ids (B, T) int -> their entries (B, T, D)."""
+        return jnp.take(self.book.value, ids_bt, axis=0)
+
+    def _follow(
+        self, z_btd: jax.Array, ids_bt: jax.Array, used_j: jax.Array, drawn_jd: jax.Array
+    ) -> None:
+        sums_jd = jnp.zeros_like(self.sums.value).at[ids_bt].add(z_btd)
+        for average, now in ((self.sums, sums_jd), (self.counts, used_j)):
+            average.value = self.decay * average.value + (1.0 - self.decay) * now
+        counts_j1 = self.counts.value[:, None]
+        mean_jd = self.sums.value / jnp.maximum(counts_j1, 1e-8)
+        self.book.value = jnp.where(counts_j1 >= self.least, mean_jd, drawn_jd)
+        self.started.value = jnp.ones((), jnp.bool_)
+
+    def _draw(self, key: jax.Array, z_vd: jax.Array) -> jax.Array:
+        """(J, D): J random vectors, none twice before all were taken."""
+        count = len(z_vd)
+        order, noise = jax.random.split(key)
+        shuffled_vd = jax.random.permutation(order, z_vd)
+        if count >= self.entries:
+            return shuffled_vd[: self.entries]
+        repeated_jd = shuffled_vd[jnp.arange(self.entries) % count]
+        # Not in paper: T2M-GPT's, so that copies differ.
+        return repeated_jd + 0.01 * self.dim**-0.5 * jax.random.normal(noise, repeated_jd.shape)

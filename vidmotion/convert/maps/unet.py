@@ -1,0 +1,178 @@
+"""`models.unet` and `models.motion_attention` from diffusers' UNets, X-NeMo's and AnimateDiff's.
+
+`RULES` is one table for all of them: a tree that lacks a part finds its keys ignored or absent.
+X-NeMo spells its motion cross-attention `motion_modules` and its temporal attention
+`temporal_modules`; AnimateDiff spells its temporal attention `motion_modules` (`as_temporal`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vidmotion.convert.engine import ConversionError, Ignore, Rule, layer, norm
+from vidmotion.convert.maps.vae import res_block
+from vidmotion.convert.transforms import conv2d, linear, pointwise
+
+# Ours to theirs; a middle has no number.
+_STAGES = {
+    "down_{i}": "down_blocks.{i}",
+    "mid": "mid_block",
+    "up_{i}": "up_blocks.{i}",
+}
+
+
+def _attention(target: str, source: str) -> tuple[Rule, ...]:
+    return (
+        *((f"{target}/{n}/kernel", f"{source}.to_{n}.weight", linear) for n in "qkv"),
+        *layer(f"{target}/out", f"{source}.to_out.0", linear),
+    )
+
+
+def _feed_forward(target: str, source: str) -> tuple[Rule, ...]:
+    return (
+        *layer(f"{target}/in", f"{source}.net.0.proj", linear),
+        *layer(f"{target}/out", f"{source}.net.2", linear),
+    )
+
+
+def _transformer(target: str, source: str) -> tuple[Rule, ...]:
+    """`models.unet.Transformer`; its 1x1 convolutions are dense layers here."""
+    block = f"{source}.transformer_blocks.0"
+    return (
+        *norm(f"{target}/norm", f"{source}.norm"),
+        *layer(f"{target}/proj_in", f"{source}.proj_in", pointwise(2)),
+        *norm(f"{target}/norm1", f"{block}.norm1"),
+        *_attention(f"{target}/self", f"{block}.attn1"),
+        *norm(f"{target}/norm2", f"{block}.norm2"),
+        *_attention(f"{target}/cross", f"{block}.attn2"),
+        *norm(f"{target}/norm3", f"{block}.norm3"),
+        *_feed_forward(f"{target}/ff", f"{block}.ff"),
+        *layer(f"{target}/proj_out", f"{source}.proj_out", pointwise(2)),
+    )
+
+
+def _module(target: str, source: str) -> tuple[Rule, ...]:
+    """`MotionModule` or `TemporalModule`."""
+    source = f"{source}.temporal_transformer"
+    block = f"{source}.transformer_blocks.0"
+    return (
+        *norm(f"{target}/norm", f"{source}.norm"),
+        *layer(f"{target}/proj_in", f"{source}.proj_in", linear),
+        *_attention(f"{target}/attn_{{k}}", f"{block}.attention_blocks.{{k}}"),
+        *norm(f"{target}/norm_{{k}}", f"{block}.norms.{{k}}"),
+        *_feed_forward(f"{target}/ff", f"{block}.ff"),
+        *norm(f"{target}/norm_ff", f"{block}.ff_norm"),
+        *layer(f"{target}/proj_out", f"{source}.proj_out", linear),
+    )
+
+
+def _stage(target: str, source: str) -> tuple[Rule, ...]:
+    return (
+        *res_block(f"{target}/res_{{j}}", f"{source}.resnets.{{j}}"),
+        *_transformer(f"{target}/attn_{{j}}", f"{source}.attentions.{{j}}"),
+        *_module(f"{target}/motion_{{j}}", f"{source}.motion_modules.{{j}}"),
+        *_module(f"{target}/temporal_{{j}}", f"{source}.temporal_modules.{{j}}"),
+        *layer(f"{target}/downsample/conv", f"{source}.downsamplers.0.conv", conv2d),
+        *layer(f"{target}/upsample/conv", f"{source}.upsamplers.0.conv", conv2d),
+    )
+
+
+RULES: tuple[Rule | Ignore, ...] = (
+    *layer("conv_in", "conv_in", conv2d),
+    *layer("time_0", "time_embedding.linear_1", linear),
+    *layer("time_1", "time_embedding.linear_2", linear),
+    *(rule for ours, theirs in _STAGES.items() for rule in _stage(ours, theirs)),
+    *norm("norm_out", "conv_norm_out"),
+    *layer("conv_out", "conv_out", conv2d),
+    Ignore("*.pos_encoder.pe", "a fixed position code, recomputed"),
+)
+# `ReferenceUNet` from a whole UNet.
+REFERENCE = (
+    *RULES,
+    Ignore("conv_norm_out.*", "the reference network has no output layer"),
+    Ignore("conv_out.*", "the reference network has no output layer"),
+)
+# A UNet without text cross-attention (``context_width=0``) from one that has it.
+WITHOUT_TEXT = (
+    *RULES,
+    Ignore("*.attn2.*", "this network attends to no text"),
+    Ignore("*.norm2.*", "the norm before the attention to the text"),
+)
+
+
+def as_temporal(source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A file of temporal modules as `RULES` spells them, position codes left out.
+
+    Takes AnimateDiff's spelling, in which `motion_modules` are temporal, and X-NeMo's own. The two
+    are told apart by the widths: a temporal attention's keys are as wide as its queries.
+    """
+
+    def name(key: str) -> str:
+        head, dot, tail = key.partition(".motion_modules.")
+        return f"{head}.temporal_modules.{tail}" if dot and key not in cross else key
+
+    cross = _cross_attention_keys(source)
+    return {name(key): x for key, x in source.items() if not key.endswith("pos_encoder.pe")}
+
+
+def _cross_attention_keys(source: Mapping[str, np.ndarray]) -> set[str]:
+    """Keys under a `motion_modules.N` that holds a cross-attention."""
+    wide = {
+        key.split(".temporal_transformer.")[0]
+        for key, x in source.items()
+        if ".motion_modules." in key and key.endswith(".to_k.weight") and x.shape[0] != x.shape[1]
+    }
+    return {key for key in source if key.split(".temporal_transformer.")[0] in wide}
+
+
+def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Attributes of `models.unet.UNet` that the shapes of a checkpoint tell: all but the heads and
+    the groups of the norms.
+
+    Args:
+      shapes: checkpoint keys to shapes.
+
+    Raises:
+      ConversionError: there is no first layer.
+    """
+    if "down_blocks.0.resnets.0.conv1.weight" not in shapes:
+        raise ConversionError(
+            ["source down_blocks.0.resnets.0.conv1.weight: not there, so this is not a UNet's file"]
+        )
+    channels = []
+    while (key := f"down_blocks.{len(channels)}.resnets.0.conv1.weight") in shapes:
+        channels.append(shapes[key][0])
+    layers = 0
+    while f"down_blocks.0.resnets.{layers}.conv1.weight" in shapes:
+        layers += 1
+    attention = [
+        f"down_blocks.{i}.attentions.0.norm.weight" in shapes for i in range(len(channels))
+    ]
+    text = shapes.get("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight", (0, 0))
+    return {
+        "channels": channels,
+        "attention": attention,
+        "layers_per_block": layers,
+        "context_width": text[1],
+        "head": "conv_out.weight" in shapes,
+    }
+
+
+def temporal_codes(channels: Sequence[int], layers: int) -> dict[str, int]:
+    """Keys of the position codes that a checkpoint with temporal modules has, and their widths.
+
+    Args:
+      channels: of each resolution.
+      layers: per resolution on the way down.
+    """
+    stages = [("mid_block", channels[-1], 1)]
+    stages += [(f"down_blocks.{i}", c, layers) for i, c in enumerate(channels)]
+    stages += [(f"up_blocks.{i}", c, layers + 1) for i, c in enumerate(reversed(channels))]
+    return {
+        f"{stage}.temporal_modules.{j}.temporal_transformer.transformer_blocks.0"
+        f".attention_blocks.{k}.pos_encoder.pe": width
+        for stage, width, count in stages
+        for j in range(count)
+        for k in range(2)
+    }

@@ -1,0 +1,140 @@
+"""Attention and feed-forward layers of the Stable Diffusion transformers.
+
+Latent diffusion (Rombach et al. 2022, arXiv:2112.10752), section 3.3; numerics as in its released
+weights: no bias on queries, keys and values, one on the output, layer norms of epsilon 1e-5.
+
+Shape suffixes: n rows (batch and frames, or batch and places), l queries, s keys, h heads, d width
+of one head, c channels.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vidmotion.models.blocks import Dtype
+
+# Logits held at once, 256 MiB of float32; more are computed in pieces, one after the other.
+MAX_LOGITS = 2**26
+
+
+def layer_norm(dtype: Dtype, name: str) -> nn.LayerNorm:
+    """Layer norm with statistics in float32 by the two-pass variance."""
+    return nn.LayerNorm(epsilon=1e-5, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def attend(
+    q_nlhd: jax.Array,
+    k_nshd: jax.Array,
+    v_nshd: jax.Array,
+    mask_ns: jax.Array | None = None,
+    limit: int = MAX_LOGITS,
+) -> jax.Array:
+    """softmax(q k' / sqrt(d)) v with bounded memory.
+
+    Above `limit` logits, rows and then pieces of the queries are computed one after the other, and
+    again in the backward pass, so that memory grows with the tokens and not with their square.
+
+    Args:
+      q_nlhd, k_nshd, v_nshd: queries, keys and values.
+      mask_ns: bool, False for keys that are left out; each row keeps at least one.
+      limit: number of logits to hold at once; those of one query at least are held.
+
+    Returns:
+      (n, l, h, d) of the dtype of the values; the softmax is float32.
+    """
+    rows, queries, heads, width = q_nlhd.shape
+    mask_n11s = None if mask_ns is None else mask_ns[:, None, None]
+    per_row = queries * heads * k_nshd.shape[1]
+    if rows * per_row <= limit:
+        return jax.nn.dot_product_attention(q_nlhd, k_nshd, v_nshd, mask=mask_n11s)
+    divisors = (p for p in range(1, queries) if not queries % p and per_row <= limit * p)
+    pieces = next(divisors, queries)
+
+    @jax.checkpoint
+    def one_row(row):
+        q_lhd, k_shd, v_shd, mask_11s = row
+
+        def piece(q):
+            return jax.nn.dot_product_attention(q, k_shd, v_shd, mask=mask_11s)
+
+        out = jax.lax.map(piece, q_lhd.reshape(pieces, queries // pieces, heads, width))
+        return out.reshape(queries, heads, width)
+
+    row = q_nlhd, k_nshd, v_nshd, mask_n11s
+    return jax.lax.map(one_row, row, batch_size=max(1, limit // per_row))
+
+
+class Attention(nn.Module):
+    """Multi-head attention to the rows' own tokens, to a context, or to both own and given keys.
+
+    Attributes:
+      heads: number of heads; divides the width.
+      dtype: of the matrix products; the softmax is float32.
+    """
+
+    heads: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x_nlc: jax.Array,
+        context_nsc: jax.Array | None = None,
+        bank: tuple[jax.Array, jax.Array] | None = None,
+        mask_bs: jax.Array | None = None,
+    ) -> jax.Array:
+        """One attention.
+
+        Args:
+          x_nlc: what queries are made of.
+          context_nsc: what keys and values are made of; `x_nlc` where None.
+          bank: further keys and values, each (b, s', h, d); b is 1 or divides n, and each of its
+            rows serves n / b rows in a run.
+          mask_bs: bool (b or 1, s'), False for keys of the bank that are left out.
+
+        Returns:
+          (n, l, c), without the residual.
+        """
+        rows, _, width = x_nlc.shape
+        context_nsc = x_nlc if context_nsc is None else context_nsc
+
+        def project(name: str, y: jax.Array) -> jax.Array:
+            y = nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)(y)
+            return y.reshape(*y.shape[:-1], self.heads, -1)
+
+        q, k, v = project("q", x_nlc), project("k", context_nsc), project("v", context_nsc)
+        mask_ns = None
+        if bank is not None:
+            own = k.shape[1]
+            # One softmax over own and given keys. Two of them, merged by their log-sum-exp, take
+            # as long, and `jax.nn.dot_product_attention` gives its log-sum-exp no gradient.
+            k, v = (
+                jnp.concatenate(
+                    [mine, jnp.repeat(given.astype(mine.dtype), rows // len(given), 0)], 1
+                )
+                for mine, given in zip((k, v), bank)
+            )
+            if mask_bs is not None:
+                mask_bs = jnp.pad(mask_bs, ((0, 0), (own, 0)), constant_values=True)
+                mask_ns = jnp.repeat(mask_bs, rows // len(mask_bs), 0)
+        y = attend(q, k, v, mask_ns).reshape(x_nlc.shape)
+        return nn.Dense(width, dtype=self.dtype, name="out")(y)
+
+
+class FeedForward(nn.Module):
+    """GEGLU: to eight times the width, value times exact GELU of the gate, back.
+
+    Attributes:
+      dtype: of the computation.
+    """
+
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_nlc: jax.Array) -> jax.Array:
+        """(n, l, c) -> (n, l, c), without the residual."""
+        width = x_nlc.shape[-1]
+        y = nn.Dense(8 * width, dtype=self.dtype, name="in")(x_nlc)
+        value, gate = jnp.split(y, 2, axis=-1)
+        y = value * nn.gelu(gate, approximate=False)
+        return nn.Dense(width, dtype=self.dtype, name="out")(y)

@@ -1,0 +1,258 @@
+"""X-NeMo's motion encoder: a face crop becomes one vector, and with the box's shift 32 short tokens.
+
+The face alignment network (Bulat and Tzimiropoulos, arXiv:1703.07332) with three self-attentions
+over patches put in; X-NeMo, section 3.2 and appendix A (spec xnemo.md, 1.7).
+
+Shape suffixes: n images, h height, w width, c channels, l patches, e attention width, m motion
+vector, t tokens, d token width, r the three numbers of a box's shift and scale.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.typing import DTypeLike
+
+from vidmotion.models.attention import Attention, FeedForward, layer_norm
+from vidmotion.models.blocks import group_norm
+from vidmotion.models.dit import sincos_1d
+from vidmotion.models.patchgan import BatchNorm
+from vidmotion.models.spacetime import spatial_code
+
+ones, zeros = nn.initializers.ones, nn.initializers.zeros
+
+
+def _norm(name: str) -> BatchNorm:
+    return BatchNorm(scale_init=ones, name=name)
+
+
+class ConvBlock(nn.Module):
+    """Three 3x3 convolutions in a row whose outputs, side by side, are added to the input.
+
+    Attributes:
+      channels: of the output: half of them from the first convolution, a quarter from each other.
+      dtype: of the convolutions.
+    """
+
+    channels: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_nhwc: jax.Array, train: bool) -> jax.Array:
+        """(n, h, w, c) -> (n, h, w, channels)."""
+        conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
+        parts, y = [], x_nhwc
+        for i, share in enumerate((2, 4, 4), 1):
+            y = nn.relu(_norm(f"norm{i}")(y, train))
+            y = conv(self.channels // share, (3, 3), padding=1, name=f"conv{i}")(y)
+            parts.append(y)
+        if x_nhwc.shape[-1] != self.channels:
+            x_nhwc = nn.relu(_norm("shortcut_norm")(x_nhwc, train))
+            x_nhwc = conv(self.channels, (1, 1), name="shortcut")(x_nhwc)
+        return x_nhwc + jnp.concatenate(parts, axis=-1)
+
+
+class Hourglass(nn.Module):
+    """Convolution blocks at ever lower resolutions, added up on the way back.
+
+    Attributes:
+      depth: how often the map is halved.
+      dropout: rate in the branch that keeps its resolution, in training.
+      dtype: of the convolutions.
+    """
+
+    depth: int = 4
+    dropout: float = 0.5
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_nhwc: jax.Array, train: bool) -> jax.Array:
+        """(n, h, w, c) -> (n, h, w, c)."""
+        return self._level(x_nhwc, train, self.depth)
+
+    def _level(self, x_nhwc: jax.Array, train: bool, level: int) -> jax.Array:
+        block = functools.partial(ConvBlock, x_nhwc.shape[-1], self.dtype)
+        upper = block(name=f"upper_{level}")(x_nhwc, train)
+        upper = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout_{level}")(upper)
+        lower = block(name=f"lower_{level}")(nn.max_pool(x_nhwc, (2, 2), (2, 2)), train)
+        if level > 1:
+            lower = self._level(lower, train, level - 1)
+        else:
+            lower = block(name="innermost")(lower, train)
+        lower = block(name=f"after_{level}")(lower, train)
+        return upper + jax.image.resize(lower, upper.shape, "bilinear", antialias=False)
+
+
+class PatchAttention(nn.Module):
+    """Self-attention over the patches of a square map, plus the map; the identity at the start.
+
+    Attributes:
+      patch: side of a patch.
+      width: of the attention; the patches' pixels share it, so patch^2 divides it.
+      heads: of the attention; divides the width.
+      groups: of the norm in front.
+      dtype: of convolutions and matrix products; norms and softmax are float32.
+    """
+
+    patch: int
+    width: int
+    heads: int
+    groups: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_nhwc: jax.Array) -> jax.Array:
+        """(n, h, h, c) -> (n, h, h, c); the patch's side divides h."""
+        side, channels = x_nhwc.shape[2] // self.patch, x_nhwc.shape[3]
+        size = (self.patch, self.patch)
+        y = group_norm(self.groups, 1e-6, self.dtype, "norm")(x_nhwc)
+        y = nn.Conv(self.width, size, strides=size, dtype=self.dtype, name="patches")(y)
+        x_nle = rearrange(y, "n h w e -> n (h w) e")
+        x_nle = x_nle + spatial_code(self.width, side)[None].astype(x_nle.dtype)
+        y = layer_norm(self.dtype, "attention_norm")(x_nle)
+        x_nle = x_nle + Attention(self.heads, self.dtype, name="attention")(y)
+        y = layer_norm(self.dtype, "mlp_norm")(x_nle)
+        x_nle = x_nle + FeedForward(self.dtype, name="mlp")(y)
+        y = rearrange(
+            x_nle, "n (h w) (p q c) -> n (h p) (w q) c", h=side, p=self.patch, q=self.patch
+        )
+        out = nn.Dense(channels, kernel_init=zeros, dtype=self.dtype, name="unpatch")
+        return x_nhwc + out(y)
+
+
+class MotionEncoder(nn.Module):
+    """Face crops and box shifts -> motion tokens; the defaults are the released network.
+
+    61,665,393 parameters at the defaults. Training (`train`) normalises by the batch, updates the
+    collection ``batch_stats``, which must then be mutable, and needs the rng ``dropout``.
+
+    Attributes:
+      size: side of the crops in pixels, a multiple of 16.
+      width: channels of the first convolution; the maps have 2 and 4 times as many. A multiple of
+        16, in which `groups` divides twice the width.
+      depth: of the hourglass, whose map has a quarter of the crop's side.
+      attention_width, heads, groups: of the three patch attentions.
+      landmarks: channels of the map before the last (68 landmarks in the original network).
+      latent: length of the motion vector f_mot; 128, 512 or 1024 (appendix C).
+      tokens, token_width: what vector and box become.
+      box_width: of the two layers that the box's shift passes.
+      dropout: in the hourglass.
+      dtype: of convolutions and matrix products; parameters, norms, and everything after the last
+        map are float32.
+
+    Raises:
+      ValueError: when it is bound, if the sizes do not fit together.
+    """
+
+    size: int = 224
+    width: int = 64
+    depth: int = 4
+    attention_width: int = 1024
+    heads: int = 8
+    groups: int = 32
+    landmarks: int = 68
+    latent: int = 512
+    tokens: int = 32
+    token_width: int = 16
+    box_width: int = 64
+    dropout: float = 0.5
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        if self.size % 16 or self.size // 4 < 2**self.depth:
+            raise ValueError(
+                f"MotionEncoder: size {self.size} must be a multiple of 16 and at least "
+                f"{4 * 2**self.depth} for an hourglass of depth {self.depth}"
+            )
+        if self.attention_width % self.heads:
+            raise ValueError(
+                f"MotionEncoder: {self.heads} heads do not divide width {self.attention_width}"
+            )
+        if self.attention_width % 16 or self.width % 16 or 2 * self.width % self.groups:
+            raise ValueError(
+                f"MotionEncoder: attention_width {self.attention_width} and width {self.width} must "
+                f"be multiples of 16, and groups {self.groups} divide {2 * self.width}"
+            )
+        conv = functools.partial(nn.Conv, dtype=self.dtype)
+        block = functools.partial(ConvBlock, dtype=self.dtype)
+        attention = functools.partial(
+            PatchAttention,
+            width=self.attention_width,
+            heads=self.heads,
+            groups=self.groups,
+            dtype=self.dtype,
+        )
+        middle, wide = 2 * self.width, 4 * self.width
+        self.stem = conv(self.width, (7, 7), strides=2, padding=3)
+        self.stem_norm = BatchNorm(scale_init=ones)
+        self.block_1 = block(middle)
+        self.attention_1 = attention(4)
+        self.block_2 = block(middle)
+        self.block_3 = block(wide)
+        self.attention_2 = attention(2)
+        self.hourglass = Hourglass(self.depth, self.dropout, self.dtype)
+        self.top = block(wide)
+        self.last = conv(wide, (1, 1))
+        self.last_norm = BatchNorm(scale_init=ones)
+        self.attention_3 = attention(2)
+        self.landmark_map = conv(self.landmarks, (1, 1))
+        self.landmark_norm = BatchNorm(scale_init=ones)
+        self.map = conv(1, (3, 3), strides=2, padding=1)
+        self.motion = nn.Dense(self.latent)
+        self.box_in = nn.Dense(self.box_width)
+        self.box_out = nn.Dense(self.box_width)
+        self.fusion = nn.Dense(self.tokens * self.token_width)
+
+    def encode(self, x_nhwc: jax.Array, train: bool = False) -> jax.Array:
+        """The motion vector f_mot, before the box is known.
+
+        Args:
+          x_nhwc: RGB crops in [-1, 1], (n, size, size, 3).
+          train: see the class.
+
+        Returns:
+          (n, latent) float32.
+
+        Raises:
+          ValueError: crops of another shape.
+        """
+        if x_nhwc.shape[1:] != (self.size, self.size, 3):
+            raise ValueError(
+                f"MotionEncoder: crops must be (n, {self.size}, {self.size}, 3), got {x_nhwc.shape}"
+            )
+        x = nn.relu(self.stem_norm(self.stem(x_nhwc), train))
+        x = self.attention_1(self.block_1(x, train))
+        x = nn.max_pool(x, (2, 2), (2, 2))
+        x = self.attention_2(self.block_3(self.block_2(x, train), train))
+        x = self.top(self.hourglass(x, train), train)
+        x = self.attention_3(self.last_norm(self.last(x), train))
+        x = self.landmark_map(nn.relu(x))
+        x = self.map(nn.relu(self.landmark_norm(x, train)))
+        return self.motion(nn.relu(rearrange(x.astype(jnp.float32), "n h w c -> n (h w c)")))
+
+    def fuse(self, f_mot_nm: jax.Array, f_rts_nr: jax.Array) -> jax.Array:
+        """Tokens of a motion vector; affine in it, so vectors can be mixed before or after.
+
+        Args:
+          f_mot_nm: (n, latent).
+          f_rts_nr: (n, 3), the driving box relative to the reference's: shift down, shift right (not
+            right and down as in the paper), and scale; (0, 0, 1) where it stays.
+
+        Returns:
+          (n, tokens, token_width) float32.
+        """
+        box_nb = self.box_out(nn.relu(self.box_in(f_rts_nr.astype(jnp.float32))))
+        fused = self.fusion(jnp.concatenate([f_mot_nm.astype(jnp.float32), box_nb], axis=-1))
+        tokens_ntd = rearrange(fused, "n (t d) -> n t d", t=self.tokens)
+        return tokens_ntd + token_code(self.token_width, self.tokens)[None]
+
+    def __call__(self, x_nhwc: jax.Array, f_rts_nr: jax.Array, train: bool = False) -> jax.Array:
+        """Crops and box shifts -> tokens (n, tokens, token_width); see `encode` and `fuse`."""
+        return self.fuse(self.encode(x_nhwc, train), f_rts_nr)
+
+
+def token_code(width: int, tokens: int):
+    """(tokens, width) fixed code of the tokens' places, sines then cosines."""
+    return sincos_1d(width, range(tokens))

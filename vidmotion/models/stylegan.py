@@ -1,0 +1,173 @@
+"""StyleGAN2's synthesis network, steered by one vector: the decoder of X-NeMo's GAN head.
+
+Karras et al. (arXiv:1912.04958, section 2.2 and figure 7, skip generator); X-NeMo, section 3.3 (spec
+xnemo.md, 1.10). No mapping network and no noise: image = G(style) alone.
+
+Shape suffixes: n images, h height, w width, c channels in, o channels out, s style.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+EPSILON = 1e-8
+GAIN = 2.0**0.5  # after leaky ReLU, so that activations keep their variance
+
+_normal = nn.initializers.normal(1.0)
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def _shifted(x_nhwc: jax.Array, axis: int, count: int) -> list[jax.Array]:
+    """`count` views of the map with a zero on both ends of an axis, each one step further."""
+    padding = [(0, 0)] * x_nhwc.ndim
+    padding[axis] = (1, 1)
+    padded = jnp.pad(x_nhwc, padding)
+    size = padded.shape[axis] - count + 1
+    return [jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(count)]
+
+
+# Both filters are written as sums: on processors they are twenty times as fast as convolutions that
+# take each channel alone.
+
+
+def _low_pass(x_nhwc: jax.Array) -> jax.Array:
+    """(n, 2h + 1, 2w + 1, c) -> (n, 2h, 2w, c) by (1, 3, 3, 1) / 4 in both directions.
+
+    The sum is 2 in each: of four pixels of the stuffed map three are zeros.
+    """
+    for axis in (1, 2):
+        far, near, near2, far2 = _shifted(x_nhwc, axis, 4)
+        x_nhwc = 0.25 * (far + far2) + 0.75 * (near + near2)
+    return x_nhwc
+
+
+def upsample(x_nhwc: jax.Array) -> jax.Array:
+    """(n, h, w, c) -> (n, 2h, 2w, c), bilinear, as if the image were surrounded by zeros.
+
+    The same low-pass on the image with zeros between its pixels.
+    """
+    for axis in (1, 2):
+        before, here, after = _shifted(x_nhwc, axis, 3)
+        pair = [0.75 * here + 0.25 * before, 0.75 * here + 0.25 * after]
+        shape = list(here.shape)
+        shape[axis] *= 2
+        x_nhwc = jnp.stack(pair, axis=axis + 1).reshape(shape)
+    return x_nhwc
+
+
+class ModulatedConv(nn.Module):
+    """A convolution whose input channels the style scales, with weights brought back to unit length.
+
+    Equations 1 and 3: w' = s_c w, w'' = w' / sqrt(sum w'^2 + 1e-8), the sum over input channels and
+    the kernel's taps. Computed by scaling input and output instead, which is the same. Weights are
+    standard normal, scaled by 1 / sqrt(fan in) when used (equalised learning rate).
+
+    Attributes:
+      features: output channels.
+      kernel_size: side of the kernel, odd.
+      up: double the resolution: transposed convolution of stride 2, then the low-pass. For kernels
+        of side 3.
+      demodulate: equation 3; off for colours.
+      dtype: of the convolution; style and lengths are float32.
+    """
+
+    features: int
+    kernel_size: int = 3
+    up: bool = False
+    demodulate: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_nhwc: jax.Array, style_ns: jax.Array) -> jax.Array:
+        """(n, h, w, c), (n, s) -> (n, h, w, features), or twice as high and wide."""
+        channels, size = x_nhwc.shape[-1], self.kernel_size
+        affine = self.param("style_kernel", _normal, (style_ns.shape[-1], channels))
+        shift = self.param("style_bias", nn.initializers.ones, (channels,))
+        scale_nc = style_ns.astype(jnp.float32) @ (affine * affine.shape[0] ** -0.5) + shift[None]
+        kernel = self.param("kernel", _normal, (size, size, channels, self.features))
+        kernel = kernel * (size**2 * channels) ** -0.5
+
+        x = jax.lax.conv_general_dilated(
+            x_nhwc.astype(self.dtype) * scale_nc[:, None, None].astype(self.dtype),
+            kernel.astype(self.dtype),
+            (1, 1),
+            [(size - 1, size - 1) if self.up else (size // 2, size // 2)] * 2,
+            lhs_dilation=(2, 2) if self.up else (1, 1),
+            dimension_numbers=_DIMENSIONS,
+        )
+        if self.up:
+            x = _low_pass(x)  # 2h + 1 rows become 2h
+        if self.demodulate:
+            square_co = jnp.sum(jnp.square(kernel), axis=(0, 1))
+            length_no = jnp.square(scale_nc) @ square_co
+            x = x * jax.lax.rsqrt(length_no + EPSILON)[:, None, None].astype(self.dtype)
+        return x
+
+
+class StyledConv(nn.Module):
+    """A modulated convolution, bias and leaky ReLU 0.2.
+
+    Attributes:
+      features, up, dtype: see `ModulatedConv`.
+    """
+
+    features: int
+    up: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_nhwc: jax.Array, style_ns: jax.Array) -> jax.Array:
+        """As `ModulatedConv`."""
+        conv = ModulatedConv(self.features, up=self.up, dtype=self.dtype, name="conv")
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return GAIN * nn.leaky_relu(conv(x_nhwc, style_ns) + bias[None, None, None], 0.2)
+
+
+class Synthesis(nn.Module):
+    """A learned constant of 4x4 grown to an image; colours are added up over the resolutions.
+
+    Attributes:
+      size: side of the images, 4 times a power of two.
+      channels: most that a map has.
+      area: a map of side r has min(channels, area / r) channels; at the defaults 512 up to 64, 256
+        at 128 and 128 at 256 (spec 1.10).
+      dtype: of the convolutions; styles, colours and result are float32.
+
+    Raises:
+      ValueError: another size.
+    """
+
+    size: int = 256
+    channels: int = 512
+    area: int = 32768
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, style_ns: jax.Array) -> jax.Array:
+        """Style (n, s), for X-NeMo f_app and f_mot side by side -> RGB in [-1, 1] (n, size, size, 3)."""
+        if self.size < 8 or self.size & (self.size - 1):
+            raise ValueError(
+                f"Synthesis: size must be 8, 16, 32, ... (a power of two), got {self.size}"
+            )
+        count = len(style_ns)
+        constant = self.param("constant", _normal, (4, 4, self._width(4)))
+        x = jnp.broadcast_to(constant[None], (count, *constant.shape)).astype(self.dtype)
+        x = StyledConv(self._width(4), dtype=self.dtype, name="conv_4")(x, style_ns)
+        rgb = self._colours(x, style_ns, 4)
+        side = 8
+        while side <= self.size:
+            width = self._width(side)
+            x = StyledConv(width, True, self.dtype, name=f"up_{side}")(x, style_ns)
+            x = StyledConv(width, dtype=self.dtype, name=f"conv_{side}")(x, style_ns)
+            rgb = upsample(rgb) + self._colours(x, style_ns, side)
+            side *= 2
+        return jnp.tanh(rgb)
+
+    def _width(self, side: int) -> int:
+        return max(1, min(self.channels, self.area // side))
+
+    def _colours(self, x_nhwc: jax.Array, style_ns: jax.Array, side: int) -> jax.Array:
+        bias = self.param(f"rgb_{side}_bias", nn.initializers.zeros, (3,))
+        conv = ModulatedConv(3, 1, demodulate=False, dtype=self.dtype, name=f"rgb_{side}")
+        return conv(x_nhwc, style_ns).astype(jnp.float32) + bias[None, None, None]

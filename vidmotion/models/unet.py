@@ -1,0 +1,451 @@
+"""The UNet of Stable Diffusion 1.x, frame by frame, and reading one UNet's features in another.
+
+Latent diffusion (Rombach et al. 2022, arXiv:2112.10752), appendix E, with the numerics of its
+released weights; the reference network and its reading (spec xnemo.md, sections 1.1-1.4):
+
+    banks = ReferenceUNet(**size).apply(reference, latent, context)  # {"down_0/attn_0": (b, l, c)}
+    pairs = project_banks(net, params, banks)                        # once for all steps and frames
+    eps = net.apply({"params": params}, x, time, context, banks=pairs)
+
+A block whose name is not in `banks` attends to its own tokens alone, as it does where `bank_mask`
+is False for all of a sample's reference tokens.
+
+Fresh parameters: `proj_out` of every transformer and `conv_out` start at zero, as in the first
+training of Stable Diffusion, so that a fresh network returns zero and a fresh transformer does
+nothing; all else has Flax's defaults.
+
+Shape suffixes: b batch, f frames, h height, w width, n = b f, l = h w tokens, s keys, c channels.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vidmotion.models.attention import Attention, FeedForward, layer_norm
+from vidmotion.models.blocks import SAME, Downsample, Dtype, ResBlock, Upsample, group_norm
+
+Banks = Mapping[str, jax.Array]
+Pairs = Mapping[str, tuple[jax.Array, jax.Array]]
+Make = Callable[..., nn.Module]
+
+EPSILON = 1e-5  # of the norms in residual blocks and of the last one
+TRANSFORMER_EPSILON = 1e-6  # of the group norm at a transformer's entrance
+zeros = nn.initializers.zeros
+
+# `UNet(**SIZES[name])`; parameters: sd15 859,520,964, tiny 3,250,340.
+SIZES: dict[str, dict[str, Any]] = {
+    "sd15": {
+        "channels": (320, 640, 1280, 1280),
+        "attention": (True, True, True, False),
+        "layers_per_block": 2,
+        "heads": 8,
+        "context_width": 768,
+        "norm_groups": 32,
+    },
+    "tiny": {
+        "channels": (32, 64, 64, 64),
+        "attention": (True, True, True, False),
+        "layers_per_block": 2,
+        "heads": 2,
+        "context_width": 48,
+        "norm_groups": 8,
+    },
+}
+
+
+def time_code(time_b: jax.Array, width: int) -> jax.Array:
+    """Cosines, then sines, of the time at width / 2 rates from 1 down towards 1/10000; float32."""
+    rate = np.float32(10000.0 ** (-2 * np.arange(width // 2) / width))
+    angle = time_b.astype(jnp.float32)[:, None] * rate[None]
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class Transformer(nn.Module):
+    """Self-attention, cross-attention to a context and GEGLU over the places of each frame.
+
+    Attributes:
+      heads: of the attentions.
+      groups: of the group norm at the entrance.
+      context: has a cross-attention to a context (`norm2`, `cross`).
+      within: makes a module that stands between the attentions and the feed-forward layer, or
+        None. It is called as ``(x_bfhwc, time_bc, condition)``, with the residual stream and the
+        embedded time, and returns the new stream.
+      dtype: of the computation.
+    """
+
+    heads: int
+    groups: int
+    context: bool = True
+    within: Make | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x_bfhwc: jax.Array,
+        time_bc: jax.Array,
+        context_bsc: jax.Array | None = None,
+        bank: tuple[jax.Array, jax.Array] | None = None,
+        mask_bs: jax.Array | None = None,
+        condition: Any = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Stream and what the first norm returns, (b f, l, c): the bank of this block."""
+        b, f, h, w, c = x_bfhwc.shape
+        dense = functools.partial(nn.Dense, c, dtype=self.dtype)
+        y = x_bfhwc.reshape(b * f, h, w, c)
+        y = group_norm(self.groups, TRANSFORMER_EPSILON, self.dtype, "norm")(y)
+        y = dense(name="proj_in")(y.reshape(b * f, h * w, c))
+        seen = layer_norm(self.dtype, "norm1")(y)
+        y = y + Attention(self.heads, self.dtype, name="self")(seen, None, bank, mask_bs)
+        if self.context:
+            context = jnp.repeat(context_bsc.astype(self.dtype), f, axis=0)
+            q = layer_norm(self.dtype, "norm2")(y)
+            y = y + Attention(self.heads, self.dtype, name="cross")(q, context)
+        if self.within is not None:
+            y = self.within(name="within")(y.reshape(b, f, h, w, c), time_bc, condition)
+            y = y.reshape(b * f, h * w, c)
+        y = y + FeedForward(self.dtype, name="ff")(layer_norm(self.dtype, "norm3")(y))
+        y = dense(kernel_init=zeros, name="proj_out")(y)
+        return x_bfhwc + y.reshape(x_bfhwc.shape), seen
+
+
+class Given(NamedTuple):
+    """What every layer of a UNet is given beside the features; `UNet.__call__` explains."""
+
+    time_bc: jax.Array
+    context_bsc: jax.Array | None
+    banks: Pairs
+    bank_mask: Banks
+    condition: Any
+    skip: tuple[str, ...]
+
+
+class Stage(nn.Module):
+    """What the stages of a UNet share: a layer is a residual block, perhaps a transformer, and the
+    modules that follow it.
+
+    Attributes:
+      channels: output channels.
+      layers: number of layers.
+      resample: makes the `Downsample` or `Upsample`; None where the resolution stays.
+      attention: has transformers.
+      heads, groups, context, dtype: of the transformers.
+      within: name of a transformer -> its `Transformer.within`, where it has one.
+      after: name -> makes a module that follows each layer, called as ``(x_bfhwc, condition)``.
+      remat: recompute residual blocks and transformers in the backward pass.
+    """
+
+    channels: int
+    layers: int
+    resample: Make | None
+    attention: bool
+    heads: int
+    groups: int
+    context: bool
+    within: Mapping[str, Make]
+    after: Mapping[str, Make]
+    remat: bool = False
+    dtype: Dtype = jnp.float32
+
+    def res(self, j: int, x: jax.Array, given: Given) -> jax.Array:
+        """Residual block number j, each frame by itself."""
+        b, f = x.shape[:2]
+        block = nn.remat(ResBlock) if self.remat else ResBlock
+        block = block(self.channels, self.groups, EPSILON, self.dtype, name=f"res_{j}")
+        y = block(x.reshape(b * f, *x.shape[2:]), jnp.repeat(given.time_bc, f, axis=0))
+        return y.reshape(b, f, *y.shape[1:])
+
+    def layer(self, j: int, x: jax.Array, given: Given, seen: dict[str, jax.Array]) -> jax.Array:
+        """Layer number j; adds the transformer's bank to `seen`."""
+        x = self.res(j, x, given)
+        if self.attention:
+            block = f"{self.name}/attn_{j}"
+            make = nn.remat(Transformer) if self.remat else Transformer
+            size = self.heads, self.groups, self.context, self.within.get(block), self.dtype
+            x, seen[block] = make(*size, name=f"attn_{j}")(
+                x,
+                given.time_bc,
+                given.context_bsc,
+                given.banks.get(block),
+                given.bank_mask.get(block),
+                given.condition,
+            )
+        for name, make in self.after.items():
+            if name not in given.skip or self.is_initializing():
+                x = make(name=f"{name}_{j}")(x, given.condition)
+        return x
+
+    def resampled(self, x: jax.Array) -> jax.Array:
+        """The resolution of the next stage, each frame by itself."""
+        b, f = x.shape[:2]
+        y = self.resample()(x.reshape(b * f, *x.shape[2:]))
+        return y.reshape(b, f, *y.shape[1:])
+
+
+class Down(Stage):
+    """Layers, each of whose outputs is kept for the way up, then the lower resolution."""
+
+    @nn.compact
+    def __call__(self, x, given, kept, seen):
+        """(b, f, h, w, c) -> (b, f, h/2, w/2, channels); appends to `kept`, adds to `seen`."""
+        for j in range(self.layers):
+            x = self.layer(j, x, given, seen)
+            kept.append(x)
+        if self.resample:
+            x = self.resampled(x)
+            kept.append(x)
+        return x
+
+
+class Middle(Stage):
+    """One layer and a residual block at the lowest resolution."""
+
+    @nn.compact
+    def __call__(self, x, given, seen):
+        """(b, f, h, w, c) -> (b, f, h, w, c); adds to `seen`."""
+        return self.res(1, self.layer(0, x, given, seen), given)
+
+
+class Up(Stage):
+    """Layers, each on the features and what was kept on the way down, then the higher resolution."""
+
+    @nn.compact
+    def __call__(self, x, given, kept, seen):
+        """(b, f, h, w, c) -> (b, f, 2h, 2w, channels); takes from `kept`, adds to `seen`."""
+        for j in range(self.layers):
+            x = self.layer(j, jnp.concatenate([x, kept.pop()], axis=-1), given, seen)
+        return self.resampled(x) if self.resample else x
+
+
+class UNet(nn.Module):
+    """Predicts the noise in latents; frames meet only in modules that a subclass adds.
+
+    A subclass puts its modules in by `within` and `after`.
+
+    Attributes:
+      channels: of each resolution, highest first.
+      attention: which resolutions have transformers; the lowest one's is the middle's too, which
+        always has one.
+      layers_per_block: layers per resolution on the way down; one more on the way up.
+      heads: of every attention; divides the channels.
+      context_width: of the cross-attention's context; 0 leaves the cross-attentions out.
+      norm_groups: of the group norms.
+      latent_channels: in and out.
+      up: has the way up; without it there is no head either.
+      head: has the output layer.
+      remat: recompute residual blocks and transformers in the backward pass.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    attention: tuple[bool, ...] = (True, True, True, False)
+    layers_per_block: int = 2
+    heads: int = 8
+    context_width: int = 768
+    norm_groups: int = 32
+    latent_channels: int = 4
+    up: bool = True
+    head: bool = True
+    remat: bool = False
+    dtype: Dtype = jnp.float32
+
+    def within(self, block: str) -> Make | None:
+        """Makes the module inside transformer `block` ("mid/attn_0"); see `Transformer.within`."""
+        return None
+
+    def after(self) -> dict[str, Make]:
+        """Modules after each layer, in order: name -> makes one; see `Stage.after`."""
+        return {}
+
+    def __call__(
+        self,
+        x_bfhwc: jax.Array,
+        time_b: jax.Array,
+        context_bsc: jax.Array | None = None,
+        condition: Any = None,
+        banks: Pairs | None = None,
+        bank_mask: Banks | None = None,
+        skip: tuple[str, ...] = (),
+    ) -> jax.Array:
+        """Run the network.
+
+        Args:
+          x_bfhwc: (b, f, h, w, latent_channels) noisy latents; h and w are multiples of
+            2^(levels - 1), 8 for the released one.
+          time_b: (b,) timestep of each sample, 0 to 999, the same for all its frames.
+          context_bsc: (b, s, context_width) tokens of the cross-attention, the same for all frames.
+          condition: for the modules of `within` and `after`.
+          banks: block -> keys and values of the reference, each (b or 1, l, heads, d), from
+            `project_banks`; they serve all frames of a sample.
+          bank_mask: block -> bool (b or 1, l), False for reference tokens that are left out.
+          skip: names of `after` that are left out of this run.
+
+        Returns:
+          (b, f, h, w, latent_channels) float32; without the head the features of the last stage.
+
+        Raises:
+          ValueError: shapes, blocks or names that do not fit.
+        """
+        banks, bank_mask = banks or {}, bank_mask or {}
+        return self._run(x_bfhwc, time_b, context_bsc, condition, banks, bank_mask, skip)[0]
+
+    @nn.compact
+    def _run(self, x, time_b, context_bsc, condition, banks, bank_mask, skip):
+        self._check(x, context_bsc, banks, bank_mask, skip)
+        dense = functools.partial(nn.Dense, 4 * self.channels[0], dtype=self.dtype)
+        conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding=SAME, dtype=self.dtype)
+        time_bc = dense(name="time_0")(time_code(time_b, self.channels[0]))
+        time_bc = dense(name="time_1")(nn.silu(time_bc))
+        given = Given(time_bc, context_bsc, banks, bank_mask, condition, skip)
+        own = dict(
+            heads=self.heads,
+            groups=self.norm_groups,
+            context=bool(self.context_width),
+            within={name: make for name in block_names(self) if (make := self.within(name))},
+            after=self.after(),
+            remat=self.remat,
+            dtype=self.dtype,
+        )
+        down = functools.partial(Downsample, dtype=self.dtype, name="downsample")
+        up = functools.partial(Upsample, dtype=self.dtype, name="upsample")
+        levels = list(enumerate(zip(self.channels, self.attention)))
+        last = levels[-1][0]
+        seen: dict[str, jax.Array] = {}
+        b, f = x.shape[:2]
+        x = conv(self.channels[0], name="conv_in")(x.reshape(b * f, *x.shape[2:]))
+        x = x.reshape(b, f, *x.shape[1:])
+        kept = [x]
+        for i, (c, attention) in levels:
+            shape = c, self.layers_per_block, down if i < last else None, attention
+            x = Down(*shape, **own, name=f"down_{i}")(x, given, kept, seen)
+        x = Middle(self.channels[-1], 1, None, True, **own, name="mid")(x, given, seen)
+        if not self.up:
+            return x, seen
+        for i, (c, attention) in levels[::-1]:
+            shape = c, self.layers_per_block + 1, up if i else None, attention
+            x = Up(*shape, **own, name=f"up_{last - i}")(x, given, kept, seen)
+        if not self.head:
+            return x, seen
+        x = x.reshape(b * f, *x.shape[2:])
+        x = nn.silu(group_norm(self.norm_groups, EPSILON, self.dtype, "norm_out")(x))
+        x = conv(self.latent_channels, kernel_init=zeros, name="conv_out")(x)
+        return x.reshape(b, f, *x.shape[1:]).astype(jnp.float32), seen
+
+    def _check(self, x, context_bsc, banks, bank_mask, skip) -> None:
+        factor = 2 ** (len(self.channels) - 1)
+        if x.ndim != 5 or x.shape[2] % factor or x.shape[3] % factor:
+            raise ValueError(
+                f"want latents (b, f, h, w, {self.latent_channels}) with h and w multiples of "
+                f"{factor}, got {x.shape}"
+            )
+        if len(self.attention) != len(self.channels):
+            raise ValueError(
+                f"attention={self.attention} and channels={self.channels} differ in length"
+            )
+        if self.context_width and context_bsc is None:
+            raise ValueError(f"this UNet needs a context (b, s, {self.context_width})")
+        unknown = set(banks) - set(block_names(self))
+        unknown |= (set(bank_mask) - set(banks)) | (set(skip) - set(self.after()))
+        if unknown:
+            raise ValueError(
+                f"{sorted(unknown)}: banks are named {', '.join(block_names(self))}; a mask needs "
+                f"a bank of its name; skip may name {', '.join(self.after()) or 'nothing'}"
+            )
+
+
+class ReferenceUNet(UNet):
+    """The network whose features another one reads: a UNet on clean latents at time 0.
+
+    What follows the first norm of the last transformer is never read and has no gradient: the
+    leaves that match `UNREAD`. They exist because the released weights have them, and a jitted
+    call does not compute them. ``up=False`` makes the way down and the middle alone.
+    """
+
+    head: bool = False
+
+    def __call__(
+        self, z_bhwc: jax.Array, context_bsc: jax.Array | None = None, condition: Any = None
+    ) -> dict[str, jax.Array]:
+        """Banks of clean latents.
+
+        Args:
+          z_bhwc: (b, h, w, latent_channels) scaled latents without noise.
+          context_bsc: (b, s, context_width) tokens of the cross-attention.
+          condition: for the modules of a subclass.
+
+        Returns:
+          block -> (b, l, c) of `dtype`, the normalised tokens before the self-attention, in the
+          order of `block_names`.
+        """
+        time_b = jnp.zeros(len(z_bhwc))
+        return self._run(z_bhwc[:, None], time_b, context_bsc, condition, {}, {}, ())[1]
+
+
+# Leaves of a four-level `ReferenceUNet` without a gradient: 20 tensors (spec xnemo.md, 1.2).
+UNREAD = r"up_3/attn_2/(self|norm2|cross|norm3|ff|proj_out)/.*"
+
+
+def block_names(net: UNet) -> list[str]:
+    """Names of the transformers in the order in which they run; 16 in Stable Diffusion."""
+    last = len(net.channels) - 1
+    layers = range(net.layers_per_block)
+    names = [f"down_{i}/attn_{j}" for i in range(last + 1) if net.attention[i] for j in layers]
+    names.append("mid/attn_0")
+    if net.up:
+        layers = range(net.layers_per_block + 1)
+        flags = net.attention[::-1]
+        names += [f"up_{i}/attn_{j}" for i in range(last + 1) if flags[i] for j in layers]
+    return names
+
+
+def project_banks(net: UNet, params: Mapping[str, Any], banks: Banks) -> Pairs:
+    """Keys and values of reference features by the reading network's own layers.
+
+    These have no bias and see no time, so that one projection serves all steps and frames. It is
+    differentiable in both arguments.
+
+    Args:
+      net: the reading network.
+      params: its parameters.
+      banks: block -> (b, l, c); a part of the blocks will do.
+
+    Returns:
+      block -> two arrays (b, l, heads, d) of `net.dtype`.
+    """
+
+    def project(block: str, name: str) -> jax.Array:
+        stage, attn = block.split("/")
+        kernel_cc = params[stage][attn]["self"][name]["kernel"].astype(net.dtype)
+        y_blc = banks[block].astype(net.dtype) @ kernel_cc
+        return einops.rearrange(y_blc, "b l (h d) -> b l h d", h=net.heads)
+
+    return {block: (project(block, "k"), project(block, "v")) for block in banks}
+
+
+def random_bank_mask(key: jax.Array, banks: Pairs, batch: int, ratio: float) -> Banks:
+    """Leaves out a share of the reference tokens, drawn per sample and per block.
+
+    Reference feature masking of X-NeMo (spec xnemo.md, 1.3 and 2.4).
+
+    Args:
+      key: of the draw.
+      banks: as the network takes them; only names and numbers of tokens are read.
+      batch: samples.
+      ratio: share that is left out, 0 to 1; of l tokens, floor(l (1 - ratio)) stay.
+
+    Returns:
+      block -> bool (batch, l), True for those that stay; `bank_mask` of the network. And it with
+      bool (batch, 1) to leave out a sample's reference altogether.
+    """
+    mask = {}
+    for i, (block, (k, _)) in enumerate(banks.items()):
+        tokens = k.shape[1]
+        rank = jax.random.uniform(jax.random.fold_in(key, i), (batch, tokens)).argsort().argsort()
+        mask[block] = rank < int(tokens * (1 - ratio))
+    return mask

@@ -27,6 +27,16 @@ def flat(value, *shape):
     return np.full((*shape, 3), value, np.uint8)
 
 
+def test_captions_stand_in_the_corners_of_their_items():
+    items = np.full((3, 2, 40, 60, 3), 9, np.uint8)
+    plain, named = media.grid(items, cols=3), media.grid(items, cols=3, captions=["a", "", "b"])
+    changed = np.any(named != plain, axis=(0, 3))
+    lefts = [2 + 62 * k for k in range(3)]
+    assert [changed[2:20, left : left + 4].any() for left in lefts] == [True, False, True]
+    assert not changed[:, lefts[1] : lefts[1] + 60].any() and not changed[30:].any()
+    np.testing.assert_array_equal(named[0], named[1])
+
+
 def test_grid_places_each_image():
     images = [flat(i, 2, 3) for i in range(5)]
     out = media.grid(images, cols=3, pad=1, scale=2, fill=200)

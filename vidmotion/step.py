@@ -16,7 +16,7 @@ from vidmotion import paths
 from vidmotion.errors import ConfigError
 from vidmotion.optim import Optimizer
 from vidmotion.state import TrainState
-from vidmotion.system import Out, Player, System, Vars
+from vidmotion.system import Out, Player, System, Vars, when
 
 PyTree = Any
 
@@ -192,7 +192,7 @@ class Stepper:
             blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[3:])
             return params[player.name], slots, mutable, *blank
 
-        return jax.lax.cond(due, run, rest, operand)
+        return when(due, run, rest, operand)
 
     def _play(self, player, params, slots, mutable, consts, micro, key, step, carry):
         """Gradient and update of one player; returns (params, slots, mutable, carry, metrics)."""

@@ -304,6 +304,10 @@ class HeadsSource:
         """The motion of clip i, (frames, len(MOTION_FACTORS)) float32; IndexError as above."""
         return sample_motion(self._rng(1, self._index(i)), self.frames, self.fps)
 
+    def boxes(self, i: int) -> np.ndarray:
+        """Where the face is in each frame of clip i, (frames, 4) as of `face_boxes`; IndexError as above."""
+        return face_boxes(self.identity(i), self.motion(i), self.size)
+
     def factors(self, i: int) -> dict[str, Mapping[str, float | int | np.ndarray]]:
         """What clip i was drawn from, by name: `identity`, a float or an int (a class) each, and `motion`,
         (frames,) float32 each. IndexError as above."""

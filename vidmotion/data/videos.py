@@ -21,7 +21,8 @@ class Window(grain.transforms.RandomMap):
 
     The element becomes `video` uint8 (frames, H, W, 3), or `latents` where these are stored, `fps`
     float32 () the rate of that video and `start` float64 (), seconds from the first frame of the
-    source to the first of the window. `label` and `level` int32 () stay where the clips have them.
+    source to the first of the window. `label` and `level` int32 () stay where the clips have them, and
+    so do the window's `boxes` float32 (frames, 4).
 
     Attributes:
       frames: length of the window; None takes the whole clip.
@@ -53,6 +54,8 @@ class Window(grain.transforms.RandomMap):
         for name in ("label", "level"):
             if name in element:
                 window[name] = element[name]
+        if "boxes" in element:
+            window["boxes"] = element["boxes"][first : first + span : self.decimate]
         return {
             **window,
             "fps": np.float32(fps / self.decimate),

@@ -24,21 +24,25 @@ class Attention(nn.Module):
       heads: number of heads; divides the width.
       dropout: rate, on the attention weights.
       dtype: of the matrix products.
+      out_init: of the output layer's kernel.
     """
 
     heads: int
     dropout: float
     dtype: DTypeLike
+    out_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
 
     @nn.compact
     def __call__(self, x_bqc: jax.Array, memory_blc: jax.Array, deterministic: bool) -> jax.Array:
         """(b, q, c), (b, l, any width) -> (b, q, c)."""
         width = x_bqc.shape[-1]
         init = nn.initializers.normal(0.02)
-        dense = functools.partial(nn.Dense, width, kernel_init=init, dtype=self.dtype)
+        dense = functools.partial(nn.Dense, width, dtype=self.dtype)
 
         def heads(name: str, y: jax.Array) -> jax.Array:
-            return dense(name=name)(y).reshape(*y.shape[:2], self.heads, width // self.heads)
+            return dense(kernel_init=init, name=name)(y).reshape(
+                *y.shape[:2], self.heads, width // self.heads
+            )
 
         # Not jax.nn's: that one cannot drop attention weights. The softmax is float32 here as well.
         y_bqnd = nn.dot_product_attention(
@@ -51,7 +55,7 @@ class Attention(nn.Module):
             deterministic=deterministic,
             force_fp32_for_softmax=True,
         )
-        return dense(name="out")(y_bqnd.reshape(x_bqc.shape))
+        return dense(kernel_init=self.out_init, name="out")(y_bqnd.reshape(x_bqc.shape))
 
 
 class Layer(nn.Module):

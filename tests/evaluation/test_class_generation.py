@@ -1,0 +1,168 @@
+"""Class-conditional generation with stand-ins whose answers are known."""
+
+import types
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from vidmotion.data.records import DatasetWriter
+from vidmotion.errors import ConfigError
+from vidmotion.evaluation import class_generation
+from vidmotion.system import fingerprint
+
+CLASSES, PER_CLASS = 9, 4
+WEIGHTS = {"kernel": np.arange(3.0)}
+ATTRIBUTES = (("skin", 6), ("pants", 6), ("top", 6), ("hair", 6))
+
+
+def latents_of(label):
+    """Latents that say their class: all numbers are the label."""
+    value = np.asarray(label, np.float32)
+    return {
+        "structure": np.broadcast_to(value[:, None, None, None, None], (len(value), 2, 1, 1, 3)),
+        "dynamics": np.broadcast_to(value[:, None, None, None], (len(value), 2, 2, 1)),
+    }
+
+
+class Stub:
+    """A run: of the generator, of the autoencoder, or of the judge."""
+
+    def __init__(self, workdir, system, name, **config):
+        self.workdir, self.system, self.mesh = workdir, system, None
+        self.config = ConfigDict({"seed": 0, "system": {"name": name}, **config})
+        self.sizes = []
+
+    def source(self, split):
+        assert split == "eval"
+        return self.records
+
+    def rows(self, count):
+        return -(-count // 8) * 8
+
+    def put_rows(self, batch):
+        return batch
+
+    def jit_sample(self):
+        def sample(vars, batch, key):
+            self.sizes.append(len(next(iter(batch.values()))))
+            return self.system.sample(vars, batch, key)
+
+        return sample
+
+    def trained_vars(self):
+        return types.SimpleNamespace(params={"model": WEIGHTS})
+
+
+def paint(vars, batch):
+    """A 16 px clip of two frames, grey 20 times its class."""
+    grey = np.asarray(batch["structure"])[:, 0, 0, 0, 0] * 20 / 255
+    return np.broadcast_to(grey[:, None, None, None, None], (len(grey), 2, 16, 16, 3))
+
+
+def read(vars, batch, key):
+    """Class from the grey; the hair is that of the first clip for all, other looks go round."""
+    label = np.rint(batch["video"][:, 0, 0, 0, 0] / 20).astype(int)
+    looks = np.arange(len(label)) % 6
+    eye = np.eye(9, dtype=np.float32)[label]
+    return {
+        "action": eye,
+        **{name: np.eye(6, dtype=np.float32)[looks * (name != "hair")] for name, _ in ATTRIBUTES},
+    }
+
+
+@pytest.fixture
+def scene(tmp_path, monkeypatch):
+    """(evaluate with changed settings, generator run)."""
+    provenance = {
+        "classes": [f"class {k}" for k in range(CLASSES)],
+        "weights": fingerprint(WEIGHTS),
+        "command": "none",
+    }
+    with DatasetWriter(tmp_path / "latents", "vidtwin_latents", provenance=provenance) as writer:
+        writer.write("eval", {"label": np.int32(0)})
+    system = types.SimpleNamespace(
+        latents=str(tmp_path / "latents"),
+        guidance=types.SimpleNamespace(scale=5.0),
+        sampler=types.SimpleNamespace(steps=50),
+        sample=lambda vars, batch, key: latents_of(batch["label"]),
+    )
+    data = {"kind": "sprites", "common": {"sheets_dir": "the sheets"}}
+    twin = Stub(tmp_path, types.SimpleNamespace(render=paint), "vidtwin", data=data)
+    judge_run = Stub(tmp_path, types.SimpleNamespace(sample=read), "sprites_judge")
+    asked = []
+
+    def companion(needed):
+        asked.append(needed)
+        return judge_run
+
+    monkeypatch.setattr(class_generation, "open_run", lambda workdir: twin)
+    monkeypatch.setattr(class_generation.jax, "jit", lambda function, **_: function)
+    monkeypatch.setattr(class_generation.sharding, "replicated", lambda mesh: None)
+    settings = dict(batch=6, per_class=PER_CLASS, autoencoder="twin", judge="sprites_judge:debug")
+    run = Stub(
+        tmp_path, system, "vidtwin_dit", eval={**settings, "judge_workdir": "unused"},
+        sample={"fps": 8.0},
+    )  # fmt: skip
+    # Held out: two clips of class 1 that the autoencoder confuses with 2, and eight right ones.
+    shown = np.array([2, 2, *range(8)])
+    latents, truth = latents_of(shown), np.array([1, 1, *range(8)], np.int32)
+    run.records = [
+        {name: value[i] for name, value in latents.items()} | {"label": truth[i]}
+        for i in range(len(shown))
+    ]
+
+    def evaluate(**changes):
+        run.config.eval.update(changes)
+        return {row.metric: row for row in class_generation.evaluate(run, None, companion)}
+
+    return evaluate, run, twin, asked
+
+
+def test_the_right_class_every_time(scene, tmp_path):
+    evaluate, run, _, asked = scene
+    rows = evaluate()
+    assert rows["class_accuracy/generated"].value == 1 and rows["class_accuracy/generated"].n == 36
+    assert rows["class_accuracy/rebuilt"].value == pytest.approx(0.8)
+    assert "chance 0.111; 4 clips of each of 9 classes; guidance 5, 50 steps" in (
+        rows["class_accuracy/generated"].convention
+    )
+    assert run.sizes == [8] * 5  # 36 clips, 6 at a time rounded up to what the mesh divides
+    # The hair never changes, the three others go through six values evenly.
+    assert rows["H(looks)/generated"].value == pytest.approx(0.75 * np.log(6))
+    assert rows["gfvd"].value is None and "needs I3D weights" in rows["gfvd"].convention
+    assert asked[0].config.data.common.sheets_dir == "the sheets"
+    assert all(row.resolution == "16x16" for row in rows.values())
+    for suffix in ("png", "mp4", "gif"):
+        assert (tmp_path / "samples" / f"generated.{suffix}").stat().st_size > 0
+
+
+def test_wrong_classes_are_counted(scene):
+    evaluate, run, _, _ = scene
+    run.system.sample = lambda vars, batch, key: latents_of(np.where(batch["label"] < 3, 0, 8))
+    assert evaluate()["class_accuracy/generated"].value == pytest.approx(2 / 9)
+
+
+def test_without_a_judge_or_an_autoencoder_it_says_so(scene):
+    evaluate, _, twin, _ = scene
+    twin.config.data.kind = "heads"
+    with pytest.raises(ConfigError, match=r"reads Sprites, but .* learnt from heads"):
+        evaluate()
+    for changes, message in (
+        ({"judge": ""}, "config.eval.judge names no judge"),
+        ({"autoencoder": ""}, "config.eval.autoencoder names no VidTwin"),
+    ):
+        rows = evaluate(**changes)
+        row = rows["class_accuracy/generated"]
+        assert row.value is None and message in row.convention
+        assert rows["gfvd"].value is None and set(rows) == {"class_accuracy/generated", "gfvd"}
+
+
+def test_another_run_does_not_decode(scene):
+    evaluate, _, twin, _ = scene
+    twin.trained_vars = lambda: types.SimpleNamespace(params={"model": {"kernel": np.arange(4.0)}})
+    with pytest.raises(ConfigError, match=r"is not the run.*its weights differ"):
+        evaluate()
+    twin.config.system.name = "bcd"
+    with pytest.raises(ConfigError, match="holds a bcd, which decodes no structure and dynamics"):
+        evaluate()

@@ -1,0 +1,179 @@
+"""Class-conditional generation: does a judge find the class that was asked for?
+
+The paper reports gFVD on UCF-101 (spec vidtwin.md, sections 12 and 13); its sample count and reference set are not
+stated. Here a trained judge reads as many clips of each class; beside it stands its accuracy on held-out clips that
+the autoencoder rebuilt, which is what generation can reach, and chance.
+"""
+
+import logging
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from vidmotion import media, sharding
+from vidmotion.data import vidtwin_latents
+from vidmotion.errors import ConfigError
+from vidmotion.evaluation.sprites_judge import judge_clips, trained_judge
+from vidmotion.evaluation.transfer import to_uint8
+from vidmotion.metrics import judge
+from vidmotion.record import Result
+from vidmotion.run import open_run
+from vidmotion.system import fingerprint
+from vidmotion.systems.sprites_judge import LABELS
+
+log = logging.getLogger(__name__)
+
+SHOWN = 4  # clips of each class in the pictures
+
+
+def evaluate(run, vars, companion) -> list[Result]:
+    """Accuracy of the judge on generated and on rebuilt clips, the spread of looks, and the pictures.
+
+    ``config.eval``: `autoencoder`, workdir of the VidTwin that wrote the latents; `per_class` clips of each
+    class, `batch` at a time; `judge` the config of a Sprites judge, "" for none, and `judge_workdir`
+    where it lies or is trained (default ``<workdir>/judge``).
+
+    Raises:
+      ConfigError: `autoencoder` is not the run that the latents come from, or learnt from other data than
+        Sprites although there is a judge.
+    """
+    settings, system = run.config.eval, run.system
+    names = vidtwin_latents.read_provenance(system.latents)["classes"]
+    count = settings.per_class * len(names)
+    fvd = Result("gfvd", None, "not computed: needs I3D weights", "none", "latents", count)
+    if not settings.autoencoder:
+        why = "not computed: config.eval.autoencoder names no VidTwin run"
+        return [Result("class_accuracy/generated", None, why, "none", "latents", count), fvd]
+    autoencoder, decode = _autoencoder(run)
+    labels = np.tile(np.arange(len(names), dtype=np.int32), settings.per_class)
+    made = decode(generate(run, vars, labels))
+    show(run, made, labels, names)
+    resolution = f"{made.shape[2]}x{made.shape[3]}"
+    fvd = fvd._replace(resolution=resolution)
+    if not settings.judge:
+        why = "not computed: config.eval.judge names no judge of these classes"
+        return [Result("class_accuracy/generated", None, why, "none", resolution, count), fvd]
+    if autoencoder.config.data.kind != "sprites":
+        raise ConfigError(
+            f"config.eval.judge={settings.judge!r} reads Sprites, but config.eval.autoencoder="
+            f"{settings.autoencoder!r} learnt from {autoencoder.config.data.kind}: leave the judge empty"
+        )
+    source = run.source("eval")
+    held_out = [source[i] for i in range(min(count, len(source)))]
+    rebuilt = decode(
+        {name: np.stack([e[name] for e in held_out]) for name in vidtwin_latents.LATENTS}
+    )
+    truth = np.array([element["label"] for element in held_out])
+    judge_run, judge_vars, identity = trained_judge(
+        run, companion, autoencoder.config.data.common.sheets_dir
+    )
+    on_made, on_rebuilt = (
+        _judged(judge_run, judge_vars, videos, of)
+        for videos, of in ((made, labels), (rebuilt, truth))
+    )
+    chance = f"chance {1 / len(names):.3f}"
+    guided = f"guidance {system.guidance.scale:g}, {system.sampler.steps} steps"
+    spread = [
+        np.mean([judge.marginal_entropy(part[name]) for name, _ in LABELS[1:]])
+        for part in (on_made, on_rebuilt)
+    ]
+    entropy = "nats, H(y) of skin, pants, top and hair on average; at most ln 6 = 1.792"
+    rows = [
+        (
+            "class_accuracy/generated",
+            judge.accuracy(on_made["action"], labels),
+            f"{chance}; {settings.per_class} clips of each of {len(names)} classes; {guided}",
+            count,
+        ),
+        (
+            "class_accuracy/rebuilt",
+            judge.accuracy(on_rebuilt["action"], truth),
+            f"{chance}; held-out clips through the autoencoder: what generation can reach",
+            len(truth),
+        ),
+        ("H(looks)/generated", spread[0], entropy, count),
+        ("H(looks)/rebuilt", spread[1], entropy, len(truth)),
+    ]
+    return [
+        *(
+            Result(name, float(value), note, identity, resolution, n)
+            for name, value, note, n in rows
+        ),
+        fvd,
+    ]
+
+
+def generate(run, vars, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Latents (N, ...) of new clips of the classes `labels` (N,), `config.eval.batch` at a time."""
+    rows = run.rows(run.config.eval.batch)
+    sample = run.jit_sample()
+    key = jax.random.key(run.config.seed)
+    parts = []
+    for start in tqdm(range(0, len(labels), rows), desc="generating", disable=None):
+        picked = np.minimum(np.arange(start, start + rows), len(labels) - 1)
+        placed = run.put_rows({"label": labels[picked]})
+        latents = sample(vars, placed, jax.random.fold_in(key, start))
+        kept = min(rows, len(labels) - start)
+        parts.append({name: np.asarray(value)[:kept] for name, value in latents.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _autoencoder(run):
+    """The VidTwin run `config.eval.autoencoder`, and latents (N, ...) -> uint8 videos (N, T, H, W, 3)."""
+    settings, system = run.config.eval, run.system
+    autoencoder = open_run(settings.autoencoder)
+    if autoencoder.config.system.name != "vidtwin":
+        raise ConfigError(
+            f"config.eval.autoencoder={settings.autoencoder!r} holds a "
+            f"{autoencoder.config.system.name}, which decodes no structure and dynamics"
+        )
+    weights = autoencoder.trained_vars()
+    wrote = vidtwin_latents.read_provenance(system.latents)["weights"]
+    if fingerprint(weights.params["model"]) != wrote:
+        raise ConfigError(
+            f"config.eval.autoencoder={settings.autoencoder!r} is not the run, or not the checkpoint, "
+            f"that wrote the latents {system.latents!r}: its weights differ"
+        )
+    rows = autoencoder.rows(settings.batch)
+    render = jax.jit(autoencoder.system.render, out_shardings=sharding.replicated(autoencoder.mesh))
+
+    def decode(latents: dict[str, np.ndarray]) -> np.ndarray:
+        total, videos = len(latents["structure"]), []
+        for start in range(0, total, rows):
+            picked = np.minimum(np.arange(start, start + rows), total - 1)
+            batch = {name: latents[name][picked] for name in vidtwin_latents.LATENTS}
+            video = render(weights, autoencoder.put_rows(batch))
+            videos.append(to_uint8(np.asarray(video)[: total - start]))
+        return np.concatenate(videos)
+
+    return autoencoder, decode
+
+
+def _judged(judge_run, judge_vars, videos: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Probabilities of the judge's labels."""
+    nothing = np.zeros(len(LABELS) - 1, np.int32)  # looks are not compared with any
+    clips = [
+        {"video": video, "action": np.int32(label), "attributes": nothing}
+        for video, label in zip(videos, labels)
+    ]
+    return judge_clips(judge_run, judge_vars, clips)[0]
+
+
+def show(run, videos: np.ndarray, labels: np.ndarray, names: list[str]) -> None:
+    """Write ``samples/generated.{png,mp4,gif}``: a row of clips for each class, with its name; the PNG
+    shows the middle frame."""
+    if jax.process_index() != 0:
+        return
+    columns = min(SHOWN, *np.bincount(labels, minlength=len(names)))
+    cells, captions = [], []
+    for label, name in enumerate(names):
+        cells += list(videos[labels == label][:columns])
+        captions += [name] + [""] * (columns - 1)
+    sheet = media.grid(cells, cols=columns, scale=2, captions=captions)
+    folder = run.workdir / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    media.write_png(folder / "generated.png", sheet[len(sheet) // 2])
+    media.write_mp4(folder / "generated.mp4", sheet, fps=run.config.sample.fps)
+    media.write_gif(folder / "generated.gif", sheet, fps=run.config.sample.fps)
+    log.info("pictures: %s", folder / "generated.png")

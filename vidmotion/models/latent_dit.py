@@ -1,0 +1,234 @@
+"""A transformer that denoises VidTwin's two latents at once, given a class (spec vidtwin.md, section 12).
+
+    patches = Patches((16, 7, 7, 4), (2, 2, 2)), Patches((1, 16, 14, 8), (1, 2, 2))
+    tokens = [part.split(z) for part, z in zip(patches, (structure, dynamics))]  # 128 and 56 of them
+    clean = LatentDiT(...).apply(variables, tokens, time, label)
+    structure, dynamics = (part.join(x) for part, x in zip(patches, clean))
+
+Blocks are DiT's with adaLN-Zero from the time alone (Peebles and Xie 2022); the class comes in by
+cross-attention, as the paper says.
+
+Shape suffixes: b batch, n tokens, w numbers of a token, d width, t h w c of a latent seen as a video.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jax.typing import DTypeLike
+
+from vidmotion.models import qformer, spacetime
+from vidmotion.models.dit import Conditioning, TimeEmbedding
+
+LATENTS = ("structure", "dynamics")
+EPSILON = 1e-6  # of every norm here; none has parameters
+xavier = nn.initializers.xavier_uniform()
+zeros = nn.initializers.zeros
+small = nn.initializers.normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class Patches:
+    """How a latent becomes tokens: seen as a video and cut into blocks, and the way back.
+
+    Attributes:
+      shape: (t, h, w, c) of the latent. Structure is a video of n_q frames; dynamics is one frame of
+        f rows and w_D + h_D columns.
+      patch: frames, rows and columns of a block. Where they do not divide the latent, zeros fill it up
+        at the end; `join` drops them again.
+    """
+
+    shape: tuple[int, int, int, int]
+    patch: tuple[int, int, int]
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Blocks along t, h and w."""
+        return tuple(-(-size // p) for size, p in zip(self.shape, self.patch))
+
+    @property
+    def tokens(self) -> int:
+        """Their number."""
+        return math.prod(self.grid)
+
+    @property
+    def width(self) -> int:
+        """Numbers of a token."""
+        return math.prod(self.patch) * self.shape[3]
+
+    @property
+    def numbers(self) -> int:
+        """Of the latent, what fills it up not counted."""
+        return math.prod(self.shape)
+
+    def split(self, latent: jax.Array) -> jax.Array:
+        """(b, ...) with `numbers` numbers each, in the order of `shape` -> tokens (b, n, w)."""
+        x_bthwc = latent.reshape(-1, *self.shape)
+        room = [(0, n * p - size) for size, n, p in zip(self.shape, self.grid, self.patch)]
+        x_bthwc = jnp.pad(x_bthwc, ((0, 0), *room, (0, 0)))
+        i, j, k = self.patch
+        return rearrange(x_bthwc, "b (t i) (h j) (w k) c -> b (t h w) (i j k c)", i=i, j=j, k=k)
+
+    def join(self, tokens_bnw: jax.Array) -> jax.Array:
+        """The inverse of `split`: tokens (b, n, w) -> (b, t, h, w, c)."""
+        (t, h, w), (i, j, k) = self.grid, self.patch
+        x_bthwc = rearrange(
+            tokens_bnw,
+            "b (t h w) (i j k c) -> b (t i) (h j) (w k) c",
+            t=t,
+            h=h,
+            w=w,
+            i=i,
+            j=j,
+            k=k,
+        )
+        frames, rows, columns, _ = self.shape
+        return x_bthwc[:, :frames, :rows, :columns]
+
+    def mask(self) -> np.ndarray:
+        """(n, w) bool: which numbers of the tokens belong to the latent and do not merely fill it up."""
+        return np.asarray(self.split(np.ones((1, *self.shape), bool))[0])
+
+
+def norm(x_bnd: jax.Array) -> jax.Array:
+    """LayerNorm of each token without parameters, in float32."""
+    x = x_bnd.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + EPSILON)
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention to the class, MLP; each added.
+
+    The time modulates and gates the first and the last. Gates and the cross-attention's output layer
+    start at zero, so that a fresh block is the identity.
+
+    Attributes:
+      heads, mlp_ratio: sizes.
+      dtype: of the matrix products; the residual stream is float32.
+    """
+
+    heads: int
+    mlp_ratio: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x_bnd: jax.Array, cond_b1d: jax.Array, class_bkd: jax.Array
+    ) -> tuple[jax.Array, None]:
+        """Residual stream (b, n, d) float32, SiLU of the time's embedding (b, 1, d) and the class
+        (b, 1, any width) -> (residual stream, None), as `nn.scan` wants it."""
+        width = x_bnd.shape[-1]
+        modulate, gates = Conditioning(width, 2, "add_temb", True, self.dtype, name="conditioning")(
+            None, None, cond_b1d
+        )
+
+        def add(x_bnd, site, branch):
+            y_b1nd = branch(modulate(site, norm(x_bnd)[:, None]))
+            return x_bnd + (gates[site] * y_b1nd)[:, 0]
+
+        def mlp(y):
+            y = nn.Dense(self.mlp_ratio * width, kernel_init=xavier, dtype=self.dtype, name="in")(y)
+            y = nn.gelu(y, approximate=True)
+            return nn.Dense(width, kernel_init=xavier, dtype=self.dtype, name="out")(y)
+
+        attend = spacetime.Attention(self.heads, False, self.dtype, name="attention")
+        look = qformer.Attention(self.heads, 0.0, self.dtype, out_init=zeros, name="class")
+        x_bnd = add(x_bnd, 0, attend)
+        x_bnd = x_bnd + look(norm(x_bnd), class_bkd, True)
+        return add(x_bnd, 1, mlp), None
+
+
+class LatentDiT(nn.Module):
+    """Clean tokens of both latents from noisy ones, the time and the class: f(x_t, t, c) (section 12).
+
+    With one class token the softmax of the cross-attention is over one key: every token is given the
+    same vector, and queries and keys get no gradient. They exist because the paper says
+    cross-attention; a text encoder's many tokens would use them.
+
+    Attributes:
+      patches: of structure and of dynamics.
+      classes: number of them; the label `classes` stands for no class.
+      class_width: of the class vector.
+      width, layers, heads, mlp_ratio: of the transformer.
+      dtype: of the matrix products; parameters, residual stream and result are float32.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+      scan: compile one block for all; their parameters are stacked under `blocks`.
+    """
+
+    patches: tuple[Patches, Patches]
+    classes: int
+    class_width: int
+    width: int
+    layers: int
+    heads: int
+    mlp_ratio: int = 4
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+    scan: bool = False
+
+    @nn.compact
+    def __call__(
+        self, tokens: tuple[jax.Array, jax.Array], time_b: jax.Array, label_b: jax.Array
+    ) -> list[jax.Array]:
+        """Run the network.
+
+        Args:
+          tokens: noisy structure and dynamics as `Patches.split` gives them, (B, N, W) each.
+          time_b: (B,) diffusion time, 0 to 1000.
+          label_b: (B,) int, 0 to `classes`.
+
+        Returns:
+          Clean tokens, float32 of the same shapes.
+        """
+
+        def dense(features, name, init=xavier):
+            return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
+
+        counts = [part.tokens for part in self.patches]
+        kinds = self.param("kind", small, (len(counts), self.width))
+        places = self.param("position", small, (sum(counts), self.width))
+        embedded = [
+            dense(self.width, f"embed_{name}")(x_bnw).astype(jnp.float32) + kinds[i][None, None]
+            for i, (name, x_bnw) in enumerate(zip(LATENTS, tokens))
+        ]
+        x_bnd = jnp.concatenate(embedded, axis=1) + places[None]
+
+        time = TimeEmbedding(self.width, self.dtype, name="time")(time_b[:, None])
+        cond_b1d = nn.silu(time)
+        # Not in paper: of variance 1, so that classes differ from the start.
+        vectors = self.param(
+            "classes", nn.initializers.normal(1.0), (self.classes + 1, self.class_width)
+        )
+        class_bkd = vectors[label_b][:, None]
+        x_bnd = self._blocks(x_bnd, cond_b1d, class_bkd)
+
+        modulate, _ = Conditioning(
+            self.width, 1, "add_temb", False, self.dtype, name="final_conditioning"
+        )(None, None, cond_b1d)
+        x_bnd = modulate(0, norm(x_bnd)[:, None])[:, 0]
+        parts = jnp.split(x_bnd, counts[:1], axis=1)
+        return [
+            dense(patches.width, f"final_{name}", zeros)(part).astype(jnp.float32)
+            for name, patches, part in zip(LATENTS, self.patches, parts)
+        ]
+
+    def _blocks(self, x_bnd, *condition):
+        size = (self.heads, self.mlp_ratio, self.dtype)
+        block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+        if self.scan:
+            block = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=self.layers,
+                in_axes=(nn.broadcast,) * len(condition),
+            )
+            return block(*size, name="blocks")(x_bnd, *condition)[0]
+        for i in range(self.layers):
+            x_bnd, _ = block(*size, name=f"block_{i}")(x_bnd, *condition)
+        return x_bnd

@@ -1,0 +1,291 @@
+"""VidTwin's generation: class-conditional diffusion of both latents (arXiv 2412.17726, 3.5, 4.4.3, D.3;
+spec vidtwin.md, section 12). No code of it was published.
+
+A clip is the row of its latents' numbers, structure first, each channel brought to mean 0 and standard
+deviation 1 with the statistics that lie beside the latents. The network sees the row as tokens of two kinds
+and gives the clean row back. What fills the last patches up is not in the row: it is zero when the network
+reads it, is dropped when it writes it, and so counts in no loss.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vidmotion import paths
+from vidmotion.data import vidtwin_latents
+from vidmotion.diffusion import guidance, samplers
+from vidmotion.diffusion.process import DDPM
+from vidmotion.errors import ConfigError
+from vidmotion.models.latent_dit import LATENTS, LatentDiT, Patches
+from vidmotion.system import Const, Out, System, Vars, dtype, record
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance.
+
+    Attributes:
+      drop: probability per clip of replacing the class by the null class in training.
+      scale: w of D_null + w * (D_class - D_null), of clean latents, at sampling.
+    """
+
+    drop: float = 0.2
+    scale: float = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """DDIM without noise.
+
+    Attributes:
+      steps: evenly spaced times.
+    """
+
+    steps: int = 50
+
+
+RECORDS = {"guidance": Guidance, "sampler": Sampler, "diffusion": DDPM}
+
+
+@dataclasses.dataclass(frozen=True)
+class VidTwinDiT(System):
+    """A `LatentDiT` that predicts clean latents.
+
+    Attributes:
+      latents: folder that ``python -m vidmotion.encode`` wrote; its statistics are used frozen.
+      structure: (n_q, h_S, w_S, d_S) of the VidTwin run.
+      dynamics: (f, w_D + h_D, d_D) of the VidTwin run.
+      structure_patch, dynamics_patch: queries or 1, rows and columns of a token.
+      classes: number of them.
+      class_width: of the class vector.
+      width, layers, heads, mlp_ratio: of the transformer.
+      guidance, sampler, diffusion: see `Guidance`, `Sampler`, `process.DDPM`.
+      compute: ``float32`` or ``bfloat16``.
+      remat, scan: see `LatentDiT`.
+    """
+
+    latents: str
+    structure: tuple[int, int, int, int]
+    dynamics: tuple[int, int, int]
+    classes: int
+    width: int
+    layers: int
+    heads: int
+    structure_patch: tuple[int, int, int] = (2, 2, 2)
+    dynamics_patch: tuple[int, int, int] = (1, 2, 2)
+    class_width: int = 256
+    mlp_ratio: int = 4
+    guidance: Guidance = Guidance()
+    sampler: Sampler = Sampler()
+    diffusion: DDPM = dataclasses.field(default=DDPM())
+    compute: str = "float32"
+    remat: bool = False
+    scan: bool = False
+
+    def __post_init__(self):
+        dtype(self.compute)
+        for name, cls in RECORDS.items():
+            try:
+                object.__setattr__(self, name, record(cls, getattr(self, name), name))
+            except ValueError as error:
+                raise ConfigError(f"config.system.{name}: {error}") from error
+        for name, rank in (("structure", 4), ("dynamics", 3)):
+            shape, patch = getattr(self, name), getattr(self, f"{name}_patch")
+            if len(shape) != rank or len(patch) != 3 or min(*shape, *patch) < 1:
+                raise ConfigError(
+                    f"config.system.{name}={shape}, {name}_patch={patch}: {rank} and 3 positive sizes"
+                )
+        if self.dynamics_patch[0] != 1:
+            raise ConfigError(
+                f"config.system.dynamics_patch={self.dynamics_patch}: dynamics is a video of one "
+                "frame, so the first is 1"
+            )
+        if self.width % self.heads:
+            raise ConfigError(f"config.system.width={self.width} must divide by heads={self.heads}")
+        if self.classes < 1:
+            raise ConfigError(f"config.system.classes={self.classes}: at least 1")
+        if not 0 <= self.guidance.drop < 1:
+            raise ConfigError(f"config.system.guidance.drop={self.guidance.drop}: from 0, below 1")
+        self._times(self.sampler.steps)
+
+    @property
+    def patches(self) -> tuple[Patches, Patches]:
+        """How structure and dynamics become tokens."""
+        return (
+            Patches(self.structure, self.structure_patch),
+            Patches((1, *self.dynamics), self.dynamics_patch),
+        )
+
+    @property
+    def numbers(self) -> int:
+        """Of both latents of a clip."""
+        return sum(part.numbers for part in self.patches)
+
+    @property
+    def _net(self) -> LatentDiT:
+        return LatentDiT(
+            patches=self.patches,
+            classes=self.classes,
+            class_width=self.class_width,
+            width=self.width,
+            layers=self.layers,
+            heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
+            dtype=dtype(self.compute),
+            remat=self.remat,
+            scan=self.scan,
+        )
+
+    # -- the interface ----------------------------------------------------------------------------
+
+    def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """``structure`` (B, n_q, h_S, w_S, d_S) and ``dynamics`` (B, f, w_D + h_D, d_D) float32,
+        ``label`` int32 (B,)."""
+        return {
+            "structure": jax.ShapeDtypeStruct((batch, *self.structure), jnp.float32),
+            "dynamics": jax.ShapeDtypeStruct((batch, *self.dynamics), jnp.float32),
+            "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
+        }
+
+    def init(self, key: jax.Array, batch: PyTree) -> PyTree:
+        """``{"model": tree}``."""
+        tokens = [jnp.zeros((1, part.tokens, part.width)) for part in self.patches]
+        return {"model": self._net.init(key, tokens, jnp.zeros(1), jnp.zeros(1, int))["params"]}
+
+    def consts_spec(self) -> dict[str, Const]:
+        """``{"statistics": {latent: {"mean", "std"}}}``, (C,) each."""
+        return {"statistics": Const(self._shapes, self._load)}
+
+    def _shapes(self) -> PyTree:
+        channels = {"structure": self.structure[-1], "dynamics": self.dynamics[-1]}
+        return {
+            name: {part: jax.ShapeDtypeStruct((count,), jnp.float32) for part in ("mean", "std")}
+            for name, count in channels.items()
+        }
+
+    def _load(self) -> PyTree:
+        have = vidtwin_latents.read_statistics(self.latents)
+        want = {path: leaf.shape for path, leaf in paths.flatten(self._shapes()).items()}
+        found = {path: value.shape for path, value in have.items()}
+        if want != found:
+            raise ConfigError(
+                f"config.system.latents={self.latents!r} comes from a VidTwin of another shape: its "
+                f"statistics are {found}, this config expects {want}"
+            )
+        names = vidtwin_latents.read_provenance(self.latents)["classes"]
+        if len(names) != self.classes:
+            raise ConfigError(
+                f"config.system.classes={self.classes}, but the latents {self.latents!r} have "
+                f"{len(names)} classes ({', '.join(names[:4])}, ...)"
+            )
+        return paths.unflatten(have)
+
+    def tokens(self, batch: int) -> int:
+        """Of both latents."""
+        return batch * sum(part.tokens for part in self.patches)
+
+    def evaluators(self) -> tuple[str, ...]:
+        """Whether what is generated is of its class."""
+        return ("class_generation",)
+
+    def loss(
+        self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
+    ) -> tuple[jax.Array, Out]:
+        """Mean over all numbers of both latents of (x_0 - f(x_t, t, c))^2."""
+        z_bn = self._row(vars.consts, batch)
+        time_key, noise_key, drop_key = jax.random.split(key, 3)
+        time_b = jax.random.randint(time_key, z_bn.shape[:1], 0, self.diffusion.steps)
+        noise_bn = jax.random.normal(noise_key, z_bn.shape)
+        label_b = self._drop(drop_key, batch["label"])
+        x_bn = self.diffusion.noised(z_bn, noise_bn, time_b)
+        error_bn = jnp.square(self._predict(vars.params, x_bn, time_b, label_b) - z_bn)
+        loss = jnp.mean(error_bn)
+        parts = jnp.split(error_bn, [self.patches[0].numbers], axis=1)
+        metrics = {f"mse/{name}": jnp.mean(part) for name, part in zip(LATENTS, parts)}
+        return loss, Out(metrics, vars.mutable)
+
+    def sample(
+        self,
+        vars: Vars,
+        batch: PyTree,
+        key: jax.Array,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> PyTree:
+        """Latents of new clips of given classes, as a VidTwin decodes them.
+
+        Args:
+          vars: parameters (normally the averaged ones).
+          batch: ``label`` int32 (B,), 0 to `classes`; `classes` itself is no class.
+          key: of the initial noise.
+          steps, guidance_scale: instead of the config's.
+
+        Returns:
+          ``structure`` and ``dynamics``, float32, shaped as in `input_spec`.
+
+        Raises:
+          ConfigError: `steps` that the schedule does not have.
+        """
+        label = batch["label"]
+        null = jnp.full_like(label, self.classes)
+        scale = self.guidance.scale if guidance_scale is None else guidance_scale
+
+        def denoise(x_bn, time, label_b):
+            return self._predict(vars.params, x_bn, jnp.broadcast_to(time, label_b.shape), label_b)
+
+        x_bn = samplers.ddim(
+            guidance.guided(denoise, label, null, scale),
+            jax.random.normal(key, (len(label), self.numbers)),
+            self._times(self.sampler.steps if steps is None else steps),
+            self.diffusion.alpha_bar(),
+            prediction="x0",
+        )
+        return self._latents(vars.consts, x_bn)
+
+    # -- parts ------------------------------------------------------------------------------------
+
+    def _times(self, steps: int):
+        try:
+            return samplers.leading_times(steps, self.diffusion.steps, offset=0)
+        except ValueError as error:
+            raise ConfigError(f"config.system.sampler.steps: {error}") from error
+
+    def _drop(self, key: jax.Array, label_b: jax.Array) -> jax.Array:
+        """Labels, each replaced by the null class with probability `guidance.drop`."""
+        dropped = jax.random.bernoulli(key, self.guidance.drop, label_b.shape)
+        return jnp.where(dropped, self.classes, label_b)
+
+    def _predict(self, params, x_bn, time_b, label_b) -> jax.Array:
+        """Clean row (B, numbers) from a noisy one."""
+        rows = jnp.split(x_bn, [self.patches[0].numbers], axis=1)
+        tokens = [part.split(row) for part, row in zip(self.patches, rows)]
+        clean = self._net.apply({"params": params["model"]}, tokens, time_b, label_b)
+        joined = [
+            part.join(x).reshape(row.shape) for part, x, row in zip(self.patches, clean, rows)
+        ]
+        return jnp.concatenate(joined, axis=1)
+
+    def _row(self, consts: Mapping[str, PyTree], batch: PyTree) -> jax.Array:
+        """Latents -> normalised row (B, numbers)."""
+        rows = []
+        for name in LATENTS:
+            x, s = batch[name], consts["statistics"][name]
+            axes = (None,) * (x.ndim - 1)
+            rows.append(((x - s["mean"][axes]) / s["std"][axes]).reshape(len(x), -1))
+        return jnp.concatenate(rows, axis=1)
+
+    def _latents(self, consts: Mapping[str, PyTree], x_bn: jax.Array) -> dict[str, jax.Array]:
+        """The inverse of `_row`."""
+        shapes = {"structure": self.structure, "dynamics": self.dynamics}
+        rows = jnp.split(x_bn, [math.prod(self.structure)], axis=1)
+        latents = {}
+        for name, row in zip(LATENTS, rows):
+            s, axes = consts["statistics"][name], (None,) * (len(shapes[name]))
+            latents[name] = row.reshape(-1, *shapes[name]) * s["std"][axes] + s["mean"][axes]
+        return latents

@@ -15,6 +15,7 @@ Shape suffixes: b batch, t frames, h w rows and columns, c colours, n = b t sing
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,7 @@ from vidmotion.losses.reconstruction import laplace_nll
 from vidmotion.models.features.lpips import LPIPS
 from vidmotion.models.patchgan import PatchDiscriminator
 from vidmotion.models.vidtwin import VidTwin
-from vidmotion.system import Const, Out, Player, System, Vars, dtype, record
+from vidmotion.system import Const, Out, Player, System, Vars, dtype, record, when
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,16 @@ class VidTwinAutoencoder(System):
         return VidTwin(**self.network, dtype=dtype(self.compute), remat=self.remat, scan=self.scan)
 
     @property
+    def size(self) -> int:
+        """Height and width of a frame."""
+        return self.net.size
+
+    @property
+    def window(self) -> int:
+        """Frames of a clip: each window of structure goes with one of dynamics."""
+        return self.net.frames
+
+    @property
     def disc(self) -> PatchDiscriminator:
         """The discriminator."""
         return PatchDiscriminator(self.gan.width, self.gan.layers, dtype(self.compute))
@@ -189,6 +200,24 @@ class VidTwinAutoencoder(System):
         """Patches that the encoder reads, and as many the decoder."""
         t, h, w = self.net.grid
         return 2 * batch * t * h * w
+
+    def released(self, params: PyTree) -> PyTree:
+        """``{"model": tree}`` of this system from a network of ``python -m vidmotion.convert vidtwin``."""
+        return {"model": {"autoencoder": params, "logvar": jnp.zeros(())}}
+
+    def paper_counts(self, params: PyTree) -> dict[str, int]:
+        """Parameters as the paper's figures have them.
+
+        The released code also holds a last layer in the encoder and a patch embedding in the decoder, which nothing
+        reads and which are not made here, and its figures take in VGG-16 with its LPIPS heads, the discriminator
+        and the log-variance (spec, section 5).
+        """
+        net = self.net
+        pixels = math.prod(net.patch) * 3
+        unread = (2 * net.width + net.width * pixels + pixels) + (pixels * net.width + net.width)
+        own = _count(params["model"]["autoencoder"]) + unread
+        judges = _count(self._lpips_shapes()) + _count(params["disc"]) + 1
+        return {"autoencoder": own, "with loss networks": own + judges}
 
     def evaluators(self) -> tuple[str, ...]:
         """Reconstruction of clips; transfer of dynamics against the exact render of heads; leakage."""
@@ -278,7 +307,7 @@ class VidTwinAutoencoder(System):
             return zero, vars.mutable["disc"], jnp.zeros_like(made), none
 
         on = step > self.gan.start
-        term, stats, pull_gan, metrics = jax.lax.cond(on, play, rest)
+        term, stats, pull_gan, metrics = when(on, play, rest)
         moved = jnp.sum(made_nhwc * (pull_nll + pull_gan)) + params["logvar"] * pull_logvar
         value = nll + term
         metrics = {"nll": nll, **metrics}
@@ -392,6 +421,10 @@ class VidTwinAutoencoder(System):
         return video_bthwc[:, index].reshape(
             len(video_bthwc), count, length, *video_bthwc.shape[2:]
         )
+
+
+def _count(tree: PyTree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def _unit(video: jax.Array) -> jax.Array:

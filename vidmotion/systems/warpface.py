@@ -26,7 +26,7 @@ from vidmotion.losses.motion import adaptive_weight, symmetry_loss
 from vidmotion.models import mgme, warpca
 from vidmotion.models.keypoints import KeypointMotion
 from vidmotion.models.mgme import MGME, MotionCodes
-from vidmotion.models.unet import SIZES, ReferenceUNet, project_banks
+from vidmotion.models.unet import ReferenceUNet, UNet, project_banks
 from vidmotion.models.warp_unet import BLOCKS, WarpUNet, keep_blocks
 from vidmotion.system import Const, Out, System, Vars, dtype, record
 from vidmotion.systems import codecs
@@ -126,7 +126,7 @@ class WarpFace(System):
     Attributes:
       size: of a frame, height and width.
       codec: see `codecs`, or a mapping of its fields.
-      unet: a name of `unet.SIZES`, or a mapping of `UNet`'s sizes.
+      unet: sizes of `UNet`; both networks have them.
       reference: name of the set of blocks that read the reference (Table 4a).
       motion ... diffusion: the records above, or mappings of their fields; `diffusion` of `DDPM`.
       steps: of DDIM.
@@ -139,7 +139,7 @@ class WarpFace(System):
 
     size: int
     codec: codecs.PixelCodec | codecs.LatentCodec
-    unet: Any = "sd15"
+    unet: Mapping[str, Any]
     reference: str = "down+mid"
     motion: Motion = Motion()
     inject: Inject = Inject()
@@ -171,14 +171,13 @@ class WarpFace(System):
             if value not in known:
                 choices = sets if known is BLOCKS else ", ".join(known)
                 raise ConfigError(f"config.system.{field}={value!r}: choose {choices}")
-        if isinstance(self.unet, str) and self.unet not in SIZES:
-            raise ConfigError(f"config.system.unet={self.unet!r}: choose {', '.join(SIZES)}")
         if self.motion.kind != "none" and self.code_width % self.inject.token_width:
             raise ConfigError(
                 f"config.system.inject.token_width={self.inject.token_width} does not divide the motion "
                 f"code of {self.code_width} numbers"
             )
         dtype(self.compute)
+        record(UNet, self.unet, "unet")
 
     # -- networks ---------------------------------------------------------------------------------
 
@@ -191,8 +190,8 @@ class WarpFace(System):
 
     @property
     def _unet_sizes(self) -> dict[str, Any]:
-        sizes = SIZES[self.unet] if isinstance(self.unet, str) else self.unet
-        return {**sizes, "context_width": 0, "remat": self.remat, "dtype": dtype(self.compute)}
+        own = {"context_width": 0, "remat": self.remat, "dtype": dtype(self.compute)}
+        return {**self.unet, **own}
 
     @property
     def _reference(self) -> ReferenceUNet:
@@ -286,8 +285,8 @@ class WarpFace(System):
         }
 
     def evaluators(self) -> tuple[str, ...]:
-        """Motion transfer against the exact render, and the collapse indicator."""
-        return ("heads_swap", "leakage", "collapse")
+        """Motion transfer against the exact render of heads; leakage."""
+        return ("heads_swap", "leakage")
 
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree

@@ -1,0 +1,182 @@
+r"""WarpFace: self-supervised face reenactment by warping inside cross-attention (tables of the paper's appendix).
+
+    python -m vidmotion.data.prepare videos --src=DIR --out=data/faces --fps=25 --size=256 --seconds=10
+    python -m vidmotion.main --config=configs/warpface.py --workdir=runs/warpface
+
+Hardware in the paper: 4 GPUs, batch 18 on each, 50,000 steps on HDTF, VFHQ and Hallo3. Paper's figures on 100 videos:
+self-reenactment CSIM .79, APD 2.51, AED 5.58, LPIPS .21, FID 9.6; across identities CSIM .65 (Table 2).
+
+Ablations of Tables 3 to 6 as arguments: ``motion=vector|ip|none``, ``inject=warpca|ca``, ``time_mod=on|off``,
+``msa`` and ``warpca`` (sets of blocks), ``codebook=4x128|8x64|2x256|1x512|2x128|8x128``, ``lambda_sym``, ``tau``,
+``eps``, ``vit_depth``, ``vit_dim``, ``d_basis``. `:demo` is a small network on procedural heads with a codec that needs
+no weights.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, sprites
+
+SETS = ("down", "up", "down+mid", "mid+up", "all")
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """Arguments: those of the module's docstring, ``demo``, ``debug``."""
+    options = common.parse(
+        argument,
+        motion=("vector", "ip", "none"),
+        inject=("warpca", "ca"),
+        time_mod=("on", "off"),
+        msa=("down+mid", *(s for s in SETS if s != "down+mid")),
+        warpca=("mid+up", *(s for s in SETS if s != "mid+up")),
+        codebook=("4x128", "8x64", "2x256", "1x512", "2x128", "8x128"),
+        lambda_sym=(0.1, 0.01, 0.05, 0.2),
+        tau=(0.5, 0.1, 0.25, 1.0),
+        eps=(2.0, 0.5, 1.0, 3.0),
+        vit_depth=(6, 4, 8, 10),
+        vit_dim=(256, 64, 128, 512),
+        d_basis=(256, 128, 512, 768),
+    )
+    groups, basis = (int(part) for part in options.codebook.split("x"))
+    config = common.trunk()
+    config.system = ConfigDict(
+        {
+            "name": "warpface",
+            "size": 256,
+            # Stable Diffusion 1.5's own autoencoder, scaled by 0.18215 = 0.5 / std
+            "codec": {
+                "network": "sd",
+                "weights": "",  # vae/diffusion_pytorch_model.safetensors of Stable Diffusion 1.5
+                "mean": (0.0, 0.0, 0.0, 0.0),
+                "std": (2.745, 2.745, 2.745, 2.745),
+            },
+            # Stable Diffusion 1.5's
+            "unet": {
+                "channels": (320, 640, 1280, 1280),
+                "attention": (True, True, True, False),
+                "layers_per_block": 2,
+                "heads": 8,
+                "norm_groups": 32,
+            },
+            "reference": options.msa,
+            # MGME
+            "motion": {
+                "kind": options.motion,
+                "patch": 2,  # not in paper
+                "depth": options.vit_depth,
+                "width": options.vit_dim,
+                "groups": groups,
+                "basis": basis,
+                "size": options.d_basis,
+                "hidden": 256,  # not in paper
+                "wide": "tight_frame",  # not in paper: 512 orthonormal vectors do not fit 256 dimensions
+                "transfer": "difference",
+                # not in paper: first-order motion model's
+                "keypoints": {"points": 15, "blocks": 5, "width": 32, "shrink": 4},
+                "equivariance": 1.0,  # not in paper
+            },
+            "inject": {
+                "blocks": options.warpca,
+                "mode": options.inject,
+                "tokens": "chunk",  # not in paper, like the width: X-NeMo's
+                "token_width": 16,
+                "flow_input": "attn_plus_query",  # not in paper
+                "time_modulation": options.time_mod == "on",
+                "fusion": "add",
+                "occlusion_bias": -2.0,  # not in paper
+            },
+            "loss_terms": {
+                "symmetry": options.lambda_sym,
+                "tau": options.tau,
+                "epsilon": options.eps,
+                "symmetry_on": "source",
+            },
+            # drop and null, not in paper
+            "guidance": {"drop": 0.1, "scale": 2.5, "null": "both"},
+            # not in paper: Stable Diffusion 1.5's
+            "diffusion": {
+                "steps": 1000,
+                "beta_start": 0.00085,
+                "beta_end": 0.012,
+                "schedule": "scaled_linear",
+            },
+            "steps": 40,  # DDIM
+            "compute": "bfloat16",  # not in paper
+            "remat": True,
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "model": {
+                "rate": 2e-5,
+                "betas": (0.9, 0.999),
+                "eps": 1e-8,
+                "weight_decay": 0.01,  # not in paper
+                "decay": ((r".*/codebook", 0.0), *sprites.DECAY),
+                "clip": 1.0,  # not in paper
+                "schedule": {"kind": "constant", "warmup": 500},  # not in paper
+            }
+        }
+    )
+    config.batch_size = 72  # 18 on each of 4 GPUs
+    config.steps = 50_000
+    config.data.kind = "portraits"
+    config.data.common = ConfigDict({"directory": "data/faces"})
+    pair = {"recipe": "pcavs", "gap": 0.2, "flip": 0.0, "size": 256}
+    config.data.train = ConfigDict({"split": "train", "random": True, "pair": pair})
+    config.data.eval = ConfigDict({"kind": "videos", "split": "test", "frames": 16})
+    config.data.threads = 16
+    config.checkpoint.every = 2500
+    config.sample = ConfigDict({"every": 10_000, "rows": 3, "columns": 4, "fps": 25.0})
+    config.eval = ConfigDict({"every": 0, "run": (), "pairs": 0, "batch": 8, "probe_clips": 0})
+    if options.variant:
+        _demo(config)
+    if options.variant == "debug":
+        _debug(config)
+    return config
+
+
+def _demo(config: ConfigDict) -> None:
+    """Heads of 64 px in latents of the weight-free patch codec, 8x8 of them."""
+    system = config.system
+    system.size = 64
+    # Of the patch codec's latents on heads.
+    system.codec.update(
+        {"network": "patch", "mean": (1.2, 0.0, 0.0, 0.0), "std": (3.4, 2.6, 2.6, 1.6)}
+    )
+    system.unet.update({"channels": (64, 128), "attention": (True, True)})
+    system.unet.update({"layers_per_block": 1, "heads": 4, "norm_groups": 16})
+    system.motion.update({"depth": 3, "width": 64, "hidden": 64, "patch": 1})
+    system.motion.update({"groups": 4, "basis": 8, "size": 16})
+    system.motion.keypoints.update({"points": 8, "blocks": 3, "width": 16, "shrink": 2})
+    system.inject.token_width = 16 if system.motion.kind == "ip" else 8
+    system.update({"steps": 10, "compute": "float32", "remat": False})
+    system.guidance.scale = 1.5
+    config.optimizer.model.rate = 1e-3
+    config.optimizer.model.schedule.warmup = 50
+    config.batch_size, config.steps, config.log_every = 16, 1200, 50
+    config.ema.decay = 0.99
+    config.data.kind = "head_portraits"
+    config.data.common = ConfigDict({"size": 64, "frames": 8, "fps": 6.0, "seed": 0})
+    config.data.train.update({"clips": 4000, "cache": True})
+    config.data.train.pair.update({"size": None, "gap": 0.0})
+    config.data.eval = ConfigDict({"kind": "heads", "split": "eval", "clips": 256})
+    config.data.threads = 2
+    config.checkpoint.every = 400
+    config.sample.update({"every": 0, "fps": 6.0})
+    config.eval.update({"run": ("heads_swap",), "pairs": 128, "batch": 16, "probe_clips": 1000})
+
+
+def _debug(config: ConfigDict) -> None:
+    """Two steps of the smallest network with every part in it."""
+    system = config.system
+    system.size = 32
+    system.unet.update({"channels": (16, 16), "heads": 2, "norm_groups": 4})
+    system.motion.update({"depth": 1, "width": 16, "hidden": 8, "groups": 2, "basis": 4, "size": 8})
+    system.motion.keypoints.update({"points": 2, "blocks": 2, "width": 4})
+    system.steps = 2
+    config.batch_size, config.steps, config.log_every = 8, 2, 1
+    config.checkpoint.every = 0
+    config.data.common.update({"size": 32, "frames": 4})
+    config.data.train.clips, config.data.eval.clips = 16, 8
+    config.sample.update({"rows": 1, "columns": 2})
+    config.eval.update({"pairs": 4, "batch": 4, "probe_clips": 16})

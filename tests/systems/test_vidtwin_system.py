@@ -1,0 +1,277 @@
+"""VidTwin's losses and players: against plain differentiation, in bfloat16, and what each decoding takes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quick import quick_jit, random_like
+
+from configs import vidtwin as config
+from vidmotion import paths, system
+from vidmotion.errors import ConfigError
+from vidmotion.losses.kl import gaussian_kl
+from vidmotion.models.vidtwin import LATENTS, SIZES
+from vidmotion.systems.vidtwin import LAST_KERNEL, VidTwinAutoencoder
+
+DEBUG = config.get_config("debug")
+
+
+def make(**changes) -> VidTwinAutoencoder:
+    return dataclasses.replace(system.build(DEBUG.system), **changes)
+
+
+def batch(size=2, seed=0):
+    rng = np.random.default_rng(seed)
+    return {"video": rng.integers(0, 256, (size, 4, 16, 16, 3)).astype(np.uint8)}
+
+
+@pytest.fixture(scope="module")
+def built():
+    """(system with LPIPS, its variables): biases are noise, so that none hides."""
+    made = make()
+    params = quick_jit(made.init)(jax.random.key(0), batch())
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda x: x + 0.05 * rng.normal(size=x.shape).astype(np.float32), params)
+    shapes = made._lpips_shapes()
+    lpips = paths.unflatten(
+        {
+            # He's scale keeps what passes a kernel its size; heads are not negative.
+            path: np.float32(
+                np.abs(rng.normal(size=leaf.shape))
+                if path.startswith("head")
+                else rng.normal(size=leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))
+            )
+            for path, leaf in paths.flatten(shapes).items()
+        }
+    )
+    return made, system.Vars(params, made.init_mutable(), {"lpips": lpips})
+
+
+def model_gradient(made, vars, step):
+    def loss(params):
+        full = vars._replace(params={**vars.params, "model": params})
+        return made.loss("model", full, batch(), jax.random.key(7), jnp.int32(step), None)
+
+    return quick_jit(jax.value_and_grad(loss, has_aux=True))(vars.params["model"])
+
+
+# -- the loss of the autoencoder -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain(built):
+    """Section 7 written down in one expression and differentiated through everything."""
+    made, vars = built
+    x = batch()["video"].reshape(-1, 16, 16, 3) / np.float32(127.5) - 1
+    keys = jax.random.split(jax.random.key(7))
+
+    def reconstruct(params):
+        net = {"params": params["autoencoder"]}
+        video = x.reshape(2, 4, 16, 16, 3)
+        found = made.net.apply(net, video, False, method="encode", rngs={"dropout": keys[0]})
+        drawn = [g.sample(k) for g, k in zip(found, jax.random.split(keys[1]))]
+        y = made.net.apply(net, *drawn, method="decode").reshape(x.shape)
+        return y, sum(jnp.mean(gaussian_kl(*g)) for g in found)
+
+    def nll(params):
+        y, _ = reconstruct(params)
+        p = made.lpips.apply({"params": vars.consts["lpips"]}, x, y)[:, None, None, None]
+        r = jnp.abs(x - y) + 0.05 * p
+        return jnp.sum(r / jnp.exp(params["logvar"]) + params["logvar"]) / len(x)
+
+    def gan(params):
+        variables = {"params": vars.params["disc"], "batch_stats": vars.mutable["disc"]}
+        y, _ = reconstruct(params)
+        return -jnp.mean(made.disc.apply(variables, y, True, mutable="batch_stats")[0])
+
+    def both(params):
+        pulls = [jax.grad(f)(params) for f in (nll, gan)]
+        last = [paths.flatten(g["autoencoder"])[LAST_KERNEL] for g in pulls]
+        w = 0.05 * jnp.linalg.norm(last[0]) / (jnp.linalg.norm(last[1]) + 1e-4)
+        kl = jax.grad(lambda p: reconstruct(p)[1])(params)
+        grad = jax.tree.map(lambda a, b, c: a + w * b + 1e-3 * c, *pulls, kl)
+        value = nll(params) + w * gan(params) + 1e-3 * reconstruct(params)[1]
+        return value, grad, w, pulls[0]
+
+    return quick_jit(both)(vars.params["model"])
+
+
+def relative(a, b):
+    """Largest difference over the largest entry, of all leaves together."""
+    pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+    return max(float(jnp.abs(x - y).max()) for x, y in pairs) / max(
+        float(jnp.abs(y).max()) for _, y in pairs
+    )
+
+
+@pytest.mark.slow
+def test_value_weight_and_gradient_are_those_of_plain_differentiation(built, plain):
+    (loss, out), grad = model_gradient(*built, step=5)
+    value, expected, weight, _ = plain
+    np.testing.assert_allclose(loss, value, rtol=1e-5)
+    np.testing.assert_allclose(out.metrics["gan_weight"], weight, rtol=1e-4)
+    assert relative(grad, expected) < 1e-4
+
+
+@pytest.mark.slow
+def test_before_its_start_the_adversary_has_no_part(built, plain):
+    made, vars = built
+    late = dataclasses.replace(made, gan={"start": 10, "width": 8, "layers": 2})
+    (_, out), grad = model_gradient(late, vars, step=10)  # the discriminator's first batch
+    assert out.metrics["gan"] == out.metrics["gan_weight"] == 0.0
+    jax.tree.map(np.testing.assert_array_equal, out.mutable["disc"], vars.mutable["disc"])
+    np.testing.assert_allclose(grad["logvar"], plain[3]["logvar"], rtol=1e-4)
+    last = [paths.flatten(g["autoencoder"])[LAST_KERNEL] for g in (grad, plain[3])]
+    np.testing.assert_allclose(*last, atol=1e-4 * float(jnp.abs(last[1]).max()))
+    (_, out), _ = model_gradient(late, vars, step=11)
+    assert out.metrics["gan_weight"] > 0.0
+
+
+def test_the_discriminator_learns_on_the_same_reconstructions_and_from_nothing_else(built):
+    made, vars = built
+    (_, out), _ = model_gradient(made, vars, step=5)
+    x = batch()["video"].reshape(-1, 16, 16, 3) / np.float32(127.5) - 1
+
+    def loss(params):
+        args = batch(), jax.random.key(0), jnp.int32(5), out.carry
+        return made.loss("disc", vars._replace(params=params), *args)
+
+    (value, seen), grad = quick_jit(jax.value_and_grad(loss, has_aux=True))(vars.params)
+    variables = {"params": vars.params["disc"], "batch_stats": vars.mutable["disc"]}
+    real, fake = (
+        made.disc.apply(variables, frames, True, mutable="batch_stats")[0]
+        for frames in (x, out.carry["reconstruction"])
+    )
+    hinge = 0.5 * (np.maximum(0, 1 - real).mean() + np.maximum(0, 1 + fake).mean())
+    np.testing.assert_allclose(value, hinge, rtol=1e-5)
+    assert all(not np.any(g) for g in jax.tree.leaves(grad["model"]))
+    assert any(np.any(g) for g in jax.tree.leaves(grad["disc"]))
+    assert relative(seen.mutable["disc"], vars.mutable["disc"]) > 0.0
+
+
+@pytest.mark.slow
+def test_switching_the_adversary_on_is_finite_in_bfloat16(built):
+    """A decoder of five times the weights: reconstructions far outside [-1, 1]."""
+    made, vars = built
+    low = dataclasses.replace(made, compute="bfloat16")
+    wild = jax.tree.map(lambda x: 5.0 * x, vars.params["model"]["autoencoder"]["decoder"])
+    model = {**vars.params["model"], "logvar": jnp.float32(-8.0)}
+    model["autoencoder"] = {**model["autoencoder"], "decoder": wild}
+    wild = vars._replace(params={**vars.params, "model": model})
+    (loss, out), grad = model_gradient(low, wild, step=5)
+    assert np.isfinite(loss) and out.metrics["gan_weight"] > 0.0 and out.metrics["l1"] > 3.0
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves((grad, out.metrics, out.mutable)))
+
+
+def test_players_start_as_the_config_says():
+    made = make(gan={"start": 3, "width": 8, "layers": 2})
+    model, disc = made.players
+    assert (model.name, model.start) == ("model", 0)
+    assert (disc.name, disc.start, disc.shares_forward) == ("disc", 3, True)
+
+
+# -- decoding --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def decoding(built):
+    """(system, variables) whose reconstructions depend visibly on both latents."""
+    made, vars = built
+    net = random_like(vars.params["model"]["autoencoder"], scale=0.2)
+    return made, vars._replace(params={"model": {"autoencoder": net}})
+
+
+@pytest.fixture(scope="module")
+def sample(decoding):
+    made, vars = decoding
+
+    def run(content, motion, **options):
+        inputs = {"content": content, "motion": motion}
+        return quick_jit(lambda v, b: made.sample(v, b, jax.random.key(0), **options)["video"])(
+            vars, inputs
+        )
+
+    return run
+
+
+def test_a_clip_with_itself_is_its_reconstruction(decoding, sample):
+    made, vars = decoding
+    video = batch()["video"]
+    plain = made.net.apply(
+        {"params": vars.params["model"]["autoencoder"]}, video / np.float32(127.5) - 1
+    )[0]
+    np.testing.assert_allclose(sample(video, video), np.clip(plain / 2 + 0.5, 0, 1), atol=1e-5)
+    read = made.read(vars, {"video": video})
+    np.testing.assert_allclose(made.render(vars, read), sample(video, video), atol=1e-5)
+
+
+def test_single_latents_and_crossing_take_what_they_say(sample):
+    a, b = batch(seed=1)["video"], batch(seed=2)["video"]
+    cross = sample(a, b)
+    assert np.abs(cross - sample(b, b)).max() > 1e-3 < np.abs(cross - sample(a, a)).max()
+    np.testing.assert_allclose(
+        sample(a, b, part="structure"), sample(a, a, part="structure"), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        sample(a, b, part="dynamics"), sample(b, b, part="dynamics"), atol=1e-6
+    )
+    with pytest.raises(ConfigError, match="both, structure, dynamics"):
+        sample(a, b, part="colour")
+
+
+def test_a_long_video_is_cut_into_windows(sample):
+    long = np.concatenate([batch(seed=k)["video"] for k in range(3)], axis=1)[:, :10]
+    whole = sample(long, long)
+    assert whole.shape[1] == 10
+    np.testing.assert_allclose(whole[:, :4], sample(long[:, :4], long[:, :4]), atol=1e-5)
+    tail = np.concatenate([long[:, 8:], long[:, 9:], long[:, 9:]], axis=1)  # filled up
+    np.testing.assert_allclose(whole[:, 8:], sample(tail, tail)[:, :2], atol=1e-5)
+    still = long[:, :1]  # a picture: its one window serves all
+    np.testing.assert_allclose(
+        sample(still, long)[:, 4:8], sample(np.repeat(still, 4, 1), long[:, 4:8]), atol=1e-5
+    )
+
+
+def test_a_draw_differs_from_the_mean(sample):
+    video = batch()["video"]
+    assert np.abs(sample(video, video, draw=True) - sample(video, video)).max() > 1e-3
+
+
+# -- configs and refusals --------------------------------------------------------------------------
+
+
+def test_the_config_has_the_sizes_of_the_network():
+    assert config.SIZES == SIZES
+    assert {k: dict(zip(config.FIELDS, v)) for k, v in config.LATENTS.items()} == LATENTS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("argument", "alone", "whole"),
+    [  # million parameters, spec section 5: without and with the loss networks
+        ("size=small,latent=released", 106.92, 124.40),
+        ("size=base,latent=released", 312.70, 330.18),
+        ("size=large,latent=released", 1239.7, 1257.1),
+        ("size=small,latent=2", None, 126.81),
+        ("size=base,latent=2", None, 335.58),
+    ],
+)
+def test_parameters_as_the_paper_counts_them(argument, alone, whole):
+    made = system.build(config.get_config(argument).system)
+    counts = made.paper_counts(jax.eval_shape(made.init, jax.random.key(0), None))
+    assert alone is None or counts["autoencoder"] / 1e6 == pytest.approx(alone, rel=5e-5)
+    assert counts["with loss networks"] / 1e6 == pytest.approx(whole, rel=5e-5)
+
+
+def test_what_does_not_fit_is_named():
+    network = DEBUG.system.network.to_dict()
+    with pytest.raises(ConfigError, match="heads=3"):
+        make(network={**network, "heads": 3})
+    with pytest.raises(ConfigError, match="depht"):
+        make(network={**network, "depht": 3})
+    with pytest.raises(ConfigError, match="needs frames of 24 px or more"):
+        make(gan={"layers": 3})
+    with pytest.raises(ConfigError, match=r"perceptual.weights='nowhere'.*no such file"):
+        make(perceptual={"weights": "nowhere"}).consts_spec()["lpips"].load()

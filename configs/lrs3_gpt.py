@@ -80,7 +80,9 @@ def get_config(argument: str = "") -> ConfigDict:
         config.ema.decay = 0.99
         config.checkpoint.every = 500
         config.eval.every, config.eval.frames = 500, 32
-        config.eval.temperature = 1.0  # greedy, as in the paper, hardly moves after so short a training
+        config.eval.temperature = (
+            1.0  # greedy, as in the paper, hardly moves after so short a training
+        )
     if variant == "debug":
         system.width, system.layers, system.heads, system.frames = 16, 1, 2, 2
         config.batch_size, config.steps, config.log_every = 8, 2, 1

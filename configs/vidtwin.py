@@ -84,7 +84,7 @@ def get_config(argument: str = "") -> ConfigDict:
         "schedule": {"kind": "cosine", "warmup": 5000},
     }
     config.optimizer = ConfigDict({"model": player, "disc": player})
-    config.batch_size = 6  # global or of each device, the paper does not say
+    config.batch_size = 48  # 6 on each of 8 devices; whether 6 is global, the paper does not say
     config.steps = 500_000  # not in paper
     config.data.kind = "videos"
     config.data.common = ConfigDict({"directory": "data/videos", "frames": 16})
@@ -141,7 +141,7 @@ def _demo(config: ConfigDict, clips: str) -> None:
     network.update({"queries": 8, "structure_channels": 8, "dynamics_channels": 8})
     network.update({"query_width": 32, "query_layers": 2, "query_heads": 4, "query_mlp": 64})
     config.system.gan.update({"start": 1000, "width": 16, "layers": 2})
-    config.optimizer.model.rate, config.optimizer.disc.rate = 2e-3, 5e-4
+    config.optimizer.model.rate, config.optimizer.disc.rate = 5e-3, 5e-4
     config.batch_size, config.steps, config.log_every = 8, 1500, 50
     config.checkpoint.every = 500
     config.eval.update({"pairs": 256, "batch": 32})

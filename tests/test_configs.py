@@ -119,6 +119,13 @@ def test_heads(heads_run):
 
 
 @pytest.mark.slow
+def test_vidtwin(tmp_path):
+    assert train(load_config("vidtwin:debug"), str(tmp_path)) == EXIT_DONE
+    results = ("psnr/reconstruction", "ssim/mean_frame", "rate", "psnr/swap", "psnr/copy_motion")
+    assert_complete(tmp_path, results, ["transfer-2", "parts-2"])
+
+
+@pytest.mark.slow
 def test_lrs3(tmp_path):
     assert train(load_config("lrs3:debug"), str(tmp_path)) == EXIT_DONE
     assert_complete(tmp_path, pictures=["transfer-2"])

@@ -269,6 +269,8 @@ class Checkpointer:
 def read_params(workdir: str, averaged: bool = True) -> dict[str, Any]:
     """Parameters of a run's newest checkpoint as numpy arrays, with no target tree and on no device mesh.
 
+    `read_mutable` reads its non-gradient state in the same way.
+
     Args:
       workdir: of the other run.
       averaged: take the averaged value where there is one.
@@ -279,6 +281,17 @@ def read_params(workdir: str, averaged: bool = True) -> dict[str, Any]:
     Raises:
       CheckpointError: no checkpoint there.
     """
+    restored = _read_parts(workdir, ("params", "ema"))
+    return paths.merge(restored["params"], restored.get("ema", {}) if averaged else {})
+
+
+def read_mutable(workdir: str) -> dict[str, Any]:
+    """Non-gradient state of a run's newest checkpoint, {} where its system has none; see `read_params`."""
+    return _read_parts(workdir, ("mutable",)).get("mutable", {})
+
+
+def _read_parts(workdir: str, parts: tuple[str, ...]) -> dict[str, Any]:
+    """Parts of the state of the newest whole checkpoint, those that are not empty."""
     directory = _absolute(workdir) / "checkpoints"
     with Checkpointer(workdir, read_only=True) as checkpointer:
         steps = [step for step in checkpointer.steps() if checkpointer._damage(step) is None]
@@ -287,12 +300,13 @@ def read_params(workdir: str, averaged: bool = True) -> dict[str, Any]:
     folder = directory / str(steps[-1]) / "state"
     with ocp.PyTreeCheckpointer() as reader:
         tree = reader.metadata(folder).item_metadata.tree
-        wanted = {name: tree[name] for name in ("params", "ema") if tree.get(name)}
+        wanted = {name: tree[name] for name in parts if tree.get(name)}
+        if not wanted:
+            return {}
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        restored = reader.restore(
+        return reader.restore(
             folder, args=ocp.args.PyTreeRestore(wanted, restore_args=args, partial_restore=True)
         )
-    return paths.merge(restored["params"], restored.get("ema", {}) if averaged else {})
 
 
 def load_into(params: PyTree, source: Mapping[str, Any], rules: paths.Rules) -> PyTree:

@@ -15,6 +15,7 @@ def plan(run: Run) -> str:
             *_parameters(run),
             "",
             *_cost(run),
+            *_facts(run),
         ]
     )
 
@@ -31,12 +32,24 @@ def _parameters(run: Run) -> list[str]:
     total = sum(counts.values())
     width = max(len(name) for name in counts)
     lines = [f"{name:<{width}}  {count:>15,}" for name, count in counts.items()]
+    never = [
+        f"{f'{name} (never trained)':<{width}}  {sum(x.size for x in jax.tree.leaves(tree)):>15,}"
+        for name, tree in run.abstract_consts.items()
+    ]
     return [
         f"{'module':<{width}}  {'parameters':>15}",
         *lines,
         f"{'all':<{width}}  {total:>15,}",
         f"{'of these frozen':<{width}}  {frozen:>15,}",
+        *never,
     ]
+
+
+def _facts(run: Run) -> list[str]:
+    """What the system adds."""
+    facts = run.system.facts(run.abstract_params)
+    width = max(map(len, facts), default=0)
+    return ["", *(f"{label:<{width}}  {text}" for label, text in facts.items())] if facts else []
 
 
 def _cost(run: Run) -> list[str]:

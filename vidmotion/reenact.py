@@ -4,29 +4,42 @@
 
 The content comes from A, the motion from B. B is streamed in windows, so memory does not grow with its length; its
 frame rate is kept and its audio carried over. Both are cropped to the centre square and resized to the model's size.
+A BCD takes the content from frames spread over A. A VidTwin takes the structure of window k of A with the dynamics of
+window k of B, as long as both last, or of a picture with every window; --part=structure|dynamics shows what one of
+the two holds, and A and B being one video, its reconstruction. In the place of a run, --weights=DIR takes a released
+network that `python -m vidmotion.convert vidtwin` (or `xnemo`) wrote.
+
+An X-NeMo looks for the faces in A and B (--box and --motion_box: detect, whole, x0,y0,x1,y1 or a box file), takes A's
+surroundings as the portrait, and makes the whole length of B in overlapping windows, its latents at once and its
+pictures a second at a time. With --follow=first the face moves and grows within the picture as B's does.
+
 Where weights lie elsewhere than in training, or for other sampling: --config.system.codec.weights=FILE,
 --config.system.sampler.steps=16.
 """
 
 import argparse
+import itertools
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vidmotion import media, startup
+from vidmotion import animate, media, startup
 from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.evaluation.transfer import to_uint8
-from vidmotion.run import Run, open_run
+from vidmotion.run import Run, open_run, open_weights
+from vidmotion.system import System
 
 log = logging.getLogger("vidmotion.reenact")
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+PARTS = ("both", "structure", "dynamics")
+ANYWHERE = animate.Faces()
 
 
 def fit(frame: np.ndarray, size: int) -> np.ndarray:
@@ -44,7 +57,7 @@ def read_content(path: str, frames: int, size: int) -> np.ndarray:
     Raises:
       MediaError: not a picture or video that can be read.
     """
-    if os.path.splitext(path)[1].lower() in PICTURES:
+    if _is_picture(path):
         return fit(media.read_picture(path), size)[None]
     count = media.probe(path).frames or sum(1 for _ in media.iter_video(path))
     wanted = set(np.linspace(0, max(count - 1, 0), frames).round().astype(int).tolist())
@@ -71,6 +84,22 @@ def windows(path: str, length: int, size: int) -> Iterator[tuple[np.ndarray, int
         yield np.stack(chunk + chunk[-1:] * (length - real)), real
 
 
+def contents(path: str, system: System, length: int) -> Iterator[tuple[np.ndarray, int]]:
+    """What goes with the first, second, ... chunk of motion, and how many frames of the chunk it serves.
+
+    Raises:
+      MediaError: as `read_content` and `windows`.
+    """
+    if system.content_frames or _is_picture(path):
+        still = read_content(path, system.content_frames, system.size)
+        return itertools.repeat((still, length))
+    return windows(path, length, system.size)
+
+
+def _is_picture(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in PICTURES
+
+
 def reenact(
     run: Run,
     content: str,
@@ -79,6 +108,8 @@ def reenact(
     side_by_side: bool = False,
     together: int = 4,
     seed: int = 0,
+    part: str = "both",
+    where: animate.Faces = ANYWHERE,
 ) -> int:
     """Write `out`.
 
@@ -90,6 +121,9 @@ def reenact(
       side_by_side: content and motion beside the result.
       together: windows sampled at a time.
       seed: of the initial noise.
+      part: of `PARTS`; other than ``both``, what one of a VidTwin's latents shows alone.
+
+      where: the faces are, for systems that look at them.
 
     Returns:
       The number of frames.
@@ -98,9 +132,20 @@ def reenact(
       MediaError, ConfigError, CheckpointError: nothing is then left under the name `out`.
     """
     system = run.system
-    if not hasattr(system, "render"):
+    if not system.window:
         raise ConfigError(
             f"{run.workdir} holds a {run.config.system.name}, which cannot transfer motion"
+        )
+    options = {} if part == "both" else {"part": part}
+    if options and part not in system.parts:
+        raise ConfigError(
+            f"--part={part}: {run.workdir} holds a {run.config.system.name}, not a VidTwin, whose "
+            "latents can be shown alone"
+        )
+    if where != ANYWHERE and not system.face_side:
+        raise ConfigError(
+            f"--box, --motion_box, --follow: {run.workdir} holds a {run.config.system.name}, which looks "
+            "at whole pictures"
         )
     if os.path.splitext(out)[1].lower() != ".mp4":
         raise ConfigError(f"--out={out}: the name must end in .mp4")
@@ -108,32 +153,60 @@ def reenact(
         os.path.exists(path) and os.path.samefile(path, out) for path in (content, motion)
     ):
         raise ConfigError(f"--out={out} would overwrite what it is made from")
-    still = read_content(content, system.half, system.size)
     info = media.probe(motion)
-    vars = run.trained_vars()
-    sample = run.jit_sample()
-    rows = run.rows(1)  # the mesh may want more than one row; the extra ones repeat the first
-    key = jax.random.key(seed)  # the same noise for every window: less flicker
-    length = (system.sampler.window or system.half) * together
+    if system.face_side:
+        rows = _by_faces(run, content, motion, seed, where)
+    else:
+        rows = _by_windows(run, content, motion, together, seed, options)
     total = 0
 
     def frames() -> Iterator[np.ndarray]:
         nonlocal total
         with tqdm(total=info.frames or None, unit="frame", disable=None) as bar:
-            for chunk, real in windows(motion, length, system.size):
-                batch = {
-                    "content": np.repeat(still[None], rows, axis=0),
-                    "motion": np.repeat(chunk[None], rows, axis=0),
-                }
-                result = to_uint8(np.asarray(sample(vars, run.put_rows(batch), key)["video"][0]))
-                for i in range(real):
-                    row = (still[len(still) // 2], chunk[i], result[i])
-                    yield np.concatenate(row, axis=1) if side_by_side else result[i]
-                total += real
-                bar.update(real)
+            for row in rows:
+                yield np.concatenate(row, axis=1) if side_by_side else row[-1]
+                total += 1
+                bar.update(1)
 
     media.write_mp4(out, frames(), info.fps or 25.0, audio_from=motion)
     return total
+
+
+def _by_windows(
+    run: Run, content: str, motion: str, together: int, seed: int, options: Mapping[str, str]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Content, motion and result of each frame: windows of whole pictures are sampled one after the other."""
+    system = run.system
+    length = system.window * together
+    shown = contents(content, system, length)
+    vars = run.trained_vars()
+    sample = run.jit_sample(**options)
+    rows = run.rows(1)  # the mesh may want more than one row; the extra ones repeat the first
+    key = jax.random.key(seed)  # the same noise for every window: less flicker
+    for (chunk, moved), (still, lasts) in zip(windows(motion, length, system.size), shown):
+        batch = {
+            "content": np.repeat(still[None], rows, axis=0),
+            "motion": np.repeat(chunk[None], rows, axis=0),
+        }
+        result = to_uint8(np.asarray(sample(vars, run.put_rows(batch), key)["video"][0]))
+        for i in range(min(moved, lasts)):
+            beside = len(still) // 2 if system.content_frames else min(i, len(still) - 1)
+            yield still[beside], chunk[i], result[i]
+
+
+def _by_faces(
+    run: Run, content: str, motion: str, seed: int, where: animate.Faces
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The same of a system that looks at faces, and makes the video as a whole."""
+    picture = media.read_picture(content) if _is_picture(content) else first_frame(content)
+    made = animate.animated(run, picture, content, motion, where, seed)
+    for (portrait, result), frame in zip(made, media.iter_video(motion)):
+        yield portrait, fit(frame, run.system.size), result
+
+
+def first_frame(path: str) -> np.ndarray:
+    """Of a video, uint8 (H, W, 3). Raises: MediaError."""
+    return next(iter(media.iter_video(path)))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -141,26 +214,36 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vidmotion.reenact", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     flag = parser.add_argument
-    flag("--workdir", required=True, help="folder of a trained run")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--workdir", help="folder of a trained run")
+    model.add_argument("--weights", help="folder of python -m vidmotion.convert, instead")
     flag("--content", required=True, help="picture or video of who or what is to move")
     flag("--motion", required=True, help="video of how to move")
     flag("--out", required=True, help="mp4 to write")
     flag("--side_by_side", action="store_true", help="content and motion beside the result")
     flag("--windows", type=startup.at_least(1), default=4, help="sampled at a time (default 4)")
     flag("--seed", type=startup.at_least(0), default=0, help="of the initial noise (default 0)")
+    flag("--part", choices=PARTS, default="both", help="of a VidTwin: decode one latent alone")
+    place = "detect (default), whole, x0,y0,x1,y1 in pixels, or a box file"
+    flag("--box", default="detect", help=f"the content's face, for an X-NeMo: {place}")
+    flag("--motion_box", default="detect", help="the motion's, likewise; one box holds throughout")
+    flag("--follow", choices=animate.FOLLOWS, default="still", help="let the face move as B's does")
     args, changes = startup.parse_with_config(parser, sys.argv[1:] if argv is None else argv)
 
     def work() -> int:
         startup.set_up_devices()
         startup.one_process()
+        opened = open_weights if args.weights else open_run
         count = reenact(
-            open_run(args.workdir, changes),
+            opened(args.weights or args.workdir, changes),
             args.content,
             args.motion,
             args.out,
             args.side_by_side,
             args.windows,
             args.seed,
+            args.part,
+            animate.Faces(args.box, args.motion_box, args.follow),
         )
         log.info("%d frames: %s", count, args.out)
         return EXIT_DONE

@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding
 
 from vidmotion import checkpoint, paths, record, sharding
 from vidmotion import system as systems
+from vidmotion.convert import folder as converted
 from vidmotion.data import pipeline
 from vidmotion.errors import ConfigError
 from vidmotion.optim import Optimizer
@@ -33,6 +34,10 @@ log = logging.getLogger(__name__)
 
 PyTree = Any
 CONFIG_FILE = "config.json"
+RELEASED = {
+    "vidtwin": "vidtwin",
+    "xnemo": "xnemo:stage=4,gan_head=off",
+}  # network of `vidmotion.convert`: config of the system around it
 
 # Fields that may differ from those the workdir was begun with: none changes what is learnt from here on
 # for a given state, but `steps`, which is announced.
@@ -82,6 +87,35 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> "Run":
     for name, text in (changes or {}).items():
         _change(config, name, text)
     return Run(config, workdir)
+
+
+def open_weights(folder: str, changes: Mapping[str, str] | None = None) -> "Run":
+    """A released network, as the run that was trained to it.
+
+    Args:
+      folder: that ``python -m vidmotion.convert`` wrote, of a network in `RELEASED`.
+      changes: as of `open_run`.
+
+    Raises:
+      ConfigError: no such folder, another network, or parameters that do not fit it; all are named.
+    """
+    try:
+        network, arguments, params = converted.load(folder)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--weights={folder}: {error}") from error
+    if network not in RELEASED:
+        raise ConfigError(
+            f"--weights={folder} holds {network}; there is a system for {', '.join(RELEASED)}"
+        )
+    config = load_config(RELEASED[network])
+    for name, value in systems.find(config.system.name).released_fields(arguments).items():
+        config.system[name] = ml_collections.ConfigDict(value)
+    config.system.compute = "float32"
+    config.mesh = {"data": -1}
+    config.batch_size, config.accumulate = jax.device_count(), 1
+    for name, text in (changes or {}).items():
+        _change(config, name, text)
+    return Released(config, folder, params)
 
 
 def _change(config: ml_collections.ConfigDict, name: str, text: str) -> None:
@@ -263,10 +297,26 @@ class Run:
         )
         params = jax.jit(self.stepper.init_params, out_shardings=shardings.params)(batch)
         if self.config.init_from:
-            source = checkpoint.read_params(self.config.init_from)
+            source, mutable = self._inheritance()
             params = checkpoint.load_into(params, source, _tuples(self.config.init_rules))
             log.info("parameters initialised from %s", self.config.init_from)
-        return jax.jit(self.stepper.init_state, out_shardings=shardings)(params)
+        state = jax.jit(self.stepper.init_state, out_shardings=shardings)(params)
+        if self.config.init_from and state.mutable:
+            mutable = self.system.inherit(state.mutable, mutable)
+            mutable = jax.device_put(mutable, shardings.mutable)
+            state = dataclasses.replace(state, mutable=mutable)
+        return state
+
+    def _inheritance(self) -> tuple[PyTree, PyTree]:
+        """Parameters and non-gradient state in ``init_from``: a run, or what `vidmotion.convert` wrote."""
+        folder = self.config.init_from
+        if not (epath.Path(folder) / converted.NETWORK).exists():
+            return checkpoint.read_params(folder), checkpoint.read_mutable(folder)
+        try:
+            params = converted.load(folder)[2]
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"config.init_from={folder}: {error}") from error
+        return self.system.released(params), self.system.released_mutable(params)
 
     def restore(self, checkpointer: checkpoint.Checkpointer) -> tuple[TrainState, dict] | None:
         """The workdir's newest whole checkpoint on this mesh, or None.
@@ -399,6 +449,29 @@ class Run:
                 "steps changes from %s to %s: schedules now end there", old["steps"], new["steps"]
             )
         return True
+
+
+class Released(Run):
+    """A run whose parameters are given; arguments as of `Run`, and the network's parameters."""
+
+    def __init__(self, config: ml_collections.ConfigDict, folder: str, params: PyTree):
+        super().__init__(config, folder)
+        self._params = self.system.released(params)
+        self._mutable = self.system.released_mutable(params)
+        have, wrong = paths.flatten(self._params), []
+        for path, leaf in paths.flatten({"model": self.abstract_params["model"]}).items():
+            if path not in have:
+                wrong.append(f"{path}: missing")
+            elif have[path].shape != leaf.shape:
+                wrong.append(f"{path}: {have[path].shape} there, {leaf.shape} expected")
+        if wrong:
+            raise ConfigError(f"--weights={folder} does not fit its own sizes: {'; '.join(wrong)}")
+
+    def trained_vars(self) -> Vars:
+        """The given parameters, on every device."""
+        whole = sharding.replicated(self.mesh)
+        params = jax.device_put(self._params, whole)
+        return Vars(params, jax.device_put(self._mutable, whole), self.consts)
 
 
 def _section(cls: type, part: Any, where: str) -> Any:

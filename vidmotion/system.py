@@ -6,6 +6,7 @@ A system is a frozen dataclass of numbers and linen modules, never arrays. It is
 
 import abc
 import dataclasses
+import functools
 import hashlib
 import importlib
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ SYSTEMS = {
     "vidtwin": "vidmotion.systems.vidtwin:VidTwinAutoencoder",
     "vidtwin_dit": "vidmotion.systems.vidtwin_dit:VidTwinDiT",
     "warpface": "vidmotion.systems.warpface:WarpFace",
+    "xnemo": "vidmotion.systems.xnemo:XNeMo",
 }
 
 
@@ -104,6 +106,35 @@ class System(abc.ABC):
         """Non-gradient state (code usage, running statistics)."""
         return {}
 
+    def inherit(self, fresh: PyTree, there: PyTree) -> PyTree:
+        """The non-gradient state with which a run begins whose parameters come from another (``init_from``).
+
+        Args:
+          fresh: `init_mutable`.
+          there: the other run's.
+
+        Returns:
+          like `fresh`, which it is here: what was counted there is begun anew.
+        """
+        return fresh
+
+    @staticmethod
+    def released_fields(arguments: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        """Fields of this system that the arguments of a converted network decide."""
+        return {"network": arguments}
+
+    def released(self, params: PyTree) -> PyTree:
+        """``{player: tree}`` of this system from the parameters of a converted network.
+
+        Raises:
+          ConfigError: no published network is known for it.
+        """
+        raise ConfigError(f"{type(self).__name__} knows no converted network")
+
+    def released_mutable(self, params: PyTree) -> PyTree:
+        """The non-gradient state that comes with a converted network."""
+        return self.init_mutable()
+
     def consts_spec(self) -> dict[str, Const]:
         """Networks this paper never trains, by name."""
         return {}
@@ -122,7 +153,22 @@ class System(abc.ABC):
         """Outputs for pictures and evaluators; pure and jit-able."""
         raise ConfigError(f"{type(self).__name__} has nothing to sample")
 
-    def codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
+    @property
+    def window(self) -> int:
+        """Frames of motion that `sample` takes together; 0 for a system that transfers no motion."""
+        return 0
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Codes that `sample` decodes alone, with the option ``part``; none where it has no such option."""
+        return ()
+
+    @property
+    def content_frames(self) -> int:
+        """Frames of a content video that serve a motion of any length; 0: content runs beside the motion."""
+        return 0
+
+    def read_codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
         """What a probe reads of clips as `sample` takes them; pure and jit-able.
 
         Returns:
@@ -134,9 +180,30 @@ class System(abc.ABC):
         """Names from `vidmotion.evaluation` that make sense for this system."""
         return ()
 
+    @property
+    def face_side(self) -> int:
+        """Pixels of the face crops that `sample` reads where faces are known, beside whole pictures: then the
+        batch has ``driving``, ``reference_face`` and ``f_rts`` as in `data.portraits`. 0: it reads none."""
+        return 0
+
+    def facts(self, params: PyTree) -> dict[str, str]:
+        """Further lines of ``--mode=plan``, label and text, given the abstract parameters ``{player: tree}``."""
+        return {}
+
     def tokens(self, batch: int) -> int:
         """Tokens the largest network processes for `batch` examples (0 where the word has no meaning)."""
         return 0
+
+
+def when(due: jax.Array, run: Callable, rest: Callable, *operands: PyTree) -> PyTree:
+    """``run(*operands)`` if `due`, a () bool, else ``rest(*operands)``, of equal shapes.
+
+    A conditional, so that what is not due costs nothing; but XLA's CPU backend runs convolutions inside a
+    conditional some thirty times slower than outside, so there both are computed and one is taken.
+    """
+    if jax.default_backend() != "cpu":
+        return jax.lax.cond(due, run, rest, *operands)
+    return jax.tree.map(functools.partial(jnp.where, due), run(*operands), rest(*operands))
 
 
 def fingerprint(tree: PyTree) -> str:
@@ -166,6 +233,12 @@ def check_batch(system: System, batch: PyTree, size: int) -> None:
         raise ConfigError("the data do not fit config.system: " + "; ".join(wrong))
 
 
+def find(name: str) -> type[System]:
+    """The class of a system, `name` a key of `SYSTEMS`."""
+    module, _, attribute = SYSTEMS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
 def build(section: Mapping[str, Any]) -> System:
     """Build the system that ``config.system`` describes.
 
@@ -181,8 +254,7 @@ def build(section: Mapping[str, Any]) -> System:
         raise ConfigError(
             f"config.system.name={name!r}: choose one of {', '.join(sorted(SYSTEMS))}"
         )
-    module, _, attribute = SYSTEMS[name].partition(":")
-    cls = getattr(importlib.import_module(module), attribute)
+    cls = find(name)
     try:
         return cls(**fields)
     except TypeError as error:

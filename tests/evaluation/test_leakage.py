@@ -38,7 +38,7 @@ class StubRun:
     """A run of a system whose codes are looked up by the number of the clip."""
 
     def __init__(self, content, motion, clips=CLIPS, **settings):
-        def codes(vars, batch):
+        def read_codes(vars, batch):
             number = {k: v[:, 0, 0, 0, 0] * 256 + v[:, 0, 0, 0, 1] for k, v in batch.items()}
             return {k: jnp.asarray(v)[number[k]] for k, v in tables.items()}
 
@@ -47,7 +47,7 @@ class StubRun:
             {"seed": 0, "eval": {"batch": 64, **settings}, "data": {"kind": "heads", "eval": {}}}
         )
         self.config.data.eval.clips = clips
-        self.system = types.SimpleNamespace(codes=codes)
+        self.system = types.SimpleNamespace(read_codes=read_codes, face_side=0)
         self.mesh = sharding.make_mesh({"data": -1})
 
     def source(self, split, **changes):
@@ -126,7 +126,7 @@ def test_what_cannot_be_probed_is_said(truth):
     with pytest.raises(ConfigError, match="'videos' do not know what"):
         leakage.evaluate(run, None, None)
     with pytest.raises(ConfigError, match="Stub has no codes"):
-        System.codes(type("Stub", (), {})(), None, None)
+        System.read_codes(type("Stub", (), {})(), None, None)
 
 
 def test_factors_of_heads_are_those_of_its_elements():
@@ -160,7 +160,7 @@ def test_a_trained_run_is_probed(heads_run):
     assert all(np.isfinite(row.value) for row in rows.values() if row.value is not None)
 
     video = np.stack([run.source("eval")[i]["video"] for i in range(2)])
-    codes, read = jax.jit(lambda *args: (run.system.codes(*args), run.system.read(*args)))(
+    codes, read = jax.jit(lambda *args: (run.system.read_codes(*args), run.system.read(*args)))(
         vars, {"content": video, "motion": video}
     )
     assert codes["motion"].shape == (2, 4, run.system.motion_width)

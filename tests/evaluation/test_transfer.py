@@ -21,6 +21,7 @@ class StubRun:
         self.config = ConfigDict({"seed": 3, "eval": settings, "data": {"common": {}}})
         self.config.data.common.sheets_dir = getattr(source, "sheets_dir", "")
         self.system = types.SimpleNamespace(
+            face_side=0,
             quantizer=types.SimpleNamespace(entries=entries),
             evaluators=lambda: ("heads_swap",),
             size=64,

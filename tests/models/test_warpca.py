@@ -164,8 +164,6 @@ def test_every_frame_has_its_own_code(inputs):
     net, variables = build(inputs)
     variables = redrawn(variables)
     x, time, theta = inputs
-    together = net.apply(
-        variables, x.reshape(1, 2, 4, 4, 16), time[:1], theta.reshape(1, 2, 64)
-    )
+    together = net.apply(variables, x.reshape(1, 2, 4, 4, 16), time[:1], theta.reshape(1, 2, 64))
     apart = net.apply(variables, x, np.repeat(time[:1], 2, axis=0), theta)
     np.testing.assert_allclose(together[0], apart[:, 0], atol=1e-5)

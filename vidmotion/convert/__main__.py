@@ -3,6 +3,8 @@
     python -m vidmotion.convert vidtwin --src=FILE.ckpt --out=DIR
     python -m vidmotion.convert vidtwin --src=DIR --out=FILE.safetensors --export
     python -m vidmotion.convert lpips_vgg --src=TRUNK.pth --heads=HEADS.pth --out=DIR
+    python -m vidmotion.convert xnemo --src=FOLDER_OF_THE_FOUR_FILES [--base=SD_UNET.safetensors] --out=DIR
+    python -m vidmotion.convert xnemo --base=SD_UNET.safetensors --out=DIR    # what training begins with
 
 The way back also takes a folder as --out, and names the file in it after the network.
 The sizes of the network are read off the checkpoint. Every key must be used, or be ignored for a
@@ -32,6 +34,7 @@ from vidmotion.convert.maps import temporal_vae as temporal_vae_maps
 from vidmotion.convert.maps import unet as unet_maps
 from vidmotion.convert.maps import vgg as vgg_maps
 from vidmotion.convert.maps import vidtwin as vidtwin_maps
+from vidmotion.convert.maps import xnemo as xnemo_maps
 from vidmotion.convert.read import read, write_safetensors
 from vidmotion.errors import EXIT_DONE, EXIT_REFUSED
 from vidmotion.models import (
@@ -280,6 +283,54 @@ def bring_in(name: str, src: Path, out: Path, options: Mapping[str, int | Path |
     return "\n".join(lines)
 
 
+def bring_in_xnemo(src: Path | None, out: Path, options: Mapping[str, int | Path | None]) -> str:
+    """The released files -> a folder with a folder for each network; returns what to tell the user.
+
+    Without `src` both UNets of `options["base"]`, the denoiser without motion and temporal modules.
+
+    Raises:
+      As `bring_in`; what does not fit in any of the networks is in one message.
+    """
+    if out.is_file():
+        raise ValueError(f"{out}: is a file; --out must be a folder")
+    base = xnemo_maps.unwrapped(_read(options["base"])) if options.get("base") else {}
+    names = dict(xnemo_maps.FILES)
+    if src is None:
+        if not base:
+            raise ValueError("give --src, the folder of the released files, or --base, or both")
+        names["denoiser"] = "sd_unet"
+        sources = {"reference": base, "denoiser": base}
+    else:
+        files, missing = xnemo_maps.find(src)
+        if absent := [name for name in missing if "temporal" not in name]:
+            raise ValueError(
+                f"{src}: lacks {', '.join(absent)} (or .safetensors files of these names)"
+            )
+        sources = {part: xnemo_maps.unwrapped(_read(path)) for part, path in files.items()}
+        sources["denoiser"] = xnemo_maps.denoising(
+            base, sources["denoiser"], sources.pop("temporal", {})
+        )
+    lines, problems, converted = [], [], {}
+    for part, source in sources.items():
+        name = names[part]
+        network = NETWORKS[name]
+        try:
+            given = {**options, "heads": options.get("heads")}
+            arguments = network.arguments({key: x.shape for key, x in source.items()}, given)
+            params = engine.convert(network.shapes(arguments), source, network.rules)
+            converted[part] = name, arguments, params
+        except engine.ConversionError as error:
+            problems += [f"{name}: {problem}" for problem in error.problems]
+    if problems:
+        raise engine.ConversionError(problems)
+    for part, (name, arguments, params) in converted.items():
+        folder.write(out / part, name, arguments, params)
+        count = sum(leaf.size for leaf in paths.flatten(params).values())
+        lines.append(f"{out / part}: {name}, {count:,} numbers; 0 missing")
+    folder.join(out, "xnemo", list(converted))
+    return "\n".join(lines)
+
+
 def bring_back(name: str, src: Path, out: Path) -> str:
     """Folder -> checkpoint file as its authors spell it; returns what to tell the user.
 
@@ -326,8 +377,10 @@ def main(argv: list[str] | None = None) -> int:
     args = vars(_parser().parse_args(argv))
     name, src, out = args.pop("network"), args.pop("src"), args.pop("out")
     try:
-        if args.pop("export"):
+        if args.pop("export", False):
             print(bring_back(name, src, out))
+        elif name == "xnemo":
+            print(bring_in_xnemo(src, out, args))
         else:
             print(bring_in(name, src, out, args))
     except (ImportError, OSError, ValueError) as error:
@@ -356,6 +409,13 @@ def _parser() -> argparse.ArgumentParser:
             kind.add_argument(f"--{option}", type=int, help=text)
         for file, text in network.files.items():
             kind.add_argument(f"--{file}", type=Path, help=text)
+    whole = kinds.add_parser("xnemo", help="all networks of X-NeMo, for reenact --weights")
+    whole.add_argument("--src", type=Path, help="folder of the released files")
+    whole.add_argument("--out", type=Path, required=True, help="folder to write")
+    whole.add_argument(
+        "--base", type=Path, help="Stable Diffusion UNet, where the files lack its part"
+    )
+    whole.add_argument("--heads", type=int, help="attention heads (default 8)")
     return parser
 
 

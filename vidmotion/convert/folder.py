@@ -6,7 +6,7 @@ the parameters, keyed by their paths in the tree (``encoder/patch_embed/kernel``
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,28 @@ def write(
     write_safetensors(params_file, paths.flatten(params))
 
 
+def join(folder: str | os.PathLike, network: str, parts: Sequence[str]) -> None:
+    """Makes one network of the folders `parts` in `folder`, each of which `write` wrote: `load` then gives
+    arguments and parameters by part."""
+    content = {"network": network, "parts": list(parts)}
+    aside = Path(folder) / f"{NETWORK}.{os.getpid()}.tmp"
+    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    aside.replace(Path(folder) / NETWORK)
+
+
 def load(folder: str | os.PathLike) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
-    """Network, arguments and parameters of a folder that `write` wrote.
+    """Network, arguments and parameters of a folder that `write` or `join` wrote.
 
     Raises:
       FileNotFoundError: one of the two files is absent.
       ValueError: ``network.json`` is not what `write` writes.
     """
     folder = Path(folder)
+    if parts := _parts(folder):
+        network, names = parts
+        loaded = {name: load(folder / name) for name in names}
+        arguments = {name: found[1] for name, found in loaded.items()}
+        return network, arguments, {name: found[2] for name, found in loaded.items()}
     for name in (NETWORK, PARAMS):
         if not (folder / name).is_file():
             raise FileNotFoundError(
@@ -61,3 +75,12 @@ def load(folder: str | os.PathLike) -> tuple[str, dict[str, Any], dict[str, np.n
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: does not name a network and its arguments: {error!r}") from error
     return network, arguments, paths.unflatten(read(folder / PARAMS))
+
+
+def _parts(folder: Path) -> tuple[str, list[str]] | None:
+    """Network and parts of a folder that `join` wrote; None for any other."""
+    try:
+        content = json.loads((folder / NETWORK).read_text(encoding="utf-8"))
+        return content["network"], list(content["parts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

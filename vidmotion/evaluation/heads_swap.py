@@ -22,6 +22,8 @@ def evaluate(run, vars, companion) -> list[Result]:
     paired = derangement(count)
     clips = [source[i]["video"] for i in range(count)]
     motions = [clips[j] for j in paired]
+    placed = [source.boxes(i) for i in range(count)]
+    boxes = placed, [placed[j] for j in paired]
     means: dict[str, Mean] = {}
     ids = []
 
@@ -34,7 +36,7 @@ def evaluate(run, vars, companion) -> list[Result]:
             means[f"{metric}/{name}"] = means.get(f"{metric}/{name}", Mean()).update(values)
 
     done = 0
-    for outputs in transfer(run, vars, clips, motions, run.config.eval.batch, "swapping"):
+    for outputs in transfer(run, vars, clips, motions, run.config.eval.batch, "swapping", boxes):
         part = range(done, done + len(outputs["video"]))
         truth = _unit(np.stack([render_swap(source, i, int(paired[i])) for i in part]))
         take("swap", outputs["video"], truth)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from vidmotion import sharding
 from vidmotion.errors import ConfigError
+from vidmotion.evaluation.transfer import face_views
 from vidmotion.metrics import probe
 from vidmotion.record import Result
 
@@ -79,13 +80,19 @@ def evaluate(run, vars, companion: Callable) -> list[Result]:
 
 def _codes(run, vars, source, count: int) -> tuple[dict[str, np.ndarray], str]:
     """``{"content": (N, Dc), "motion": (N, T * Dm)}`` of the first `count` clips, and their resolution."""
-    read = jax.jit(run.system.codes, out_shardings=sharding.replicated(run.mesh))
+    read = jax.jit(run.system.read_codes, out_shardings=sharding.replicated(run.mesh))
     rows = run.rows(run.config.eval.batch)
     parts = []
     for start in tqdm(range(0, count, rows), desc="reading codes", disable=None):
         clips = [source[i]["video"] for i in range(start, min(start + rows, count))]
         video = np.stack(clips + [clips[-1]] * (rows - len(clips)))
-        outputs = read(vars, run.put_rows({"content": video, "motion": video}))
+        inputs = {"content": video, "motion": video}
+        if run.system.face_side and hasattr(source, "boxes"):
+            side, last = run.system.face_side, start + len(clips) - 1
+            boxes = [source.boxes(min(start + i, last)) for i in range(rows)]
+            views = [face_views(side, x, box, x, box) for x, box in zip(video, boxes)]
+            inputs |= {name: np.stack([view[name] for view in views]) for name in views[0]}
+        outputs = read(vars, run.put_rows(inputs))
         parts.append({name: np.asarray(value)[: len(clips)] for name, value in outputs.items()})
     codes = {name: np.concatenate([part[name] for part in parts]) for name in ("content", "motion")}
     size = f"{video.shape[2]}x{video.shape[3]}"

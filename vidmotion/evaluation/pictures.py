@@ -1,4 +1,4 @@
-"""The motion-transfer grid: content down, motion across, as PNG, mp4 and GIF."""
+"""The motion-transfer grid, content down and motion across, and what each code shows alone; as PNG, mp4 and GIF."""
 
 import logging
 
@@ -7,7 +7,7 @@ import numpy as np
 
 from vidmotion import media
 from vidmotion.errors import ConfigError
-from vidmotion.evaluation.transfer import as_pictures, clip_of, to_uint8, transfer
+from vidmotion.evaluation.transfer import as_pictures, boxes_of, clip_of, to_uint8, transfer
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +15,10 @@ log = logging.getLogger(__name__)
 def pictures(run, vars, step: int | None) -> dict[str, np.ndarray]:
     """Sample ``config.sample.rows`` contents x ``columns`` motions and write the grid.
 
-    Files ``<workdir>/samples/transfer[-<step>].{png,mp4,gif}``; the PNG shows the middle frame.
+    Of a system with `parts`, a sheet ``parts`` has a row for each content A and the clip B after it: A, A rebuilt,
+    each part of A alone, A with the motion of B, B.
+
+    Files ``<workdir>/samples/<sheet>[-<step>].{png,mp4,gif}``; the PNG shows the middle frame.
 
     Args:
       run: a `vidmotion.run.Run`.
@@ -23,7 +26,7 @@ def pictures(run, vars, step: int | None) -> dict[str, np.ndarray]:
       step: part of the file name; None leaves it out.
 
     Returns:
-      ``{"transfer": uint8 (H, W, 3)}`` for the metric writer.
+      ``{sheet: uint8 (H, W, 3)}`` for the metric writer: ``transfer``, and ``parts`` where there is one.
     """
     layout = run.config.sample
     source = run.source("eval")
@@ -34,28 +37,52 @@ def pictures(run, vars, step: int | None) -> dict[str, np.ndarray]:
             f"split has {len(source)}"
         )
     picked = np.random.default_rng(run.config.seed).permutation(len(source))[: rows + columns]
-    clips = [clip_of(source[int(i)]) for i in picked]
-    contents, motions = clips[:rows], clips[rows:]
-    pairs = [(i, j) for i in range(rows) for j in range(columns)]
+    elements = [source[int(i)] for i in picked]
+    clips = [clip_of(element) for element in elements]
+    pairs = [(i, rows + j) for i in range(rows) for j in range(columns)]
+    if run.system.parts:
+        pairs += [(i, i) for i in range(rows)] + [(i, i + 1) for i in range(rows)]
+    placed = [boxes_of(source, int(i), element) for i, element in zip(picked, elements)]
     batches = transfer(
         run,
         vars,
-        [contents[i] for i, _ in pairs],
-        [motions[j] for _, j in pairs],
+        [clips[i] for i, _ in pairs],
+        [clips[j] for _, j in pairs],
         len(pairs),
         "sampling",
+        ([placed[i] for i, _ in pairs], [placed[j] for _, j in pairs]),
     )
     videos = np.concatenate([to_uint8(batch["video"]) for batch in batches])
-    results = videos.reshape(rows, columns, *videos.shape[1:])
+    count = rows * columns
+    results = videos[:count].reshape(rows, columns, *videos.shape[1:])
     shown = as_pictures(run, vars, clips)
-    sheet = media.transfer_grid(shown[:rows], shown[rows:], results)
-    still = sheet[sheet.shape[0] // 2]
+    sheets = {"transfer": media.transfer_grid(shown[:rows], shown[rows:], results)}
+    if run.system.parts:
+        rebuilt, crossed = np.split(videos[count:], 2)
+        sheets["parts"] = _parts(run, vars, shown[: rows + 1], rebuilt, crossed)
+    for sheet, video in sheets.items():
+        _write(run, sheet if step is None else f"{sheet}-{step}", video)
+    return {name: video[len(video) // 2] for name, video in sheets.items()}
+
+
+def _parts(run, vars, clips: list[np.ndarray], rebuilt, crossed) -> np.ndarray:
+    """The sheet of that name, (T, H, W, 3)."""
+    columns = {"A": clips[:-1], "A rebuilt": rebuilt}
+    for part in run.system.parts:
+        batches = transfer(run, vars, clips[:-1], clips[:-1], len(rebuilt), part, part=part)
+        columns[f"A: {part}"] = to_uint8(np.concatenate([batch["video"] for batch in batches]))
+    columns |= {"A, motion of B": crossed, "B": clips[1:]}
+    cells = [cell for row in zip(*columns.values(), strict=True) for cell in row]
+    captions = [*columns] + [""] * (len(cells) - len(columns))
+    scale = max(1, -(-128 // cells[0].shape[1]))
+    return media.grid(cells, cols=len(columns), scale=scale, captions=captions)
+
+
+def _write(run, name: str, sheet: np.ndarray) -> None:
     if jax.process_index() == 0:
-        name = "transfer" if step is None else f"transfer-{step}"
-        folder = run.workdir / "samples"
+        folder, fps = run.workdir / "samples", run.config.sample.fps
         folder.mkdir(parents=True, exist_ok=True)
-        media.write_png(folder / f"{name}.png", still)
-        media.write_mp4(folder / f"{name}.mp4", sheet, fps=layout.fps)
-        media.write_gif(folder / f"{name}.gif", sheet, fps=layout.fps)
+        media.write_png(folder / f"{name}.png", sheet[len(sheet) // 2])
+        media.write_mp4(folder / f"{name}.mp4", sheet, fps=fps)
+        media.write_gif(folder / f"{name}.gif", sheet, fps=fps)
         log.info("pictures: %s", folder / f"{name}.png")
-    return {"transfer": still}

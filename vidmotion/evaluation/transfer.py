@@ -7,6 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vidmotion import sharding
+from vidmotion.data import faces
 
 
 def derangement(count: int, seed: int = 0) -> np.ndarray:
@@ -41,8 +42,46 @@ def as_pictures(run, vars, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
     ]
 
 
+def boxes_of(source, index: int, element: dict[str, np.ndarray]) -> np.ndarray | None:
+    """Where the face is in each frame of a source's element, (T, 4); None where the source does not know."""
+    if hasattr(source, "boxes"):
+        return source.boxes(index)
+    return element.get("boxes")
+
+
+def face_views(
+    side: int,
+    content: np.ndarray,
+    content_boxes: np.ndarray,
+    motion: np.ndarray,
+    motion_boxes: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """What `System.face_side` asks for, of one pair of clips that share their pictures' coordinates.
+
+    Args:
+      side: pixels of the crops.
+      content, motion: uint8 (T, H, W, 3).
+      content_boxes, motion_boxes: (T, 4), of their faces.
+    """
+    height, width = motion.shape[1:3]
+    squares = faces.driving_boxes(motion_boxes, width, height)
+    still = faces.reference_box(content_boxes[0], content.shape[2], content.shape[1])
+    return {
+        "driving": np.stack([faces.crop(f, box, side) for f, box in zip(motion, squares)]),
+        "reference_face": faces.crop(content[0], still, side),
+        "f_rts": faces.f_rts(motion_boxes, content_boxes[0]),
+    }
+
+
 def transfer(
-    run, vars, contents: np.ndarray, motions: np.ndarray, batch: int, what: str, **options
+    run,
+    vars,
+    contents: np.ndarray,
+    motions: np.ndarray,
+    batch: int,
+    what: str,
+    boxes: tuple[Sequence, Sequence] | None = None,
+    **options,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Sample content i with motion i, batch by batch.
 
@@ -53,6 +92,8 @@ def transfer(
         integers.
       batch: pairs at a time; rounded up to what the mesh divides, the last batch is padded.
       what: name of the progress bar.
+      boxes: of the faces in contents and in motions, (T, 4) each, for systems with a `face_side`; None, or
+        None among them, where they are not known: whole pictures are then taken as faces.
       options: passed to `System.sample`.
 
     Yields:
@@ -68,6 +109,12 @@ def transfer(
             "content": np.stack([contents[i] for i in picked]),
             "motion": np.stack([motions[i] for i in picked]),
         }
+        if run.system.face_side and boxes and all(b is not None for part in boxes for b in part):
+            views = [
+                face_views(run.system.face_side, contents[i], boxes[0][i], motions[i], boxes[1][i])
+                for i in picked
+            ]
+            inputs |= {name: np.stack([view[name] for view in views]) for name in views[0]}
         outputs = sample(vars, run.put_rows(inputs), jax.random.fold_in(key, start))
         kept = min(rows, len(contents) - start)
         yield {name: np.asarray(value)[:kept] for name, value in outputs.items()}

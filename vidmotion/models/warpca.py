@@ -139,9 +139,7 @@ class WarpCA(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x_bfhwc: jax.Array, time_bt: jax.Array, theta_bfm: jax.Array
-    ) -> jax.Array:
+    def __call__(self, x_bfhwc: jax.Array, time_bt: jax.Array, theta_bfm: jax.Array) -> jax.Array:
         """The hidden state before its norm, the embedded time, each frame's code -> (b, f, h, w, c).
 
         Frames do not see each other. Sows ``gamma`` and ``delta`` of Eq. 9 into the collection

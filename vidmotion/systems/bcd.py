@@ -470,7 +470,7 @@ class BCD(System):
             "soft_usage": jnp.mean(soft_btnj, axis=1),
         }
 
-    def codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
+    def read_codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
         """Content tokens one after another (B, K * C_c), and the quantised motion (B, T, N * D)."""
         read = self.read(vars, batch)
         params = {"params": vars.params["model"]["quantizer"]}

@@ -9,14 +9,16 @@ import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vidmotion.convert import engine, read
+from vidmotion.convert.maps import temporal_vae as temporal_vae_maps
 from vidmotion.convert.maps import vae as vae_maps
 from vidmotion.errors import ConfigError
-from vidmotion.models import vae
+from vidmotion.models import temporal_vae, vae
 from vidmotion.system import Const, fingerprint
 
 log = logging.getLogger(__name__)
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 PyTree = Any
 CHANNELS = 4  # of a latent frame
 FACTOR = 8  # of the image autoencoders here: a latent frame has 1/8 of the height and width
+# Autoencoders whose decoder sees runs of frames: name here -> name of the sizes
+TEMPORAL = {"svd": "svd", "svd_tiny": "tiny"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +36,24 @@ class PixelCodec:
 
     Attributes:
       mean, std: of v / 256 over the training set, so that x has the EDM's sigma_data = 0.5.
+      patch: side of the squares of pixels that are laid out as channels of one place, for networks that
+        are to see fewer places; nothing is lost.
     """
 
     mean: float
     std: float
+    patch: int = 1
     cached: ClassVar[bool] = False
 
     def latent_shape(self, size: int) -> tuple[int, int]:
-        """(height, channels) of a latent frame."""
-        return size, 3
+        """(height, channels) of a latent frame.
+
+        Raises:
+          ConfigError: `size` is not a multiple of `patch`.
+        """
+        if size % self.patch:
+            raise ConfigError(f"config.system.size={size}: not a multiple of patch={self.patch}")
+        return size // self.patch, 3 * self.patch**2
 
     def consts(self) -> dict[str, Const]:
         """No frozen networks."""
@@ -50,13 +63,17 @@ class PixelCodec:
         """None: nothing is frozen."""
         return {}
 
-    def encode(self, consts: PyTree, video: jax.Array) -> jax.Array:
-        """uint8 (B, T, H, W, 3) -> float32 latents of the same shape."""
-        return (video.astype(jnp.float32) / 256.0 - self.mean) * (0.5 / self.std)
+    def encode(self, consts: PyTree, video: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """uint8 (B, T, H, W, 3) -> float32 latents (B, T, H / patch, W / patch, C); `key` is not read."""
+        x = (video.astype(jnp.float32) / 256.0 - self.mean) * (0.5 / self.std)
+        p = self.patch
+        return einops.rearrange(x, "b t (h p) (w q) c -> b t h w (p q c)", p=p, q=p)
 
     def decode(self, consts: PyTree, latent: jax.Array) -> jax.Array:
         """Latents -> float32 video in [0, 1] (1 is pixel value 255)."""
-        return jnp.clip((latent * (self.std / 0.5) + self.mean) * (256.0 / 255.0), 0.0, 1.0)
+        p = self.patch
+        x = einops.rearrange(latent, "b t h w (p q c) -> b t (h p) (w q) c", p=p, q=p)
+        return jnp.clip((x * (self.std / 0.5) + self.mean) * (256.0 / 255.0), 0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +84,14 @@ class LatentCodec:
 
     Attributes:
       network: ``sd``, the Stable Diffusion autoencoder (needs `weights`); ``tiny``, the same with few
-        channels (needs `weights`); or ``patch``, a fixed projection of 8x8 patches without weights,
+        channels (needs `weights`); ``svd`` and ``svd_tiny``, those of Stable Video Diffusion, whose
+        decoder takes frames together; or ``patch``, a fixed projection of 8x8 patches without weights,
         for demos and tests.
       weights: file with the autoencoder in the diffusers layout.
       mean, std: per channel, of z over the training set.
       chunk: frames of each clip encoded or decoded at a time, which bounds memory: one frame of 256 px
         takes ``sd`` about 0.1 GiB to encode and 0.25 GiB to decode (XLA's estimate, float32), times
-        the clips that a device holds.
+        the clips that a device holds. ``svd`` decodes runs of 25 frames whatever it is.
       cached: training reads latents that ``python -m vidmotion.data.prepare latents`` stored, in place of
         pixels; `weights` then still decode what is sampled.
 
@@ -89,9 +107,10 @@ class LatentCodec:
     cached: bool = False
 
     def __post_init__(self):
-        if self.network not in (*vae.SIZES, "patch"):
+        if self.network not in (*vae.SIZES, *TEMPORAL, "patch"):
             raise ConfigError(
-                f"config.system.codec.network={self.network!r}: choose {', '.join(vae.SIZES)} or patch"
+                f"config.system.codec.network={self.network!r}: choose "
+                f"{', '.join((*vae.SIZES, *TEMPORAL))} or patch"
             )
         if not len(self.mean) == len(self.std) == CHANNELS:
             raise ConfigError(
@@ -103,6 +122,9 @@ class LatentCodec:
 
     @property
     def _net(self) -> vae.AutoencoderKL | vae.PatchCodec:
+        if self.network in TEMPORAL:
+            sizes = temporal_vae.SIZES[TEMPORAL[self.network]]
+            return temporal_vae.TemporalAutoencoder(**sizes)
         return (
             vae.PatchCodec()
             if self.network == "patch"
@@ -140,9 +162,16 @@ class LatentCodec:
         return jax.eval_shape(self._net.init, jax.random.key(0), image)["params"]
 
     def _load(self) -> PyTree:
+        temporal = self.network in TEMPORAL
         wanted = (
-            "the Stable Diffusion image autoencoder in the diffusers layout, for example "
-            "diffusion_pytorch_model.safetensors of stabilityai/sd-vae-ft-mse on Hugging Face"
+            f"the Stable {'Video ' * temporal}Diffusion {'' if temporal else 'image '}autoencoder in the "
+            "diffusers layout, for example diffusion_pytorch_model.safetensors of "
+            + (
+                "stabilityai/stable-video-diffusion-img2vid-xt, folder vae,"
+                if temporal
+                else "stabilityai/sd-vae-ft-mse"
+            )
+            + " on Hugging Face"
         )
         field = f"config.system.codec.weights={self.weights!r}"
         if not self.weights:
@@ -156,35 +185,53 @@ class LatentCodec:
                 f"{field} cannot be read ({error}): give the file of {wanted}"
             ) from error
         try:
-            return engine.convert(self._shapes(), source, vae_maps.DIFFUSERS)
+            rules = temporal_vae_maps.RULES if temporal else vae_maps.DIFFUSERS
+            return engine.convert(self._shapes(), source, rules)
         except engine.ConversionError as error:
             raise ConfigError(
                 f"{field} is not {wanted}: {len(error.problems)} problems, the first: "
                 f"{error.problems[0]}"
             ) from error
 
-    def encode(self, consts: Mapping[str, PyTree], video: jax.Array) -> jax.Array:
+    def encode(
+        self, consts: Mapping[str, PyTree], video: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
         """Normalised latents of a clip.
 
         Args:
           consts: with the autoencoder.
           video: uint8 (B, T, H, W, 3), or its `posterior_mean` as float16, from a cache.
+          key: of a draw from the posterior; None: its mean, as it is of what comes from a cache.
 
         Returns:
           float32 (B, T, H/8, W/8, C).
         """
         pixels = video.dtype == jnp.uint8
-        latent = self.posterior_mean(consts, video) if pixels else video.astype(jnp.float32)
+        latent = self._moments(consts, video, key) if pixels else video.astype(jnp.float32)
         return (latent - self._row(self.mean)) * (0.5 / self._row(self.std))
 
     def posterior_mean(self, consts: Mapping[str, PyTree], video: jax.Array) -> jax.Array:
         """uint8 (B, T, H, W, 3) -> the autoencoder's own latents, float32 (B, T, H/8, W/8, C)."""
+        return self._moments(consts, video, None)
+
+    def _moments(self, consts, video, key):
+        """The posterior's mean, or a draw from it."""
 
         def mean(frames):
             image = frames.astype(jnp.float32) / 127.5 - 1.0
             return self._apply(consts, image, "encode")[0]
 
-        return self._in_chunks(mean, video)
+        def draw(pair):
+            frames, noise = pair
+            image = frames.astype(jnp.float32) / 127.5 - 1.0
+            mean, logvar = self._apply(consts, image, "encode")
+            return mean + jnp.exp(0.5 * logvar) * noise
+
+        if key is None:
+            return self._in_chunks(mean, video)
+        side = video.shape[2] // FACTOR, video.shape[3] // FACTOR
+        noise = jax.random.normal(key, (*video.shape[:2], *side, CHANNELS))
+        return self._in_chunks(draw, (video, noise))
 
     def decode(self, consts: Mapping[str, PyTree], latent: jax.Array) -> jax.Array:
         """Latents -> float32 video (B, T, H, W, 3) in [0, 1]."""
@@ -193,7 +240,12 @@ class LatentCodec:
             return self._apply(consts, frames, "decode")
 
         raw = latent * (self._row(self.std) / 0.5) + self._row(self.mean)
-        return jnp.clip(self._in_chunks(pixels, raw) * 0.5 + 0.5, 0.0, 1.0)
+        if self.network in TEMPORAL:
+            variables = {"params": consts["vae"]}
+            video = temporal_vae.decode_in_chunks(self._net, variables, raw)
+        else:
+            video = self._in_chunks(pixels, raw)
+        return jnp.clip(video * 0.5 + 0.5, 0.0, 1.0)
 
     def _apply(self, consts, x_bhwc, method):
         variables = {"params": consts["vae"]} if "vae" in consts else {}
@@ -201,7 +253,7 @@ class LatentCodec:
 
     def _in_chunks(self, function, x_bthwc):
         """Map over time, `chunk` frames of every clip at a time; the batch stays cut over the mesh."""
-        frames_tbhwc = jnp.moveaxis(x_bthwc, 1, 0)
+        frames_tbhwc = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), x_bthwc)
         return jnp.moveaxis(jax.lax.map(function, frames_tbhwc, batch_size=self.chunk), 0, 1)
 
     def _row(self, values):

@@ -126,6 +126,11 @@ class VidTwinAutoencoder(System):
         return self.net.frames
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """Each latent can be shown alone."""
+        return PARTS[1:]
+
+    @property
     def disc(self) -> PatchDiscriminator:
         """The discriminator."""
         return PatchDiscriminator(self.gan.width, self.gan.layers, dtype(self.compute))
@@ -218,6 +223,15 @@ class VidTwinAutoencoder(System):
         own = _count(params["model"]["autoencoder"]) + unread
         judges = _count(self._lpips_shapes()) + _count(params["disc"]) + 1
         return {"autoencoder": own, "with loss networks": own + judges}
+
+    def facts(self, params: PyTree) -> dict[str, str]:
+        """Parameters as the paper counts them, and how many numbers are kept of a clip."""
+        counts = self.paper_counts(params)
+        shapes = self.net.structure_shape, self.net.dynamics_shape
+        structure, dynamics = ("x".join(map(str, shape)) for shape in shapes)
+        return {f"as the paper: {name}": f"{count:,}" for name, count in counts.items()} | {
+            "latents of a clip": f"structure {structure}, dynamics {dynamics}; {self.net.rate:.4%} of its numbers"
+        }
 
     def evaluators(self) -> tuple[str, ...]:
         """Reconstruction of clips; transfer of dynamics against the exact render of heads; leakage."""
@@ -385,7 +399,7 @@ class VidTwinAutoencoder(System):
         frames = (2.0 * v.reshape(-1, *v.shape[2:]) - 1.0 for v in (x, y))
         return self.lpips.apply({"params": vars.consts["lpips"]}, *frames).reshape(x.shape[:2])
 
-    def codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
+    def read_codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
         """``content``: the structure of clips ``content``, (B, numbers); ``motion``: the dynamics of clips
         ``motion``, (B, T, numbers of a frame)."""
         content = self.read(vars, {"video": batch["content"]})["structure"]

@@ -267,7 +267,7 @@ class WarpFace(System):
         """Latent pixels of the denoised frames."""
         return batch * self.codec.latent_shape(self.size)[0] ** 2
 
-    def codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
+    def read_codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
         """What probes read: ``motion`` float32 (B, T, D_m), each frame's own code theta_{r->x}; ``content``
         (B, D_c), the reference features of the first frame of ``content``, each channel's mean over places.
         """

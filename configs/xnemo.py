@@ -1,0 +1,267 @@
+r"""X-NeMo: section 4.1 of the paper (ICLR 2025) and appendix C; four stages, each a run that begins with the last.
+
+    python -m vidmotion.data.prepare portraits --src=DIR --out=data/portraits     # or hdtf, vfhq, nersemble
+    for stage in 1 2 3 4; do
+      python -m vidmotion.main --config=configs/xnemo.py:stage=$stage --workdir=runs/xnemo_$stage \
+          --config.init_from=runs/xnemo_$((stage - 1)) --config.system.codec.weights=SVD_VAE.safetensors \
+          --config.system.clip.weights=weights/clip_vision
+    done
+
+runs/xnemo_0 is ``python -m vidmotion.convert xnemo --base=UNET.safetensors --out=runs/xnemo_0``, from the UNet of
+sd-image-variations-diffusers. Stage 1 learns appearance, that is both UNets; 2 motion, with E_mot, the motion modules
+and the GAN head; 3 the temporal modules alone; 4 everything. Hardware in the paper: 8 A100. Paper's figures (Table 1):
+L1 .055, SSIM .826, LPIPS .168 in self-reenactment; ID-SIM .787, AED/APD .039/3.42, EMO-SIM .65, FVD 152.8 across
+identities. Of its code only inference was published: much of what follows is ours and marked so; "released" is what
+that does.
+
+Ablations of the paper as arguments (Table 2, section 4.4, appendix C): ``gan_head=off``; ``joint=off``, E_mot learns
+from L_gan alone in stage 1 and is then frozen; ``rfm=0|75|95`` (%); ``augment=off``; ``latent=128|1024``.
+
+`:demo` trains small networks on procedural heads, 64 px, in pixels: a few minutes a stage on two CPU cores.
+`:debug` is two steps.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+STEPS = {1: 30_000, 2: 100_000, 3: 10_000, 4: 10_000}  # not in paper; 1 and 3: AnimateAnyone's
+LAST = r"(self|norm2|cross|norm3|ff|proj_out)"  # of the reference's last transformer: never read
+FUSION = r"motion/(box_in|box_out|fusion)/.*"  # what follows f_mot in E_mot
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """Arguments: ``stage``, ``gan_head``, ``joint``, ``rfm``, ``augment``, ``latent``; variants."""
+    options = common.parse(
+        argument,
+        stage=(2, 1, 3, 4),
+        gan_head=("on", "off"),
+        joint=("on", "off"),
+        rfm=(30, 0, 75, 95),
+        augment=("on", "off"),
+        latent=(512, 128, 1024),
+    )
+    stage, clips = options.stage, options.stage > 2
+    frames = 24 if clips else 1
+    config = common.trunk()
+    config.system = ConfigDict(
+        {
+            "name": "xnemo",
+            "size": 512,
+            # Stable Video Diffusion's, with Stable Diffusion's factor 0.18215 on latents; released
+            "codec": {
+                "network": "svd",
+                "weights": "",  # diffusion_pytorch_model.safetensors, folder vae of ...-img2vid-xt
+                "mean": (0.0,) * 4,
+                "std": (0.5 / 0.18215,) * 4,
+            },
+            # Both UNets: Stable Diffusion 1.5's
+            "unet": {
+                "channels": (320, 640, 1280, 1280),
+                "attention": (True, True, True, False),
+                "layers_per_block": 2,
+                "heads": 8,
+                "context_width": 768,
+                "norm_groups": 32,
+            },
+            "clip": {"network": "vit_l14", "weights": ""},  # released, not in paper
+            "motion": {"latent": options.latent, "size": 224},  # size: released
+            "stage": {
+                "frames": frames,
+                # not in paper: what does not learn yet, and starts at zero, is left out
+                "skip": {1: ("motion", "temporal"), 2: ("temporal",)}.get(stage, ()),
+                # 20 to 50 %; not in paper: none in stage 1, which has no motion to make up for it
+                "masking": options.rfm / 100 if stage > 1 else 0.0,
+                "encoder": _encoder_learns(options),
+                "gan_frames": _gan_frames(options),
+            },
+            # Dual-head latent supervision (Eq. 7)
+            "gan": {
+                "enabled": options.gan_head == "on",
+                "weight": 1.0,  # not in paper
+                "appearance": {"features": 512},  # not in paper, beyond ResNet-50
+                "generator": {"size": 256, "channels": 512, "area": 32_768},  # not in paper
+                # not in paper: that of the latent pose descriptors, whose weights these are
+                "discriminator": {"width": 64, "most": 512, "blocks": 7},
+                "terms": {"reconstruction": 1.0, "vgg": 3e-2, "face": 6e-3, "matching": 10.0},
+                "vgg19": {"weights": ""},
+                "vgg_face": {"weights": ""},
+            },
+            "guidance": {"drop": 0.1},  # not in paper
+            # DDIM, 25 steps, scale 3.5; start, window, overlap: released
+            "sampler": {
+                "preset": "paper",
+                "steps": 0,
+                "scale": 0.0,
+                "start": "blur",
+                "window": 24,
+                "overlap": 4,
+            },
+            # released; Stable Diffusion itself ends at 0.012
+            "diffusion": {
+                "steps": 1000,
+                "beta_start": 0.00085,
+                "beta_end": 0.02,
+                "schedule": "scaled_linear",
+            },
+            "compute": "bfloat16",  # not in paper
+            "remat": True,
+        }
+    )
+    model = {
+        "rate": 1e-5,
+        "betas": (0.9, 0.999),  # not in paper, like all below but for what learns
+        "eps": 1e-8,
+        "weight_decay": 0.01,
+        "clip": 1.0,
+        "trainable": _trainable(options, levels=4, layers=2),
+        "schedule": {"kind": "constant", "warmup": 0},
+    }
+    config.optimizer = ConfigDict({"model": model})
+    if options.gan_head == "on":
+        learns = ((".*", _gan_frames(options) > 0),)
+        player = {"rate": 1e-4, "betas": (0.0, 0.99), "eps": 1e-8, "trainable": learns}  # PD-FGC's
+        config.optimizer.update({"head": player, "disc": player})
+    config.batch_size = 16 if clips else 64
+    config.steps = STEPS[stage]
+    if stage == 1:  # Stable Diffusion's has the rest
+        fresh = r"(head|disc|model/motion|model/denoiser/.*/(motion|temporal)_\d+)/.*"
+        config.init_rules = ((fresh, False), (".*", True))
+    config.data.kind = "portraits"
+    config.data.common = ConfigDict({"directory": "data/portraits"})
+    pair = {
+        "frames": frames,
+        "flip": 0.5,  # not in paper
+        "augmented": options.augment == "on",
+        "augment": {"size": 224},
+        "size": 512,
+    }
+    if clips:
+        pair["gap"] = None  # any frame of the clip is the reference
+    config.data.train = ConfigDict({"split": "train", "random": True, "pair": pair})
+    config.data.eval = ConfigDict({"kind": "videos", "split": "test", "frames": 24})
+    config.data.threads = 8
+    config.checkpoint.every = 5000
+    config.sample = ConfigDict({"every": 0, "rows": 2, "columns": 2, "fps": 25.0})
+    config.eval = ConfigDict({"every": 0, "run": (), "pairs": 0, "batch": 1, "probe_clips": 0})
+    if options.variant:
+        _demo(config, options)
+    if options.variant == "debug":
+        _debug(config, options)
+    return config
+
+
+def _gan_frames(options: ConfigDict) -> int:
+    """Frames of an example that the GAN head makes."""
+    if options.gan_head == "off":
+        return 0
+    if options.joint == "off":
+        return 1 if options.stage == 1 else 0
+    return {2: 1, 4: 4}.get(options.stage, 0)  # 4 of 24: not in paper
+
+
+def _encoder_learns(options: ConfigDict) -> bool:
+    return options.stage == 1 if options.joint == "off" else options.stage in (2, 4)
+
+
+def _trainable(options: ConfigDict, levels: int, layers: int) -> tuple:
+    """Which leaves of the player ``model`` learn."""
+    stage = options.stage
+    if stage == 3:
+        return ((r"denoiser/.*/temporal_\d+/.*", True), (".*", False))
+    rules = [(rf"reference/up_{levels - 1}/attn_{layers}/{LAST}/.*", False)]
+    if stage == 1:
+        rules.append((r"denoiser/.*/(motion|temporal)_\d+/.*", False))
+    if stage == 2:
+        rules.append((r"denoiser/.*/temporal_\d+/.*", False))
+    if options.joint == "off" or stage == 1:
+        # In stage 1 nothing reads the tokens; later they learn while f_mot stays.
+        rules.append((FUSION, stage > 1))
+        rules.append((r"motion/.*", _encoder_learns(options)))
+    return (*rules, (".*", True))
+
+
+def _demo(config: ConfigDict, options: ConfigDict) -> None:
+    """Pixels of heads, squares of four laid out as channels, at a variance of 1; clips of four frames."""
+    system, clips = config.system, options.stage > 2
+    system.size = 64
+    # Of v / 256 over rendered heads; half of the deviation, for a variance of 1.
+    system.codec = ConfigDict({"mean": 0.639, "std": 0.238 / 2, "patch": 4})
+    system.unet = ConfigDict(
+        {
+            "channels": (64, 96, 128),
+            "attention": (True, True, True),
+            "layers_per_block": 1,
+            "heads": 4,
+            "context_width": 16,
+            "norm_groups": 16,
+        }
+    )
+    system.clip.network = "none"
+    system.motion = ConfigDict(
+        {
+            "latent": options.latent // 8,
+            "size": 64,
+            "width": 16,
+            "depth": 3,
+            "attention_width": 64,
+            "heads": 4,
+            "groups": 16,
+            "landmarks": 16,
+            "tokens": 8,
+            "dropout": 0.1,
+        }
+    )
+    gan = system.gan
+    gan.appearance = ConfigDict({"features": 64, "depths": (1, 1, 1, 1), "width": 16})
+    gan.generator.update({"size": 64, "channels": 64, "area": 2048})
+    gan.discriminator.update({"width": 16, "most": 64, "blocks": 5})
+    system.stage.frames = 4 if clips else 1
+    system.stage.gan_frames = min(system.stage.gan_frames, 2)
+    system.sampler.update({"window": 4, "overlap": 1})
+    system.compute, system.remat = "float32", False
+    config.optimizer.model.update({"rate": 1e-3})
+    config.optimizer.model.trainable = _trainable(options, levels=3, layers=1)
+    config.optimizer.model.schedule.warmup = 50
+    if options.gan_head == "on":
+        config.optimizer.head.rate, config.optimizer.disc.rate = 1e-3, 2e-4
+    config.batch_size = 8 if clips else 16
+    config.steps = {1: 300, 2: 500, 3: 100, 4: 60}[options.stage]
+    config.log_every = 20
+    config.checkpoint.every = 100
+    config.data.kind = "heads"
+    config.data.common = ConfigDict({"size": 64, "frames": 8, "fps": 6.0, "seed": 0})
+    pair = config.data.train.pair
+    pair.update({"frames": system.stage.frames, "size": 64})
+    pair.augment.size = 64
+    train = {"kind": "head_portraits", "split": "train", "clips": 2000, "cache": True}
+    config.data.train = ConfigDict({**train, "random": True, "pair": pair})
+    config.data.eval = ConfigDict({"split": "eval", "clips": 256})
+    config.data.threads = 2
+    config.sample.update({"rows": 3, "columns": 4, "fps": 6.0})
+    config.eval.update({"run": ("heads_swap",), "pairs": 32, "batch": 8, "probe_clips": 200})
+
+
+def _debug(config: ConfigDict, options: ConfigDict) -> None:
+    """Two steps of the smallest networks with every part in them."""
+    system, clips = config.system, options.stage > 2
+    system.size = 32
+    system.unet.update({"channels": (32, 32), "attention": (False, True), "heads": 2})
+    system.unet.update({"context_width": 4, "norm_groups": 8})
+    system.motion.update({"latent": options.latent // 64, "size": 32, "depth": 1})
+    system.motion.update({"attention_width": 16, "heads": 2, "landmarks": 4, "tokens": 2})
+    gan = system.gan
+    gan.appearance.update({"features": 8, "depths": (1,), "width": 8})
+    gan.generator.update({"size": 16, "channels": 8, "area": 128})
+    gan.discriminator.update({"width": 4, "most": 8, "blocks": 2})
+    system.stage.frames = 2 if clips else 1
+    system.sampler.update({"steps": 2, "window": 2, "overlap": 1})
+    config.optimizer.model.trainable = _trainable(options, levels=2, layers=1)
+    config.batch_size, config.steps, config.log_every = 8, 2, 1
+    config.checkpoint.every = 0
+    config.data.common.update({"size": 32, "frames": 4})
+    config.data.train.pair.update({"frames": system.stage.frames, "size": 32})
+    config.data.train.pair.augment.size = 32
+    config.data.train.clips, config.data.eval.clips = 16, 8
+    config.sample.update({"rows": 1, "columns": 2})
+    config.eval.update({"pairs": 4, "batch": 4, "probe_clips": 40})

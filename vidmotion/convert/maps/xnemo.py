@@ -1,0 +1,53 @@
+"""X-NeMo's released files: which there are, and which of two that hold the same weights counts.
+
+The released loader puts the denoising file over Stable Diffusion's UNet and the temporal file over both,
+without asking for any key; `denoising` does the same, and the engine then says what is missing or unknown
+(spec xnemo.md, section 6).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from vidmotion.convert.maps import unet
+
+FILES = {
+    "reference": "xnemo_reference_unet",
+    "denoiser": "xnemo_denoising_unet",
+    "temporal": "xnemo_temporal_module",
+    "motion": "xnemo_motion_encoder",
+}
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+Arrays = Mapping[str, np.ndarray]
+
+
+def find(src: Path) -> tuple[dict[str, Path], list[str]]:
+    """The released files in a folder, by part, and the names of those that are not there."""
+    found, missing = {}, []
+    for part, stem in FILES.items():
+        paths = (src / f"{stem}{suffix}" for suffix in SUFFIXES)
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            missing.append(f"{stem}.pth")
+        else:
+            found[part] = path
+    return found, missing
+
+
+def unwrapped(source: Arrays) -> dict[str, np.ndarray]:
+    """Without the ``module.`` that a data-parallel wrapper puts before every key."""
+    if source and all(key.startswith("module.") for key in source):
+        return {key.removeprefix("module."): x for key, x in source.items()}
+    return dict(source)
+
+
+def denoising(base: Arrays, own: Arrays, temporal: Arrays) -> dict[str, np.ndarray]:
+    """One checkpoint of the denoising UNet; a later file's key replaces an earlier one's.
+
+    Args:
+      base: Stable Diffusion's UNet, or nothing.
+      own: the denoising file.
+      temporal: the temporal file, in X-NeMo's or AnimateDiff's spelling, or nothing.
+    """
+    return {**base, **own, **unet.as_temporal(temporal)}

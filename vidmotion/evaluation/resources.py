@@ -1,0 +1,162 @@
+"""How many numbers VidTwin keeps of a clip, and what a generator on so few tokens costs (supplement B.1 and C.2).
+
+    python -m vidmotion.evaluation.resources
+
+The generator is the paper's "pseudo DiT", a stock transformer encoder; its costs are XLA's own accounts of the programs
+that it compiles for this machine, and nothing is run. The paper gives 12,610,560 parameters for it. That is the network
+without its attention, as a profiler counts that passes fused attention over; the column "FFN only" follows that
+count, so that it can be set beside Figure 5.
+"""
+
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from tqdm import tqdm
+
+from vidmotion import startup
+from vidmotion.errors import EXIT_DONE
+from vidmotion.models.latent_dit import Patches
+from vidmotion.models.transformer import TransformerEncoder
+from vidmotion.models.vidtwin import LATENTS, SIZES, VidTwin
+
+WIDTH, LAYERS, HEADS, MLP_DIM = 512, 6, 8, 2048  # C.2
+PSEUDO_DIT = TransformerEncoder(LAYERS, HEADS, MLP_DIM)
+# Latents of a clip of 16 frames of 224 px, and the tokens that they are at patches of 2 (what 2 does not divide is
+# filled up). Tokens of iVideoGPT are not grouped: 16x16 of two context frames, 4x4 of 14 more.
+TOKENS = {
+    "VidTwin 16x7x7 + 16x14, patch 2": Patches((16, 7, 7, 4), (2, 2, 2)).tokens
+    + Patches((1, 16, 14, 8), (1, 2, 2)).tokens,
+    "4x28x28, patch 2": Patches((4, 28, 28, 4), (2, 2, 2)).tokens,
+    "iVideoGPT 2x16x16 + 14x4x4": 2 * 16**2 + 14 * 4**2,
+    "4x28x28, patch 2 in space only": Patches((4, 28, 28, 4), (1, 2, 2)).tokens,
+}
+
+
+class Setting(NamedTuple):
+    """A latent setting of 16 frames of 224 px.
+
+    Attributes:
+      name: in `models.vidtwin.LATENTS`.
+      structure: (n_q, h_S, w_S, d_S).
+      dynamics: (f, w_D + h_D, d_D).
+      numbers: of both.
+      rate: of the clip's numbers (B.1).
+    """
+
+    name: str
+    structure: tuple[int, ...]
+    dynamics: tuple[int, ...]
+    numbers: int
+    rate: float
+
+
+class Cost(NamedTuple):
+    """What a pseudo DiT costs at batch 1 in float32.
+
+    Attributes:
+      tokens: of its input.
+      parameters: of the network.
+      forward_flops: of one forward pass.
+      step_flops: of one training step: forward, backward, Adam.
+      step_bytes: most memory that a training step holds: parameters, moments, gradients, activations.
+      ffn_parameters, ffn_flops: of the feed-forward layers and norms alone, forward.
+    """
+
+    tokens: int
+    parameters: int
+    forward_flops: float
+    step_flops: float
+    step_bytes: int
+    ffn_parameters: int
+    ffn_flops: float
+
+
+def settings() -> Iterator[Setting]:
+    """Every latent setting."""
+    for name, latent in LATENTS.items():
+        net = VidTwin(**SIZES["base"], **latent)
+        numbers = round(net.rate * 3 * net.frames * net.size**2)
+        yield Setting(name, net.structure_shape, net.dynamics_shape, numbers, net.rate)
+
+
+def cost(tokens: int) -> Cost:
+    """Compile the network and its training step for `tokens` tokens."""
+    optimizer = optax.adam(1e-4)
+    row = jax.ShapeDtypeStruct((1, tokens, WIDTH), jnp.float32)
+    params = jax.eval_shape(PSEUDO_DIT.init, jax.random.key(0), row)
+    slots = jax.eval_shape(optimizer.init, params)
+
+    def step(params, slots, x, target):
+        grads = jax.grad(lambda p: jnp.mean(jnp.square(PSEUDO_DIT.apply(p, x) - target)))(params)
+        updates, slots = optimizer.update(grads, slots)
+        return optax.apply_updates(params, updates), slots
+
+    forward = jax.jit(PSEUDO_DIT.apply).lower(params, row)
+    training = jax.jit(step, donate_argnums=(0, 1)).lower(params, slots, row, row)
+    memory = training.compile().memory_analysis()
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    # Feed-forward layers with their biases, and two norms.
+    ffn = LAYERS * (2 * WIDTH * MLP_DIM + MLP_DIM + WIDTH + 4 * WIDTH)
+    return Cost(
+        tokens,
+        sum(leaf.size for leaf in jax.tree.leaves(params)),
+        forward.cost_analysis()["flops"],
+        training.cost_analysis()["flops"],
+        kept + memory.temp_size_in_bytes,
+        ffn,
+        2.0 * ffn * tokens,
+    )
+
+
+def report() -> str:
+    """Both tables as text."""
+    lines = [f"{'latent':<10}{'structure':>14}{'dynamics':>12}{'numbers':>9}{'rate':>9}"]
+    for s in settings():
+        shapes = ("x".join(map(str, shape)) for shape in (s.structure, s.dynamics))
+        structure, dynamics = shapes
+        lines.append(f"{s.name:<10}{structure:>14}{dynamics:>12}{s.numbers:>9,}{s.rate:>9.4%}")
+    costs = {name: cost(tokens) for name, tokens in tqdm(TOKENS.items(), disable=None)}
+    first = next(iter(costs.values()))
+    lines += [
+        "",
+        f"pseudo DiT: {first.parameters:,} parameters, FFN only {first.ffn_parameters:,}; batch 1, float32, "
+        f"{jax.devices()[0].device_kind}",
+        f"{'latent':<33}{'tokens':>7}{'forward':>16}{'FFN only':>16}{'step':>16}{'step memory':>20}",
+    ]
+    for name, c in costs.items():
+        cells = [
+            f"{value / 1e9:.2f} ({value / one:.1f}x)"
+            for value, one in (
+                (c.forward_flops, first.forward_flops),
+                (c.ffn_flops, first.ffn_flops),
+                (c.step_flops, first.step_flops),
+            )
+        ]
+        memory = f"{c.step_bytes / 2**20:.0f} MiB ({c.step_bytes / first.step_bytes:.1f}x)"
+        lines.append(
+            f"{name:<33}{c.tokens:>7}" + "".join(f"{x:>16}" for x in cells) + f"{memory:>20}"
+        )
+    lines.append(
+        "costs in GFLOP, two for each multiplication with its addition; (x): against the first"
+    )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """The command line. Returns its exit code."""
+
+    def work() -> int:
+        startup.set_up_devices()
+        print(report())
+        return EXIT_DONE
+
+    startup.set_up_log()
+    return startup.exit_code_of(work, "stopped")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,792 @@
+"""X-NeMo: portrait animation by one motion vector per frame, read in cross-attention (ICLR 2025).
+
+A reference network says who: the denoiser's self-attentions read its features. A motion encoder E_mot makes one
+vector of a face crop of each driving frame, which with the face's place (`f_rts`) becomes 32 tokens that the
+denoiser's motion modules read. A GAN head, an appearance encoder E_app and a StyleGAN generator, must make the driving
+crop of the same vector. Three players, in one forward pass:
+
+    L_model = L_ldm + L_gan                                             (Eq. 1 and 7: both reach E_mot)
+    L_head  = L_gan = L_adv + L_r + 3e-2 L_vgg + 6e-3 L_face + 10 L_fm  (its gradients come with `carry`)
+    L_disc  = (mean relu(1 - D(x)) + mean relu(1 + D(x'))) / 2
+
+Training has four stages, each a run of its own (`Stage`; which leaves learn is in ``config.optimizer``). The tree of
+parameters is the same in all. What the paper leaves open is spec xnemo.md's recommendation.
+
+Shape suffixes: b batch, f frames, n = b f, h w latent rows and columns, m motion vector, s motion tokens, c channels.
+"""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vidmotion import paths
+from vidmotion.convert import folder
+from vidmotion.diffusion import samplers
+from vidmotion.diffusion.guidance import XNEMO_PRESETS, guide, scale_of
+from vidmotion.diffusion.process import DDPM
+from vidmotion.diffusion.start import start_from_reference
+from vidmotion.diffusion.windows import Windows, windowed
+from vidmotion.errors import ConfigError
+from vidmotion.losses.gan import hinge_discriminator
+from vidmotion.losses.gan_head import Weights, generator_loss
+from vidmotion.models.features import vgg
+from vidmotion.models.features.clip import SIZES as CLIP_SIZES
+from vidmotion.models.features.clip import ClipVision, normalise
+from vidmotion.models.motion_attention import MAX_FRAMES, DenoisingUNet
+from vidmotion.models.motion_encoder import MotionEncoder
+from vidmotion.models.projection_discriminator import Discriminator
+from vidmotion.models.resnet import AppearanceEncoder
+from vidmotion.models.stylegan import Synthesis
+from vidmotion.models.unet import SIZES, Pairs, ReferenceUNet, project_banks, random_bank_mask
+from vidmotion.system import Const, Out, Player, System, Vars, dtype, record
+from vidmotion.systems import codecs
+
+log = logging.getLogger(__name__)
+
+PyTree = Any
+STARTS = ("blur", "noise")
+MODULES = ("motion", "temporal")
+BURKOV = Weights()  # of the latent pose descriptors, as in the paper
+STILL = (0.0, 0.0, 1.0)  # f_rts of a face that stays where the reference has it
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a stage of the training runs (section 4.1).
+
+    Attributes:
+      frames: F, of a training example; 1 is a pair of pictures.
+      skip: modules of the denoiser that are left out, of ``motion`` and ``temporal``.
+      masking: r, the share of the reference's tokens that a sample's blocks do not see.
+      encoder: whether E_mot learns: batch norm by the batch, and dropout.
+      gan_frames: frames of each example that the GAN head must make; 0: no GAN head.
+    """
+
+    frames: int = 1
+    skip: tuple[str, ...] = ("temporal",)
+    masking: float = 0.3
+    encoder: bool = True
+    gan_frames: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """The image tower of CLIP, whose embedding of the reference all text cross-attentions read.
+
+    Attributes:
+      network: a name of `features.clip.SIZES`; ``none``: the token is zero, which the log says.
+      weights: folder that ``python -m vidmotion.convert clip_vision`` wrote.
+    """
+
+    network: str = "vit_l14"
+    weights: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Perceptual:
+    """A VGG that compares pictures.
+
+    Attributes:
+      weights: folder that ``python -m vidmotion.convert vgg19`` (or ``vgg_face``) wrote; empty leaves the
+        term out, which the log says.
+    """
+
+    weights: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gan:
+    """The GAN head; the sizes are not in paper.
+
+    Attributes:
+      enabled: False: there is none at all.
+      weight: of L_gan beside L_ldm.
+      appearance: fields of `AppearanceEncoder`.
+      generator: fields of `Synthesis`.
+      discriminator: fields of `Discriminator`.
+      terms: `Weights` of Eq. 7, or its fields.
+      vgg19, vgg_face: the networks of Eq. 4 and 5.
+    """
+
+    enabled: bool = True
+    weight: float = 1.0
+    appearance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    generator: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    discriminator: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    terms: Weights = BURKOV
+    vgg19: Perceptual = Perceptual()
+    vgg_face: Perceptual = Perceptual()
+
+    def __post_init__(self):
+        for name, cls in (("terms", Weights), ("vgg19", Perceptual), ("vgg_face", Perceptual)):
+            object.__setattr__(self, name, record(cls, getattr(self, name), f"gan.{name}"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """Conditioning dropout.
+
+    Attributes:
+      drop: probability per sample of training without reference and CLIP token; motion tokens stay, as in
+        the negative branch of sampling. Not in paper.
+    """
+
+    drop: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """DDIM, guidance and windows.
+
+    Attributes:
+      preset: a name of `XNEMO_PRESETS`: steps and guidance.
+      steps: instead of the preset's; 0: the preset's.
+      scale: s of neg + s * (pos - neg), instead of the preset's; 0: the preset's.
+      start: ``blur``, the reference's latent, blurred and noised, as released; ``noise``, as in the paper.
+      window, overlap: frames of a window, and shared with the next.
+    """
+
+    preset: str = "paper"
+    steps: int = 0
+    scale: float = 0.0
+    start: str = "blur"
+    window: int = 24
+    overlap: int = 4
+
+
+AS_RELEASED = DDPM(beta_start=0.00085, beta_end=0.02, schedule="scaled_linear")
+RECORDS = {
+    "stage": Stage,
+    "clip": Clip,
+    "gan": Gan,
+    "guidance": Guidance,
+    "sampler": Sampler,
+    "diffusion": DDPM,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class XNeMo(System):
+    """X-NeMo.
+
+    Attributes:
+      size: of a frame, height and width.
+      codec: see `codecs`, or a mapping of its fields.
+      unet: a name of `unet.SIZES`, or a mapping of `UNet`'s sizes; of both UNets.
+      motion: fields of `MotionEncoder`.
+      stage ... diffusion: the records above, or mappings of their fields; `diffusion` of `DDPM`.
+      compute: ``float32`` or ``bfloat16``.
+      remat: of both UNets.
+
+    Raises:
+      ConfigError: values that do not exist or do not fit together.
+    """
+
+    size: int
+    codec: codecs.PixelCodec | codecs.LatentCodec
+    unet: Any = "sd15"
+    motion: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    stage: Stage = Stage()
+    clip: Clip = Clip()
+    gan: Gan = Gan()
+    guidance: Guidance = Guidance()
+    sampler: Sampler = Sampler()
+    diffusion: DDPM = AS_RELEASED
+    compute: str = "float32"
+    remat: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "codec", codecs.make(self.codec))
+        for name, cls in RECORDS.items():
+            object.__setattr__(self, name, record(cls, getattr(self, name), name))
+        stage, sampler = self.stage, self.sampler
+        for field, value, known in (
+            ("clip.network", self.clip.network, (*CLIP_SIZES, "none")),
+            ("sampler.preset", sampler.preset, tuple(XNEMO_PRESETS)),
+            ("sampler.start", sampler.start, STARTS),
+            *(("stage.skip", name, MODULES) for name in stage.skip),
+        ):
+            if value not in known:
+                raise ConfigError(f"config.system.{field}={value!r}: choose {', '.join(known)}")
+        if isinstance(self.unet, str) and self.unet not in SIZES:
+            raise ConfigError(f"config.system.unet={self.unet!r}: choose {', '.join(SIZES)}")
+        for field, frames in (("stage.frames", stage.frames), ("sampler.window", sampler.window)):
+            if not 1 <= frames <= MAX_FRAMES:
+                raise ConfigError(
+                    f"config.system.{field}={frames}: 1 to {MAX_FRAMES}, as many as the temporal modules know"
+                )
+        if not 0 <= sampler.overlap < sampler.window:
+            raise ConfigError(
+                f"config.system.sampler.overlap={sampler.overlap}: less than window={sampler.window}"
+            )
+        if not 0 <= stage.masking < 1 or not 0 <= stage.gan_frames <= stage.frames:
+            raise ConfigError(
+                "config.system.stage: masking is within 0..1 and gan_frames at most frames, got "
+                f"{stage.masking=}, {stage.gan_frames=}, {stage.frames=}"
+            )
+        if self.clip.network != "none":
+            width = CLIP_SIZES[self.clip.network]["embedding"]
+            if width != self._denoiser.context_width:
+                raise ConfigError(
+                    f"config.system.clip.network={self.clip.network!r} gives {width} numbers, the UNets' "
+                    f"context_width is {self._denoiser.context_width}"
+                )
+        for name, cls in (
+            ("motion", MotionEncoder),
+            ("gan.appearance", AppearanceEncoder),
+            ("gan.generator", Synthesis),
+            ("gan.discriminator", Discriminator),
+        ):
+            fields = functools.reduce(getattr, name.split("."), self)
+            record(cls, {**fields, "parent": None}, name)
+        dtype(self.compute)
+
+    # -- networks ---------------------------------------------------------------------------------
+
+    @property
+    def _unet_sizes(self) -> dict[str, Any]:
+        sizes = SIZES[self.unet] if isinstance(self.unet, str) else self.unet
+        channels = self.codec.latent_shape(self.size)[1]
+        fixed = {"latent_channels": channels, "remat": self.remat, "dtype": dtype(self.compute)}
+        return {**sizes, **fixed}
+
+    @property
+    def _reference(self) -> ReferenceUNet:
+        return ReferenceUNet(**self._unet_sizes)
+
+    @property
+    def _denoiser(self) -> DenoisingUNet:
+        return DenoisingUNet(**self._unet_sizes)
+
+    @property
+    def encoder(self) -> MotionEncoder:
+        """E_mot."""
+        return MotionEncoder(**self.motion, dtype=dtype(self.compute))
+
+    @property
+    def _appearance(self) -> AppearanceEncoder:
+        return AppearanceEncoder(**self.gan.appearance, dtype=dtype(self.compute))
+
+    @property
+    def _generator(self) -> Synthesis:
+        return Synthesis(**self.gan.generator, dtype=dtype(self.compute))
+
+    @property
+    def _disc(self) -> Discriminator:
+        return Discriminator(**self.gan.discriminator, dtype=dtype(self.compute))
+
+    @property
+    def _has_motion(self) -> bool:
+        return "motion" not in self.stage.skip
+
+    @property
+    def _has_gan(self) -> bool:
+        return self.gan.enabled and self.stage.gan_frames > 0
+
+    # -- the interface ----------------------------------------------------------------------------
+
+    @property
+    def players(self) -> tuple[Player, ...]:
+        """``model``: both UNets and E_mot; ``head``: E_app and the generator; ``disc``."""
+        if not self.gan.enabled:
+            return (Player("model"),)
+        shared = (Player(name, shares_forward=True) for name in ("head", "disc"))
+        return (Player("model"), *shared)
+
+    def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of `data.portraits`, recipe "face": ``reference``, ``target``; with the motion or the GAN head
+        ``driving`` and ``f_rts``; with the GAN head ``driving_clean`` and ``reference_face``."""
+        frames, side = self.stage.frames, self.encoder.size
+
+        def pictures(*shape):
+            return jax.ShapeDtypeStruct((batch, *shape, 3), jnp.uint8)
+
+        spec = {
+            "reference": pictures(self.size, self.size),
+            "target": pictures(frames, self.size, self.size),
+        }
+        if self._has_motion or self._has_gan:
+            spec["driving"] = pictures(frames, side, side)
+            spec["f_rts"] = jax.ShapeDtypeStruct((batch, frames, 3), jnp.float32)
+        if self._has_gan:
+            spec["driving_clean"] = pictures(frames, side, side)
+            spec["reference_face"] = pictures(side, side)
+        return spec
+
+    def consts_spec(self) -> dict[str, Const]:
+        """The codec's autoencoder, ``clip``, ``vgg19`` and ``vgg_face``, those that are named; the log says
+        which are not."""
+        specs = self.codec.consts()
+        if self.clip.network == "none":
+            log.info(
+                "config.system.clip.network is none: the text cross-attentions read a token of zeros"
+            )
+        else:
+            net, side = self._clip_net, self._clip_net.size
+            specs["clip"] = _const(net, side, "clip.weights", self.clip.weights, "clip_vision")
+        for name in ("vgg19", "vgg_face") if self._has_gan else ():
+            weights = getattr(self.gan, name).weights
+            if weights:
+                specs[name] = _const(self._vgg(name), 64, f"gan.{name}.weights", weights, name)
+            else:
+                log.info(
+                    "config.system.gan.%s.weights is empty: the GAN head trains without this perceptual loss; "
+                    "`python -m vidmotion.convert %s` makes that folder",
+                    *(name, name),
+                )
+        return specs
+
+    @property
+    def _clip_net(self) -> ClipVision:
+        return ClipVision(**CLIP_SIZES[self.clip.network], dtype=dtype(self.compute))
+
+    def _vgg(self, name: str) -> vgg.VGGActivations:
+        return vgg.VGGActivations(**vgg.SIZES[name], dtype=dtype(self.compute))
+
+    def fingerprints(self, consts: PyTree) -> dict[str, str]:
+        """Of the codec, and of CLIP where it is there."""
+        own = {name: tree for name, tree in consts.items() if name == "clip"}
+        return {**self.codec.fingerprints(consts), **super().fingerprints(own)}
+
+    def init(self, key: jax.Array, batch: PyTree) -> PyTree:
+        """``{"model": {reference, denoiser, motion}, "head": {appearance, generator}, "disc": ...}``."""
+        keys = jax.random.split(key, 5)
+        net, encoder = self._denoiser, self.encoder
+        side = 2 ** (len(net.channels) - 1)  # the least: parameters do not depend on it
+        z = jnp.zeros((1, side, side, net.latent_channels))
+        context = jnp.zeros((1, 1, net.context_width)) if net.context_width else None
+        tokens = jnp.zeros((1, 1, encoder.tokens, encoder.token_width))
+        crop = jnp.zeros((1, encoder.size, encoder.size, 3))
+        model = {
+            "reference": self._reference.init(keys[0], z, context),
+            "denoiser": net.init(keys[1], z[:, None], jnp.zeros(1), context, tokens),
+            "motion": encoder.init(keys[2], crop, jnp.asarray(STILL)[None]),
+        }
+        params = {"model": _only_params(model)}
+        if self.gan.enabled:
+            head = {
+                "appearance": self._appearance.init(keys[3], crop),
+                "generator": self._generator.init(keys[4], self._style(jnp.zeros((1, 1)))),
+            }
+            params["head"] = _only_params(head)
+            params["disc"] = self._fresh_disc()["params"]
+        return params
+
+    def _style(self, like_n: jax.Array) -> jax.Array:
+        return jnp.zeros((len(like_n), self._appearance.features + self.encoder.latent))
+
+    def _fresh_disc(self) -> PyTree:
+        # From one key in all runs: `init_mutable`, which knows none, must find the singular vectors of
+        # the very kernels that `init` gives.
+        side = self._generator.size
+        return self._disc.init(jax.random.key(0), jnp.zeros((1, side, side, 3)))
+
+    def init_mutable(self) -> PyTree:
+        """Running statistics of E_mot (``motion``) and E_app (``appearance``), singular vectors of ``disc``."""
+        crop = jax.ShapeDtypeStruct((1, self.encoder.size, self.encoder.size, 3), jnp.float32)
+        nets = {"motion": self.encoder}
+        if self.gan.enabled:
+            nets["appearance"] = self._appearance
+        fresh = {}
+        for name, net in nets.items():
+            method = "encode" if name == "motion" else None
+            make = functools.partial(net.init, jax.random.key(0), method=method)
+            fresh[name] = _fresh_statistics(jax.eval_shape(make, crop)["batch_stats"])
+        if self.gan.enabled:
+            fresh["disc"] = self._fresh_disc()["spectral"]
+        return fresh
+
+    def inherit(self, fresh: PyTree, there: PyTree) -> PyTree:
+        """The other run's statistics and singular vectors, which belong to the parameters; fresh ones where
+        it has none of that shape."""
+        found = paths.flatten(there)
+        return paths.unflatten(
+            {
+                path: found[path] if getattr(found.get(path), "shape", None) == leaf.shape else leaf
+                for path, leaf in paths.flatten(fresh).items()
+            }
+        )
+
+    @property
+    def window(self) -> int:
+        """Frames that the denoiser sees together; `sample` takes any number."""
+        return self.sampler.window
+
+    @property
+    def content_frames(self) -> int:
+        """One: the portrait."""
+        return 1
+
+    @staticmethod
+    def released_fields(arguments: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        """Sizes of the UNets and of E_mot."""
+        own = {key: x for key, x in arguments["denoiser"].items() if key != "head"}
+        return {"unet": {**SIZES["sd15"], **own}, "motion": arguments["motion"]}
+
+    def released(self, params: PyTree) -> PyTree:
+        """``{"model": tree}`` of this system from what ``python -m vidmotion.convert xnemo`` wrote; of Stable
+        Diffusion's UNet there is only a part."""
+        motion = {"motion": params["motion"]["params"]} if "motion" in params else {}
+        return {"model": {**params, **motion}}
+
+    def released_mutable(self, params: PyTree) -> PyTree:
+        """Running statistics of E_mot."""
+        there = {"motion": params["motion"]["batch_stats"]} if "motion" in params else {}
+        return self.inherit(self.init_mutable(), there)
+
+    @property
+    def face_side(self) -> int:
+        """Of E_mot's crops."""
+        return self.encoder.size
+
+    def tokens(self, batch: int) -> int:
+        """Latent pixels of the denoised frames."""
+        return batch * self.stage.frames * self.codec.latent_shape(self.size)[0] ** 2
+
+    def evaluators(self) -> tuple[str, ...]:
+        """Motion transfer against the exact render; leakage."""
+        return ("heads_swap", "leakage")
+
+    def read_codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
+        """What probes read: ``motion`` float32 (B, T, D), each frame's f_mot; ``content`` (B, D_c), the
+        reference's features of the first frame of ``content``, each channel's mean over places."""
+        banks = self._reference_features(vars, batch["content"][:, 0])[0]
+        content = [jnp.mean(bank.astype(jnp.float32), axis=1) for bank in banks.values()]
+        motion = self.motion_of(vars, self._faces(batch)["driving"])
+        return {"content": jnp.concatenate(content, axis=-1), "motion": motion}
+
+    # -- training ---------------------------------------------------------------------------------
+
+    def loss(
+        self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
+    ) -> tuple[jax.Array, Out]:
+        """The player's loss on a batch of pairs or clips (see the module's docstring)."""
+        if player == "model":
+            return self._model_loss(vars, batch, key)
+        if not self._has_gan:
+            return jnp.zeros(()), Out({}, vars.mutable)
+        if player == "head":
+            # Linear in the parameters, with the gradient of L_gan and its value.
+            moved = sum(map(jnp.vdot, *map(jax.tree.leaves, (vars.params["head"], carry["pull"]))))
+            return carry["value"] + moved - jax.lax.stop_gradient(moved), Out({}, vars.mutable)
+        variables = {"params": vars.params["disc"], "spectral": vars.mutable["disc"]}
+        both = jnp.concatenate([carry["target"], carry["image"]])
+        judged, state = self._disc.apply(variables, both, True, mutable="spectral")
+        real, fake = jnp.split(judged.score_n, 2)
+        metrics = {"score_real": jnp.mean(real), "score_fake": jnp.mean(fake)}
+        mutable = {**vars.mutable, "disc": state["spectral"]}
+        return hinge_discriminator(real, fake), Out(metrics, mutable)
+
+    def _model_loss(self, vars, batch, key):
+        keys = jax.random.split(key, 7)
+        size = len(batch["target"])
+        mutable, tokens, vector_bfm = vars.mutable, None, None
+        if self._has_motion or self._has_gan:
+            vector_bfm, mutable = self._encode(vars, batch["driving"], keys[0])
+        if self._has_motion:
+            tokens = self._fuse(vars, vector_bfm, batch["f_rts"])
+
+        z_bfhwc = self.codec.encode(vars.consts, batch["target"], keys[1])
+        time_b = jax.random.randint(keys[2], (size,), 0, self.diffusion.steps)
+        noise = jax.random.normal(keys[3], z_bfhwc.shape)
+        noisy = self.diffusion.noised(z_bfhwc, noise, time_b)
+        banks, context = self._reference_features(vars, batch["reference"])
+        pairs = project_banks(self._denoiser, vars.params["model"]["denoiser"], banks)
+        keep_b = jax.random.bernoulli(keys[4], 1.0 - self.guidance.drop, (size,))
+        mask = random_bank_mask(keys[5], pairs, size, self.stage.masking)
+        mask = {name: seen & keep_b[:, None] for name, seen in mask.items()}
+        if context is not None:
+            context = context * keep_b[:, None, None]
+        out = self._predict(vars, noisy, time_b, context, tokens, pairs, mask)
+        ldm = jnp.mean(jnp.square(noise - out))
+        loss, metrics, carry = ldm, {"ldm": ldm}, {}
+        if vector_bfm is not None:
+            # The standard deviation of the vectors over the batch: near zero when motion collapses.
+            spread = jnp.std(vector_bfm.reshape(-1, vector_bfm.shape[-1]), axis=0)
+            metrics["code_spread"] = jnp.mean(spread)
+        if self._has_gan:
+            gan, seen, carry, mutable = self._gan_loss(vars, mutable, batch, vector_bfm, keys[6])
+            loss += self.gan.weight * gan
+            metrics |= {f"gan/{name}": term for name, term in seen.items()}
+        return loss, Out(metrics, mutable, carry)
+
+    def _gan_loss(self, vars, mutable, batch, vector_bfm, key):
+        """L_gan as a function of the motion vectors alone; its gradient for the head goes into `carry`.
+
+        The head is run forward and backward once: the gradients with respect to its parameters and to the
+        vectors are taken here, and the latter handed on to E_mot as that of a linear function.
+        """
+        picks = jax.random.permutation(key, self.stage.frames)[: self.stage.gan_frames]
+        count = len(picks)
+        vector_nm = vector_bfm[:, picks].reshape(-1, vector_bfm.shape[-1])
+        clean = _unit(batch["driving_clean"][:, picks])
+        side = self._generator.size
+        target = clean.reshape(-1, *clean.shape[2:])
+        if side != target.shape[1]:
+            target = jax.image.resize(target, (len(target), side, side, 3), "cubic")
+            target = jnp.clip(target, -1.0, 1.0)
+        face = _unit(batch["reference_face"])
+        judge = {"params": vars.params["disc"], "spectral": vars.mutable["disc"]}
+        judge = jax.lax.stop_gradient(judge)
+        nets = [name for name in ("vgg19", "vgg_face") if name in vars.consts]
+
+        def maps(name, image):
+            return self._vgg(name).apply({"params": vars.consts[name]}, image)
+
+        def l_gan(head, vector_nm):
+            variables = {"params": head["appearance"], "batch_stats": mutable["appearance"]}
+            look_bm, state = self._appearance.apply(variables, face, True, mutable="batch_stats")
+            style = jnp.concatenate([jnp.repeat(look_bm, count, axis=0), vector_nm], axis=-1)
+            image = self._generator.apply({"params": head["generator"]}, style)
+            judged = self._disc.apply(judge, image)
+            matching = self._disc.apply(judge, target).features, judged.features
+            pairs = {name: (maps(name, target), maps(name, image)) for name in nets}
+            value, terms = generator_loss(
+                target,
+                image,
+                judged.score_n,
+                matching,
+                pairs.get("vgg19"),
+                pairs.get("vgg_face"),
+                self.gan.terms,
+            )
+            return value, (image, terms, state["batch_stats"])
+
+        fixed = jax.lax.stop_gradient((vars.params["head"], vector_nm))
+        (value, aux), pulls = jax.value_and_grad(l_gan, argnums=(0, 1), has_aux=True)(*fixed)
+        (image, terms, stats), (pull_head, pull_nm) = aux, pulls
+        moved = jnp.sum(vector_nm * pull_nm)
+        carry = {"pull": pull_head, "value": value, "image": image, "target": target}
+        loss = value + moved - jax.lax.stop_gradient(moved)
+        return loss, terms, carry, {**mutable, "appearance": stats}
+
+    # -- sampling ---------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        vars: Vars,
+        batch: PyTree,
+        key: jax.Array,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> PyTree:
+        """Reenactment: the first frame of one clip moved by another.
+
+        Args:
+          vars: parameters.
+          batch: ``content`` uint8 (B, T_c, H, W, 3), whose first frame is the portrait, and ``motion`` uint8
+            (B, T, H, W, 3). Where faces are known, ``driving`` uint8 (B, T, s, s, 3), the driver's face
+            crops, ``reference_face`` (B, s, s, 3), the portrait's, and ``f_rts`` (B, T, 3); otherwise the
+            whole pictures are taken as faces that stay where they are.
+          key: of the noise and of the windows.
+          steps, guidance: instead of the config's.
+
+        Returns:
+          ``video`` float32 (B, T, H, W, 3) in [0, 1]; ``code`` float32 (B, T, D), each driving frame's f_mot.
+        """
+        faces = self._faces(batch)
+        vector_bfm = self.motion_of(vars, faces["driving"])
+        still_b1m = self.motion_of(vars, faces["reference_face"][:, None])
+        portrait = batch["content"][:, 0]
+        latent = self.animate(
+            vars, portrait, vector_bfm, faces["f_rts"], still_b1m, key, steps, guidance
+        )
+        return {"video": self.codec.decode(vars.consts, latent), "code": vector_bfm}
+
+    def animate(
+        self,
+        vars: Vars,
+        portrait: jax.Array,
+        vector_bfm: jax.Array,
+        f_rts: jax.Array,
+        still_b1m: jax.Array,
+        key: jax.Array,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> jax.Array:
+        """The latents of a portrait under given motion, of any length (section 3.3).
+
+        The reference is run and projected once; the denoiser sees windows, one after the other.
+
+        Args:
+          vars: parameters.
+          portrait: uint8 (B, H, W, 3).
+          vector_bfm: f_mot of each frame, (B, F, D).
+          f_rts: (B, F, 3).
+          still_b1m: the portrait's own f_mot, (B, 1, D), of the negative branch.
+          key, steps, guidance: as of `sample`.
+
+        Returns:
+          float32 (B, F, h, w, C), for the codec.
+        """
+        steps, scale = self._chosen(steps, guidance)
+        frames = vector_bfm.shape[1]
+        tokens = self._fuse(vars, vector_bfm, f_rts)
+        null = self._fuse(vars, still_b1m, jnp.broadcast_to(jnp.asarray(STILL), (len(f_rts), 1, 3)))
+        banks, context = self._reference_features(vars, portrait)
+        pairs = project_banks(self._denoiser, vars.params["model"]["denoiser"], banks)
+        nothing = None if context is None else jnp.zeros_like(context)
+
+        def predict(x, time, tokens):
+            time_b = jnp.full((len(x),), time)
+            with_cond = self._predict(vars, x, time_b, context, tokens, pairs)
+            if scale == 1.0:
+                return with_cond
+            # Two calls and not one batch of both: this one has no reference to attend to.
+            still = jnp.broadcast_to(null, tokens.shape)
+            return guide(with_cond, self._predict(vars, x, time_b, nothing, still), scale)
+
+        start_key, window_key = jax.random.split(key)
+        times = samplers.leading_times(steps, self.diffusion.steps)
+        z_bhwc = self.codec.encode(vars.consts, portrait[:, None])[:, 0]
+        if self.sampler.start == "blur":
+            x = start_from_reference(start_key, z_bhwc, frames, self.diffusion, int(times[0]))
+        else:
+            x = jax.random.normal(start_key, (len(z_bhwc), frames, *z_bhwc.shape[1:]))
+        windows = Windows(frames, self.sampler.window, self.sampler.overlap)
+        whole = windowed(predict, tokens, windows, window_key)
+        return samplers.ddim(whole, x, times, self.diffusion.alpha_bar())
+
+    def motion_of(self, vars: Vars, crops: jax.Array) -> jax.Array:
+        """f_mot (B, T, D) of face crops uint8 (B, T, s, s, 3), by the running statistics."""
+        variables = {
+            "params": vars.params["model"]["motion"],
+            "batch_stats": vars.mutable["motion"],
+        }
+        flat = _unit(crops).reshape(-1, *crops.shape[2:])
+        vector_nm = self.encoder.apply(variables, flat, method="encode")
+        return vector_nm.reshape(*crops.shape[:2], -1)
+
+    # -- parts ------------------------------------------------------------------------------------
+
+    def _chosen(self, steps, guidance) -> tuple[int, float]:
+        preset = XNEMO_PRESETS[self.sampler.preset]
+        own = self.sampler.scale or scale_of(preset.weight, preset.reading)
+        return steps or self.sampler.steps or preset.steps, own if guidance is None else guidance
+
+    def _faces(self, batch) -> dict[str, jax.Array]:
+        """Face crops of a batch for `sample`, whole pictures where it has none."""
+        side = self.encoder.size
+
+        def small(pictures):
+            shape = (*pictures.shape[:-3], side, side, 3)
+            if pictures.shape == shape:
+                return pictures
+            resized = jax.image.resize(pictures.astype(jnp.float32), shape, "lanczos3")
+            return jnp.clip(jnp.rint(resized), 0, 255).astype(jnp.uint8)
+
+        still = jnp.broadcast_to(jnp.asarray(STILL), (*batch["motion"].shape[:2], 3))
+        faces = {"driving": batch["motion"], "reference_face": batch["content"][:, 0]}
+        faces |= {name: batch[name] for name in faces if name in batch}
+        return {**jax.tree.map(small, faces), "f_rts": batch.get("f_rts", still)}
+
+    def _encode(self, vars, crops, key):
+        """f_mot (b, f, m) of crops uint8, and the mutable state afterwards."""
+        if not self.stage.encoder:
+            return self.motion_of(vars, crops), vars.mutable
+        variables = {
+            "params": vars.params["model"]["motion"],
+            "batch_stats": vars.mutable["motion"],
+        }
+        vector_nm, state = self.encoder.apply(
+            variables,
+            _unit(crops).reshape(-1, *crops.shape[2:]),
+            True,
+            method="encode",
+            mutable="batch_stats",
+            rngs={"dropout": key},
+        )
+        mutable = {**vars.mutable, "motion": state["batch_stats"]}
+        return vector_nm.reshape(*crops.shape[:2], -1), mutable
+
+    def _fuse(self, vars, vector_bfm, f_rts) -> jax.Array:
+        """Motion tokens (b, f, s, c)."""
+        b, f, m = vector_bfm.shape
+        variables = {"params": vars.params["model"]["motion"]}
+        flat = vector_bfm.reshape(b * f, m), f_rts.reshape(b * f, 3)
+        tokens = self.encoder.apply(variables, *flat, method="fuse")
+        return tokens.reshape(b, f, *tokens.shape[1:])
+
+    def _reference_features(self, vars, pictures) -> tuple[Mapping[str, jax.Array], Any]:
+        """Banks of pictures uint8 (b, H, W, 3), and their CLIP token (b, 1, c), None for UNets without."""
+        context = self._clip_token(vars.consts, pictures)
+        z_bhwc = self.codec.encode(vars.consts, pictures[:, None])[:, 0]
+        params = {"params": vars.params["model"]["reference"]}
+        return self._reference.apply(params, z_bhwc, context), context
+
+    def _clip_token(self, consts, pictures) -> jax.Array | None:
+        width = self._denoiser.context_width
+        if not width:
+            return None
+        if "clip" not in consts:
+            return jnp.zeros((len(pictures), 1, width))
+        side = self._clip_net.size
+        small = jax.image.resize(_unit(pictures), (len(pictures), side, side, 3), "cubic")
+        seen = normalise(jnp.clip(0.5 * small + 0.5, 0.0, 1.0))
+        return self._clip_net.apply({"params": consts["clip"]}, seen)[:, None]
+
+    def _predict(
+        self,
+        vars: Vars,
+        x_bfhwc: jax.Array,
+        time_b: jax.Array,
+        context: jax.Array | None,
+        tokens: jax.Array | None,
+        pairs: Pairs | None = None,
+        mask: Mapping[str, jax.Array] | None = None,
+    ) -> jax.Array:
+        """The denoiser's noise, float32; without `pairs` it sees no reference."""
+        params = {"params": vars.params["model"]["denoiser"]}
+        return self._denoiser.apply(
+            params, x_bfhwc, time_b, context, tokens, pairs, mask, self.stage.skip
+        )
+
+
+def _unit(picture: jax.Array) -> jax.Array:
+    return picture.astype(jnp.float32) / 127.5 - 1.0
+
+
+def _only_params(variables: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tree["params"] for name, tree in variables.items()}
+
+
+def _fresh_statistics(shapes: PyTree) -> PyTree:
+    """Running means of 0 and variances of 1."""
+    return paths.unflatten(
+        {
+            path: (jnp.ones if path.endswith("var") else jnp.zeros)(leaf.shape)
+            for path, leaf in paths.flatten(shapes).items()
+        }
+    )
+
+
+def _const(net: nn.Module, side: int, field: str, weights: str, network: str) -> Const:
+    """A network of one picture (1, side, side, 3), in a folder that `convert` wrote."""
+
+    def shapes() -> PyTree:
+        picture = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+        return jax.eval_shape(net.init, jax.random.key(0), picture)["params"]
+
+    return Const(shapes, _loader(field, weights, network))
+
+
+def _loader(field: str, weights: str, network: str) -> Callable[[], PyTree]:
+    def load() -> PyTree:
+        make = f"`python -m vidmotion.convert {network}` makes that folder"
+        if not weights:
+            raise ConfigError(f"config.system.{field} is empty: {make}")
+        try:
+            found, _, params = folder.load(weights)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"config.system.{field}={weights!r}: {error}") from error
+        if found != network:
+            raise ConfigError(f"config.system.{field}={weights!r}: holds {found}, {make}")
+        return params
+
+    return load

@@ -3,7 +3,7 @@
     python docs/results/build.py
 
 A record is the ``record.json`` of a run, copied to ``records/<name>.json``; a picture of the same name in ``pictures``
-is shown with it. Paper's figures, where there are any, are in ``PAPER`` and labelled as such.
+is shown with it. Those of a sweep lie in ``records/<sweep>/`` and become one table. Paper's figures, where there are any, are in ``PAPER`` and labelled as such.
 """
 
 import json
@@ -55,6 +55,25 @@ def describe(name: str, record: dict) -> list[str]:
     return [*lines, ""]
 
 
+def compare(name: str, records: dict[str, dict]) -> list[str]:
+    """Markdown lines of a sweep: a row per run, a column per metric that all have a value of."""
+    results = {
+        run: {row["metric"]: row["value"] for row in record["results"]}
+        for run, record in records.items()
+    }
+    first, *others = results.values()
+    metrics = [m for m in first if all(row.get(m) is not None for row in [first, *others])]
+    rows = [["run", "steps", *metrics], ["---"] * (len(metrics) + 2)]
+    for run, values in results.items():
+        cells = [f"{values[metric]:.3f}" for metric in metrics]
+        rows.append([run.replace("_", " "), f"{records[run]['steps_done']:,}", *cells])
+    record = next(iter(records.values()))
+    hardware = f"{record['devices']} x {record['device_kind']} ({record['platform']})"
+    commits = sorted({r["commit"][:12] + r["commit"][40:] for r in records.values()})
+    lines = [f"## {name}", "", f"{hardware}, commit {', '.join(commits)}.", ""]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
 def _memory(peak: dict) -> str:
     which = "device" if "device_bytes" in peak else "process"
     return f"{peak[f'{which}_bytes'] / 2**30:.2f} GiB ({which})"
@@ -71,6 +90,9 @@ def build() -> str:
     ]
     for path in sorted((HERE / "records").glob("*.json")):
         lines += describe(path.stem, json.loads(path.read_text()))
+    for folder in sorted(path for path in (HERE / "records").iterdir() if path.is_dir()):
+        runs = sorted(folder.glob("*.json"))
+        lines += compare(folder.name, {path.stem: json.loads(path.read_text()) for path in runs})
     return "\n".join(lines)
 
 

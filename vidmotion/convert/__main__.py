@@ -299,7 +299,7 @@ def bring_in_xnemo(src: Path | None, out: Path, options: Mapping[str, int | Path
         if not base:
             raise ValueError("give --src, the folder of the released files, or --base, or both")
         names["denoiser"] = "sd_unet"
-        sources = {"reference": base, "denoiser": base}
+        sources = {"reference": xnemo_maps.headless(base), "denoiser": base}
     else:
         files, missing = xnemo_maps.find(src)
         if absent := [name for name in missing if "temporal" not in name]:

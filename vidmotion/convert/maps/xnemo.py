@@ -42,6 +42,12 @@ def unwrapped(source: Arrays) -> dict[str, np.ndarray]:
     return dict(source)
 
 
+def headless(base: Arrays) -> dict[str, np.ndarray]:
+    """Stable Diffusion's UNet as the reference file has it: without the output layer."""
+    head = ("conv_norm_out.", "conv_out.")
+    return {key: x for key, x in base.items() if not key.startswith(head)}
+
+
 def denoising(base: Arrays, own: Arrays, temporal: Arrays) -> dict[str, np.ndarray]:
     """One checkpoint of the denoising UNet; a later file's key replaces an earlier one's.
 

@@ -3,7 +3,8 @@
     python docs/results/build.py
 
 A record is the ``record.json`` of a run, copied to ``records/<name>.json``; a picture of the same name in ``pictures``
-is shown with it. Those of a sweep lie in ``records/<sweep>/`` and become one table. Paper's figures, where there are any, are in ``PAPER`` and labelled as such.
+is shown with it. Those of a sweep lie in ``records/<sweep>/`` and become one table. Paper's figures, where there are
+any, are in ``PAPER`` and labelled as such.
 """
 
 import json

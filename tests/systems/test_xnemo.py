@@ -384,6 +384,7 @@ def test_four_stages_and_a_video(tmp_path):
         config = load_config(f"xnemo:debug,stage={stage}")
         config.mesh.data, config.batch_size = 1, 2
         config.eval.run, config.init_from = (), str(workdir or "")
+        config.sample.rows = 0
         workdir = tmp_path / str(stage)
         assert train(config, str(workdir)) == EXIT_DONE
         run = open_run(str(workdir))

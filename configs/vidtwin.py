@@ -13,6 +13,8 @@ guesses at the other rates of the paper, ``0.11|0.16|0.48``. `:demo` is a small 
 ``clips=sprites`` on Sprites, without LPIPS, for which it has no weights; its GAN begins after two thirds of the steps.
 """
 
+import copy
+
 from ml_collections import ConfigDict
 
 from configs import common, sprites
@@ -83,7 +85,8 @@ def get_config(argument: str = "") -> ConfigDict:
         "clip": 1.0,  # not in paper
         "schedule": {"kind": "cosine", "warmup": 5000},
     }
-    config.optimizer = ConfigDict({"model": player, "disc": player})
+    # Two dicts: one and the same would make every change to a player one to both.
+    config.optimizer = ConfigDict({name: copy.deepcopy(player) for name in ("model", "disc")})
     config.batch_size = 48  # 6 on each of 8 devices; whether 6 is global, the paper does not say
     config.steps = 500_000  # not in paper
     config.data.kind = "videos"
@@ -141,7 +144,7 @@ def _demo(config: ConfigDict, clips: str) -> None:
     network.update({"queries": 8, "structure_channels": 8, "dynamics_channels": 8})
     network.update({"query_width": 32, "query_layers": 2, "query_heads": 4, "query_mlp": 64})
     config.system.gan.update({"start": 1000, "width": 16, "layers": 2})
-    config.optimizer.model.rate, config.optimizer.disc.rate = 5e-3, 5e-4
+    config.optimizer.model.rate, config.optimizer.disc.rate = 4e-3, 5e-4
     config.batch_size, config.steps, config.log_every = 8, 1500, 50
     config.checkpoint.every = 500
     config.eval.update({"pairs": 256, "batch": 32})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from configs import common
 from vidmotion.checkpoint import Checkpointer
@@ -43,6 +44,15 @@ ARGUMENTS = [
 def test_the_recipes_are_found():
     assert {"sprites", "heads", "lrs3", "lrs3_gpt", "sprites_judge"} <= set(NAMES)
     assert ("lrs3", "content_frames=15", False) in ARGUMENTS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_two_sections_are_one_object(name):
+    """Else a change to one, from the command line as well, would be a change to both."""
+    sections = [load_config(f"{name}:demo")]
+    for section in sections:
+        sections += [part for part in section.values() if isinstance(part, ConfigDict)]
+    assert len({id(section) for section in sections}) == len(sections)
 
 
 @pytest.mark.parametrize("variant", ["", "demo", "debug"])

@@ -153,7 +153,7 @@ def test_what_cannot_be_cached_is_said(folders, tmp_path, capsys):
     for src, network, weights, message in (
         (tmp_path / "gone", "patch", (), "no such dataset folder"),
         (folders[1], "patch", (), "not clips of videos"),
-        (folders[0], "vqgan", (), "choose sd, tiny or patch"),
+        (folders[0], "vqgan", (), "choose sd, tiny, svd, svd_tiny or patch"),
         (folders[0], "sd", (), "weights is empty"),
         (folders[0], "tiny", (f"--weights={text}",), "cannot be read"),
         (odd, "patch", (), "needs a multiple of 8"),

@@ -382,7 +382,7 @@ def test_four_stages_and_a_video(tmp_path):
     before, workdir = None, None
     for stage in (1, 2, 3, 4):
         config = load_config(f"xnemo:debug,stage={stage}")
-        config.mesh.data, config.batch_size = 1, 2
+        config.batch_size = 8  # one for each of the devices that tests pretend to have
         config.eval.run, config.init_from = (), str(workdir or "")
         config.sample.rows = 0
         workdir = tmp_path / str(stage)

@@ -6,20 +6,25 @@ result). What is held of it are a vector and a latent per frame, so that memory 
 
 import dataclasses
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from vidmotion import media, sharding
 from vidmotion.data import faces
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.transfer import to_uint8
-from vidmotion.run import Run
+from vidmotion.run import Run, open_run
+from vidmotion.systems.motion_tokenizer import ENCODER
 
 log = logging.getLogger("vidmotion.reenact")
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # names of files that are no videos
 AROUND = 2.0  # side of the portrait over that of its face: the box enlarged by half on every side, as released
 CROPS = 16  # seen together
 DECODED = 25  # frames decoded together, as released
@@ -64,8 +69,44 @@ def locate(pictures: Iterable[np.ndarray], name: str, how: str) -> faces.Track:
         raise ConfigError(f"{name}: {error}; or say where the face is, or --box=whole") from error
 
 
+@dataclasses.dataclass(frozen=True)
+class Drive:
+    """Where motion comes from in the place of a video, or beside it (appendix E of the paper).
+
+    Attributes:
+      keys: pictures or videos, of which the first frame counts: key frames, of whomever.
+      between: frames from one key frame to the next, whose codes lie on the line between theirs.
+      codes: file of generated codes, as `write_codes` leaves it.
+      outpaint: workdir of a token generator that goes on where the video ends.
+      more: frames that it makes.
+    """
+
+    keys: tuple[str, ...] = ()
+    between: int = 24
+    codes: str = ""
+    outpaint: str = ""
+    more: int = 0
+
+    def __post_init__(self):
+        if len(self.keys) == 1:
+            raise ConfigError(
+                f"--keys={self.keys[0]}: at least two key frames, with commas between"
+            )
+        if bool(self.outpaint) != bool(self.more):
+            raise ConfigError("--outpaint=RUN and --more=FRAMES go together")
+
+
+VIDEO = Drive()
+
+
 def animated(
-    run: Run, picture: np.ndarray, content: str, motion: str, where: Faces, seed: int = 0
+    run: Run,
+    picture: np.ndarray,
+    content: str,
+    motion: str,
+    where: Faces,
+    seed: int = 0,
+    drive: Drive = VIDEO,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The portrait as the system sees it, and the portrait moved, frame by frame.
 
@@ -73,9 +114,10 @@ def animated(
       run: of a system with a `face_side`.
       picture: of the portrait, uint8 (H, W, 3).
       content: name of its file.
-      motion: video.
+      motion: video; unused where `drive` has key frames or codes.
       where: the faces are.
       seed: of noise and windows.
+      drive: see `Drive`.
 
     Yields:
       Two uint8 (size, size, 3).
@@ -93,14 +135,8 @@ def animated(
         around = faces.inside(faces.about(box, AROUND), *extent)
         seen = faces.reference_box(box, *extent)
     portrait, still = faces.crop(picture, around, system.size), faces.crop(picture, seen, side)
-
-    track = locate(media.iter_video(motion), motion, where.driver)
-    for name, found in ((content, known), (motion, track)):
-        if remarks := found.report():
-            log.warning("%s: %s", name, remarks)
-    moves = np.tile(np.float32([0, 0, 1]), (len(track.boxes), 1))
-    if where.follow == "first":
-        moves = faces.f_rts(track.boxes, track.boxes[0])
+    if remarks := known.report():
+        log.warning("%s: %s", content, remarks)
 
     vars = run.trained_vars()
     whole = sharding.replicated(run.mesh)
@@ -108,23 +144,132 @@ def animated(
         jax.jit(function, out_shardings=whole) for function in (system.motion_of, system.animate)
     )
     decode = jax.jit(system.codec.decode, out_shardings=whole)
-    vectors = [
-        np.asarray(see(vars, chunk[None]))[0, :real]
-        for chunk, real in _crops(motion, track.boxes, side, where.driver == "whole")
-    ]
-    own = np.asarray(see(vars, np.repeat(still[None, None], CROPS, axis=1)))[:, :1]
+
+    def look(crops: np.ndarray) -> np.ndarray:
+        return np.asarray(see(vars, crops[None]))[0]
+
+    if drive.codes:
+        vectors, _, encoder = read_codes(drive.codes)
+        check_encoder(run, vars, encoder, f"--codes={drive.codes}")
+    elif drive.keys:
+        shown = [_key_face(name, where.driver, side) for name in drive.keys]
+        filled = shown + shown[-1:] * (-len(shown) % CROPS)
+        chunks = [np.stack(filled[i : i + CROPS]) for i in range(0, len(filled), CROPS)]
+        vectors = between(np.concatenate(list(map(look, chunks)))[: len(shown)], drive.between)
+    else:
+        track = locate(media.iter_video(motion), motion, where.driver)
+        if remarks := track.report():
+            log.warning("%s: %s", motion, remarks)
+        chunks = _crops(motion, track.boxes, side, where.driver == "whole")
+        vectors = np.concatenate([look(chunk)[:real] for chunk, real in chunks])
+    moves = np.tile(np.float32([0, 0, 1]), (len(vectors), 1))
+    if where.follow == "first" and not drive.codes and not drive.keys:
+        moves = faces.f_rts(track.boxes, track.boxes[0])
+    if drive.outpaint:
+        vectors = np.concatenate([vectors, outpainted(run, vars, vectors, drive, seed)])
+        moves = np.concatenate([moves, np.repeat(moves[-1:], drive.more, axis=0)])
     latent = animate(
         vars,
         portrait[None],
-        np.concatenate(vectors)[None],
+        vectors[None],
         moves[None],
-        own,
+        look(np.repeat(still[None], CROPS, axis=0))[None, :1],
         jax.random.key(seed),
     )
     for start in range(0, latent.shape[1], DECODED):
         video = decode(vars.consts, latent[:, start : start + DECODED])
         for frame in to_uint8(np.asarray(video[0])):
             yield portrait, frame
+
+
+# -- codes instead of a video ---------------------------------------------------------------------
+
+
+def between(keys_kd: np.ndarray, count: int) -> np.ndarray:
+    """Codes (K, D) of key frames, and `count` - 1 on the line from each to the next: ((K - 1) count + 1, D)."""
+    place = np.arange((len(keys_kd) - 1) * count + 1) / count
+    before = np.minimum(place.astype(int), len(keys_kd) - 2)
+    share = (place - before)[:, None].astype(np.float32)
+    return (1 - share) * keys_kd[before] + share * keys_kd[before + 1]
+
+
+def first_picture(path: str) -> np.ndarray:
+    """A picture, or the first frame of a video, uint8 (H, W, 3). Raises: MediaError."""
+    if os.path.splitext(path)[1].lower() in PICTURES:
+        return media.read_picture(path)
+    return next(iter(media.iter_video(path)))
+
+
+def _key_face(name: str, how: str, side: int) -> np.ndarray:
+    picture = first_picture(name)
+    extent = picture.shape[1], picture.shape[0]
+    boxes = locate([picture], name, how).boxes
+    whole = how == "whole"
+    seen = faces.square(boxes[0], *extent) if whole else faces.driving_boxes(boxes, *extent)[0]
+    return faces.crop(picture, seen, side)
+
+
+def outpainted(run: Run, vars, vectors: np.ndarray, drive: Drive, seed: int) -> np.ndarray:
+    """`drive.more` codes (more, D) that follow `vectors`, by the token generator `drive.outpaint`.
+
+    Raises:
+      ConfigError: that run generates no tokens, those of another X-NeMo, or only of given emotions; or there
+        are too few codes for one token.
+    """
+    other = open_run(drive.outpaint)
+    if other.config.system.name != "token_gpt":
+        raise ConfigError(
+            f"--outpaint={drive.outpaint} holds a {other.config.system.name}, no generator of motion tokens"
+        )
+    system = other.system
+    check_encoder(run, vars, other.networks[ENCODER], f"--outpaint={drive.outpaint}")
+    whole = len(vectors) // system.step * system.step
+    if not whole:
+        raise ConfigError(
+            f"--outpaint: a video of at least {system.step} frames, got {len(vectors)}"
+        )
+    rows, weights = other.rows(1), other.trained_vars()
+    told = {"condition": np.full(rows, system.conditions, np.int32)} if system.conditions else {}
+    ids = jax.jit(system.tokenised)(weights, vectors[None, len(vectors) - whole :])
+    batch = {"ids": np.repeat(np.asarray(ids), rows, axis=0), **told}
+    sample = other.jit_sample(count=-(-drive.more // system.step))
+    made = sample(weights, other.put_rows(batch), jax.random.key(seed))["motion"]
+    return np.asarray(made[0, : drive.more])
+
+
+def check_encoder(run: Run, vars, encoder: str, what: str) -> None:
+    """Raises: ConfigError: `what` was made with another motion encoder than that of an X-NeMo run."""
+    here = run.system.encoder_fingerprint(vars)
+    if here != encoder:
+        raise ConfigError(
+            f"{what} belongs to the codes of another X-NeMo, or another checkpoint of it, than {run.workdir}: "
+            f"fingerprint of the motion encoder {encoder[:12]} there, {here[:12]} here"
+        )
+
+
+def write_codes(path, motion: np.ndarray, encoder: str, fps: float) -> None:
+    """Codes (F, D), the fingerprint of the motion encoder that they belong to, and frames per second."""
+    aside = path.parent / f"{path.name}.tmp"
+    kept = {"encoder": encoder, "fps": f"{fps:g}"}
+    aside.write_bytes(safetensors.numpy.save({"motion": np.ascontiguousarray(motion)}, kept))
+    aside.replace(path)
+
+
+def read_codes(path: str) -> tuple[np.ndarray, float, str]:
+    """What `write_codes` wrote: codes (F, D), frames per second, and the motion encoder's fingerprint.
+
+    Raises:
+      ConfigError: no such file.
+    """
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            motion, kept = file.get_tensor("motion"), file.metadata() or {}
+            return motion, float(kept["fps"]), kept["encoder"]
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise ConfigError(
+            f"--codes={path}: no motion codes, as the evaluation of configs/xnemo_gpt.py leaves them in "
+            f"<workdir>/samples ({error})"
+        ) from error
 
 
 def _crops(

@@ -1,12 +1,14 @@
 """Read a dataset once through a trained run and keep what it makes of each clip: what a generator learns from.
 
-    python -m vidmotion.encode --workdir=RUN --out=DIR [--frames=T] [--config.system.codec.weights=FILE]
+    python -m vidmotion.encode --workdir=RUN --out=DIR [--frames=T] [--fps=R] [--config.system.codec.weights=FILE]
 
 Both splits of the run's data are read. Of a BCD, content and motion codes are kept: of `--frames` frames of each clip
 (default: the run's own clip length) at the rate at which they are stored, and once more with every second frame left
 out (supplement A.2). Motion is encoded in the same windows as in sampling, content from as many frames as in training.
-Of a VidTwin, the means of structure and dynamics and the clip's class. Where weights or data lie elsewhere than in
-training, --config.<field>=<value> says so.
+Of a VidTwin, the means of structure and dynamics and the clip's class. Of an X-NeMo, the motion code f_mot of each
+frame of whole clips, and their emotion where it is known; of a motion tokenizer, the tokens of the codes that it learnt
+from. --fps is for clips that are drawn, such as heads: an X-NeMo sees single pictures, and codes may be denser than in
+its own clips. Where weights or data lie elsewhere than in training, --config.<field>=<value> says so.
 """
 
 import argparse
@@ -20,28 +22,35 @@ import safetensors.numpy
 from tqdm import tqdm
 
 from vidmotion import paths, startup
-from vidmotion.data import codes, vidtwin_latents
+from vidmotion.data import codes, motion_codes, pipeline, vidtwin_latents
 from vidmotion.data.records import DatasetWriter
 from vidmotion.errors import EXIT_DONE, ConfigError
-from vidmotion.evaluation.transfer import clip_of
-from vidmotion.run import Run, open_run
+from vidmotion.evaluation.transfer import boxes_of, clip_of, face_views
+from vidmotion.run import Run, open_run, open_weights
 from vidmotion.system import fingerprint
 
 log = logging.getLogger("vidmotion.encode")
 
 
 def encode(
-    run: Run, out: str, frames: int = 0, batch: int = 32, force: bool = False, command: str = ""
+    run: Run,
+    out: str,
+    frames: int = 0,
+    batch: int = 32,
+    force: bool = False,
+    command: str = "",
+    fps: float = 0.0,
 ) -> dict[str, int]:
     """Write the dataset `out`, whole or not at all.
 
     Args:
       run: a trained run whose system is in `KINDS`.
-      out: folder, see `vidmotion.data.codes` and `vidmotion.data.vidtwin_latents`.
+      out: folder, see `codes`, `vidtwin_latents` and `motion_codes` in `vidmotion.data`.
       frames: per clip; 0 is the run's own length.
       batch: clips at a time.
       force: replace a dataset that is there.
       command: kept in the dataset, as what writes it again.
+      fps: frames per second, of an X-NeMo whose clips are drawn; 0: as they are.
 
     Returns:
       Number of clips per split.
@@ -52,10 +61,15 @@ def encode(
     if run.config.system.name not in KINDS:
         raise ConfigError(
             f"{run.workdir} holds a {run.config.system.name}, which has no motion codes or latents to "
-            f"keep; there are those of {' and '.join(KINDS)}"
+            f"keep; there are those of {', '.join(KINDS)}"
         )
     kind = KINDS[run.config.system.name]
-    sources = {split: kind.source(run, split, frames) for split in ("train", "eval")}
+    if fps and not kind.any_rate:
+        raise ConfigError(
+            f"--fps={fps:g}: a {run.config.system.name} reads clips at their own rate; leave it out"
+        )
+    rate = {"fps": fps} if fps else {}
+    sources = {split: kind.source(run, split, frames, **rate) for split in ("train", "eval")}
     reader = kind(run, run.trained_vars(), sources)
     provenance = {
         **reader.provenance,
@@ -69,7 +83,7 @@ def encode(
         for split, source in sources.items():
             for start in tqdm(range(0, len(source), rows), desc=split, disable=None):
                 picked = np.minimum(np.arange(start, start + rows), len(source) - 1)
-                elements = [source[int(i)] for i in picked]
+                elements = [kind.element(run, source, int(i)) for i in picked]
                 for record in reader.records(split, elements, min(rows, len(source) - start)):
                     writer.write(split, record)
         for name, arrays in reader.files().items():
@@ -77,13 +91,26 @@ def encode(
     return {split: len(source) for split, source in sources.items()}
 
 
-class MotionCodes:
-    """What is kept of a BCD.
+class Kind:
+    """What is kept of the clips of a run.
 
     Attributes:
       dataset: name of what is written.
       provenance: beside what every dataset has.
+      any_rate: whether clips that are drawn may have another rate than in training.
     """
+
+    dataset: str
+    any_rate = False
+
+    @staticmethod
+    def element(run: Run, source, index: int) -> dict[str, np.ndarray]:
+        """What is needed of a clip."""
+        return source[index]
+
+
+class MotionCodes(Kind):
+    """What is kept of a BCD."""
 
     dataset = "codes"
 
@@ -129,8 +156,8 @@ class MotionCodes:
         return {codes.QUANTIZER: paths.flatten(quantizer)}
 
 
-class VidTwinLatents:
-    """What is kept of a VidTwin; attributes and methods as of `MotionCodes`."""
+class VidTwinLatents(Kind):
+    """What is kept of a VidTwin; methods as of `MotionCodes`."""
 
     dataset = "vidtwin_latents"
 
@@ -180,7 +207,108 @@ class VidTwinLatents:
         return {vidtwin_latents.STATISTICS: paths.flatten(found)}
 
 
-KINDS = {"bcd": MotionCodes, "vidtwin": VidTwinLatents}  # by name of the system
+class FaceMotion(Kind):
+    """What is kept of an X-NeMo; methods as of `MotionCodes`."""
+
+    dataset = "motion_codes"
+    any_rate = True
+
+    def __init__(self, run: Run, vars, sources):
+        first = sources["train"][0]
+        self.provenance = {
+            "encoder": run.system.encoder_fingerprint(vars),
+            "conditions": list(motion_codes.conditions(sources["train"])),
+            "fps": float(first["fps"] if "fps" in first else sources["train"].fps),
+        }
+        self._run, self._vars, self._read = run, vars, jax.jit(run.system.motion_of)
+        self._sources, self._moments = sources, vidtwin_latents.Moments()
+
+    @staticmethod
+    def source(run: Run, split: str, frames: int, **changes):
+        """The split's clips as evaluation reads them; training may read pairs of frames."""
+        data = run.config.data
+        given = {**data.get("common", {}), **data.eval}
+        if split == "train":
+            theirs = {name: data.train[name] for name in data.eval if name in data.train}
+            changes |= {name: value for name, value in theirs.items() if name != "kind"}
+        for name, value in (("frames", frames), ("fps", changes.get("fps", 0))):
+            if value and name not in given:
+                raise ConfigError(f"--{name}={value}: clips of {data.kind} have a fixed one")
+        length = {"frames": frames} if frames else {}
+        arguments = {"kind": data.kind, **given, **changes, **length}
+        return pipeline.make_source(arguments.pop("kind"), **arguments)
+
+    @staticmethod
+    def element(run: Run, source, index: int) -> dict[str, np.ndarray]:
+        """Face crops, and the index of the emotion."""
+        element = source[index]
+        boxes, video = boxes_of(source, index, element), element["video"]
+        if boxes is None:
+            raise ConfigError(
+                f"the clips of config.data ({run.config.data.kind}) do not say where faces are: those of "
+                "python -m vidmotion.data.prepare hdtf, vfhq, nersemble, mead or portraits do"
+            )
+        views = face_views(run.system.face_side, video, boxes, video, boxes)
+        condition = np.int32(motion_codes.condition_of(source, element))
+        return {"crops": views["driving"], "condition": condition}
+
+    def records(self, split: str, elements: list, count: int) -> list[dict[str, np.ndarray]]:
+        """Of the first `count` of a batch of elements."""
+        crops = self._run.put_rows(np.stack([element["crops"] for element in elements]))
+        motion = jax.device_get(self._read(self._vars, crops))[:count]
+        if split == "train":
+            self._moments.add(motion)
+        return [
+            {"motion": row, "condition": element["condition"]}
+            for row, element in zip(motion, elements)
+        ]
+
+    def files(self) -> dict[str, dict[str, np.ndarray]]:
+        """Mean and standard deviation of each channel over the train split."""
+        return {motion_codes.STATISTICS: self._moments.result()}
+
+
+class MotionTokens(Kind):
+    """What is kept of a motion tokenizer; methods as of `MotionCodes`."""
+
+    dataset = "motion_tokens"
+
+    def __init__(self, run: Run, vars, sources):
+        there = motion_codes.read_provenance(run.system.codes, "X-NeMo")
+        kept = {name: there[name] for name in ("encoder", "conditions", "fps")}
+        self.provenance = {**kept, "network": dict(run.system.network)}
+        self._run, self._vars, self._read = run, vars, jax.jit(run.system.read)
+        self._step = 2**run.system.net.halvings
+
+    @staticmethod
+    def source(run: Run, split: str, frames: int):
+        """The split's codes, all there are of each clip."""
+        if frames:
+            raise ConfigError(f"--frames={frames}: clips become tokens whole; leave it out")
+        return run.source(split, length=0)
+
+    def records(self, split: str, elements: list, count: int) -> list[dict[str, np.ndarray]]:
+        """Of the first `count` of a batch of elements."""
+        motion = np.stack([element["motion"] for element in elements])
+        motion = motion[:, : motion.shape[1] // self._step * self._step]
+        ids = jax.device_get(self._read(self._vars, self._run.put_rows({"motion": motion})))
+        return [
+            {"ids": row, "condition": element["condition"]}
+            for row, element in zip(ids[:count], elements)
+        ]
+
+    def files(self) -> dict[str, dict[str, np.ndarray]]:
+        """The tokenizer."""
+        variables = jax.device_get(self._run.system.variables(self._vars))
+        return {motion_codes.TOKENIZER: paths.flatten(variables)}
+
+
+KINDS = {  # by name of the system
+    "bcd": MotionCodes,
+    "motion_tokenizer": MotionTokens,
+    "vidtwin": VidTwinLatents,
+    "xnemo": FaceMotion,
+}
 
 
 def _given(run: Run, split: str) -> dict:
@@ -201,9 +329,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vidmotion.encode", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     flag = parser.add_argument
-    flag("--workdir", required=True, help="folder of a trained BCD or VidTwin run")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--workdir", help=f"folder of a trained run: {', '.join(KINDS)}")
+    model.add_argument("--weights", help="folder of python -m vidmotion.convert, instead")
     flag("--out", required=True, help="folder of the dataset to write")
-    flag("--frames", type=startup.at_least(1), default=0, help="frames per clip of a BCD")
+    flag("--frames", type=startup.at_least(1), default=0, help="per clip, of a BCD or X-NeMo")
+    flag("--fps", type=float, default=0.0, help="of drawn clips, for an X-NeMo")
     flag("--batch", type=startup.at_least(1), default=32, help="clips at a time (default 32)")
     flag("--force", action="store_true", help="replace a dataset that is there")
     args, changes = startup.parse_with_config(parser, arguments)
@@ -212,8 +343,9 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         startup.set_up_devices()
         startup.one_process()
-        run = open_run(args.workdir, changes)
-        counts = encode(run, args.out, args.frames, args.batch, args.force, command)
+        opened = open_weights if args.weights else open_run
+        run = opened(args.weights or args.workdir, changes)
+        counts = encode(run, args.out, args.frames, args.batch, args.force, command, args.fps)
         listed = ", ".join(f"{count} {split} clips" for split, count in counts.items())
         log.info("%s: %s", args.out, listed)
         return EXIT_DONE

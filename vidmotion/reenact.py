@@ -11,7 +11,10 @@ network that `python -m vidmotion.convert vidtwin` (or `xnemo`) wrote.
 
 An X-NeMo looks for the faces in A and B (--box and --motion_box: detect, whole, x0,y0,x1,y1 or a box file), takes A's
 surroundings as the portrait, and makes the whole length of B in overlapping windows, its latents at once and its
-pictures a second at a time. With --follow=first the face moves and grows within the picture as B's does.
+pictures a second at a time. With --follow=first the face moves and grows within the picture as B's does. It also
+takes motion that no video has: --keys=A.png,B.mp4,... are key frames, whose codes are interpolated over --between=N
+frames from each to the next; --codes=FILE are codes that a run of configs/xnemo_gpt.py generated; and
+--outpaint=RUN --more=N lets such a run go on for N frames where B ends.
 
 Where weights lie elsewhere than in training, or for other sampling: --config.system.codec.weights=FILE,
 --config.system.sampler.steps=16.
@@ -37,7 +40,6 @@ from vidmotion.system import System
 
 log = logging.getLogger("vidmotion.reenact")
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 PARTS = ("both", "structure", "dynamics")
 ANYWHERE = animate.Faces()
 
@@ -97,7 +99,7 @@ def contents(path: str, system: System, length: int) -> Iterator[tuple[np.ndarra
 
 
 def _is_picture(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in PICTURES
+    return os.path.splitext(path)[1].lower() in animate.PICTURES
 
 
 def reenact(
@@ -110,20 +112,21 @@ def reenact(
     seed: int = 0,
     part: str = "both",
     where: animate.Faces = ANYWHERE,
+    drive: animate.Drive = animate.VIDEO,
 ) -> int:
     """Write `out`.
 
     Args:
       run: a trained run that transfers motion.
       content: picture or video of who or what is to move.
-      motion: video of how to move.
+      motion: video of how to move; "" where `drive` has something in its place.
       out: mp4 to write, whole or not at all.
       side_by_side: content and motion beside the result.
       together: windows sampled at a time.
       seed: of the initial noise.
       part: of `PARTS`; other than ``both``, what one of a VidTwin's latents shows alone.
-
       where: the faces are, for systems that look at them.
+      drive: key frames, codes, or a generator that goes on, for the same systems.
 
     Returns:
       The number of frames.
@@ -142,33 +145,40 @@ def reenact(
             f"--part={part}: {run.workdir} holds a {run.config.system.name}, not a VidTwin, whose "
             "latents can be shown alone"
         )
-    if where != ANYWHERE and not system.face_side:
+    if (where != ANYWHERE or drive != animate.VIDEO) and not system.face_side:
         raise ConfigError(
-            f"--box, --motion_box, --follow: {run.workdir} holds a {run.config.system.name}, which looks "
+            "--box, --motion_box, --follow, --keys, --codes, --outpaint: "
+            f"{run.workdir} holds a {run.config.system.name}, which looks "
             "at whole pictures"
         )
     if os.path.splitext(out)[1].lower() != ".mp4":
         raise ConfigError(f"--out={out}: the name must end in .mp4")
     if os.path.exists(out) and any(
-        os.path.exists(path) and os.path.samefile(path, out) for path in (content, motion)
+        os.path.exists(path) and os.path.samefile(path, out)
+        for path in (content, motion, *drive.keys)
     ):
         raise ConfigError(f"--out={out} would overwrite what it is made from")
-    info = media.probe(motion)
+    frames_there, fps = 0, 25.0
+    if motion:
+        info = media.probe(motion)
+        frames_there, fps = info.frames + drive.more if info.frames else 0, info.fps or fps
+    elif drive.codes:
+        fps = animate.read_codes(drive.codes)[1]
     if system.face_side:
-        rows = _by_faces(run, content, motion, seed, where)
+        rows = _by_faces(run, content, motion, seed, where, drive)
     else:
         rows = _by_windows(run, content, motion, together, seed, options)
     total = 0
 
     def frames() -> Iterator[np.ndarray]:
         nonlocal total
-        with tqdm(total=info.frames or None, unit="frame", disable=None) as bar:
+        with tqdm(total=frames_there or None, unit="frame", disable=None) as bar:
             for row in rows:
                 yield np.concatenate(row, axis=1) if side_by_side else row[-1]
                 total += 1
                 bar.update(1)
 
-    media.write_mp4(out, frames(), info.fps or 25.0, audio_from=motion)
+    media.write_mp4(out, frames(), fps, audio_from=motion or None)
     return total
 
 
@@ -195,18 +205,17 @@ def _by_windows(
 
 
 def _by_faces(
-    run: Run, content: str, motion: str, seed: int, where: animate.Faces
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The same of a system that looks at faces, and makes the video as a whole."""
-    picture = media.read_picture(content) if _is_picture(content) else first_frame(content)
-    made = animate.animated(run, picture, content, motion, where, seed)
-    for (portrait, result), frame in zip(made, media.iter_video(motion)):
-        yield portrait, fit(frame, run.system.size), result
-
-
-def first_frame(path: str) -> np.ndarray:
-    """Of a video, uint8 (H, W, 3). Raises: MediaError."""
-    return next(iter(media.iter_video(path)))
+    run: Run, content: str, motion: str, seed: int, where: animate.Faces, drive: animate.Drive
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """The same of a system that looks at faces, and makes the video as a whole; grey where there is no motion
+    video, or no longer."""
+    picture = animate.first_picture(content)
+    made = animate.animated(run, picture, content, motion, where, seed, drive)
+    size = run.system.size
+    shown = (fit(frame, size) for frame in media.iter_video(motion)) if motion else iter(())
+    grey = np.full((size, size, 3), 128, np.uint8)
+    for portrait, result in made:
+        yield portrait, next(shown, grey), result
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -218,7 +227,10 @@ def main(argv: list[str] | None = None) -> int:
     model.add_argument("--workdir", help="folder of a trained run")
     model.add_argument("--weights", help="folder of python -m vidmotion.convert, instead")
     flag("--content", required=True, help="picture or video of who or what is to move")
-    flag("--motion", required=True, help="video of how to move")
+    driver = parser.add_mutually_exclusive_group(required=True)
+    driver.add_argument("--motion", default="", help="video of how to move")
+    driver.add_argument("--keys", default="", help="for an X-NeMo: key frames A.png,B.mp4,...")
+    driver.add_argument("--codes", default="", help="for an X-NeMo: file of generated codes")
     flag("--out", required=True, help="mp4 to write")
     flag("--side_by_side", action="store_true", help="content and motion beside the result")
     flag("--windows", type=startup.at_least(1), default=4, help="sampled at a time (default 4)")
@@ -228,6 +240,9 @@ def main(argv: list[str] | None = None) -> int:
     flag("--box", default="detect", help=f"the content's face, for an X-NeMo: {place}")
     flag("--motion_box", default="detect", help="the motion's, likewise; one box holds throughout")
     flag("--follow", choices=animate.FOLLOWS, default="still", help="let the face move as B's does")
+    flag("--between", type=startup.at_least(1), default=24, help="frames from key to key")
+    flag("--outpaint", default="", help="for an X-NeMo: run of a generator that goes on with B")
+    flag("--more", type=startup.at_least(0), default=0, help="frames that it makes")
     args, changes = startup.parse_with_config(parser, sys.argv[1:] if argv is None else argv)
 
     def work() -> int:
@@ -244,6 +259,13 @@ def main(argv: list[str] | None = None) -> int:
             args.seed,
             args.part,
             animate.Faces(args.box, args.motion_box, args.follow),
+            animate.Drive(
+                tuple(filter(None, args.keys.split(","))),
+                args.between,
+                args.codes,
+                args.outpaint,
+                args.more,
+            ),
         )
         log.info("%d frames: %s", count, args.out)
         return EXIT_DONE

@@ -24,7 +24,9 @@ PyTree = Any
 SYSTEMS = {
     "bcd": "vidmotion.systems.bcd:BCD",
     "motion_gpt": "vidmotion.systems.motion_gpt:MotionGenerator",
+    "motion_tokenizer": "vidmotion.systems.motion_tokenizer:MotionTokens",
     "sprites_judge": "vidmotion.systems.sprites_judge:SpritesJudge",
+    "token_gpt": "vidmotion.systems.token_gpt:TokenGenerator",
     "vidtwin": "vidmotion.systems.vidtwin:VidTwinAutoencoder",
     "vidtwin_dit": "vidmotion.systems.vidtwin_dit:VidTwinDiT",
     "warpface": "vidmotion.systems.warpface:WarpFace",

@@ -31,6 +31,8 @@ SOURCES = {
     "head_portraits": ("vidmotion.data.portraits", "HeadPortraitSource"),
     "heads": ("vidmotion.data.heads", "HeadsSource"),
     "latents": ("vidmotion.data.videos", "LatentSource"),
+    "motion_codes": ("vidmotion.data.motion_codes", "MotionCodesSource"),
+    "motion_tokens": ("vidmotion.data.motion_codes", "MotionTokensSource"),
     "portraits": ("vidmotion.data.portraits", "PortraitSource"),
     "records": ("vidmotion.data.records", "RecordSource"),
     "sprites": ("vidmotion.data.sprites", "SpritesSource"),

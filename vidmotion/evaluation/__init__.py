@@ -9,12 +9,14 @@ from vidmotion.record import Result
 
 EVALUATORS = {
     "class_generation": "vidmotion.evaluation.class_generation",
-    "heads_swap": "vidmotion.evaluation.heads_swap",
     "leakage": "vidmotion.evaluation.leakage",
     "motion_generation": "vidmotion.evaluation.motion_generation",
+    "motion_tokens": "vidmotion.evaluation.motion_tokens",
     "reconstruction": "vidmotion.evaluation.reconstruction",
     "sprites_transfer": "vidmotion.evaluation.sprites_transfer",
     "sprites_judge": "vidmotion.evaluation.sprites_judge",
+    "swap": "vidmotion.evaluation.swap",
+    "token_generation": "vidmotion.evaluation.token_generation",
 }
 
 __all__ = ["EVALUATORS", "evaluate", "pictures"]

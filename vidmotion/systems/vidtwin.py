@@ -235,7 +235,7 @@ class VidTwinAutoencoder(System):
 
     def evaluators(self) -> tuple[str, ...]:
         """Reconstruction of clips; transfer of dynamics against the exact render of heads; leakage."""
-        return ("reconstruction", "heads_swap", "leakage")
+        return ("reconstruction", "swap", "leakage")
 
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree

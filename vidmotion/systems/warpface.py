@@ -286,7 +286,7 @@ class WarpFace(System):
 
     def evaluators(self) -> tuple[str, ...]:
         """Motion transfer against the exact render of heads; leakage."""
-        return ("heads_swap", "leakage")
+        return ("swap", "leakage")
 
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree

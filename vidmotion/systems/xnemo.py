@@ -44,7 +44,7 @@ from vidmotion.models.projection_discriminator import Discriminator
 from vidmotion.models.resnet import AppearanceEncoder
 from vidmotion.models.stylegan import Synthesis
 from vidmotion.models.unet import SIZES, Pairs, ReferenceUNet, project_banks, random_bank_mask
-from vidmotion.system import Const, Out, Player, System, Vars, dtype, record
+from vidmotion.system import Const, Out, Player, System, Vars, dtype, fingerprint, record
 from vidmotion.systems import codecs
 
 log = logging.getLogger(__name__)
@@ -451,7 +451,7 @@ class XNeMo(System):
 
     def evaluators(self) -> tuple[str, ...]:
         """Motion transfer against the exact render; leakage."""
-        return ("heads_swap", "leakage")
+        return ("swap", "leakage")
 
     def read_codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
         """What probes read: ``motion`` float32 (B, T, D), each frame's f_mot; ``content`` (B, D_c), the
@@ -662,6 +662,12 @@ class XNeMo(System):
         flat = _unit(crops).reshape(-1, *crops.shape[2:])
         vector_nm = self.encoder.apply(variables, flat, method="encode")
         return vector_nm.reshape(*crops.shape[:2], -1)
+
+    def encoder_fingerprint(self, vars: Vars) -> str:
+        """Names E_mot as `motion_of` runs it: codes of another one mean other motion."""
+        return fingerprint(
+            {"params": vars.params["model"]["motion"], "state": vars.mutable["motion"]}
+        )
 
     # -- parts ------------------------------------------------------------------------------------
 

@@ -1,0 +1,156 @@
+"""Generation from motion tokens: cross-entropy on held-out ones, what is generated, and pictures of it.
+
+The paper gives no number. Perplexities stand beside the number of entries and that of knowing how often each occurs.
+Whether what is made of an emotion shows it, a linear reader says: ridge regression of the emotion on the mean code of
+a sequence, fitted to the train split; its accuracy on held-out sequences is what generation can reach.
+"""
+
+import jax
+import numpy as np
+
+from vidmotion import animate, sharding
+from vidmotion.data import motion_codes
+from vidmotion.evaluation.motion_tokens import open_xnemo, write_sheet
+from vidmotion.metrics import codebook
+from vidmotion.metrics.accumulate import Mean
+from vidmotion.record import Result
+
+RIDGE = 1e-2  # of the mean variance of the standardised mean codes
+
+
+def evaluate(run, vars, companion) -> list[Result]:
+    """Score the eval split, continue `prefix` tokens of each of its sequences by `count`, and render `clips` of them.
+
+    ``config.eval``: `batch`, `clips`, `prefix`, `count`, and `xnemo`, the workdir of the X-NeMo whose codes these
+    are; without it nothing is rendered, and the log says so. With emotions, each sequence is made of its own.
+
+    Raises:
+      ConfigError: `xnemo` is not the run that the codes come from.
+    """
+    system, settings, source = run.system, run.config.eval, run.source("eval")
+    xnemo = open_xnemo(run, system.codes, "motion tokenizer")
+    real = {name: _all(source, name) for name in run.batch}
+    train_ids = _all(run.source("train", length=0), "ids")
+    entries, given = system.net.entries, min(settings.prefix, system.length)
+    score = jax.jit(system.score, out_shardings=sharding.replicated(run.mesh))
+    perplexity = _perplexity(run, lambda batch, key: score(vars, batch), real)
+    rows = [
+        ("perplexity", perplexity, f"per token; of {entries} entries"),
+        ("perplexity/unigram", _unigram(train_ids, real["ids"], entries), "of the train split"),
+    ]
+    if system.conditions:
+        unsaid = {**real, "condition": np.full_like(real["condition"], system.conditions)}
+        value = _perplexity(run, lambda batch, key: score(vars, batch), unsaid)
+        rows.append(("perplexity/no_emotion", value, "the emotion is not told"))
+    sample = run.jit_sample(count=settings.count)
+    asked = {**real, "ids": real["ids"][:, :given]}
+    made = _batched(run, lambda batch, key: sample(vars, batch, key), asked)
+
+    def histogram(ids):
+        counts = codebook.usage_counts(ids[..., None], entries)[0]
+        return counts / counts.sum()
+
+    distance = 0.5 * np.abs(histogram(real["ids"]) - histogram(made["ids"])).sum()
+    again = [np.mean(ids[:, 1:] == ids[:, :-1]) for ids in (real["ids"], made["ids"])]
+    decode = jax.jit(system.motion, out_shardings=sharding.replicated(run.mesh))
+    nothing = np.zeros((len(source), 0), np.int32)
+    truth = _batched(
+        run, lambda b, key: decode(vars, b["none"], b["ids"]), {"none": nothing, **real}
+    )
+    speed = [np.mean(np.abs(np.diff(x, axis=1))) for x in (truth, made["motion"])]
+    rows += [
+        ("histogram_distance", float(distance), "total variation of the tokens made, 0 to 1"),
+        ("repeats/real", float(again[0]), "share of tokens like the one before"),
+        ("repeats/generated", float(again[1]), "the same"),
+        ("speed/real", float(speed[0]), "mean change of a decoded code from frame to frame"),
+        ("speed/generated", float(speed[1]), "the same"),
+    ]
+    if system.conditions:
+        rows += _emotions(run, vars, decode, truth, made["motion"], real["condition"])
+    if xnemo is not None:
+        _show(run, vars, xnemo, real, made, decode)
+    return [Result(name, value, note, "none", "tokens", len(source)) for name, value, note in rows]
+
+
+def _all(source, name: str) -> np.ndarray:
+    return np.stack([source[i][name] for i in range(len(source))])
+
+
+def _batched(run, function, arrays):
+    """`function` of batches and keys, over all rows of `arrays`, joined."""
+    total, rows = len(arrays["ids"]), run.rows(run.config.eval.batch)
+    parts = []
+    for start in range(0, total, rows):
+        picked = np.minimum(np.arange(start, start + rows), total - 1)
+        batch = run.put_rows({name: array[picked] for name, array in arrays.items()})
+        key = jax.random.fold_in(jax.random.key(run.config.seed), start)
+        parts.append(jax.tree.map(np.asarray, function(batch, key)))
+    return jax.tree.map(lambda *x: np.concatenate(x)[:total], *parts)
+
+
+def _perplexity(run, score, arrays) -> float:
+    return float(np.exp(Mean().update(_batched(run, score, arrays)).compute()))
+
+
+def _unigram(train: np.ndarray, held_out: np.ndarray, entries: int) -> float:
+    """Perplexity of held-out tokens under how often each occurs in training, one more of each."""
+    counts = codebook.usage_counts(train[..., None], entries)[0] + 1
+    return float(np.exp(-np.mean(np.log(counts / counts.sum())[held_out])))
+
+
+def _emotions(run, vars, decode, truth, made, labels) -> list[tuple[str, float, str]]:
+    source = run.source("train", length=0)
+    ids = _all(source, "ids")[:, : run.system.length]
+    known = {"ids": ids, "none": ids[:, :0]}
+    codes = _batched(run, lambda b, key: decode(vars, b["none"], b["ids"]), known)
+    read = reader(codes.mean(axis=1), _all(source, "condition"), run.system.conditions)
+    commonest = float(np.max(np.bincount(labels)) / len(labels))
+    return [
+        (
+            "emotion/generated",
+            float(np.mean(read(made.mean(axis=1)) == labels)),
+            f"share with the emotion asked for; commonest {commonest:.3f}",
+        ),
+        (
+            "emotion/real",
+            float(np.mean(read(truth.mean(axis=1)) == labels)),
+            "held-out tokens: what generation can reach",
+        ),
+    ]
+
+
+def reader(x_nd: np.ndarray, labels: np.ndarray, classes: int):
+    """Function of (N, D) that gives the likeliest class (N,): ridge regression of indicators on `x_nd`."""
+    mean, scale = x_nd.mean(axis=0), x_nd.std(axis=0) + 1e-6
+
+    def features(x):
+        return np.concatenate([(x - mean) / scale, np.ones((len(x), 1))], axis=1)
+
+    known = features(x_nd.astype(np.float64))
+    gram = known.T @ known + RIDGE * len(known) * np.eye(known.shape[1])
+    weights = np.linalg.solve(gram, known.T @ np.eye(classes)[labels])
+    return lambda x: np.argmax(features(x.astype(np.float64)) @ weights, axis=1)
+
+
+def _show(run, vars, xnemo, real, made, decode) -> None:
+    """``samples/generated.*``: the portrait, its clip's motion as its tokens have it, and the tokens given with those
+    made after them; and the latter's codes, ``samples/generated-<clip>.safetensors``, for ``reenact --codes``."""
+    system, settings = run.system, run.config.eval
+    given = min(settings.prefix, system.length)
+    count = min(settings.clips, len(real["ids"]))
+    rows = run.rows(count)
+    picked = np.minimum(np.arange(rows), count - 1)
+    whole = np.concatenate([real["ids"][:, :given], made["ids"]], axis=1)[:, : system.length]
+    nothing = np.zeros((rows, 0), np.int32)
+    truth, drawn = (
+        np.asarray(decode(vars, *run.put_rows((nothing, ids[picked]))))[:count]
+        for ids in (real["ids"], whole)
+    )
+    frames = min(truth.shape[1], drawn.shape[1])
+    there = motion_codes.read_provenance(system.codes, "motion tokenizer")
+    codes = np.stack([truth[:, :frames], drawn[:, :frames]], axis=1)
+    write_sheet(run, xnemo, "generated", codes, there["fps"])
+    if jax.process_index() == 0:
+        for i, motion in enumerate(drawn):
+            path = run.workdir / "samples" / f"generated-{i}.safetensors"
+            animate.write_codes(path, motion, there["encoder"], there["fps"])

@@ -1,0 +1,266 @@
+"""Motion generation from X-NeMo's codes: GPT-2 over the tokens of a frozen tokenizer (appendix E; spec xnemo.md, 4.3
+and 4.4). Tokens of a driving video are continued (outpainting), or tokens of a given emotion made from none.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vidmotion import paths
+from vidmotion.data import motion_codes
+from vidmotion.errors import ConfigError
+from vidmotion.models import token_gpt
+from vidmotion.models.motion_tokenizer import MotionTokenizer
+from vidmotion.models.token_gpt import TokenGPT
+from vidmotion.system import Const, Out, System, Vars, dtype, record
+from vidmotion.systems.motion_tokenizer import ENCODER
+
+PyTree = Any
+CONTEXT = 8  # tokens decoded before new ones, and dropped, so that no seam shows
+SHAPE = ("channels", "entries", "dim", "halvings", "width", "blocks", "growth")  # of a tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """How tokens are drawn.
+
+    Attributes:
+      temperature: 0 takes the most likely.
+      top_k, top_p: draw among the most likely this many, and among those that reach this probability; 0 and 1: all.
+      guidance: scale of the condition's effect on the logits; 1: none of it.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 0.95
+    guidance: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenGenerator(System):
+    """GPT-2 on motion tokens.
+
+    Attributes:
+      codes: folder that ``python -m vidmotion.encode`` wrote of a motion tokenizer; that is used frozen.
+      length: tokens per training sequence.
+      tokenizer: fields of `MotionTokenizer`, which the folder's must have.
+      width, layers, heads, max_positions, dropout: see `TokenGPT`.
+      conditions: emotions of the folder's clips, each with its levels; 0: they are not told.
+      drop: probability per sequence of training without the emotion.
+      keep: a sequence keeps each token that is read with a probability drawn from `keep` to 1, else it is a random
+        one; 1: all are kept.
+      sampler: see `Sampler`.
+      compute: ``float32`` or ``bfloat16``.
+    """
+
+    codes: str
+    length: int
+    width: int
+    layers: int
+    heads: int
+    max_positions: int
+    tokenizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    conditions: int = 0
+    drop: float = 0.1
+    keep: float = 1.0
+    dropout: float = 0.1
+    sampler: Sampler = Sampler()
+    compute: str = "float32"
+
+    def __post_init__(self):
+        dtype(self.compute)
+        record(MotionTokenizer, {**self.tokenizer, "parent": None}, "tokenizer")
+        object.__setattr__(self, "sampler", record(Sampler, self.sampler, "sampler"))
+        if self.width % self.heads:
+            raise ConfigError(f"config.system.width={self.width} must divide by heads={self.heads}")
+        most = self.max_positions - self.net.prefix + 1
+        if not 2 <= self.length <= most:
+            raise ConfigError(
+                f"config.system.length={self.length}: from 2 to {most}, with max_positions={self.max_positions}"
+            )
+        if not 0 <= self.drop < 1 or not 0 <= self.keep <= 1:
+            raise ConfigError(
+                f"config.system: drop={self.drop} is from 0, below 1, and keep={self.keep} within 0..1"
+            )
+        draws = self.sampler
+        if (
+            draws.temperature < 0
+            or not 0 <= draws.top_k <= self.net.entries
+            or not 0 < draws.top_p <= 1
+        ):
+            raise ConfigError(
+                f"config.system.sampler: temperature={draws.temperature} is at least 0, top_k={draws.top_k} at "
+                f"most the {self.net.entries} entries, top_p={draws.top_p} above 0, at most 1"
+            )
+        if draws.guidance != 1.0 and not self.conditions:
+            raise ConfigError(
+                f"config.system.sampler.guidance={draws.guidance}: 1 without conditions to guide towards"
+            )
+
+    # -- networks ---------------------------------------------------------------------------------
+
+    @property
+    def decoder(self) -> MotionTokenizer:
+        """The tokenizer."""
+        return MotionTokenizer(**self.tokenizer, dtype=dtype(self.compute))
+
+    @property
+    def net(self) -> TokenGPT:
+        """GPT-2."""
+        return TokenGPT(
+            entries=self.decoder.entries,
+            width=self.width,
+            layers=self.layers,
+            heads=self.heads,
+            max_positions=self.max_positions,
+            conditions=self.conditions,
+            dropout=self.dropout,
+            dtype=dtype(self.compute),
+        )
+
+    @property
+    def step(self) -> int:
+        """Frames of a token."""
+        return 2**self.decoder.halvings
+
+    # -- the interface ----------------------------------------------------------------------------
+
+    def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """``ids`` int32 (B, S); with conditions ``condition`` int32 (B,)."""
+        spec = {"ids": jax.ShapeDtypeStruct((batch, self.length), jnp.int32)}
+        if self.conditions:
+            spec["condition"] = jax.ShapeDtypeStruct((batch,), jnp.int32)
+        return spec
+
+    def init(self, key: jax.Array, batch: PyTree) -> PyTree:
+        """``{"model": tree}``."""
+        condition = jnp.zeros(1, jnp.int32) if self.conditions else None
+        ids = jnp.zeros((1, self.length - 1), jnp.int32)
+        return {"model": self.net.init(key, ids, condition)["params"]}
+
+    def consts_spec(self) -> dict[str, Const]:
+        """``{"tokenizer": its variables}``."""
+        return {"tokenizer": Const(self._shapes, self._load)}
+
+    def _shapes(self) -> PyTree:
+        motion = jnp.zeros((1, self.step, self.decoder.channels))
+        return dict(jax.eval_shape(self.decoder.init, jax.random.key(0), motion))
+
+    def _load(self) -> PyTree:
+        there = motion_codes.read_provenance(self.codes, "motion tokenizer")
+        theirs, ours = MotionTokenizer(**there["network"], parent=None), self.decoder
+        differing = [
+            f"{name} {getattr(theirs, name)} there, {getattr(ours, name)} here"
+            for name in SHAPE
+            if getattr(theirs, name) != getattr(ours, name)
+        ]
+        if differing:
+            raise ConfigError(
+                f"config.system.codes={self.codes!r} comes from a motion tokenizer of another shape than "
+                f"config.system.tokenizer: {', '.join(differing)}"
+            )
+        names = there["conditions"]
+        if self.conditions and self.conditions != len(names):
+            raise ConfigError(
+                f"config.system.conditions={self.conditions}, but the clips of config.system.codes="
+                f"{self.codes!r} have {len(names)} emotions{': ' if names else ''}{', '.join(names)}"
+            )
+        return paths.unflatten(motion_codes.read_tokenizer(self.codes))
+
+    def fingerprints(self, consts: PyTree) -> dict[str, str]:
+        """Of the tokenizer, and of the X-NeMo's motion encoder."""
+        encoder = motion_codes.read_provenance(self.codes, "motion tokenizer")["encoder"]
+        return {**super().fingerprints(consts), ENCODER: encoder}
+
+    def tokens(self, batch: int) -> int:
+        """Positions of GPT-2."""
+        return batch * (self.net.prefix + self.length - 1)
+
+    def evaluators(self) -> tuple[str, ...]:
+        """Cross-entropy on held-out tokens, what is generated, and pictures of it."""
+        return ("token_generation",)
+
+    def loss(
+        self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
+    ) -> tuple[jax.Array, Out]:
+        """Mean cross-entropy of the next token, in nats."""
+        ids = batch["ids"]
+        keep_key, corrupt_key, drop_key, dropout_key = jax.random.split(key, 4)
+        keep_b1 = jax.random.uniform(keep_key, (len(ids), 1), minval=self.keep, maxval=1.0)
+        seen = ids[:, :-1]
+        if self.keep < 1:
+            seen = token_gpt.corrupt(corrupt_key, seen, self.net.entries, keep_b1)
+        condition = None
+        if self.conditions:
+            dropped_b = jax.random.bernoulli(drop_key, self.drop, (len(ids),))
+            condition = jnp.where(dropped_b, self.conditions, batch["condition"])
+        logits = self.net.apply(
+            {"params": vars.params["model"]},
+            seen,
+            condition,
+            deterministic=False,
+            rngs={"dropout": dropout_key},
+        )
+        loss = token_gpt.token_loss(logits, ids, self.net.pad)
+        hit = jnp.mean(jnp.argmax(logits, axis=-1) == ids)
+        return loss, Out({"cross_entropy": loss, "top1": hit}, vars.mutable)
+
+    # -- use --------------------------------------------------------------------------------------
+
+    def score(self, vars: Vars, batch: PyTree) -> jax.Array:
+        """Cross-entropy (B,) in nats per token of each sequence ``ids``, without dropout."""
+        condition = batch["condition"] if self.conditions else None
+        params = {"params": vars.params["model"]}
+        logits = self.net.apply(params, batch["ids"][:, :-1], condition)
+
+        def one(logits_sv, ids_s):
+            return token_gpt.token_loss(logits_sv[None], ids_s[None], self.net.pad)
+
+        return jax.vmap(one)(logits, batch["ids"])
+
+    def sample(self, vars: Vars, batch: PyTree, key: jax.Array, count: int | None = None) -> PyTree:
+        """Tokens that continue ``ids`` (B, S), S from 0, and the motion codes that they stand for.
+
+        Args:
+          vars: parameters.
+          batch: ``ids``; with conditions ``condition`` int32 (B,), of which `conditions` is none.
+          key: of the draws.
+          count: tokens to make; None: `length`.
+
+        Returns:
+          ``ids`` int32 (B, count), the new ones; ``motion`` float32 (B, 4 * count, channels), their codes.
+        """
+        draws = self.sampler
+        new = token_gpt.generate(
+            self.net,
+            {"params": vars.params["model"]},
+            batch["ids"],
+            self.length if count is None else count,
+            key=key,
+            condition_b=batch["condition"] if self.conditions else None,
+            temperature=draws.temperature,
+            top_k=draws.top_k or None,
+            top_p=draws.top_p,
+            guidance=draws.guidance,
+        )
+        return {"ids": new, "motion": self.motion(vars, batch["ids"], new)}
+
+    def motion(self, vars: Vars, before: jax.Array, ids: jax.Array) -> jax.Array:
+        """Codes (B, 4 * S, channels) of tokens `ids` (B, S) that follow those `before` (B, S')."""
+        context = min(CONTEXT, before.shape[1])
+        joined = jnp.concatenate([before[:, before.shape[1] - context :], ids], axis=1)
+        made = self.decoder.apply(vars.consts["tokenizer"], joined, method="decode")
+        return made[:, context * self.step :]
+
+    def tokenised(self, vars: Vars, motion: jax.Array) -> jax.Array:
+        """Tokens int32 (B, T / 4) of codes (B, T, channels)."""
+        return self.decoder.apply(vars.consts["tokenizer"], motion, method="encode")
+
+    @property
+    def uniform_loss(self) -> float:
+        """The cross-entropy of knowing nothing; the end can follow too."""
+        return math.log(self.net.entries + 1)

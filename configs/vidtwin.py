@@ -10,7 +10,7 @@ MCL-JCV (25 frames/s, 16 frames, 224 px): PSNR 28.14, LPIPS .241, SSIM .804, FVD
 
 Arguments: ``size=base|small|large`` (Table 1), ``latent=1|2|3|released`` (Table 5, and the released checkpoint's) and
 guesses at the other rates of the paper, ``0.11|0.16|0.48``. `:demo` is a small network on procedural heads, or with
-``clips=sprites`` on Sprites, without LPIPS, for which it has no weights; its GAN begins after two thirds of the steps.
+``clips=sprites`` on Sprites, without LPIPS, for which it has no weights; its GAN begins late in the run.
 """
 
 import copy
@@ -129,23 +129,28 @@ def _small(config: ConfigDict, clips: str) -> None:
         config.data.eval = ConfigDict({"split": "test"})
     else:
         config.data.kind = "heads"
-        config.data.common = ConfigDict({"size": 64, "frames": 8, "fps": 8.0, "seed": 0})
+        config.data.common = ConfigDict({"size": 64, "frames": 4, "fps": 4.0, "seed": 0})
         config.data.train = ConfigDict({"split": "train", "clips": 4000, "cache": True})
         config.data.eval = ConfigDict({"split": "eval", "clips": 256})
-        config.eval.run = ("reconstruction", "heads_swap")
+        config.eval.run = ("reconstruction", "swap")
 
 
 def _demo(config: ConfigDict, clips: str) -> None:
-    """64 px and 8 frames. Sprites have the flat colours that patches of 16 px can hold; heads need 8."""
+    """64 px. Sprites have the flat colours that patches of 16 px can hold; heads need 8.
+
+    Sprites are clips of 8 frames. Of heads 4 frames make a clip: at equal work twice as many heads are seen.
+    """
     network = config.system.network
     patch = 16 if clips == "sprites" else 8
     network.update({"width": 96, "depth": 2, "heads": 4, "patch": (1, patch, patch)})
-    network.update({"frames": 8, "size": 64, "structure_width": 32, "dropout": 0.0})
+    network.update({"size": 64, "structure_width": 32, "dropout": 0.0})
+    network.frames = config.data.common.get("frames", 8)
     network.update({"queries": 8, "structure_channels": 8, "dynamics_channels": 8})
     network.update({"query_width": 32, "query_layers": 2, "query_heads": 4, "query_mlp": 64})
     config.system.gan.update({"start": 1000, "width": 16, "layers": 2})
-    config.optimizer.model.rate, config.optimizer.disc.rate = 4e-3, 5e-4
-    config.batch_size, config.steps, config.log_every = 8, 1500, 50
+    config.optimizer.model.rate, config.optimizer.disc.rate = 5e-3, 5e-4
+    config.batch_size = 64 // network.frames
+    config.steps, config.log_every = 1300, 50
     config.checkpoint.every = 500
     config.eval.update({"pairs": 256, "batch": 32})
 

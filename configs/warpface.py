@@ -163,7 +163,7 @@ def _demo(config: ConfigDict) -> None:
     config.data.threads = 2
     config.checkpoint.every = 400
     config.sample.update({"every": 0, "fps": 6.0})
-    config.eval.update({"run": ("heads_swap",), "pairs": 128, "batch": 16, "probe_clips": 1000})
+    config.eval.update({"run": ("swap",), "pairs": 128, "batch": 16, "probe_clips": 1000})
 
 
 def _debug(config: ConfigDict) -> None:

@@ -239,7 +239,7 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
     config.data.eval = ConfigDict({"split": "eval", "clips": 256})
     config.data.threads = 2
     config.sample.update({"rows": 3, "columns": 4, "fps": 6.0})
-    config.eval.update({"run": ("heads_swap",), "pairs": 32, "batch": 8, "probe_clips": 200})
+    config.eval.update({"run": ("swap",), "pairs": 32, "batch": 8, "probe_clips": 200})
 
 
 def _debug(config: ConfigDict, options: ConfigDict) -> None:

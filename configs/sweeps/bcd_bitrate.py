@@ -20,7 +20,7 @@ OVERRIDES = {
     "checkpoint.every": 0,
     "sample.rows": 2,
     "sample.columns": 4,
-    "eval.run": ("heads_swap", "leakage"),
+    "eval.run": ("swap", "leakage"),
 }
 COLUMNS = (
     "psnr/swap",

@@ -317,11 +317,11 @@ def test_fingerprint_follows_every_argument_but_the_cache():
 
 def test_swap_is_the_content_of_one_and_the_motion_of_the_other():
     source = heads.HeadsSource(32, 8, 12, seed=3)
-    np.testing.assert_array_equal(heads.render_swap(source, 2, 2), source[2]["video"])
+    np.testing.assert_array_equal(source.swap(2, 2), source[2]["video"])
     # Handing back either input is clearly wrong: a background alone would be right to a few levels.
     errors = []
     for i in range(0, 12, 2):
-        truth = heads.render_swap(source, i, i + 1)
+        truth = source.swap(i, i + 1)
         errors.append([difference(truth, source[k]["video"]).mean() for k in (i, i + 1)])
     content, motion = np.mean(errors, 0)
     assert content > 12 and motion > 25

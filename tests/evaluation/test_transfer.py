@@ -7,10 +7,10 @@ import pytest
 from ml_collections import ConfigDict
 from skimage.metrics import peak_signal_noise_ratio
 
-from vidmotion.data.heads import HeadsSource, render_swap
+from vidmotion.data.heads import HeadsSource
 from vidmotion.data.sprites import SpritesSource
 from vidmotion.errors import ConfigError
-from vidmotion.evaluation import evaluate, heads_swap, sprites_judge, sprites_transfer
+from vidmotion.evaluation import evaluate, sprites_judge, sprites_transfer, swap
 from vidmotion.evaluation.transfer import derangement, to_uint8, transfer
 
 
@@ -23,7 +23,8 @@ class StubRun:
         self.system = types.SimpleNamespace(
             face_side=0,
             quantizer=types.SimpleNamespace(entries=entries),
-            evaluators=lambda: ("heads_swap",),
+            evaluators=lambda: ("swap",),
+            read_codes=lambda vars, batch: {"motion": np.zeros((*batch["motion"].shape[:2], 5))},
             size=64,
         )
         self.workdir = None
@@ -97,7 +98,7 @@ def test_rounding_to_bytes():
 def test_unfitting_protocols_are_refused():
     for name in ("sprites_transfer", "fid"):
         with pytest.raises(
-            ConfigError, match=rf"has '{name}'; stub can be evaluated by heads_swap"
+            ConfigError, match=rf"has '{name}'; stub can be evaluated by swap"
         ):
             run = StubRun(None)
             run.config.system = ConfigDict({"name": "stub"})
@@ -114,31 +115,34 @@ def lookup(source, count):
     return lambda video: index[np.ascontiguousarray(video).tobytes()]
 
 
-def test_heads_swap_of_the_true_render_is_perfect_and_copies_are_not():
+def test_swap_of_the_true_render_is_perfect_and_copies_are_not():
     source = HeadsSource(size=16, frames=3, clips=7, split="eval")
     find = lookup(source, 6)
 
     def sample(vars, batch):
         pairs = [(find(c), find(m)) for c, m in zip(batch["content"], batch["motion"])]
-        videos = np.stack([render_swap(source, i, j) for i, j in pairs])
+        videos = np.stack([source.swap(i, j) for i, j in pairs])
         # Two codebooks: the first alternates between two entries, the second stays: one bit.
         ids = np.tile(np.int32([0, 3, 0, 3])[None, :, None], (len(pairs), 1, 2))
         ids[..., 1] = 2
         return {"video": videos.astype(np.float32) / 255, "ids": ids}
 
     run = StubRun(sample, source, pairs=6, batch=4)
-    rows = rows_of(heads_swap.evaluate(run, None, None))
+    rows = rows_of(swap.evaluate(run, None, None))
     assert set(rows) == {
-        *(f"{m}/{n}" for m in ("psnr", "ssim") for n in ("swap", "copy_content", "copy_motion")),
+        *(f"{m}/{n}" for m in ("psnr", "ssim") for n in ("swap", "self", "copy_content", "copy_motion")),
         "bits_per_frame/hard",
+        "numbers_per_frame/motion",
     }
+    assert rows["psnr/self"].value == 100
+    assert rows["numbers_per_frame/motion"].value == 2
     assert rows["psnr/swap"].value == 100  # the convention's value for equal frames
     assert rows["ssim/swap"].value == pytest.approx(1, abs=1e-5)
     assert rows["bits_per_frame/hard"].value == pytest.approx(1)
-    assert all(row.n == 6 and row.resolution == "16x16" for row in rows.values())
+    assert all(row.n in (1, 6) and row.resolution == "16x16" for row in rows.values())
     paired, decibel = derangement(6), {"copy_content": [], "copy_motion": []}
     for i, j in enumerate(paired):
-        truth = render_swap(source, i, j)
+        truth = source.swap(i, j)
         for name, copy in (("copy_content", i), ("copy_motion", j)):
             video = source[copy]["video"]
             decibel[name] += [peak_signal_noise_ratio(*frames) for frames in zip(truth, video)]
@@ -147,7 +151,7 @@ def test_heads_swap_of_the_true_render_is_perfect_and_copies_are_not():
         assert rows[f"ssim/{name}"].value < 0.99
 
 
-def test_heads_swap_takes_all_clips_and_needs_no_codes():
+def test_swap_takes_all_clips_and_needs_no_codes():
     source = HeadsSource(size=16, frames=1, clips=3, split="eval")
     run = StubRun(
         lambda vars, batch: {"video": batch["motion"].astype(np.float32) / 255},
@@ -155,11 +159,31 @@ def test_heads_swap_takes_all_clips_and_needs_no_codes():
         pairs=0,
         batch=8,
     )
-    rows = rows_of(heads_swap.evaluate(run, None, None))
+    rows = rows_of(swap.evaluate(run, None, None))
     assert "bits_per_frame/hard" not in rows
+    assert rows["numbers_per_frame/motion"].value == 5
+    assert rows["psnr/self"].value == 100
     assert rows["psnr/swap"].n == 3
     assert rows["psnr/swap"].value == rows["psnr/copy_motion"].value
     assert rows["psnr/swap"].value != rows["psnr/copy_content"].value
+
+
+def test_swap_on_sprites_and_data_that_cannot_render_one(sheets_dir):
+    source = SpritesSource(sheets_dir, "test")
+    run = StubRun(
+        lambda vars, batch: {"video": batch["content"].astype(np.float32) / 255},
+        source,
+        pairs=4,
+        batch=4,
+    )
+    rows = rows_of(swap.evaluate(run, None, None))
+    paired = derangement(4)
+    whom, what = source[0]["character"], source[int(paired[0])]["action"]
+    np.testing.assert_array_equal(source.swap(0, int(paired[0])), source.render(whom, what))
+    assert rows["psnr/swap"].value == rows["psnr/copy_content"].value < 100
+    run._source, run.config.data.kind = [source[0], source[1]], "videos"
+    with pytest.raises(ConfigError, match="cannot render the true answer"):
+        swap.evaluate(run, None, None)
 
 
 # -- Sprites --------------------------------------------------------------------------------------

@@ -354,6 +354,11 @@ class HeadsSource:
         """Index into `classes`."""
         return int(np.argmax(element["identity"][IDENTITY_SLICES["hair_style"]]))
 
+    def swap(self, content: int, motion: int) -> np.ndarray:
+        """The true answer to a swap, uint8 (frames, size, size, 3): clip `content`'s identity moving as clip `motion`.
+        IndexError as above."""
+        return render(self.identity(content), self.motion(motion), self.size)
+
     def warm(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Fill the cache now; `progress(done, clips)` is called after each clip. Raises ValueError
         without a cache."""
@@ -386,14 +391,6 @@ class HeadsSource:
 
     def _rng(self, stream: int, i: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, SPLITS.index(self.split), stream, i))
-
-
-def render_swap(source: HeadsSource, i_content: int, i_motion: int) -> np.ndarray:
-    """The true answer to a swap: clip `i_content`'s identity moving as clip `i_motion`.
-
-    (frames, size, size, 3) uint8. Raises IndexError outside the source.
-    """
-    return render(source.identity(i_content), source.motion(i_motion), source.size)
 
 
 def _at_least(name: str, value: int, least: int) -> int:

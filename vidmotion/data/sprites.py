@@ -241,6 +241,10 @@ class SpritesSource:
         """Any character in any action, as `Sheets.render`: the true answer to a swap."""
         return self._sheets.render(character, action)
 
+    def swap(self, content: int, motion: int) -> np.ndarray:
+        """The true answer to a swap, uint8 (8, 64, 64, 3): clip `content`'s character in clip `motion`'s action."""
+        return self.render(int(self._character[content]), int(self._action[motion]))
+
     def __reduce__(self):
         return type(self), (self.sheets_dir, self.split)
 

@@ -214,10 +214,19 @@ def test_pairs_of_heads_through_the_loader():
     assert batch["driving"].shape == (3, 2, 32, 32, 3) and batch["f_rts"].shape == (3, 2, 3)
     still = make_source("head_portraits", pair={"augment": {"size": 32}}, **clips)
     element = still[2]
-    boxes_of = heads.face_boxes(still.heads.identity(2), still.heads.motion(2), 48)
+    boxes_of = heads.face_boxes(still.clips.identity(2), still.clips.motion(2), 48)
     np.testing.assert_allclose(element["f_rts"], faces.f_rts(boxes_of[1:2], boxes_of[0]), atol=1e-5)
-    np.testing.assert_array_equal(element["reference"], still.heads.video(2)[0])
+    np.testing.assert_array_equal(element["reference"], still.clips.video(2)[0])
     assert pickle.loads(pickle.dumps(still)).fingerprint == still.fingerprint
+
+
+def test_pairs_of_sprites_take_the_whole_picture_as_the_face(sheets_dir):
+    source = make_source("sprite_portraits", sheets_dir=sheets_dir, pair={"augment": {"size": 64}})
+    element, video = source[5], source.clips[5]["video"]
+    np.testing.assert_array_equal(element["reference"], video[0])
+    np.testing.assert_array_equal(element["target"][0], video[1])
+    np.testing.assert_allclose(element["f_rts"], [[0, 0, 1]], atol=1e-6)
+    assert len(source) == len(source.clips)
 
 
 def test_what_does_not_fit_is_refused(folder, tmp_path):

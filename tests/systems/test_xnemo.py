@@ -327,11 +327,11 @@ def test_a_sample_of_any_length(system, vars):
 
 def test_crops_of_faces_are_those_of_the_training_pairs():
     """`face_views` of a clip against itself, and what `data.portraits` makes of it."""
-    from vidmotion.data.portraits import HeadPortraitSource
+    from vidmotion.data.portraits import head_portraits
 
     clips = {"size": 64, "frames": 4, "clips": 2, "split": "eval"}
     source = heads.HeadsSource(**clips)
-    pair = HeadPortraitSource(pair={"frames": 3, "augment": {"size": 32}, "gap": 0.0}, **clips)[1]
+    pair = head_portraits(pair={"frames": 3, "augment": {"size": 32}, "gap": 0.0}, **clips)[1]
     video, boxes = source.video(1), source.boxes(1)
     views = face_views(32, video, boxes, video[1:], boxes[1:])
     for name in ("driving", "reference_face", "f_rts"):

@@ -28,13 +28,14 @@ from vidmotion.errors import ConfigError
 
 SOURCES = {
     "codes": ("vidmotion.data.codes", "CodesSource"),
-    "head_portraits": ("vidmotion.data.portraits", "HeadPortraitSource"),
+    "head_portraits": ("vidmotion.data.portraits", "head_portraits"),
     "heads": ("vidmotion.data.heads", "HeadsSource"),
     "latents": ("vidmotion.data.videos", "LatentSource"),
     "motion_codes": ("vidmotion.data.motion_codes", "MotionCodesSource"),
     "motion_tokens": ("vidmotion.data.motion_codes", "MotionTokensSource"),
     "portraits": ("vidmotion.data.portraits", "PortraitSource"),
     "records": ("vidmotion.data.records", "RecordSource"),
+    "sprite_portraits": ("vidmotion.data.portraits", "sprite_portraits"),
     "sprites": ("vidmotion.data.sprites", "SpritesSource"),
     "tfds": ("vidmotion.data.pipeline", "TfdsSource"),
     "videos": ("vidmotion.data.videos", "VideoSource"),

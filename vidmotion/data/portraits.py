@@ -17,7 +17,7 @@ recipe "pcavs" (WarpFace)
     reference_driving (B, S, S, 3)    the reference, with the same augmentation (`shared`)
 
 Both come from folders that `python -m vidmotion.data.prepare hdtf|vfhq|nersemble|mead` wrote
-(`PortraitSource`; "pcavs" takes any folder of clips) or from Heads (`HeadPortraitSource`).
+(`PortraitSource`; "pcavs" takes any folder of clips) or from Heads and Sprites (`DrawnPortraitSource`).
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ import grain
 import numpy as np
 from PIL import Image
 
-from vidmotion.data import faces, heads
+from vidmotion.data import faces, heads, sprites
 from vidmotion.data.augment import FaceAugment, PcAvsAugment
 from vidmotion.data.clips import decode_clip
 from vidmotion.data.records import DatasetError, RecordSource
@@ -243,47 +243,67 @@ class PortraitSource:
         return f"PortraitSource{self._arguments!r}"
 
 
-class HeadPortraitSource:
-    """Pairs from Heads, whose boxes are exact; otherwise as `PortraitSource`."""
+class DrawnPortraitSource:
+    """Pairs from clips that are drawn here, otherwise as `PortraitSource`.
 
-    def __init__(self, random: bool = False, pair: Mapping | None = None, **clips):
-        """`clips`: arguments of `heads.HeadsSource`. Raises: ConfigError as `make_pair`; ValueError
-        and TypeError as `HeadsSource`."""
-        self._pair = make_pair(random, pair)
-        try:
-            self.heads = heads.HeadsSource(**clips)
-        except TypeError as error:
-            raise ConfigError(f"head portraits: {error}") from None
+    The face's box is the source's own where it has `boxes` (Heads: exact), else the whole picture (Sprites).
+
+    Attributes:
+      clips: the source of the clips.
+      transforms, fingerprint: as of `PortraitSource`.
+    """
+
+    def __init__(self, clips, fps: float, random: bool = False, pair: Mapping | None = None):
+        """`fps`: frames per second of the clips. Raises: ConfigError as `make_pair`, or clips too short."""
+        self._pair, self._fps = make_pair(random, pair), fps
+        self.clips = clips
         self.transforms = (self._pair,) if random else ()
-        self.fingerprint = _fingerprint(self.heads.fingerprint, self._pair)
-        self._arguments = (random, pair, clips)
-        dataclasses.replace(self._pair, random=False)._picked(
-            self.heads.frames, self.heads.fps, None
-        )
+        self.fingerprint = _fingerprint(clips.fingerprint, self._pair)
+        self._arguments = (clips, fps, random, pair)
+        dataclasses.replace(self._pair, random=False)._picked(len(clips[0]["video"]), fps, None)
 
     def __len__(self):
-        return len(self.heads)
+        return len(self.clips)
 
     def __getitem__(self, index) -> dict[str, np.ndarray]:
         """Raises: IndexError out of range."""
-        source = self.heads
+        video = self.clips[index]["video"]
+        height, width = video.shape[1:3]
+        if hasattr(self.clips, "boxes"):
+            boxes = self.clips.boxes(index)
+        else:
+            boxes = np.tile(np.float32([0, 0, width, height]), (len(video), 1))
         clip = {
-            "video": source.video(index),
-            "boxes": heads.face_boxes(source.identity(index), source.motion(index), source.size),
-            "length": np.int32(source.frames),
-            "fps": np.float32(source.fps),
+            "video": video,
+            "boxes": boxes,
+            "length": np.int32(len(video)),
+            "fps": np.float32(self._fps),
         }
         return clip if self._pair.random else self._pair.random_map(clip, None)
 
     def __reduce__(self):
-        return _head_portraits, self._arguments
+        return DrawnPortraitSource, self._arguments
 
     def __repr__(self):
-        return f"HeadPortraitSource({self.heads!r}, {self._pair!r})"
+        return f"DrawnPortraitSource({self.clips!r}, {self._pair!r})"
 
 
-def _head_portraits(random, pair, clips):
-    return HeadPortraitSource(random, pair, **clips)
+def head_portraits(random: bool = False, pair: Mapping | None = None, **clips):
+    """Pairs from Heads; `clips`: arguments of `heads.HeadsSource`. Raises: ConfigError as `make_pair`, or wrong
+    arguments; ValueError as `HeadsSource`."""
+    try:
+        source = heads.HeadsSource(**clips)
+    except TypeError as error:
+        raise ConfigError(f"head portraits: {error}") from None
+    return DrawnPortraitSource(source, source.fps, random, pair)
+
+
+def sprite_portraits(
+    sheets_dir, split: str = "train", random: bool = False, pair: Mapping | None = None
+):
+    """Pairs from Sprites, as if shown at 8 frames/s. Raises: DatasetError and ValueError as
+    `sprites.SpritesSource`; ConfigError as `make_pair`."""
+    return DrawnPortraitSource(sprites.SpritesSource(sheets_dir, split), 8.0, random, pair)
 
 
 def _fingerprint(content: str, pair: Pair) -> str:

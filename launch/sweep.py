@@ -1,6 +1,6 @@
 """Run every config of a sweep one after another, then write one table and one picture from their run records.
 
-    python launch/sweep.py NAME --workdir=DIR [--steps=N] [--dry_run]
+    python launch/sweep.py NAME --workdir=DIR [--steps=N] [--arguments=KEY=VALUE,...] [--dry_run]
 
 NAME is a file of configs/sweeps: arguments of one config, common overrides, the columns of the table, and what is
 drawn against what. A run that is complete is not run again, unless its record lacks a column: the same command then
@@ -19,8 +19,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-def commands(sweep, workdir: Path, steps: int | None) -> dict[str, tuple[Path, list[str]]]:
-    """``{name: (workdir, command)}`` of every run."""
+def commands(
+    sweep, workdir: Path, steps: int | None, more: str = ""
+) -> dict[str, tuple[Path, list[str]]]:
+    """``{name: (workdir, command)}`` of every run; `more` arguments of the config follow the sweep's own."""
     overrides = {**sweep.OVERRIDES, **({"steps": steps} if steps else {})}
     runs = {}
     for name, argument in sweep.ARGUMENTS.items():
@@ -31,7 +33,7 @@ def commands(sweep, workdir: Path, steps: int | None) -> dict[str, tuple[Path, l
                 sys.executable,
                 "-m",
                 "vidmotion.main",
-                f"--config={sweep.CONFIG}:{argument}",
+                f"--config={sweep.CONFIG}:{','.join(filter(None, (argument, more)))}",
                 f"--workdir={folder}",
                 *(f"--config.{field}={value}" for field, value in overrides.items()),
             ],
@@ -110,6 +112,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("name", help="a file of configs/sweeps, without .py")
     parser.add_argument("--workdir", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--steps", type=int, help="instead of the sweep's")
+    parser.add_argument(
+        "--arguments", default="", help="more arguments of the config, for every run"
+    )
     parser.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
     arguments = parser.parse_args(argv)
     try:
@@ -117,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError:
         known = sorted(p.stem for p in Path(__file__).parents[1].glob("configs/sweeps/[a-z]*.py"))
         parser.error(f"there is no sweep {arguments.name!r}; there are {', '.join(known)}")
-    runs = commands(sweep, arguments.workdir, arguments.steps)
+    runs = commands(sweep, arguments.workdir, arguments.steps, arguments.arguments)
     for name, (folder, command) in runs.items():
         print(f"{name}: {shlex.join(command)}", flush=True)
         if arguments.dry_run or _complete(folder, sweep.COLUMNS):

@@ -8,7 +8,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import benchmark, common
 from vidmotion.checkpoint import Checkpointer
 from vidmotion.errors import EXIT_DONE
 from vidmotion.run import Run, load_config
@@ -171,3 +171,19 @@ def test_sprites(sheets_dir, tmp_path):
     # Four pairs cannot hold nine actions: said so, and no number in its place.
     assert rows["inception_score"]["value"] is None
     assert rows["inception_score"]["convention"].startswith("not computed")
+
+
+@pytest.mark.parametrize("clips", ["heads", "sprites"])
+def test_the_benchmark_matches_parameters_and_arithmetic(clips):
+    """Six to eight million parameters of what is kept after training; FLOPs as the compiler counts them."""
+    for system, gigaflops in benchmark.STEP.items():
+        config = load_config(f"benchmark:system={system},clips={clips},minutes=2")
+        run = Run(config, "", abstract=True)
+        kept = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_params["model"]))
+        assert 6e6 < kept < 8.5e6
+        assert run.flops_per_step() == pytest.approx(1e9 * gigaflops, rel=0.01)
+        assert config.steps * run.flops_per_step() == pytest.approx(2 * 3e12, rel=0.02)
+    longer = load_config(f"benchmark:system=bcd,clips={clips},hours=1")
+    assert longer.steps == round(36e15 / 32.2e9)
+    with pytest.raises(ValueError, match="'minutes=0': a whole number, 1 or more"):
+        load_config("benchmark:minutes=0")

@@ -30,6 +30,14 @@ def test_dry_run_prints_one_command_per_run_and_writes_nothing(tmp_path, capsys,
     assert f"'--workdir={folder}/no_rate_loss'" in lines[4]  # quoted for a shell
 
 
+def test_more_arguments_follow_the_sweeps_own(tmp_path, capsys, sweep):
+    wanted = ["benchmark", f"--workdir={tmp_path}", "--arguments=minutes=3", "--dry_run"]
+    assert sweep.main(wanted) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    assert "--config=configs/benchmark.py:system=warpface,clips=sprites,minutes=3 " in lines[-1]
+
+
 def test_table_reads_records_and_says_what_was_not_run(tmp_path, sweep):
     two = types.SimpleNamespace(
         CONFIG="configs/heads.py",

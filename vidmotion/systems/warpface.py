@@ -190,8 +190,9 @@ class WarpFace(System):
 
     @property
     def _unet_sizes(self) -> dict[str, Any]:
-        own = {"context_width": 0, "remat": self.remat, "dtype": dtype(self.compute)}
-        return {**self.unet, **own}
+        channels = self.codec.latent_shape(self.size)[1]
+        fixed = {"latent_channels": channels, "remat": self.remat, "dtype": dtype(self.compute)}
+        return {**self.unet, "context_width": 0, **fixed}
 
     @property
     def _reference(self) -> ReferenceUNet:

@@ -1,0 +1,104 @@
+"""The four systems side by side: the same clips, as many parameters, as much arithmetic, the same questions.
+
+    python launch/sweep.py benchmark --workdir=runs/benchmark --arguments=minutes=5
+    python -m vidmotion.main --config=configs/benchmark.py:system=warpface,clips=sprites --workdir=DIR
+
+No paper compares these ideas; each config here is the ``:demo`` of its system with its widths changed until what can be
+used after training has 6 to 8 million parameters, and with as many steps as fit into a budget of model FLOPs (forward,
+backward and update, no recomputation). Discriminators and GAN heads are thrown away after training: their arithmetic
+counts, their parameters do not. Clips are 64 px, 8 frames; X-NeMo and WarpFace learn from pairs of frames of them.
+
+``minutes=N`` is a budget of N times 3 TFLOP, about a minute of two CPU cores; ``hours=N`` is N times 36 PFLOP, an
+hour of an accelerator at 10 TFLOP/s, which networks as small as these do not exceed.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, heads, sprites, vidtwin, warpface, xnemo
+
+SYSTEMS = ("bcd", "vidtwin", "xnemo", "warpface")
+MINUTE, HOUR = 3e12, 36e15  # FLOPs
+# GFLOP of a training step, as `--mode=plan` has them; the same for both kinds of clips, but for a percent of BCD's.
+STEP = {"bcd": 32.2, "vidtwin": 48.8, "xnemo": 29.9, "warpface": 32.3}
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """Arguments: ``system``, ``clips``, ``minutes`` or ``hours`` (whole numbers), ``demo`` (the same as none, five
+    minutes), ``debug``."""
+    argument, flops = _budget(argument)
+    options = common.parse(argument, system=SYSTEMS, clips=("heads", "sprites"))
+    debug = options.variant == "debug"
+    make = {"bcd": _bcd, "vidtwin": _vidtwin, "xnemo": _xnemo, "warpface": _warpface}
+    config = make[options.system]("debug" if debug else "demo", options.clips)
+    config.eval.run = ("swap", "leakage")
+    if not debug:
+        config.steps = max(1, round(flops / (1e9 * STEP[options.system])))
+        for player in config.optimizer.values():
+            player.schedule = ConfigDict({"kind": "cosine", "warmup": 50})
+        config.checkpoint.every = 500
+        config.sample.update({"every": 0, "rows": 3, "columns": 4})
+        config.eval.update({"pairs": 96, "batch": 16, "probe_clips": 600})
+        if config.system.name == "vidtwin":
+            config.system.gan.start = 3 * config.steps // 4
+    return config
+
+
+def _budget(argument: str) -> tuple[str, float]:
+    """The other arguments, and FLOPs."""
+    flops, rest = 5 * MINUTE, []
+    for item in filter(None, (argument or "").split(",")):
+        key, _, text = item.partition("=")
+        if key not in ("minutes", "hours"):
+            rest.append(item)
+            continue
+        if not text.isdecimal() or not int(text):
+            raise ValueError(f"config argument {item!r}: a whole number, 1 or more")
+        flops = int(text) * (MINUTE if key == "minutes" else HOUR)
+    return ",".join(rest), flops
+
+
+def _bcd(variant: str, clips: str) -> ConfigDict:
+    if clips == "sprites":
+        return sprites.get_config(variant)
+    return heads.get_config(variant)
+
+
+def _vidtwin(variant: str, clips: str) -> ConfigDict:
+    config = vidtwin.get_config(f"{variant},clips={clips}")
+    if variant == "debug":
+        return config
+    config.system.network.update({"width": 288, "query_width": 64, "structure_width": 64})
+    config.system.network.update({"patch": (1, 16, 16), "structure_channels": 32, "frames": 8})
+    config.optimizer.model.rate = 2e-3
+    if clips == "heads":
+        config.data.common.update({"frames": 8, "fps": 6.0})
+    config.batch_size = 8
+    return config
+
+
+def _xnemo(variant: str, clips: str) -> ConfigDict:
+    """Stage 2 from the start: appearance and motion are learnt together, still frames, with the GAN head."""
+    config = xnemo.get_config(f"{variant},stage=2")
+    if variant == "demo":
+        config.system.unet.channels = (32, 64, 96)
+        config.system.sampler.steps = 10
+    return _drawn(config, variant, clips)
+
+
+def _warpface(variant: str, clips: str) -> ConfigDict:
+    return _drawn(warpface.get_config(variant), variant, clips)
+
+
+def _drawn(config: ConfigDict, variant: str, clips: str) -> ConfigDict:
+    """Pixels, squares of four laid out as channels, at a variance of 1; and pairs from Sprites in place of heads."""
+    if variant == "demo":
+        mean, std = (0.0903, 0.2222) if clips == "sprites" else (0.639, 0.238)
+        config.system.codec = ConfigDict({"mean": mean, "std": std / 2, "patch": 4})
+        config.batch_size = 8
+    if clips == "sprites":
+        config.data.kind = "sprites"
+        config.data.common = ConfigDict({"sheets_dir": sprites.SHEETS})
+        pairs = {"kind": "sprite_portraits", "split": "train", "random": True}
+        config.data.train = ConfigDict({**pairs, "pair": config.data.train.pair})
+        config.data.eval = ConfigDict({"split": "test"})
+    return config

@@ -65,3 +65,36 @@ def test_links_of_the_pages_lead_somewhere():
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", RESULTS / "README.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), (page, target)
+
+
+def test_the_benchmarks_page_is_built_from_its_records():
+    page = RESULTS / "benchmark.md"
+    assert page.exists() == (RESULTS / "records" / "benchmark").is_dir()
+    assert not page.exists() or page.read_text() == load().benchmark()
+
+
+def test_the_benchmark_puts_systems_side_by_side():
+    record = {
+        "devices": 1,
+        "device_kind": "chip",
+        "platform": "tpu",
+        "steps_done": 200,
+        "step_seconds": 0.5,
+        "model_tflops": 0.25,
+        "peak_memory": {"process_bytes": 2**30},
+        "commit": "b" * 40,
+        "parameters": {"model": 7_100_000, "disc": 5},
+        "config": {"batch_size": 8},
+        "results": [
+            {"metric": "psnr/swap", "value": 17.25},
+            {"metric": "psnr/copy_content", "value": 14.0},
+            {"metric": "psnr/copy_motion", "value": 11.0},
+            {"metric": "ssim/copy_content", "value": 0.4},
+            {"metric": "ssim/copy_motion", "value": 0.3},
+        ],
+    }
+    text = "\n".join(load()._side_by_side("heads", {"bcd": record, "xnemo": record}))
+    # 200 steps of 0.5 s at 0.25 TFLOP/s
+    assert "| X-NeMo | 7.10 M | 200 x 8 | 25.0 | 0.50 | 1.00 GiB (process) | bbbbbbbbbbbb |" in text
+    assert "| system | PSNR of the swap |" in text and "| BCD | 17.25 |" in text
+    assert "copying the content clip 14.00 dB, SSIM 0.400" in text

@@ -243,6 +243,10 @@ class Session:
             "config": record.without_places(config.to_dict()),
             "seed": config.seed,
             "data_fingerprint": self.loader.fingerprint,
+            "parameters": {
+                player: sum(leaf.size for leaf in jax.tree.leaves(tree))
+                for player, tree in self.run.abstract_params.items()
+            },
             "steps_done": self.step,
             "steps_planned": config.steps,
             "session_steps": meter.steps,

@@ -11,6 +11,21 @@ import json
 from pathlib import Path
 
 HERE = Path(__file__).parent
+CLIPS = ("heads", "sprites")
+SYSTEMS = {"bcd": "BCD", "vidtwin": "VidTwin", "xnemo": "X-NeMo", "warpface": "WarpFace"}
+# heading -> metric of the benchmark's records
+QUESTIONS = {
+    "PSNR, driven by itself": "psnr/self",
+    "PSNR of the swap": "psnr/swap",
+    "SSIM of the swap": "ssim/swap",
+    "numbers per frame": "numbers_per_frame/motion",
+    "identity from motion: accuracy": "probe/identity_from_motion/mlp/accuracy",
+    "(chance)": "probe/identity_from_motion/mlp/accuracy/chance",
+    "motion from motion: R2": "probe/motion_from_motion/linear/r2",
+    "motion from motion: accuracy": "probe/motion_from_motion/mlp/accuracy",
+    "motion from content: R2": "probe/motion_from_content/linear/r2",
+    "motion from content: accuracy": "probe/motion_from_content/mlp/accuracy",
+}
 
 # metric of a record -> (the paper's figure, where it stands)
 PAPER = {
@@ -52,7 +67,10 @@ def describe(name: str, record: dict) -> list[str]:
         )
     picture = HERE / "pictures" / f"{name}.png"
     if picture.exists():
-        lines += ["", f"![content down, motion across: {name}](pictures/{name}.png)"]
+        lines += [
+            "",
+            f"![{name}: content down, motion across, or what was generated](pictures/{name}.png)",
+        ]
     return [*lines, ""]
 
 
@@ -75,6 +93,102 @@ def compare(name: str, records: dict[str, dict]) -> list[str]:
     return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
+def benchmark() -> str:
+    """The page of the four systems side by side."""
+    lines = [
+        "# Benchmark: four ideas, the same clips",
+        "",
+        "Built by `python docs/results/build.py` from the run records in `records/benchmark/`. Every run is of "
+        "`configs/benchmark.py`: 6 to 8 million parameters, the same budget of arithmetic, one protocol. What the "
+        "budget was stands in the table; at that of a few CPU minutes no network here is trained to its end, and the "
+        "order says what learns fast rather than what is best.",
+        "",
+    ]
+    for clips in CLIPS:
+        found = {
+            system: json.loads(path.read_text())
+            for system in SYSTEMS
+            if (path := HERE / "records" / "benchmark" / f"{system}_{clips}.json").exists()
+        }
+        lines += _side_by_side(clips, found) if found else []
+    return "\n".join(lines)
+
+
+def _side_by_side(clips: str, records: dict[str, dict]) -> list[str]:
+    """Markdown lines of one kind of clips."""
+    values = {
+        system: {row["metric"]: row["value"] for row in record["results"]}
+        for system, record in records.items()
+    }
+    rows = []
+    for system, record in records.items():
+        seconds, tflops = record["step_seconds"], record.get("model_tflops")
+        done = (
+            "-" if None in (seconds, tflops) else f"{seconds * tflops * record['steps_done']:.1f}"
+        )
+        rows.append(
+            [
+                SYSTEMS[system],
+                f"{record['parameters']['model'] / 1e6:.2f} M",
+                f"{record['steps_done']:,} x {record['config']['batch_size']}",
+                done,
+                "-" if seconds is None else f"{seconds:.2f}",
+                _memory(record["peak_memory"]),
+                record["commit"][:12] + record["commit"][40:],
+            ]
+        )
+    heading = [
+        "system",
+        "parameters",
+        "steps x batch",
+        "TFLOP",
+        "s per step",
+        "peak memory",
+        "commit",
+    ]
+    first = next(iter(records.values()))
+    hardware = f"{first['devices']} x {first['device_kind']} ({first['platform']})"
+    lines = [f"## {clips.capitalize()}", "", f"{hardware}.", "", *_grid(heading, rows), ""]
+
+    asked = {
+        label: metric
+        for label, metric in QUESTIONS.items()
+        if any(row.get(metric) is not None for row in values.values())
+    }
+    rows = [
+        [SYSTEMS[system], *(_cell(row.get(metric)) for metric in asked.values())]
+        for system, row in values.items()
+    ]
+    given = next(iter(values.values()))
+    copies = [
+        f"copying the {what} clip {given[f'psnr/copy_{what}']:.2f} dB, SSIM {given[f'ssim/copy_{what}']:.3f}"
+        for what in ("content", "motion")
+    ]
+    lines += [
+        *_grid(["system", *asked], rows),
+        "",
+        f"Trivial answers to the swap: {'; '.join(copies)}.",
+        "",
+    ]
+    names = {f"benchmark_{clips}": "what the motion code costs, transfers and gives away"}
+    names |= {
+        f"benchmark_{s}_{clips}": f"{SYSTEMS[s]}: content down, motion across" for s in records
+    }
+    for name, text in names.items():
+        if (HERE / "pictures" / f"{name}.png").exists():
+            lines += [f"![{text}](pictures/{name}.png)", ""]
+    return lines
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def _grid(heading: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table."""
+    return ["| " + " | ".join(row) + " |" for row in (heading, ["---"] * len(heading), *rows)]
+
+
 def _memory(peak: dict) -> str:
     which = "device" if "device_bytes" in peak else "process"
     return f"{peak[f'{which}_bytes'] / 2**30:.2f} GiB ({which})"
@@ -92,6 +206,9 @@ def build() -> str:
     for path in sorted((HERE / "records").glob("*.json")):
         lines += describe(path.stem, json.loads(path.read_text()))
     for folder in sorted(path for path in (HERE / "records").iterdir() if path.is_dir()):
+        if folder.name == "benchmark":
+            lines += ["## benchmark", "", "[Four ideas, the same clips](benchmark.md)", ""]
+            continue
         runs = sorted(folder.glob("*.json"))
         lines += compare(folder.name, {path.stem: json.loads(path.read_text()) for path in runs})
     return "\n".join(lines)
@@ -99,3 +216,5 @@ def build() -> str:
 
 if __name__ == "__main__":
     (HERE / "README.md").write_text(build())
+    if (HERE / "records" / "benchmark").is_dir():
+        (HERE / "benchmark.md").write_text(benchmark())

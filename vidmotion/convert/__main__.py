@@ -27,6 +27,10 @@ import numpy as np
 from vidmotion import paths
 from vidmotion.convert import engine, folder
 from vidmotion.convert.maps import clip as clip_maps
+from vidmotion.convert.maps import emonet as emonet_maps
+from vidmotion.convert.maps import i3d as i3d_maps
+from vidmotion.convert.maps import inception as inception_maps
+from vidmotion.convert.maps import iresnet as iresnet_maps
 from vidmotion.convert.maps import lpips as lpips_maps
 from vidmotion.convert.maps import motion_encoder as motion_encoder_maps
 from vidmotion.convert.maps import resnet as resnet_maps
@@ -46,7 +50,7 @@ from vidmotion.models import (
     unet,
     vidtwin,
 )
-from vidmotion.models.features import clip, lpips, vgg
+from vidmotion.models.features import clip, emonet, i3d, inception, iresnet, lpips, vgg
 
 Shapes = Mapping[str, tuple[int, ...]]
 Arguments = dict[str, Any]
@@ -151,8 +155,16 @@ def _motion_encoder_constants(arguments: Arguments) -> Mapping[str, np.ndarray]:
     return {"pe": motion_encoder.token_code(net.token_width, net.tokens)[None]}
 
 
-def _of_images(rules: engine.Rules, make: Callable[..., Any], arguments: Arguments) -> Network:
-    """A network of published sizes that takes one image, with all its variables or parameters only."""
+def _of_images(
+    rules: engine.Rules,
+    make: Callable[..., Any],
+    arguments: Arguments,
+    shape: tuple[int, ...] | None = None,
+) -> Network:
+    """A network of published sizes that takes one image, with all its variables or parameters only.
+
+    `shape` of the input need be given where it is none of (1, size, size, 3) and 64 pixels.
+    """
 
     def shapes(given: Arguments) -> Mapping[str, Any]:
         tuples = {key: tuple(x) if isinstance(x, list) else x for key, x in given.items()}
@@ -163,7 +175,7 @@ def _of_images(rules: engine.Rules, make: Callable[..., Any], arguments: Argumen
                 f"these are not the arguments of a {make.__name__}: {error}"
             ) from error
         side = getattr(net, "size", 64)  # of a picture that it takes
-        image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+        image = jax.ShapeDtypeStruct(shape or (1, side, side, 3), np.float32)
         variables = jax.eval_shape(lambda x: net.init(jax.random.key(0), x), image)
         return variables if len(variables) > 1 else variables["params"]
 
@@ -224,6 +236,21 @@ NETWORKS = {
     ),
     "clip_vision": _of_images(clip_maps.RULES, clip.ClipVision, clip.SIZES["vit_l14"]),
     "resnet50": _of_images(resnet_maps.RULES, resnet.ResNet, resnet.SIZES["resnet50"]),
+    "fid_inception": _of_images(
+        inception_maps.RULES,
+        inception.InceptionV3,
+        {},
+        (1, inception.SIZE, inception.SIZE, 3),
+    ),
+    "i3d": _of_images(i3d_maps.RULES, i3d.I3D, {}, (1, i3d.LEAST_FRAMES, i3d.SIZE, i3d.SIZE, 3)),
+    "arcface": dataclasses.replace(
+        _of_images(iresnet_maps.RULES, iresnet.IResNet, {}),
+        arguments=lambda found, options: iresnet_maps.arguments(found),
+    ),
+    "emonet": dataclasses.replace(
+        _of_images(emonet_maps.RULES, emonet.EmoNet, {}),
+        arguments=lambda found, options: emonet_maps.arguments(found),
+    ),
     "vgg19": _of_images(vgg_maps.VGG19, vgg.VGGActivations, vgg.SIZES["vgg19"]),
     "vgg_face": _of_images(vgg_maps.VGG_FACE, vgg.VGGActivations, vgg.SIZES["vgg_face"]),
     "xnemo_motion_encoder": Network(

@@ -1,0 +1,77 @@
+"""One measured number with all that it takes to compare it, or the reason why there is none.
+
+MetricResult("fid", 12.3, "pytorch_fid", weights="1f3a...", resolution="256x256", n=2000)
+not_computed("fid", "pytorch_fid", "pt_inception-2015-12-05-6726825d.pth", "256x256", 2000)
+markdown([first, second])
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+COLUMNS = ("metric", "value", "convention", "weights", "resolution", "n", "note")
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricResult:
+    """A row of a table of results.
+
+    Attributes:
+      name: of the metric, "fid".
+      value: the number, or None where it was not computed; a note then says why.
+      convention: which of the definitions in circulation, "pytorch_fid".
+      weights: identity of the feature network's weights, or "none" where there is no network.
+      resolution: height and width of the frames that were compared, in pixels, "256x256".
+      n: samples (pairs, images or clips) behind the number.
+      note: what else a reader must know; "not computed: needs X".
+
+    Raises:
+      ValueError: a value that is not finite, no value and no note, or a negative n.
+    """
+
+    name: str
+    value: float | None
+    convention: str
+    weights: str
+    resolution: str
+    n: int
+    note: str = ""
+
+    def __post_init__(self):
+        if self.value is None and not self.note:
+            raise ValueError(f"{self.name}: without a value the note must say why")
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError(f"{self.name}: {self.value} is no result; give None and a note")
+        if self.n < 0:
+            raise ValueError(f"{self.name}: n={self.n} samples")
+
+    def to_dict(self) -> dict[str, str | float | int | None]:
+        """The row for a JSON file, keys as in `COLUMNS`; a value that was not computed is None."""
+        row = dataclasses.asdict(self)
+        return {"metric": row.pop("name"), **row}
+
+    def markdown_row(self, digits: int = 4) -> str:
+        """One line of the table that `markdown` makes; `digits` after the point."""
+        cells = self.to_dict()
+        cells["value"] = "not computed" if self.value is None else f"{self.value:.{digits}f}"
+        # A bar would end the cell.
+        return "| " + " | ".join(str(cells[c]).replace("|", r"\|") for c in COLUMNS) + " |"
+
+
+def not_computed(
+    name: str, convention: str, needs: str, resolution: str, n: int, weights: str = "none"
+) -> MetricResult:
+    """The row of a metric that lacks something.
+
+    Args:
+      needs: what is missing, and where it is published or how it is made.
+    """
+    return MetricResult(
+        name, None, convention, weights, resolution, n, f"not computed: needs {needs}"
+    )
+
+
+def markdown(results: Sequence[MetricResult], digits: int = 4) -> str:
+    """Rows as a Markdown table with a heading, without a final newline."""
+    heading = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    return "\n".join([*heading, *(result.markdown_row(digits) for result in results)])

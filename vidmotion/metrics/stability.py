@@ -1,0 +1,71 @@
+"""How steady a video is: flicker and shaking, which no single frame shows.
+
+Neither number is from a paper. Videos are (..., T, H, W, C) floats in [0, 1] (or uint8), every leading
+axis is kept, and both functions run under `jit`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Video = jax.Array | np.ndarray
+
+
+def flicker(x: Video) -> jax.Array:
+    """Mean |x[t-1] - 2 x[t] + x[t+1]| over inner frames, pixels and colours: less is steadier.
+
+    Zero for a still video and for brightness that changes evenly; an alternation between a and b gives
+    2 |a - b|. True motion adds to it, so that it is to be read beside the driving video's, and by its
+    difference from that.
+
+    Args:
+      x: at least 3 frames.
+
+    Returns:
+      (...,) float32.
+
+    Raises:
+      ValueError: other rank or dtype, too few frames, or values outside [0, 1].
+    """
+    x = _checked(x, 3)
+    return jnp.mean(jnp.abs(_change(_change(x))), axis=(-4, -3, -2, -1))
+
+
+def change_error(x: Video, y: Video) -> jax.Array:
+    """Mean |(y[t+1] - y[t]) - (x[t+1] - x[t])|: what the generated y moves that the true x does not.
+
+    A constant error of colour or place of a still background costs nothing; flicker does.
+
+    Args:
+      x, y: equal shapes, at least 2 frames.
+
+    Returns:
+      (...,) float32.
+
+    Raises:
+      ValueError: shapes differ, and as `flicker`.
+    """
+    if x.shape != y.shape:
+        raise ValueError(f"videos to compare have shapes {x.shape} and {y.shape}")
+    x, y = _checked(x, 2), _checked(y, 2)
+    return jnp.mean(jnp.abs(_change(y) - _change(x)), axis=(-4, -3, -2, -1))
+
+
+def _change(x: jax.Array) -> jax.Array:
+    return x[..., 1:, :, :, :] - x[..., :-1, :, :, :]
+
+
+def _checked(x: Video, least: int) -> jax.Array:
+    if x.ndim < 4 or x.shape[-4] < least:
+        raise ValueError(
+            f"videos must be (..., T, H, W, C) of {least} frames or more, got {x.shape}"
+        )
+    if x.dtype == np.uint8:
+        return jnp.asarray(x, jnp.float32) / 255
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"videos must be uint8 or floats in [0, 1], got {x.dtype}")
+    if not isinstance(x, jax.core.Tracer) and x.size:
+        low, high = float(x.min()), float(x.max())
+        if not (low >= 0 and high <= 1):  # NaN too
+            raise ValueError(f"videos must lie in [0, 1], these span {low} to {high}")
+    return jnp.asarray(x, jnp.float32)

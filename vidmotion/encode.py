@@ -1,6 +1,6 @@
 """Read a dataset once through a trained run and keep what it makes of each clip: what a generator learns from.
 
-    python -m vidmotion.encode --workdir=RUN --out=DIR [--frames=T] [--fps=R] [--config.system.codec.weights=FILE]
+    python -m vidmotion.encode --workdir=RUN|--weights=DIR --out=DIR [--frames=T] [--fps=R] [--config.<field>=<value>]
 
 Both splits of the run's data are read. Of a BCD, content and motion codes are kept: of `--frames` frames of each clip
 (default: the run's own clip length) at the rate at which they are stored, and once more with every second frame left

@@ -43,6 +43,7 @@ setup(
     extras_require={
         "test": TEST,
         "lint": ["ruff>=0.8"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocstrings[python]>=0.27"],
         "face": ["scikit-image>=0.26"],
         "plot": ["matplotlib>=3.9"],
         # Reference implementations that the comparison tests run against.

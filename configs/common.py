@@ -56,6 +56,10 @@ def trunk() -> ConfigDict:
     config.init_rules = ((".*", True),)
     config.sample = ConfigDict({"every": 0, "rows": 0, "columns": 0, "fps": 8.0})
     config.eval = ConfigDict({"every": 0, "run": ()})
+    # Of --mode=plan: simulated devices (0: compile nothing), chip, its memory (0: all of it), share of its peak that
+    # compute reaches, whether to look for the largest batch, and a JSON file for the figures ("": none).
+    config.plan = ConfigDict({"devices": 0, "chip": "h100", "memory_gib": 0.0, "efficiency": 0.4})
+    config.plan.update({"fit": True, "record": ""})
     # Prefetch counts batches made ahead; threads beat worker processes where work releases the GIL.
     config.data = ConfigDict({"threads": 2, "workers": 0, "prefetch": 4, "common": {}})
     return config

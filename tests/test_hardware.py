@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-from vidmotion.hardware import hbm_bytes, mfu, peak_flops
+from vidmotion.errors import ConfigError
+from vidmotion.hardware import CHIPS, chip, hbm_bytes, mfu, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,17 @@ def test_mfu():
     assert mfu(1.1e15, 2.0, 8, "TPU v4") == pytest.approx(0.25)
     with pytest.raises(ValueError, match="positive"):
         mfu(1.0, 0.0, 8, "TPU v4")
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_chips_of_the_plan_have_a_peak_and_a_memory(name):
+    assert chip(name).flops > 1e14
+    assert chip(name).memory_bytes >= 16 * 10**9
+
+
+def test_between_islands_the_network_is_the_slowest_link():
+    # H100: NVLink 900 GB/s both ways within 8, then one 400 Gbit/s port each.
+    assert chip("h100").link_rate(8) == 450e9
+    assert chip("h100").link_rate(64) == 50e9
+    with pytest.raises(ConfigError, match="'abacus' is not known; choose from tpu-v4"):
+        chip("abacus")

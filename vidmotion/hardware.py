@@ -7,6 +7,8 @@ each chip as two devices, so the chip's figures are halved there.
 import re
 from typing import NamedTuple
 
+from vidmotion.errors import ConfigError
+
 
 class Peak(NamedTuple):
     """Dense bf16 rate in TFLOP/s (10^12) and memory in GB (10^9 bytes), as the vendor rounds it."""
@@ -46,6 +48,70 @@ _PEAKS: tuple[tuple[str, Peak], ...] = (
     (r"NVIDIA GeForce RTX 4090", Peak(165.2, 24)),
     (r"NVIDIA GeForce RTX 3090", Peak(71, 24)),
 )
+
+
+class Chip(NamedTuple):
+    """What a plan reckons with.
+
+    Attributes:
+      kind: `jax.Device.device_kind`, which names the peak rate and memory above.
+      bandwidth_gb: to its own memory, GB/s (10^9 bytes).
+      link_gb: to its neighbours, GB/s one way, all links together.
+      island: so many devices share those links.
+      network_gb: GB/s per device between islands, one way.
+    """
+
+    kind: str
+    bandwidth_gb: float
+    link_gb: float
+    island: int
+    network_gb: float
+
+    @property
+    def flops(self) -> float:
+        """Dense bf16 peak, FLOP/s."""
+        return peak_flops(self.kind)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory, bytes."""
+        return hbm_bytes(self.kind)
+
+    @property
+    def bandwidth(self) -> float:
+        """Memory traffic, bytes per second."""
+        return self.bandwidth_gb * 1e9
+
+    def link_rate(self, devices: int) -> float:
+        """Bytes per second that one of `devices` can send: the slowest link on their ring."""
+        return 1e9 * (self.link_gb if devices <= self.island else self.network_gb)
+
+
+# Vendors' totals, halved where they add both directions; the network of GPUs is that of the vendor's own server, a
+# port for each. TPU: the version's page as above, an island is its largest slice; between slices nothing is published
+# per device, and 100 Gbit/s per host of 4 is taken.
+CHIPS = {
+    "tpu-v4": Chip("TPU v4", 1228, 300, 4096, 3.125),
+    "tpu-v5e": Chip("TPU v5e", 819, 200, 256, 3.125),
+    "tpu-v5p": Chip("TPU v5p", 2765, 600, 8960, 3.125),
+    "tpu-v6e": Chip("TPU v6e", 1640, 400, 256, 3.125),
+    "a100-40": Chip("NVIDIA A100-SXM4-40GB", 1555, 300, 8, 25),
+    "a100-80": Chip("NVIDIA A100-SXM4-80GB", 2039, 300, 8, 25),
+    "h100": Chip("NVIDIA H100 80GB HBM3", 3350, 450, 8, 50),
+    "h200": Chip("NVIDIA H200", 4800, 450, 8, 50),
+    "b200": Chip("NVIDIA B200", 8000, 900, 8, 50),
+}
+
+
+def chip(name: str) -> Chip:
+    """The chip of that short name.
+
+    Raises:
+      ConfigError: none of `CHIPS`.
+    """
+    if name not in CHIPS:
+        raise ConfigError(f"config.plan.chip={name!r} is not known; choose from {', '.join(CHIPS)}")
+    return CHIPS[name]
 
 
 def _peak(kind: str) -> Peak | None:

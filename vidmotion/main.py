@@ -31,7 +31,7 @@ def run_mode(mode: str, config, workdir: str | None) -> int:
     from vidmotion.run import Run
 
     if mode == "plan":
-        print(plan.plan(Run(config, workdir or "", abstract=True)))
+        print(plan.plan(Run(config, workdir or "", abstract=not plan.asked(config))))
         return EXIT_DONE
     if not workdir:
         raise ConfigError(f"--mode={mode} needs --workdir=DIR, the folder of the run")
@@ -42,7 +42,9 @@ def run_mode(mode: str, config, workdir: str | None) -> int:
     if mode == "eval":
         train.evaluate_vars(run, run.trained_vars())
     else:
-        evaluation.pictures(run, run.trained_vars(), step=None)
+        vars = run.trained_vars()
+        evaluation.pictures(run, vars, step=None)
+        evaluation.analyse(run, vars)
     return EXIT_DONE
 
 
@@ -53,6 +55,8 @@ def main(argv: list[str]) -> None:
     from vidmotion.train import NonFiniteError, PreemptedError
 
     def work() -> int:
+        if _MODE.value == "plan":
+            startup.simulate_devices(_CONFIG.value.get("plan", {}).get("devices", 0))
         startup.set_up_devices()
         return run_mode(_MODE.value, _CONFIG.value, _WORKDIR.value)
 

@@ -43,7 +43,7 @@ RELEASED = {
 # for a given state, but `steps`, which is announced.
 FREE_FIELDS = (
     r"(steps|log_every|sharding|init_from|init_rules)"
-    r"|(mesh|checkpoint|eval|sample)/.*"
+    r"|(mesh|checkpoint|eval|sample|plan)/.*"
     r"|data/(threads|workers|prefetch|eval/.*)"
     r"|data/.*/(sheets_dir|directory)"  # the same data may lie elsewhere; a fingerprint guards them
     r"|system/(.*/)?weights"  # so may a never-trained network, guarded likewise
@@ -100,7 +100,7 @@ def open_weights(folder: str, changes: Mapping[str, str] | None = None) -> "Run"
       ConfigError: no such folder, another network, or parameters that do not fit it; all are named.
     """
     try:
-        network, arguments, params = converted.load(folder)
+        network, arguments, shapes = converted.describe(folder)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--weights={folder}: {error}") from error
     if network not in RELEASED:
@@ -115,7 +115,7 @@ def open_weights(folder: str, changes: Mapping[str, str] | None = None) -> "Run"
     config.batch_size, config.accumulate = jax.device_count(), 1
     for name, text in (changes or {}).items():
         _change(config, name, text)
-    return Released(config, folder, params)
+    return Released(config, folder, shapes)
 
 
 def _change(config: ml_collections.ConfigDict, name: str, text: str) -> None:
@@ -348,6 +348,21 @@ class Run:
             state, _ = restored
         return self.vars_of(state)
 
+    def vars_by_part(self) -> Callable[..., Vars]:
+        """`trained_vars` for networks that run one after the other: names of networks -> variables with those
+        of the player ``model`` alone, which a released run reads only then, and whose memory is free again
+        when the caller lets go of them.
+
+        Raises:
+          As `trained_vars`.
+        """
+        vars = self.trained_vars()
+
+        def only(*names: str) -> Vars:
+            return vars._replace(params={"model": {n: vars.params["model"][n] for n in names}})
+
+        return only
+
     def vars_of(self, state: TrainState) -> Vars:
         """What `System.sample` reads, from a state."""
         return Vars(state.averaged_params(), state.mutable, self.consts)
@@ -452,13 +467,15 @@ class Run:
 
 
 class Released(Run):
-    """A run whose parameters are given; arguments as of `Run`, and the network's parameters."""
+    """A run whose parameters are given; arguments as of `Run`, and what `converted.describe` says of them.
 
-    def __init__(self, config: ml_collections.ConfigDict, folder: str, params: PyTree):
+    They are read each time that they are asked for, and not kept.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, folder: str, shapes: PyTree):
         super().__init__(config, folder)
-        self._params = self.system.released(params)
-        self._mutable = self.system.released_mutable(params)
-        have, wrong = paths.flatten(self._params), []
+        self._folder = folder
+        have, wrong = paths.flatten(self.system.released(shapes)), []
         for path, leaf in paths.flatten({"model": self.abstract_params["model"]}).items():
             if path not in have:
                 wrong.append(f"{path}: missing")
@@ -469,9 +486,16 @@ class Released(Run):
 
     def trained_vars(self) -> Vars:
         """The given parameters, on every device."""
-        whole = sharding.replicated(self.mesh)
-        params = jax.device_put(self._params, whole)
-        return Vars(params, jax.device_put(self._mutable, whole), self.consts)
+        return self._read(None)
+
+    def vars_by_part(self) -> Callable[..., Vars]:
+        """As of `Run`; the files of the named networks are read in each call."""
+        return lambda *names: self._read(names)
+
+    def _read(self, names: tuple[str, ...] | None) -> Vars:
+        params = converted.load(self._folder, names)[2]
+        given = self.system.released(params), self.system.released_mutable(params)
+        return Vars(*jax.device_put(given, sharding.replicated(self.mesh)), self.consts)
 
 
 def _section(cls: type, part: Any, where: str) -> Any:

@@ -63,6 +63,25 @@ def set_up_devices() -> None:
         logging.getLogger("vidmotion").setLevel(logging.WARNING)  # process 0 speaks for all
 
 
+def simulate_devices(count: int) -> None:
+    """Make JAX show `count` CPU devices, to compile for; 0 or less leaves it as it is.
+
+    Raises:
+      ConfigError: JAX has started already, with other devices.
+    """
+    import jax
+
+    if count <= 0:
+        return
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"config.plan.devices={count} needs a process of its own: {error}"
+        ) from error
+
+
 def one_process() -> None:
     """Refuse several processes, for a command that writes one file.
 

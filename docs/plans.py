@@ -1,0 +1,64 @@
+r"""Builds docs/hardware.md from the plans in docs/plans: no number there is typed.
+
+    python -m vidmotion.main --mode=plan --config=configs/lrs3.py --config.plan.devices=8 \
+        --config.plan.record=docs/plans/lrs3-8.json
+    python docs/plans.py
+"""
+
+import json
+from pathlib import Path
+
+HERE = Path(__file__).parent
+GIB = 2**30
+INTRODUCTION = """\
+# Hardware
+
+```bash
+python -m vidmotion.main --mode=plan --config=configs/heads.py:debug \\
+    --config.batch_size=8 --config.plan.devices=8 --config.plan.fit=False
+```
+
+compiles the update for that many simulated devices under the config's mesh, on the CPU and without running it.
+`config.plan` has `devices`, `chip`, `memory_gib`, `efficiency` (the share of the peak that compute is taken to reach),
+`fit` (look for the largest batch) and `record` (a JSON file). Memory and traffic are those of the CPU compiler,
+which are not those of an accelerator. The step time is the largest of compute, memory and communication: a forecast,
+not a measurement.
+"""
+
+
+def row(name: str, plan: dict) -> str:
+    """One plan as a table row."""
+    moved = sum(plan["moved_bytes"].values())
+    cells = [
+        name,
+        plan["plan_devices"],
+        plan["batch_size"],
+        f"{plan['parameters'] / 1e6:.1f} M",
+        f"{plan['state_bytes'] / GIB:.2f}",
+        f"{plan['peak_bytes'] / GIB:.2f}",
+        "unknown" if plan["flops"] is None else f"{plan['flops'] / 1e12:.3g}",
+        f"{moved / 1e9:.3g}",
+        f"{plan['chip']}: {plan['step_seconds']:.3g} s ({plan['bound']})",
+        f"{plan['efficiency']:.0%}",
+        plan.get("largest_batch", "not asked"),
+        plan["commit"][:12] + plan["commit"][40:],
+    ]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def build(folder: Path = HERE / "plans") -> str:
+    """The page."""
+    plans = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    if not plans:
+        return INTRODUCTION + "\nNo plan of a full recipe has been recorded yet.\n"
+    head = (
+        "| config | devices | batch | parameters | state, GiB | peak, GiB | TFLOP per step | GB sent per device "
+        "| predicted step | of peak | largest batch | commit |"
+    )
+    order = sorted(plans, key=lambda name: (name.rpartition("-")[0], plans[name]["plan_devices"]))
+    rows = [row(name.rpartition("-")[0] or name, plans[name]) for name in order]
+    return "\n".join([INTRODUCTION, head, "|---" * 12 + "|", *rows, ""])
+
+
+if __name__ == "__main__":
+    (HERE / "hardware.md").write_text(build(), encoding="utf-8")

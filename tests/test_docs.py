@@ -1,0 +1,63 @@
+"""README and docs: links lead somewhere, commands and fields exist, the worked example is a system."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs import common
+from vidmotion import plan, system
+from vidmotion.run import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_configs_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for module in re.findall(r"python -m (vidmotion[\w.]*)", text):
+        assert importlib.util.find_spec(module), module
+    for file in re.findall(r"\b((?:launch|configs)/[\w/]+\.(?:py|sh|sbatch))\b", text):
+        assert (ROOT / file).exists(), file
+    for field in re.findall(r"--config\.plan\.(\w+)", text):
+        assert field in common.trunk().plan, field
+
+
+def test_every_page_is_in_the_navigation():
+    listed = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name in listed, page.name
+
+
+def test_modules_of_the_api_page_exist():
+    for module in re.findall(r"^::: (\S+)", (ROOT / "docs/api.md").read_text(), re.M):
+        assert importlib.util.find_spec(module), module
+
+
+def test_hardware_page_is_that_of_the_records(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import plans
+
+    assert (ROOT / "docs/hardware.md").read_text(encoding="utf-8") == plans.build()
+
+
+def test_worked_example_is_a_system(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs/examples"))
+    monkeypatch.setitem(system.SYSTEMS, "brightness", "brightness:Brightness")
+    import brightness_config
+
+    text = plan.plan(Run(brightness_config.get_config("debug"), ""))
+    # A weight for each of the seven frames that are read.
+    assert re.search(r"^all +7$", text, re.M)
+    assert re.search(r"^tokens per batch +56$", text, re.M)
+    sys.modules.pop("brightness_config")

@@ -1,0 +1,106 @@
+"""The plan for many devices: traffic counted by hand, a line to the largest batch, bad input."""
+
+import pytest
+from test_plan import LAYERS, ROWS, WIDTH, _stack, config  # noqa: F401  (a fixture used by all)
+
+from vidmotion import hardware, plan
+from vidmotion.errors import ConfigError
+from vidmotion.plan import Compiled
+from vidmotion.run import Run
+
+# Four devices: an all-reduce of 32 floats, a loop of three rounds around an all-gather of 64 bytes, a
+# reduce-scatter that leaves 8 bfloat16, an all-to-all of 40 bytes, a permute of 5.
+PROGRAM = """\
+HloModule jit_update, is_scheduled=true, num_partitions=4
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%body (p: (s32[], f32[16])) -> (s32[], f32[16]) {
+  %all-gather.1 = f32[16]{0} all-gather(%x), channel_id=2, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %t = (s32[], f32[16]) tuple(%i, %all-gather.1)
+}
+
+%condition (p: (s32[], f32[16])) -> pred[] {
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (p: f32[32]) -> f32[32] {
+  %all-reduce = (f32[16]{0}, f32[4,4]{1,0}) all-reduce(%p, %q), replica_groups={{0,1,2,3}}, to_apply=%sum
+  %while.1 = (s32[], f32[16]) while(%init), condition=%condition, body=%body@ROUNDS@
+  %rs = bf16[8]{0} reduce-scatter(%r), replica_groups=[2,2]<=[4], dimensions={0}, to_apply=%sum
+  %a2a = s8[40]{0} all-to-all(%v), replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_1'}, dimensions={0}
+  %cp = u8[5]{0} collective-permute(%s), source_target_pairs={{0,1},{1,0}}
+  ROOT %out = f32[32] copy(%p)
+}
+"""
+
+
+def test_traffic_of_a_program_reckoned_by_hand():
+    told = PROGRAM.replace("@ROUNDS@", ', backend_config={"known_trip_count":{"n":"3"}}')
+    expected = {
+        "all-reduce": 2 * 128 * 3 // 4,
+        "all-gather": 3 * 64 * 3 // 4,
+        "reduce-scatter": 16 * 1,  # groups of two: half of 32 bytes leaves
+        "all-to-all": 20,  # along one of two axes of two
+        "collective-permute": 5,
+    }
+    assert plan.moved_bytes(told) == (expected, 0)
+    assert plan.moved_bytes(PROGRAM.replace("@ROUNDS@", "")) == (expected | {"all-gather": 48}, 1)
+
+
+@pytest.mark.parametrize(
+    ("peak", "limit", "best"),
+    [
+        (lambda n: 100 + 7 * n, 1000, 128),  # 100 + 7 * 128 = 996, a multiple of 8
+        (lambda n: 100 + 7 * n + (n > 64) * 300, 1000, 80),  # a step that no line foretells
+        (lambda n: 100 + 7 * n, 100, 0),
+    ],
+)
+def test_largest_batch_fits_and_the_next_does_not(peak, limit, best):
+    first = Compiled(32, peak(32), 0, 0, 0, {}, 0)
+    size, held = plan.largest_batch(peak, first, 8, limit)
+    assert size == best
+    assert held == peak(best or 8)
+
+
+@pytest.mark.parametrize("fsdp", [1, 8])
+def test_compiled_for_eight_devices(fsdp):
+    made = config(
+        **{"mesh.data": 8 // fsdp, "mesh.fsdp": fsdp, "plan.devices": 8, "plan.fit": False}
+    )
+    figures = plan.compiled(Run(made, ""))
+    weights = 4 * LAYERS * WIDTH**2
+    batch = 4 * WIDTH * ROWS // 8
+    state = figures["state_bytes"]
+    assert state == 4 * weights // fsdp + 3 * 4
+    # What comes in: the state and this device's rows; a leaf may be padded to the alignment of arrays.
+    assert figures["arguments_bytes"] == pytest.approx(state + batch, rel=0.01)
+    assert figures["peak_bytes"] >= state + batch
+    moved = figures["moved_bytes"]
+    if fsdp == 1:
+        # One all-reduce of the gradient; beside it the loss.
+        assert moved["all-reduce"] == pytest.approx(2 * weights * 7 / 8, rel=0.01)
+        assert moved["all-gather"] == 0
+    else:
+        assert sum(moved.values()) > 0
+    chip = hardware.chip("h100")
+    compute = figures["flops"] / 8 / (chip.flops * 0.4)
+    assert figures["seconds"]["compute"] == pytest.approx(compute)
+    assert figures["step_seconds"] == max(figures["seconds"].values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"plan.chip": "abacus"}, "'abacus' is not known; choose from"),
+        ({"plan.devices": 64}, "mesh has 8 device"),
+        ({"plan.efficiency": 1.5}, "share of the peak"),
+        ({"plan.memory_gib": -1.0}, "GiB, or 0"),
+    ],
+)
+def test_bad_input_is_one_sentence(changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        plan.compiled(Run(config(**{"plan.devices": 8, **changes}), ""))
+    assert "\n" not in str(caught.value)

@@ -37,7 +37,7 @@ def get_config(argument: str = "") -> ConfigDict:
             player.schedule = ConfigDict({"kind": "cosine", "warmup": 50})
         config.checkpoint.every = 500
         config.sample.update({"every": 0, "rows": 3, "columns": 4})
-        config.eval.update({"pairs": 96, "batch": 16, "probe_clips": 600})
+        config.eval.update({"pairs": 48, "batch": 16, "probe_clips": 600})
         if config.system.name == "vidtwin":
             config.system.gan.start = 3 * config.steps // 4
     return config

@@ -127,6 +127,9 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.threads = 16
     config.checkpoint.every = 2500
     config.sample = ConfigDict({"every": 10_000, "rows": 3, "columns": 4, "fps": 25.0})
+    # Of --mode=sample: canonical, subspace, vector, curves, collapse; see `evaluation.warpface_analysis`.
+    config.sample.update({"analyses": (), "clips": 64})
+    config.sample.vectors = ()  # (group, vector), from 1; empty: of each group the one that varies most
     config.eval = ConfigDict({"every": 0, "run": (), "pairs": 0, "batch": 8, "probe_clips": 0})
     if options.variant:
         _demo(config)
@@ -139,14 +142,17 @@ def _demo(config: ConfigDict) -> None:
     """Heads of 64 px in latents of the weight-free patch codec, 8x8 of them."""
     system = config.system
     system.size = 64
-    # Of the patch codec's latents on heads.
+    # Half of the patch codec's deviations on heads: latents of unit variance, as Stable Diffusion's are
     system.codec.update(
-        {"network": "patch", "mean": (1.2, 0.0, 0.0, 0.0), "std": (3.4, 2.6, 2.6, 1.6)}
+        {"network": "patch", "mean": (1.2, 0.0, 0.0, 0.0), "std": (1.7, 1.3, 1.3, 0.8)}
     )
     system.unet.update({"channels": (64, 128), "attention": (True, True)})
     system.unet.update({"layers_per_block": 1, "heads": 4, "norm_groups": 16})
-    system.motion.update({"depth": 3, "width": 64, "hidden": 64, "patch": 1})
-    system.motion.update({"groups": 4, "basis": 8, "size": 16})
+    motion = system.motion  # a smaller one in which the ablations' proportions stay
+    motion.update(
+        {"depth": motion.depth // 2, "width": motion.width // 4, "hidden": 64, "patch": 1}
+    )
+    motion.update({"basis": motion.basis // 16, "size": motion.size // 16})
     system.motion.keypoints.update({"points": 8, "blocks": 3, "width": 16, "shrink": 2})
     system.inject.token_width = 16 if system.motion.kind == "ip" else 8
     system.update({"steps": 10, "compute": "float32", "remat": False})

@@ -150,19 +150,3 @@ def test_sizes_that_do_not_fit_are_named(encoder):
         MGME(**{**TINY, "groups": 3}).init(jax.random.key(0), z)
     with pytest.raises(ValueError, match="patches of 3 do not divide"):
         MGME(**{**TINY, "patch": 3}).init(jax.random.key(0), z)
-
-
-# -- weight map (Eq. 12) --------------------------------------------------------------------------
-
-
-def test_weight_map_of_the_worked_example():
-    delta = np.array([[1.0, 0.2], [0.1, 0.0]], np.float32)[None, ..., None]
-    weight = motion.adaptive_weight(np.repeat(delta, 4, axis=-1), np.zeros((1, 2, 2, 4)), 0.5, 2.0)
-    np.testing.assert_allclose(weight[0].reshape(-1), [3.576923, 0.5, 0.5, 0.5], rtol=1e-6)
-
-
-def test_equal_frames_weigh_tau_and_carry_no_gradient():
-    z = np.random.default_rng(0).normal(size=(2, 3, 3, 4)).astype(np.float32)
-    np.testing.assert_array_equal(motion.adaptive_weight(z, z, 0.25, 3.0), 0.25)
-    gradient = jax.grad(lambda z: jnp.sum(motion.adaptive_weight(z, z * 0.5, 0.5, 2.0)))(z)
-    np.testing.assert_array_equal(gradient, 0.0)

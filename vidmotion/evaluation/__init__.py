@@ -19,7 +19,24 @@ EVALUATORS = {
     "token_generation": "vidmotion.evaluation.token_generation",
 }
 
-__all__ = ["EVALUATORS", "evaluate", "pictures"]
+ANALYSES = {"warpface": "vidmotion.evaluation.warpface_analysis"}  # system: its module
+
+__all__ = ["ANALYSES", "EVALUATORS", "analyse", "evaluate", "pictures"]
+
+
+def analyse(run, vars) -> None:
+    """Write what ``config.sample.analyses`` asks for into ``<workdir>/samples``.
+
+    Raises:
+      ConfigError: an unknown analysis, or one that makes no sense for this system.
+    """
+    asked = run.config.sample.get("analyses", ())
+    if not asked:
+        return
+    name = run.config.system.name
+    if name not in ANALYSES:
+        raise ConfigError(f"config.sample.analyses: there are none for {name}")
+    importlib.import_module(ANALYSES[name]).analyse(run, vars, asked)
 
 
 def evaluate(name: str, run, vars, companion: Callable) -> list[Result]:

@@ -61,11 +61,13 @@ class Hourglass(nn.Module):
       depth: how often the map is halved.
       dropout: rate in the branch that keeps its resolution, in training.
       dtype: of the convolutions.
+      enlarge: method of `jax.image.resize` on the way back.
     """
 
     depth: int = 4
     dropout: float = 0.5
     dtype: DTypeLike = jnp.float32
+    enlarge: str = "bilinear"
 
     @nn.compact
     def __call__(self, x_nhwc: jax.Array, train: bool) -> jax.Array:
@@ -82,7 +84,7 @@ class Hourglass(nn.Module):
         else:
             lower = block(name="innermost")(lower, train)
         lower = block(name=f"after_{level}")(lower, train)
-        return upper + jax.image.resize(lower, upper.shape, "bilinear", antialias=False)
+        return upper + jax.image.resize(lower, upper.shape, self.enlarge, antialias=False)
 
 
 class PatchAttention(nn.Module):

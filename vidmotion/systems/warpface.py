@@ -294,9 +294,11 @@ class WarpFace(System):
     ) -> tuple[jax.Array, Out]:
         """Eq. 11 on a batch of pairs."""
         params = vars.params["model"]
-        time_key, noise_key, drop_key, bend_key = jax.random.split(key, 4)
+        time_key, noise_key, drop_key, bend_key, draw_key = jax.random.split(key, 5)
         size = len(batch["reference"])
-        z_s, z_d = self._latent(vars.consts, batch["reference"], batch["target"][:, 0])
+        z_s, mean_d = self._latent(vars.consts, batch["reference"], batch["target"][:, 0])
+        # Only what is to be made is drawn from the autoencoder's posterior; all else is its mean.
+        z_d = self.codec.encode(vars.consts, batch["target"], draw_key)[:, 0]
         views = batch["reference_driving"], batch["driving"][:, 0]
         seen = self._see(params, vars.consts, *views)
         theta = self._code(params, *seen)
@@ -321,7 +323,7 @@ class WarpFace(System):
             mutable="motion",
         )
         error_bhwc = jnp.square(noise - out[:, 0])
-        weight_bhw = adaptive_weight(z_s, z_d, self.loss_terms.tau, self.loss_terms.epsilon)
+        weight_bhw = adaptive_weight(z_s, mean_d, self.loss_terms.tau, self.loss_terms.epsilon)
         ldm = jnp.mean(weight_bhw[..., None] * error_bhwc)
         metrics = {"ldm": ldm, "noise_mse": jnp.mean(error_bhwc), **_motion_metrics(state)}
         loss = ldm
@@ -428,6 +430,35 @@ class WarpFace(System):
         latent = samplers.ddim(predict, noise, times, alpha_bar, final=float(alpha_bar[0]))
         return self.codec.decode(vars.consts, latent)
 
+    # -- for analyses -----------------------------------------------------------------------------
+
+    def codes(self, vars: Vars, pictures: jax.Array) -> MotionCodes | jax.Array:
+        """What the motion encoder says of uint8 pictures (B, H, W, 3): `MotionCodes`; keypoints (B, J, 2)."""
+        return self._see(vars.params["model"], vars.consts, pictures)[0]
+
+    def latents(self, vars: Vars, pictures: jax.Array) -> jax.Array:
+        """uint8 pictures (B, H, W, 3) -> the (B, h, w, C) that `render` takes."""
+        return self.codec.encode(vars.consts, pictures[:, None])[:, 0]
+
+    def basis(self, vars: Vars) -> jax.Array:
+        """The orthonormal vectors of every group, (K, D_k, N_k); for motion ``vector``."""
+        return self._motion(vars.params["model"], method="basis_kei")
+
+    def modulation(self, vars: Vars, time: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Eq. 9 at times (N,): gamma and delta, each (N,), mean over all `WarpCA` and over the code.
+
+        They depend on the time alone, so what is denoised does not matter.
+        """
+        side, channels = self.codec.latent_shape(self.size)
+        run = jnp.zeros((len(time), 1, side, side, channels)), time, None
+        theta = jnp.zeros((len(time), 1, self.code_width))
+        params = {"params": vars.params["model"]["denoiser"]}
+        found = _sown(self._denoiser.apply(params, *run, theta, mutable="motion")[1])
+        return tuple(
+            jnp.mean(jnp.stack([jnp.mean(leaf, axis=-1) for leaf in found[name]]), axis=0)
+            for name in ("gamma", "delta")
+        )
+
     # -- parts ------------------------------------------------------------------------------------
 
     def _latent(self, consts, *pictures):
@@ -486,10 +517,18 @@ def _spread(code_bm: jax.Array) -> jax.Array:
     return jnp.mean(jnp.std(code_bm, axis=0))
 
 
-def _motion_metrics(state: PyTree) -> dict[str, jax.Array]:
-    """Means over all `WarpCA`: of |gamma| and |delta| of Eq. 9, |flow| and occlusion."""
+def _sown(state: PyTree) -> dict[str, list[jax.Array]]:
+    """What every `WarpCA` sowed, by name."""
     found: dict[str, list[jax.Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.get("motion", {})):
         name = next(key.key for key in reversed(path) if hasattr(key, "key"))
-        found.setdefault(name, []).append(jnp.mean(jnp.abs(leaf)))
-    return {name: jnp.mean(jnp.stack(values)) for name, values in found.items()}
+        found.setdefault(name, []).append(leaf)
+    return found
+
+
+def _motion_metrics(state: PyTree) -> dict[str, jax.Array]:
+    """Means over all `WarpCA`: of |gamma| and |delta| of Eq. 9, |flow| and occlusion."""
+    return {
+        name: jnp.mean(jnp.stack([jnp.mean(jnp.abs(leaf)) for leaf in leaves]))
+        for name, leaves in _sown(state).items()
+    }

@@ -45,7 +45,11 @@ _RULES: tuple[Rule, ...] = (
 )
 
 RULES: Rules = (
-    *((target, (source, f"module.{source}"), change) for target, source, change in _RULES),
+    *(
+        (target, (key, f"module.{key}"), change)
+        for target, source, change in _RULES
+        for key in ((source,) if isinstance(source, str) else source)
+    ),
     Ignore("*num_batches_tracked", "counts updates; the statistics are fixed"),
 )
 

@@ -27,9 +27,7 @@ SIZES = {
 
 
 def _norm(name: str) -> nn.BatchNorm:
-    return nn.BatchNorm(
-        use_running_average=True, epsilon=BN_EPSILON, dtype=jnp.float32, name=name
-    )
+    return nn.BatchNorm(use_running_average=True, epsilon=BN_EPSILON, dtype=jnp.float32, name=name)
 
 
 def _conv(features: int, size: int, stride: int, dtype: DTypeLike, name: str) -> nn.Conv:

@@ -1,0 +1,362 @@
+"""Expression against expression: AED, AUH and EMO-SIM (spec metrics.md, sections 7, 8 and 10).
+
+Three numbers are called AED. X-NeMo's is over MediaPipe's blendshapes (`blendshape_distance`), that of
+PIRenderer and WarpFace over coefficients of a 3-D face model (`FaceModelMotion`, in four scalings);
+first-order-motion's is a distance of identity embeddings and is not here. Frame i of the driving video
+belongs to frame i of the generated one.
+"""
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from vidmotion.errors import ConfigError
+from vidmotion.metrics.frechet import Moments
+from vidmotion.metrics.head_pose import angle_distance
+from vidmotion.metrics.paired import PairedScore, same_frames
+from vidmotion.metrics.result import MetricResult, not_computed
+
+BLENDSHAPES = 51  # of MediaPipe's 52; the first, "_neutral", says nothing
+ACTION_UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 28, 45)  # OpenFace 2
+# Deep3DFaceRecon's 257 coefficients of BFM'09 (section 7.2); angles in radians.
+DEEP3D = {
+    "identity": slice(0, 80),
+    "expression": slice(80, 144),
+    "texture": slice(144, 224),
+    "angles": slice(224, 227),
+    "light": slice(227, 254),
+    "translation": slice(254, 257),
+}
+STILL = 1e-3  # deviation of a driving video's valence or arousal below which it is left out
+
+_MEDIAPIPE = (
+    "files of MediaPipe's Face Landmarker: blendshapes and head matrices of each frame, made with "
+    "face_landmarker_v2_with_blendshapes.task (ai.google.dev, MediaPipe models)"
+)
+_DEEP3D = (
+    "files of Deep3DFaceRecon coefficients (n, 257), made with its epoch_20.pth and the Basel Face "
+    "Model (github.com/sicxu/Deep3DFaceRecon_pytorch; the model after registration)"
+)
+_OPENFACE = (
+    "action units of each frame as OpenFace 2 writes them (CSV; github.com/TadasBaltrusaitis)"
+)
+# (metric, convention) -> what it cannot do without, and where that is.
+NEEDS = {
+    ("aed", "mediapipe_51"): _MEDIAPIPE,
+    ("apd", "mediapipe_degrees"): _MEDIAPIPE,
+    ("aed_mean", "3dmm"): _DEEP3D,
+    ("aed_l1sum", "3dmm"): _DEEP3D,
+    ("apd_rad_mean", "3dmm"): _DEEP3D,
+    ("apd_deg_mean", "3dmm"): _DEEP3D,
+    ("ard", "euler_degrees"): f"head angles of each frame, as {_MEDIAPIPE}",
+    ("auh_count", "openface"): _OPENFACE,
+    ("auh_fraction", "openface"): _OPENFACE,
+    ("emo_sim", "pooled_frames"): (
+        "emonet_8.pth (folder pretrained of github.com/face-analysis/emonet; non-commercial), through "
+        "python -m vidmotion.convert emonet"
+    ),
+}
+
+
+def without(metric: str, convention: str, resolution: str, n: int) -> MetricResult:
+    """The row of a metric whose weights or coefficient files are not at hand; see `NEEDS`.
+
+    Raises:
+      ValueError: no such metric and convention.
+    """
+    if (metric, convention) not in NEEDS:
+        known = ", ".join(" ".join(key) for key in NEEDS)
+        raise ValueError(f"no metric {metric} of convention {convention}; there are {known}")
+    return not_computed(metric, convention, NEEDS[metric, convention], resolution, n)
+
+
+def blendshape_distance(driving: ArrayLike, generated: ArrayLike) -> np.ndarray:
+    """X-NeMo's AED of each frame: mean over 51 blendshapes of |driving - generated|.
+
+    Args:
+      driving, generated: (n, 51), or (n, 52) as MediaPipe returns them, "_neutral" first, which is
+        dropped: with it the mean would shrink by 51 / 52. In [0, 1]; NaN stays NaN.
+
+    Returns:
+      (n,) float64 in [0, 1].
+
+    Raises:
+      ValueError: shapes differ, another number of blendshapes, or values outside [0, 1].
+    """
+    driving, generated = same_frames(driving, generated, "blendshapes")
+    if driving.ndim != 2 or driving.shape[1] not in (BLENDSHAPES, BLENDSHAPES + 1):
+        raise ValueError(
+            f"blendshapes must be (n, {BLENDSHAPES}) or, with _neutral, (n, {BLENDSHAPES + 1}), got "
+            f"{driving.shape}"
+        )
+    for name, values in (("driving", driving), ("generated", generated)):
+        if np.any(values < 0) or np.any(values > 1):
+            raise ValueError(
+                f"the {name} blendshapes leave [0, 1]: they span {np.nanmin(values)} to "
+                f"{np.nanmax(values)}"
+            )
+    return np.abs(driving - generated)[:, -BLENDSHAPES:].mean(axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class FaceModelMotion:
+    """AED and APD of face-model coefficients, in the four scalings in circulation (section 7.3).
+
+    A video's frames are averaged first, then videos, as in the public script for such coefficients
+    (StyleHEAT's). Start with `FaceModelMotion()`; `update` and `merge` return new ones.
+
+    Attributes:
+      expression: mean |difference| over coefficients.
+      angles: mean wrapped |difference| over three angles, in degrees.
+      width: number of expression coefficients; 0 before the first video.
+    """
+
+    expression: PairedScore = dataclasses.field(default_factory=PairedScore)
+    angles: PairedScore = dataclasses.field(default_factory=PairedScore)
+    width: int = 0
+
+    def update(
+        self,
+        driving_expression: ArrayLike,
+        generated_expression: ArrayLike,
+        driving_angles: ArrayLike,
+        generated_angles: ArrayLike,
+        seen: ArrayLike | None = None,
+    ) -> "FaceModelMotion":
+        """Add a video.
+
+        Args:
+          driving_expression, generated_expression: (n, k), k = 64 of Deep3DFaceRecon, 50 of DECA.
+          driving_angles, generated_angles: (n, 3) in radians.
+          seen: (n,) booleans: whether both faces were found; all were if None.
+
+        Raises:
+          ValueError: shapes that do not fit each other or the videos before.
+        """
+        driving, generated = same_frames(
+            driving_expression, generated_expression, "expression coefficients"
+        )
+        if driving.ndim != 2 or not driving.shape[1]:
+            raise ValueError(f"expression coefficients must be (n, k), got {driving.shape}")
+        turns = angle_distance(driving_angles, generated_angles)
+        if len(turns) != len(driving):
+            raise ValueError(f"{len(driving)} frames of expressions but {len(turns)} of angles")
+        self._check(driving.shape[1])
+        return FaceModelMotion(
+            self.expression.update_video(np.abs(driving - generated).mean(axis=1), seen),
+            self.angles.update_video(turns, seen),
+            driving.shape[1],
+        )
+
+    def merge(self, other: "FaceModelMotion") -> "FaceModelMotion":
+        """Both sets of videos.
+
+        Raises:
+          ValueError: they have other numbers of expression coefficients.
+        """
+        self._check(other.width)
+        return FaceModelMotion(
+            self.expression.merge(other.expression),
+            self.angles.merge(other.angles),
+            self.width or other.width,
+        )
+
+    def rows(self, weights: str, resolution: str) -> list[MetricResult]:
+        """aed_mean, aed_l1sum, apd_rad_mean, apd_deg_mean.
+
+        WarpFace's printed magnitudes fit aed_l1sum and apd_deg_mean, PIRenderer comparisons the other
+        two.
+        """
+        size = f"{self.width} coefficients"
+        radians = np.pi / 180
+        return [
+            self.expression.row("aed_mean", "3dmm", weights, resolution, size),
+            self.expression.row("aed_l1sum", "3dmm", weights, resolution, size, self.width),
+            self.angles.row("apd_rad_mean", "3dmm", weights, resolution, "radians", radians),
+            self.angles.row("apd_deg_mean", "3dmm", weights, resolution, "degrees"),
+        ]
+
+    def _check(self, width: int) -> None:
+        if self.width and width and self.width != width:
+            raise ValueError(
+                f"{width} expression coefficients after videos with {self.width}: not the same model"
+            )
+
+
+def action_unit_distance(driving: ArrayLike, generated: ArrayLike) -> np.ndarray:
+    """AUH of each frame: on how many action units the two disagree.
+
+    Over the number of units this is the fraction; BCD does not say which of the two it prints.
+
+    Args:
+      driving, generated: (n, k) booleans: is the unit present?
+
+    Returns:
+      (n,) float64, counts.
+
+    Raises:
+      ValueError: shapes differ, or no booleans.
+    """
+    driving, generated = np.asarray(driving), np.asarray(generated)
+    for units in (driving, generated):
+        if units.dtype != bool or units.ndim != 2 or not units.shape[1]:
+            raise ValueError(
+                f"action units must be (n, k) booleans, got {units.dtype} {units.shape}"
+            )
+    driving, generated = same_frames(driving, generated, "action units")
+    return (driving != generated).sum(axis=1).astype(np.float64)
+
+
+def read_action_units(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Action units as OpenFace 2 (FeatureExtraction) writes them.
+
+    Args:
+      path: CSV with the columns AU01_c to AU45_c, and success.
+
+    Returns:
+      (n, 18) booleans in the order of `ACTION_UNITS`, and (n,) booleans: whether a face was tracked.
+
+    Raises:
+      ConfigError: it cannot be read so; says what is wrong.
+    """
+    names = [f"AU{unit:02d}_c" for unit in ACTION_UNITS]
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+        reader = csv.DictReader(lines, skipinitialspace=True)
+        if missing := {*names, "success"} - set(reader.fieldnames or ()):
+            raise KeyError(min(missing))
+        rows = list(reader)
+        present = [[float(row[name]) for name in names] for row in rows]
+        tracked = [float(row["success"]) for row in rows]
+    except (OSError, UnicodeDecodeError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{path}: not OpenFace's action units ({error!r}); needs a CSV with the columns success and "
+            f"{names[0]} to {names[-1]}"
+        ) from error
+    units, success = np.array(present).reshape(-1, len(names)), np.array(tracked)
+    if not (np.isin(units, (0, 1)).all() and np.isin(success, (0, 1)).all()):
+        raise ConfigError(f"{path}: action units and success must be 0 or 1")
+    return units.astype(bool), success.astype(bool)
+
+
+# --- EMO-SIM --------------------------------------------------------------------------------------
+
+
+def pearson(moments: Moments, i: int, j: int) -> float:
+    """Pearson's correlation of two courses; NaN where one is constant or there are none."""
+    own = moments.scatter[i, i], moments.scatter[j, j]
+    # What rounding leaves of a constant.
+    least = [1e-24 * moments.count * max(moments.mean[k] ** 2, 1e-12) for k in (i, j)]
+    if not (own[0] > least[0] and own[1] > least[1]):
+        return float("nan")
+    return float(np.clip(moments.scatter[i, j] / np.sqrt(own[0] * own[1]), -1.0, 1.0))
+
+
+def concordance(moments: Moments, i: int, j: int) -> float:
+    """Lin's concordance, 2 s_ij / (s_ii + s_jj + (m_i - m_j)^2) over N; NaN as `pearson`.
+
+    Unlike Pearson's correlation it falls when one course is shifted or scaled.
+    """
+    if np.isnan(correlation := pearson(moments, i, j)):
+        return correlation
+    cov = moments.scatter / moments.count
+    gap = moments.mean[i] - moments.mean[j]
+    return float(2 * cov[i, j] / (cov[i, i] + cov[j, j] + gap**2))
+
+
+def emo_sim(moments: Moments) -> float:
+    """Mean of concordance and Pearson's correlation of valence and of arousal (X-NeMo).
+
+    Args:
+      moments: of (valence, arousal) of driving frames, then of generated ones.
+
+    Returns:
+      In [-1, 1]; NaN where one of the four courses is constant.
+    """
+    return float(np.mean([f(moments, i, i + 2) for i in (0, 1) for f in (concordance, pearson)]))
+
+
+@dataclasses.dataclass(frozen=True)
+class EmotionSimilarity:
+    """EMO-SIM over the frames of all videos, and its mean over videos; `update` adds a video.
+
+    Attributes:
+      moments: of all frames, see `emo_sim`.
+      videos: EMO-SIM of each video.
+      still: videos that `videos` leaves out, because the driving face barely changes (deviation of its
+        valence or arousal below `STILL`), or the generated one does not.
+      skipped: frames without a face.
+    """
+
+    moments: Moments = dataclasses.field(default_factory=lambda: Moments.empty(4))
+    videos: PairedScore = dataclasses.field(default_factory=PairedScore)
+    still: int = 0
+    skipped: int = 0
+
+    def update(
+        self, driving: ArrayLike, generated: ArrayLike, seen: ArrayLike | None = None
+    ) -> "EmotionSimilarity":
+        """Add a video.
+
+        Args:
+          driving, generated: (n, 2) valence and arousal; clipped to [-1, 1], as EmoNet's own
+            evaluation does.
+          seen: (n,) booleans: whether both faces were found; all were if None.
+
+        Raises:
+          ValueError: shapes that do not fit, or a mask that is not boolean.
+        """
+        driving, generated = same_frames(driving, generated, "valence and arousal")
+        if driving.ndim != 2 or driving.shape[1] != 2:
+            raise ValueError(f"valence and arousal must be (n, 2), got {driving.shape}")
+        both = np.clip(np.concatenate([driving, generated], axis=1), -1.0, 1.0)
+        one = Moments.empty(4).update(both, seen)
+        value = emo_sim(one)
+        deviation = np.sqrt(np.diag(one.scatter)[:2] / max(one.count, 1))
+        still = one.finite and (np.isnan(value) or bool((deviation < STILL).any()))
+        left_out = still or not one.count
+        return EmotionSimilarity(
+            self.moments.merge(one),
+            self.videos if left_out else self.videos.update_video([value]),
+            self.still + int(still and one.count > 0),
+            self.skipped + len(both) - one.count,
+        )
+
+    def merge(self, other: "EmotionSimilarity") -> "EmotionSimilarity":
+        """Both sets of videos."""
+        return EmotionSimilarity(
+            self.moments.merge(other.moments),
+            self.videos.merge(other.videos),
+            self.still + other.still,
+            self.skipped + other.skipped,
+        )
+
+    def compute(self) -> float:
+        """EMO-SIM of all frames together; NaN where a course is constant or not finite."""
+        return emo_sim(self.moments) if self.moments.finite else float("nan")
+
+    def rows(self, weights: str, resolution: str) -> list[MetricResult]:
+        """Conventions pooled_frames, the headline, and mean_of_videos."""
+        finite = self.moments.finite
+        pooled = "valence or arousal is constant" if finite else "values are not finite"
+        videos = "values are not finite" if self.videos.mean.count else "needs a video that moves"
+        if not self.moments.count:
+            pooled = videos = "needs a frame that shows a face"
+
+        def row(convention: str, value: float, n: int, without: str, remark: str) -> MetricResult:
+            notes = [remark] if remark else []
+            if not np.isfinite(value):
+                value, notes = None, [f"not computed: {without}", *notes]
+            return MetricResult(
+                "emo_sim", value, convention, weights, resolution, n, "; ".join(notes)
+            )
+
+        faceless = f"{self.skipped} frames without a face left out" if self.skipped else ""
+        still = f"{self.still} still videos left out" if self.still else ""
+        return [
+            row("pooled_frames", self.compute(), self.moments.count, pooled, faceless),
+            row("mean_of_videos", self.videos.compute(), self.videos.mean.count, videos, still),
+        ]

@@ -97,9 +97,7 @@ def test_rounding_to_bytes():
 
 def test_unfitting_protocols_are_refused():
     for name in ("sprites_transfer", "fid"):
-        with pytest.raises(
-            ConfigError, match=rf"has '{name}'; stub can be evaluated by swap"
-        ):
+        with pytest.raises(ConfigError, match=rf"has '{name}'; stub can be evaluated by swap"):
             run = StubRun(None)
             run.config.system = ConfigDict({"name": "stub"})
             evaluate(name, run, None, None)
@@ -130,7 +128,11 @@ def test_swap_of_the_true_render_is_perfect_and_copies_are_not():
     run = StubRun(sample, source, pairs=6, batch=4)
     rows = rows_of(swap.evaluate(run, None, None))
     assert set(rows) == {
-        *(f"{m}/{n}" for m in ("psnr", "ssim") for n in ("swap", "self", "copy_content", "copy_motion")),
+        *(
+            f"{m}/{n}"
+            for m in ("psnr", "ssim")
+            for n in ("swap", "self", "copy_content", "copy_motion")
+        ),
         "bits_per_frame/hard",
         "numbers_per_frame/motion",
     }

@@ -1,0 +1,154 @@
+"""The notebooks: whole at the debug budget, without stored output, and one sentence where something is missing.
+
+    python tests/test_notebooks.py notebooks/bcd.ipynb FOLDER
+
+runs the cells of one as Jupyter would and leaves what they show in FOLDER as PNG.
+"""
+
+import ast
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+INSTALL, LOAD = "REPOSITORY =", "open_run(WORKDIR"  # what only these cells hold
+
+
+def code_cells(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def cell_with(name, text):
+    [cell] = [cell for cell in code_cells(ROOT / "notebooks" / name) if text in cell]
+    return cell
+
+
+def execute(notebook, folder):
+    """All code cells in one namespace; figures, and pictures that end a cell, become files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    def shown():
+        return folder / f"{len(list(folder.iterdir())):02d}.png"
+
+    def show():
+        pyplot.savefig(shown())
+        pyplot.close("all")
+
+    pyplot.show = show
+    namespace = {"__name__": "__main__"}
+    for place, cell in enumerate(code_cells(notebook)):
+        name, tree = f"{notebook.name}[{place}]", ast.parse(cell)
+        last = tree.body.pop().value if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, name, "exec"), namespace)
+        if last is not None:
+            value = eval(compile(ast.Expression(last), name, "eval"), namespace)
+            if hasattr(value, "_repr_png_"):
+                shown().write_bytes(value._repr_png_())
+
+
+def test_there_is_one_to_begin_with_and_one_per_paper():
+    assert [path.stem for path in NOTEBOOKS] == [
+        "bcd",
+        "quickstart",
+        "vidtwin",
+        "warpface",
+        "xnemo",
+    ]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_output_is_stored(notebook):
+    book = json.loads(notebook.read_text(encoding="utf-8"))
+    assert book["nbformat"] == 4
+    for cell in book["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+            ast.parse("".join(cell["source"]))  # plain Python, without magic
+    assert len({cell["id"] for cell in book["cells"]}) == len(book["cells"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_to_its_end(notebook, heads_run, tmp_path):
+    pytest.importorskip("matplotlib")
+    before = notebook.read_bytes()
+    work, folder = tmp_path / "work", tmp_path / "shown"
+    work.mkdir(), folder.mkdir()
+    environment = {**os.environ, "VIDMOTION_BUDGET": "debug", "JAX_PLATFORMS": "cpu"}
+    # One device, as a notebook has; nearly all is compilation, and unoptimised code compiles faster.
+    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    for name in ("VIDMOTION_WORKDIR", "VIDMOTION_RECORDS"):
+        environment.pop(name, None)
+    if notebook.stem == "bcd":  # loads what others train
+        environment["VIDMOTION_WORKDIR"] = str(heads_run)
+    done = subprocess.run(
+        [sys.executable, __file__, str(notebook), str(folder)],
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    cells = code_cells(notebook)
+    pictures = [cell for cell in cells if "\nImage.fromarray(" in f"\n{cell}" or "plt.show" in cell]
+    shown = [np.asarray(Image.open(path)) for path in sorted(folder.iterdir())]
+    assert len(shown) == len(pictures) >= 3
+    for picture in shown:
+        assert len(np.unique(picture[..., :3])) > 4  # not blank
+    assert notebook.read_bytes() == before
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_cell_installs_what_is_missing(notebook, monkeypatch):
+    first = code_cells(notebook)[0]
+    assert INSTALL in first
+    calls = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **kwargs: calls.append(command))
+    monkeypatch.delenv("VIDMOTION_REPOSITORY", raising=False)
+    exec(first, {})
+    here, calls[:] = list(calls), []
+    assert not any("vidmotion" in word for command in here for word in command)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", "")  # no GPU
+    with pytest.raises(RuntimeError, match="set REPOSITORY in this cell"):
+        exec(first, {})
+    assert not calls
+    monkeypatch.setenv("VIDMOTION_REPOSITORY", "a clone")
+    exec(first, {})
+    assert calls == [[sys.executable, "-m", "pip", "install", "a clone", "matplotlib"]]
+
+
+@pytest.mark.parametrize("name", ["bcd", "quickstart", "vidtwin", "warpface", "xnemo"])
+def test_a_workdir_of_something_else_is_refused(name, judge_workdir, tmp_path):
+    from vidmotion.errors import ConfigError
+
+    cell = cell_with(f"{name}.ipynb", LOAD)
+    with pytest.raises(ConfigError, match="holds no run"):
+        exec(cell, {"BUDGET": "debug", "WORKDIR": str(tmp_path)})
+    with pytest.raises(ConfigError, match="holds a run of sprites_judge, this"):
+        exec(cell, {"BUDGET": "debug", "WORKDIR": str(judge_workdir)})
+
+
+def test_no_records_no_curve(monkeypatch, tmp_path, capsys):
+    cell = cell_with("bcd.ipynb", "RECORDS =")
+    monkeypatch.setenv("VIDMOTION_RECORDS", str(tmp_path))
+    exec(cell, {"os": os, "json": json})
+    assert capsys.readouterr().out == (
+        f"There is no bitrate curve to draw: {tmp_path} holds no run records of the sweep.\n"
+    )
+
+
+if __name__ == "__main__":
+    execute(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -78,11 +78,7 @@ def _vidtwin(variant: str, clips: str) -> ConfigDict:
 
 def _xnemo(variant: str, clips: str) -> ConfigDict:
     """Stage 2 from the start: appearance and motion are learnt together, still frames, with the GAN head."""
-    config = xnemo.get_config(f"{variant},stage=2")
-    if variant == "demo":
-        config.system.unet.channels = (32, 64, 96)
-        config.system.sampler.steps = 10
-    return _drawn(config, variant, clips)
+    return _drawn(xnemo.get_config(f"{variant},stage=2"), variant, clips)
 
 
 def _warpface(variant: str, clips: str) -> ConfigDict:

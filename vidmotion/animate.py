@@ -1,7 +1,8 @@
 """A portrait moved by the face in a video, for systems that look at face crops (X-NeMo, section 3.1 of its spec).
 
 The video is read frame by frame, once to find the face and once to see its crops (and once more to be shown beside the
-result). What is held of it are a vector and a latent per frame, so that memory hardly grows with its length.
+result). What is held of it are a vector and a latent per frame, so that memory hardly grows with its length. The
+networks run one after the other, and of the large ones, reference and denoiser, one at a time is in memory.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ log = logging.getLogger("vidmotion.reenact")
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # names of files that are no videos
 AROUND = 2.0  # side of the portrait over that of its face: the box enlarged by half on every side, as released
+SMALL = 64  # pixels: a portrait of less is a blur at the size of the system
 CROPS = 16  # seen together
 DECODED = 25  # frames decoded together, as released
 NUMBER = r"-?\d+(?:\.\d+)?"
@@ -127,23 +129,25 @@ def animated(
     """
     system, side = run.system, run.system.face_side
     extent = picture.shape[1], picture.shape[0]
-    known = locate([picture], content, where.portrait)
-    box = known.boxes[0]
+    place = locate([picture], content, where.portrait)
+    box = place.boxes[0]
     if where.portrait == "whole":
         around = seen = faces.square(box, *extent)
     else:
         around = faces.inside(faces.about(box, AROUND), *extent)
         seen = faces.reference_box(box, *extent)
     portrait, still = faces.crop(picture, around, system.size), faces.crop(picture, seen, side)
-    if remarks := known.report():
+    if remarks := place.report():
         log.warning("%s: %s", content, remarks)
+    if min(extent) < SMALL:
+        log.warning("%s: enlarged from %d x %d pixels, and so without detail", content, *extent)
 
-    vars = run.trained_vars()
-    whole = sharding.replicated(run.mesh)
-    see, animate = (
-        jax.jit(function, out_shardings=whole) for function in (system.motion_of, system.animate)
+    read, whole = run.vars_by_part(), sharding.replicated(run.mesh)
+    vars = read("motion")
+    see, know, move, decode = (
+        jax.jit(function, out_shardings=whole)
+        for function in (system.motion_of, system.look, system.move, system.codec.decode)
     )
-    decode = jax.jit(system.codec.decode, out_shardings=whole)
 
     def look(crops: np.ndarray) -> np.ndarray:
         return np.asarray(see(vars, crops[None]))[0]
@@ -168,14 +172,12 @@ def animated(
     if drive.outpaint:
         vectors = np.concatenate([vectors, outpainted(run, vars, vectors, drive, seed)])
         moves = np.concatenate([moves, np.repeat(moves[-1:], drive.more, axis=0)])
-    latent = animate(
-        vars,
-        portrait[None],
-        vectors[None],
-        moves[None],
-        look(np.repeat(still[None], CROPS, axis=0))[None, :1],
-        jax.random.key(seed),
-    )
+    own = look(np.repeat(still[None], CROPS, axis=0))[None, :1]
+    known = know(read("reference"), portrait[None])
+    jax.block_until_ready(known)  # before the next network is read
+    key = jax.random.key(seed)
+    latent = move(read("denoiser", "motion"), known, vectors[None], moves[None], own, key)
+    jax.block_until_ready(latent)
     for start in range(0, latent.shape[1], DECODED):
         video = decode(vars.consts, latent[:, start : start + DECODED])
         for frame in to_uint8(np.asarray(video[0])):

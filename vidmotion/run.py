@@ -359,7 +359,8 @@ class Run:
         vars = self.trained_vars()
 
         def only(*names: str) -> Vars:
-            return vars._replace(params={"model": {n: vars.params["model"][n] for n in names}})
+            model = vars.params["model"]
+            return vars._replace(params={"model": {n: model[n] for n in names if n in model}})
 
         return only
 

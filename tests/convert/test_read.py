@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from vidmotion.convert.read import read, read_manifest, write_safetensors
+from vidmotion.convert.read import read, read_manifest, shapes_of, write_safetensors
 
 ARRAYS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -28,6 +28,26 @@ def test_safetensors_round_trip(tmp_path):
     write_safetensors(path, ARRAYS)
     assert_same(read(path), ARRAYS)
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_safetensors_are_read_as_by_their_library_into_memory_that_xla_takes_over(tmp_path):
+    import jax
+    import safetensors.numpy
+
+    path, kinds = tmp_path / "x.safetensors", (bool, "u1", "i1", "i2", "u4", "f4", "f8")
+    arrays = {f"{kind}": np.arange(7).astype(kind) for kind in kinds}
+    arrays |= {**ARRAYS, "none": np.zeros((0, 3), np.float32), "large": np.ones(1000, np.float32)}
+    write_safetensors(path, arrays)
+    got = read(path)
+    assert_same(got, safetensors.numpy.load_file(path))
+    assert_same(got, arrays)
+    assert shapes_of(path) == {key: x.shape for key, x in arrays.items()}
+    where = jax.device_put(got["large"], jax.devices()[0]).unsafe_buffer_pointer()
+    assert where == got["large"].ctypes.data
+    path.write_bytes(path.read_bytes()[:-1])
+    for reader in (read, shapes_of):
+        with pytest.raises(ValueError, match=r"x\.safetensors: not a safetensors file, or damaged"):
+            reader(path)
 
 
 def test_views_are_written_as_they_read(tmp_path):

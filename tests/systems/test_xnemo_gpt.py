@@ -76,6 +76,14 @@ class StandIn(systems.System):
         rows = jnp.repeat(vector_bfm, SIZE // WIDTH, axis=2)[..., None, None]
         return jnp.broadcast_to(jnp.clip(rows, 0, 1), (*rows.shape[:3], SIZE, 3))
 
+    def look(self, vars, portrait):
+        """Nothing is made of it."""
+        return portrait
+
+    def move(self, *arguments):
+        """As `animate`."""
+        return self.animate(*arguments)
+
 
 @pytest.fixture(scope="module")
 def stand_in():

@@ -331,7 +331,8 @@ def bring_in_xnemo(src: Path | None, out: Path, options: Mapping[str, int | Path
         files, missing = xnemo_maps.find(src)
         if absent := [name for name in missing if "temporal" not in name]:
             raise ValueError(
-                f"{src}: lacks {', '.join(absent)} (or .safetensors files of these names)"
+                f"{src}: lacks {', '.join(absent)} (or .safetensors files of these names), of "
+                + xnemo_maps.PUBLISHED
             )
         sources = {part: xnemo_maps.unwrapped(_read(path)) for part, path in files.items()}
         sources["denoiser"] = xnemo_maps.denoising(

@@ -6,14 +6,14 @@ the parameters, keyed by their paths in the tree (``encoder/patch_embed/kernel``
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vidmotion import paths
-from vidmotion.convert.read import read, write_safetensors
+from vidmotion.convert.read import read, shapes_of, write_safetensors
 
 NETWORK, PARAMS = "network.json", "params.safetensors"
 
@@ -49,17 +49,37 @@ def join(folder: str | os.PathLike, network: str, parts: Sequence[str]) -> None:
     aside.replace(Path(folder) / NETWORK)
 
 
-def load(folder: str | os.PathLike) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+def load(
+    folder: str | os.PathLike, only: Sequence[str] | None = None
+) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
     """Network, arguments and parameters of a folder that `write` or `join` wrote.
+
+    Args:
+      folder: it.
+      only: of what `join` wrote, the parts that are wanted; None: all.
 
     Raises:
       FileNotFoundError: one of the two files is absent.
       ValueError: ``network.json`` is not what `write` writes.
     """
-    folder = Path(folder)
+    return _load(Path(folder), read, only)
+
+
+def describe(folder: str | os.PathLike) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+    """As `load`, with arrays that have the shapes of the parameters and take no memory: files are opened, and
+    their headers read."""
+    return _load(Path(folder), _empty, None)
+
+
+def _empty(path: Path) -> dict[str, np.ndarray]:
+    return {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes_of(path).items()}
+
+
+def _load(folder: Path, read_file: Callable[[Path], Any], only: Sequence[str] | None):
     if parts := _parts(folder):
         network, names = parts
-        loaded = {name: load(folder / name) for name in names}
+        wanted = [name for name in names if only is None or name in only]
+        loaded = {name: _load(folder / name, read_file, None) for name in wanted}
         arguments = {name: found[1] for name, found in loaded.items()}
         return network, arguments, {name: found[2] for name, found in loaded.items()}
     for name in (NETWORK, PARAMS):
@@ -74,7 +94,7 @@ def load(folder: str | os.PathLike) -> tuple[str, dict[str, Any], dict[str, np.n
         network, arguments = content["network"], dict(content["arguments"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: does not name a network and its arguments: {error!r}") from error
-    return network, arguments, paths.unflatten(read(folder / PARAMS))
+    return network, arguments, paths.unflatten(read_file(folder / PARAMS))
 
 
 def _parts(folder: Path) -> tuple[str, list[str]] | None:

@@ -16,6 +16,13 @@ import numpy as np
 import safetensors.numpy
 
 INDEX = ".index.json"
+ALIGNED = 64  # bytes: arrays in memory that begins at a multiple are taken over by XLA on a CPU, not copied
+DTYPES = {
+    "BOOL": np.dtype(bool),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    **{f"{kind}{8 * n}": np.dtype(f"<{kind.lower()}{n}") for kind in "FIU" for n in (1, 2, 4, 8)
+       if (kind, n) != ("F", 1)},
+}  # fmt: skip
 
 
 def read(
@@ -42,6 +49,17 @@ def read(
     if float32:
         arrays = {key: _as_float32(value) for key, value in arrays.items()}
     return arrays
+
+
+def shapes_of(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of a ``.safetensors`` file by its header alone.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not such a file, or damaged.
+    """
+    header, _ = _header(_existing(Path(path)))
+    return {key: tuple(entry["shape"]) for key, entry in header.items()}
 
 
 def write_safetensors(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
@@ -92,16 +110,44 @@ def _read_one(path: Path, at: str) -> dict[str, np.ndarray]:
     _existing(path)
     match path.suffix:
         case ".safetensors":
-            try:
-                return safetensors.numpy.load_file(path)
-            except safetensors.SafetensorError as error:
-                raise ValueError(f"{path}: not a safetensors file, or damaged: {error}") from error
+            return _read_safetensors(path)
         case ".npz":
             with np.load(path, allow_pickle=False) as file:
                 return dict(file)
         case ".bin" | ".pt" | ".pth" | ".ckpt":
             return _read_torch(path, at)
     raise ValueError(f"{path}: want .safetensors, .npz, .bin, .pt, .pth, .ckpt or {INDEX}")
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """What a safetensors file says of each array, and where its data begin."""
+    try:
+        with safetensors.safe_open(path, "numpy"):  # which looks whether all fits together
+            pass
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file, or damaged: {error}") from error
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    return header, 8 + size
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    header, data = _header(path)
+    if strange := {entry["dtype"] for entry in header.values()} - DTYPES.keys():
+        raise ValueError(f"{path}: arrays of {', '.join(sorted(strange))}")
+    arrays = {}
+    with open(path, "rb") as file:
+        for key, entry in header.items():
+            begin, end = entry["data_offsets"]
+            room = np.empty(end - begin + ALIGNED, np.uint8)
+            first = -room.ctypes.data % ALIGNED
+            content = room[first : first + end - begin]
+            file.seek(data + begin)
+            file.readinto(content)
+            arrays[key] = content.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return arrays
 
 
 def _read_parts(index: Path, at: str) -> dict[str, np.ndarray]:

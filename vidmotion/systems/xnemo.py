@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from vidmotion import paths
 from vidmotion.convert import folder
+from vidmotion.convert.maps.xnemo import PUBLISHED
 from vidmotion.diffusion import samplers
 from vidmotion.diffusion.guidance import XNEMO_PRESETS, guide, scale_of
 from vidmotion.diffusion.process import DDPM
@@ -53,6 +54,10 @@ PyTree = Any
 STARTS = ("blur", "noise")
 MODULES = ("motion", "temporal")
 BURKOV = Weights()  # of the latent pose descriptors, as in the paper
+SOURCES = {  # of never-trained networks
+    "clip_vision": "pytorch_model.bin of lambdalabs/sd-image-variations-diffusers, folder image_encoder, on "
+    "Hugging Face",
+}
 STILL = (0.0, 0.0, 1.0)  # f_rts of a face that stays where the reference has it
 
 
@@ -169,6 +174,20 @@ RECORDS = {
     "sampler": Sampler,
     "diffusion": DDPM,
 }
+
+
+class Portrait(NamedTuple):
+    """What the denoiser is told of a portrait, the same for all frames and steps.
+
+    Attributes:
+      latent_bhwc: of the codec.
+      banks: the reference network's features, block -> (b, l, c).
+      context: CLIP's token (b, 1, c); None for UNets without.
+    """
+
+    latent_bhwc: jax.Array
+    banks: Mapping[str, jax.Array]
+    context: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -425,7 +444,16 @@ class XNeMo(System):
 
     @staticmethod
     def released_fields(arguments: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-        """Sizes of the UNets and of E_mot."""
+        """Sizes of the UNets and of E_mot.
+
+        Raises:
+          ConfigError: without E_mot, as of what training begins with.
+        """
+        if lacks := ", ".join(sorted({"reference", "denoiser", "motion"} - arguments.keys())):
+            raise ConfigError(
+                f"the folder lacks {lacks}: a UNet of Stable Diffusion animates nothing, it is for "
+                f"--config.init_from. `python -m vidmotion.convert xnemo --src=FOLDER` takes {PUBLISHED}"
+            )
         own = {key: x for key, x in arguments["denoiser"].items() if key != "head"}
         return {"unet": {**SIZES["sd15"], **own}, "motion": arguments["motion"]}
 
@@ -610,13 +638,33 @@ class XNeMo(System):
         steps: int | None = None,
         guidance: float | None = None,
     ) -> jax.Array:
+        """`look`, then `move`; `portrait` is uint8 (B, H, W, 3), the rest as of `move`."""
+        seen = self.look(vars, portrait)
+        return self.move(vars, seen, vector_bfm, f_rts, still_b1m, key, steps, guidance)
+
+    def look(self, vars: Vars, portrait: jax.Array) -> Portrait:
+        """What is made of a portrait once, uint8 (B, H, W, 3): of the parameters ``reference`` alone is read."""
+        banks, context = self._reference_features(vars, portrait)
+        return Portrait(self._still_latent(vars, portrait), banks, context)
+
+    def move(
+        self,
+        vars: Vars,
+        seen: Portrait,
+        vector_bfm: jax.Array,
+        f_rts: jax.Array,
+        still_b1m: jax.Array,
+        key: jax.Array,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> jax.Array:
         """The latents of a portrait under given motion, of any length (section 3.3).
 
-        The reference is run and projected once; the denoiser sees windows, one after the other.
+        The denoiser sees windows, one after the other. Of the parameters ``denoiser`` and ``motion`` are read.
 
         Args:
           vars: parameters.
-          portrait: uint8 (B, H, W, 3).
+          seen: the portrait, from `look`.
           vector_bfm: f_mot of each frame, (B, F, D).
           f_rts: (B, F, 3).
           still_b1m: the portrait's own f_mot, (B, 1, D), of the negative branch.
@@ -629,7 +677,7 @@ class XNeMo(System):
         frames = vector_bfm.shape[1]
         tokens = self._fuse(vars, vector_bfm, f_rts)
         null = self._fuse(vars, still_b1m, jnp.broadcast_to(jnp.asarray(STILL), (len(f_rts), 1, 3)))
-        banks, context = self._reference_features(vars, portrait)
+        z_bhwc, banks, context = seen
         pairs = project_banks(self._denoiser, vars.params["model"]["denoiser"], banks)
         nothing = None if context is None else jnp.zeros_like(context)
 
@@ -644,7 +692,6 @@ class XNeMo(System):
 
         start_key, window_key = jax.random.split(key)
         times = samplers.leading_times(steps, self.diffusion.steps)
-        z_bhwc = self.codec.encode(vars.consts, portrait[:, None])[:, 0]
         if self.sampler.start == "blur":
             x = start_from_reference(start_key, z_bhwc, frames, self.diffusion, int(times[0]))
         else:
@@ -722,9 +769,12 @@ class XNeMo(System):
     def _reference_features(self, vars, pictures) -> tuple[Mapping[str, jax.Array], Any]:
         """Banks of pictures uint8 (b, H, W, 3), and their CLIP token (b, 1, c), None for UNets without."""
         context = self._clip_token(vars.consts, pictures)
-        z_bhwc = self.codec.encode(vars.consts, pictures[:, None])[:, 0]
         params = {"params": vars.params["model"]["reference"]}
-        return self._reference.apply(params, z_bhwc, context), context
+        return self._reference.apply(params, self._still_latent(vars, pictures), context), context
+
+    def _still_latent(self, vars, pictures) -> jax.Array:
+        """Pictures uint8 (b, H, W, 3) as the codec's posterior mean (b, h, w, c)."""
+        return self.codec.encode(vars.consts, pictures[:, None])[:, 0]
 
     def _clip_token(self, consts, pictures) -> jax.Array | None:
         width = self._denoiser.context_width
@@ -785,12 +835,13 @@ def _const(net: nn.Module, side: int, field: str, weights: str, network: str) ->
 def _loader(field: str, weights: str, network: str) -> Callable[[], PyTree]:
     def load() -> PyTree:
         make = f"`python -m vidmotion.convert {network}` makes that folder"
+        make += f" of {SOURCES[network]}" if network in SOURCES else ""
         if not weights:
             raise ConfigError(f"config.system.{field} is empty: {make}")
         try:
             found, _, params = folder.load(weights)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"config.system.{field}={weights!r}: {error}") from error
+            raise ConfigError(f"config.system.{field}={weights!r}: {error}; {make}") from error
         if found != network:
             raise ConfigError(f"config.system.{field}={weights!r}: holds {found}, {make}")
         return params

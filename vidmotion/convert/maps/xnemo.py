@@ -18,6 +18,7 @@ FILES = {
     "temporal": "xnemo_temporal_module",
     "motion": "xnemo_motion_encoder",
 }
+PUBLISHED = "the four files that the README of github.com/bytedance/X-NeMo links to (CC BY-NC 4.0)"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 Arrays = Mapping[str, np.ndarray]
 

@@ -10,6 +10,7 @@ TEST = [
     "hypothesis>=6",
     "scikit-image>=0.26",
     "tensorboard>=2.21",
+    "matplotlib>=3.9",
 ]
 
 setup(
@@ -51,6 +52,7 @@ setup(
         "oracle": ["torch==2.13.0", "transformers>=5,<6", "diffusers>=0.42,<0.43"],
         "tfds": ["tensorflow-datasets>=4.9.10"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.12"],
-        "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.12", "gcsfs>=2025.2"],
+        "gcs": ["gcsfs>=2025.2"],  # workdirs in buckets, gs://
     },
 )

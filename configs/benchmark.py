@@ -37,7 +37,7 @@ def get_config(argument: str = "") -> ConfigDict:
             player.schedule = ConfigDict({"kind": "cosine", "warmup": 50})
         config.checkpoint.every = 500
         config.sample.update({"every": 0, "rows": 3, "columns": 4})
-        config.eval.update({"pairs": 48, "batch": 16, "probe_clips": 600})
+        config.eval.update({"pairs": 32, "batch": 16, "probe_clips": 600})
         if config.system.name == "vidtwin":
             config.system.gan.start = 3 * config.steps // 4
     return config
@@ -86,12 +86,12 @@ def _warpface(variant: str, clips: str) -> ConfigDict:
 
 
 def _drawn(config: ConfigDict, variant: str, clips: str) -> ConfigDict:
-    """Pixels, squares of four laid out as channels, at a variance of 1; and pairs from Sprites in place of heads."""
-    if variant == "demo":
-        mean, std = (0.0903, 0.2222) if clips == "sprites" else (0.639, 0.238)
-        config.system.codec = ConfigDict({"mean": mean, "std": std / 2, "patch": 4})
-        config.batch_size = 8
+    """Pairs from Sprites in the place of heads, if asked for."""
     if clips == "sprites":
+        if (
+            variant == "demo"
+        ):  # of v / 256 over rendered clips; half of the deviation, for a variance of 1
+            config.system.codec.update({"mean": 0.0903, "std": 0.2222 / 2})
         config.data.kind = "sprites"
         config.data.common = ConfigDict({"sheets_dir": sprites.SHEETS})
         pairs = {"kind": "sprite_portraits", "split": "train", "random": True}

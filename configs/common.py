@@ -55,11 +55,24 @@ def trunk() -> ConfigDict:
     config.init_from = ""  # workdir of another run whose parameters to start from
     config.init_rules = ((".*", True),)
     config.sample = ConfigDict({"every": 0, "rows": 0, "columns": 0, "fps": 8.0})
-    config.eval = ConfigDict({"every": 0, "run": ()})
+    config.eval = ConfigDict({"every": 0, "run": (), "protocol": ""})  # a protocol before `run`
+    # Of protocols (docs/evaluation.md): a folder of prepared clips in the place of data.eval, frames of each (0: all),
+    # every how-manieth; clips (0: all), so many at a time, batches from one saving of the accumulators to the next;
+    # frames drawn of a clip beyond `gap` seconds (0: all after the first).
+    config.eval.update({"data": "", "frames": 0, "decimate": 1})
+    config.eval.update({"clips": 0, "batch": 8, "save_every": 20, "targets": 0, "gap": 0.2})
+    # Clips kept as pictures for other programs, and folder and head model of what these measured.
+    config.eval.update({"keep_clips": False, "measured": "", "head_model": ""})
+    config.eval.update({"fid": "pytorch_fid", "fvd": "styleganv_np"})
+    # Folders that `python -m vidmotion.convert` wrote; "": rows of that network say what they need.
+    config.eval.weights = ConfigDict(
+        dict.fromkeys(("fid_inception", "i3d", "arcface", "emonet", "lpips_alex", "lpips_vgg"), "")
+    )
     # Of --mode=plan: simulated devices (0: compile nothing), chip, its memory (0: all of it), share of its peak that
-    # compute reaches, whether to look for the largest batch, and a JSON file for the figures ("": none).
+    # compute reaches, whether to look for the largest batch, whether to run the update and weigh this process (one
+    # device), and a JSON file for the figures ("": none).
     config.plan = ConfigDict({"devices": 0, "chip": "h100", "memory_gib": 0.0, "efficiency": 0.4})
-    config.plan.update({"fit": True, "record": ""})
+    config.plan.update({"fit": True, "measure": False, "record": ""})
     # Prefetch counts batches made ahead; threads beat worker processes where work releases the GIL.
     config.data = ConfigDict({"threads": 2, "workers": 0, "prefetch": 4, "common": {}})
     return config

@@ -32,7 +32,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.eval = ConfigDict({"split": "eval", "clips": 256})
     config.sample.fps = 12.5
     # probe_clips: of `leakage`, which draws as many as it is given
-    config.eval = ConfigDict({"every": 0, "run": ("swap",), "pairs": 256, "batch": 64})
+    config.eval.update({"every": 0, "run": ("swap",), "pairs": 256, "batch": 64})
     config.eval.probe_clips = 2000
     if variant == "demo":
         _demo(config)

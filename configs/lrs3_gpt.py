@@ -55,7 +55,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.train = ConfigDict({"split": "train", "fast": 0.5})
     config.data.eval = ConfigDict({"split": "eval"})
     config.checkpoint.every = 5000
-    config.eval = ConfigDict(
+    config.eval.update(
         {
             "every": 5000,
             "run": ("motion_generation",),

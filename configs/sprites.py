@@ -112,7 +112,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.eval = ConfigDict({"split": "test"})
     config.checkpoint.every = 5000
     config.sample = ConfigDict({"every": 20_000, "rows": 4, "columns": 6, "fps": 8.0})
-    config.eval = ConfigDict(
+    config.eval.update(
         {
             "every": 0,
             "run": ("sprites_transfer",),

@@ -96,7 +96,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.threads = 8
     config.checkpoint.every = 5000
     config.sample = ConfigDict({"every": 20_000, "rows": 3, "columns": 4, "fps": 8.0})
-    config.eval = ConfigDict(
+    config.eval.update(
         {
             "every": 0,
             "run": ("reconstruction",),

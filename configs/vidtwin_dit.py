@@ -78,7 +78,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.eval = ConfigDict({"split": "eval"})
     config.checkpoint.every = 5000
     config.sample.fps = 8.0  # of what the evaluation shows
-    config.eval = ConfigDict(
+    config.eval.update(
         {
             "every": 0,
             "run": ("class_generation",),

@@ -89,7 +89,7 @@ def _tokenizer(config: ConfigDict, variant: str) -> None:
     config.batch_size = 256
     config.steps = 300_000
     config.data.kind = "motion_codes"
-    config.eval = ConfigDict(
+    config.eval.update(
         {
             "every": 10_000,
             "run": ("motion_tokens",),
@@ -150,7 +150,7 @@ def _generator(config: ConfigDict, variant: str, emotion: bool) -> None:
     config.batch_size = 128
     config.steps = 300_000
     config.data.kind = "motion_tokens"
-    config.eval = ConfigDict(
+    config.eval.update(
         {
             "every": 10_000,
             "run": ("token_generation",),

@@ -2,6 +2,8 @@ r"""Builds docs/hardware.md from the plans in docs/plans: no number there is typ
 
     python -m vidmotion.main --mode=plan --config=configs/lrs3.py --config.plan.devices=8 \
         --config.plan.record=docs/plans/lrs3-8.json
+    python -m vidmotion.main --mode=plan --config=configs/heads.py:demo --config.plan.devices=1 \
+        --config.plan.fit=False --config.plan.measure=True --config.plan.record=docs/plans/heads_demo-1.json
     python docs/plans.py
 """
 
@@ -20,9 +22,21 @@ python -m vidmotion.main --mode=plan --config=configs/heads.py:debug \\
 
 compiles the update for that many simulated devices under the config's mesh, on the CPU and without running it.
 `config.plan` has `devices`, `chip`, `memory_gib`, `efficiency` (the share of the peak that compute is taken to reach),
-`fit` (look for the largest batch) and `record` (a JSON file). Memory and traffic are those of the CPU compiler,
-which are not those of an accelerator. The step time is the largest of compute, memory and communication: a forecast,
-not a measurement.
+`fit` (look for the largest batch), `measure` (with one device: also run the update on the CPU and weigh the process)
+and `record` (a JSON file). Memory and traffic are those of the CPU
+compiler, which are not those of an accelerator. The step time is the largest of compute, memory and communication: a
+forecast, not a measurement.
+"""
+MEASURED = """\
+
+## Predicted against measured
+
+On one CPU device: `predicted` is the peak of `--mode=plan`; `XLA` is what the compiler states of the program that then
+ran, optimised as in training; `measured` is the bytes of the arrays held (state, never-trained networks, batch) plus
+the growth of the process's resident memory over two updates. GiB.
+
+| config | batch | predicted | XLA | arrays | growth | measured | predicted / measured | jax | commit |
+|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -46,6 +60,22 @@ def row(name: str, plan: dict) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
+def measured_row(name: str, plan: dict) -> str:
+    """One plan that was also measured as a table row."""
+    weighed = plan["measured"]
+    both = weighed["arrays"] + weighed["growth"]
+    sizes = (plan["peak_bytes"], weighed["program"], weighed["arrays"], weighed["growth"], both)
+    cells = [
+        name,
+        plan["batch_size"],
+        *(f"{size / GIB:.3f}" for size in sizes),
+        f"{plan['peak_bytes'] / both:.2f}",
+        plan["libraries"]["jax"],
+        plan["commit"][:12] + plan["commit"][40:],
+    ]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
 def build(folder: Path = HERE / "plans") -> str:
     """The page."""
     plans = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
@@ -56,8 +86,13 @@ def build(folder: Path = HERE / "plans") -> str:
         "| predicted step | of peak | largest batch | commit |"
     )
     order = sorted(plans, key=lambda name: (name.rpartition("-")[0], plans[name]["plan_devices"]))
-    rows = [row(name.rpartition("-")[0] or name, plans[name]) for name in order]
-    return "\n".join([INTRODUCTION, head, "|---" * 12 + "|", *rows, ""])
+    both = [name for name in order if "measured" in plans[name]]
+    rows = [row(name.rpartition("-")[0], plans[name]) for name in order if name not in both]
+    text = "\n".join([INTRODUCTION, head, "|---" * 12 + "|", *rows, ""])
+    if both:
+        text += MEASURED
+        text += "".join(measured_row(n.rpartition("-")[0], plans[n]) + "\n" for n in both)
+    return text
 
 
 if __name__ == "__main__":

@@ -12,17 +12,17 @@ set -euo pipefail
 hosts=
 port=29500
 dir=$PWD
-dry=
-while (($#)); do
-    case $1 in
-    --hosts=*) hosts=${1#*=} ;;
-    --port=*) port=${1#*=} ;;
-    --dir=*) dir=${1#*=} ;;
+dry= arguments=()
+for word; do
+    case $word in
+    --hosts=*) hosts=${word#*=} ;;
+    --port=*) port=${word#*=} ;;
+    --dir=*) dir=${word#*=} ;;
     --dry_run) dry=1 ;;
-    *) break ;;
+    *) arguments+=("$word") ;;
     esac
-    shift
 done
+set -- ${arguments[@]+"${arguments[@]}"}
 python=${PYTHON:-python}
 command=("$python" -m vidmotion.main "$@")
 
@@ -51,9 +51,11 @@ done
     exit 2
 }
 
+meeting=${list[0]##*@}
+[[ $meeting == *:*:* ]] && meeting="[$meeting]" # IPv6
 source "$(dirname "${BASH_SOURCE[0]}")/processes.sh"
 for i in "${!list[@]}"; do
-    one=(env "JAX_COORDINATOR_ADDRESS=${list[0]##*@}:$port" "JAX_NUM_PROCESSES=${#list[@]}"
+    one=(env "JAX_COORDINATOR_ADDRESS=$meeting:$port" "JAX_NUM_PROCESSES=${#list[@]}"
         "JAX_PROCESS_ID=$i" "${command[@]}")
     remote="cd $(printf %q "$dir") && exec $(printf '%q ' "${one[@]}")"
     # -tt: a signal to the local ssh ends the remote process too.

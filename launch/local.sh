@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # N processes of this machine as one job, joined by jax.distributed:
 #
-#   launch/local.sh N [--dry_run] --config=configs/heads.py:debug --workdir=runs/heads
+#   launch/local.sh N --config=configs/heads.py:debug --workdir=runs/heads [--dry_run]
 #
 # Everything after N goes to `python -m vidmotion.main`. Ctrl-C and SIGTERM are passed on: the job saves and ends with
 # code 75, and the same command resumes it. When one process dies the others are ended, and its code is the launcher's.
@@ -15,8 +15,9 @@ if ! [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then
 fi
 count=$1
 shift
-dry=
-[[ ${1:-} == --dry_run ]] && dry=1 && shift
+dry= arguments=()
+for word; do if [[ $word == --dry_run ]]; then dry=1; else arguments+=("$word"); fi; done
+set -- ${arguments[@]+"${arguments[@]}"}
 python=${PYTHON:-python}
 free_port='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 port=${VIDMOTION_PORT:-}

@@ -36,7 +36,7 @@ wait_for_all() {
         # 2: refused, the message above says why.
         ((code == 2)) || echo "$1: the same command resumes from the last checkpoint." >&2
         end_all TERM
-        (sleep "${VIDMOTION_GRACE_SECONDS:-60}" && end_all KILL) &
+        (sleep "${VIDMOTION_GRACE_SECONDS:-60}" && end_all KILL) 2>/dev/null &
         killer=$!
     done
     [[ -z $killer ]] || { pkill -P "$killer" || true; }

@@ -38,6 +38,9 @@ while (($#)); do
 done
 [[ -n $zone ]] || fail "--zone is missing: where the slice is or shall be, for example --zone=us-central2-b"
 [[ -n $type ]] || fail "--type is missing: the accelerator type, for example --type=v4-32"
+arguments=()
+for word; do if [[ $word == --dry_run ]]; then dry=1; else arguments+=("$word"); fi; done
+set -- ${arguments[@]+"${arguments[@]}"}
 (($#)) || fail "nothing to run: give the arguments of vidmotion.main after --"
 if [[ -n $spot && " $* " != *"--workdir=gs://"* ]]; then
     fail "a spot slice can vanish with its disks: --workdir must be in a bucket (gs://...)"

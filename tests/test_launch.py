@@ -77,6 +77,24 @@ def test_local_prints_one_command_a_process():
         assert command[4:] == ["/opt/my python", "-m", "vidmotion.main", *RUN]
 
 
+@pytest.mark.parametrize(
+    ("name", "before", "count"),
+    [
+        ("local.sh", ["2"], 2),
+        ("gpu.sh", ["--hosts=gpu-a,gpu-b"], 2),
+        ("slurm.sbatch", [], 1),
+        ("tpu_vm.sh", ["pod", "--zone=z", "--type=v4-8", "--"], 6),
+    ],
+)
+def test_a_dry_run_is_one_wherever_it_is_asked_for(stand_in, name, before, count):
+    for tool in ("ssh", "srun", "gcloud"):
+        stand_in(tool)
+    commands = printed(launch(name, *before, *RUN, "--dry_run", PYTHON="worker"))
+    assert len(commands) == count
+    assert not any("--dry_run" in word for command in commands for word in command)
+    assert stand_in.calls() == []
+
+
 def test_local_refuses_what_is_no_number():
     result = launch("local.sh", *RUN)
     assert result.returncode == EXIT_REFUSED
@@ -173,6 +191,11 @@ def test_gpu_hosts_get_one_process_each_where_the_first_is_met(stand_in):
             f"JAX_PROCESS_ID={index}",
         ]
         assert remote[8:] == ["python", "-m", "vidmotion.main", *RUN]
+
+
+def test_hosts_may_meet_at_an_ipv6_address():
+    (_, command) = printed(launch("gpu.sh", "--hosts=fd00::1,gpu-b", "--dry_run", *RUN))
+    assert "JAX_COORDINATOR_ADDRESS=[fd00::1]:29500" in shlex.split(command[-1])
 
 
 def test_a_gpu_host_that_fails_is_named(stand_in):

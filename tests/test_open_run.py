@@ -3,6 +3,8 @@
 import argparse
 import json
 import re
+import sys
+import types
 
 import pytest
 
@@ -89,3 +91,32 @@ def test_the_commands_pass_them_on(workdir, monkeypatch, caplog):
 def test_the_config_of_a_new_run_names_its_weights():
     fields = paths.flatten(json.loads(load_config("lrs3").to_json()))
     assert fields["system/codec/weights"] == ""
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("library", r"gs://bucket/run is in a bucket.*pip install 'vidmotion\[gcs\]'"),
+        ("credentials", r"gs://bucket/run: there are no Google Cloud credentials here; `gcloud"),
+    ],
+)
+def test_a_bucket_that_cannot_be_reached_is_one_sentence(monkeypatch, missing, message):
+    class NoCredentials(Exception):
+        pass
+
+    def default():
+        raise NoCredentials
+
+    auth = types.ModuleType("google.auth")
+    auth.default = default
+    auth.exceptions = types.ModuleType("google.auth.exceptions")
+    auth.exceptions.GoogleAuthError = NoCredentials
+    google = types.ModuleType("google")
+    google.auth = auth
+    library = None if missing == "library" else types.ModuleType("gcsfs")
+    for module in (google, auth, auth.exceptions):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(sys.modules, "gcsfs", library)
+    with pytest.raises(ConfigError, match=message) as caught:
+        open_run("gs://bucket/run")
+    assert "\n" not in str(caught.value)

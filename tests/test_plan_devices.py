@@ -1,9 +1,13 @@
 """The plan for many devices: traffic counted by hand, a line to the largest batch, bad input."""
 
+import functools
+from pathlib import Path
+
+import jax
 import pytest
 from test_plan import LAYERS, ROWS, WIDTH, _stack, config  # noqa: F401  (a fixture used by all)
 
-from vidmotion import hardware, plan
+from vidmotion import hardware, plan, sharding
 from vidmotion.errors import ConfigError
 from vidmotion.plan import Compiled
 from vidmotion.run import Run
@@ -98,9 +102,27 @@ def test_compiled_for_eight_devices(fsdp):
         ({"plan.devices": 64}, "mesh has 8 device"),
         ({"plan.efficiency": 1.5}, "share of the peak"),
         ({"plan.memory_gib": -1.0}, "GiB, or 0"),
+        ({"plan.measure": True}, "weighs this process"),
     ],
 )
-def test_bad_input_is_one_sentence(changes, message):
+def test_bad_input_is_one_sentence(changes, message, monkeypatch):
+    monkeypatch.setattr(Run, "lower_update", None)  # refused before anything long
     with pytest.raises(ConfigError, match=message) as caught:
-        plan.compiled(Run(config(**{"plan.devices": 8, **changes}), ""))
+        plan.plan(Run(config(**{"plan.devices": 8, **changes}), ""))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_prediction_is_near_what_the_process_takes(monkeypatch):
+    alone = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", alone)
+    rows = 2**16
+    made = config(batch_size=rows, **{"plan.devices": 1, "plan.fit": False, "plan.measure": True})
+    figures = plan.compiled(Run(made, ""))
+    weighed = figures["measured"]
+    # Parameters, two moments and the average; step and two counts; the batch.
+    assert weighed["arrays"] == 4 * 4 * LAYERS * WIDTH**2 + 3 * 4 + 4 * WIDTH * rows
+    # The outputs of all layers but the last are kept for the backward pass.
+    assert weighed["growth"] > 0.8 * (LAYERS - 1) * 4 * WIDTH * rows
+    both = weighed["arrays"] + weighed["growth"]
+    assert figures["peak_bytes"] == pytest.approx(both, rel=0.25)

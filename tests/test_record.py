@@ -6,6 +6,7 @@ import pytest
 from etils import epath
 
 from vidmotion import record
+from vidmotion.metrics.result import MetricResult, not_computed
 
 
 def test_a_record_names_no_folder_of_this_machine(tmp_path):
@@ -33,9 +34,9 @@ def test_a_record_is_whole_or_absent(tmp_path, monkeypatch):
 
 def test_table_says_what_was_not_computed():
     rows = [
-        record.Result("psnr", 20.125, "common", "none", "64x64", 3),
-        record.Result("fid", None, "needs weights", "none", "64x64", 0),
+        MetricResult("psnr", 20.125, "common", "none", "64x64", 3, "mean of frames"),
+        not_computed("fid", "clean", "weights", "64x64", 0),
     ]
     lines = record.table(rows).splitlines()
-    assert lines[1].split() == ["psnr", "20.1250", "3", "common"]
-    assert "not computed" in lines[2] and "needs weights" in lines[2]
+    assert lines[1].split() == ["psnr", "20.1250", "3", "common;", "mean", "of", "frames"]
+    assert lines[2].endswith("0  clean; not computed: needs weights")

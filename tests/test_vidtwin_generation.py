@@ -15,6 +15,7 @@ from vidmotion.data.records import INDEX
 from vidmotion.data.vidtwin_latents import VidTwinLatentsSource
 from vidmotion.encode import encode
 from vidmotion.errors import EXIT_DONE, ConfigError
+from vidmotion.evaluation import evaluate
 from vidmotion.run import load_config, open_run
 from vidmotion.train import train
 
@@ -151,11 +152,13 @@ def test_two_steps_of_the_real_ones_and_pictures_of_every_class(monkeypatch, tmp
     for suffix in ("png", "mp4", "gif"):
         assert (out / "samples" / f"generated.{suffix}").stat().st_size > 0
     results = json.loads((out / "eval.json").read_text())["results"]
-    rows = {row["metric"]: row for row in results}
-    assert rows["gfvd"]["value"] is None and rows["gfvd"]["resolution"] == "16x16"
-    assert "names no judge" in rows["class_accuracy/generated"]["convention"]
+    assert [row["metric"] for row in results] == ["class_accuracy/generated"]
+    assert "needs config.eval.judge" in results[0]["note"] and results[0]["resolution"] == "16x16"
 
     run = open_run(str(out))
+    rows = {row.metric: row for row in evaluate("generation", run, run.trained_vars(), None)}
+    assert "convert i3d" in rows["gfvd"].note and rows["flicker"].n == 8
+    assert (out / "eval" / "generation.md").exists()
     label = run.put_rows({"label": np.arange(8, dtype=np.int32)})
     made = run.jit_sample()(run.trained_vars(), label, jax.random.key(0))
     assert made["structure"].shape == (8, 4, 2, 2, 2) and made["dynamics"].shape == (8, 4, 4, 3)

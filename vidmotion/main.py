@@ -28,13 +28,14 @@ _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "plan"], 
 def run_mode(mode: str, config, workdir: str | None) -> int:
     """Do what `mode` says; returns an exit code."""
     from vidmotion import evaluation, plan, train
-    from vidmotion.run import Run
+    from vidmotion.run import Run, check_place
 
     if mode == "plan":
         print(plan.plan(Run(config, workdir or "", abstract=not plan.asked(config))))
         return EXIT_DONE
     if not workdir:
         raise ConfigError(f"--mode={mode} needs --workdir=DIR, the folder of the run")
+    check_place(workdir)
     if mode == "train":
         return train.train(config, workdir)
     run = Run(config, workdir)

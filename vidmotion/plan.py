@@ -5,14 +5,18 @@ shardings are those of the accelerator; memory and traffic are those of the prog
 fuses otherwise, may widen bfloat16, and keeps all-reduces where another would make reduce-scatters.
 """
 
+import ctypes
+import gc
 import math
 import re
 import resource
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
 
 from vidmotion import hardware, paths, record, sharding
@@ -39,6 +43,8 @@ def plan(run: Run) -> str:
     Raises:
       ConfigError: see `compiled`.
     """
+    if asked(run.config):
+        reckoned_with(run)  # what is wrong is said before the long part
     lines = [*_parameters(run), "", *_cost(run), *_facts(run)]
     if asked(run.config):
         figures = compiled(run)
@@ -93,15 +99,11 @@ def compile_update(run: Run, batch_size: int | None = None) -> Compiled:
     """Compile the update of `batch_size` examples (default: the config's); nothing is allocated or executed."""
     batch_size = batch_size or run.config.batch_size
     batch = run.batch
-    cached = jax.config.jax_enable_compilation_cache
-    # A program from the cache does not say what memory it takes.
-    jax.config.update("jax_enable_compilation_cache", False)
     try:
         run.batch = run.system.input_spec(batch_size)
-        program = run.lower_update().compile(compiler_options=COMPILER)
+        program = _compile(run, COMPILER)
     finally:
         run.batch = batch
-        jax.config.update("jax_enable_compilation_cache", cached)
     memory = program.memory_analysis()
     moved, unknown = moved_bytes(program.as_text())
     return Compiled(
@@ -115,8 +117,18 @@ def compile_update(run: Run, batch_size: int | None = None) -> Compiled:
     )
 
 
-def compiled(run: Run) -> dict[str, Any]:
-    """Figures of the update compiled for the run's mesh, and what a chip would make of it.
+def _compile(run: Run, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
+    """The update, compiled anew: a program from the cache does not say what memory it takes."""
+    cached = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        return run.lower_update().compile(compiler_options=options)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
+
+
+def reckoned_with(run: Run) -> tuple[hardware.Chip, int]:
+    """The chip that ``config.plan`` names, and the bytes of memory that a device is taken to have.
 
     Raises:
       ConfigError: another number of devices than `asked`, an unknown chip, or a number out of range.
@@ -133,7 +145,21 @@ def compiled(run: Run) -> dict[str, Any]:
         )
     if want.memory_gib < 0:
         raise ConfigError(f"config.plan.memory_gib={want.memory_gib}: GiB, or 0 for the chip's own")
-    memory = int(want.memory_gib * GIB) or chip.memory_bytes
+    if want.measure and devices != 1:
+        raise ConfigError(
+            f"config.plan.measure weighs this process, so config.plan.devices is 1, not {devices}"
+        )
+    return chip, int(want.memory_gib * GIB) or chip.memory_bytes
+
+
+def compiled(run: Run) -> dict[str, Any]:
+    """Figures of the update compiled for the run's mesh, and what a chip would make of it.
+
+    Raises:
+      ConfigError: as `reckoned_with`.
+    """
+    chip, memory = reckoned_with(run)
+    want, devices = run.config.plan, run.mesh.size
     first = compile_update(run)
     flops = run.flops_per_step()
     seconds = {
@@ -168,9 +194,52 @@ def compiled(run: Run) -> dict[str, Any]:
         unit = sharding.batch_shards(run.mesh) * run.config.accumulate
         best = largest_batch(lambda size: compile_update(run, size).peak, first, unit, memory)
         figures["largest_batch"], figures["largest_batch_peak"] = best
+    if want.measure:
+        figures["measured"] = measured(run)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     figures["plan_cpu_seconds"] = usage.ru_utime
     return figures
+
+
+def measured(run: Run, steps: int = 2) -> dict[str, int]:
+    """Run the update on a batch of zeros, on one CPU device, and weigh this process meanwhile. Linux only.
+
+    Args:
+      run: with one device.
+      steps: how often; from the second on, state takes the place of donated state.
+
+    Returns:
+      Bytes: ``arrays`` held (state, never-trained networks, batch); ``growth`` of the process's resident memory over
+      that; ``program``, the peak that XLA states of the program that ran.
+    """
+    program = _compile(run)
+    stated = program.memory_analysis()
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), run.batch)
+    state, consts, batch = run.fresh_state(), run.consts, run.put(zeros)
+    arrays = sum(leaf.nbytes for leaf in jax.tree.leaves((state, consts, batch)))
+    jax.block_until_ready((state, consts, batch))
+    del zeros
+    gc.collect()
+    # Memory that the compiler has freed goes back to the system, or the update would seem to take none.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _resident("VmRSS")
+    for _ in range(steps):
+        state, _ = jax.block_until_ready(program(state, consts, batch))
+    return {
+        "arrays": arrays,
+        "growth": _resident("VmHWM") - before,
+        "program": stated.argument_size_in_bytes
+        + stated.output_size_in_bytes
+        - stated.alias_size_in_bytes
+        + stated.temp_size_in_bytes,
+    }
+
+
+def _resident(name: str) -> int:
+    """``VmRSS`` or its peak ``VmHWM`` of this process, bytes."""
+    (kib,) = re.findall(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    return int(kib) * 1024
 
 
 def largest_batch(
@@ -320,6 +389,16 @@ def _describe(figures: dict[str, Any]) -> list[str]:
                 f"{size}  (compiled: {held:.2f} GiB)"
                 if size
                 else f"none: the smallest takes {held:.2f} GiB",
+            )
+        )
+    if "measured" in figures:
+        weighed = figures["measured"]
+        both = weighed["arrays"] + weighed["growth"]
+        rows.append(
+            (
+                "measured on this CPU",
+                f"{both:,}  (arrays {weighed['arrays']:,}, growth over the update {weighed['growth']:,}); "
+                f"predicted / measured {figures['peak_bytes'] / both:.2f}",
             )
         )
     width = max(len(label) for label, _ in rows)

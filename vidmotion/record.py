@@ -8,33 +8,16 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from etils import epath
 
+from vidmotion.metrics.result import MetricResult
+
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-
-
-class Result(NamedTuple):
-    """One measured number with everything needed to compare it.
-
-    Attributes:
-      metric, value: name and number (None where it was not computed).
-      convention: how it is defined or averaged, or why it was not computed.
-      weights: identity of the feature or judge network, or "none".
-      resolution: pixels, "64x64".
-      n: number of samples behind it.
-    """
-
-    metric: str
-    value: float | None
-    convention: str
-    weights: str
-    resolution: str
-    n: int
 
 
 def environment() -> dict[str, Any]:
@@ -79,12 +62,13 @@ def write(path: epath.Path, content: Mapping[str, Any]) -> None:
     aside.replace(path)
 
 
-def table(results: list[Result]) -> str:
+def table(results: Sequence[MetricResult]) -> str:
     """Results as an aligned text table."""
     rows = [("metric", "value", "n", "convention")]
     for row in results:
-        value = "not computed" if row.value is None else f"{row.value:.4f}"
-        rows.append((row.metric, value, str(row.n), row.convention))
+        value = "-" if row.value is None else f"{row.value:.4f}"
+        what = "; ".join(filter(None, (row.convention, row.note)))
+        rows.append((row.metric, value, str(row.n), what))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in rows]
     return "\n".join(line.rstrip() for line in lines)

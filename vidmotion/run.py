@@ -64,6 +64,35 @@ def load_config(name: str) -> ml_collections.ConfigDict:
         raise ConfigError(f"there is no config configs/{module}.py") from error
 
 
+def check_place(workdir: str) -> None:
+    """Refuse a workdir in a bucket that this process has no means or no right to reach.
+
+    Raises:
+      ConfigError: a library or the credentials are missing, or the bucket does not answer.
+    """
+    if not workdir.startswith("gs://"):
+        return
+    try:
+        import gcsfs  # noqa: F401
+        from google import auth
+        from google.auth.exceptions import GoogleAuthError
+    except ImportError as error:
+        raise ConfigError(
+            f"{workdir} is in a bucket, and what reads it is not installed ({error}): pip install 'vidmotion[gcs]'"
+        ) from error
+    try:
+        auth.default()  # without any, gcsfs would go on as nobody and be refused at the first checkpoint
+    except GoogleAuthError as error:
+        raise ConfigError(
+            f"{workdir}: there are no Google Cloud credentials here; `gcloud auth application-default login`, "
+            "or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
+        ) from error
+    try:
+        epath.Path(workdir).exists()
+    except Exception as error:  # of several libraries below
+        raise ConfigError(f"{workdir} cannot be reached: {error}") from error
+
+
 def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> "Run":
     """The run that a workdir holds, to be used: its batches are cut over the devices that are here.
 
@@ -75,6 +104,7 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> "Run":
     Raises:
       ConfigError: no run there, or a change that does not fit it.
     """
+    check_place(workdir)
     path = epath.Path(workdir) / CONFIG_FILE
     try:
         config = ml_collections.ConfigDict(json.loads(path.read_text()))
@@ -354,7 +384,7 @@ class Run:
         when the caller lets go of them.
 
         Raises:
-          As `trained_vars`.
+          ConfigError, CheckpointError: as `trained_vars`.
         """
         vars = self.trained_vars()
 

@@ -23,6 +23,7 @@ from vidmotion import evaluation, hardware, record
 from vidmotion.checkpoint import Checkpointer, CheckpointError
 from vidmotion.data.pipeline import device_prefetch
 from vidmotion.errors import EXIT_DONE, EXIT_PREEMPTED
+from vidmotion.metrics.result import MetricResult
 from vidmotion.run import Run
 from vidmotion.state import TrainState
 from vidmotion.system import check_batch
@@ -183,7 +184,7 @@ class Session:
         self._files = files
         self._deferred = DeferredMetrics()
         self._latest: dict[str, float] = {}
-        self._results: list[record.Result] = []
+        self._results: list[MetricResult] = []
         self._meter = Meter(run)
 
     def loop(self, interruption: Interruption) -> int:
@@ -256,7 +257,7 @@ class Session:
             **{name.removeprefix("speed/"): value for name, value in speed.items()},
             "peak_memory": record.peak_memory(),
             "last_metrics": self._latest,
-            "results": [row._asdict() for row in self._results],
+            "results": [row.to_dict() for row in self._results],
         }
         self.writer.flush()
         self._files.copy_out()
@@ -336,14 +337,18 @@ class Session:
             self.writer.scalars(self.step, numbers)
 
 
-def evaluate_vars(run: Run, vars) -> list[record.Result]:
-    """Run ``config.eval.run`` on given variables; prints the table and writes ``eval.json``."""
-    results = []
-    for name in run.config.eval.run:
+def evaluate_vars(run: Run, vars) -> list[MetricResult]:
+    """Run ``config.eval.protocol``, or else ``config.eval.run``, on given variables; prints the table.
+
+    Of the latter the rows are also written to ``eval.json``; a protocol writes its own files.
+    """
+    results, protocol = [], run.config.eval.get("protocol", "")
+    for name in (protocol,) if protocol else run.config.eval.run:
         results += evaluation.evaluate(name, run, vars, companion)
     if results and jax.process_index() == 0:
         print(record.table(results), flush=True)
-        rows = [row._asdict() for row in results]
+    if results and not protocol and jax.process_index() == 0:
+        rows = [row.to_dict() for row in results]
         record.write(run.workdir / "eval.json", {**record.environment(), "results": rows})
     return results
 

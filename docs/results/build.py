@@ -61,9 +61,10 @@ def describe(name: str, record: dict) -> list[str]:
         value = "not computed" if row["value"] is None else f"{row['value']:.4f}"
         paper = PAPER.get(row["metric"])
         cell = f"{paper[0]:.4f} ({paper[1]})" if paper else ""
+        note = f"; {row['note']}" if row.get("note") else ""  # older records have none
         lines.append(
             f"| {row['metric']} | {value} | {cell} | {row['n']} | {row['convention']}; weights: "
-            f"{row['weights']}; {row['resolution']} |"
+            f"{row['weights']}; {row['resolution']}{note} |"
         )
     picture = HERE / "pictures" / f"{name}.png"
     if picture.exists():

@@ -110,6 +110,30 @@ def test_codes_of_noise_read_at_chance(truth):
             assert low - 0.01 <= 0 <= high + 0.01
 
 
+def test_untrained_encoders_read_at_chance_what_they_were_not_shown():
+    """Random features of drawn heads keep who is shown, but tell nothing about another clip."""
+    heads = HeadsSource(16, FRAMES, CLIPS, split="eval")
+    pixels = np.stack([heads[i]["video"] for i in range(CLIPS)]).reshape(CLIPS, FRAMES, -1) / 255.0
+    weights = np.random.default_rng(0).normal(size=(2, pixels.shape[-1], 64)) / 16
+    motion, content = (np.maximum((pixels - 0.5) @ w, 0).astype(np.float32) for w in weights)
+    run = StubRun(content.mean(axis=1), motion)
+    seen = rows_of(leakage.evaluate(run, None, None))
+    row = seen["probe/identity_from_content/linear/r2"]
+    assert seen[f"{row.metric}/low"].value > 0.02
+
+    other, order = Numbered(CLIPS), np.random.default_rng(1).permutation(CLIPS)
+    factors, identity = other.factors, other.identity_id
+    other.factors, other.identity_id = (lambda i: factors(order[i])), (lambda i: identity(order[i]))
+    run.source = lambda split, **changes: other
+    rows = rows_of(leakage.evaluate(run, None, None))
+    intervals = [name.removesuffix("/low") for name in rows if name.endswith("/low")]
+    assert len(intervals) == 2 * (4 + 2)
+    for name in intervals:
+        chance = rows[f"{name}/chance"].value if name.endswith("accuracy") else 0.0
+        low, high = (rows[f"{name}/{end}"].value for end in ("low", "high"))
+        assert low - 0.02 <= chance <= high + 0.02, name
+
+
 def test_a_procedural_source_draws_as_many_clips_as_are_asked_for(truth):
     noise = truth[2]
     rows = leakage.evaluate(StubRun(noise[:, 0], noise, clips=4, probe_clips=50), None, None)

@@ -97,7 +97,7 @@ def test_rounding_to_bytes():
 
 def test_unfitting_protocols_are_refused():
     for name in ("sprites_transfer", "fid"):
-        with pytest.raises(ConfigError, match=rf"has '{name}'; stub can be evaluated by swap"):
+        with pytest.raises(ConfigError, match=rf"asks for '{name}'; stub can be evaluated by swap"):
             run = StubRun(None)
             run.config.system = ConfigDict({"name": "stub"})
             evaluate(name, run, None, None)

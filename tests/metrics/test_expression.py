@@ -56,7 +56,7 @@ def test_face_model_scalings_by_hand():
     one = FaceModelMotion().update(zero, zero + 0.1, angle, angle + np.deg2rad([[3, 6, 9]]))
     long = [np.repeat(x, 3, axis=0) for x in (zero, zero + 0.3, angle, angle + 0.0)]
     both = one.update(*long)
-    rows = {row.name: row for row in both.rows("w", "256x256")}
+    rows = {row.metric: row for row in both.rows("w", "256x256")}
     assert rows["aed_mean"].value == pytest.approx(0.2)
     assert rows["aed_l1sum"].value == pytest.approx(64 * 0.2)
     assert rows["apd_deg_mean"].value == pytest.approx(3)

@@ -129,7 +129,7 @@ def image_set(convention="pytorch_fid", weights="w", resolution="4x6", dim=8):
 def test_rows_carry_what_they_are_of():
     real, made = image_set().update(GOLDEN_A), image_set().update(GOLDEN_B)
     row = compare(real, made)
-    assert (row.name, row.convention, row.weights) == ("fid", "pytorch_fid", "w")
+    assert (row.metric, row.convention, row.weights) == ("fid", "pytorch_fid", "w")
     assert (row.resolution, row.n, row.note) == ("4x6", 60, "60 generated and 50 real images")
     assert row.value == pytest.approx(3.7320585752, abs=5e-10)
     sets = [

@@ -82,7 +82,7 @@ def test_means_over_videos_merge(head, videos):
     first, second = errors.update(head, ref, ref, made), errors.update(head, made, made, made)
     merged = first.merge(second).merge(errors)
     assert merged == first.update(head, made, made, made)
-    rows = {row.name: row for row in merged.rows("256x256")}
+    rows = {row.metric: row for row in merged.rows("256x256")}
     assert rows["shape_error"].value == pytest.approx(0.0476814162 / 2, abs=1e-10)
     assert rows["cross_error"].value == pytest.approx(0.1782510417 / 2, abs=1e-10)
     row = rows["motion_error"]

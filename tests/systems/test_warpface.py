@@ -213,7 +213,7 @@ def test_a_pair_of_equal_frames_has_no_motion_and_weighs_tau(monkeypatch, vars):
     batch |= {"target": batch["reference"][:, None], "driving": batch["reference_driving"][:, None]}
     seen, metrics = spied(monkeypatch, system, vars, batch)
     np.testing.assert_array_equal(seen["theta"], 0.0)
-    assert float(metrics["ldm"]) == pytest.approx(0.5 * float(metrics["noise_mse"]), rel=1e-6)
+    assert float(metrics["ldm"]) == pytest.approx(0.5 * float(metrics["mse"]), rel=1e-6)
 
 
 def test_the_target_is_drawn_from_the_posterior_and_all_else_is_its_mean(monkeypatch, vars):
@@ -450,7 +450,7 @@ def test_one_clip_is_learnt():
             lambda p: system.loss("model", Vars(p, {}, {}), batch, key, 0, None), has_aux=True
         )(params)
         updates, state = rule.update(grads, state)
-        return optax.apply_updates(params, updates), state, out.metrics["noise_mse"]
+        return optax.apply_updates(params, updates), state, out.metrics["mse"]
 
     state, errors = rule.init(params), []
     for i in range(300):

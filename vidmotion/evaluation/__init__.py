@@ -5,23 +5,31 @@ from collections.abc import Callable
 
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.pictures import pictures
-from vidmotion.record import Result
+from vidmotion.metrics.result import MetricResult
 
 EVALUATORS = {
     "class_generation": "vidmotion.evaluation.class_generation",
     "leakage": "vidmotion.evaluation.leakage",
     "motion_generation": "vidmotion.evaluation.motion_generation",
     "motion_tokens": "vidmotion.evaluation.motion_tokens",
-    "reconstruction": "vidmotion.evaluation.reconstruction",
     "sprites_transfer": "vidmotion.evaluation.sprites_transfer",
     "sprites_judge": "vidmotion.evaluation.sprites_judge",
     "swap": "vidmotion.evaluation.swap",
     "token_generation": "vidmotion.evaluation.token_generation",
 }
 
+# Protocols of `vidmotion.evaluation.protocols`: which of the above a system must know for one to make sense.
+PROTOCOLS = {
+    "self_reenactment": "swap",
+    "cross_reenactment": "swap",
+    "motion_transfer": "swap",
+    "reconstruction": "reconstruction",
+    "generation": "class_generation",
+}
+
 ANALYSES = {"warpface": "vidmotion.evaluation.warpface_analysis"}  # system: its module
 
-__all__ = ["ANALYSES", "EVALUATORS", "analyse", "evaluate", "pictures"]
+__all__ = ["ANALYSES", "EVALUATORS", "PROTOCOLS", "analyse", "evaluate", "evaluators", "pictures"]
 
 
 def analyse(run, vars) -> None:
@@ -39,11 +47,17 @@ def analyse(run, vars) -> None:
     importlib.import_module(ANALYSES[name]).analyse(run, vars, asked)
 
 
-def evaluate(name: str, run, vars, companion: Callable) -> list[Result]:
-    """Run one protocol.
+def evaluators(system) -> tuple[str, ...]:
+    """Names of what makes sense for a system: its own evaluators, and the protocols."""
+    own = system.evaluators()
+    return (*own, *(name for name, needs in PROTOCOLS.items() if needs in own and name not in own))
+
+
+def evaluate(name: str, run, vars, companion: Callable) -> list[MetricResult]:
+    """Run one evaluator or protocol.
 
     Args:
-      name: a key of `EVALUATORS` that the run's system lists in `evaluators`.
+      name: one of `evaluators` of the run's system.
       run: a `vidmotion.run.Run`.
       vars: the system's variables.
       companion: gives a protocol a second, trained run that it needs (a judge).
@@ -51,9 +65,13 @@ def evaluate(name: str, run, vars, companion: Callable) -> list[Result]:
     Raises:
       ConfigError: unknown protocol, or one that makes no sense for this system.
     """
-    if name not in EVALUATORS or name not in run.system.evaluators():
+    known = evaluators(run.system)
+    if name not in known:
         raise ConfigError(
-            f"config.eval.run has {name!r}; {run.config.system.name} can be evaluated by "
-            f"{', '.join(run.system.evaluators()) or 'nothing yet'}"
+            f"config.eval asks for {name!r}; {run.config.system.name} can be evaluated by "
+            f"{', '.join(known) or 'nothing yet'}"
         )
+    if name in PROTOCOLS:
+        protocols = importlib.import_module("vidmotion.evaluation.protocols")
+        return protocols.evaluate(name, run, vars, companion)
     return importlib.import_module(EVALUATORS[name]).evaluate(run, vars, companion)

@@ -1,8 +1,8 @@
 """Class-conditional generation: does a judge find the class that was asked for?
 
-The paper reports gFVD on UCF-101 (spec vidtwin.md, sections 12 and 13); its sample count and reference set are not
-stated. Here a trained judge reads as many clips of each class; beside it stands its accuracy on held-out clips that
-the autoencoder rebuilt, which is what generation can reach, and chance.
+The paper reports gFVD on UCF-101 (spec vidtwin.md, sections 12 and 13), which the protocol ``generation`` measures.
+Here a trained judge reads as many clips of each class; beside it stands its accuracy on held-out clips that the
+autoencoder rebuilt, which is what generation can reach, and chance.
 """
 
 import logging
@@ -17,7 +17,7 @@ from vidmotion.errors import ConfigError
 from vidmotion.evaluation.sprites_judge import judge_clips, trained_judge
 from vidmotion.evaluation.transfer import to_uint8
 from vidmotion.metrics import judge
-from vidmotion.record import Result
+from vidmotion.metrics.result import MetricResult, not_computed
 from vidmotion.run import open_run
 from vidmotion.system import fingerprint
 from vidmotion.systems.sprites_judge import LABELS
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 SHOWN = 4  # clips of each class in the pictures
 
 
-def evaluate(run, vars, companion) -> list[Result]:
+def evaluate(run, vars, companion) -> list[MetricResult]:
     """Accuracy of the judge on generated and on rebuilt clips, the spread of looks, and the pictures.
 
     ``config.eval``: `autoencoder`, workdir of the VidTwin that wrote the latents; `per_class` clips of each
@@ -41,19 +41,17 @@ def evaluate(run, vars, companion) -> list[Result]:
     settings, system = run.config.eval, run.system
     names = vidtwin_latents.read_provenance(system.latents)["classes"]
     count = settings.per_class * len(names)
-    fvd = Result("gfvd", None, "not computed: needs I3D weights", "none", "latents", count)
     if not settings.autoencoder:
-        why = "not computed: config.eval.autoencoder names no VidTwin run"
-        return [Result("class_accuracy/generated", None, why, "none", "latents", count), fvd]
-    autoencoder, decode = _autoencoder(run)
+        return [
+            _unjudged("config.eval.autoencoder, the VidTwin run of the latents", "latents", count)
+        ]
+    autoencoder, decode = decoder(run)
     labels = np.tile(np.arange(len(names), dtype=np.int32), settings.per_class)
     made = decode(generate(run, vars, labels))
     show(run, made, labels, names)
     resolution = f"{made.shape[2]}x{made.shape[3]}"
-    fvd = fvd._replace(resolution=resolution)
     if not settings.judge:
-        why = "not computed: config.eval.judge names no judge of these classes"
-        return [Result("class_accuracy/generated", None, why, "none", resolution, count), fvd]
+        return [_unjudged("config.eval.judge, a judge of these classes", resolution, count)]
     if autoencoder.config.data.kind != "sprites":
         raise ConfigError(
             f"config.eval.judge={settings.judge!r} reads Sprites, but config.eval.autoencoder="
@@ -96,16 +94,21 @@ def evaluate(run, vars, companion) -> list[Result]:
         ("H(looks)/rebuilt", spread[1], entropy, len(truth)),
     ]
     return [
-        *(
-            Result(name, float(value), note, identity, resolution, n)
-            for name, value, note, n in rows
-        ),
-        fvd,
+        MetricResult(name, float(value), convention, identity, resolution, n)
+        for name, value, convention, n in rows
     ]
 
 
-def generate(run, vars, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Latents (N, ...) of new clips of the classes `labels` (N,), `config.eval.batch` at a time."""
+def _unjudged(needs: str, resolution: str, count: int) -> MetricResult:
+    return not_computed("class_accuracy/generated", "judged", needs, resolution, count)
+
+
+def generate(run, vars, labels: np.ndarray, first: int = 0) -> dict[str, np.ndarray]:
+    """Latents (N, ...) of new clips of the classes `labels` (N,), `config.eval.batch` at a time.
+
+    Args:
+      first: place of these clips among all: each batch has its own noise.
+    """
     rows = run.rows(run.config.eval.batch)
     sample = run.jit_sample()
     key = jax.random.key(run.config.seed)
@@ -113,13 +116,13 @@ def generate(run, vars, labels: np.ndarray) -> dict[str, np.ndarray]:
     for start in tqdm(range(0, len(labels), rows), desc="generating", disable=None):
         picked = np.minimum(np.arange(start, start + rows), len(labels) - 1)
         placed = run.put_rows({"label": labels[picked]})
-        latents = sample(vars, placed, jax.random.fold_in(key, start))
+        latents = sample(vars, placed, jax.random.fold_in(key, first + start))
         kept = min(rows, len(labels) - start)
         parts.append({name: np.asarray(value)[:kept] for name, value in latents.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _autoencoder(run):
+def decoder(run):
     """The VidTwin run `config.eval.autoencoder`, and latents (N, ...) -> uint8 videos (N, T, H, W, 3)."""
     settings, system = run.config.eval, run.system
     autoencoder = open_run(settings.autoencoder)

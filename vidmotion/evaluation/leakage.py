@@ -19,7 +19,7 @@ from vidmotion import sharding
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.transfer import face_views
 from vidmotion.metrics import probe
-from vidmotion.record import Result
+from vidmotion.metrics.result import MetricResult
 
 READINGS = {  # factors and code: what is wanted
     ("identity", "motion"): "leakage: wanted at chance",
@@ -29,7 +29,7 @@ READINGS = {  # factors and code: what is wanted
 }
 
 
-def evaluate(run, vars, companion: Callable) -> list[Result]:
+def evaluate(run, vars, companion: Callable) -> list[MetricResult]:
     """R^2 of continuous factors and accuracy of classes, each with its interval, for every reading and probe.
 
     ``config.eval``: `probe_clips` (0, or absent: all of the eval split; of a procedural source any number),
@@ -44,7 +44,7 @@ def evaluate(run, vars, companion: Callable) -> list[Result]:
     source = run.source("eval", **({"clips": wanted} if drawn else {}))
     if not hasattr(source, "factors"):
         raise ConfigError(
-            f"config.eval.run has 'leakage', and data of kind {run.config.data.kind!r} do not know what "
+            f"config.eval asks for 'leakage', and data of kind {run.config.data.kind!r} do not know what "
             "their clips were made of; heads and sprites do"
         )
     count = min(wanted or len(source), len(source))
@@ -74,7 +74,9 @@ def evaluate(run, vars, companion: Callable) -> list[Result]:
                     name = f"probe/{kind}_from_{code}/{reader}"
                     names = [key for key in factors if key.startswith(f"{kind}/")]
                     rows = _rows(name, names, factors, readings, meaning)
-                    results += [Result(*row, "none", resolution, len(parts.test)) for row in rows]
+                    for metric, value, convention, *note in rows:
+                        of_row = (metric, value, convention, "none", resolution, len(parts.test))
+                        results.append(MetricResult(*of_row, *note))
     return results
 
 
@@ -100,7 +102,7 @@ def _codes(run, vars, source, count: int) -> tuple[dict[str, np.ndarray], str]:
 
 
 def _rows(name: str, names: list[str], factors, readings, meaning: str):
-    """(metric, value, convention) of the factors `names`: some for each kind of score that they have."""
+    """(metric, value, convention[, note]) of the factors `names`: some for each kind of score that they have."""
     classes = [key for key in names if np.issubdtype(factors[key].dtype, np.integer)]
     for score, keys in (
         ("r2", [key for key in names if key not in classes]),
@@ -114,6 +116,7 @@ def _rows(name: str, names: list[str], factors, readings, meaning: str):
             yield (
                 metric,
                 None,
+                meaning,
                 "not computed: no factor varies in both the fitting and the test part",
             )
             continue

@@ -15,13 +15,13 @@ from vidmotion.errors import ConfigError
 from vidmotion.evaluation.transfer import as_pictures, clip_of, to_uint8
 from vidmotion.metrics import codebook
 from vidmotion.metrics.accumulate import Mean
-from vidmotion.record import Result
+from vidmotion.metrics.result import MetricResult
 from vidmotion.run import open_run
 
 log = logging.getLogger(__name__)
 
 
-def evaluate(run, vars, companion) -> list[Result]:
+def evaluate(run, vars, companion) -> list[MetricResult]:
     """Score the eval split, generate as many sequences, and render `clips` of them with the BCD run `bcd`.
 
     ``config.eval``: `batch`, `frames`, `temperature`, `top_k`, and `bcd`, the workdir of the BCD whose codes
@@ -67,7 +67,9 @@ def evaluate(run, vars, companion) -> list[Result]:
         ("change_rate/real", float(changes[0]), "share of codes that differ from the frame before"),
         ("change_rate/generated", float(changes[1]), f"the same; {sampled}"),
     ]
-    return [Result(name, value, note, "none", "codes", len(real)) for name, value, note in results]
+    return [
+        MetricResult(name, value, note, "none", "codes", len(real)) for name, value, note in results
+    ]
 
 
 def _generator(run, frames: int):

@@ -16,13 +16,13 @@ from vidmotion.errors import ConfigError
 from vidmotion.evaluation.transfer import boxes_of, face_views, to_uint8
 from vidmotion.metrics import codebook
 from vidmotion.metrics.accumulate import Mean
-from vidmotion.record import Result
+from vidmotion.metrics.result import MetricResult
 from vidmotion.run import Run, open_run
 
 log = logging.getLogger(__name__)
 
 
-def evaluate(run, vars, companion) -> list[Result]:
+def evaluate(run, vars, companion) -> list[MetricResult]:
     """Errors on the eval split, use of the codebook, and pictures of `clips` of them by the X-NeMo run `xnemo`.
 
     ``config.eval``: `batch`, `clips`, and `xnemo`, the workdir of the X-NeMo whose codes these are; without it
@@ -80,7 +80,8 @@ def evaluate(run, vars, companion) -> list[Result]:
         ),
     ]
     return [
-        Result(name, value, note, "none", "codes", len(source)) for name, value, note in results
+        MetricResult(name, value, note, "none", "codes", len(source))
+        for name, value, note in results
     ]
 
 

@@ -7,19 +7,19 @@ import jax
 import numpy as np
 
 from vidmotion.metrics import judge as metrics
-from vidmotion.record import Result
+from vidmotion.metrics.result import MetricResult
 from vidmotion.run import Run, load_config
 from vidmotion.systems.sprites_judge import LABELS, labels_of
 
 log = logging.getLogger(__name__)
 
 
-def evaluate(run, vars, companion) -> list[Result]:
+def evaluate(run, vars, companion) -> list[MetricResult]:
     """Accuracy of each label on every clip of the eval split."""
     source = run.source("eval")
     probabilities, labels = judge_clips(run, vars, [source[i] for i in range(len(source))])
     return [
-        Result(
+        MetricResult(
             f"judge/{name}",
             metrics.accuracy(probabilities[name], labels[name]),
             "share of real test clips",

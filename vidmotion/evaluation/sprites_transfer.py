@@ -11,11 +11,11 @@ from vidmotion.evaluation.sprites_judge import judge_clips, trained_judge
 from vidmotion.evaluation.transfer import derangement, to_uint8, transfer
 from vidmotion.metrics import codebook, judge, pixel
 from vidmotion.metrics.accumulate import Mean
-from vidmotion.record import Result
+from vidmotion.metrics.result import MetricResult
 from vidmotion.systems.sprites_judge import LABELS
 
 
-def evaluate(run, vars, companion) -> list[Result]:
+def evaluate(run, vars, companion) -> list[MetricResult]:
     """The five accuracies beside chance, IS, H(y|x), H(y), bits per frame, and PSNR to the true sprite.
 
     ``config.eval``: `pairs` test clips (0 is all 2,664), `batch` at a time, `judge` the judge's config,
@@ -54,8 +54,8 @@ def evaluate(run, vars, companion) -> list[Result]:
     probabilities, wanted = judge_clips(judge_run, judge_vars, truth)
     size = f"{sprites.CELL}x{sprites.CELL}"
 
-    def add(metric, value, convention):
-        results.append(Result(metric, value, convention, name, size, count))
+    def add(metric, value, convention, note=""):
+        results.append(MetricResult(metric, value, convention, name, size, count, note))
 
     for label, classes in LABELS:
         add(
@@ -75,7 +75,8 @@ def evaluate(run, vars, companion) -> list[Result]:
             balanced = judge.balanced(wanted["action"], sprites.CLASSES)
             add(metric, function(probabilities["action"][balanced]), convention)
         else:
-            add(metric, None, "not computed: not every action is among these pairs")
+            why = "not computed: not every action is among these pairs"
+            add(metric, None, convention, why)
     add("psnr/true_sprite", psnr.compute(), "common, mean of per-frame dB")
     counts = codebook.usage_counts(np.concatenate(ids), run.system.quantizer.entries)
     add("bits_per_frame/hard", codebook.bits_per_frame(counts), "entropy of the code histogram")

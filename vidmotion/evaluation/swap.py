@@ -11,7 +11,7 @@ from vidmotion.errors import ConfigError
 from vidmotion.evaluation.transfer import derangement, transfer
 from vidmotion.metrics import codebook, pixel
 from vidmotion.metrics.accumulate import Mean
-from vidmotion.record import Result
+from vidmotion.metrics.result import MetricResult
 
 METRICS = {
     "psnr": ("common", pixel.psnr, "common, mean of per-frame dB"),
@@ -19,7 +19,7 @@ METRICS = {
 }
 
 
-def evaluate(run, vars, companion) -> list[Result]:
+def evaluate(run, vars, companion) -> list[MetricResult]:
     """PSNR and SSIM of the swap, of its two baselines and of clips driven by themselves, and what the motion code
     costs: its numbers, and the bits that a quantised one spends.
 
@@ -31,7 +31,7 @@ def evaluate(run, vars, companion) -> list[Result]:
     source = run.source("eval")
     if not hasattr(source, "swap"):
         raise ConfigError(
-            f"config.eval.run has 'swap', and data of kind {run.config.data.kind!r} cannot render the true answer; "
+            f"config.eval asks for 'swap', and data of kind {run.config.data.kind!r} cannot render the true answer; "
             "heads and sprites can"
         )
     count = min(run.config.eval.pairs or len(source), len(source))
@@ -65,18 +65,22 @@ def evaluate(run, vars, companion) -> list[Result]:
         done = part.stop
     resolution = f"{clips[0].shape[1]}x{clips[0].shape[2]}"
     results = [
-        Result(name, mean.compute(), METRICS[name.split("/")[0]][2], "none", resolution, count)
+        MetricResult(
+            name, mean.compute(), METRICS[name.split("/")[0]][2], "none", resolution, count
+        )
         for name, mean in sorted(means.items())
     ]
     if ids:
         whole = np.concatenate(ids)
         bits = codebook.bits_per_frame(codebook.usage_counts(whole, run.system.quantizer.entries))
         what = "entropy of the code histogram, summed over codebooks"
-        results.append(Result("bits_per_frame/hard", bits, what, "none", resolution, count))
+        results.append(MetricResult("bits_per_frame/hard", bits, what, "none", resolution, count))
         numbers, what = whole.shape[-1], "indices"
     else:
         numbers, what = _motion_width(run, vars, clips[0]), "real numbers"
-    results.append(Result("numbers_per_frame/motion", float(numbers), what, "none", resolution, 1))
+    results.append(
+        MetricResult("numbers_per_frame/motion", float(numbers), what, "none", resolution, 1)
+    )
     return results
 
 

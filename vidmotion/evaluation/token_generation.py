@@ -13,12 +13,12 @@ from vidmotion.data import motion_codes
 from vidmotion.evaluation.motion_tokens import open_xnemo, write_sheet
 from vidmotion.metrics import codebook
 from vidmotion.metrics.accumulate import Mean
-from vidmotion.record import Result
+from vidmotion.metrics.result import MetricResult
 
 RIDGE = 1e-2  # of the mean variance of the standardised mean codes
 
 
-def evaluate(run, vars, companion) -> list[Result]:
+def evaluate(run, vars, companion) -> list[MetricResult]:
     """Score the eval split, continue `prefix` tokens of each of its sequences by `count`, and render `clips` of them.
 
     ``config.eval``: `batch`, `clips`, `prefix`, `count`, and `xnemo`, the workdir of the X-NeMo whose codes these
@@ -69,7 +69,9 @@ def evaluate(run, vars, companion) -> list[Result]:
         rows += _emotions(run, vars, decode, truth, made["motion"], real["condition"])
     if xnemo is not None:
         _show(run, vars, xnemo, real, made, decode)
-    return [Result(name, value, note, "none", "tokens", len(source)) for name, value, note in rows]
+    return [
+        MetricResult(name, value, note, "none", "tokens", len(source)) for name, value, note in rows
+    ]
 
 
 def _all(source, name: str) -> np.ndarray:

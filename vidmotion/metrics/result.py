@@ -17,7 +17,7 @@ class MetricResult:
     """A row of a table of results.
 
     Attributes:
-      name: of the metric, "fid".
+      metric: its name, "fid".
       value: the number, or None where it was not computed; a note then says why.
       convention: which of the definitions in circulation, "pytorch_fid".
       weights: identity of the feature network's weights, or "none" where there is no network.
@@ -29,7 +29,7 @@ class MetricResult:
       ValueError: a value that is not finite, no value and no note, or a negative n.
     """
 
-    name: str
+    metric: str
     value: float | None
     convention: str
     weights: str
@@ -39,16 +39,15 @@ class MetricResult:
 
     def __post_init__(self):
         if self.value is None and not self.note:
-            raise ValueError(f"{self.name}: without a value the note must say why")
+            raise ValueError(f"{self.metric}: without a value the note must say why")
         if self.value is not None and not math.isfinite(self.value):
-            raise ValueError(f"{self.name}: {self.value} is no result; give None and a note")
+            raise ValueError(f"{self.metric}: {self.value} is no result; give None and a note")
         if self.n < 0:
-            raise ValueError(f"{self.name}: n={self.n} samples")
+            raise ValueError(f"{self.metric}: n={self.n} samples")
 
     def to_dict(self) -> dict[str, str | float | int | None]:
         """The row for a JSON file, keys as in `COLUMNS`; a value that was not computed is None."""
-        row = dataclasses.asdict(self)
-        return {"metric": row.pop("name"), **row}
+        return dataclasses.asdict(self)
 
     def markdown_row(self, digits: int = 4) -> str:
         """One line of the table that `markdown` makes; `digits` after the point."""
@@ -59,7 +58,7 @@ class MetricResult:
 
 
 def not_computed(
-    name: str, convention: str, needs: str, resolution: str, n: int, weights: str = "none"
+    metric: str, convention: str, needs: str, resolution: str, n: int, weights: str = "none"
 ) -> MetricResult:
     """The row of a metric that lacks something.
 
@@ -67,7 +66,7 @@ def not_computed(
       needs: what is missing, and where it is published or how it is made.
     """
     return MetricResult(
-        name, None, convention, weights, resolution, n, f"not computed: needs {needs}"
+        metric, None, convention, weights, resolution, n, f"not computed: needs {needs}"
     )
 
 

@@ -394,11 +394,6 @@ class VidTwinAutoencoder(System):
         """``structure``, ``dynamics``, or one alone, as of `read` -> video (B, T, H, W, 3) in [0, 1]."""
         return self._decode(vars, batch.get("structure"), batch.get("dynamics"))
 
-    def perceptual_distance(self, vars: Vars, x: jax.Array, y: jax.Array) -> jax.Array:
-        """LPIPS of videos (B, T, H, W, 3) in [0, 1], each frame's, (B, T); needs its weights."""
-        frames = (2.0 * v.reshape(-1, *v.shape[2:]) - 1.0 for v in (x, y))
-        return self.lpips.apply({"params": vars.consts["lpips"]}, *frames).reshape(x.shape[:2])
-
     def read_codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
         """``content``: the structure of clips ``content``, (B, numbers); ``motion``: the dynamics of clips
         ``motion``, (B, T, numbers of a frame)."""

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from vidmotion.diffusion import samplers
 from vidmotion.diffusion.guidance import guide
-from vidmotion.diffusion.process import DDPM
+from vidmotion.diffusion.process import DDPM, PREDICTIONS
 from vidmotion.errors import ConfigError
 from vidmotion.losses.motion import adaptive_weight, symmetry_loss
 from vidmotion.models import mgme, warpca
@@ -129,6 +129,7 @@ class WarpFace(System):
       unet: sizes of `UNet`; both networks have them.
       reference: name of the set of blocks that read the reference (Table 4a).
       motion ... diffusion: the records above, or mappings of their fields; `diffusion` of `DDPM`.
+      prediction: of the denoiser, ``eps`` in the paper, ``x0`` or ``v``; ``x0`` asks least of a small network.
       steps: of DDIM.
       compute: ``float32`` or ``bfloat16``.
       remat: of both UNets.
@@ -146,6 +147,7 @@ class WarpFace(System):
     loss_terms: Loss = Loss()
     guidance: Guidance = Guidance()
     diffusion: DDPM = STABLE_DIFFUSION
+    prediction: str = "eps"
     steps: int = 40
     compute: str = "float32"
     remat: bool = False
@@ -167,6 +169,7 @@ class WarpFace(System):
             ("motion.transfer", self.motion.transfer, mgme.TRANSFERS),
             ("guidance.null", self.guidance.null, NULLS),
             ("loss_terms.symmetry_on", self.loss_terms.symmetry_on, ("source", "both")),
+            ("prediction", self.prediction, PREDICTIONS),
         ):
             if value not in known:
                 choices = sets if known is BLOCKS else ", ".join(known)
@@ -322,10 +325,11 @@ class WarpFace(System):
             mask,
             mutable="motion",
         )
-        error_bhwc = jnp.square(noise - out[:, 0])
+        target = self.diffusion.target(z_d, noise, time, self.prediction)
+        error_bhwc = jnp.square(target - out[:, 0])
         weight_bhw = adaptive_weight(z_s, mean_d, self.loss_terms.tau, self.loss_terms.epsilon)
         ldm = jnp.mean(weight_bhw[..., None] * error_bhwc)
-        metrics = {"ldm": ldm, "noise_mse": jnp.mean(error_bhwc), **_motion_metrics(state)}
+        metrics = {"ldm": ldm, "mse": jnp.mean(error_bhwc), **_motion_metrics(state)}
         loss = ldm
         if self.motion.kind == "vector":
             sides = seen if self.loss_terms.symmetry_on == "both" else seen[:1]
@@ -427,7 +431,8 @@ class WarpFace(System):
         noise = jnp.broadcast_to(noise[:, None], (*theta.shape[:2], *z_s.shape[1:]))
         alpha_bar = self.diffusion.alpha_bar()
         times = samplers.leading_times(steps or self.steps, self.diffusion.steps)
-        latent = samplers.ddim(predict, noise, times, alpha_bar, final=float(alpha_bar[0]))
+        final = float(alpha_bar[0])
+        latent = samplers.ddim(predict, noise, times, alpha_bar, self.prediction, final)
         return self.codec.decode(vars.consts, latent)
 
     # -- for analyses -----------------------------------------------------------------------------

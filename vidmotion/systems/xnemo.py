@@ -30,7 +30,7 @@ from vidmotion.convert import folder
 from vidmotion.convert.maps.xnemo import PUBLISHED
 from vidmotion.diffusion import samplers
 from vidmotion.diffusion.guidance import XNEMO_PRESETS, guide, scale_of
-from vidmotion.diffusion.process import DDPM
+from vidmotion.diffusion.process import DDPM, PREDICTIONS
 from vidmotion.diffusion.start import start_from_reference
 from vidmotion.diffusion.windows import Windows, windowed
 from vidmotion.errors import ConfigError
@@ -200,6 +200,7 @@ class XNeMo(System):
       unet: a name of `unet.SIZES`, or a mapping of `UNet`'s sizes; of both UNets.
       motion: fields of `MotionEncoder`.
       stage ... diffusion: the records above, or mappings of their fields; `diffusion` of `DDPM`.
+      prediction: of the denoiser, ``eps`` in the paper, ``x0`` or ``v``; ``x0`` asks least of a small network.
       compute: ``float32`` or ``bfloat16``.
       remat: of both UNets.
 
@@ -217,6 +218,7 @@ class XNeMo(System):
     guidance: Guidance = Guidance()
     sampler: Sampler = Sampler()
     diffusion: DDPM = AS_RELEASED
+    prediction: str = "eps"
     compute: str = "float32"
     remat: bool = False
 
@@ -229,6 +231,7 @@ class XNeMo(System):
             ("clip.network", self.clip.network, (*CLIP_SIZES, "none")),
             ("sampler.preset", sampler.preset, tuple(XNEMO_PRESETS)),
             ("sampler.start", sampler.start, STARTS),
+            ("prediction", self.prediction, PREDICTIONS),
             *(("stage.skip", name, MODULES) for name in stage.skip),
         ):
             if value not in known:
@@ -532,7 +535,8 @@ class XNeMo(System):
         if context is not None:
             context = context * keep_b[:, None, None]
         out = self._predict(vars, noisy, time_b, context, tokens, pairs, mask)
-        ldm = jnp.mean(jnp.square(noise - out))
+        target = self.diffusion.target(z_bfhwc, noise, time_b, self.prediction)
+        ldm = jnp.mean(jnp.square(target - out))
         loss, metrics, carry = ldm, {"ldm": ldm}, {}
         if vector_bfm is not None:
             # The standard deviation of the vectors over the batch: near zero when motion collapses.
@@ -698,7 +702,7 @@ class XNeMo(System):
             x = jax.random.normal(start_key, (len(z_bhwc), frames, *z_bhwc.shape[1:]))
         windows = Windows(frames, self.sampler.window, self.sampler.overlap)
         whole = windowed(predict, tokens, windows, window_key)
-        return samplers.ddim(whole, x, times, self.diffusion.alpha_bar())
+        return samplers.ddim(whole, x, times, self.diffusion.alpha_bar(), self.prediction)
 
     def motion_of(self, vars: Vars, crops: jax.Array) -> jax.Array:
         """f_mot (B, T, D) of face crops uint8 (B, T, s, s, 3), by the running statistics."""
@@ -797,7 +801,7 @@ class XNeMo(System):
         pairs: Pairs | None = None,
         mask: Mapping[str, jax.Array] | None = None,
     ) -> jax.Array:
-        """The denoiser's noise, float32; without `pairs` it sees no reference."""
+        """The denoiser's prediction, float32; without `pairs` it sees no reference."""
         params = {"params": vars.params["model"]["denoiser"]}
         return self._denoiser.apply(
             params, x_bfhwc, time_b, context, tokens, pairs, mask, self.stage.skip

@@ -1,0 +1,154 @@
+"""Networks that metrics look through, from the folders that ``python -m vidmotion.convert`` writes.
+
+    inception = load("fid_inception", folder)
+    inception(frames)        # numpy in, numpy out, any number of rows
+
+A network runs on the devices of its own process: every process measures its own clips.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vidmotion.convert import folder
+from vidmotion.errors import ConfigError
+from vidmotion.metrics import resize
+from vidmotion.models.features import emonet, i3d, inception, iresnet, lpips
+from vidmotion.system import fingerprint
+
+ROWS = {"i3d": 1}  # rows at a time and device; a clip is many pictures
+PICTURES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureNetwork:
+    """Features of many rows, a fixed number at a time, so that `jit` compiles once.
+
+    Attributes:
+      weights: identity of the parameters, or of whatever stands in for them.
+      apply: (variables, arrays of `rows` rows each) -> array of as many rows; runs under `jit`.
+      variables: what `apply` reads.
+      rows: at a time on each device of this process.
+      dim: length of a row of features; None where a row is a number.
+      least: pixels that a picture's shorter side needs, or frames that a clip needs.
+    """
+
+    weights: str
+    apply: Callable[..., jax.Array]
+    variables: Any
+    rows: int = PICTURES
+    dim: int | None = None
+    least: int = 1
+
+    @property
+    def batch(self) -> int:
+        """Rows at a time on all devices of this process."""
+        return self.rows * jax.local_device_count()
+
+    def __call__(self, *inputs: np.ndarray) -> np.ndarray:
+        """Features of all rows of `inputs`, arrays of equal length; the last batch is filled up with copies."""
+        parts, total = [], len(inputs[0])
+        for start in range(0, total, self.batch):
+            picked = np.minimum(np.arange(start, start + self.batch), total - 1)
+            placed = jax.device_put([x[picked] for x in inputs], self._where)
+            parts.append(np.asarray(self._compiled(self._placed, *placed))[: total - start])
+        return np.concatenate(parts)
+
+    @functools.cached_property
+    def _mesh(self) -> Mesh:
+        return Mesh(np.array(jax.local_devices()), ("rows",))
+
+    @property
+    def _where(self) -> NamedSharding:
+        return NamedSharding(self._mesh, PartitionSpec("rows"))
+
+    @functools.cached_property
+    def _placed(self) -> Any:
+        return jax.device_put(self.variables, NamedSharding(self._mesh, PartitionSpec()))
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[..., jax.Array]:
+        return jax.jit(self.apply)
+
+
+def _inception(arguments, variables, convention):
+    net = inception.InceptionV3(**arguments)
+
+    def apply(variables, images):
+        return net.apply(variables, resize.for_inception(images, convention))["2048"]
+
+    return FeatureNetwork("", apply, variables, dim=2048)
+
+
+def _i3d(arguments, variables, convention):
+    eps = resize.CLIP_CONVENTIONS[convention].bn_eps
+    net = i3d.I3D(**arguments, bn_eps=eps)
+
+    def apply(variables, clips):
+        return net.apply(variables, resize.for_i3d(clips, convention))["logits"]
+
+    return FeatureNetwork("", apply, variables, dim=400, least=i3d.LEAST_FRAMES)
+
+
+def _arcface(arguments, variables, convention):
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    net = iresnet.IResNet(**arguments)
+    return FeatureNetwork("", net.apply, variables, dim=net.embedding)
+
+
+def _emonet(arguments, variables, convention):
+    net = emonet.EmoNet(**arguments)
+
+    def apply(variables, faces):
+        made = net.apply(variables, faces)
+        return jnp.stack([made["valence"], made["arousal"]], axis=1)
+
+    return FeatureNetwork("", apply, variables, dim=2)
+
+
+def _lpips(arguments, variables, convention):
+    net = lpips.LPIPS(**arguments)
+
+    def apply(variables, first, second):
+        return net.apply({"params": variables}, 2 * first - 1, 2 * second - 1)
+
+    return FeatureNetwork("", apply, variables, least=31 if net.trunk == "alex" else 16)
+
+
+# Names of `vidmotion.convert`, which are the fields of ``config.eval.weights``.
+NETWORKS: dict[str, Callable] = {
+    "fid_inception": _inception,
+    "i3d": _i3d,
+    "arcface": _arcface,
+    "emonet": _emonet,
+    "lpips_alex": _lpips,
+    "lpips_vgg": _lpips,
+}
+
+
+def load(name: str, path: str, convention: str = "") -> FeatureNetwork:
+    """The network `name`, a key of `NETWORKS`, from a folder.
+
+    Args:
+      convention: of what comes before the network; see `metrics.resize`.
+
+    Raises:
+      ConfigError: no such folder, or it holds another network.
+    """
+    field = f"config.eval.weights.{name}={path!r}"
+    try:
+        found, arguments, variables = folder.load(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{field}: {error}") from error
+    if found != name:
+        raise ConfigError(f"{field}: holds {found}, wanted is {name}")
+    network = NETWORKS[name](arguments, variables, convention)
+    return dataclasses.replace(
+        network, weights=fingerprint(variables)[:12], rows=ROWS.get(name, PICTURES)
+    )

@@ -1,0 +1,449 @@
+"""What a protocol measures: each metric as an accumulator, an update by a batch of clips, and rows of results.
+
+    state = measure.start
+    state = measure.update(state, batch)          # any number of times, on any number of hosts
+    rows = measure.rows(merge(state, others))
+
+Accumulators are those of `vidmotion.metrics`: exact under any split, of a size that the number of clips does not
+change. Definitions and conventions are those of the spec metrics.md; the section stands beside each function.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from vidmotion.errors import ConfigError
+from vidmotion.evaluation.feature_networks import FeatureNetwork
+from vidmotion.metrics import (
+    expression,
+    frechet,
+    identity,
+    pixel,
+    stability,
+)
+from vidmotion.metrics.accumulate import Mean
+from vidmotion.metrics.paired import PairedScore
+from vidmotion.metrics.result import MetricResult, not_computed
+
+State = Mapping[str, Any]
+
+# Where a face box (eyebrows to chin) comes to lie in ArcFace's picture of 112 pixels: centre x, y and side, by the
+# eyes and the mouth of its template; and how much wider than the box EmoNet's crop is (section 8).
+ARCFACE_PLACE, ARCFACE_SIDE = (56.0, 75.0), 74.0
+EMONET_SCALE = 1.82
+BOX_CONVENTION = "arcface_box"
+_BOXES = "boxes of the faces (heads have them; of videos, python -m vidmotion.data.prepare videos --crop=tube)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Clips that a system made, with all that they are compared with; n clips of T frames.
+
+    Attributes:
+      made: float32 (n, T, H, W, 3) in [0, 1].
+      driving: uint8, of the same shape: what they take the motion from, and the set that they are to resemble.
+      reference: uint8 (n, H, W, 3), whom they are to show; None where nobody was given.
+      truth: uint8 like `driving`, the true answer; None where nobody knows it.
+      baselines: name -> trivial answers, like `made`.
+      boxes: (n, T, 4) of the faces in `driving`, which is where they are to be in `made`; None if not known.
+      reference_boxes: (n, 4).
+      real: (n,) booleans: False where `driving` only fills up.
+      consecutive: whether frames follow one another.
+    """
+
+    made: np.ndarray
+    driving: np.ndarray
+    reference: np.ndarray | None = None
+    truth: np.ndarray | None = None
+    baselines: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    boxes: np.ndarray | None = None
+    reference_boxes: np.ndarray | None = None
+    real: np.ndarray | None = None
+    consecutive: bool = True
+
+    def __post_init__(self):
+        """Raises: ConfigError: shapes, dtypes or value ranges that do not fit; says which."""
+        shape = self.made.shape
+        if self.made.ndim != 5 or not np.issubdtype(self.made.dtype, np.floating):
+            raise ConfigError(
+                f"clips that were made must be floats (n, T, H, W, 3), got {self.made.dtype} {shape}"
+            )
+        low, high = float(self.made.min()), float(self.made.max())
+        if not (low >= 0 and high <= 1):  # NaN too
+            raise ConfigError(
+                f"clips that were made must lie in [0, 1], these span {low} to {high}: either the network "
+                "diverged, or it returns another range"
+            )
+        for name in ("driving", "truth"):
+            there = getattr(self, name)
+            if there is None:
+                continue
+            if there.dtype != np.uint8:
+                raise ConfigError(f"the {name} clips must be uint8, got {there.dtype}")
+            if there.shape != shape:
+                raise ConfigError(
+                    f"the {name} clips are {_size(there)}, those that were made {_size(self.made)}: "
+                    "number, frames and size must be equal"
+                )
+        if self.reference is not None and self.reference.shape[1:3] != shape[2:4]:
+            raise ConfigError(
+                f"the reference is {self.reference.shape[1:3]} pixels, what was made {shape[2:4]}"
+            )
+
+    @functools.cached_property
+    def exact(self) -> np.ndarray:
+        """`truth` as float32 in [0, 1]."""
+        return self.truth.astype(np.float32) / np.float32(255)
+
+    @functools.cached_property
+    def quantised(self) -> np.ndarray:
+        """`made` as uint8, as it would be stored."""
+        return np.rint(self.made * 255).astype(np.uint8)
+
+    @property
+    def answers(self) -> dict[str, np.ndarray]:
+        """What is compared with the truth: ``""`` is what was made, then the baselines."""
+        return {"": self.made, **self.baselines}
+
+
+def _size(video: np.ndarray) -> str:
+    return f"{video.shape[0]} of {video.shape[1]} frames of {video.shape[2]}x{video.shape[3]}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """One or more rows of a table.
+
+    Attributes:
+      name: of the measure, unique in a protocol.
+      start: accumulators without samples; they have `merge`.
+      update: (state, batch) -> state.
+      rows: (state, resolution, clips) -> results.
+    """
+
+    name: str
+    start: State
+    update: Callable[[State, Batch], State]
+    rows: Callable[[State, str, int], list[MetricResult]]
+
+
+def merge(first: State, second: State) -> dict[str, Any]:
+    """The accumulators of both sets of clips."""
+    return {name: part.merge(second[name]) for name, part in first.items()}
+
+
+def missing(name: str, rows: Callable[[str, int], list[MetricResult]]) -> Measure:
+    """A measure that cannot be taken; `rows` (resolution, clips) say why."""
+    return Measure(name, {}, lambda state, batch: state, lambda state, *where: rows(*where))
+
+
+# --- Against the truth ----------------------------------------------------------------------------
+
+
+def pixels(metric: str, convention: str, baselines: Sequence[str] = (), label: str = "") -> Measure:
+    """L1, PSNR or SSIM (section 2): mean over frames, then over clips.
+
+    Args:
+      metric: "l1", "psnr" or "ssim".
+      convention: of `metrics.pixel`; "" for L1.
+      baselines: of the batches, to be compared likewise.
+      label: of what was made, "reconstruction": it follows the name of the metric.
+    """
+    function = getattr(pixel, metric)
+    compare = jax.jit(
+        functools.partial(function, convention=convention) if convention else function
+    )
+    kind = convention or "mean_absolute"
+    return _against_truth(metric, kind, "none", compare, baselines, label)
+
+
+def perceptual(
+    network: FeatureNetwork | None, trunk: str, baselines: Sequence[str] = (), label: str = ""
+) -> Measure:
+    """LPIPS (section 3), `trunk` "alex" or "vgg": mean over frames, then over clips; the rest as of `pixels`."""
+    convention = f"{trunk}_v0.1"
+    name = _joined(f"lpips_{trunk}", label)
+    if network is None:
+        needs = f"config.eval.weights.lpips_{trunk} (python -m vidmotion.convert lpips_{trunk})"
+        return missing(
+            name, lambda resolution, n: [not_computed(name, convention, needs, resolution, n)]
+        )
+
+    def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        flat = [v.reshape(-1, *v.shape[2:]) for v in (x, y)]
+        return network(*flat).reshape(x.shape[:2])
+
+    known = (f"lpips_{trunk}", convention, network.weights)
+    return _against_truth(*known, distance, baselines, label, network.least)
+
+
+def _joined(metric: str, what: str) -> str:
+    return f"{metric}/{what}" if what else metric
+
+
+def _against_truth(
+    metric: str,
+    convention: str,
+    weights: str,
+    compare: Callable[[np.ndarray, np.ndarray], ArrayLike],
+    baselines: Sequence[str],
+    label: str,
+    least: int = 1,
+) -> Measure:
+    """The mean over clips of what `compare` gives for each frame (n, T), of what was made and of the baselines."""
+
+    def update(state: State, batch: Batch) -> State:
+        if batch.truth is None or min(batch.made.shape[2:4]) < least:
+            return state
+        return {
+            name: mean.update(np.asarray(compare(batch.answers[name], batch.exact)).mean(axis=1))
+            for name, mean in state.items()
+        }
+
+    def rows(state: State, resolution: str, n: int) -> list[MetricResult]:
+        if not state[""].count:
+            side = min(map(int, resolution.split("x")))
+            needs = f"frames of {least} pixels or more" if side < least else "a known true answer"
+            return [not_computed(_joined(metric, label), convention, needs, resolution, n, weights)]
+        return [
+            MetricResult(
+                _joined(metric, name or label),
+                mean.compute(),
+                convention,
+                weights,
+                resolution,
+                mean.count,
+            )
+            for name, mean in state.items()
+        ]
+
+    start = {name: Mean() for name in ("", *baselines)}
+    return Measure(_joined(metric, label), start, update, rows)
+
+
+# --- Sets of frames and of clips ------------------------------------------------------------------
+
+
+def fid(network: FeatureNetwork | None, convention: str, resolution: str) -> Measure:
+    """FID (section 4) of the frames made against the driving frames, as they would be stored (uint8)."""
+    if network is None:
+        return missing("fid", lambda r, n: [frechet.without_weights("fid", convention, r, n)])
+    empty = frechet.FeatureSet.empty(
+        "fid", convention, network.weights, resolution, dim=network.dim
+    )
+
+    def update(state: State, batch: Batch) -> State:
+        made = batch.quantised.reshape(-1, *batch.made.shape[2:])
+        real = _real(batch).reshape(-1, *batch.made.shape[2:])
+        collected = functools.partial(frechet.collect, network, rows=network.batch)
+        return {
+            "real": collected(real, state["real"]),
+            "made": collected(made, state["made"]),
+        }
+
+    return Measure(
+        "fid",
+        {"real": empty, "made": empty},
+        update,
+        lambda state, *_: [frechet.compare(state["real"], state["made"])],
+    )
+
+
+def fvd(
+    network: FeatureNetwork | None,
+    convention: str,
+    resolution: str,
+    frames: int,
+    name: str = "fvd",
+) -> Measure:
+    """FVD (section 5) of the clips made against the driving clips.
+
+    Args:
+      frames: of the clips; cut into pieces of 16 that do not overlap where they are that long, a rest left out.
+      name: of the row, "gfvd" of generated clips.
+    """
+
+    def named(row: MetricResult) -> list[MetricResult]:
+        return [dataclasses.replace(row, metric=name)]
+
+    if network is None:
+        return missing(name, lambda r, n: named(frechet.without_weights("fvd", convention, r, n)))
+    length = min(frames, frechet.FVD_FRAMES)
+    if length < network.least:
+        needs = f"clips of {network.least} consecutive frames or more, these have {frames}"
+        return missing(
+            name, lambda r, n: [not_computed(name, convention, needs, r, n, network.weights)]
+        )
+    empty = frechet.FeatureSet.empty(
+        "fvd", convention, network.weights, resolution, frames=length, dim=network.dim
+    )
+
+    def pieces(video: np.ndarray) -> np.ndarray:
+        count = video.shape[1] // length
+        return video[:, : count * length].reshape(-1, length, *video.shape[2:])
+
+    def update(state: State, batch: Batch) -> State:
+        collected = functools.partial(frechet.collect, network, rows=network.batch)
+        return {
+            "real": collected(pieces(_real(batch)), state["real"]),
+            "made": collected(pieces(batch.quantised), state["made"]),
+        }
+
+    return Measure(
+        name,
+        {"real": empty, "made": empty},
+        update,
+        lambda state, *_: named(frechet.compare(state["real"], state["made"])),
+    )
+
+
+def _real(batch: Batch) -> np.ndarray:
+    return batch.driving if batch.real is None else batch.driving[batch.real]
+
+
+# --- Faces ----------------------------------------------------------------------------------------
+
+
+def csim(network: FeatureNetwork | None, against: str) -> Measure:
+    """CSIM (section 6): is it the same person as in the ``reference`` or in the ``driving`` frame?
+
+    Faces are taken by their boxes: without five points found in every picture this is no public convention, and
+    comparable within itself only. No detector looks at what was made.
+    """
+    if network is None:
+        return missing("csim", lambda r, n: [identity.without_weights(r, n)])
+
+    def embed(frames: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        side = 112
+        centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+        scale = ARCFACE_SIDE / (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
+        shift = np.array(ARCFACE_PLACE)[None] - scale[:, None] * centre
+        linear = scale[:, None, None] * np.eye(2)[None]
+        moved = np.concatenate([linear, shift[..., None]], axis=2)
+        faces = identity.warp(frames.astype(np.float32) / np.float32(255), moved, side)
+        return network(2 * np.asarray(faces) - 1)
+
+    def update(state: State, batch: Batch) -> State:
+        boxes = _flat(batch.boxes)
+        if boxes is None or (against == "reference" and batch.reference_boxes is None):
+            return state
+        score, frames = state["score"], batch.made.shape[1]
+        made = embed(_flat(batch.quantised), boxes)
+        if against == "driving":
+            real = embed(_flat(batch.driving), boxes)
+        else:
+            real = np.repeat(embed(batch.reference, batch.reference_boxes), frames, axis=0)
+        return {"score": identity.update(score, real, made)}
+
+    def rows(state: State, resolution: str, n: int) -> list[MetricResult]:
+        if not state["score"].pairs:
+            return [
+                not_computed("csim", BOX_CONVENTION, _BOXES, resolution, n, network.weights),
+            ]
+        note = f"{against} against generated frames, faces cut out by their boxes"
+        row = state["score"].row("csim", BOX_CONVENTION, network.weights, resolution)
+        return [dataclasses.replace(row, note=f"{note}; {row.note}" if row.value is None else note)]
+
+    return Measure("csim", {"score": PairedScore()}, update, rows)
+
+
+def emo_sim(network: FeatureNetwork | None) -> Measure:
+    """EMO-SIM (section 8): do valence and arousal follow the driving face? Faces are squares about their boxes."""
+    convention = "pooled_frames"
+    if network is None:
+        return missing("emo_sim", lambda r, n: [expression.without("emo_sim", convention, r, n)])
+    size = 256
+
+    def read(frames: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        side = EMONET_SCALE * (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
+        scale = size / side
+        centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+        # Pixel centres are whole numbers on both sides.
+        shift = (size - 1) / 2 - scale[:, None] * (centre - 0.5)
+        moved = np.concatenate([scale[:, None, None] * np.eye(2)[None], shift[..., None]], axis=2)
+        return network(np.asarray(identity.warp(frames.astype(np.float32) / 255, moved, size)))
+
+    def update(state: State, batch: Batch) -> State:
+        if batch.boxes is None:
+            return state
+        similarity = state["similarity"]
+        boxes, length = _flat(batch.boxes), batch.made.shape[1]
+        driving, made = (read(_flat(v), boxes) for v in (batch.driving, batch.quantised))
+        for start in range(0, len(boxes), length):
+            part = slice(start, start + length)
+            similarity = similarity.update(driving[part], made[part])
+        return {"similarity": similarity}
+
+    def rows(state: State, resolution: str, n: int) -> list[MetricResult]:
+        if not state["similarity"].moments.count:
+            return [not_computed("emo_sim", convention, _BOXES, resolution, n, network.weights)]
+        return state["similarity"].rows(network.weights, resolution)
+
+    return Measure("emo_sim", {"similarity": expression.EmotionSimilarity()}, update, rows)
+
+
+def _flat(clips: np.ndarray | None) -> np.ndarray | None:
+    """(n, T, ...) -> (n T, ...)."""
+    return None if clips is None else clips.reshape(-1, *clips.shape[2:])
+
+
+# --- Over time ------------------------------------------------------------------------------------
+
+
+def steadiness() -> Measure:
+    """Flicker of what was made, of the driving clips beside it, and the error of change against the truth.
+
+    Neither is from a paper; see `metrics.stability`.
+    """
+    flicker, change = jax.jit(stability.flicker), jax.jit(stability.change_error)
+
+    def update(state: State, batch: Batch) -> State:
+        if not batch.consecutive:
+            return state
+        taken, length = dict(state), batch.made.shape[1]
+        real = _real(batch)
+        if length >= 3:
+            taken["flicker"] = state["flicker"].update(np.asarray(flicker(batch.made)))
+            if len(real):
+                values = np.asarray(flicker(real))
+                taken["flicker/driving"] = state["flicker/driving"].update(values)
+        if length >= 2 and batch.truth is not None:
+            values = np.asarray(change(batch.exact, batch.made))
+            taken["change_error"] = state["change_error"].update(values)
+        return taken
+
+    meaning = {
+        "flicker": "second_difference",
+        "flicker/driving": "second_difference",
+        "change_error": "first_difference",
+    }
+    needs = {"change_error": "consecutive frames, two or more, and a known true answer"}
+
+    def rows(state: State, resolution: str, n: int) -> list[MetricResult]:
+        return [
+            MetricResult(name, state[name].compute(), convention, "none", resolution, mean.count)
+            if (mean := state[name]).count
+            else not_computed(
+                name, convention, needs.get(name, "three consecutive frames"), resolution, n
+            )
+            for name, convention in meaning.items()
+        ]
+
+    return Measure("steadiness", {name: Mean() for name in meaning}, update, rows)
+
+
+def constant(metric: str, value: float, convention: str) -> Measure:
+    """A number that no clip changes."""
+    return Measure(
+        metric,
+        {},
+        lambda state, batch: state,
+        lambda state, resolution, n: [
+            MetricResult(metric, float(value), convention, "none", resolution, n)
+        ],
+    )

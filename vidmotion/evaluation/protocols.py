@@ -1,0 +1,759 @@
+"""The papers' protocols: one command each, over a prepared dataset, on any number of devices and hosts.
+
+    python -m vidmotion.main --config=... --workdir=RUN --mode=eval --config.eval.protocol=self_reenactment
+
+A protocol is work, which makes batches of clips and knows what they are to be compared with, and a list of measures.
+Every process works on its own clips; batches are cut over the devices. Accumulators are kept in
+``<workdir>/eval/<protocol>/``, written aside and renamed, so that the same command goes on where it was stopped, and
+give bit for bit what it would have given without the stop. The results come as ``<workdir>/eval/<protocol>.json``
+and ``.md``.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from vidmotion import record
+from vidmotion.data import vidtwin_latents
+from vidmotion.data.videos import VideoSource
+from vidmotion.errors import ConfigError
+from vidmotion.evaluation import class_generation, feature_networks, measures
+from vidmotion.evaluation.measured import Measured, keep_pictures
+from vidmotion.evaluation.measures import Batch, Measure
+from vidmotion.evaluation.transfer import boxes_of, derangement, face_views
+from vidmotion.metrics import resize, result
+from vidmotion.metrics.result import MetricResult
+
+log = logging.getLogger(__name__)
+
+IDENTITY = "identity.json"
+States = dict[str, Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What protocols read of ``config.eval``.
+
+    Attributes:
+      data: folder of clips that ``python -m vidmotion.data.prepare videos`` wrote, of which the test split is taken;
+        "": ``config.data.eval``, whatever it is.
+      frames, decimate: of each clip in `data`: so many frames (0: all), every how-manieth.
+      clips: of the split; 0: all.
+      batch: clips at a time, over all processes; rounded up to what the mesh divides.
+      save_every: batches from one saving of the accumulators to the next; 0: only at the end.
+      targets: frames of each clip that self-reenactment makes, drawn among those more than `gap` seconds after
+        the first; 0: all frames after the first, in their order.
+      gap: see there.
+      per_class: generated clips of each class.
+      keep_clips: leave all clips as pictures, for other programs to measure.
+      measured: folder of what those measured, "": none; see `vidmotion.evaluation.measured`.
+      head_model: .npz of the head model that clips were fitted with; "": none.
+      fid, fvd: conventions, of `metrics.resize`.
+      weights: of each feature network, the folder that ``python -m vidmotion.convert`` wrote; "": none.
+    """
+
+    data: str = ""
+    frames: int = 0
+    decimate: int = 1
+    clips: int = 0
+    batch: int = 8
+    save_every: int = 20
+    targets: int = 0
+    gap: float = 0.2
+    per_class: int = 0
+    keep_clips: bool = False
+    measured: str = ""
+    head_model: str = ""
+    fid: str = resize.FID_DEFAULT
+    fvd: str = resize.FVD_DEFAULT
+    weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any]) -> "Settings":
+        """From ``config.eval``, of which other fields belong to other evaluators.
+
+        Raises:
+          ConfigError: a value that makes no sense.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        made = cls(**{name: section[name] for name in names if name in section})
+        for name in ("frames", "clips", "save_every", "targets", "gap"):
+            if getattr(made, name) < 0:
+                raise ConfigError(
+                    f"config.eval.{name}={getattr(made, name)}: it cannot be negative"
+                )
+        if made.batch < 1:
+            raise ConfigError(f"config.eval.batch={made.batch}: at least one clip at a time")
+        for name, known in (("fid", resize.IMAGE_CONVENTIONS), ("fvd", resize.CLIP_CONVENTIONS)):
+            if getattr(made, name) not in known:
+                raise ConfigError(
+                    f"config.eval.{name}={getattr(made, name)!r}: choose one of {', '.join(known)}"
+                )
+        return made
+
+
+class Work(Protocol):
+    """What a protocol makes.
+
+    Attributes:
+      clips: how many.
+      rows: of a batch, over all processes.
+      frames: of what is made.
+      resolution: "64x64".
+      fingerprint: hex text that names the clips.
+    """
+
+    clips: int
+    rows: int
+    frames: int
+    resolution: str
+    fingerprint: str
+
+    def make(self, first: int, process: int, processes: int) -> Batch | None:
+        """What `process` makes of the clips from `first` to ``first + rows``; None where there are none for it.
+
+        All processes call it together, with the same `first`.
+        """
+
+
+# --- Which clips go together ----------------------------------------------------------------------
+
+
+def partners(names: Sequence[str], seed: int = 0) -> np.ndarray:
+    """(N,) clip i takes the motion of clip result[i], of another video as far as there are enough.
+
+    Args:
+      names: of the video that each clip is from.
+
+    Raises:
+      ConfigError: fewer than two clips.
+    """
+    if len(names) < 2:
+        raise ConfigError(
+            f"clips move as others do: the eval split has {len(names)}, two are the least"
+        )
+    order = derangement(len(names), seed)
+    index = {name: i for i, name in enumerate(dict.fromkeys(names[i] for i in order))}
+    groups = np.array([index[name] for name in names])
+    sizes = np.bincount(groups)
+    if 2 * sizes.max() > len(names):
+        if len(sizes) > 1:
+            log.warning("most clips are of one video: some take their motion from the same video")
+        return order
+    # In the order of their videos, a step as long as the longest of these leads out of each.
+    sorted_clips = order[np.argsort(groups[order], kind="stable")]
+    paired = np.empty(len(names), np.int64)
+    paired[sorted_clips] = np.roll(sorted_clips, -sizes.max())
+    return paired
+
+
+def _names(source, count: int) -> list[str]:
+    if hasattr(source, "identity_id"):
+        return [str(source.identity_id(i)) for i in range(count)]
+    if hasattr(source, "name"):
+        return [source.name(i) for i in range(count)]
+    return [str(i) for i in range(count)]
+
+
+# --- Work -----------------------------------------------------------------------------------------
+
+
+def _source(run, settings: Settings):
+    if not settings.data:
+        return run.source("eval")
+    return VideoSource(settings.data, "test", settings.frames or None, settings.decimate)
+
+
+class _Pair(NamedTuple):
+    """What `System.sample` reads for one clip, and the boxes of the faces, (T, 4), in content and motion."""
+
+    inputs: dict[str, np.ndarray]
+    boxes: tuple[np.ndarray, np.ndarray] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """A batch of which a process reads only the rows that its devices hold, wherever the mesh puts them."""
+
+    shape: tuple[int, ...]
+    row: Callable[[int], np.ndarray]
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        rows = np.stack([self.row(i) for i in range(self.shape[0])[index[0]]])
+        return rows[(slice(None), *index[1:])]
+
+
+class Transfers:
+    """Clips that a system makes of two clips each, or of one with itself: a `Work`.
+
+    Args:
+      kind: "self", the first frame moved as the clip goes on; "cross", the first frame of a clip moved by another;
+        "transfer", a clip moved by another; "reconstruction", a clip moved by itself.
+
+    Raises:
+      ConfigError: the eval split holds no pictures, or too few clips or frames.
+    """
+
+    def __init__(self, run, vars, settings: Settings, kind: str):
+        self._run, self._vars, self._kind, self._settings = run, vars, kind, settings
+        self._source = source = _source(run, settings)
+        self.clips = min(settings.clips or len(source), len(source))
+        if not self.clips:
+            raise ConfigError("config.data.eval: the split has no clips to evaluate")
+        first = source[0]
+        if "video" not in first:
+            raise ConfigError(
+                f"protocols compare pictures, and data of kind {run.config.data.kind!r} hold "
+                f"{', '.join(sorted(first))}: name the prepared clips, with --config.data.kind=videos"
+            )
+        self._shape = first["video"].shape
+        self.resolution = "x".join(map(str, self._shape[1:3]))
+        self.rows = run.rows(settings.batch)
+        self.rendered = kind in ("cross", "transfer") and hasattr(source, "swap")
+        self._partners = np.arange(self.clips)
+        if kind in ("cross", "transfer"):
+            self._partners = partners(_names(source, self.clips), run.config.seed)
+        self.frames = self._shape[0]
+        if kind == "self":
+            if self.frames < 2:
+                raise ConfigError("self-reenactment needs clips of two frames or more")
+            self.frames = len(self._targets(0, first))
+        self.fingerprint = getattr(source, "fingerprint", "unknown")
+        self._sample = run.jit_sample()
+        self._key = jax.random.key(run.config.seed)
+
+    def make(self, first: int, process: int, processes: int) -> Batch | None:
+        """As of `Work`."""
+        picked = np.minimum(np.arange(first, first + self.rows), self.clips - 1).tolist()
+        read = functools.lru_cache(maxsize=self.rows)(self._pair)
+        share = self.rows // processes
+        own = [
+            i for i in range(first, first + self.rows)[process * share :][:share] if i < self.clips
+        ]
+        like = read(picked[process * share])
+        inputs = {
+            name: _Rows(
+                (self.rows, *x.shape), lambda row, name=name: read(picked[row]).inputs[name]
+            )
+            for name, x in like.inputs.items()
+        }
+        outputs = self._sample(
+            self._vars, self._run.put_rows(inputs), jax.random.fold_in(self._key, first)
+        )
+        if not own:
+            return None
+        pairs = [read(i) for i in own]
+        driving = np.stack([pair.inputs["motion"] for pair in pairs])
+        still = np.stack([pair.inputs["content"][:1] for pair in pairs])
+        truth = None
+        if self.rendered:
+            truth = np.stack([self._source.swap(i, int(self._partners[i])) for i in own])
+        elif self._kind in ("self", "reconstruction"):
+            truth = driving
+        boxes = None
+        if like.boxes is not None:
+            boxes = [np.stack([pair.boxes[side] for pair in pairs]) for side in (0, 1)]
+        return Batch(
+            made=np.asarray(outputs["video"])[process * share :][: len(own)],
+            driving=driving,
+            reference=still[:, 0],
+            truth=truth,
+            baselines={} if truth is None else self._trivial(still, driving),
+            boxes=boxes and boxes[1],
+            reference_boxes=boxes and boxes[0][:, 0],
+            consecutive=self._kind != "self" or not self._settings.targets,
+        )
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """Names of the trivial answers that stand beside the true one."""
+        if self._kind == "self":
+            return ("copy_reference",)
+        if self._kind == "reconstruction":
+            return ("mean_frame",)
+        return ("copy_reference", "copy_driving") if self.rendered else ()
+
+    def _trivial(self, still: np.ndarray, driving: np.ndarray) -> dict[str, np.ndarray]:
+        trivial = {
+            "copy_reference": lambda: np.broadcast_to(still, driving.shape),
+            "copy_driving": lambda: driving,
+            "mean_frame": lambda: np.broadcast_to(
+                driving.mean(axis=1, keepdims=True, dtype=np.float64), driving.shape
+            ),
+        }
+        return {
+            name: trivial[name]().astype(np.float32) / np.float32(255) for name in self.baselines
+        }
+
+    def _pair(self, i: int) -> "_Pair":
+        """What is read for clip i."""
+        element = self._element(i)
+        own, boxes = element["video"], boxes_of(self._source, i, element)
+        other, placed, j = own, boxes, int(self._partners[i])
+        if self._kind == "self":
+            targets = self._targets(i, element)
+            other, placed = own[targets], None if boxes is None else boxes[targets]
+        elif j != i:
+            element = self._element(j)
+            other, placed = element["video"], boxes_of(self._source, j, element)
+        if self._kind in ("self", "cross"):
+            own, boxes = own[:1], None if boxes is None else boxes[:1]
+        inputs, both = {"content": own, "motion": other}, None
+        if boxes is not None and placed is not None:
+            both = boxes, placed
+            if side := self._run.system.face_side:
+                inputs |= face_views(side, own, boxes, other, placed)
+        return _Pair(inputs, both)
+
+    def _targets(self, i: int, element) -> np.ndarray:
+        """Frames of clip i that self-reenactment makes."""
+        count, length = self._settings.targets, len(element["video"])
+        if not count:
+            return np.arange(1, length)
+        fps = float(element.get("fps", self._run.config.data.get("common", {}).get("fps", 25.0)))
+        earliest = int(np.floor(self._settings.gap * fps + 1e-6)) + 1
+        if earliest + count > length:
+            raise ConfigError(
+                f"config.eval.targets={count}: clips of {length} frames have "
+                f"{max(length - earliest, 0)} that lie more than {self._settings.gap:g} s after the first"
+            )
+        chosen = np.random.default_rng([self._run.config.seed, i]).choice(
+            np.arange(earliest, length), count, replace=False
+        )
+        return np.sort(chosen)
+
+    def _element(self, i: int) -> Mapping[str, np.ndarray]:
+        element = self._source[i]
+        if element["video"].shape != self._shape:
+            raise ConfigError(
+                f"clip {i} of the eval split is {element['video'].shape}, the first one {self._shape}: frames and "
+                "size must be equal; give --config.data.eval.frames, or prepare clips of one length"
+            )
+        return element
+
+
+class Generated:
+    """Clips of every class in turn that a generator makes: a `Work`. They are to resemble held-out clips.
+
+    Raises:
+      ConfigError: no autoencoder of the latents; and as `class_generation.decoder`.
+    """
+
+    def __init__(self, run, vars, settings: Settings):
+        self._run, self._vars = run, vars
+        if not run.config.eval.autoencoder:
+            raise ConfigError(
+                "config.eval.autoencoder names no VidTwin run: what is generated are latents, and it decodes them"
+            )
+        classes = vidtwin_latents.read_provenance(run.system.latents)["classes"]
+        self._labels = np.tile(np.arange(len(classes), dtype=np.int32), settings.per_class)
+        self.clips, self.rows = len(self._labels), run.rows(settings.batch)
+        if not self.clips:
+            raise ConfigError("config.eval.per_class=0: at least one clip of each class")
+        autoencoder, self._decode = class_generation.decoder(run)
+        self._real = autoencoder.source("eval")
+        shape = self._real[0]["video"].shape
+        self.frames, self.resolution = shape[0], f"{shape[1]}x{shape[2]}"
+        self.fingerprint = getattr(self._real, "fingerprint", "unknown")
+
+    def make(self, first: int, process: int, processes: int) -> Batch | None:
+        """As of `Work`."""
+        labels = self._labels[np.minimum(np.arange(first, first + self.rows), self.clips - 1)]
+        latents = class_generation.generate(self._run, self._vars, labels, first)
+        share = self.rows // processes
+        own = np.arange(first + process * share, first + (process + 1) * share)
+        own = own[own < self.clips]
+        made = self._decode(latents)[process * share :][: len(own)]
+        if not len(own):
+            return None
+        last = len(self._real) - 1
+        return Batch(
+            made=made.astype(np.float32) / np.float32(255),
+            driving=np.stack([self._real[int(i)]["video"] for i in np.minimum(own, last)]),
+            real=own <= last,
+        )
+
+
+# --- The protocols --------------------------------------------------------------------------------
+
+
+def _network(name: str, settings: Settings, default: str = ""):
+    path = settings.weights.get(name, "") or default
+    conventions = {"fid_inception": settings.fid, "i3d": settings.fvd}
+    return feature_networks.load(name, path, conventions.get(name, "")) if path else None
+
+
+def _compared(work, settings: Settings) -> list[Measure]:
+    """With the true answer, frame by frame: tables of X-NeMo and WarpFace."""
+    beside = work.baselines
+    return [
+        measures.pixels("l1", "", beside),
+        measures.pixels("psnr", "common", beside),
+        measures.pixels("ssim", "wang", beside),
+        *(
+            measures.perceptual(_network(f"lpips_{trunk}", settings), trunk, beside)
+            for trunk in ("alex", "vgg")
+        ),
+    ]
+
+
+def _sets(work, settings: Settings) -> list[Measure]:
+    inception, i3d = (_network(name, settings) for name in ("fid_inception", "i3d"))
+    frames = 0 if settings.targets else work.frames
+    return [
+        measures.fid(inception, settings.fid, work.resolution),
+        measures.fvd(i3d, settings.fvd, work.resolution, frames),
+    ]
+
+
+def _reenactment(against: str) -> Callable:
+    def listed(run, work, settings: Settings) -> list[Measure]:
+        known = work.rendered or against == "driving"
+        return [
+            *(_compared(work, settings) if known else ()),
+            *_sets(work, settings),
+            measures.csim(_network("arcface", settings), against),
+            measures.emo_sim(_network("emonet", settings)),
+            measures.steadiness(),
+        ]
+
+    return listed
+
+
+def _motion_transfer(run, work, settings: Settings) -> list[Measure]:
+    return [
+        *(_compared(work, settings) if work.rendered else ()),
+        *_sets(work, settings),
+        measures.csim(_network("arcface", settings), "reference"),
+        measures.steadiness(),
+    ]
+
+
+def _reconstruction(run, work, settings: Settings) -> list[Measure]:
+    beside, label = work.baselines, "reconstruction"
+    perceptual = getattr(run.system, "perceptual", None)
+    vgg = _network("lpips_vgg", settings, getattr(perceptual, "weights", ""))
+    found = [
+        measures.pixels("psnr", "vidtok", beside, label),
+        measures.pixels("ssim", "vidtok", beside, label),
+        measures.perceptual(vgg, "vgg", beside, label),
+        *_sets(work, settings)[1:],
+        measures.steadiness(),
+    ]
+    if hasattr(run.system, "net"):
+        found.append(measures.constant("rate", 100.0 * run.system.net.rate, "percent_of_clip"))
+    return found
+
+
+def _generation(run, work, settings: Settings) -> list[Measure]:
+    i3d = _network("i3d", settings)
+    return [
+        measures.fvd(i3d, settings.fvd, work.resolution, work.frames, "gfvd"),
+        measures.steadiness(),
+    ]
+
+
+# AED and APD of X-NeMo and WarpFace; ARD and AUH of BCD.
+FACE_MOTION = (
+    ("aed", "mediapipe_51"),
+    ("apd", "mediapipe_degrees"),
+    ("aed_mean", "3dmm"),
+    ("aed_l1sum", "3dmm"),
+    ("apd_rad_mean", "3dmm"),
+    ("apd_deg_mean", "3dmm"),
+)
+HEAD_MOTION = (
+    ("ard", "euler_degrees"),
+    ("auh_count", "openface"),
+    ("auh_fraction", "openface"),
+)
+
+
+def _clips(kind: str) -> Callable[..., Work]:
+    return functools.partial(Transfers, kind=kind)
+
+
+# protocol: its work, (run, vars, settings) -> Work; what is measured, (run, work, settings) -> measures; and what other
+# programs measure.
+PROTOCOLS = {
+    "self_reenactment": (_clips("self"), _reenactment("driving"), FACE_MOTION),
+    "cross_reenactment": (_clips("cross"), _reenactment("reference"), FACE_MOTION),
+    "motion_transfer": (_clips("transfer"), _motion_transfer, HEAD_MOTION),
+    "reconstruction": (_clips("reconstruction"), _reconstruction, ()),
+    "generation": (Generated, _generation, ()),
+}
+
+
+def evaluate(name: str, run, vars, companion: Callable) -> list[MetricResult]:
+    """Run a protocol, or the rest of it, and write its results.
+
+    Args:
+      name: a key of `PROTOCOLS`.
+      run: a `vidmotion.run.Run`.
+      vars: the system's variables.
+      companion: gives the judge of generated classes, if ``config.eval.judge`` names one.
+
+    Raises:
+      ConfigError: settings, weights or data that do not fit; says which.
+    """
+    settings = Settings.of(run.config.eval)
+    make_work, listed, others = PROTOCOLS[name]
+    work = make_work(run, vars, settings)
+    found = listed(run, work, settings)
+    states = measure(
+        work,
+        found,
+        run.workdir / "eval" / name,
+        _identity(run, vars, work, found, settings),
+        settings,
+    )
+    rows = [
+        row for each in found for row in each.rows(states[each.name], work.resolution, work.clips)
+    ]
+    outside = Measured(settings.measured, work.clips, work.resolution)
+    rows += outside.rows(others)
+    if name == "motion_transfer":
+        rows += outside.mesh_rows(settings.head_model)
+    if name == "generation" and run.config.eval.get("judge"):
+        rows += class_generation.evaluate(run, vars, companion)
+    write(run, name, work.clips, rows)
+    return rows
+
+
+def write(run, name: str, clips: int, rows: Sequence[MetricResult]) -> None:
+    """``<workdir>/eval/<name>.json`` and ``.md``, by the first process."""
+    if jax.process_index() != 0:
+        return
+    content = {
+        **record.environment(),
+        "protocol": name,
+        "clips": clips,
+        "config": record.without_places(run.config.to_dict()),
+        "results": [row.to_dict() for row in rows],
+    }
+    folder = run.workdir / "eval"
+    record.write(folder / f"{name}.json", content)
+    aside = folder / f"{name}.md.tmp"
+    aside.write_text(f"# {name}\n\n{result.markdown(rows)}\n")
+    aside.replace(folder / f"{name}.md")
+    log.info("results: %s", folder / f"{name}.md")
+
+
+# --- Measuring, with interruptions ----------------------------------------------------------------
+
+
+def measure(
+    work: Work,
+    found: Sequence[Measure],
+    folder: epath.Path,
+    identity: Mapping[str, str],
+    settings: Settings,
+) -> States:
+    """The accumulators of all clips; those that `folder` has from before are not made again.
+
+    Args:
+      work: makes the clips.
+      found: what is measured of them.
+      folder: for what is to outlive an interruption; of the workdir, which all processes share.
+      identity: by which accumulators of other weights, settings or data are told from these.
+      settings: when to save, and whether to keep the clips.
+    """
+    process, processes = jax.process_index(), jax.process_count()
+    start = {each.name: each.start for each in found}
+    kept = Kept(folder, identity, process, processes)
+    total = -(-work.clips // work.rows)
+    done, states = kept.resume(start)
+    if done:
+        log.info("%s: %d of %d batches are there already", folder, done, total)
+    for batch in tqdm(
+        range(done, total), initial=done, total=total, desc=folder.name, disable=process or None
+    ):
+        made = work.make(batch * work.rows, process, processes)
+        if made is not None:
+            states = {each.name: each.update(states[each.name], made) for each in found}
+            if settings.keep_clips:
+                first = batch * work.rows + process * (work.rows // processes)
+                keep_pictures(folder / "clips", first, made)
+        every = settings.save_every
+        if batch + 1 == total or (every and (batch + 1) % every == 0):
+            kept.save(batch + 1, states)
+    return kept.merged(total, start)
+
+
+class Kept:
+    """Accumulators in a folder: a file for each process, named by the batches that it counts.
+
+    There is always a number of batches of which the files of all processes are there, but for a folder that has
+    just been begun.
+    """
+
+    def __init__(
+        self, folder: epath.Path, identity: Mapping[str, str], process: int, processes: int
+    ):
+        self._folder, self._process, self._processes = folder, process, processes
+        self._identity = {**identity, "processes": str(processes)}
+
+    def resume(self, start: States) -> tuple[int, States]:
+        """Batches that need not be made again, and what this process counted in them.
+
+        Accumulators of another identity are removed, and the log says what differs.
+        """
+        there = self._read_identity()
+        if there != self._identity:
+            if there:
+                differing = [
+                    f"{name} {there.get(name, 'absent')} there, {self._identity.get(name, 'absent')} here"
+                    for name in sorted(there.keys() | self._identity.keys())
+                    if there.get(name) != self._identity.get(name)
+                ]
+                log.warning(
+                    "%s was measured otherwise and begins anew: %s",
+                    self._folder,
+                    "; ".join(differing),
+                )
+            _together("vidmotion protocol looked")
+            if self._process == 0:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                for path in self._folder.glob("*.npz"):
+                    path.unlink()
+                record.write(self._folder / IDENTITY, self._identity)
+            _together("vidmotion protocol begun")
+        done = self._done()
+        _together("vidmotion protocol resumed")
+        return done, self._read(done, self._process, start) if done else start
+
+    def save(self, batches: int, states: States) -> None:
+        """Keep `states` of the first `batches` batches; older ones go once all processes have kept theirs."""
+        path, buffer = self._path(batches, self._process), io.BytesIO()
+        np.savez(buffer, **_pack(states))
+        aside = path.parent / f"{path.name}.tmp"
+        aside.write_bytes(buffer.getvalue())
+        aside.replace(path)
+        _together(f"vidmotion protocol saved {batches}")
+        for old in self._folder.glob(f"*.{self._process}of{self._processes}.npz"):
+            if old.name != path.name:
+                old.unlink()
+
+    def merged(self, batches: int, start: States) -> States:
+        """What all processes counted in `batches`, in their order."""
+        states = start
+        for process in range(self._processes):
+            other = self._read(batches, process, start)
+            states = {name: measures.merge(states[name], other[name]) for name in states}
+        return states
+
+    def _done(self) -> int:
+        counts = [
+            {int(path.name.split(".")[0]) for path in self._folder.glob(f"*.{p}of*.npz")}
+            for p in range(self._processes)
+        ]
+        return max(set.intersection(*counts), default=0)
+
+    def _path(self, batches: int, process: int) -> epath.Path:
+        return self._folder / f"{batches:07d}.{process}of{self._processes}.npz"
+
+    def _read(self, batches: int, process: int, like: States) -> States:
+        with np.load(
+            io.BytesIO(self._path(batches, process).read_bytes()), allow_pickle=False
+        ) as file:
+            return _unpack(like, dict(file))
+
+    def _read_identity(self) -> dict[str, str]:
+        try:
+            return json.loads((self._folder / IDENTITY).read_text())
+        except (OSError, ValueError):
+            return {}
+
+
+def _together(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def _pack(value: Any, name: str = "") -> dict[str, np.ndarray]:
+    """Arrays, numbers and text of nested mappings and dataclasses, by their place."""
+    parts = _parts(value)
+    if parts is None:
+        return {name: np.asarray(value)}
+    packed = {}
+    for key, part in parts.items():
+        packed |= _pack(part, f"{name}|{key}")
+    return packed
+
+
+def _unpack(like: Any, packed: Mapping[str, np.ndarray], name: str = "") -> Any:
+    """What `_pack` took apart, put together as `like`."""
+    parts = _parts(like)
+    if parts is None:
+        value = packed[name]
+        return value if isinstance(like, np.ndarray) else type(like)(value.item())
+    made = {key: _unpack(part, packed, f"{name}|{key}") for key, part in parts.items()}
+    return dataclasses.replace(like, **made) if dataclasses.is_dataclass(like) else made
+
+
+def _parts(value: Any) -> dict[str, Any] | None:
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return dict(value) if isinstance(value, Mapping) else None
+
+
+def _identity(run, vars, work, found: Sequence[Measure], settings: Settings) -> dict[str, str]:
+    """What the accumulators depend on, as text."""
+    config = run.config.to_dict()
+    plain = dataclasses.replace(
+        settings, data="", save_every=0, measured="", head_model="", weights={}
+    )
+    start = {each.name: each.start for each in found}
+    return {
+        "checkpoint": digest(vars),
+        "config.eval": _short({**dataclasses.asdict(plain), "batch": work.rows}),
+        "config.system": _short(config.get("system", {})),
+        "config.seed": str(config.get("seed", 0)),
+        "clips": f"{work.clips} of {work.fingerprint[:12]}",
+        "metrics": _short({k: str(v) for k, v in _pack(start).items() if v.dtype.kind == "U"}),
+    }
+
+
+def _short(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def digest(tree: Any) -> str:
+    """Hex text that changes with any number in a tree of arrays, wherever its parts lie."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves:
+        return "none"
+    sums = np.asarray(
+        jax.jit(lambda leaves: jnp.stack([*map(_checksum, leaves)]))([x for _, x in leaves])
+    )
+    named = [
+        f"{jax.tree_util.keystr(path)} {np.shape(leaf)} {total}"
+        for (path, leaf), total in zip(leaves, sums)
+    ]
+    return hashlib.sha256("\n".join(named).encode()).hexdigest()[:12]
+
+
+def _checksum(leaf: jax.Array) -> jax.Array:
+    """() uint32: sum of the bits of each number, weighted by its place."""
+    leaf = jnp.asarray(leaf)
+    bits = leaf
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+    weight = jnp.ones(leaf.shape, jnp.uint32)
+    for axis, prime in zip(
+        range(leaf.ndim), (2654435761, 2246822519, 3266489917, 668265263, 374761393)
+    ):
+        weight += jnp.uint32(prime) * jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+    return jnp.sum(bits.astype(jnp.uint32) * (2 * weight + 1), dtype=jnp.uint32)

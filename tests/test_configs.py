@@ -170,7 +170,7 @@ def test_sprites(sheets_dir, tmp_path):
     rows = {r["metric"]: r for r in json.loads((tmp_path / "eval.json").read_text())["results"]}
     # Four pairs cannot hold nine actions: said so, and no number in its place.
     assert rows["inception_score"]["value"] is None
-    assert rows["inception_score"]["convention"].startswith("not computed")
+    assert rows["inception_score"]["note"].startswith("not computed")
 
 
 @pytest.mark.parametrize("clips", ["heads", "sprites"])

@@ -104,6 +104,10 @@ def compile_update(run: Run, batch_size: int | None = None) -> Compiled:
         program = _compile(run, COMPILER)
     finally:
         run.batch = batch
+    return _taken(program, batch_size)
+
+
+def _taken(program: jax.stages.Compiled, batch_size: int) -> Compiled:
     memory = program.memory_analysis()
     moved, unknown = moved_bytes(program.as_text())
     return Compiled(
@@ -213,7 +217,7 @@ def measured(run: Run, steps: int = 2) -> dict[str, int]:
       that; ``program``, the peak that XLA states of the program that ran.
     """
     program = _compile(run)
-    stated = program.memory_analysis()
+    stated = _taken(program, run.config.batch_size).peak
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), run.batch)
     state, consts, batch = run.fresh_state(), run.consts, run.put(zeros)
     arrays = sum(leaf.nbytes for leaf in jax.tree.leaves((state, consts, batch)))
@@ -229,10 +233,7 @@ def measured(run: Run, steps: int = 2) -> dict[str, int]:
     return {
         "arrays": arrays,
         "growth": _resident("VmHWM") - before,
-        "program": stated.argument_size_in_bytes
-        + stated.output_size_in_bytes
-        - stated.alias_size_in_bytes
-        + stated.temp_size_in_bytes,
+        "program": stated,
     }
 
 

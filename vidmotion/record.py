@@ -55,10 +55,15 @@ def peak_memory() -> dict[str, int]:
 
 
 def write(path: epath.Path, content: Mapping[str, Any]) -> None:
-    """Write `content` as JSON, aside and then renamed, so that a record is whole or absent."""
+    """Write `content` as JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Write `text` aside and then rename it, so that the file is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.parent / f"{path.name}.tmp"
-    aside.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    aside.write_text(text)
     aside.replace(path)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from vidmotion import paths
 from vidmotion.convert.read import read, shapes_of, write_safetensors
+from vidmotion.errors import ConfigError
 
 NETWORK, PARAMS = "network.json", "params.safetensors"
 
@@ -63,6 +64,30 @@ def load(
       ValueError: ``network.json`` is not what `write` writes.
     """
     return _load(Path(folder), read, only)
+
+
+def load_wanted(
+    field: str, folder: str, network: str, hint: str = ""
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Arguments and parameters of the folder that a config names, which has to hold `network`.
+
+    Args:
+      field: of the config, with its value, for messages.
+      folder: it.
+      network: a name of `vidmotion.convert`.
+      hint: what to do about it, at the end of every message.
+
+    Raises:
+      ConfigError: no such folder, it is damaged, or it holds another network.
+    """
+    end = f"; {hint}" if hint else ""
+    try:
+        found, arguments, params = load(folder)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{field}: {error}{end}") from error
+    if found != network:
+        raise ConfigError(f"{field}: holds {found}, wanted is {network}{end}")
+    return arguments, params
 
 
 def describe(folder: str | os.PathLike) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:

@@ -17,7 +17,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vidmotion.convert import folder
-from vidmotion.errors import ConfigError
 from vidmotion.metrics import resize
 from vidmotion.models.features import emonet, i3d, inception, iresnet, lpips
 from vidmotion.system import fingerprint
@@ -142,12 +141,7 @@ def load(name: str, path: str, convention: str = "") -> FeatureNetwork:
       ConfigError: no such folder, or it holds another network.
     """
     field = f"config.eval.weights.{name}={path!r}"
-    try:
-        found, arguments, variables = folder.load(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{field}: {error}") from error
-    if found != name:
-        raise ConfigError(f"{field}: holds {found}, wanted is {name}")
+    arguments, variables = folder.load_wanted(field, path, name)
     network = NETWORKS[name](arguments, variables, convention)
     return dataclasses.replace(
         network, weights=fingerprint(variables)[:12], rows=ROWS.get(name, PICTURES)

@@ -545,9 +545,7 @@ def write(run, name: str, clips: int, rows: Sequence[MetricResult]) -> None:
     }
     folder = run.workdir / "eval"
     record.write(folder / f"{name}.json", content)
-    aside = folder / f"{name}.md.tmp"
-    aside.write_text(f"# {name}\n\n{result.markdown(rows)}\n")
-    aside.replace(folder / f"{name}.md")
+    record.write_text(folder / f"{name}.md", f"# {name}\n\n{result.markdown(rows)}\n")
     log.info("results: %s", folder / f"{name}.md")
 
 

@@ -193,13 +193,7 @@ class VidTwinAutoencoder(System):
 
     def _load_lpips(self) -> PyTree:
         field = f"config.system.perceptual.weights={self.perceptual.weights!r}"
-        try:
-            network, _, params = folder.load(self.perceptual.weights)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{field}: {error}") from error
-        if network != "lpips_vgg":
-            raise ConfigError(f"{field}: holds {network}, wanted is lpips_vgg")
-        return params
+        return folder.load_wanted(field, self.perceptual.weights, "lpips_vgg")[1]
 
     def tokens(self, batch: int) -> int:
         """Patches that the encoder reads, and as many the decoder."""

@@ -842,12 +842,6 @@ def _loader(field: str, weights: str, network: str) -> Callable[[], PyTree]:
         make += f" of {SOURCES[network]}" if network in SOURCES else ""
         if not weights:
             raise ConfigError(f"config.system.{field} is empty: {make}")
-        try:
-            found, _, params = folder.load(weights)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"config.system.{field}={weights!r}: {error}; {make}") from error
-        if found != network:
-            raise ConfigError(f"config.system.{field}={weights!r}: holds {found}, {make}")
-        return params
+        return folder.load_wanted(f"config.system.{field}={weights!r}", weights, network, make)[1]
 
     return load

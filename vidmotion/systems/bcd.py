@@ -538,7 +538,8 @@ class BCD(System):
         if not self.cross.enabled:
             c, m = self._encode(params, second)
             return second, c, m
-        both = jnp.concatenate([first, second])
+        # A clip's halves next to each other: one after the other as batches, they would change devices.
+        both = _in_a_row(jnp.stack([first, second], axis=1))
         if cut == self.half:
             c, m = self._encode(params, both)
         elif self.cross.symmetric:
@@ -548,14 +549,9 @@ class BCD(System):
             c, _ = self._encode(params, first[:, :cut])
             _, m = self._encode(params, second)
             return second, c, m
-        (c_first, c_second), (m_first, m_second) = jnp.split(c, 2), jnp.split(m, 2)
         if not self.cross.symmetric:
-            return second, c_first, m_second
-        return (
-            jnp.concatenate([second, first]),
-            jnp.concatenate([c_first, c_second]),
-            jnp.concatenate([m_second, m_first]),
-        )
+            return second, _halves(c)[:, 0], _halves(m)[:, 1]
+        return _in_a_row(_halves(both)[:, ::-1]), c, _in_a_row(_halves(m)[:, ::-1])
 
     def _drop_conditions(self, params, c, m_hat, key):
         """Replace conditions by the learned nulls with probability `guidance.drop` per clip."""
@@ -614,3 +610,13 @@ class BCD(System):
 def _join_windows(x: jax.Array, clips: int, frames: int) -> jax.Array:
     """The inverse of `_cut_windows`, filling dropped."""
     return x.reshape(clips, -1, *x.shape[2:])[:, :frames]
+
+
+def _in_a_row(halves: jax.Array) -> jax.Array:
+    """(b, 2, ...) -> (2 b, ...), both halves of a clip before those of the next."""
+    return halves.reshape(-1, *halves.shape[2:])
+
+
+def _halves(x: jax.Array) -> jax.Array:
+    """The inverse of `_in_a_row`."""
+    return x.reshape(-1, 2, *x.shape[1:])

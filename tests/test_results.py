@@ -1,6 +1,7 @@
 """The results page holds what the run records say, and nothing else."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -98,3 +99,18 @@ def test_the_benchmark_puts_systems_side_by_side():
     assert "| X-NeMo | 7.10 M | 200 x 8 | 25.0 | 0.50 | 1.00 GiB (process) | bbbbbbbbbbbb |" in text
     assert "| system | PSNR of the swap |" in text and "| BCD | 17.25 |" in text
     assert "copying the content clip 14.00 dB, SSIM 0.400" in text
+
+
+def test_figures_of_the_readme_are_those_of_the_records_they_link_to():
+    """A number with decimals before a link to a record is one of that record's results, rounded."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"([^|;]*?)\(\[(\w+)\]\(docs/results/README\.md#\2\)\)", text)
+    assert len(found) > 5
+    for claim, name in found:
+        record = json.loads((RESULTS / "records" / f"{name}.json").read_text())
+        values = [row["value"] for row in record["results"] if row["value"] is not None]
+        figures = re.findall(r"\d+\.\d+", claim)
+        assert figures, claim
+        for figure in figures:
+            places = len(figure.partition(".")[2])
+            assert figure in {f"{value:.{places}f}" for value in values}, (claim, name)

@@ -114,3 +114,27 @@ def test_figures_of_the_readme_are_those_of_the_records_they_link_to():
         for figure in figures:
             places = len(figure.partition(".")[2])
             assert figure in {f"{value:.{places}f}" for value in values}, (claim, name)
+
+
+def test_protocols_become_a_table_each_and_say_what_is_missing(tmp_path):
+    row = {"convention": "c", "resolution": "64x64", "n": 7, "note": "", "weights": "none"}
+    record = {
+        "clips": 7,
+        "commit": "b" * 40,
+        "devices": 2,
+        "device_kind": "cpu",
+        "platform": "cpu",
+        "processes": 2,
+        "results": [
+            {**row, "metric": "psnr", "value": 12.34567},
+            {**row, "metric": "fvd", "value": None, "note": "not computed: needs X"},
+        ],
+    }
+    file = tmp_path / "bcd_motion_transfer.json"
+    file.write_text(json.dumps(record))
+    text = "\n".join(load().protocols([file]))
+    assert "### bcd motion transfer" in text
+    assert "2 x cpu (cpu) in 2 processes, commit bbbbbbbbbbbb, 7 clips." in text
+    assert "| psnr | 12.3457 | 7 | c | 64x64 |" in text
+    assert "| fvd | not computed | 7 | c | 64x64 |" in text
+    assert text.count("not computed: needs X") == 1

@@ -40,9 +40,8 @@ PAPER = {
 def describe(name: str, record: dict) -> list[str]:
     """Markdown lines of one run."""
     seconds = record["step_seconds"]
-    hardware = f"{record['devices']} x {record['device_kind']} ({record['platform']})"
     facts = [
-        ("hardware", hardware),
+        ("hardware", _hardware(record)),
         ("steps run / planned", f"{record['steps_done']:,} / {record['steps_planned']:,}"),
         ("batch", record["config"]["batch_size"]),
         ("seconds per step", "-" if seconds is None else f"{seconds:.3f}"),
@@ -58,12 +57,11 @@ def describe(name: str, record: dict) -> list[str]:
     if record["results"]:
         lines += ["", "| metric | value | paper | n | convention |", "|---|---|---|---|---|"]
     for row in record["results"]:
-        value = "not computed" if row["value"] is None else f"{row['value']:.4f}"
         paper = PAPER.get(row["metric"])
         cell = f"{paper[0]:.4f} ({paper[1]})" if paper else ""
         note = f"; {row['note']}" if row.get("note") else ""  # older records have none
         lines.append(
-            f"| {row['metric']} | {value} | {cell} | {row['n']} | {row['convention']}; weights: "
+            f"| {row['metric']} | {_value(row)} | {cell} | {row['n']} | {row['convention']}; weights: "
             f"{row['weights']}; {row['resolution']}{note} |"
         )
     picture = HERE / "pictures" / f"{name}.png"
@@ -83,15 +81,40 @@ def compare(name: str, records: dict[str, dict]) -> list[str]:
     }
     first, *others = results.values()
     metrics = [m for m in first if all(row.get(m) is not None for row in [first, *others])]
-    rows = [["run", "steps", *metrics], ["---"] * (len(metrics) + 2)]
+    rows = []
     for run, values in results.items():
+        speed = records[run].get("examples_per_second")
+        facts = [f"{records[run]['steps_done']:,}", "-" if speed is None else f"{speed:.1f}"]
         cells = [f"{values[metric]:.3f}" for metric in metrics]
-        rows.append([run.replace("_", " "), f"{records[run]['steps_done']:,}", *cells])
-    record = next(iter(records.values()))
-    hardware = f"{record['devices']} x {record['device_kind']} ({record['platform']})"
+        rows.append([run.replace("_", " "), *facts, *cells])
+    hardware = ", ".join(sorted({_hardware(record) for record in records.values()}))
     commits = sorted({r["commit"][:12] + r["commit"][40:] for r in records.values()})
     lines = [f"## {name}", "", f"{hardware}, commit {', '.join(commits)}.", ""]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+    return [*lines, *_grid(["run", "steps", "examples/s", *metrics], rows), ""]
+
+
+def protocols(files: list[Path]) -> list[str]:
+    """Markdown lines of what `--mode=eval --config.eval.protocol=...` wrote, a table for each file."""
+    lines = []
+    for file in files:
+        record = json.loads(file.read_text())
+        commit = record["commit"][:12] + record["commit"][40:]
+        rows = [
+            [row["metric"], _value(row), str(row["n"]), row["convention"], row["resolution"]]
+            for row in record["results"]
+        ]
+        absent = sorted({row["note"] for row in record["results"] if row["value"] is None})
+        lines += [
+            f"### {file.stem.replace('_', ' ')}",
+            "",
+            f"{_hardware(record)}, commit {commit}, {record['clips']} clips.",
+            "",
+            *_grid(["metric", "value", "n", "convention", "resolution"], rows),
+            "",
+            *[f"- {reason}" for reason in absent],
+            *([""] if absent else []),
+        ]
+    return lines
 
 
 def benchmark() -> str:
@@ -148,8 +171,7 @@ def _side_by_side(clips: str, records: dict[str, dict]) -> list[str]:
         "commit",
     ]
     first = next(iter(records.values()))
-    hardware = f"{first['devices']} x {first['device_kind']} ({first['platform']})"
-    lines = [f"## {clips.capitalize()}", "", f"{hardware}.", "", *_grid(heading, rows), ""]
+    lines = [f"## {clips.capitalize()}", "", f"{_hardware(first)}.", "", *_grid(heading, rows), ""]
 
     asked = {
         label: metric
@@ -179,6 +201,16 @@ def _side_by_side(clips: str, records: dict[str, dict]) -> list[str]:
         if (HERE / "pictures" / f"{name}.png").exists():
             lines += [f"![{text}](pictures/{name}.png)", ""]
     return lines
+
+
+def _hardware(record: dict) -> str:
+    processes = record.get("processes", 1)
+    joined = f" in {processes} processes" if processes > 1 else ""
+    return f"{record['devices']} x {record['device_kind']} ({record['platform']}){joined}"
+
+
+def _value(row: dict) -> str:
+    return "not computed" if row["value"] is None else f"{row['value']:.4f}"
 
 
 def _cell(value: float | None) -> str:
@@ -211,6 +243,9 @@ def build() -> str:
             lines += ["## benchmark", "", "[Four ideas, the same clips](benchmark.md)", ""]
             continue
         runs = sorted(folder.glob("*.json"))
+        if folder.name == "protocols":
+            lines += ["## protocols", "", *protocols(runs)]
+            continue
         lines += compare(folder.name, {path.stem: json.loads(path.read_text()) for path in runs})
     return "\n".join(lines)
 

@@ -132,3 +132,10 @@ def test_a_batch_lies_in_row_order_over_data_and_fsdp():
     for position, device in np.ndenumerate(MESH.devices):
         start = 2 * (2 * position[0] + position[1])  # tensor neighbours hold the same rows
         assert held[device] == slice(start, start + 2)
+
+
+def test_this_compiler_takes_the_frugal_options():
+    mesh = sharding.make_mesh({"data": -1})
+    x = jnp.arange(12.0).reshape(3, 4)
+    product = jax.jit(lambda x: x @ x.T + 1, compiler_options=sharding.frugal(mesh))(x)
+    np.testing.assert_allclose(product, np.asarray(x) @ np.asarray(x).T + 1)

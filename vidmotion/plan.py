@@ -106,7 +106,7 @@ def compile_update(run: Run, batch_size: int | None = None) -> Compiled:
     batch = run.batch
     try:
         run.batch = run.system.input_spec(batch_size)
-        program = _compile(run, COMPILER)
+        program = _compile(run, COMPILER | sharding.frugal(run.mesh))
     finally:
         run.batch = batch
     return _taken(program, batch_size)

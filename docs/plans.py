@@ -24,7 +24,8 @@ compiles the update for that many simulated devices under the config's mesh, on 
 `config.plan` has `devices`, `chip`, `memory_gib`, `efficiency` (the share of the peak that compute is taken to reach),
 `fit` (look for the largest batch), `measure` (with one device: also run the update on the CPU and weigh the process)
 and `record` (a JSON file). Memory and traffic are those of the CPU
-compiler, which are not those of an accelerator. The step time is the largest of compute, memory and communication: a
+compiler, which are not those of an accelerator; plans of commits before db94a096f187 also counted biases that only the
+CPU spreads over the batch early (a sixth of the peak of vidtwin-large). The step time is the largest of compute, memory and communication: a
 forecast, not a measurement.
 """
 MEASURED = """\

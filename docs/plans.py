@@ -25,8 +25,8 @@ compiles the update for that many simulated devices under the config's mesh, on 
 `fit` (look for the largest batch), `measure` (with one device: also run the update on the CPU and weigh the process)
 and `record` (a JSON file). Memory and traffic are those of the CPU
 compiler, which are not those of an accelerator; plans of commits before db94a096f187 also counted biases that only the
-CPU spreads over the batch early (a sixth of the peak of vidtwin-large). The step time is the largest of compute, memory and communication: a
-forecast, not a measurement.
+CPU spreads over the batch early (a sixth of the peak of vidtwin-large). The step time is the largest of compute,
+memory and communication: a forecast, not a measurement.
 """
 MEASURED = """\
 

@@ -49,7 +49,7 @@ def describe(name: str, record: dict) -> list[str]:
         ("MFU", record["mfu"] if isinstance(record["mfu"], str) else f"{record['mfu']:.1%}"),
         ("share of time waiting for data", f"{record['data_wait_share'] or 0:.2%}"),
         ("peak memory", _memory(record["peak_memory"])),
-        ("commit", record["commit"][:12] + record["commit"][40:]),
+        ("commit", _commit(record)),
         ("jax", record["libraries"]["jax"]),
     ]
     lines = [f"## {name}", "", "| | |", "|---|---|"]
@@ -88,7 +88,7 @@ def compare(name: str, records: dict[str, dict]) -> list[str]:
         cells = [f"{values[metric]:.3f}" for metric in metrics]
         rows.append([run.replace("_", " "), *facts, *cells])
     hardware = ", ".join(sorted({_hardware(record) for record in records.values()}))
-    commits = sorted({r["commit"][:12] + r["commit"][40:] for r in records.values()})
+    commits = sorted({_commit(record) for record in records.values()})
     lines = [f"## {name}", "", f"{hardware}, commit {', '.join(commits)}.", ""]
     return [*lines, *_grid(["run", "steps", "examples/s", *metrics], rows), ""]
 
@@ -98,7 +98,6 @@ def protocols(files: list[Path]) -> list[str]:
     lines = []
     for file in files:
         record = json.loads(file.read_text())
-        commit = record["commit"][:12] + record["commit"][40:]
         rows = [
             [row["metric"], _value(row), str(row["n"]), row["convention"], row["resolution"]]
             for row in record["results"]
@@ -107,7 +106,7 @@ def protocols(files: list[Path]) -> list[str]:
         lines += [
             f"### {file.stem.replace('_', ' ')}",
             "",
-            f"{_hardware(record)}, commit {commit}, {record['clips']} clips.",
+            f"{_hardware(record)}, commit {_commit(record)}, {record['clips']} clips.",
             "",
             *_grid(["metric", "value", "n", "convention", "resolution"], rows),
             "",
@@ -158,7 +157,7 @@ def _side_by_side(clips: str, records: dict[str, dict]) -> list[str]:
                 done,
                 "-" if seconds is None else f"{seconds:.2f}",
                 _memory(record["peak_memory"]),
-                record["commit"][:12] + record["commit"][40:],
+                _commit(record),
             ]
         )
     heading = [
@@ -207,6 +206,11 @@ def _hardware(record: dict) -> str:
     processes = record.get("processes", 1)
     joined = f" in {processes} processes" if processes > 1 else ""
     return f"{record['devices']} x {record['device_kind']} ({record['platform']}){joined}"
+
+
+def _commit(record: dict) -> str:
+    """Its first twelve digits, and ``+changes`` where there were any."""
+    return record["commit"][:12] + record["commit"][40:]
 
 
 def _value(row: dict) -> str:

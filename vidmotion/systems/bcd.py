@@ -539,7 +539,7 @@ class BCD(System):
             c, m = self._encode(params, second)
             return second, c, m
         # A clip's halves next to each other: one after the other as batches, they would change devices.
-        both = _in_a_row(jnp.stack([first, second], axis=1))
+        both = z.reshape(-1, self.half, *z.shape[2:])
         if cut == self.half:
             c, m = self._encode(params, both)
         elif self.cross.symmetric:

@@ -22,8 +22,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 STAND_IN = """#!/usr/bin/env bash
-printf '%s\\0' "$(basename "$0")" "$@" >>"$RECORD"
-printf '\\n' >>"$RECORD"
+call=0  # a file a call: programs run at the same time never write into one
+until (set -o noclobber && : >"$RECORD/$call") 2>/dev/null; do call=$((call + 1)); done
+printf '%s\\0' "$(basename "$0")" "$@" >"$RECORD/$call"
 {body}
 """
 
@@ -33,7 +34,7 @@ def stand_in(tmp_path, monkeypatch):
     """`stand_in(name, body)` puts a program on PATH that records its arguments; `.calls()` reads them."""
     folder, recorded = tmp_path / "bin", tmp_path / "record"
     folder.mkdir()
-    recorded.touch()
+    recorded.mkdir()
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("RECORD", str(recorded))
 
@@ -43,7 +44,8 @@ def stand_in(tmp_path, monkeypatch):
         path.chmod(0o755)
 
     make.calls = lambda: [
-        line.rstrip("\0").split("\0") for line in recorded.read_text().splitlines()
+        path.read_text().removesuffix("\0").split("\0")
+        for path in sorted(recorded.iterdir(), key=lambda path: int(path.name))
     ]
     return make
 

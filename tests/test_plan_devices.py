@@ -74,7 +74,8 @@ def test_compiled_for_eight_devices(fsdp):
     made = config(
         **{"mesh.data": 8 // fsdp, "mesh.fsdp": fsdp, "plan.devices": 8, "plan.fit": False}
     )
-    figures = plan.compiled(Run(made, ""))
+    run = Run(made, "")
+    figures = plan.compiled(run, run.flops_per_step())
     weights = 4 * LAYERS * WIDTH**2
     batch = 4 * WIDTH * ROWS // 8
     state = figures["state_bytes"]
@@ -93,6 +94,40 @@ def test_compiled_for_eight_devices(fsdp):
     compute = figures["flops"] / 8 / (chip.flops * 0.4)
     assert figures["seconds"]["compute"] == pytest.approx(compute)
     assert figures["step_seconds"] == max(figures["seconds"].values())
+
+
+@pytest.mark.parametrize("fsdp", [1, 8])
+def test_an_unfinished_program_takes_what_the_finished_one_does(fsdp):
+    run = Run(config(**{"mesh.data": 8 // fsdp, "mesh.fsdp": fsdp, "plan.devices": 8}), "")
+    here = plan.compile_update(run)
+    program = run.lower_update().compile(compiler_options=plan.COMPILER | sharding.frugal(run.mesh))
+    there = program.memory_analysis()
+    assert here.moved == plan.moved_bytes(program.as_text())[0]
+    assert here.arguments == there.argument_size_in_bytes
+    assert here.aliased == there.alias_size_in_bytes
+    # One number more comes out, where the compiler is told to end.
+    assert 0 <= here.outputs - there.output_size_in_bytes <= 64
+    assert here.temporaries == pytest.approx(there.temp_size_in_bytes, abs=256)
+
+
+def test_a_compiler_that_says_nothing_of_memory_is_named(monkeypatch):
+    monkeypatch.setattr(plan, "_compile", lambda *_: None)
+    with pytest.raises(ConfigError, match="writes no buffer assignment"):
+        plan.compile_update(Run(config(**{"plan.devices": 8}), ""))
+
+
+def test_assigned_bytes():
+    text = """BufferAssignment:
+allocation 0: size 400, parameter 2, shape |f32[100]| at ShapeIndex {}, maybe-live-out:
+ value: <1 p @0> (size=400,offset=0): f32[100]{0}
+allocation 1: size 80, parameter 0, shape |f32[20]| at ShapeIndex {}:
+allocation 2: size 16, output shape is |(f32[100], f32[])|, maybe-live-out:
+allocation 3: size 4, thread-local:
+allocation 4: size 8, constant:
+allocation 5: size 1024, preallocated-temp:
+ value: <9 t @0> (size=1024,offset=0): f32[256]{0}
+"""
+    assert plan.assigned_bytes(text) == (480, 416, 400, 1024)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +153,8 @@ def test_prediction_is_near_what_the_process_takes(monkeypatch):
     monkeypatch.setattr(sharding, "make_mesh", alone)
     rows = 2**16
     made = config(batch_size=rows, **{"plan.devices": 1, "plan.fit": False, "plan.measure": True})
-    figures = plan.compiled(Run(made, ""))
+    run = Run(made, "")
+    figures = plan.compiled(run, run.flops_per_step())
     weighed = figures["measured"]
     # Parameters, two moments and the average; step and two counts; the batch.
     assert weighed["arrays"] == 4 * 4 * LAYERS * WIDTH**2 + 3 * 4 + 4 * WIDTH * rows

@@ -10,6 +10,7 @@ import gc
 import math
 import re
 import resource
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -25,13 +26,11 @@ from vidmotion.run import Run
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 GIB = 2**30
-# Machine code is not kept: its optimisation would take most of the time and change no figure here. Joining all-reduces
-# changes no byte that is sent, and takes time and memory with the square of the program's length.
-COMPILER = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_disable_hlo_passes": "cpu-all-reduce-combiner",
-}
+# Joining all-reduces changes no byte that is sent, and takes time and memory with the square of the program's length.
+COMPILER = {"xla_disable_hlo_passes": "cpu-all-reduce-combiner"}
+# What no machine has: XLA finds that out when it has given every array its memory and turns to machine code, which
+# would take most of the time, much of it with the square of the program's length, and change no figure here.
+STOP = "vidmotion_plan_ends_here"
 _BYTES = re.compile(r"\b(pred|bf16|[fsu]\d+|c\d+)\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?[\w.-]+ = (.*?) ([\w-]+)\((.*)")
 _CALLED = re.compile(
@@ -50,9 +49,10 @@ def plan(run: Run) -> str:
     """
     if asked(run.config):
         reckoned_with(run)  # what is wrong is said before the long part
-    lines = [*_parameters(run), "", *_cost(run), *_facts(run)]
+    flops = run.flops_per_step()
+    lines = [*_parameters(run), "", *_cost(run, flops), *_facts(run)]
     if asked(run.config):
-        figures = compiled(run)
+        figures = compiled(run, flops)
         lines += ["", *_describe(figures)]
         if run.config.plan.record:
             kept = {
@@ -101,37 +101,65 @@ class Compiled(NamedTuple):
 
 
 def compile_update(run: Run, batch_size: int | None = None) -> Compiled:
-    """Compile the update of `batch_size` examples (default: the config's); nothing is allocated or executed."""
+    """Compile the update of `batch_size` examples (default: the config's) up to machine code; nothing is allocated.
+
+    Raises:
+      ConfigError: this version of XLA does not tell of a program what is needed here.
+    """
     batch_size = batch_size or run.config.batch_size
     batch = run.batch
-    try:
-        run.batch = run.system.input_spec(batch_size)
-        program = _compile(run, COMPILER | sharding.frugal(run.mesh))
-    finally:
-        run.batch = batch
-    return _taken(program, batch_size)
+
+    def unfinished(*args):
+        state, metrics = run.stepper.update(*args)
+        return state, {**metrics, STOP: jax.ffi.ffi_call(STOP, jax.ShapeDtypeStruct((), "f"))()}
+
+    with tempfile.TemporaryDirectory() as folder:
+        told = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        try:
+            run.batch = run.system.input_spec(batch_size)
+            _compile(run, COMPILER | sharding.frugal(run.mesh) | told, unfinished)
+        except jax.errors.JaxRuntimeError as error:
+            if STOP not in str(error):
+                raise
+        finally:
+            run.batch = batch
+        program, assigned = (
+            [path.read_text() for path in Path(folder).glob(f"*after_optimizations{kind}.txt")]
+            for kind in ("", "-buffer-assignment")
+        )
+    if len(program) != 1 or len(assigned) != 1:
+        raise ConfigError(
+            f"config.plan: XLA of jaxlib {jax.lib.__version__} writes no buffer assignment where it is looked for; "
+            "use a version that setup.py names"
+        )
+    moved, unknown = moved_bytes(program[0])
+    return Compiled(batch_size, *assigned_bytes(assigned[0]), moved, unknown)
 
 
-def _taken(program: jax.stages.Compiled, batch_size: int) -> Compiled:
-    memory = program.memory_analysis()
-    moved, unknown = moved_bytes(program.as_text())
-    return Compiled(
-        batch_size,
-        memory.argument_size_in_bytes,
-        memory.output_size_in_bytes,
-        memory.alias_size_in_bytes,
-        memory.temp_size_in_bytes,
-        moved,
-        unknown,
-    )
+def assigned_bytes(text: str) -> tuple[int, int, int, int]:
+    """Bytes of arguments, outputs, outputs in the place of arguments, and temporaries, as XLA's statistics count them.
+
+    Args:
+      text: XLA's buffer assignment.
+    """
+    arguments = outputs = aliased = temporaries = 0
+    for size, kind in re.findall(r"^allocation \d+: size (\d+)(.*):$", text, re.M):
+        size, comes, leaves = int(size), ", parameter " in kind, ", maybe-live-out" in kind
+        arguments += size * comes
+        outputs += size * leaves
+        aliased += size * (comes and leaves)
+        temporaries += size * (", preallocated-temp" in kind)
+    return arguments, outputs, aliased, temporaries
 
 
-def _compile(run: Run, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
-    """The update, compiled anew: a program from the cache does not say what memory it takes."""
+def _compile(
+    run: Run, options: dict[str, Any] | None = None, update: Callable | None = None
+) -> jax.stages.Compiled:
+    """`update` (default: the run's), compiled anew: a program from the cache does not say what memory it takes."""
     cached = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     try:
-        return run.lower_update().compile(compiler_options=options)
+        return run.lower_update(update).compile(compiler_options=options)
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
 
@@ -161,8 +189,12 @@ def reckoned_with(run: Run) -> tuple[hardware.Chip, int]:
     return chip, int(want.memory_gib * GIB) or chip.memory_bytes
 
 
-def compiled(run: Run) -> dict[str, Any]:
+def compiled(run: Run, flops: float | None) -> dict[str, Any]:
     """Figures of the update compiled for the run's mesh, and what a chip would make of it.
+
+    Args:
+      run: with ``config.plan.devices`` on its mesh.
+      flops: of a step, by `Run.flops_per_step`.
 
     Raises:
       ConfigError: as `reckoned_with`.
@@ -170,7 +202,6 @@ def compiled(run: Run) -> dict[str, Any]:
     chip, memory = reckoned_with(run)
     want, devices = run.config.plan, run.mesh.size
     first = compile_update(run)
-    flops = run.flops_per_step()
     seconds = {
         "compute": (flops or 0.0) / devices / (chip.flops * want.efficiency),
         # Each temporary is written and read once at least.
@@ -222,7 +253,7 @@ def measured(run: Run, steps: int = 2) -> dict[str, int]:
       that; ``program``, the peak that XLA states of the program that ran.
     """
     program = _compile(run)
-    stated = _taken(program, run.config.batch_size).peak
+    stated = program.memory_analysis()
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), run.batch)
     state, consts, batch = run.fresh_state(), run.consts, run.put(zeros)
     arrays = sum(leaf.nbytes for leaf in jax.tree.leaves((state, consts, batch)))
@@ -238,7 +269,10 @@ def measured(run: Run, steps: int = 2) -> dict[str, int]:
     return {
         "arrays": arrays,
         "growth": _resident("VmHWM") - before,
-        "program": stated,
+        "program": stated.argument_size_in_bytes
+        + stated.output_size_in_bytes
+        - stated.alias_size_in_bytes
+        + stated.temp_size_in_bytes,
     }
 
 
@@ -443,8 +477,7 @@ def _facts(run: Run) -> list[str]:
     return ["", *(f"{label:<{width}}  {text}" for label, text in facts.items())] if facts else []
 
 
-def _cost(run: Run) -> list[str]:
-    flops = run.flops_per_step()
+def _cost(run: Run, flops: float | None) -> list[str]:
     state = sharding.bytes_per_device(run.abstract_state, run.state_shardings)
     rows = sharding.batch_shards(run.mesh)
     mesh = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())

@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding
 
-from vidmotion import checkpoint, paths, record, sharding
+from vidmotion import checkpoint, paths, pieces, record, sharding
 from vidmotion import system as systems
 from vidmotion.convert import folder as converted
 from vidmotion.data import pipeline
@@ -400,15 +400,15 @@ class Run:
 
     # -- compiled functions -----------------------------------------------------------------------
 
-    def lower_update(self) -> jax.stages.Lowered:
-        """The lowered training update; its first argument is donated."""
+    def lower_update(self, update: Callable | None = None) -> jax.stages.Lowered:
+        """The lowered training update, or another function of its arguments and outputs; the first is donated."""
         rows, whole = sharding.batch(self.mesh), sharding.replicated(self.mesh)
 
         def placed(where):
             return lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-        return jax.jit(
-            self.stepper.update,
+        return self.jit(
+            update or self.stepper.update,
             donate_argnums=0,
             out_shardings=(self.state_shardings, whole),
         ).lower(
@@ -417,30 +417,33 @@ class Run:
             jax.tree.map(placed(rows), self.batch),
         )
 
-    def flops_per_step(self, lowered: jax.stages.Lowered | None = None) -> float | None:
+    def flops_per_step(self) -> float | None:
         """Model FLOPs of one update of the global batch, from XLA's cost analysis; None if it has none.
 
-        Counted without recomputation, layer scans or microbatches, so that each operation of the model
-        counts once; a player that updates now and then counts as if it always did.
-
-        Args:
-          lowered: from `lower_update`; saves a second tracing where it has none of these.
+        Counted by a tracing of its own, without recomputation, layer scans, microbatches or work in pieces, so
+        that each operation of the model counts once; a player that updates now and then counts as if it always did.
         """
         loops = [name for name in ("remat", "scan") if getattr(self.system, name, False)]
-        if lowered is None or loops or self.config.accumulate > 1:
-            system = dataclasses.replace(self.system, **dict.fromkeys(loops, False))
-            stepper = dataclasses.replace(self.stepper, system=system, accumulate=1)
-            params = jax.eval_shape(stepper.init_params, self.batch)
-            state = jax.eval_shape(stepper.init_state, params)
-            lowered = jax.jit(stepper.update).lower(state, self.abstract_consts, self.batch)
+        system = dataclasses.replace(self.system, **dict.fromkeys(loops, False))
+        stepper = dataclasses.replace(self.stepper, system=system, accumulate=1)
+        params = jax.eval_shape(stepper.init_params, self.batch)
+        state = jax.eval_shape(stepper.init_state, params)
+
+        def update(*args):
+            with pieces.all_at_once():
+                return stepper.update(*args)
+
+        lowered = jax.jit(update).lower(state, self.abstract_consts, self.batch)
         return (lowered.cost_analysis() or {}).get("flops")
 
     def jit_sample(self, **options) -> Callable[[Vars, PyTree, jax.Array], PyTree]:
         """`System.sample` over a batch cut across the mesh; its outputs are whole on every process."""
-        return jax.jit(
-            functools.partial(self.system.sample, **options),
-            out_shardings=sharding.replicated(self.mesh),
-        )
+        return self.jit(functools.partial(self.system.sample, **options))
+
+    def jit(self, function: Callable, **options) -> Callable:
+        """`jax.jit` for arrays on this run's mesh; outputs are whole everywhere, unless `options` say otherwise."""
+        whole = {"out_shardings": sharding.replicated(self.mesh)}
+        return jax.jit(sharding.OnMesh(function, self.mesh), **whole | options)
 
     def rows(self, count: int) -> int:
         """The smallest batch size >= count that the mesh and the processes divide."""

@@ -10,8 +10,9 @@ Shardings are decided by path rules on parameter names, not by metadata on the a
 Axes that do not divide their dimension are dropped, leaves below `MIN_SIZE` values stay whole.
 """
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -167,6 +168,59 @@ def bytes_per_device(abstract: PyTree, shardings: PyTree) -> int:
     for leaf, where in zip(jax.tree.leaves(abstract), jax.tree.leaves(shardings)):
         total += math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     return total
+
+
+@dataclasses.dataclass(frozen=True)
+class OnMesh:
+    """`function`, traced where `row_shards` knows the mesh. Two of the same are equal, so that `jit` compiles once.
+
+    Attributes:
+      function: of arrays whose batch is cut over the mesh.
+      mesh: that mesh.
+    """
+
+    function: Callable[..., Any]
+    mesh: Mesh | AbstractMesh
+
+    def __call__(self, *args, **kwargs):
+        abstract = self.mesh if isinstance(self.mesh, AbstractMesh) else self.mesh.abstract_mesh
+        with jax.sharding.use_abstract_mesh(abstract):
+            return self.function(*args, **kwargs)
+
+    @property
+    def __name__(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+
+def row_shards(rows: int) -> int:
+    """Devices over which an axis of `rows` that begins with the batch is cut, where it is traced.
+
+    1 outside of `OnMesh`, and where the mesh does not divide the rows.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if set(AXES) - set(mesh.axis_names):
+        return 1
+    shards = batch_shards(mesh)
+    return 1 if rows % shards else shards
+
+
+def to_own_rows(x: jax.Array, shards: int) -> jax.Array:
+    """(n, ...) cut over `shards` devices -> (n / shards, shards, ...): row i of every device, all on their devices.
+
+    The new leading axis is whole on each device, so that a loop over it keeps all of them at work on their own.
+    """
+    return _pinned(x.reshape(shards, -1, *x.shape[1:]).swapaxes(0, 1))
+
+
+def from_own_rows(x: jax.Array) -> jax.Array:
+    """The way back from `to_own_rows`."""
+    x = _pinned(x).swapaxes(0, 1)
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _pinned(x: jax.Array) -> jax.Array:
+    free = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 2)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(None, *BATCH, *free))
 
 
 def frugal(mesh: Mesh) -> dict[str, str]:

@@ -278,7 +278,7 @@ class Session:
         began = time.perf_counter()
         lowered = self.run.lower_update()
         with ThreadPoolExecutor(1) as pool:
-            flops = pool.submit(self.run.flops_per_step, lowered)
+            flops = pool.submit(self.run.flops_per_step)
             update = lowered.compile()
             self._meter.flops = flops.result()
         log.info("step compiled in %.1f s", time.perf_counter() - began)

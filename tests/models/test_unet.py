@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from quick import quick_jit, random_like
 
-from vidmotion import paths
+from vidmotion import paths, pieces, sharding
 from vidmotion.convert.engine import convert
 from vidmotion.convert.maps.unet import RULES, WITHOUT_TEXT
 from vidmotion.models import unet
@@ -246,6 +246,44 @@ def test_attention_in_pieces_is_attention():
         for n in (1000, 50)
     )
     np.testing.assert_allclose(whole, parts, atol=1e-5)
+
+
+def test_on_a_mesh_each_device_attends_to_its_own_rows():
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2}, jax.devices()[:4])
+    where = sharding.batch(mesh)
+    q, k, v = (random(16, n, 2, 4, seed=i) for i, n in enumerate((6, 10, 10)))
+    mask = random(16, 10, seed=4) > 0
+    mask[:, 0] = True
+
+    def loss(q, k, v, mask, limit):
+        return jnp.sum(attend(q, k, v, mask, limit) ** 2, (1, 2, 3))
+
+    def gradient(limit):
+        total = functools.partial(loss, limit=limit)
+        return jax.grad(lambda *a: jnp.sum(total(*a)), argnums=(0, 1, 2))
+
+    want = jax.jit(gradient(10**6))(q, k, v, mask)
+    for limit in (250, 120, 50):  # two rows of a device; a row; a part of one
+        on_mesh = jax.jit(sharding.OnMesh(gradient(limit), mesh), out_shardings=where)
+        given = [jax.device_put(x, where) for x in (q, k, v, mask)]
+        program = on_mesh.lower(*given).compile().as_text()
+        assert "while" in program
+        assert not re.search(r"all-gather|all-to-all|collective-permute|all-reduce", program)
+        got = on_mesh(*given)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+
+
+def test_operations_are_counted_as_if_all_at_once():
+    shape = jax.ShapeDtypeStruct((8, 64, 2, 16), jnp.float32)
+
+    def flops(limit):
+        def whole(*a):
+            with pieces.all_at_once():
+                return attend(*a, limit=limit)
+
+        return jax.jit(whole).lower(shape, shape, shape).cost_analysis()["flops"]
+
+    assert flops(64) == flops(10**9) > 2 * 2 * 8 * 2 * 64 * 64 * 16
 
 
 def test_memory_of_attention_does_not_square():

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from vidmotion import media, sharding
+from vidmotion import media
 from vidmotion.data import vidtwin_latents
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.sprites_judge import judge_clips, trained_judge
@@ -139,7 +139,7 @@ def decoder(run):
             f"that wrote the latents {system.latents!r}: its weights differ"
         )
     rows = autoencoder.rows(settings.batch)
-    render = jax.jit(autoencoder.system.render, out_shardings=sharding.replicated(autoencoder.mesh))
+    render = autoencoder.jit(autoencoder.system.render)
 
     def decode(latents: dict[str, np.ndarray]) -> np.ndarray:
         total, videos = len(latents["structure"]), []

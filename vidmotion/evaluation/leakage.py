@@ -11,11 +11,9 @@ the same reading after the factors have been shuffled among the clips, which is 
 
 from collections.abc import Callable
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
-from vidmotion import sharding
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.transfer import face_views
 from vidmotion.metrics import probe
@@ -82,7 +80,7 @@ def evaluate(run, vars, companion: Callable) -> list[MetricResult]:
 
 def _codes(run, vars, source, count: int) -> tuple[dict[str, np.ndarray], str]:
     """``{"content": (N, Dc), "motion": (N, T * Dm)}`` of the first `count` clips, and their resolution."""
-    read = jax.jit(run.system.read_codes, out_shardings=sharding.replicated(run.mesh))
+    read = run.jit(run.system.read_codes)
     rows = run.rows(run.config.eval.batch)
     parts = []
     for start in tqdm(range(0, count, rows), desc="reading codes", disable=None):

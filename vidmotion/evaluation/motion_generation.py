@@ -9,7 +9,7 @@ import logging
 import jax
 import numpy as np
 
-from vidmotion import media, paths, sharding
+from vidmotion import media, paths
 from vidmotion.data import codes
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.transfer import as_pictures, clip_of, to_uint8
@@ -32,7 +32,7 @@ def evaluate(run, vars, companion) -> list[MetricResult]:
     """
     system, source = run.system, run.source("eval")
     rows = run.rows(run.config.eval.batch)
-    score = jax.jit(system.score, out_shardings=sharding.replicated(run.mesh))
+    score = run.jit(system.score)
     generate = _generator(run, system.frames)
     mean, real, made = Mean(), [], []
     for start in range(0, len(source), rows):
@@ -114,7 +114,7 @@ def render(run, vars) -> None:
     key = jax.random.key(run.config.seed)
     generate = _generator(run, settings.frames)
     ids = np.asarray(generate(vars, run.put_rows({"content": content}), key)["ids"])
-    paint = jax.jit(bcd.system.render, out_shardings=sharding.replicated(bcd.mesh))
+    paint = bcd.jit(bcd.system.render)
     moving = paint(bcd_vars, bcd.put_rows({"content": content, "ids": ids}), key)
     result = to_uint8(np.asarray(moving)[:clips])
     first = [clip_of(pictures[i])[:1] for i in range(clips)]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from vidmotion import animate, media, sharding
+from vidmotion import animate, media
 from vidmotion.data import motion_codes
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.transfer import boxes_of, face_views, to_uint8
@@ -34,7 +34,7 @@ def evaluate(run, vars, companion) -> list[MetricResult]:
     system, source, settings = run.system, run.source("eval"), run.config.eval
     xnemo = open_xnemo(run, system.codes, "X-NeMo")
     rows = run.rows(settings.batch)
-    rebuild = jax.jit(system.rebuilt, out_shardings=sharding.replicated(run.mesh))
+    rebuild = run.jit(system.rebuilt)
     means: dict[str, Mean] = {}
     ids, shown = [], []
     for start in range(0, len(source), rows):
@@ -148,7 +148,7 @@ def write_sheet(run, opened, name: str, codes: np.ndarray, fps: float) -> None:
         latent = xnemo.system.animate(vars, portrait, vectors, moves, own, key)
         return xnemo.system.codec.decode(vars.consts, latent)
 
-    made = jax.jit(paint, out_shardings=sharding.replicated(xnemo.mesh))(
+    made = xnemo.jit(paint)(
         vars,
         *xnemo.put_rows(
             (

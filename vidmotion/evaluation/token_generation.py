@@ -8,7 +8,7 @@ a sequence, fitted to the train split; its accuracy on held-out sequences is wha
 import jax
 import numpy as np
 
-from vidmotion import animate, sharding
+from vidmotion import animate
 from vidmotion.data import motion_codes
 from vidmotion.evaluation.motion_tokens import open_xnemo, write_sheet
 from vidmotion.metrics import codebook
@@ -32,7 +32,7 @@ def evaluate(run, vars, companion) -> list[MetricResult]:
     real = {name: _all(source, name) for name in run.batch}
     train_ids = _all(run.source("train", length=0), "ids")
     entries, given = system.net.entries, min(settings.prefix, system.length)
-    score = jax.jit(system.score, out_shardings=sharding.replicated(run.mesh))
+    score = run.jit(system.score)
     perplexity = _perplexity(run, lambda batch, key: score(vars, batch), real)
     rows = [
         ("perplexity", perplexity, f"per token; of {entries} entries"),
@@ -52,7 +52,7 @@ def evaluate(run, vars, companion) -> list[MetricResult]:
 
     distance = 0.5 * np.abs(histogram(real["ids"]) - histogram(made["ids"])).sum()
     again = [np.mean(ids[:, 1:] == ids[:, :-1]) for ids in (real["ids"], made["ids"])]
-    decode = jax.jit(system.motion, out_shardings=sharding.replicated(run.mesh))
+    decode = run.jit(system.motion)
     nothing = np.zeros((len(source), 0), np.int32)
     truth = _batched(
         run, lambda b, key: decode(vars, b["none"], b["ids"]), {"none": nothing, **real}

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from vidmotion import sharding
 from vidmotion.data import faces
 
 
@@ -34,7 +33,7 @@ def as_pictures(run, vars, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Clips as uint8 (T, H, W, 3): pixels as they are, latents from a cache decoded."""
     if clips[0].dtype == np.uint8:
         return list(clips)
-    decode = jax.jit(run.system.reconstruct, out_shardings=sharding.replicated(run.mesh))
+    decode = run.jit(run.system.reconstruct)
     rows = run.rows(1)
     return [
         to_uint8(np.asarray(decode(vars, run.put_rows(np.repeat(clip[None], rows, axis=0)))[0]))

@@ -11,9 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vidmotion import pieces, sharding
 from vidmotion.models.blocks import Dtype
 
-# Logits held at once, 256 MiB of float32; more are computed in pieces, one after the other.
+# Logits that a device holds at once, 256 MiB of float32; more are computed in pieces, one after the other.
 MAX_LOGITS = 2**26
 
 
@@ -32,12 +33,13 @@ def attend(
     """softmax(q k' / sqrt(d)) v with bounded memory.
 
     Above `limit` logits, rows and then pieces of the queries are computed one after the other, and
-    again in the backward pass, so that memory grows with the tokens and not with their square.
+    again in the backward pass, so that memory grows with the tokens and not with their square. Where
+    the batch is cut over a mesh (`sharding.OnMesh`), each device goes through its own rows.
 
     Args:
       q_nlhd, k_nshd, v_nshd: queries, keys and values.
       mask_ns: bool, False for keys that are left out; each row keeps at least one.
-      limit: number of logits to hold at once; those of one query at least are held.
+      limit: number of logits for a device to hold at once; those of one query at least are held.
 
     Returns:
       (n, l, h, d) of the dtype of the values; the softmax is float32.
@@ -45,10 +47,11 @@ def attend(
     rows, queries, heads, width = q_nlhd.shape
     mask_n11s = None if mask_ns is None else mask_ns[:, None, None]
     per_row = queries * heads * k_nshd.shape[1]
-    if rows * per_row <= limit:
+    shards = sharding.row_shards(rows)
+    if rows // shards * per_row <= limit or not pieces.wanted():
         return jax.nn.dot_product_attention(q_nlhd, k_nshd, v_nshd, mask=mask_n11s)
     divisors = (p for p in range(1, queries) if not queries % p and per_row <= limit * p)
-    pieces = next(divisors, queries)
+    cuts = next(divisors, queries)
 
     @jax.checkpoint
     def one_row(row):
@@ -57,11 +60,15 @@ def attend(
         def piece(q):
             return jax.nn.dot_product_attention(q, k_shd, v_shd, mask=mask_11s)
 
-        out = jax.lax.map(piece, q_lhd.reshape(pieces, queries // pieces, heads, width))
+        out = pieces.each(piece, q_lhd.reshape(cuts, queries // cuts, heads, width))
         return out.reshape(queries, heads, width)
 
     row = q_nlhd, k_nshd, v_nshd, mask_n11s
-    return jax.lax.map(one_row, row, batch_size=max(1, limit // per_row))
+    size = max(1, limit // per_row)
+    if shards == 1:
+        return pieces.each(one_row, row, size)
+    own = jax.tree.map(lambda x: sharding.to_own_rows(x, shards), row)
+    return sharding.from_own_rows(pieces.each(jax.vmap(one_row), own, size))
 
 
 class Attention(nn.Module):

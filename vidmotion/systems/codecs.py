@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vidmotion import pieces
 from vidmotion.convert import engine, read
 from vidmotion.convert.maps import temporal_vae as temporal_vae_maps
 from vidmotion.convert.maps import vae as vae_maps
@@ -254,7 +255,7 @@ class LatentCodec:
     def _in_chunks(self, function, x_bthwc):
         """Map over time, `chunk` frames of every clip at a time; the batch stays cut over the mesh."""
         frames_tbhwc = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), x_bthwc)
-        return jnp.moveaxis(jax.lax.map(function, frames_tbhwc, batch_size=self.chunk), 0, 1)
+        return jnp.moveaxis(pieces.each(function, frames_tbhwc, self.chunk), 0, 1)
 
     def _row(self, values):
         return jnp.asarray(np.asarray(values, np.float32))[None, None, None, None]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PURE = {"numpy", "jax", "paths"}
+PURE = {"numpy", "jax", "paths", "pieces"}
 TRUNK = PURE | {"optax", "orbax", "etils", "optim", "sharding", "state", "step", "system"}
 COMMANDS = {"main", "encode", "reenact"}
 BUILDS_ON_ALL = None
@@ -16,6 +16,7 @@ BUILDS_ON_ALL = None
 ALLOWED = {
     "errors": set(),
     "paths": set(),
+    "pieces": {"jax"},
     "metrics": PURE,
     "losses": PURE,
     "diffusion": PURE,

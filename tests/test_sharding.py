@@ -134,40 +134,6 @@ def test_a_batch_lies_in_row_order_over_data_and_fsdp():
         assert held[device] == slice(start, start + 2)
 
 
-def test_a_program_on_a_mesh_knows_over_how_many_devices_rows_are_cut():
-    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    seen = []
-
-    def look(x):
-        seen.append([sharding.row_shards(rows) for rows in (8, 4, 6, 1)])
-        return x
-
-    jax.jit(look)(1.0)
-    program = jax.jit(sharding.OnMesh(look, mesh))
-    program(1.0)
-    jax.jit(sharding.OnMesh(look, mesh))(1.0)  # the same program: not traced again
-    jax.jit(jax.grad(sharding.OnMesh(look, mesh.abstract_mesh)))(1.0)
-    assert seen == [[1, 1, 1, 1], [4, 4, 1, 1], [4, 4, 1, 1]]
-
-
-@pytest.mark.parametrize("rows", [8, 24])
-def test_own_rows_stay_on_their_device_and_come_back(rows):
-    mesh = sharding.make_mesh({"data": 4, "fsdp": 2})
-    x = jnp.arange(rows * 3.0).reshape(rows, 3)
-
-    def there_and_back(x):
-        own = sharding.to_own_rows(x, 8)
-        assert own.shape == (rows // 8, 8, 3)
-        return own, sharding.from_own_rows(own + 1)
-
-    program = jax.jit(sharding.OnMesh(there_and_back, mesh))
-    own, back = program(jax.device_put(x, sharding.batch(mesh)))
-    np.testing.assert_array_equal(back, x + 1)
-    np.testing.assert_array_equal(own[:, 1], x[rows // 8 : rows // 4])
-    assert own.sharding.shard_shape(own.shape) == (rows // 8, 1, 3)
-    assert back.sharding.shard_shape(back.shape) == (rows // 8, 3)
-
-
 def test_this_compiler_takes_the_frugal_options():
     mesh = sharding.make_mesh({"data": -1})
     x = jnp.arange(12.0).reshape(3, 4)

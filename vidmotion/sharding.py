@@ -18,12 +18,12 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vidmotion import paths
+from vidmotion import paths, pieces
 from vidmotion.errors import ConfigError
 
 PyTree = Any
 AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))
+BATCH = PartitionSpec(pieces.BATCH_AXES)
 MIN_SIZE = 1024
 DEFAULT_RULES = ((".*", "fsdp"),)
 
@@ -172,7 +172,7 @@ def bytes_per_device(abstract: PyTree, shardings: PyTree) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class OnMesh:
-    """`function`, traced where `row_shards` knows the mesh. Two of the same are equal, so that `jit` compiles once.
+    """`function`, traced where `pieces.row_shards` knows the mesh; two of the same are equal, so `jit` compiles once.
 
     Attributes:
       function: of arrays whose batch is cut over the mesh.
@@ -190,37 +190,6 @@ class OnMesh:
     @property
     def __name__(self) -> str:
         return getattr(self.function, "__name__", type(self.function).__name__)
-
-
-def row_shards(rows: int) -> int:
-    """Devices over which an axis of `rows` that begins with the batch is cut, where it is traced.
-
-    1 outside of `OnMesh`, and where the mesh does not divide the rows.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if set(AXES) - set(mesh.axis_names):
-        return 1
-    shards = batch_shards(mesh)
-    return 1 if rows % shards else shards
-
-
-def to_own_rows(x: jax.Array, shards: int) -> jax.Array:
-    """(n, ...) cut over `shards` devices -> (n / shards, shards, ...): row i of every device, all on their devices.
-
-    The new leading axis is whole on each device, so that a loop over it keeps all of them at work on their own.
-    """
-    return _pinned(x.reshape(shards, -1, *x.shape[1:]).swapaxes(0, 1))
-
-
-def from_own_rows(x: jax.Array) -> jax.Array:
-    """The way back from `to_own_rows`."""
-    x = _pinned(x).swapaxes(0, 1)
-    return x.reshape(-1, *x.shape[2:])
-
-
-def _pinned(x: jax.Array) -> jax.Array:
-    free = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 2)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(None, *BATCH, *free))
 
 
 def frugal(mesh: Mesh) -> dict[str, str]:

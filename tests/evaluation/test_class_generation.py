@@ -43,6 +43,9 @@ class Stub:
     def put_rows(self, batch):
         return batch
 
+    def jit(self, function):
+        return function
+
     def jit_sample(self):
         def sample(vars, batch, key):
             self.sizes.append(len(next(iter(batch.values()))))
@@ -97,8 +100,6 @@ def scene(tmp_path, monkeypatch):
         return judge_run
 
     monkeypatch.setattr(class_generation, "open_run", lambda workdir: twin)
-    monkeypatch.setattr(class_generation.jax, "jit", lambda function, **_: function)
-    monkeypatch.setattr(class_generation.sharding, "replicated", lambda mesh: None)
     settings = dict(batch=6, per_class=PER_CLASS, autoencoder="twin", judge="sprites_judge:debug")
     run = Stub(
         tmp_path, system, "vidtwin_dit", eval={**settings, "judge_workdir": "unused"},

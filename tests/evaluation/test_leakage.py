@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from vidmotion import sharding
 from vidmotion.data.heads import IDENTITY_FACTORS, MOTION_FACTORS, HeadsSource
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation import leakage
@@ -48,7 +47,6 @@ class StubRun:
         )
         self.config.data.eval.clips = clips
         self.system = types.SimpleNamespace(read_codes=read_codes, face_side=0)
-        self.mesh = sharding.make_mesh({"data": -1})
 
     def source(self, split, **changes):
         assert split == "eval"
@@ -56,6 +54,9 @@ class StubRun:
 
     def rows(self, count):
         return -(-count // 8) * 8
+
+    def jit(self, function):
+        return jax.jit(function)
 
     def put_rows(self, batch):
         return {name: jnp.asarray(value, jnp.int32) for name, value in batch.items()}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from quick import quick_jit, random_like
 
-from vidmotion import paths, pieces, sharding
+from vidmotion import paths, sharding
 from vidmotion.convert.engine import convert
 from vidmotion.convert.maps.unet import RULES, WITHOUT_TEXT
 from vidmotion.models import unet
@@ -271,19 +271,6 @@ def test_on_a_mesh_each_device_attends_to_its_own_rows():
         assert not re.search(r"all-gather|all-to-all|collective-permute|all-reduce", program)
         got = on_mesh(*given)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
-
-
-def test_operations_are_counted_as_if_all_at_once():
-    shape = jax.ShapeDtypeStruct((8, 64, 2, 16), jnp.float32)
-
-    def flops(limit):
-        def whole(*a):
-            with pieces.all_at_once():
-                return attend(*a, limit=limit)
-
-        return jax.jit(whole).lower(shape, shape, shape).cost_analysis()["flops"]
-
-    assert flops(64) == flops(10**9) > 2 * 2 * 8 * 2 * 64 * 64 * 16
 
 
 def test_memory_of_attention_does_not_square():

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vidmotion import pieces, sharding
+from vidmotion import pieces
 from vidmotion.models.blocks import Dtype
 
 # Logits that a device holds at once, 256 MiB of float32; more are computed in pieces, one after the other.
@@ -47,7 +47,7 @@ def attend(
     rows, queries, heads, width = q_nlhd.shape
     mask_n11s = None if mask_ns is None else mask_ns[:, None, None]
     per_row = queries * heads * k_nshd.shape[1]
-    shards = sharding.row_shards(rows)
+    shards = pieces.row_shards(rows)
     if rows // shards * per_row <= limit or not pieces.wanted():
         return jax.nn.dot_product_attention(q_nlhd, k_nshd, v_nshd, mask=mask_n11s)
     divisors = (p for p in range(1, queries) if not queries % p and per_row <= limit * p)
@@ -64,11 +64,7 @@ def attend(
         return out.reshape(queries, heads, width)
 
     row = q_nlhd, k_nshd, v_nshd, mask_n11s
-    size = max(1, limit // per_row)
-    if shards == 1:
-        return pieces.each(one_row, row, size)
-    own = jax.tree.map(lambda x: sharding.to_own_rows(x, shards), row)
-    return sharding.from_own_rows(pieces.each(jax.vmap(one_row), own, size))
+    return pieces.each(one_row, row, max(1, limit // per_row), shards)
 
 
 class Attention(nn.Module):

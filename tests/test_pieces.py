@@ -1,0 +1,66 @@
+"""Work in pieces: the same result, each device at its own rows, operations counted whole."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vidmotion import pieces, sharding
+from vidmotion.models.attention import attend
+
+
+def test_a_program_on_a_mesh_knows_over_how_many_devices_rows_are_cut():
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    seen = []
+
+    def look(x):
+        seen.append([pieces.row_shards(rows) for rows in (8, 4, 6, 1)])
+        return x
+
+    jax.jit(look)(1.0)
+    program = jax.jit(sharding.OnMesh(look, mesh))
+    program(1.0)
+    jax.jit(sharding.OnMesh(look, mesh))(1.0)  # the same program: not traced again
+    jax.jit(jax.grad(sharding.OnMesh(look, mesh.abstract_mesh)))(1.0)
+    assert seen == [[1, 1, 1, 1], [4, 4, 1, 1], [4, 4, 1, 1]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("rows", [8, 24])
+def test_each_device_goes_through_its_own_rows(rows, size):
+    mesh = sharding.make_mesh({"data": 4, "fsdp": 2})
+    where = sharding.batch(mesh)
+    x = jax.device_put(jnp.arange(rows * 3.0).reshape(rows, 3), where)
+
+    def halved(pair):
+        a, b = pair
+        return {"half": a / 2, "sum": jnp.sum(b)}
+
+    def whole(x):
+        return pieces.each(halved, (x, x), size, pieces.row_shards(rows))
+
+    program = jax.jit(sharding.OnMesh(whole, mesh))
+    text = program.lower(x).compile().as_text()
+    assert not re.search(r"all-gather|all-to-all|collective-permute|all-reduce", text)
+    got = program(x)
+    np.testing.assert_array_equal(got["half"], x / 2)
+    np.testing.assert_array_equal(got["sum"], np.sum(x, 1))
+    assert got["half"].sharding.shard_shape((rows, 3)) == (rows // 8, 3)
+    # What this test is about: a loop over the rows as they lie brings them all to all devices.
+    naive = jax.jit(sharding.OnMesh(lambda x: pieces.each(halved, (x, x), size), mesh))
+    assert "all-gather" in naive.lower(x).compile().as_text()
+
+
+def test_operations_are_counted_as_if_all_at_once():
+    shape = jax.ShapeDtypeStruct((8, 64, 2, 16), jnp.float32)
+
+    def flops(limit):
+        def whole(*a):
+            with pieces.all_at_once():
+                return attend(*a, limit=limit)
+
+        return jax.jit(whole).lower(shape, shape, shape).cost_analysis()["flops"]
+
+    assert flops(64) == flops(10**9) > 2 * 2 * 8 * 2 * 64 * 64 * 16

@@ -20,13 +20,12 @@ python -m vidmotion.main --mode=plan --config=configs/heads.py:debug \\
     --config.batch_size=8 --config.plan.devices=8 --config.plan.fit=False
 ```
 
-compiles the update for that many simulated devices under the config's mesh, on the CPU and without running it.
-`config.plan` has `devices`, `chip`, `memory_gib`, `efficiency` (the share of the peak that compute is taken to reach),
-`fit` (look for the largest batch), `measure` (with one device: also run the update on the CPU and weigh the process)
-and `record` (a JSON file). Memory and traffic are those of the CPU
-compiler, which are not those of an accelerator; plans of commits before db94a096f187 also counted biases that only the
-CPU spreads over the batch early (a sixth of the peak of vidtwin-large). The step time is the largest of compute,
-memory and communication: a forecast, not a measurement.
+compiles the update for that many simulated devices under the config's mesh, on the CPU, up to where every array has
+its memory: no machine code is made and nothing runs. `config.plan` has `devices`, `chip`, `memory_gib`, `efficiency`
+(the share of the peak that compute is taken to reach), `fit` (look for the largest batch), `measure` (with one device:
+also run the update on the CPU and weigh the process) and `record` (a JSON file). Memory and traffic are those of the
+CPU compiler, which are not those of an accelerator. The step time is the largest of compute, memory and communication:
+a forecast, not a measurement. `CPU s` is what the plan itself took of two cores.
 """
 MEASURED = """\
 
@@ -56,6 +55,7 @@ def row(name: str, plan: dict) -> str:
         f"{plan['chip']}: {plan['step_seconds']:.3g} s ({plan['bound']})",
         f"{plan['efficiency']:.0%}",
         plan.get("largest_batch", "not asked"),
+        f"{plan['plan_cpu_seconds']:.0f}",
         plan["commit"][:12] + plan["commit"][40:],
     ]
     return "| " + " | ".join(map(str, cells)) + " |"
@@ -84,12 +84,12 @@ def build(folder: Path = HERE / "plans") -> str:
         return INTRODUCTION + "\nNo plan of a full recipe has been recorded yet.\n"
     head = (
         "| config | devices | batch | parameters | state, GiB | peak, GiB | TFLOP per step | GB sent per device "
-        "| predicted step | of peak | largest batch | commit |"
+        "| predicted step | of peak | largest batch | CPU s | commit |"
     )
     order = sorted(plans, key=lambda name: (name.rpartition("-")[0], plans[name]["plan_devices"]))
     both = [name for name in order if "measured" in plans[name]]
     rows = [row(name.rpartition("-")[0], plans[name]) for name in order if name not in both]
-    text = "\n".join([INTRODUCTION, head, "|---" * 12 + "|", *rows, ""])
+    text = "\n".join([INTRODUCTION, head, "|---" * 13 + "|", *rows, ""])
     if both:
         text += MEASURED
         text += "".join(measured_row(n.rpartition("-")[0], plans[n]) + "\n" for n in both)

@@ -24,8 +24,10 @@ compiles the update for that many simulated devices under the config's mesh, on 
 its memory: no machine code is made and nothing runs. `config.plan` has `devices`, `chip`, `memory_gib`, `efficiency`
 (the share of the peak that compute is taken to reach), `fit` (look for the largest batch), `measure` (with one device:
 also run the update on the CPU and weigh the process) and `record` (a JSON file). Memory and traffic are those of the
-CPU compiler, which are not those of an accelerator. The step time is the largest of compute, memory and communication:
-a forecast, not a measurement. `CPU s` is what the plan itself took of two cores.
+CPU compiler, which are not those of an accelerator: it fuses otherwise and holds in float32 much that is bfloat16
+there. What `remat` computes again is not held, as on an accelerator; training on the CPU does hold it. The step time
+is the largest of compute, memory and communication: a forecast, not a measurement. `CPU s` is what the plan itself
+took of two cores.
 """
 MEASURED = """\
 

@@ -4,13 +4,15 @@ import functools
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
-from test_plan import LAYERS, ROWS, WIDTH, _stack, config  # noqa: F401  (a fixture used by all)
+from test_plan import LAYERS, ROWS, WIDTH, Stack, _stack, config  # noqa: F401  (a fixture used by all)
 
-from vidmotion import hardware, plan, sharding
+from vidmotion import hardware, plan, sharding, system
 from vidmotion.errors import ConfigError
 from vidmotion.plan import Compiled
 from vidmotion.run import Run
+from vidmotion.system import Out
 
 # Four devices: an all-reduce of 32 floats, a loop of three rounds around an all-gather of 64 bytes, a
 # reduce-scatter that leaves 8 bfloat16, an all-to-all of 40 bytes, a permute of 5.
@@ -108,6 +110,31 @@ def test_an_unfinished_program_takes_what_the_finished_one_does(fsdp):
     # One number more comes out, where the compiler is told to end.
     assert 0 <= here.outputs - there.output_size_in_bytes <= 64
     assert here.temporaries == pytest.approx(there.temp_size_in_bytes, abs=256)
+
+
+class Deep(Stack):
+    """Layers with two arrays within, which are held or computed again."""
+
+    def loss(self, player, vars, batch, key, step, carry):
+        def layer(x, w):
+            return x + jnp.tanh(jnp.tanh(x @ w) @ w) @ w
+
+        layer = jax.checkpoint(layer) if self.remat else layer
+        x = batch["x"]
+        for w in vars.params["model"]["w"]:
+            x = layer(x, w)
+        return jnp.mean(x**2), Out({}, vars.mutable)
+
+
+def test_what_is_computed_again_takes_no_memory(monkeypatch):
+    monkeypatch.setitem(system.SYSTEMS, "deep", "test_plan_devices:Deep")
+    one = {"system.name": "deep", "mesh.data": 8, "plan.devices": 8, "batch_size": 64 * ROWS}
+    kept, again = (
+        plan.compile_update(Run(config(**one, **{"system.remat": remat}), ""))
+        for remat in (False, True)
+    )
+    held = 4 * WIDTH * 8 * ROWS  # one array of a layer, on one device
+    assert kept.temporaries - again.temporaries > 2 * (LAYERS - 2) * held
 
 
 def test_a_compiler_that_says_nothing_of_memory_is_named(monkeypatch):

@@ -27,7 +27,9 @@ from vidmotion.run import Run
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 GIB = 2**30
 # Joining all-reduces changes no byte that is sent, and takes time and memory with the square of the program's length.
-COMPILER = {"xla_disable_hlo_passes": "cpu-all-reduce-combiner"}
+# The barriers around what `remat` computes again are taken away early on the CPU, whose compiler then sees the same
+# computation twice and keeps the first one's results; accelerators keep the barriers until memory is assigned.
+COMPILER = {"xla_disable_hlo_passes": "cpu-all-reduce-combiner,cse_barrier_expander"}
 # What no machine has: XLA finds that out when it has given every array its memory and turns to machine code, which
 # would take most of the time, much of it with the square of the program's length, and change no figure here.
 STOP = "vidmotion_plan_ends_here"

@@ -197,6 +197,7 @@ def frugal(mesh: Mesh) -> dict[str, str]:
 
     On the CPU, XLA's fusions of the YNN library take the bias of every layer spread over its batch, and all of these
     are made ahead of the first layer: of X-NeMo at 512 px and 8 frames 14.4 GiB of temporaries in the place of 1.9.
+    Inception's features of 16 pictures take 1.62 s with them and 0.67 without.
     """
     cpu = mesh.devices.flat[0].platform == "cpu"
     return {"xla_cpu_experimental_ynn_fusion_type": ""} if cpu else {}

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vidmotion import sharding
 from vidmotion.convert import folder
 from vidmotion.metrics import resize
 from vidmotion.models.features import emonet, i3d, inception, iresnet, lpips
@@ -73,7 +74,7 @@ class FeatureNetwork:
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., jax.Array]:
-        return jax.jit(self.apply)
+        return jax.jit(self.apply, compiler_options=sharding.frugal(self._mesh))
 
 
 def _inception(arguments, variables, convention):

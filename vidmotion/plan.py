@@ -99,7 +99,12 @@ class Compiled(NamedTuple):
     @property
     def peak(self) -> int:
         """Bytes held at the worst moment."""
-        return self.arguments + self.outputs - self.aliased + self.temporaries
+        return peak_bytes(self.arguments, self.outputs, self.aliased, self.temporaries)
+
+
+def peak_bytes(arguments: int, outputs: int, aliased: int, temporaries: int) -> int:
+    """Bytes held at the worst moment; outputs in the place of arguments (`aliased`) count once."""
+    return arguments + outputs - aliased + temporaries
 
 
 def compile_update(run: Run, batch_size: int | None = None) -> Compiled:
@@ -255,7 +260,7 @@ def measured(run: Run, steps: int = 2) -> dict[str, int]:
       that; ``program``, the peak that XLA states of the program that ran.
     """
     program = _compile(run)
-    stated = program.memory_analysis()
+    memory = program.memory_analysis()
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), run.batch)
     state, consts, batch = run.fresh_state(), run.consts, run.put(zeros)
     arrays = sum(leaf.nbytes for leaf in jax.tree.leaves((state, consts, batch)))
@@ -271,10 +276,12 @@ def measured(run: Run, steps: int = 2) -> dict[str, int]:
     return {
         "arrays": arrays,
         "growth": _resident("VmHWM") - before,
-        "program": stated.argument_size_in_bytes
-        + stated.output_size_in_bytes
-        - stated.alias_size_in_bytes
-        + stated.temp_size_in_bytes,
+        "program": peak_bytes(
+            memory.argument_size_in_bytes,
+            memory.output_size_in_bytes,
+            memory.alias_size_in_bytes,
+            memory.temp_size_in_bytes,
+        ),
     }
 
 

@@ -69,7 +69,7 @@ def make_mesh(
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Number of pieces the batch is cut into: every axis but ``tensor`` divides it."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return math.prod(mesh.shape[axis] for axis in pieces.BATCH_AXES)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int, processes: int) -> None:

@@ -27,7 +27,7 @@ also run the update on the CPU and weigh the process) and `record` (a JSON file)
 CPU compiler, which are not those of an accelerator: it fuses otherwise and holds in float32 much that is bfloat16
 there. What `remat` computes again is not held, as on an accelerator; training on the CPU does hold it. The step time
 is the largest of compute, memory and communication: a forecast, not a measurement. `CPU s` is what the plan itself
-took of two cores.
+took of two cores, with the search for the largest batch where there is one.
 """
 MEASURED = """\
 

@@ -72,7 +72,7 @@ def get_config(argument: str = "") -> ConfigDict:
             # start and discriminator, not in paper: the released code's
             "gan": {"weight": 0.05, "start": 10_000, "width": 64, "layers": 3},
             "compute": "bfloat16",  # not in paper; the released code mixes float64, float32 and float16
-            # not in paper: at 6 clips a device plan says 126 GiB of large without, 24 with; of base 66 without
+            # not in paper: large at 6 clips a device does not fit 80 GB without (by plan; docs/hardware.md has it with)
             "remat": options.size == "large",
             "scan": False,
         }

@@ -50,7 +50,8 @@ def get_config(argument: str = "") -> ConfigDict:
     config.optimizer = ConfigDict(
         {
             "model": {
-                "rate": 4e-3,
+                "kind": "muon",
+                "rate": ((".*kernel", 4e-2), (".*", 4e-3)),
                 "betas": (0.9, 0.99),
                 "eps": 1e-8,
                 "weight_decay": 0.0,

@@ -24,6 +24,7 @@ PyTree = Any
 SYSTEMS = {
     "bcd": "vidmotion.systems.bcd:BCD",
     "heads_reader": "vidmotion.systems.heads_reader:HeadsReader",
+    "image_autoencoder": "vidmotion.systems.image_autoencoder:ImageAutoencoder",
     "motion_gpt": "vidmotion.systems.motion_gpt:MotionGenerator",
     "motion_tokenizer": "vidmotion.systems.motion_tokenizer:MotionTokens",
     "sprites_judge": "vidmotion.systems.sprites_judge:SpritesJudge",

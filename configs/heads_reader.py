@@ -51,7 +51,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.kind = "heads"
     # Four frames of a clip a second apart are four poses: many heads in many poses, each drawn once and kept.
     config.data.common = ConfigDict({"size": 64, "frames": 4, "fps": 1.0, "seed": 0})
-    config.data.train = ConfigDict({"split": "train", "clips": 12_000, "cache": True})
+    config.data.train = ConfigDict({"split": "train", "clips": 8000, "cache": True})
     config.data.eval = ConfigDict({"split": "eval", "clips": 512})
     config.batch_size, config.steps = 16, 1500  # clips: 64 frames
     config.checkpoint.every = 250

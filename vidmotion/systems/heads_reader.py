@@ -21,17 +21,24 @@ from vidmotion.system import Out, System, Vars, dtype
 
 PyTree = Any
 MOTION = tuple(factor.name for factor in heads.MOTION_FACTORS)
-NUMBERS = tuple(f.name for f in heads.IDENTITY_FACTORS if f.kind == "continuous")
+_NUMBERS = tuple(f for f in heads.IDENTITY_FACTORS if f.kind == "continuous")
+NUMBERS = tuple(f.name for f in _NUMBERS)
 CLASSES = {f.name: f.values for f in heads.IDENTITY_FACTORS if f.kind == "discrete"}
 
 
 @functools.cache
-def motion_statistics() -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation, float32 (14,) each, of the motion factors over 8,192 drawn frames."""
+def _statistics() -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation, float32 (29,) each, of the factors of `MOTION`, over 8,192 drawn frames, and of
+    `NUMBERS`, which are uniform."""
     rng = np.random.default_rng(0)
     # Four seconds apart, a head has forgotten how it was.
     drawn = np.concatenate([heads.sample_motion(rng, 32, fps=0.25) for _ in range(256)])
-    return drawn.mean(axis=0), drawn.std(axis=0)
+    middle = [(f.low + f.high) / 2 for f in _NUMBERS]
+    spread = [(f.high - f.low) / math.sqrt(12.0) for f in _NUMBERS]
+    return (
+        np.concatenate([drawn.mean(axis=0), middle]).astype(np.float32),
+        np.concatenate([drawn.std(axis=0), spread]).astype(np.float32),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,32 +110,34 @@ class HeadsReader(System):
     ) -> tuple[jax.Array, Out]:
         """Mean square error of the motion and weighted losses of the identity, over frames in which each is seen."""
         frames = _unit(batch["video"]).reshape(-1, self.size, self.size, 3)
-        outputs = self._read(vars, self._worn(frames, key))
-        wanted = self._targets(batch)
-        seen = dict(zip(heads.FACTORS, jnp.moveaxis(batch["seen"].reshape(len(frames), -1), 1, 0)))
+        numbers, logits = self._read(vars, self._worn(frames, key))
+        wanted, classes = _targets(batch)
+        seen = batch["seen"].reshape(len(frames), -1).astype(jnp.float32)
 
-        def mean(name: str, values_n: jax.Array) -> jax.Array:
-            counts = seen[name].astype(jnp.float32)
-            return jnp.sum(counts * values_n) / jnp.maximum(jnp.sum(counts), 1.0)
+        def mean(values_nf: jax.Array, names: tuple[str, ...]) -> jax.Array:
+            """Over the frames in which each factor is seen, then over factors."""
+            counts_nf = seen[:, np.array([heads.FACTORS.index(name) for name in names])]
+            return jnp.mean(
+                jnp.sum(counts_nf * values_nf, axis=0) / jnp.maximum(jnp.sum(counts_nf, axis=0), 1)
+            )
 
-        square = {
-            name: mean(name, (outputs[name] - wanted[name]) ** 2) for name in MOTION + NUMBERS
+        square, split = (numbers - wanted) ** 2, len(MOTION)
+        crossed = [
+            optax.softmax_cross_entropy_with_integer_labels(logits[name], classes[name])
+            for name in CLASSES
+        ]
+        right = [jnp.argmax(logits[name], axis=-1) == classes[name] for name in CLASSES]
+        motion = mean(square[:, :split], MOTION)
+        identity = mean(square[:, split:], NUMBERS)
+        entropy = mean(jnp.stack(crossed, axis=1), tuple(CLASSES))
+        metrics = {
+            "error/motion": motion,
+            "error/identity": identity,
+            "error/classes": entropy,
+            "accuracy": mean(jnp.stack(right, axis=1), tuple(CLASSES)),
         }
-        entropy, right = {}, {}
-        for name in CLASSES:
-            cost = optax.softmax_cross_entropy_with_integer_labels(outputs[name], wanted[name])
-            entropy[name] = mean(name, cost)
-            right[name] = mean(name, jnp.argmax(outputs[name], axis=-1) == wanted[name])
-        parts = {
-            "motion": sum(square[name] for name in MOTION) / len(MOTION),
-            "numbers": sum(square[name] for name in NUMBERS) / len(NUMBERS),
-            "classes": sum(entropy.values()) / len(CLASSES),
-        }
-        loss = parts["motion"] + self.identity_weight * parts["numbers"]
-        metrics = {f"error/{name}": value for name, value in parts.items()}
-        metrics |= {f"square/{name}": value for name, value in square.items()}
-        metrics |= {f"accuracy/{name}": value for name, value in right.items()}
-        return loss + self.class_weight * parts["classes"], Out(metrics, vars.mutable)
+        loss = motion + self.identity_weight * identity + self.class_weight * entropy
+        return loss, Out(metrics, vars.mutable)
 
     def sample(self, vars: Vars, batch: PyTree, key: jax.Array) -> PyTree:
         """What it reads in each frame of ``video`` (B, T, H, W, 3), uint8 or float in [0, 1].
@@ -137,40 +146,19 @@ class HeadsReader(System):
           by factor: float32 (B, T) in the factor's own unit, or probabilities (B, T, classes).
         """
         video = _unit(batch["video"])
-        outputs = self._read(vars, video.reshape(-1, *video.shape[2:]))
-        (mean, std), read = motion_statistics(), {}
-        for k, name in enumerate(MOTION):
-            read[name] = mean[k] + std[k] * outputs[name]
-        for factor in heads.IDENTITY_FACTORS:
-            value = outputs[factor.name]
-            if factor.kind == "continuous":
-                half = (factor.high - factor.low) / 2
-                read[factor.name] = factor.low + half * (value / math.sqrt(3.0) + 1.0)
-            else:
-                read[factor.name] = jax.nn.softmax(value)
+        numbers, logits = self._read(vars, video.reshape(-1, *video.shape[2:]))
+        mean, std = _statistics()
+        numbers = mean[None] + std[None] * numbers
+        read = {name: numbers[:, k] for k, name in enumerate(MOTION + NUMBERS)}
+        read |= {name: jax.nn.softmax(values) for name, values in logits.items()}
         return {n: v.reshape(*video.shape[:2], *v.shape[1:]) for n, v in read.items()}
 
-    def _read(self, vars: Vars, frames: jax.Array) -> dict[str, jax.Array]:
-        """By factor: standardised numbers (N,), or logits (N, classes), of float frames in [0, 1]."""
+    def _read(self, vars: Vars, frames: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Of N float frames in [0, 1]: standardised numbers (N, 29), motion first, and logits (N, classes) by name."""
         values = self._net.apply({"params": vars.params["model"]}, 2.0 * frames - 1.0)
-        numbers = MOTION + NUMBERS
-        outputs, start = {name: values[:, k] for k, name in enumerate(numbers)}, len(numbers)
-        for name, classes in CLASSES.items():
-            outputs[name] = values[:, start : start + classes]
-            start += classes
-        return outputs
-
-    def _targets(self, batch: PyTree) -> dict[str, jax.Array]:
-        """By factor: standardised numbers (N,) or classes int (N,) of the batch's frames."""
-        mean, std = motion_statistics()
-        motion = (batch["motion"].reshape(-1, len(MOTION)) - mean[None]) / std[None]
-        wanted = {name: motion[:, k] for k, name in enumerate(MOTION)}
-        identity = jnp.repeat(batch["identity"], batch["motion"].shape[1], axis=0)
-        for name in NUMBERS:  # uniform in [-1, 1]
-            wanted[name] = math.sqrt(3.0) * identity[:, heads.IDENTITY_SLICES[name].start]
-        for name in CLASSES:
-            wanted[name] = jnp.argmax(identity[:, heads.IDENTITY_SLICES[name]], axis=-1)
-        return wanted
+        ends = np.cumsum([len(MOTION + NUMBERS), *CLASSES.values()])
+        numbers, *logits = jnp.split(values, ends[:-1], axis=1)
+        return numbers, dict(zip(CLASSES, logits))
 
     def _worn(self, frames: jax.Array, key: jax.Array) -> jax.Array:
         """Frames as networks leave them: blurred here and there, and grainy."""
@@ -188,6 +176,21 @@ class HeadsReader(System):
             spread = self.noise * jax.random.uniform(level, each)
             frames = frames + spread * jax.random.normal(grain, frames.shape)
         return frames
+
+
+def _targets(batch: PyTree) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """As `HeadsReader._read`, of the batch's N frames: standardised numbers (N, 29), and classes int (N,)."""
+    mean, std = _statistics()
+    identity = jnp.repeat(batch["identity"], batch["motion"].shape[1], axis=0)
+    motion = batch["motion"].reshape(len(identity), -1)
+    low, high = (
+        np.array([getattr(f, end) for f in _NUMBERS], np.float32) for end in ("low", "high")
+    )
+    places = np.array([heads.IDENTITY_SLICES[name].start for name in NUMBERS])
+    numbers = low[None] + (high - low)[None] * (identity[:, places] + 1) / 2
+    wanted = (jnp.concatenate([motion, numbers], axis=1) - mean[None]) / std[None]
+    slices = {name: heads.IDENTITY_SLICES[name] for name in CLASSES}
+    return wanted, {n: jnp.argmax(identity[:, part], axis=-1) for n, part in slices.items()}
 
 
 def _unit(video: jax.Array) -> jax.Array:

@@ -42,21 +42,19 @@ def evaluate(run, vars, companion) -> list[MetricResult]:
     read = read_clips(run, vars, [source.video(i) for i in clips])
     known = scores(read, [(source.identity(i), source.motion(i)) for i in clips])
     side = f"{run.system.size}x{run.system.size}"
-    return [
-        MetricResult(f"read/{name}", score.value, convention(name), "this run", side, score.n)
-        if score.value is not None
-        else MetricResult(
-            f"read/{name}", None, convention(name), "this run", side, score.n, CONSTANT
-        )
-        for name, score in known.items()
-    ]
+    return [row(name, score, "this run", side) for name, score in known.items()]
 
 
-CONSTANT = "not computed: the same in all frames"
+def row(name: str, score: Score, weights: str, resolution: str, note: str = "") -> MetricResult:
+    """The row ``read/<name>`` of one of the results of `scores`; arguments as of `MetricResult`."""
+    if score.value is None:
+        note = "not computed: it is the same, or hidden, in all frames"
+    return MetricResult(
+        f"read/{name}", score.value, _convention(name), weights, resolution, score.n, note
+    )
 
 
-def convention(name: str) -> str:
-    """What the value of one of the names of `scores` is."""
+def _convention(name: str) -> str:
     if name in GROUPS:
         kind = "accuracies" if name == "identity/classes" else "R^2"
         return f"mean {kind} of {', '.join(GROUPS[name])}"

@@ -290,7 +290,7 @@ class WarpFace(System):
 
     def evaluators(self) -> tuple[str, ...]:
         """Motion transfer against the exact render of heads; leakage."""
-        return ("swap", "leakage")
+        return ("swap", "drivers", "reading", "leakage")
 
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree

@@ -101,8 +101,11 @@ class Optimizer:
         """
         return paths.assign(self.trainable, params, "optimizer.trainable")
 
-    def transform(self, params: PyTree, steps: int) -> optax.GradientTransformation:
-        """The update rule for the trainable sub-tree `params` in a run of `steps` updates.
+    def transform(
+        self, params: PyTree, steps: int, before: int = 0
+    ) -> optax.GradientTransformation:
+        """The update rule for the trainable sub-tree `params` in a run of `steps` updates, of which the schedule takes
+        `before` to have been when the first is made.
 
         Raises:
           paths.RuleError: a leaf matches no rule of `rate`, `decay` or `clip`.
@@ -127,7 +130,7 @@ class Optimizer:
             chain += [optax.add_decayed_weights(self.weight_decay, decays)]
         chain += [
             optax.stateless(scale),
-            optax.scale_by_schedule(lambda count: -self.schedule.factor(count, steps)),
+            optax.scale_by_schedule(lambda count: -self.schedule.factor(count + before, steps)),
         ]
         return optax.chain(*chain)
 

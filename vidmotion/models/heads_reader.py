@@ -16,14 +16,14 @@ class HeadsReaderNet(nn.Module):
     """Pictures to `outputs` numbers each.
 
     The pixels of each `patch` x `patch` square become channels, so that no convolution runs at the pictures' own
-    size: at a side of 64 and a patch of 4, `blocks` residual blocks of `width` channels at 16x16, as many of twice
-    the width at 8x8. What they found is squeezed to `narrow` channels and read position by position by a
+    size; then come `blocks` residual blocks at each of the `widths`, each level at half the height and width of the
+    one before. What they found is squeezed to `narrow` channels and read position by position by a
     perceptron: a pooled feature would not know where anything lies, which is most of what is asked.
 
     Attributes:
       outputs: numbers a picture.
       patch: side of the squares folded into channels.
-      width: channels of the first level, a multiple of `groups`.
+      widths: channels of each level, multiples of `groups`.
       blocks: residual blocks a level.
       narrow: channels of each position before the perceptron.
       hidden: units of the perceptron's layer.
@@ -31,8 +31,8 @@ class HeadsReaderNet(nn.Module):
     """
 
     outputs: int
-    patch: int = 4
-    width: int = 64
+    patch: int = 2
+    widths: tuple[int, ...] = (32, 64, 128)
     blocks: int = 2
     narrow: int = 32
     hidden: int = 256
@@ -41,13 +41,13 @@ class HeadsReaderNet(nn.Module):
 
     @nn.compact
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
-        """Floats (B, H, W, 3), H and W multiples of 2 `patch` -> float32 (B, outputs)."""
+        """Floats (B, H, W, 3), H and W multiples of patch 2^(levels - 1) -> float32 (B, outputs)."""
         x = x_bhwc.astype(self.dtype)
         x = rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=self.patch, q=self.patch)
-        x = nn.Conv(self.width, (3, 3), padding=SAME, dtype=self.dtype, name="stem")(x)
-        for level, width in enumerate((self.width, 2 * self.width)):
+        x = nn.Conv(self.widths[0], (3, 3), padding=SAME, dtype=self.dtype, name="stem")(x)
+        for level, width in enumerate(self.widths):
             if level:
-                x = Downsample(dtype=self.dtype, name="down")(x)
+                x = Downsample(dtype=self.dtype, name=f"down_{level}")(x)
             for i in range(self.blocks):
                 name = f"level{level}_block{i}"
                 x = ResBlock(width, self.groups, dtype=self.dtype, name=name)(x)

@@ -49,7 +49,7 @@ class HeadsReader(System):
 
     Attributes:
       frames, size: of a clip; each frame is read by itself.
-      patch, width, blocks, narrow, hidden, groups: see `HeadsReaderNet`.
+      patch, widths, blocks, narrow, hidden, groups: see `HeadsReaderNet`.
       identity_weight, class_weight: of the mean square error of the identity's numbers and of the mean
         cross-entropy of its classes; that of the motion counts 1.
       soften: half of the training frames are mixed with a blurred copy of themselves, up to this share.
@@ -60,8 +60,8 @@ class HeadsReader(System):
 
     frames: int = 4
     size: int = 64
-    patch: int = 4
-    width: int = 64
+    patch: int = 2
+    widths: tuple[int, ...] = (32, 64, 128)
     blocks: int = 2
     narrow: int = 32
     hidden: int = 256
@@ -77,7 +77,7 @@ class HeadsReader(System):
         return HeadsReaderNet(
             outputs=len(MOTION) + len(NUMBERS) + sum(CLASSES.values()),
             patch=self.patch,
-            width=self.width,
+            widths=self.widths,
             blocks=self.blocks,
             narrow=self.narrow,
             hidden=self.hidden,

@@ -35,7 +35,7 @@ from vidmotion.losses.reconstruction import laplace_nll
 from vidmotion.models.features.lpips import LPIPS
 from vidmotion.models.patchgan import PatchDiscriminator
 from vidmotion.models.vidtwin import VidTwin
-from vidmotion.system import Const, Out, Player, System, Vars, dtype, record, when
+from vidmotion.system import Const, Out, Player, System, Vars, begun, dtype, record, when
 from vidmotion.systems import codecs
 from vidmotion.systems.codecs import LatentCodec, PixelCodec
 
@@ -199,6 +199,11 @@ class VidTwinAutoencoder(System):
             return (model,)
         disc = Player("disc", start=self.gan.start, shares_forward=True, whole_schedule=True)
         return (model, disc)
+
+    @property
+    def switches(self) -> tuple[int, ...]:
+        """The batch from which the adversarial term reaches the autoencoder."""
+        return (self.gan.start + 1,) if self.gan.weight else ()
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """``video``: uint8 (B, T, H, W, 3), of two windows of the network where structure is from the ``other``;
@@ -435,7 +440,7 @@ class VidTwinAutoencoder(System):
 
         metrics, mutable, value, pull = {"nll": nll}, vars.mutable, nll, pull_nll
         if self.gan.weight:
-            on = step > self.gan.start
+            on = begun(step, self.gan.start + 1)
             term, stats, pull_gan, seen_gan = when(on, play, rest)
             metrics |= seen_gan
             mutable, value, pull = {"disc": stats}, nll + term, pull_nll + pull_gan

@@ -165,8 +165,8 @@ def _demo_heads(config: ConfigDict) -> None:
     system.gan.weight = 0.0
     del config.optimizer["disc"]
     model = config.optimizer.model
-    model.kind = "muon"
-    model.rate = ((r".*/kernel", 2e-2), (".*", 2e-3))
+    del model["rate"]  # one number in the recipe
+    model.update({"kind": "muon", "rate": ((r".*/kernel", 2e-2), (".*", 2e-3))})
     config.ema.decay = 0.99
     config.data.common.update({"frames": 16, "fps": 4.0})  # two windows
     config.data.train.clips = 2000

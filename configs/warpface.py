@@ -8,8 +8,8 @@ self-reenactment CSIM .79, APD 2.51, AED 5.58, LPIPS .21, FID 9.6; across identi
 
 Ablations of Tables 3 to 6 as arguments: ``motion=vector|ip|none``, ``inject=warpca|ca``, ``time_mod=on|off``,
 ``msa`` and ``warpca`` (sets of blocks), ``codebook=4x128|8x64|2x256|1x512|2x128|8x128``, ``lambda_sym``, ``tau``,
-``eps``, ``vit_depth``, ``vit_dim``, ``d_basis``. `:demo` is a small network on procedural heads with a codec that needs
-no weights.
+``eps``, ``vit_depth``, ``vit_dim``, ``d_basis``. `:demo` is a small network on procedural heads, in the latents of the
+shipped codec.
 """
 
 from ml_collections import ConfigDict

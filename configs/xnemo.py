@@ -17,7 +17,7 @@ that does.
 Ablations of the paper as arguments (Table 2, section 4.4, appendix C): ``gan_head=off``; ``joint=off``, E_mot learns
 from L_gan alone in stage 1 and is then frozen; ``rfm=0|75|95`` (%); ``augment=off``; ``latent=128|1024``.
 
-`:demo` trains small networks on procedural heads, 64 px, in pixels: a few minutes a stage on two CPU cores.
+`:demo` trains small networks on procedural heads of 64 px, in the latents of the shipped codec, on two CPU cores.
 `:debug` is two steps.
 """
 

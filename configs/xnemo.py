@@ -259,9 +259,10 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
 
 
 def _debug(config: ConfigDict, options: ConfigDict) -> None:
-    """Two steps of the smallest networks with every part in them."""
+    """Two steps of the smallest networks with every part in them, in pixels: squares of four as channels."""
     system, clips = config.system, options.stage > 2
     system.size = 32
+    system.codec = ConfigDict({"mean": 0.639, "std": 0.238 / 2, "patch": 4})
     system.unet.update({"channels": (32, 32), "attention": (False, True), "heads": 2})
     system.unet.update({"context_width": 4, "norm_groups": 8})
     system.motion.update({"latent": options.latent // 64, "size": 32, "depth": 1})

@@ -27,6 +27,16 @@ CODEC = {
 }
 
 
+def pictures(config: ConfigDict) -> None:
+    """The pictures that codec and foundation learn from, which are the same: two frames of each clip, a second and a
+    half apart."""
+    config.data.kind = "heads"
+    config.data.common = ConfigDict({"size": 64, "frames": 2, "fps": 0.7, "seed": 0})
+    config.data.train = ConfigDict({"split": "train", "clips": 20_000, "cache": True})
+    config.data.eval = ConfigDict({"split": "eval", "clips": 128})
+    config.batch_size = 8  # clips
+
+
 def unit_variance() -> dict:
     """`CODEC` with latents of the deviation 1, as discrete processes want them."""
     return {**CODEC, "std": tuple(value / 2 for value in CODEC["std"])}
@@ -62,13 +72,9 @@ def get_config(argument: str = "") -> ConfigDict:
             }
         }
     )
-    config.batch_size = 8  # clips of two frames a second and a half apart
     config.steps, config.log_every = 5000, 100
     config.ema.decay = 0.998
-    config.data.kind = "heads"
-    config.data.common = ConfigDict({"size": 64, "frames": 2, "fps": 0.7, "seed": 0})
-    config.data.train = ConfigDict({"split": "train", "clips": 20_000, "cache": True})
-    config.data.eval = ConfigDict({"split": "eval", "clips": 128})
+    pictures(config)
     config.checkpoint.every = 500
     config.eval.update({"run": ("codec",), "batch": 16})
     if variant == "debug":

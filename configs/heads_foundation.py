@@ -58,13 +58,9 @@ def get_config(argument: str = "") -> ConfigDict:
             }
         }
     )
-    config.batch_size = 8  # clips of two frames a second and a half apart
     config.steps, config.log_every = 2000, 50
     config.ema.decay = 0.998
-    config.data.kind = "heads"
-    config.data.common = ConfigDict({"size": 64, "frames": 2, "fps": 0.7, "seed": 0})
-    config.data.train = ConfigDict({"split": "train", "clips": 20_000, "cache": True})
-    config.data.eval = ConfigDict({"split": "eval", "clips": 128})
+    heads_codec.pictures(config)
     config.checkpoint.every = 500
     config.eval.update({"run": ("denoising",), "batch": 16})
     if variant == "debug":

@@ -175,10 +175,9 @@ def _muon(adam: optax.GradientTransformation, params: PyTree) -> optax.GradientT
         )
 
     def widen(updates, _):
-        """An orthogonal matrix with more outputs than inputs moves each of them less: made up for."""
-        return jax.tree.map(
-            lambda x: x * max(1.0, x.shape[-1] ** 2 / x.size) ** 0.5, updates
-        )  # outputs over inputs, which are all axes but the last
+        """Makes up for what an orthogonal matrix with more outputs than inputs moves each output less. The outputs
+        are the last axis, the inputs all others."""
+        return jax.tree.map(lambda x: x * max(1.0, x.shape[-1] ** 2 / x.size) ** 0.5, updates)
 
     kernels = optax.chain(
         optax.contrib.scale_by_muon(weight_dimension_numbers=dimensions), optax.stateless(widen)

@@ -106,3 +106,15 @@ def _listed(paths: Iterable[str], limit: int = 12) -> str:
     paths = list(paths)
     more = f" and {len(paths) - limit} more" if len(paths) > limit else ""
     return ", ".join(paths[:limit]) + more
+
+
+def misfits(have: Mapping[str, Any], want: Mapping[str, Any]) -> list[str]:
+    """What keeps a tree of arrays from filling another: a line for each leaf of `want` that is missing in `have`, or
+    has another shape there. Leaves that only `have` has do not count."""
+    there, wrong = flatten(have), []
+    for path, leaf in flatten(want).items():
+        if path not in there:
+            wrong.append(f"{path}: missing")
+        elif there[path].shape != leaf.shape:
+            wrong.append(f"{path}: {there[path].shape} there, {leaf.shape} expected")
+    return wrong

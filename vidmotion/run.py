@@ -515,13 +515,8 @@ class Released(Run):
     def __init__(self, config: ml_collections.ConfigDict, folder: str, shapes: PyTree):
         super().__init__(config, folder)
         self._folder = folder
-        have, wrong = paths.flatten(self.system.released(shapes)), []
-        for path, leaf in paths.flatten({"model": self.abstract_params["model"]}).items():
-            if path not in have:
-                wrong.append(f"{path}: missing")
-            elif have[path].shape != leaf.shape:
-                wrong.append(f"{path}: {have[path].shape} there, {leaf.shape} expected")
-        if wrong:
+        want = {"model": self.abstract_params["model"]}
+        if wrong := paths.misfits(self.system.released(shapes), want):
             raise ConfigError(f"--weights={folder} does not fit its own sizes: {'; '.join(wrong)}")
 
     def trained_vars(self) -> Vars:

@@ -247,6 +247,20 @@ def when(due: bool | jax.Array, run: Callable, rest: Callable, *operands: PyTree
     return jax.tree.map(functools.partial(jnp.where, due), run(*operands), rest(*operands))
 
 
+def fresh_statistics(shapes: PyTree) -> PyTree:
+    """Running statistics of batch norms as they start: means of 0 and variances (``var``) of 1.
+
+    Args:
+      shapes: nested dict of shapes, the collection ``batch_stats`` of a network.
+    """
+    return paths.unflatten(
+        {
+            path: (jnp.ones if path.endswith("var") else jnp.zeros)(leaf.shape)
+            for path, leaf in paths.flatten(shapes).items()
+        }
+    )
+
+
 def fingerprint(tree: PyTree) -> str:
     """Hex sha256 of the paths, dtypes, shapes and values of all leaves, whatever the order of keys."""
     digest = hashlib.sha256()

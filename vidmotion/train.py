@@ -89,7 +89,7 @@ class Meter:
         self._run = run
         self.flops: Future[float | None] | None = None  # of one step, once they are counted
         self.steps, self.seconds, self.waited = 0, 0.0, 0.0  # of the whole session, pauses left out
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, tuple[float, int]] = {}  # total, and how many steps had it
         self._count = 0
         self.resume(0.0)
 
@@ -100,14 +100,15 @@ class Meter:
     def add(self, metrics: dict[str, float]) -> None:
         """Take up one step's numbers."""
         for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + value, count + 1
         self._count += 1
 
     def pause(self, waited: float) -> dict[str, float]:
         """Averages since the last call, and the speed of the steps since `resume`."""
         seconds = time.perf_counter() - self._begin
         timed = self._count - self._first
-        averages = {name: total / self._count for name, total in self._sums.items()}
+        averages = {name: total / count for name, (total, count) in self._sums.items()}
         if timed:
             self.steps += timed
             self.seconds += seconds

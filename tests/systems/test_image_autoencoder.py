@@ -123,6 +123,14 @@ def test_a_run_ships_as_half_precision_and_a_damaged_file_is_noticed(
         codec("small").consts()["vae"].load()
 
 
+def test_of_a_run_with_a_discriminator_the_model_ships(workdir, tmp_path, monkeypatch):
+    model = weights.read(str(workdir), "workdir")["model"]
+    both = {"disc": {"kernel": np.ones(3, np.float32)}, "model": model}
+    monkeypatch.setattr(weights.checkpoint, "read_params", lambda where: both)
+    file = weights.ship(str(workdir), "one", tmp_path)
+    assert {key.split("/")[0] for key in read.read(file)} == {"model"}
+
+
 def test_numbers_that_are_not_finite_are_refused(workdir, tmp_path):
     run = Run(load_config("heads_codec:debug"), str(workdir))
     with Checkpointer(str(workdir), read_only=True) as checkpointer:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from vidmotion import media
-from vidmotion.evaluation.transfer import to_uint8
+from vidmotion.evaluation.transfer import through, to_uint8
 from vidmotion.metrics import pixel
 from vidmotion.metrics.result import MetricResult
 
@@ -19,17 +19,8 @@ def evaluate(run, vars, companion) -> list[MetricResult]:
     """
     source = run.source("eval")
     clips = [source[i]["video"] for i in range(len(source))]
-    rows = run.rows(run.config.eval.batch)
-    sample = run.jit_sample()
-    made, latents = [], []
-    for start in range(0, len(clips), rows):
-        picked = np.minimum(np.arange(start, start + rows), len(clips) - 1)
-        batch = run.put_rows({"video": np.stack([clips[i] for i in picked])})
-        outputs = jax.tree.map(np.asarray, sample(vars, batch, jax.random.key(0)))
-        kept = min(rows, len(clips) - start)
-        made.append(outputs["video"][:kept])
-        latents.append(outputs["latent"][:kept])
-    rebuilt, latent = np.concatenate(made), np.concatenate(latents)
+    made = through(run, run.jit_sample(), vars, clips, run.config.eval.batch)
+    rebuilt, latent = made["video"], made["latent"]
     truth = np.stack(clips).astype(np.float32) / 255.0
     if jax.process_index() == 0:
         _strip(run, clips, rebuilt)
@@ -42,13 +33,12 @@ def evaluate(run, vars, companion) -> list[MetricResult]:
     return [
         row("psnr/codec", np.mean(pixel.psnr(rebuilt, truth, "common")), "common, mean of dB"),
         row("ssim/codec", np.mean(pixel.ssim(rebuilt, truth, "wang")), "wang, mean of frames"),
-        *(row(f"latent_mean/{c}", value, "of the posterior's mean") for c, value in _each(flat, 0)),
-        *(row(f"latent_std/{c}", value, "of the posterior's mean") for c, value in _each(flat, 1)),
+        *(
+            row(f"latent_{name}/{channel}", value, "of the posterior's mean")
+            for name, values in (("mean", flat.mean(axis=0)), ("std", flat.std(axis=0)))
+            for channel, value in enumerate(values)
+        ),
     ]
-
-
-def _each(flat: np.ndarray, moment: int):
-    return enumerate(flat.std(axis=0) if moment else flat.mean(axis=0))
 
 
 def _strip(run, clips, rebuilt) -> None:

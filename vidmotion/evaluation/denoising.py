@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from vidmotion import media
-from vidmotion.evaluation.transfer import to_uint8
+from vidmotion.evaluation.transfer import through, to_uint8
 from vidmotion.metrics import pixel
 from vidmotion.metrics.result import MetricResult
 
@@ -20,7 +20,6 @@ def evaluate(run, vars, companion) -> list[MetricResult]:
     """
     source = run.source("eval")
     clips = np.stack([source[i]["video"] for i in range(len(source))])
-    rows = run.rows(run.config.eval.batch)
     truth = clips.astype(np.float32) / 255.0
     size, count = f"{clips.shape[2]}x{clips.shape[3]}", clips.shape[0] * clips.shape[1]
 
@@ -37,13 +36,8 @@ def evaluate(run, vars, companion) -> list[MetricResult]:
         rebuild = run.jit(
             lambda vars, batch, key, time=time: run.system.denoised(vars, batch, key, time)
         )
-        made = []
-        for start in range(0, len(clips), rows):
-            picked = np.minimum(np.arange(start, start + rows), len(clips) - 1)
-            batch = run.put_rows({"video": clips[picked]})
-            video = np.asarray(rebuild(vars, batch, jax.random.key(start))["video"])
-            made.append(video[: len(clips) - start])
-        values = pixel.psnr(np.concatenate(made), truth, "common")
+        video = through(run, rebuild, vars, clips, run.config.eval.batch)["video"]
+        values = pixel.psnr(video, truth, "common")
         results.append(row(f"psnr/one_step_{time}", values, f"common, from time {time}"))
     _sheet(run, vars, clips)
     return results

@@ -7,10 +7,10 @@ the very factors that heads are drawn from.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from vidmotion.data import heads
+from vidmotion.evaluation.transfer import through
 from vidmotion.metrics.result import MetricResult
 from vidmotion.systems.heads_reader import CLASSES, MOTION, NUMBERS
 
@@ -70,15 +70,7 @@ def read_clips(run, vars, videos: Sequence[np.ndarray]) -> dict[str, np.ndarray]
     Returns:
       by factor, as of `HeadsReader.sample`: (N, T) or (N, T, classes).
     """
-    rows = run.rows(32)
-    sample = run.jit_sample()
-    parts = []
-    for start in range(0, len(videos), rows):
-        picked = np.minimum(np.arange(start, start + rows), len(videos) - 1)
-        video = run.put_rows({"video": np.stack([videos[i] for i in picked])})
-        outputs = jax.tree.map(np.asarray, sample(vars, video, jax.random.key(0)))
-        parts.append({name: value[: len(videos) - start] for name, value in outputs.items()})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return through(run, run.jit_sample(), vars, videos, 32)
 
 
 def scores(

@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
+from vidmotion.evaluation.transfer import through
 from vidmotion.metrics import judge as metrics
 from vidmotion.metrics.result import MetricResult
 from vidmotion.run import Run, load_config
@@ -35,15 +35,7 @@ def judge_clips(
     run, vars, clips: list[dict]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Probabilities ``{label: (N, classes)}`` of the judge `run`, and the clips' own labels (N,)."""
-    rows = run.rows(64)
-    sample = run.jit_sample()
-    parts = []
-    for start in range(0, len(clips), rows):
-        picked = np.minimum(np.arange(start, start + rows), len(clips) - 1)
-        video = run.put_rows({"video": np.stack([clips[i]["video"] for i in picked])})
-        outputs = jax.tree.map(np.asarray, sample(vars, video, jax.random.key(0)))
-        parts.append({name: value[: len(clips) - start] for name, value in outputs.items()})
-    probabilities = {name: np.concatenate([p[name] for p in parts]) for name, _ in LABELS}
+    probabilities = through(run, run.jit_sample(), vars, [clip["video"] for clip in clips], 64)
     stacked = {name: np.stack([clip[name] for clip in clips]) for name in ("action", "attributes")}
     return probabilities, labels_of(stacked)
 

@@ -1,6 +1,6 @@
 """Motion transfer over pairs of clips: what the transfer protocols and the pictures share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -117,6 +117,30 @@ def transfer(
         outputs = sample(vars, run.put_rows(inputs), jax.random.fold_in(key, start))
         kept = min(rows, len(contents) - start)
         yield {name: np.asarray(value)[:kept] for name, value in outputs.items()}
+
+
+def through(
+    run, function: Callable, vars, clips: Sequence[np.ndarray], batch: int
+) -> dict[str, np.ndarray]:
+    """What a system makes of single clips, batch by batch.
+
+    Args:
+      run: a `vidmotion.run.Run`.
+      function: compiled, of ``(vars, {"video": (B, T, H, W, 3)}, key)``, to a dict of arrays (B, ...).
+      vars: the system's variables.
+      clips: N of them, (T, H, W, 3) each.
+      batch: clips at a time; rounded up to what the mesh divides, the last batch is padded.
+
+    Returns:
+      the function's outputs by name, (N, ...), padding removed.
+    """
+    rows, parts = run.rows(batch), []
+    for start in range(0, len(clips), rows):
+        picked = np.minimum(np.arange(start, start + rows), len(clips) - 1)
+        inputs = run.put_rows({"video": np.stack([clips[i] for i in picked])})
+        outputs = jax.tree.map(np.asarray, function(vars, inputs, jax.random.key(start)))
+        parts.append({name: value[: len(clips) - start] for name, value in outputs.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def to_uint8(video: np.ndarray) -> np.ndarray:

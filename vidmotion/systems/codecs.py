@@ -31,6 +31,11 @@ CHANNELS, FACTOR = 4, 8  # of a latent frame of the published autoencoders
 TEMPORAL = {"svd": "svd", "svd_tiny": "tiny"}
 
 
+def signed(pixels: jax.Array) -> jax.Array:
+    """uint8 pixels, of any shape, as float32 in [-1, 1]."""
+    return pixels.astype(jnp.float32) / 127.5 - 1.0
+
+
 @dataclasses.dataclass(frozen=True)
 class PixelCodec:
     """No autoencoder: x = (v / 256 - mean) / std * 0.5 (Sprites; spec 6.1).
@@ -192,19 +197,16 @@ class LatentCodec:
         return self._load_own() if self._own else self._load_published()
 
     def _load_own(self) -> PyTree:
-        field, want = "config.system.codec.weights", paths.flatten(self._shapes())
+        field, want = "config.system.codec.weights", self._shapes()
         if not self.weights:
             raise ConfigError(
                 f"{field} is empty: give the workdir of a run of configs/heads_codec.py, or the name of shipped "
                 f"weights ({', '.join(own_weights.names()) or 'none'})"
             )
         params = own_weights.read(self.weights, field).get("model", {})
-        have = paths.flatten(params)
-        wrong = [
-            f"{path}: {have[path].shape if path in have else 'missing'}, expected {leaf.shape}"
-            for path, leaf in want.items()
-            if path not in have or have[path].shape != leaf.shape
-        ] + [f"{path}: not of this autoencoder" for path in have if path not in want]
+        wrong = paths.misfits(params, want)
+        others = paths.flatten(params).keys() - paths.flatten(want).keys()
+        wrong += [f"{path}: not of this autoencoder" for path in sorted(others)]
         if wrong:
             raise ConfigError(
                 f"{field}={self.weights!r} is not an autoencoder of config.system.codec.network's sizes: "
@@ -269,13 +271,11 @@ class LatentCodec:
         """The posterior's mean, or a draw from it."""
 
         def mean(frames):
-            image = frames.astype(jnp.float32) / 127.5 - 1.0
-            return self._apply(consts, image, "encode")[0]
+            return self._apply(consts, signed(frames), "encode")[0]
 
         def draw(pair):
             frames, noise = pair
-            image = frames.astype(jnp.float32) / 127.5 - 1.0
-            mean, logvar = self._apply(consts, image, "encode")
+            mean, logvar = self._apply(consts, signed(frames), "encode")
             return mean + jnp.exp(0.5 * logvar) * noise
 
         if key is None:

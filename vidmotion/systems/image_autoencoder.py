@@ -13,12 +13,12 @@ Shape suffixes: n single pictures, h w rows and columns, c colours.
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from vidmotion import paths
 from vidmotion.convert import folder
 from vidmotion.errors import ConfigError
 from vidmotion.losses.gan import hinge_discriminator, hinge_generator
@@ -26,7 +26,18 @@ from vidmotion.losses.kl import gaussian_kl
 from vidmotion.models import vae
 from vidmotion.models.features.lpips import LPIPS
 from vidmotion.models.patchgan import PatchDiscriminator
-from vidmotion.system import Const, Out, Player, System, Vars, dtype, record
+from vidmotion.system import (
+    Const,
+    Out,
+    Player,
+    System,
+    Vars,
+    begun,
+    dtype,
+    fresh_statistics,
+    record,
+)
+from vidmotion.systems import codecs
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +108,7 @@ class ImageAutoencoder(System):
                 f"config.system.network={self.network!r}: choose {', '.join(vae.SIZES)}, or give the "
                 "sizes of AutoencoderKL"
             )
-        sizes = vae.SIZES[self.network] if isinstance(self.network, str) else self.network
-        record(vae.AutoencoderKL, {**sizes, "parent": None}, "network")
+        record(vae.AutoencoderKL, {**self._sizes, "parent": None}, "network")
         if self.size % self.net.factor:
             raise ConfigError(
                 f"config.system.size={self.size}: this autoencoder needs a multiple of {self.net.factor}"
@@ -107,10 +117,13 @@ class ImageAutoencoder(System):
     # -- networks ---------------------------------------------------------------------------------
 
     @property
+    def _sizes(self) -> Mapping[str, Any]:
+        return vae.SIZES[self.network] if isinstance(self.network, str) else self.network
+
+    @property
     def net(self) -> vae.AutoencoderKL:
         """The autoencoder."""
-        sizes = vae.SIZES[self.network] if isinstance(self.network, str) else self.network
-        return vae.AutoencoderKL(**sizes, dtype=dtype(self.compute))
+        return vae.AutoencoderKL(**self._sizes, dtype=dtype(self.compute))
 
     @property
     def _disc(self) -> PatchDiscriminator:
@@ -150,11 +163,7 @@ class ImageAutoencoder(System):
         shapes = jax.eval_shape(
             lambda: self._disc.init(jax.random.key(0), picture, True)["batch_stats"]
         )
-        fresh = {
-            path: (jnp.ones if path.endswith("var") else jnp.zeros)(leaf.shape)
-            for path, leaf in paths.flatten(shapes).items()
-        }
-        return {"disc": paths.unflatten(fresh)}
+        return {"disc": fresh_statistics(shapes)}
 
     def consts_spec(self) -> dict[str, Const]:
         """``{"lpips": ...}``, nothing without its weights."""
@@ -179,7 +188,7 @@ class ImageAutoencoder(System):
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
     ) -> tuple[jax.Array, Out]:
         """The player's loss on a batch (see the module's docstring)."""
-        x = _unit(batch["video"]).reshape(-1, self.size, self.size, 3)
+        x = codecs.signed(batch["video"]).reshape(-1, self.size, self.size, 3)
         if player == "disc":
             return self._disc_loss(vars, x, carry["reconstruction"])
         params = {"params": vars.params["model"]}
@@ -202,12 +211,11 @@ class ImageAutoencoder(System):
                 self._lpips.apply({"params": vars.consts["lpips"]}, x, made)
             )
             loss += terms.perceptual * metrics["lpips"]
-        mutable = vars.mutable
-        if self.gan.weight:
+        mutable, on = vars.mutable, begun(step, self.gan.start)
+        if self.gan.weight and on is not False:
             logits, mutable = self._judged(vars.params["disc"], vars.mutable, made)
             metrics["gan"] = hinge_generator(logits)
-            on = (step >= self.gan.start).astype(jnp.float32)
-            loss += on * self.gan.weight * metrics["gan"]
+            loss += jnp.asarray(on, jnp.float32) * self.gan.weight * metrics["gan"]
         return loss, Out(metrics, mutable, {"reconstruction": made} if self.gan.weight else {})
 
     def _judged(self, params, mutable, pictures):
@@ -236,15 +244,10 @@ class ImageAutoencoder(System):
         """
         params = {"params": vars.params["model"]}
         video = batch["video"]
-        x = _unit(video).reshape(-1, *video.shape[2:])
+        x = codecs.signed(video).reshape(-1, *video.shape[2:])
         latent = self.net.apply(params, x, method="encode")[0]
         made = jnp.clip(self.net.apply(params, latent, method="decode") * 0.5 + 0.5, 0.0, 1.0)
         return {
             "video": made.reshape(video.shape),
             "latent": latent.reshape(*video.shape[:2], *latent.shape[1:]),
         }
-
-
-def _unit(video: jax.Array) -> jax.Array:
-    """uint8 -> [-1, 1]."""
-    return video.astype(jnp.float32) / 127.5 - 1.0

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from vidmotion.models.sprites_judge import SpritesJudgeNet
-from vidmotion.system import Out, System, Vars, dtype
+from vidmotion.system import Out, System, Vars, dtype, fresh_statistics
 
 PyTree = Any
 LABELS = (("action", 9), ("skin", 6), ("pants", 6), ("top", 6), ("hair", 6))
@@ -73,13 +73,7 @@ class SpritesJudge(System):
     def init_mutable(self) -> PyTree:
         """Running means (0) and variances (1) of the batch norms."""
         shapes = jax.eval_shape(self._init, jax.random.key(0))["batch_stats"]
-        return {
-            norm: {
-                "mean": jnp.zeros(stats["mean"].shape),
-                "var": jnp.ones(stats["var"].shape),
-            }
-            for norm, stats in shapes.items()
-        }
+        return fresh_statistics(shapes)
 
     def evaluators(self) -> tuple[str, ...]:
         """Accuracy on real test clips."""

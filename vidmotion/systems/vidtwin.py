@@ -35,7 +35,18 @@ from vidmotion.losses.reconstruction import laplace_nll
 from vidmotion.models.features.lpips import LPIPS
 from vidmotion.models.patchgan import PatchDiscriminator
 from vidmotion.models.vidtwin import VidTwin
-from vidmotion.system import Const, Out, Player, System, Vars, begun, dtype, record, when
+from vidmotion.system import (
+    Const,
+    Out,
+    Player,
+    System,
+    Vars,
+    begun,
+    dtype,
+    fresh_statistics,
+    record,
+    when,
+)
 from vidmotion.systems import codecs
 from vidmotion.systems.codecs import LatentCodec, PixelCodec
 
@@ -240,11 +251,7 @@ class VidTwinAutoencoder(System):
         shapes = jax.eval_shape(
             lambda x: self.disc.init(jax.random.key(0), x, True)["batch_stats"], frame
         )
-        fresh = {
-            path: (jnp.ones if path.endswith("var") else jnp.zeros)(leaf.shape)
-            for path, leaf in paths.flatten(shapes).items()
-        }
-        return {"disc": paths.unflatten(fresh)}
+        return {"disc": fresh_statistics(shapes)}
 
     def consts_spec(self) -> dict[str, Const]:
         """``{"lpips": ...}``, nothing without its weights, which the log then says; or the codec's networks."""
@@ -536,7 +543,7 @@ class VidTwinAutoencoder(System):
     def _read(self, vars, video):
         """Pixels, uint8, or cached latents -> what the network reads."""
         if self.codec is None:
-            return video.astype(jnp.float32) / 127.5 - 1.0
+            return codecs.signed(video)
         return self.codec.encode(vars.consts, video)
 
     def _encode(self, vars, video):

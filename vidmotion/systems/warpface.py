@@ -348,7 +348,9 @@ class WarpFace(System):
             metrics["symmetry"] = jnp.mean(sum(terms[1:], terms[0])) / len(terms)
             loss += self.loss_terms.symmetry * metrics["symmetry"]
         if self.motion.kind == "ip":
-            bent = self._motion(params, _unit(views[0]), seen[0], bend_key, method="equivariance")
+            bent = self._motion(
+                params, codecs.signed(views[0]), seen[0], bend_key, method="equivariance"
+            )
             metrics["equivariance"] = jnp.mean(bent)
             loss += self.motion.equivariance * metrics["equivariance"]
         if self.motion.kind != "none":
@@ -492,7 +494,7 @@ class WarpFace(System):
         counts = [len(view) for view in views]
         together = jnp.concatenate(views)
         if self.motion.kind == "ip":
-            seen = self._motion(params, _unit(together))
+            seen = self._motion(params, codecs.signed(together))
         else:
             seen = self._motion(params, self.codec.encode(consts, together[:, None])[:, 0])
         first = counts[0]
@@ -522,10 +524,6 @@ class WarpFace(System):
         return self._denoiser.apply(
             {"params": params}, x_bfhwc, times, None, theta_bfm, banks, mask
         )
-
-
-def _unit(picture: jax.Array) -> jax.Array:
-    return picture.astype(jnp.float32) / 127.5 - 1.0
 
 
 def _spread(code_bm: jax.Array) -> jax.Array:

@@ -46,7 +46,18 @@ from vidmotion.models.projection_discriminator import Discriminator
 from vidmotion.models.resnet import AppearanceEncoder
 from vidmotion.models.stylegan import Synthesis
 from vidmotion.models.unet import SIZES, Pairs, ReferenceUNet, project_banks, random_bank_mask
-from vidmotion.system import Const, Out, Player, System, Vars, begun, dtype, fingerprint, record
+from vidmotion.system import (
+    Const,
+    Out,
+    Player,
+    System,
+    Vars,
+    begun,
+    dtype,
+    fingerprint,
+    fresh_statistics,
+    record,
+)
 from vidmotion.systems import codecs
 
 log = logging.getLogger(__name__)
@@ -445,7 +456,7 @@ class XNeMo(System):
         for name, net in nets.items():
             method = "encode" if name == "motion" else None
             make = functools.partial(net.init, jax.random.key(0), method=method)
-            fresh[name] = _fresh_statistics(jax.eval_shape(make, crop)["batch_stats"])
+            fresh[name] = fresh_statistics(jax.eval_shape(make, crop)["batch_stats"])
         if self.gan.enabled:
             fresh["disc"] = self._fresh_disc()["spectral"]
         return fresh
@@ -586,13 +597,13 @@ class XNeMo(System):
         picks = jax.random.permutation(key, self.stage.frames)[: self.stage.gan_frames]
         count = len(picks)
         vector_nm = vector_bfm[:, picks].reshape(-1, vector_bfm.shape[-1])
-        clean = _unit(batch["driving_clean"][:, picks])
+        clean = codecs.signed(batch["driving_clean"][:, picks])
         side = self._generator.size
         target = clean.reshape(-1, *clean.shape[2:])
         if side != target.shape[1]:
             target = jax.image.resize(target, (len(target), side, side, 3), "cubic")
             target = jnp.clip(target, -1.0, 1.0)
-        face = _unit(batch["reference_face"])
+        face = codecs.signed(batch["reference_face"])
         judge = {"params": vars.params["disc"], "spectral": vars.mutable["disc"]}
         judge = jax.lax.stop_gradient(judge)
         nets = [name for name in ("vgg19", "vgg_face") if name in vars.consts]
@@ -752,7 +763,7 @@ class XNeMo(System):
             "params": vars.params["model"]["motion"],
             "batch_stats": vars.mutable["motion"],
         }
-        flat = _unit(crops).reshape(-1, *crops.shape[2:])
+        flat = codecs.signed(crops).reshape(-1, *crops.shape[2:])
         vector_nm = self.encoder.apply(variables, flat, method="encode")
         return vector_nm.reshape(*crops.shape[:2], -1)
 
@@ -795,7 +806,7 @@ class XNeMo(System):
         }
         vector_nm, state = self.encoder.apply(
             variables,
-            _unit(crops).reshape(-1, *crops.shape[2:]),
+            codecs.signed(crops).reshape(-1, *crops.shape[2:]),
             True,
             method="encode",
             mutable="batch_stats",
@@ -829,7 +840,7 @@ class XNeMo(System):
         if "clip" not in consts:
             return jnp.zeros((len(pictures), 1, width))
         side = self._clip_net.size
-        small = jax.image.resize(_unit(pictures), (len(pictures), side, side, 3), "cubic")
+        small = jax.image.resize(codecs.signed(pictures), (len(pictures), side, side, 3), "cubic")
         seen = normalise(jnp.clip(0.5 * small + 0.5, 0.0, 1.0))
         return self._clip_net.apply({"params": consts["clip"]}, seen)[:, None]
 
@@ -850,22 +861,8 @@ class XNeMo(System):
         )
 
 
-def _unit(picture: jax.Array) -> jax.Array:
-    return picture.astype(jnp.float32) / 127.5 - 1.0
-
-
 def _only_params(variables: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tree["params"] for name, tree in variables.items()}
-
-
-def _fresh_statistics(shapes: PyTree) -> PyTree:
-    """Running means of 0 and variances of 1."""
-    return paths.unflatten(
-        {
-            path: (jnp.ones if path.endswith("var") else jnp.zeros)(leaf.shape)
-            for path, leaf in paths.flatten(shapes).items()
-        }
-    )
 
 
 def _const(net: nn.Module, side: int, field: str, weights: str, network: str) -> Const:

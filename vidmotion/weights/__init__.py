@@ -82,7 +82,7 @@ def digest(file: Path) -> str:
 
 
 def ship(workdir: str, name: str, folder: Path = FOLDER) -> Path:
-    """Writes the first player of a finished run as a shipped network.
+    """Writes the player ``model`` of a finished run as a shipped network; a discriminator is of no further use.
 
     Args:
       workdir: of the run, which has a ``record.json``.
@@ -98,8 +98,7 @@ def ship(workdir: str, name: str, folder: Path = FOLDER) -> Path:
     record = Path(workdir) / "record.json"
     if not record.exists():
         raise ConfigError(f"{workdir} holds no finished run: there is no {record}")
-    player, tree = next(iter(read(workdir, "workdir").items()))
-    leaves = paths.flatten({player: tree})
+    leaves = paths.flatten({"model": read(workdir, "workdir")["model"]})
     small = {path: np.asarray(leaf, np.float16) for path, leaf in leaves.items()}
     if too_large := [path for path, leaf in small.items() if not np.isfinite(leaf).all()]:
         raise ConfigError(f"{workdir}: float16 cannot hold {', '.join(too_large)}")

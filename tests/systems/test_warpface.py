@@ -118,6 +118,32 @@ def test_the_symmetry_term_teaches_the_motion_encoder_alone(learnt, system, vars
     assert float(values[1]) == pytest.approx(0.1 * float(want), rel=1e-3)
 
 
+def test_a_detached_symmetry_term_leaves_the_forward_code_alone(vars):
+    system = made(loss_terms={"detach": True}, guidance={"drop": 0.0})
+    batch = batch_of(system)
+
+    @quick_jit
+    def gradient(params):
+        def term(params):
+            run = system.loss(
+                "model", vars._replace(params=params), batch, jax.random.key(1), 0, None
+            )
+            return run[0] - run[1].metrics["ldm"]
+
+        return jax.grad(term)(params)["model"]["motion"]
+
+    found = gradient(vars.params)
+    assert norm(found["forward_head"]) == norm(found["codebook"]) == 0
+    assert norm(found["reverse_head"]) > 0
+
+
+def test_what_both_networks_have_starts_the_same(system):
+    params = quick_jit(system.init)(jax.random.key(3), batch_of(system))["model"]
+    denoiser = paths.flatten(params["denoiser"])
+    for path, leaf in paths.flatten(params["reference"]).items():
+        np.testing.assert_array_equal(leaf, denoiser[path], err_msg=path)
+
+
 def test_symmetry_on_both_frames_is_the_mean_of_the_two(vars):
     system = made(loss_terms={"symmetry_on": "both"}, guidance={"drop": 0.0})
     batch = batch_of(system)

@@ -126,6 +126,7 @@ class WarpCA(nn.Module):
         the normalised hidden state added, ``attn_plus_query``. Not in paper.
       time_modulation: Eq. 9; without it the code enters as it is (Table 3, "w/o timestep").
       fusion: ``add``, Eq. 10; ``blend``, (1 - O) H + O W(H), for analysis.
+      flow_range: the longest flow, of which the tanh is a share: 1 is half the picture. Not in paper, which has 1.
       occlusion_bias: at the start O = sigmoid of it; not in paper.
       dtype: of the computation; code, flow and occlusion are float32.
 
@@ -141,6 +142,7 @@ class WarpCA(nn.Module):
     flow_input: str = "attn_plus_query"
     time_modulation: bool = True
     fusion: str = "add"
+    flow_range: float = 1.0
     occlusion_bias: float = -2.0
     dtype: DTypeLike = jnp.float32
 
@@ -197,7 +199,7 @@ class WarpCA(nn.Module):
             )
             return out(y)
 
-        flow = jnp.tanh(read("flow", 2, 0.0))
+        flow = self.flow_range * jnp.tanh(read("flow", 2, 0.0))
         occlusion = nn.sigmoid(read("occlusion", 1, self.occlusion_bias))
         self.sow("motion", "flow", flow)
         self.sow("motion", "occlusion", occlusion)

@@ -75,6 +75,7 @@ class Inject:
     flow_input: str = "attn_plus_query"
     time_modulation: bool = True
     fusion: str = "add"
+    flow_range: float = 1.0
     occlusion_bias: float = -2.0
 
 
@@ -84,11 +85,17 @@ class Loss:
 
     Attributes:
       symmetry: lambda_sym.
+      detach: hold theta_{r->s} fixed in Eq. 13, so that the term teaches theta_{s->r} to be its opposite and not the
+        other way round. Flow, occlusion and the transformers' last layers start at zero, so at first the denoising
+        loss has no gradient for the motion encoder; in the paper's form the symmetry term, whose easiest answer is one
+        code for all pictures, then trains it alone, and an optimizer that sets its own scale makes up for any small
+        weight of it. False, as the paper's equation reads.
       tau, epsilon: of the weight map.
       symmetry_on: ``source``, as Eq. 13 has it; ``both`` frames.
     """
 
     symmetry: float = 0.1
+    detach: bool = False
     tau: float = 0.5
     epsilon: float = 2.0
     symmetry_on: str = "source"
@@ -248,23 +255,26 @@ class WarpFace(System):
         return self.codec.fingerprints(consts)
 
     def init(self, key: jax.Array, batch: PyTree) -> PyTree:
-        """``{"model": {reference, denoiser, motion}}``."""
-        keys = jax.random.split(key, 3)
+        """``{"model": {reference, denoiser, motion}}``; what both networks have starts the same in both, as it does
+        where both start as Stable Diffusion."""
+        network_key, motion_key = jax.random.split(key)
         side, channels = self.codec.latent_shape(self.size)
         z = jnp.zeros((1, side, side, channels))
-        banks = self._reference.init(keys[0], z)
+        banks = self._reference.init(network_key, z)
         theta = jnp.zeros((1, 1, self.code_width))
         params = {
             "reference": banks["params"],
-            "denoiser": self._denoiser.init(keys[1], z[:, None], jnp.zeros(1), None, theta)[
+            "denoiser": self._denoiser.init(network_key, z[:, None], jnp.zeros(1), None, theta)[
                 "params"
             ],
         }
         if self.motion.kind == "ip":
             picture = jnp.zeros((1, self.size, self.size, 3))
-            params["motion"] = self._encoder.init(keys[2], picture, method="everything")["params"]
+            params["motion"] = self._encoder.init(motion_key, picture, method="everything")[
+                "params"
+            ]
         elif self.motion.kind == "vector":
-            params["motion"] = self._encoder.init(keys[2], z)["params"]
+            params["motion"] = self._encoder.init(motion_key, z)["params"]
         return {"model": params}
 
     def tokens(self, batch: int) -> int:
@@ -333,7 +343,8 @@ class WarpFace(System):
         loss = ldm
         if self.motion.kind == "vector":
             sides = seen if self.loss_terms.symmetry_on == "both" else seen[:1]
-            terms = [symmetry_loss(c.to_canonical_bm, c.from_canonical_bm) for c in sides]
+            hold = jax.lax.stop_gradient if self.loss_terms.detach else lambda x: x
+            terms = [symmetry_loss(c.to_canonical_bm, hold(c.from_canonical_bm)) for c in sides]
             metrics["symmetry"] = jnp.mean(sum(terms[1:], terms[0])) / len(terms)
             loss += self.loss_terms.symmetry * metrics["symmetry"]
         if self.motion.kind == "ip":

@@ -3,7 +3,7 @@
     python -m vidmotion.main --config=configs/heads_reader.py --workdir=runs/heads_reader
 
 Not in any paper: it is the miniature of AED, APD and CSIM. Name its workdir in ``config.eval.weights.heads_reader`` of
-another run on Heads, and ``swap`` reads whether what was made moves as its driver and looks like its source. About a
+another run on Heads, and ``reading`` says whether what was made moves as its driver and looks like its source. About a
 quarter of an hour on two CPU cores. `:demo` is a fifth of that.
 """
 

@@ -3,7 +3,7 @@
     python -m vidmotion.main --config=configs/heads_reader.py --workdir=runs/heads_reader
 
 Not in any paper: it is the miniature of AED, APD and CSIM. Name its workdir in ``config.eval.weights.heads_reader`` of
-another run on Heads, and ``swap`` reads whether what was made moves as its driver and looks like its source. About a
+another run on Heads, and ``reading`` says whether what was made moves as its driver and looks like its source. About a
 quarter of an hour on two CPU cores. `:demo` is a fifth of that.
 """
 
@@ -21,9 +21,10 @@ def get_config(argument: str = "") -> ConfigDict:
             "name": "heads_reader",
             "frames": 4,
             "size": 64,
-            "patch": 2,
-            "widths": (32, 64, 128),
-            "blocks": 2,
+            "crop": 48,
+            "patch": 4,
+            "widths": (48, 64),
+            "blocks": (1, 2),
             "narrow": 32,
             "hidden": 256,
             "groups": 8,
@@ -41,8 +42,6 @@ def get_config(argument: str = "") -> ConfigDict:
                 "rate": ((".*kernel", 2e-2), (".*", 2e-3)),
                 "betas": (0.9, 0.99),
                 "eps": 1e-8,
-                "weight_decay": 0.02,
-                "decay": ((".*kernel", True), (".*", False)),
                 "clip": 1.0,
                 "schedule": {"kind": "cosine", "warmup": 50, "end": 0.0},
             }
@@ -62,7 +61,8 @@ def get_config(argument: str = "") -> ConfigDict:
         config.steps = 300
         config.data.train.clips = 4000
     if variant == "debug":
-        config.system.update({"size": 16, "frames": 2, "widths": (8, 8), "blocks": 1, "hidden": 8})
+        config.system.update({"size": 16, "frames": 2, "crop": 8, "widths": (8, 8), "hidden": 8})
+        config.system.blocks = (1, 1)
         config.data.common.update({"size": 16, "frames": 2})
         config.data.train.clips, config.data.eval.clips = 8, 4
         config.batch_size, config.steps, config.log_every = 8, 2, 1

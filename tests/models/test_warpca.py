@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from quick import quick_jit
+from scipy.ndimage import map_coordinates
 
-from vidmotion.models.warpca import WarpCA, motion_tokens, warp
+from vidmotion.models.warpca import WarpCA, motion_tokens, sample_at, warp
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,18 @@ def test_warp_and_its_gradients_equal_grid_sample():
 
 
 # -- tokens ---------------------------------------------------------------------------------------
+
+
+def test_crops_of_any_size_equal_scipy():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(2, 5, 7, 3)).astype(np.float32)
+    columns, rows = (rng.uniform(-2, 8, (2, 3, 4)).astype(np.float32) for _ in range(2))
+    got = sample_at(x, columns, rows)
+    assert got.shape == (2, 3, 4, 3)
+    for b in range(2):
+        for c in range(3):
+            expected = map_coordinates(x[b, ..., c], (rows[b], columns[b]), order=1, mode="nearest")
+            np.testing.assert_allclose(got[b, ..., c], expected, atol=1e-5)
 
 
 def test_tokens_of_the_paper_and_of_the_wide_codebook():

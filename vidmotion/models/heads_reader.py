@@ -1,7 +1,9 @@
-"""A small convolutional network that reads numbers off single pictures, cheap on a CPU.
+"""A small convolutional network that looks at a face twice: where it is, then closely. Cheap on a CPU.
 
-Shape suffixes: b batch, h height, w width, c channels, d features.
+Shape suffixes: b batch, h height, w width, c channels, i j rows and columns of the crop, d features, p pose.
 """
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -10,49 +12,91 @@ from einops import rearrange
 from jax.typing import DTypeLike
 
 from vidmotion.models.blocks import SAME, Downsample, ResBlock, group_norm
+from vidmotion.models.warpca import sample_at
 
 
-class HeadsReaderNet(nn.Module):
-    """Pictures to `outputs` numbers each.
+class Look(nn.Module):
+    """Pictures to features that know where everything is.
 
     The pixels of each `patch` x `patch` square become channels, so that no convolution runs at the pictures' own
-    size; then come `blocks` residual blocks at each of the `widths`, each level at half the height and width of the
-    one before. What they found is squeezed to `narrow` channels and read position by position by a
-    perceptron: a pooled feature would not know where anything lies, which is most of what is asked.
+    size; then `blocks` residual blocks of `width` channels, and as many of twice the width at half the size. What
+    they found is squeezed to `narrow` channels and kept position by position: a pooled feature would not know where
+    anything lies, which is most of what is asked.
 
     Attributes:
-      outputs: numbers a picture.
       patch: side of the squares folded into channels.
-      widths: channels of each level, multiples of `groups`.
+      width: channels of the first level, a multiple of `groups`.
       blocks: residual blocks a level.
-      narrow: channels of each position before the perceptron.
-      hidden: units of the perceptron's layer.
+      narrow: channels of each position at the end.
       groups: of the norms.
     """
 
+    patch: int
+    width: int
+    blocks: int
+    narrow: int
+    groups: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        """Floats (B, H, W, 3), H and W multiples of 2 `patch` -> (B, H W `narrow` / 4 `patch`^2)."""
+        x = x_bhwc.astype(self.dtype)
+        x = rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=self.patch, q=self.patch)
+        x = nn.Conv(self.width, (3, 3), padding=SAME, dtype=self.dtype, name="stem")(x)
+        for level, width in enumerate((self.width, 2 * self.width)):
+            if level:
+                x = Downsample(dtype=self.dtype, name="down")(x)
+            for i in range(self.blocks):
+                name = f"level{level}_block{i}"
+                x = ResBlock(width, self.groups, dtype=self.dtype, name=name)(x)
+        x = nn.silu(group_norm(self.groups, 1e-6, self.dtype, "norm")(x))
+        x = nn.Conv(self.narrow, (1, 1), dtype=self.dtype, name="squeeze")(x)
+        return x.reshape(len(x), -1)
+
+
+class HeadsReaderNet(nn.Module):
+    """Pictures to `outputs` numbers each, of which the first `pose` say where the face is.
+
+    A first look at the whole picture reads the pose alone. `frame` turns it into the place of a crop, so that in a
+    second look eyes and mouth lie where they lie in every face. Both looks, and the pose, are read by one hidden
+    layer; of the pose it reads what the first look was wrong by. No gradient flows through the place of the crop.
+
+    Attributes:
+      outputs, pose: see above.
+      frame: pose (b, p) and the pictures' side -> columns and rows (b, i, j) of the crop's pixels in the picture.
+      patch: of both looks.
+      widths, blocks: of the first and of the second look.
+      narrow, groups: of both, see `Look`.
+      hidden: units of the hidden layers.
+    """
+
     outputs: int
-    patch: int = 2
-    widths: tuple[int, ...] = (32, 64, 128)
-    blocks: int = 2
+    pose: int
+    frame: Callable[[jax.Array, int], tuple[jax.Array, jax.Array]]
+    patch: int = 4
+    widths: tuple[int, int] = (48, 64)
+    blocks: tuple[int, int] = (1, 2)
     narrow: int = 32
     hidden: int = 256
     groups: int = 8
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
-        """Floats (B, H, W, 3), H and W multiples of patch 2^(levels - 1) -> float32 (B, outputs)."""
-        x = x_bhwc.astype(self.dtype)
-        x = rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=self.patch, q=self.patch)
-        x = nn.Conv(self.widths[0], (3, 3), padding=SAME, dtype=self.dtype, name="stem")(x)
-        for level, width in enumerate(self.widths):
-            if level:
-                x = Downsample(dtype=self.dtype, name=f"down_{level}")(x)
-            for i in range(self.blocks):
-                name = f"level{level}_block{i}"
-                x = ResBlock(width, self.groups, dtype=self.dtype, name=name)(x)
-        x = nn.silu(group_norm(self.groups, 1e-6, self.dtype, "norm")(x))
-        x = nn.Conv(self.narrow, (1, 1), dtype=self.dtype, name="squeeze")(x)
-        x_bd = x.reshape(len(x), -1)
-        x_bd = nn.silu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x_bd))
-        return nn.Dense(self.outputs, dtype=jnp.float32, name="out")(x_bd.astype(jnp.float32))
+    def __call__(self, x_bhwc: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Floats (B, S, S, 3) -> the pose at first sight (B, `pose`), and all numbers (B, `outputs`); float32."""
+
+        def look(k: int, name: str) -> Look:
+            sizes = self.patch, self.widths[k], self.blocks[k], self.narrow, self.groups
+            return Look(*sizes, dtype=self.dtype, name=name)
+
+        def dense(x_bd: jax.Array, name: str) -> jax.Array:
+            return nn.silu(nn.Dense(self.hidden, dtype=self.dtype, name=name)(x_bd))
+
+        far_bd = dense(look(0, "far")(x_bhwc), "far_hidden")
+        first_bp = nn.Dense(self.pose, name="first")(far_bd.astype(jnp.float32))
+        pose_bp = jax.lax.stop_gradient(first_bp)
+        near_bd = look(1, "near")(sample_at(x_bhwc, *self.frame(pose_bp, x_bhwc.shape[2])))
+        seen_bd = jnp.concatenate([near_bd, far_bd, pose_bp.astype(self.dtype)], axis=1)
+        out = nn.Dense(self.outputs, name="out")(dense(seen_bd, "hidden").astype(jnp.float32))
+        return first_bp, out.at[:, : self.pose].add(pose_bp)

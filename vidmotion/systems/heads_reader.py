@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vidmotion.data import heads
+from vidmotion.data import cartoon, heads
 from vidmotion.models.heads_reader import HeadsReaderNet
 from vidmotion.system import Out, System, Vars, dtype
 
@@ -24,6 +24,8 @@ MOTION = tuple(factor.name for factor in heads.MOTION_FACTORS)
 _NUMBERS = tuple(f for f in heads.IDENTITY_FACTORS if f.kind == "continuous")
 NUMBERS = tuple(f.name for f in _NUMBERS)
 CLASSES = {f.name: f.values for f in heads.IDENTITY_FACTORS if f.kind == "discrete"}
+REACH = 1.25  # of the crop, from its middle, in head units
+POSE = ("yaw", "pitch", "roll", "x", "y", "scale")  # the first of MOTION
 
 
 @functools.cache
@@ -49,6 +51,7 @@ class HeadsReader(System):
 
     Attributes:
       frames, size: of a clip; each frame is read by itself.
+      crop: side in pixels of the crop around the face, a multiple of 2 `patch`.
       patch, widths, blocks, narrow, hidden, groups: see `HeadsReaderNet`.
       identity_weight, class_weight: of the mean square error of the identity's numbers and of the mean
         cross-entropy of its classes; that of the motion counts 1.
@@ -60,9 +63,10 @@ class HeadsReader(System):
 
     frames: int = 4
     size: int = 64
-    patch: int = 2
-    widths: tuple[int, ...] = (32, 64, 128)
-    blocks: int = 2
+    crop: int = 48
+    patch: int = 4
+    widths: tuple[int, int] = (48, 64)
+    blocks: tuple[int, int] = (1, 2)
     narrow: int = 32
     hidden: int = 256
     groups: int = 8
@@ -76,6 +80,8 @@ class HeadsReader(System):
     def _net(self) -> HeadsReaderNet:
         return HeadsReaderNet(
             outputs=len(MOTION) + len(NUMBERS) + sum(CLASSES.values()),
+            pose=len(POSE),
+            frame=functools.partial(_face_frame, self.crop),
             patch=self.patch,
             widths=self.widths,
             blocks=self.blocks,
@@ -110,7 +116,7 @@ class HeadsReader(System):
     ) -> tuple[jax.Array, Out]:
         """Mean square error of the motion and weighted losses of the identity, over frames in which each is seen."""
         frames = _unit(batch["video"]).reshape(-1, self.size, self.size, 3)
-        numbers, logits = self._read(vars, self._worn(frames, key))
+        first, numbers, logits = self._read(vars, self._worn(frames, key))
         wanted, classes = _targets(batch)
         seen = batch["seen"].reshape(len(frames), -1).astype(jnp.float32)
 
@@ -122,6 +128,7 @@ class HeadsReader(System):
             )
 
         square, split = (numbers - wanted) ** 2, len(MOTION)
+        place = jnp.mean((first - wanted[:, : len(POSE)]) ** 2)
         crossed = [
             optax.softmax_cross_entropy_with_integer_labels(logits[name], classes[name])
             for name in CLASSES
@@ -131,12 +138,13 @@ class HeadsReader(System):
         identity = mean(square[:, split:], NUMBERS)
         entropy = mean(jnp.stack(crossed, axis=1), tuple(CLASSES))
         metrics = {
+            "error/first_look": place,
             "error/motion": motion,
             "error/identity": identity,
             "error/classes": entropy,
             "accuracy": mean(jnp.stack(right, axis=1), tuple(CLASSES)),
         }
-        loss = motion + self.identity_weight * identity + self.class_weight * entropy
+        loss = place + motion + self.identity_weight * identity + self.class_weight * entropy
         return loss, Out(metrics, vars.mutable)
 
     def sample(self, vars: Vars, batch: PyTree, key: jax.Array) -> PyTree:
@@ -146,19 +154,22 @@ class HeadsReader(System):
           by factor: float32 (B, T) in the factor's own unit, or probabilities (B, T, classes).
         """
         video = _unit(batch["video"])
-        numbers, logits = self._read(vars, video.reshape(-1, *video.shape[2:]))
+        _, numbers, logits = self._read(vars, video.reshape(-1, *video.shape[2:]))
         mean, std = _statistics()
         numbers = mean[None] + std[None] * numbers
         read = {name: numbers[:, k] for k, name in enumerate(MOTION + NUMBERS)}
         read |= {name: jax.nn.softmax(values) for name, values in logits.items()}
         return {n: v.reshape(*video.shape[:2], *v.shape[1:]) for n, v in read.items()}
 
-    def _read(self, vars: Vars, frames: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Of N float frames in [0, 1]: standardised numbers (N, 29), motion first, and logits (N, classes) by name."""
-        values = self._net.apply({"params": vars.params["model"]}, 2.0 * frames - 1.0)
+    def _read(
+        self, vars: Vars, frames: jax.Array
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        """Of N float frames in [0, 1]: standardised pose at first sight (N, 6), standardised numbers (N, 29), motion
+        first, and logits (N, classes) by name."""
+        first, values = self._net.apply({"params": vars.params["model"]}, 2.0 * frames - 1.0)
         ends = np.cumsum([len(MOTION + NUMBERS), *CLASSES.values()])
         numbers, *logits = jnp.split(values, ends[:-1], axis=1)
-        return numbers, dict(zip(CLASSES, logits))
+        return first, numbers, dict(zip(CLASSES, logits))
 
     def _worn(self, frames: jax.Array, key: jax.Array) -> jax.Array:
         """Frames as networks leave them: blurred here and there, and grainy."""
@@ -176,6 +187,27 @@ class HeadsReader(System):
             spread = self.noise * jax.random.uniform(level, each)
             frames = frames + spread * jax.random.normal(grain, frames.shape)
         return frames
+
+
+def _face_frame(crop: int, pose: jax.Array, side: int) -> tuple[jax.Array, jax.Array]:
+    """Columns and rows (N, crop, crop), in pixels of pictures of `side`, of a square around the face that turns,
+    grows and moves with it, as of a standardised pose (N, 6): see `cartoon.Head`."""
+    mean, std = (values[: len(POSE)] for values in _statistics())
+    factors = heads.MOTION_FACTORS[: len(POSE)]
+    low, high = (
+        np.array([getattr(f, end) for f in factors], np.float32) for end in ("low", "high")
+    )
+    pose = jnp.clip(mean[None] + std[None] * pose, low[None], high[None])
+    yaw, pitch, roll, x, y, scale = (pose[:, k, None, None] for k in range(len(POSE)))
+    unit = scale * (cartoon.HEAD * side)
+    steps = ((jnp.arange(crop) + 0.5) / crop * 2 - 1) * REACH
+    # The middle of the features lies on the skull's front, a little below its middle: turning moves it.
+    across = 0.7 * cartoon.DEPTH * jnp.sin(yaw) + steps[None, None, :]
+    down = 0.12 + 0.7 * cartoon.DEPTH * jnp.sin(pitch) + steps[None, :, None] - cartoon.PIVOT
+    sin, cos = jnp.sin(roll), jnp.cos(roll)
+    columns = (x + cartoon.CENTRE[0]) * side + (across * cos - down * sin) * unit
+    rows = (y + cartoon.CENTRE[1]) * side + (across * sin + down * cos + cartoon.PIVOT) * unit
+    return columns - 0.5, rows - 0.5
 
 
 def _targets(batch: PyTree) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -13,12 +13,13 @@ import dataclasses
 import hashlib
 import json
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from vidmotion.data import cartoon
 from vidmotion.data.painter import Painter
+from vidmotion.data.raster import Canvas
 
 VERSION = 1  # of the pictures: raise it whenever any pixel or any draw changes
 MIN_SIZE = 16
@@ -199,21 +200,50 @@ def render(identity: Mapping, motion: np.ndarray, size: int) -> np.ndarray:
     on its own motion vector only. Raises ValueError if a factor is missing, unknown or outside its
     range (values are never clipped), or if a shape or the size is wrong.
     """
+    return render_many([identity], [motion], size)[0]
+
+
+def render_many(
+    identities: Sequence[Mapping], motions: Sequence[np.ndarray], size: int
+) -> list[np.ndarray]:
+    """`[render(who, how, size) for who, how in zip(identities, motions)]`, bit for bit, drawn
+    together: ten clips of two frames take little longer than one of twenty.
+
+    Raises ValueError as `render`, or if there are not as many identities as motions.
+    """
     size = _at_least("size", size, MIN_SIZE)
-    _check_identity(identity)
-    motion = _checked_motion(motion)
+    if len(identities) != len(motions):
+        raise ValueError(f"{len(identities)} identities cannot move as {len(motions)} motions")
+    for identity in identities:
+        _check_identity(identity)
+    motions = [_checked_motion(motion) for motion in motions]
+    lengths = [len(motion) for motion in motions]
     who = {
-        f.name: (float if f.kind == "continuous" else int)(identity[f.name])
+        f.name: np.repeat(
+            np.array([i[f.name] for i in identities], float if f.kind == "continuous" else int),
+            lengths,
+        )
         for f in IDENTITY_FACTORS
     }
-    behind = cartoon.background(who, size)
-    video = np.empty((len(motion), size, size, 3), np.uint8)
+    pose = np.concatenate(motions)
+    frames = np.empty((len(pose), size, size, 3), np.uint8)
+    # Faces whose layers are alike lie together, for a layer is drawn once for all that have it.
+    order = np.lexsort([who["clothes"], who["hair_style"]])
     step = max(1, _CHUNK // (size * size))
-    for start in range(0, len(motion), step):
-        part = motion[start : start + step]
-        pose = {f.name: part[:, k] for k, f in enumerate(MOTION_FACTORS)}
-        video[start : start + step] = Painter(who, pose, size, behind).paint()
-    return video
+    for start in range(0, len(order), step):
+        part = order[start : start + step]
+        frames[part] = _draw(
+            {name: values[part] for name, values in who.items()},
+            {f.name: pose[part, k] for k, f in enumerate(MOTION_FACTORS)},
+            size,
+        )
+    return np.split(frames, np.cumsum(lengths)[:-1])
+
+
+def _draw(who: Mapping[str, np.ndarray], pose: Mapping[str, np.ndarray], size: int) -> np.ndarray:
+    canvas = Canvas(cartoon.backgrounds(who, size))
+    Painter(who, pose, size, canvas).paint()
+    return canvas.to_uint8()
 
 
 def face_boxes(identity: Mapping, motion: np.ndarray, size: int) -> np.ndarray:

@@ -153,13 +153,19 @@ class Head:
         """A frame from three points of the head's plane: origin, u axis, v axis; pairs (x, y)."""
         sin, cos = self.sin["roll"], self.cos["roll"]
 
-        def turn(x, y):
+        def turn(x, y, out):
             x, y = np.float32(x), np.float32(y)
-            return np.stack([(x * cos - y * sin) * self.unit, (x * sin + y * cos) * self.unit], 1)
+            np.multiply(x * cos - y * sin, self.unit, out=out[:, 0])
+            np.multiply(x * sin + y * cos, self.unit, out=out[:, 1])
 
-        centre = turn(origin[0], np.float32(origin[1]) - np.float32(PIVOT)) + self.middle
+        frame = Frame(np.empty((len(sin), 2), np.float32), np.empty((len(sin), 2, 2), np.float32))
+        turn(origin[0], np.float32(origin[1]) - np.float32(PIVOT), frame.origin)
+        turn(*u, frame.axes[:, :, 0])
+        turn(*v, frame.axes[:, :, 1])
+        centre = frame.origin
+        centre += self.middle
         centre[:, 1] += PIVOT * self.unit
-        return Frame(centre, np.stack([turn(*u), turn(*v)], 2))
+        return frame
 
     def upright(self, y: float) -> Frame:
         """A frame below the head that follows place and scale but does not turn: the body."""

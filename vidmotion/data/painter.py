@@ -78,6 +78,20 @@ def _curled(patch: Patch, style: HairStyle, straight, rounding):
     return f, fu, fv, t
 
 
+class _Columns:
+    """Values of the frames by name, (t,) each; of some of the frames only after `of`."""
+
+    def __init__(self, values: Mapping[str, np.ndarray], frames=slice(None)):
+        self._values, self._frames = values, frames
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._values[name][self._frames]
+
+    def of(self, chosen: np.ndarray) -> "_Columns":
+        whole = isinstance(self._frames, slice)
+        return _Columns(self._values, chosen if whole else self._frames[chosen])
+
+
 class Painter:
     """Identities `who` in the poses `pose`, one of each a picture, painted on `canvas`.
 
@@ -97,8 +111,8 @@ class Painter:
         size: int,
         canvas: Canvas,
     ):
-        self.who, self.pose, self.canvas = who, pose, canvas
         self.frames = np.arange(len(pose["x"]))
+        self.who, self.pose, self.canvas = _Columns(who), _Columns(pose), canvas
         self.head = Head(who, pose, size)
         tone = who["skin"] * (len(SKIN) - 1)
         k = np.minimum(tone.astype(int), len(SKIN) - 2)
@@ -145,8 +159,7 @@ class Painter:
         if len(chosen) == len(self.frames):
             return self
         part = copy.copy(self)
-        part.who = {name: values[chosen] for name, values in self.who.items()}
-        part.pose = {name: values[chosen] for name, values in self.pose.items()}
+        part.who, part.pose = self.who.of(chosen), self.pose.of(chosen)
         part.head = self.head[chosen]
         for name in ("frames", "skin", "skin_shade", "hair", "cloth"):
             setattr(part, name, getattr(self, name)[chosen])

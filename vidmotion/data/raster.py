@@ -14,6 +14,7 @@ A "colour" is a float32 array (3,), (t, 3) or (t, 3, h, w).
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -42,19 +43,23 @@ class Patch:
         c, d = frame.axes[:, 1, 0], frame.axes[:, 1, 1]
         det = a * d - b * c
         det = np.where(np.abs(det) < _TINY, np.float32(_TINY), det)
-        self._ux, self._uy = (d / det)[:, None, None], (-b / det)[:, None, None]
-        self._vx, self._vy = (-c / det)[:, None, None], (a / det)[:, None, None]
-        self._u_px = np.sqrt(a * a + c * c)[:, None, None]
-        self._v_px = np.sqrt(b * b + d * d)[:, None, None]
+        self._ux, self._uy, self._vx, self._vy = map(column, (d / det, -b / det, -c / det, a / det))
         dx = (x - frame.origin[:, :1])[:, None, :]
         dy = (y - frame.origin[:, 1:])[:, :, None]
         self.u = self._ux * dx + self._uy * dy
         self.v = self._vx * dx + self._vy * dy
-        self._window, self._index, self._x, self._y = window, index, x, y
+        self._window, self._index, self._frame, self._x, self._y = window, index, frame, x, y
 
     def seen_from(self, frame: Frame) -> "Patch":
         """The same pixels in another frame's coordinates."""
         return Patch(self._window, self._index, frame, self._x, self._y)
+
+    @functools.cached_property
+    def _half_pixel(self):
+        """Half a pixel in units of u and of v, fields."""
+        axes = self._frame.axes
+        pixels = np.sqrt(axes[:, 0] * axes[:, 0] + axes[:, 1] * axes[:, 1])
+        return [column(half) for half in (0.5 / np.maximum(pixels, _TINY)).T]
 
     def distance(self, f, fu, fv):
         """Signed distance in pixels, to first order, to the edge f = 0 (negative inside).
@@ -91,8 +96,8 @@ class Patch:
         One thinner than a pixel is widened to a pixel and dimmed by as much, so that it fades
         rather than flickers.
         """
-        a_px = np.maximum(a, 0.5 / np.maximum(self._u_px, _TINY))
-        b_px = np.maximum(b, 0.5 / np.maximum(self._v_px, _TINY))
+        least_a, least_b = self._half_pixel
+        a_px, b_px = np.maximum(a, least_a), np.maximum(b, least_b)
         alpha = coverage(self.ellipse_distance(u0, v0, a_px, b_px))
         alpha *= (a / a_px) * (b / b_px)
         return alpha
@@ -142,24 +147,23 @@ class Canvas:
         """The box of pixels around local |u| <= `u`, `v0` <= v <= `v1` (scalars), in each of the
         pictures `frames` (their numbers), for which `frame` holds."""
         t, _, s, _ = self.rgb.shape
-        low, extent = [], []
-        for k in (0, 1):
-            ends = frame.origin[:, k, None] + frame.axes[:, k, 1, None] * np.float32([v0, v1])
-            reach = np.abs(frame.axes[:, k, 0]) * u + 1.0
-            first = np.clip(np.floor(ends.min(1) - reach), 0, s).astype(np.intp)
-            last = np.clip(np.ceil(ends.max(1) + reach), 0, s).astype(np.intp)
-            extent.append(max(int((last - first).max()), 1))
-            low.append(np.minimum(first, s - extent[k]))
-        w, h = extent
+        along = frame.axes[:, :, 1, None] * np.float32([v0, v1])
+        along += frame.origin[:, :, None]
+        reach = np.abs(frame.axes[:, :, 0]) * u + 1.0
+        first = np.floor(along.min(2) - reach).clip(0, s).astype(np.intp)
+        last = np.ceil(along.max(2) + reach).clip(0, s).astype(np.intp)
+        w, h = np.maximum((last - first).max(0), 1).tolist()
+        low = np.minimum(first, [s - w, s - h]).T
         # A view onto every possible (h, w) box; indexing it with the boxes' corners gathers them.
         st, sc, sy, sx = self.rgb.strides
-        window = np.lib.stride_tricks.as_strided(
-            self.rgb, (t, s - h + 1, s - w + 1, 3, h, w), (st, sy, sx, sc, sy, sx)
+        window = np.ndarray(
+            (t, s - h + 1, s - w + 1, 3, h, w), np.float32, self.rgb, 0, (st, sy, sx, sc, sy, sx)
         )
-        x = low[0][:, None] + np.arange(w, dtype=np.float32) + np.float32(0.5)
-        y = low[1][:, None] + np.arange(h, dtype=np.float32) + np.float32(0.5)
-        index = (frames, low[1], low[0])
-        return Patch(window, index, frame, x.astype(np.float32), y.astype(np.float32))
+        x, y = (
+            np.add(corner[:, None], np.arange(0.5, side), dtype=np.float32)
+            for corner, side in zip(low, (w, h))
+        )
+        return Patch(window, (frames, low[1], low[0]), frame, x, y)
 
     def to_uint8(self) -> np.ndarray:
         """The pictures as (t, s, s, 3) uint8, rounded; `rgb` is used up."""
@@ -172,7 +176,7 @@ class Canvas:
 
 def column(x):
     """Values of the frames, (t,), as a field, in float32; a number for all of them as it is."""
-    return np.float32(x)[:, None, None] if np.ndim(x) else x
+    return np.float32(x)[:, None, None] if isinstance(x, np.ndarray) else x
 
 
 def coverage(distance):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vidmotion.data import heads
+from vidmotion.data import heads, raster
 from vidmotion.data.heads import IDENTITY_FACTORS, MOTION_COLUMN, MOTION_FACTORS
 
 N_MOTION = len(MOTION_FACTORS)
@@ -53,10 +53,51 @@ def test_a_frame_depends_on_its_own_motion_only(size):
             np.testing.assert_array_equal(together[k], alone[0])
 
 
-def test_long_clips_are_chunked_without_a_seam():
+def test_long_clips_are_chunked_without_a_seam(monkeypatch):
     identity, motion = next(samples(1, 40, stream=4))
+    monkeypatch.setattr(heads, "_CHUNK", 16 * 64 * 64)
     video = heads.render(identity, motion, 64)  # 16 frames to a chunk
     np.testing.assert_array_equal(video[13:19], heads.render(identity, motion[13:19], 64))
+
+
+@pytest.mark.parametrize("size", [17, 64])
+def test_people_drawn_together_are_drawn_as_alone(size):
+    """Bit for bit, for clips of any length of people with all hair styles, clothes, beards and glasses."""
+    people = [who for who, _ in samples(48, 1, stream=7)]
+    for name in (
+        "hair_style",
+        "clothes",
+        "beard",
+        "glasses",
+        "freckles",
+        "background",
+        "nose_shape",
+    ):
+        values = next(f.values for f in IDENTITY_FACTORS if f.name == name)
+        assert {who[name] for who in people} == set(range(values))
+    motions = [motion[: 1 + k % 3] for k, (_, motion) in enumerate(samples(48, 3, stream=7))]
+    together = heads.render_many(people, motions, size)
+    for who, motion, video in zip(people, motions, together):
+        np.testing.assert_array_equal(video, heads.render(who, motion, size))
+
+
+def test_a_layer_is_drawn_once_for_all_who_have_it(monkeypatch):
+    """What makes many faces cheap: the number of layers opened follows what there is to wear, not the faces. One face
+    has 16 to 26 layers; 256 have no more than the eight hair styles and the other choices multiply them to."""
+    opened = []
+    patch = raster.Canvas.patch
+
+    def counted(*arguments):
+        opened.append(1)
+        return patch(*arguments)
+
+    monkeypatch.setattr(raster.Canvas, "patch", counted)
+    people, motions = zip(*samples(128, 2, stream=8))
+    heads.render(people[0], motions[0], 16)
+    alone = len(opened)
+    opened.clear()
+    heads.render_many(people, motions, 16)  # at this size all in one chunk
+    assert 16 <= alone <= 26 and len(opened) < 80
 
 
 def test_moving_by_whole_pixels_shifts_the_picture():
@@ -290,6 +331,34 @@ def test_cache_warm_and_render_all():
         plain_source.warm()
 
 
+def test_fill_draws_what_the_cache_lacks_together(monkeypatch):
+    drawn = []
+    draw = heads.render_many
+
+    def counted(identities, motions, size):
+        drawn.append(len(identities))
+        return draw(identities, motions, size)
+
+    monkeypatch.setattr(heads, "render_many", counted)
+    source = heads.HeadsSource(16, 2, 9, identities=4, cache=True)
+    source.fill([5, 2, 5])
+    source.fill([2, 7, 0, 5])
+    source.fill([7, 2])
+    assert drawn == [2, 2]
+    fresh = heads.HeadsSource(16, 2, 9, identities=4)
+    for i in (2, 5, 7, 0, 1):  # the last is drawn as it is read
+        item, expected = source[i], fresh[i]
+        for key in expected:
+            np.testing.assert_array_equal(item[key], expected[key])
+    item["motion"][:] = 0  # the reader's own
+    np.testing.assert_array_equal(source.motion(1), fresh.motion(1))
+    drawn.clear()
+    fresh.fill([1, 2])
+    assert not drawn
+    with pytest.raises(IndexError, match="clip 9"):
+        source.fill([0, 9])
+
+
 def test_fingerprint_follows_every_argument_but_the_cache():
     base = {
         "size": 16,
@@ -365,6 +434,8 @@ def test_render_refuses_what_it_cannot_draw():
         heads.render(plain(glasses=0.5), neutral(), 32)
     with pytest.raises(ValueError, match=r"unknown \['hat'\]"):
         heads.render(plain(hat=1), neutral(), 32)
+    with pytest.raises(ValueError, match="2 identities cannot move as 1 motions"):
+        heads.render_many([plain(), plain()], [neutral()], 32)
     with pytest.raises(ValueError, match="frames is 0"):
         heads.sample_motion(np.random.default_rng(0), 0)
 

@@ -63,6 +63,37 @@ def test_unshuffled_repeats_the_source():
     assert first(loader, 3) == [{"x": [0, 1]}, {"x": [2, 0]}, {"x": [1, 2]}]
 
 
+class Filled(Numbers):
+    """Remembers what it was asked to make ready, and refuses what it was not."""
+
+    def __init__(self, length=10):
+        super().__init__(length)
+        self.asked = []
+
+    def fill(self, indices):
+        self.asked.append(indices)
+
+    def __getitem__(self, index):
+        assert any(index in indices for indices in self.asked)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_batch_is_made_ready_before_it_is_read(shuffle, process):
+    options = {"batch_size": 4, "seed": 5, "shuffle": shuffle, "transforms": (Jitter(),)}
+    options |= {"process_index": process, "process_count": 2}
+    source = Filled()
+    plain, loader = Loader(Numbers(), **options), Loader(source, **options)
+    for step in (0, 7, 23):
+        assert listed([loader.batch(step)]) == listed([plain.batch(step)])
+        assert source.asked.pop() == plain.batch(step)["x"].tolist()
+    assert first(loader, 5, start=2) == first(plain, 5, start=2)
+    source.asked.clear()
+    assert listed(loader.one_pass()) == listed(plain.one_pass())
+    assert {len(indices) for indices in source.asked} == {2}
+
+
 @pytest.mark.parametrize("count", [2, 4])
 def test_global_batch_does_not_depend_on_the_process_count(count):
     options = {"batch_size": 8, "seed": 3, "transforms": (double, Jitter())}

@@ -220,6 +220,28 @@ def test_pairs_of_heads_through_the_loader():
     assert pickle.loads(pickle.dumps(still)).fingerprint == still.fingerprint
 
 
+def test_a_batch_of_pairs_of_heads_is_drawn_in_one_call(monkeypatch):
+    drawn = []
+    draw = heads.render_many
+
+    def counted(identities, motions, size):
+        drawn.append(len(identities))
+        return draw(identities, motions, size)
+
+    clips = {"size": 16, "frames": 8, "clips": 6}
+    options = {"random": True, "pair": {"recipe": "pcavs"}}
+    cached = make_source("head_portraits", cache=True, **options, **clips)
+    fresh = make_source("head_portraits", **options, **clips)
+    monkeypatch.setattr(heads, "render_many", counted)
+    batches = []
+    for source in (cached, fresh):
+        loader = Loader(source, batch_size=3, shuffle=False, transforms=source.transforms)
+        batches.append(loader.batch(1))
+    assert drawn == [3, 1, 1, 1]
+    for name in batches[1]:
+        np.testing.assert_array_equal(batches[0][name], batches[1][name])
+
+
 def test_pairs_of_sprites_take_the_whole_picture_as_the_face(sheets_dir):
     source = make_source("sprite_portraits", sheets_dir=sheets_dir, pair={"augment": {"size": 64}})
     element, video = source[5], source.clips[5]["video"]

@@ -9,12 +9,13 @@ Arrays: t frames, s side, h and w a box of pixels; pose factors are (t,) float32
 `heads.MOTION_FACTORS`. Colours are sRGB in [0, 1], mixed as they are.
 """
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 
-from vidmotion.data.raster import Frame, coverage, mix
+from vidmotion.data.raster import Frame, coverage
 
 HEAD = 0.27  # head unit as a share of the side
 CENTRE = (0.5, 0.46)  # of the skull, share of the side, at x = y = 0
@@ -109,7 +110,11 @@ HAIRSTYLES = (
 
 
 class Head:
-    """Where the head's points lie in each picture: projects head coordinates to pixels."""
+    """Where the head's points lie in each picture: projects head coordinates to pixels.
+
+    Head coordinates are numbers or (t,), in the double precision of identity factors; they are
+    rounded to float32 where they meet the pose.
+    """
 
     def __init__(self, who: Mapping, pose: Mapping[str, np.ndarray], size: int):
         sin, cos = (
@@ -124,28 +129,43 @@ class Head:
         self.half_width = 0.84 * who["face_width"]
         self.chin = 1.02 * who["chin_length"]
         # The turned ellipsoid's outline, in the head's plane.
-        self.outline_a = np.hypot(self.half_width * cos["yaw"], DEPTH * sin["yaw"])
+        self.outline_a = np.hypot(np.float32(self.half_width) * cos["yaw"], DEPTH * sin["yaw"])
         self.outline_b = np.hypot(cos["pitch"], DEPTH * sin["pitch"])
+
+    def __getitem__(self, frames: np.ndarray) -> "Head":
+        """The same in some of the pictures only, given by their numbers."""
+        head = copy.copy(self)
+        head.sin, head.cos = (
+            {name: values[frames] for name, values in part.items()} for part in (self.sin, self.cos)
+        )
+        for name in ("unit", "middle", "half_width", "chin", "outline_a", "outline_b"):
+            setattr(head, name, getattr(self, name)[frames])
+        return head
 
     def project(self, x, y, z):
         """Head coordinates to the head's plane (before roll): two (t,) arrays, head units."""
+        x, y, z = np.float32(x), np.float32(y), np.float32(z)
         px = x * self.cos["yaw"] + z * self.sin["yaw"]
         depth = z * self.cos["yaw"] - x * self.sin["yaw"]
         return px, y * self.cos["pitch"] + depth * self.sin["pitch"]
 
     def plane(self, origin, u, v) -> Frame:
         """A frame from three points of the head's plane: origin, u axis, v axis; pairs (x, y)."""
-        sin, cos, one = self.sin["roll"], self.cos["roll"], np.ones_like(self.unit)
+        sin, cos = self.sin["roll"], self.cos["roll"]
 
-        def turn(x, y):
-            return np.stack([(x * cos - y * sin) * self.unit, (x * sin + y * cos) * self.unit], 1)
+        def turn(x, y, out):
+            x, y = np.float32(x), np.float32(y)
+            np.multiply(x * cos - y * sin, self.unit, out=out[:, 0])
+            np.multiply(x * sin + y * cos, self.unit, out=out[:, 1])
 
-        centre = turn(origin[0] * one, origin[1] * one - PIVOT)
-        centre = centre + self.middle
+        frame = Frame(np.empty((len(sin), 2), np.float32), np.empty((len(sin), 2, 2), np.float32))
+        turn(origin[0], np.float32(origin[1]) - np.float32(PIVOT), frame.origin)
+        turn(*u, frame.axes[:, :, 0])
+        turn(*v, frame.axes[:, :, 1])
+        centre = frame.origin
+        centre += self.middle
         centre[:, 1] += PIVOT * self.unit
-        return Frame(
-            centre, np.stack([turn(u[0] * one, u[1] * one), turn(v[0] * one, v[1] * one)], 2)
-        )
+        return frame
 
     def upright(self, y: float) -> Frame:
         """A frame below the head that follows place and scale but does not turn: the body."""
@@ -162,49 +182,55 @@ class Head:
         Local u and v run a and b units to the right and down along the surface; positive `tilt`
         (radians) lowers the end at positive u.
         """
-        z = DEPTH * max(1 - (x / self.half_width) ** 2 - (y / 1.1) ** 2, 0.04) ** 0.5
+        z = DEPTH * np.sqrt(np.maximum(1 - (x / self.half_width) ** 2 - (y / 1.1) ** 2, 0.04))
         # Slopes of the surface, softened: true ones make the far eye vanish.
         dz_dx = -0.7 * DEPTH**2 * x / (self.half_width**2 * z)
         dz_dy = -0.5 * DEPTH**2 * y / (1.21 * z)
-        c, s = float(np.cos(tilt)), float(np.sin(tilt))
+        c, s = np.cos(tilt), np.sin(tilt)
         u = (a * c, a * s, a * (c * dz_dx + s * dz_dy))
         v = (-b * s, b * c, b * (c * dz_dy - s * dz_dx))
         return self.at((x, y, z + lift), u, v)
 
 
-def background(who: Mapping, size: int) -> np.ndarray:
-    """The still picture behind the head, (3, s, s) float32."""
-    base = BACKGROUND[who["background_colour"]]
-    light, dark = mix(base, WHITE, np.full((1, 1, 1), 0.45, np.float32)), base * np.float32(0.86)
-    light, dark = light.reshape(3), dark.reshape(3)
+def backgrounds(who: Mapping[str, np.ndarray], size: int) -> np.ndarray:
+    """The still pictures behind the heads, (t, 3, s, s) float32."""
+    colours = BACKGROUND[who["background_colour"]]
+    pictures = np.empty((len(colours), 3, size, size), np.float32)
+    for kind in np.unique(who["background"]):
+        frames = np.flatnonzero(who["background"] == kind)
+        pictures[frames] = _background(BACKGROUNDS[kind], colours[frames], size)
+    return pictures
+
+
+def _background(kind: str, base: np.ndarray, size: int) -> np.ndarray:
+    """One kind of background in several colours `base`, (t, 3); broadcasts to (t, 3, s, s)."""
+    base = base[..., None, None]
+    white = WHITE[:, None, None]
+    light, dark = base + np.float32(0.45) * (white - base), base * np.float32(0.86)
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
     x, y = axis[None, :], axis[:, None]
     pixel = np.float32(1 / size)
-    kind = BACKGROUNDS[who["background"]]
-    flat = np.broadcast_to(base[:, None, None], (3, size, size))
     if kind == "plain":
-        return flat
+        return base
     if kind == "gradient":
-        ramp = np.broadcast_to(y + 0.5, (size, size))
-        return light[:, None, None] + ramp * (dark - light)[:, None, None]
+        return light + (y + 0.5) * (dark - light)
     if kind == "glow":
         glow = np.maximum(1 - (x * x + (y + 0.04) ** 2) / 0.45, 0) ** 1.5
-        return dark[:, None, None] + glow * (light - dark)[:, None, None]
+        return dark + glow * (light - dark)
     if kind == "stripes":
         wave = np.abs((x + y) * 5.0 % 1.0 - 0.5) - 0.25  # distance to the stripe's edge, periods
         cover = coverage(wave / (5.0 * 2**0.5 * pixel))
-        return base[:, None, None] + 0.6 * cover * (light - base)[:, None, None]
+        return base + 0.6 * cover * (light - base)
     if kind == "dots":
         row = np.floor(y * 6.0)
         du, dv = (x * 6.0 + 0.5 * (row % 2)) % 1.0 - 0.5, y * 6.0 - row - 0.5
         cover = coverage((np.sqrt(du * du + dv * dv) - 0.2) / (6.0 * pixel))
-        return base[:, None, None] + 0.6 * cover * (light - base)[:, None, None]
-    sky = light[:, None, None] + (y + 0.5) * 0.6 * (base - light)[:, None, None]
-    sky = np.broadcast_to(sky, (3, size, size))
+        return base + 0.6 * cover * (light - base)
+    sky = light + (y + 0.5) * 0.6 * (base - light)
     sun = coverage((np.sqrt((x - 0.3) ** 2 + (y + 0.3) ** 2) - 0.1) / pixel)
-    sky = sky + 0.7 * sun * (WHITE[:, None, None] - sky)
+    sky = sky + 0.7 * sun * (white - sky)
     for level, phase, shade in ((0.12, 0.6, 0.86), (0.24, 2.4, 0.72)):
         edge = level + 0.06 * np.sin(9.0 * x + phase) - y
         slope = np.sqrt(1 + (0.54 * np.cos(9.0 * x + phase)) ** 2)
-        sky = sky + coverage(edge / (slope * pixel)) * (base[:, None, None] * shade - sky)
+        sky = sky + coverage(edge / (slope * pixel)) * (base * shade - sky)
     return sky

@@ -9,6 +9,7 @@ order, for every number of processes, threads and workers: process p of P holds 
 A source is any object with `__len__`, `__getitem__(i) -> dict of numpy arrays` and `fingerprint`
 (hex text naming its content); picklable if worker processes are to read it. One whose elements
 belong to classes also has `classes`, their names, and `class_of(element)`, the index of its class.
+One that makes several elements faster together has `fill(indices)`, which gets those of a batch ready.
 """
 
 import hashlib
@@ -173,11 +174,17 @@ class Loader:
             "shuffle": shuffle,
             "transforms": [_transform_name(t) for t in self._transforms],
         }
-        elements = grain.MapDataset.source(source).seed(seed)
-        if shuffle:
-            elements = elements.shuffle()
-        # Without an end; grain's own endless number overflows in batches of one.
-        self._batches = self._batched(elements.repeat(_ENDLESS // len(source)))
+
+        def endless(elements):
+            elements = elements.seed(seed)
+            if shuffle:
+                elements = elements.shuffle()
+            # Without an end; grain's own endless number overflows in batches of one.
+            return elements.repeat(_ENDLESS // len(source))
+
+        # Indices that go the same way as the elements are their indices.
+        order = endless(grain.MapDataset.range(len(source)))
+        self._batches = self._batched(endless(grain.MapDataset.source(source)), order)
 
     def __len__(self):
         """Batches in one pass over the source, the last one perhaps padded (see `one_pass`)."""
@@ -210,7 +217,8 @@ class Loader:
         """
         padded = grain.MapDataset.range(len(self) * self.batch_size).seed(self._seed)
         elements = padded.map(_Clamped(self.source))
-        return self._run(self._batched(elements, _Masked(len(self.source))))
+        order = padded.map(_Clamped(range(len(self.source))))
+        return self._run(self._batched(elements, order, _Masked(len(self.source))))
 
     def state(self, step: int) -> dict:
         """The position before batch `step`, as JSON-able data to keep beside a checkpoint."""
@@ -243,7 +251,7 @@ class Loader:
         for iterator in list(self._open):
             iterator.close()
 
-    def _batched(self, elements, mask=None):
+    def _batched(self, elements, order, mask=None):
         for transform in self._transforms:
             if isinstance(transform, grain.transforms.RandomMap):
                 elements = elements.random_map(transform)
@@ -251,7 +259,11 @@ class Loader:
                 elements = elements.map(transform)
         if mask is not None:
             elements = elements.map_with_index(mask)
-        return elements.batch(self.local_batch_size)[self._process]
+        batches = elements.batch(self.local_batch_size)[self._process]
+        if not hasattr(self.source, "fill"):
+            return batches
+        indices = order.batch(self.local_batch_size)[self._process]
+        return grain.MapDataset.range(len(batches)).map(_Filled(self.source, indices, batches))
 
     def _run(self, batches):
         ahead = max(self._prefetch, self._threads) if self._threads else 0
@@ -337,6 +349,17 @@ class _Clamped:
 
     def __call__(self, index):
         return self._source[min(index, len(self._source) - 1)]
+
+
+class _Filled:
+    """Step -> batch, its elements made ready together before they are read one by one."""
+
+    def __init__(self, source, indices, batches):
+        self._source, self._indices, self._batches = source, indices, batches
+
+    def __call__(self, step):
+        self._source.fill(self._indices[step].tolist())
+        return self._batches[step]
 
 
 class _Masked:

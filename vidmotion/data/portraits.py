@@ -22,7 +22,7 @@ Both come from folders that `python -m vidmotion.data.prepare hdtf|vfhq|nersembl
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import grain
 import numpy as np
@@ -266,23 +266,28 @@ class DrawnPortraitSource:
     def __len__(self):
         return len(self.clips)
 
+    def fill(self, clips: Iterable[int]) -> None:
+        """Has clips drawn together ahead of being read, where their source can. Raises: IndexError."""
+        if hasattr(self.clips, "fill"):
+            self.clips.fill(clips)
+
     def __getitem__(self, index) -> dict[str, np.ndarray]:
         """Raises: IndexError out of range."""
         drawn = hasattr(self.clips, "video")  # without all else that the element has
         video = self.clips.video(index) if drawn else self.clips[index]["video"]
-        height, width = video.shape[1:3]
-        if not hasattr(self.clips, "boxes"):
-            boxes = np.tile(np.float32([0, 0, width, height]), (len(video), 1))
-        elif (boxes := self._boxes.get(index)) is None:
-            # Kept, for drawing them takes longer than all the rest of a clip that is kept itself.
-            boxes = self._boxes[index] = self.clips.boxes(index)
-        clip = {
-            "video": video,
-            "boxes": boxes,
-            "length": np.int32(len(video)),
-            "fps": np.float32(self._fps),
-        }
+        clip = {"video": video, "length": np.int32(len(video)), "fps": np.float32(self._fps)}
+        if self._pair.recipe == "face":
+            clip["boxes"] = self._box(index, video)
         return clip if self._pair.random else self._pair.random_map(clip, None)
+
+    def _box(self, index, video):
+        if not hasattr(self.clips, "boxes"):
+            height, width = video.shape[1:3]
+            return np.tile(np.float32([0, 0, width, height]), (len(video), 1))
+        if index not in self._boxes:
+            # Kept, for finding them takes longer than all the rest of a clip that is kept itself.
+            self._boxes[index] = self.clips.boxes(index)
+        return self._boxes[index]
 
     def __reduce__(self):
         return DrawnPortraitSource, self._arguments

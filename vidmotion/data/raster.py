@@ -6,13 +6,15 @@ coordinates of those pixels, turns implicit functions into coverage, and blends 
 
 Coverage is the signed distance to the edge, in pixels, passed through a box one pixel wide; no
 supersampling. A value at a pixel depends on that pixel and that frame only, never on the box or on
-how many frames are drawn together, so any subset of frames comes out bit for bit the same.
+which frames are drawn together, so any subset of frames comes out bit for bit the same.
 
 Shapes: t frames, s canvas side, h and w the box, 3 colour channels in [0, 1]; float32 throughout.
 A "field" is a float32 array that broadcasts against (t, h, w): a scalar, (t, 1, 1) or (t, h, w).
+A "colour" is a float32 array (3,), (t, 3) or (t, 3, h, w).
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -41,38 +43,52 @@ class Patch:
         c, d = frame.axes[:, 1, 0], frame.axes[:, 1, 1]
         det = a * d - b * c
         det = np.where(np.abs(det) < _TINY, np.float32(_TINY), det)
-        self._ux, self._uy = (d / det)[:, None, None], (-b / det)[:, None, None]
-        self._vx, self._vy = (-c / det)[:, None, None], (a / det)[:, None, None]
-        self._u_px = np.sqrt(a * a + c * c)[:, None, None]
-        self._v_px = np.sqrt(b * b + d * d)[:, None, None]
+        self._ux, self._uy, self._vx, self._vy = map(column, (d / det, -b / det, -c / det, a / det))
         dx = (x - frame.origin[:, :1])[:, None, :]
         dy = (y - frame.origin[:, 1:])[:, :, None]
         self.u = self._ux * dx + self._uy * dy
         self.v = self._vx * dx + self._vy * dy
-        self._window, self._index, self._x, self._y = window, index, x, y
+        self._window, self._index, self._frame, self._x, self._y = window, index, frame, x, y
 
     def seen_from(self, frame: Frame) -> "Patch":
         """The same pixels in another frame's coordinates."""
         return Patch(self._window, self._index, frame, self._x, self._y)
+
+    @functools.cached_property
+    def _half_pixel(self):
+        """Half a pixel in units of u and of v, fields."""
+        axes = self._frame.axes
+        pixels = np.sqrt(axes[:, 0] * axes[:, 0] + axes[:, 1] * axes[:, 1])
+        return [column(half) for half in (0.5 / np.maximum(pixels, _TINY)).T]
 
     def distance(self, f, fu, fv):
         """Signed distance in pixels, to first order, to the edge f = 0 (negative inside).
 
         f, fu, fv: fields, an implicit function of (u, v) and its two local derivatives.
         """
+        return f / self._steepness(fu, fv)
+
+    def _steepness(self, fu, fv):
+        """Length of the gradient per pixel, of the local derivatives."""
         gx = self._ux * fu + self._vx * fv
         gy = self._uy * fu + self._vy * fv
         gx *= gx
         gy *= gy
         gx += gy
         gx += _TINY * _TINY
-        np.sqrt(gx, out=gx)
-        return f / gx
+        return np.sqrt(gx, out=gx)
 
     def ellipse_distance(self, u0=0.0, v0=0.0, a=1.0, b=1.0):
         """Signed distance in pixels to the ellipse of half-axes a, b around (u0, v0)."""
-        du, dv = (self.u - u0) / a, (self.v - v0) / b
-        return self.distance(du * du + dv * dv - 1.0, 2.0 * du / a, 2.0 * dv / b)
+        du, dv = self._within(u0, v0, a, b)
+        f = du * du
+        f += dv * dv
+        f -= 1.0
+        du *= 2.0
+        du /= a
+        dv *= 2.0
+        dv /= b
+        return self.distance(f, du, dv)
 
     def ellipse(self, u0=0.0, v0=0.0, a=1.0, b=1.0):
         """Coverage in [0, 1], (t, h, w), of that ellipse.
@@ -80,64 +96,87 @@ class Patch:
         One thinner than a pixel is widened to a pixel and dimmed by as much, so that it fades
         rather than flickers.
         """
-        a_px = np.maximum(a, 0.5 / np.maximum(self._u_px, _TINY))
-        b_px = np.maximum(b, 0.5 / np.maximum(self._v_px, _TINY))
+        least_a, least_b = self._half_pixel
+        a_px, b_px = np.maximum(a, least_a), np.maximum(b, least_b)
         alpha = coverage(self.ellipse_distance(u0, v0, a_px, b_px))
         alpha *= (a / a_px) * (b / b_px)
         return alpha
 
     def between(self, top, bottom, top_slope, bottom_slope):
         """Coverage of top(u) <= v <= bottom(u); fields. Exact in the limit of thin bands."""
-        alpha = coverage(self.distance(top - self.v, top_slope, -1.0))
-        alpha += coverage(self.distance(self.v - bottom, -bottom_slope, 1.0))
+        steepness = self._steepness(top_slope, -1.0)
+        alpha = coverage((top - self.v) / steepness)
+        if bottom_slope is not top_slope:
+            steepness = self._steepness(bottom_slope, -1.0)
+        alpha += coverage((self.v - bottom) / steepness)
         alpha -= 1.0
         return np.maximum(alpha, 0.0, out=alpha)
 
     def blob(self, u0=0.0, v0=0.0, a=1.0, b=1.0):
         """A soft round spot: 1 at (u0, v0), falling smoothly to 0 at the ellipse's edge."""
-        du, dv = (self.u - u0) / a, (self.v - v0) / b
-        fall = np.maximum(1.0 - du * du - dv * dv, 0.0)
-        return fall * fall
+        du, dv = self._within(u0, v0, a, b)
+        du *= du
+        dv *= dv
+        np.subtract(1.0, du, out=du)
+        du -= dv
+        np.maximum(du, 0.0, out=du)
+        du *= du
+        return du
+
+    def _within(self, u0, v0, a, b):
+        """u and v from (u0, v0), in units of a and b: two new arrays."""
+        du, dv = self.u - u0, self.v - v0
+        du /= a
+        dv /= b
+        return du, dv
 
     def blend(self, alpha, colour):
-        """Paint `colour` ((3,) or (t, 3, h, w)) over the canvas with opacity `alpha` (t, h, w)."""
+        """Paint `colour` over the canvas with opacity `alpha` (t, h, w)."""
         under = self._window[self._index]
         self._window[self._index] = mix(under, colour, alpha)
 
 
 class Canvas:
-    """t square pictures of side s: `rgb` is (t, 3, s, s) float32 in [0, 1]."""
+    """t square pictures of side s: `rgb` is (t, 3, s, s) float32 in [0, 1], drawn on in place."""
 
-    def __init__(self, background: np.ndarray, frames: int):
-        """background: (3, s, s), shared by all `frames` pictures."""
-        self.rgb = np.repeat(background[None].astype(np.float32), frames, axis=0)
+    def __init__(self, background: np.ndarray):
+        """background: (t, 3, s, s) float32; the canvas takes it over."""
+        self.rgb = background
 
-    def patch(self, frame: Frame, u: float, v0: float, v1: float) -> Patch:
-        """The box of pixels around local |u| <= `u`, `v0` <= v <= `v1` (scalars), one per frame."""
+    def patch(self, frames: np.ndarray, frame: Frame, u: float, v0: float, v1: float) -> Patch:
+        """The box of pixels around local |u| <= `u`, `v0` <= v <= `v1` (scalars), in each of the
+        pictures `frames` (their numbers), for which `frame` holds."""
         t, _, s, _ = self.rgb.shape
-        low, extent = [], []
-        for k in (0, 1):
-            ends = frame.origin[:, k, None] + frame.axes[:, k, 1, None] * np.float32([v0, v1])
-            reach = np.abs(frame.axes[:, k, 0]) * u + 1.0
-            first = np.clip(np.floor(ends.min(1) - reach), 0, s).astype(np.intp)
-            last = np.clip(np.ceil(ends.max(1) + reach), 0, s).astype(np.intp)
-            extent.append(max(int((last - first).max()), 1))
-            low.append(np.minimum(first, s - extent[k]))
-        w, h = extent
+        along = frame.axes[:, :, 1, None] * np.float32([v0, v1])
+        along += frame.origin[:, :, None]
+        reach = np.abs(frame.axes[:, :, 0]) * u + 1.0
+        first = np.floor(along.min(2) - reach).clip(0, s).astype(np.intp)
+        last = np.ceil(along.max(2) + reach).clip(0, s).astype(np.intp)
+        w, h = np.maximum((last - first).max(0), 1).tolist()
+        low = np.minimum(first, [s - w, s - h]).T
         # A view onto every possible (h, w) box; indexing it with the boxes' corners gathers them.
         st, sc, sy, sx = self.rgb.strides
-        window = np.lib.stride_tricks.as_strided(
-            self.rgb, (t, s - h + 1, s - w + 1, 3, h, w), (st, sy, sx, sc, sy, sx)
+        window = np.ndarray(
+            (t, s - h + 1, s - w + 1, 3, h, w), np.float32, self.rgb, 0, (st, sy, sx, sc, sy, sx)
         )
-        x = low[0][:, None] + np.arange(w, dtype=np.float32) + np.float32(0.5)
-        y = low[1][:, None] + np.arange(h, dtype=np.float32) + np.float32(0.5)
-        index = (np.arange(t), low[1], low[0])
-        return Patch(window, index, frame, x.astype(np.float32), y.astype(np.float32))
+        x, y = (
+            np.add(corner[:, None], np.arange(0.5, side), dtype=np.float32)
+            for corner, side in zip(low, (w, h))
+        )
+        return Patch(window, (frames, low[1], low[0]), frame, x, y)
 
     def to_uint8(self) -> np.ndarray:
-        """The pictures as (t, s, s, 3) uint8, rounded."""
-        rgb = np.clip(self.rgb * 255.0 + 0.5, 0.0, 255.0).astype(np.uint8)
-        return np.ascontiguousarray(rgb.transpose(0, 2, 3, 1))
+        """The pictures as (t, s, s, 3) uint8, rounded; `rgb` is used up."""
+        rgb = self.rgb
+        rgb *= 255.0
+        rgb += 0.5
+        np.clip(rgb, 0.0, 255.0, out=rgb)
+        return rgb.transpose(0, 2, 3, 1).astype(np.uint8, order="C")
+
+
+def column(x):
+    """Values of the frames, (t,), as a field, in float32; a number for all of them as it is."""
+    return np.float32(x)[:, None, None] if isinstance(x, np.ndarray) else x
 
 
 def coverage(distance):
@@ -147,14 +186,13 @@ def coverage(distance):
 
 
 def mix(under, over, alpha):
-    """under + alpha * (over - under). Colours (3,) or (t, 3, h, w); alpha (t, h, w), in [0, 1]."""
-    if over.ndim == 1:
-        over = over[:, None, None]
-    if under.ndim == 1:
-        under = under[:, None, None]
+    """under + alpha * (over - under). Two colours and an alpha (t, h, w) in [0, 1]; (t, 3, h, w)."""
+    fields = under.ndim == 4 or over.ndim == 4
+    under, over = (c if c.ndim == 4 else c[..., None, None] for c in (under, over))
     out = over - under
-    if out.ndim == 3:
-        return under + alpha[:, None] * out
-    out *= alpha[:, None]
+    if fields:
+        out *= alpha[:, None]
+    else:
+        out = alpha[:, None] * out
     out += under
     return out

@@ -22,6 +22,7 @@ from etils import epath
 
 from vidmotion import hardware, paths, record, sharding
 from vidmotion.errors import ConfigError
+from vidmotion.models import forms
 from vidmotion.run import Run
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -117,7 +118,8 @@ def compile_update(run: Run, batch_size: int | None = None) -> Compiled:
     batch = run.batch
 
     def unfinished(*args):
-        state, metrics = run.stepper.update(*args)
+        with forms.of_accelerators():
+            state, metrics = run.stepper.update(*args)
         return state, {**metrics, STOP: jax.ffi.ffi_call(STOP, jax.ShapeDtypeStruct((), "f"))()}
 
     with tempfile.TemporaryDirectory() as folder:

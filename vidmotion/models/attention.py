@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from vidmotion import pieces
+from vidmotion.models import forms
 from vidmotion.models.blocks import Dtype
 
 # Logits that a device holds at once, 256 MiB of float32; more are computed in pieces, one after the other.
@@ -44,6 +45,9 @@ def attend(
     Returns:
       (n, l, h, d) of the dtype of the values; the softmax is float32.
     """
+    y_nlhd = forms.attention(q_nlhd, k_nshd, v_nshd, mask_ns, limit)
+    if y_nlhd is not None:
+        return y_nlhd
     rows, queries, heads, width = q_nlhd.shape
     mask_n11s = None if mask_ns is None else mask_ns[:, None, None]
     per_row = queries * heads * k_nshd.shape[1]
@@ -102,7 +106,7 @@ class Attention(nn.Module):
         context_nsc = x_nlc if context_nsc is None else context_nsc
 
         def project(name: str, y: jax.Array) -> jax.Array:
-            y = nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)(y)
+            y = forms.Dense(width, use_bias=False, dtype=self.dtype, name=name)(y)
             return y.reshape(*y.shape[:-1], self.heads, -1)
 
         q, k, v = project("q", x_nlc), project("k", context_nsc), project("v", context_nsc)
@@ -121,7 +125,7 @@ class Attention(nn.Module):
                 mask_bs = jnp.pad(mask_bs, ((0, 0), (own, 0)), constant_values=True)
                 mask_ns = jnp.repeat(mask_bs, rows // len(mask_bs), 0)
         y = attend(q, k, v, mask_ns).reshape(x_nlc.shape)
-        return nn.Dense(width, dtype=self.dtype, name="out")(y)
+        return forms.Dense(width, dtype=self.dtype, name="out")(y)
 
 
 class FeedForward(nn.Module):
@@ -137,7 +141,7 @@ class FeedForward(nn.Module):
     def __call__(self, x_nlc: jax.Array) -> jax.Array:
         """(n, l, c) -> (n, l, c), without the residual."""
         width = x_nlc.shape[-1]
-        y = nn.Dense(8 * width, dtype=self.dtype, name="in")(x_nlc)
+        y = forms.Dense(8 * width, dtype=self.dtype, name="in")(x_nlc)
         value, gate = jnp.split(y, 2, axis=-1)
-        y = value * nn.gelu(gate, approximate=False)
-        return nn.Dense(width, dtype=self.dtype, name="out")(y)
+        y = value * forms.gelu(gate)
+        return forms.Dense(width, dtype=self.dtype, name="out")(y)

@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vidmotion.models import forms
+
 Dtype = jnp.dtype | type
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -44,14 +46,18 @@ class ResBlock(nn.Module):
     def __call__(self, x_bhwc: jax.Array, time_bc: jax.Array | None = None) -> jax.Array:
         """(b, h, w, c) -> (b, h, w, channels); `time_bc` embeds the noise level, if given."""
         y = group_norm(self.groups, self.epsilon, self.dtype, "norm1")(x_bhwc)
-        y = nn.Conv(self.channels, (3, 3), padding=SAME, dtype=self.dtype, name="conv1")(nn.silu(y))
+        y = forms.Conv(self.channels, (3, 3), padding=SAME, dtype=self.dtype, name="conv1")(
+            nn.silu(y)
+        )
         if time_bc is not None:
-            shift_bc = nn.Dense(self.channels, dtype=self.dtype, name="time")(nn.silu(time_bc))
+            shift_bc = forms.Dense(self.channels, dtype=self.dtype, name="time")(nn.silu(time_bc))
             y = y + shift_bc[:, None, None]
         y = group_norm(self.groups, self.epsilon, self.dtype, "norm2")(y)
-        y = nn.Conv(self.channels, (3, 3), padding=SAME, dtype=self.dtype, name="conv2")(nn.silu(y))
+        y = forms.Conv(self.channels, (3, 3), padding=SAME, dtype=self.dtype, name="conv2")(
+            nn.silu(y)
+        )
         if x_bhwc.shape[-1] != self.channels:
-            x_bhwc = nn.Conv(self.channels, (1, 1), dtype=self.dtype, name="shortcut")(x_bhwc)
+            x_bhwc = forms.Conv(self.channels, (1, 1), dtype=self.dtype, name="shortcut")(x_bhwc)
         return x_bhwc + y
 
 
@@ -74,9 +80,9 @@ class Attention2D(nn.Module):
         b, h, w, c = x_bhwc.shape
         y = group_norm(self.groups, self.epsilon, self.dtype, "norm")(x_bhwc)
         y_blc = einops.rearrange(y, "b h w c -> b (h w) c")
-        q, k, v = (nn.Dense(c, dtype=self.dtype, name=n)(y_blc)[:, :, None] for n in "qkv")
+        q, k, v = (forms.Dense(c, dtype=self.dtype, name=n)(y_blc)[:, :, None] for n in "qkv")
         y_blnd = jax.nn.dot_product_attention(q, k, v)
-        y = nn.Dense(c, dtype=self.dtype, name="out")(y_blnd.reshape(b, h, w, c))
+        y = forms.Dense(c, dtype=self.dtype, name="out")(y_blnd.reshape(b, h, w, c))
         return x_bhwc + y
 
 
@@ -96,7 +102,7 @@ class Downsample(nn.Module):
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
         """(b, h, w, c) -> (b, h/2, w/2, c)."""
         c = x_bhwc.shape[-1]
-        conv = nn.Conv(c, (3, 3), strides=2, padding=self.padding, dtype=self.dtype, name="conv")
+        conv = forms.Conv(c, (3, 3), strides=2, padding=self.padding, dtype=self.dtype, name="conv")
         return conv(x_bhwc)
 
 
@@ -113,4 +119,4 @@ class Upsample(nn.Module):
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
         """(b, h, w, c) -> (b, 2h, 2w, c)."""
         x = einops.repeat(x_bhwc, "b h w c -> b (h i) (w j) c", i=2, j=2)
-        return nn.Conv(x.shape[-1], (3, 3), padding=SAME, dtype=self.dtype, name="conv")(x)
+        return forms.Conv(x.shape[-1], (3, 3), padding=SAME, dtype=self.dtype, name="conv")(x)

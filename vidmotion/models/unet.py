@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vidmotion.models import forms
 from vidmotion.models.attention import Attention, FeedForward, layer_norm
 from vidmotion.models.blocks import SAME, Downsample, Dtype, ResBlock, Upsample, group_norm
 from vidmotion.models.dit import sincos_2d
@@ -98,7 +99,7 @@ class Transformer(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Stream and what the first norm returns, (b f, l, c): the bank of this block."""
         b, f, h, w, c = x_bfhwc.shape
-        dense = functools.partial(nn.Dense, c, dtype=self.dtype)
+        dense = functools.partial(forms.Dense, c, dtype=self.dtype)
         y = x_bfhwc.reshape(b * f, h, w, c)
         y = group_norm(self.groups, TRANSFORMER_EPSILON, self.dtype, "norm")(y)
         y = dense(name="proj_in")(y.reshape(b * f, h * w, c))
@@ -302,8 +303,8 @@ class UNet(nn.Module):
     @nn.compact
     def _run(self, x, time_b, context_bsc, condition, banks, bank_mask, skip):
         self._check(x, context_bsc, banks, bank_mask, skip)
-        dense = functools.partial(nn.Dense, 4 * self.channels[0], dtype=self.dtype)
-        conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding=SAME, dtype=self.dtype)
+        dense = functools.partial(forms.Dense, 4 * self.channels[0], dtype=self.dtype)
+        conv = functools.partial(forms.Conv, kernel_size=(3, 3), padding=SAME, dtype=self.dtype)
         time_bc = dense(name="time_0")(time_code(time_b, self.channels[0]))
         time_bc = dense(name="time_1")(nn.silu(time_bc))
         given = Given(time_bc, context_bsc, banks, bank_mask, condition, skip)

@@ -240,8 +240,8 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
     config.data.common = ConfigDict({"size": 64, "frames": 8, "fps": 6.0, "seed": 0})
     pair = config.data.train.pair
     pair.update({"frames": system.stage.frames, "size": 64})
-    # A driver's crop, smoothed over time, lags behind its face: E_mot is to leave the place to f_rts. In 64 px bends and
-    # stretches as wide as the recipe's would hide how the head is turned.
+    # A driver's crop, smoothed over time, lags behind its face: E_mot is to leave the place to f_rts. In 64 px bends
+    # and stretches as wide as the recipe's would hide how the head is turned.
     pair.augment.update({"size": 64, "scale": 0.1, "shift": 0.2, "nodes": (0, 0)})
     train = {"kind": "head_portraits", "split": "train", "clips": 4000, "cache": True}
     if not clips:
@@ -266,6 +266,7 @@ def _debug(config: ConfigDict, options: ConfigDict) -> None:
     gan.appearance.update({"features": 8, "depths": (1,), "width": 8})
     gan.generator.update({"size": 16, "channels": 8, "area": 128})
     gan.discriminator.update({"width": 4, "most": 8, "blocks": 2})
+    gan.update({"start": 0, "pull_start": 0, "adversarial_start": 0})
     system.stage.frames = 2 if clips else 1
     system.sampler.update({"steps": 2, "window": 2, "overlap": 1})
     config.optimizer.model.trainable = _trainable(options, levels=2, layers=1)

@@ -136,10 +136,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config.eval.update({"every": 0, "run": (), "pairs": 0, "batch": 8, "probe_clips": 0})
     if options.variant:
         _demo(config)
-    if options.variant == "demo":
-        # Without the symmetry term and Eq. 9: in runs this short the first makes all codes one, even detached, through
-        # the layers that both read-outs share (`systems.warpface.Loss`), and the shift of the second outgrows the code.
-        config.system.loss_terms.symmetry, config.system.inject.time_modulation = 0.0, False
     if options.variant == "debug":
         _debug(config)
     return config
@@ -162,6 +158,9 @@ def _demo(config: ConfigDict) -> None:
     system.diffusion.update({"beta_start": 1e-4, "beta_end": 0.2, "schedule": "linear"})
     system.update({"prediction": "x0", "steps": 4, "compute": "float32", "remat": False})
     system.guidance.update({"drop": 0.0, "scale": 1.0})
+    # In runs this short the symmetry term makes all codes one, even detached, through the layers that both read-outs
+    # share (`systems.warpface.Loss`): next to nothing of it is left.
+    system.loss_terms.update({"symmetry": 1e-3 * system.loss_terms.symmetry, "detach": True})
     system.inject.update({"flow_range": 0.3, "occlusion_bias": 0.0})
     model = config.optimizer.model
     model.kind = "muon"

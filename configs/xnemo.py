@@ -266,7 +266,7 @@ def _debug(config: ConfigDict, options: ConfigDict) -> None:
     gan.appearance.update({"features": 8, "depths": (1,), "width": 8})
     gan.generator.update({"size": 16, "channels": 8, "area": 128})
     gan.discriminator.update({"width": 4, "most": 8, "blocks": 2})
-    gan.update({"start": 0, "pull_start": 0, "adversarial_start": 0})
+    gan.update({"start": 0, "pull_start": 0, "adversarial_start": 0, "clip": 0.0})
     system.stage.frames = 2 if clips else 1
     system.sampler.update({"steps": 2, "window": 2, "overlap": 1})
     config.optimizer.model.trainable = _trainable(options, levels=2, layers=1)

@@ -23,7 +23,7 @@ from L_gan alone in stage 1 and is then frozen; ``rfm=0|75|95`` (%); ``augment=o
 
 from ml_collections import ConfigDict
 
-from configs import common, heads_codec, sprites
+from configs import common, heads_codec, heads_foundation, sprites
 
 STEPS = {1: 30_000, 2: 100_000, 3: 10_000, 4: 10_000}  # not in paper; 1 and 3: AnimateAnyone's
 LAST = r"(self|norm2|cross|norm3|ff|proj_out)"  # of the reference's last transformer: never read
@@ -189,17 +189,7 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
     system, stage, clips = config.system, options.stage, options.stage > 2
     system.size = 64
     system.codec = ConfigDict(heads_codec.unit_variance())
-    system.unet = ConfigDict(
-        {
-            "channels": (64, 128),
-            "attention": (True, True),
-            "layers_per_block": 1,
-            "heads": 4,
-            "context_width": 0,
-            "norm_groups": 8,
-            "places": True,
-        }
-    )
+    system.unet = ConfigDict({**heads_foundation.UNET, "context_width": 0})
     # Open, so that E_mot has a gradient from the first step on.
     system.modules = ConfigDict({"module_groups": 8, "motion_opened": True})
     system.clip.network = "none"
@@ -232,7 +222,8 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
     system.diffusion.update({"beta_start": 1e-4, "beta_end": 0.2, "schedule": "linear"})
     system.compute, system.remat = "float32", False
     model = config.optimizer.model
-    model.rate = ((".*", 1e-3),)
+    model.kind = "muon"
+    model.rate = ((".*/kernel", 2e-2), (".*", 1e-3))
     model.trainable = _trainable(options, levels=2, layers=1)
     config.steps = {1: 100, 2: 1000, 3: 50, 4: 50}[stage]
     model.schedule = ConfigDict({"kind": "cosine", "warmup": min(50, config.steps // 5)})
@@ -249,8 +240,12 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
     config.data.common = ConfigDict({"size": 64, "frames": 8, "fps": 6.0, "seed": 0})
     pair = config.data.train.pair
     pair.update({"frames": system.stage.frames, "size": 64})
-    pair.augment.size = 64
+    # A driver's crop, smoothed over time, lags behind its face: E_mot is to leave the place to f_rts. In 64 px bends
+    # and stretches as wide as the recipe's would hide how the head is turned.
+    pair.augment.update({"size": 64, "scale": 0.1, "shift": 0.2, "nodes": (0, 0)})
     train = {"kind": "head_portraits", "split": "train", "clips": 4000, "cache": True}
+    if not clips:
+        train["fps"] = 2.0  # frames that differ as much as a driver's and a portrait's
     config.data.train = ConfigDict({**train, "random": True, "pair": pair})
     config.data.eval = ConfigDict({"split": "eval", "clips": 256})
     config.data.threads = 2

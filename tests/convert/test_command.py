@@ -29,6 +29,7 @@ SIZE = {
     "query_heads": 2,
     "query_mlp": 12,
     "structure_width": 4,
+    "discriminator_width": 4,
 }
 VIDTWIN = command.NETWORKS["vidtwin"]
 
@@ -46,8 +47,8 @@ def checkpoint():
         "encoder.final_layer.linear.bias": (12,),
         "decoder.x_embedder.proj.weight": (8, 3, 1, 2, 2),
         "decoder.x_embedder.proj.bias": (8,),
-        "loss.logvar": (),
-        "loss.discriminator.main.0.weight": (4, 3, 4, 4),
+        "loss.perceptual_loss.lin0.model.1.weight": (1, 64, 1, 1),
+        **{f"loss.discriminator.main.{i}.num_batches_tracked": () for i in (3, 6, 9)},
     }
     codes = {key: x.astype(np.float64) for key, x in VIDTWIN.constants(SIZE).items()}
     return (
@@ -75,12 +76,20 @@ def test_there_and_back(tmp_path, checkpoint, capsys):
     assert run(f"--src={src}", f"--out={out}", *HEADS) == EXIT_DONE
     said = capsys.readouterr().out
     assert "0 missing" in said and "ignored 4: a fixed position code, recomputed" in said
-    assert "ignored 2: perceptual network" in said
+    assert "ignored 1: perceptual network" in said and "ignored 3: a count of batches" in said
     assert sorted(x.name for x in out.iterdir()) == ["network.json", "params.safetensors"]
     network, arguments, params = folder.load(out)
     assert (network, arguments) == ("vidtwin", SIZE)
     want = VIDTWIN.shapes(SIZE)
     assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, want)
+    loss = params["loss"]  # what the training of the checkpoint goes on with
+    assert loss["logvar"] == checkpoint["loss.logvar"]
+    kernel = checkpoint["loss.discriminator.main.2.weight"]
+    np.testing.assert_array_equal(
+        loss["disc"]["params"]["conv_1"]["kernel"][3, 2, 1], kernel[:, 1, 3, 2]
+    )
+    running = checkpoint["loss.discriminator.main.6.running_var"]
+    np.testing.assert_array_equal(loss["disc"]["batch_stats"]["norm_2"]["var"], running)
 
     assert run(f"--src={out}", f"--out={back}", "--export") == EXIT_DONE
     exported = read(back)
@@ -90,6 +99,14 @@ def test_there_and_back(tmp_path, checkpoint, capsys):
         np.testing.assert_array_equal(value, checkpoint[key], err_msg=key)
     assert run(f"--src={out}", f"--out={tmp_path / 'more'}", "--export") == EXIT_DONE
     assert (tmp_path / "more" / "vidtwin.safetensors").read_bytes() == back.read_bytes()
+
+
+def test_a_checkpoint_without_its_judges(tmp_path, checkpoint):
+    src, out = tmp_path / "x.safetensors", tmp_path / "out"
+    write_safetensors(src, {k: x for k, x in checkpoint.items() if not k.startswith("loss.")})
+    assert run(f"--src={src}", f"--out={out}", *HEADS) == EXIT_DONE
+    _, arguments, params = folder.load(out)
+    assert "discriminator_width" not in arguments and "loss" not in params
 
 
 @pytest.mark.oracle

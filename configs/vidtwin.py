@@ -10,8 +10,9 @@ latent setting 1 on MCL-JCV (25 frames/s, 16 frames, 224 px): PSNR 28.14, LPIPS 
 the clip's numbers.
 
 Arguments: ``size=base|small|large`` (Table 1), ``latent=1|2|3|released`` (Table 5, and the released checkpoint's) and
-guesses at the other rates of the paper, ``0.11|0.16|0.48``. `:demo` is a small network on procedural heads, or with
-``clips=sprites`` on Sprites, without LPIPS, for which it has no weights; its GAN begins late in the run.
+guesses at the other rates of the paper, ``0.11|0.16|0.48``. `:demo` is a small network on procedural heads, in the
+latents of the shipped codec and without a GAN; or with ``clips=sprites`` on Sprites, in pixels, without LPIPS, for
+which it has no weights, its GAN late in the run.
 """
 
 import copy
@@ -167,8 +168,8 @@ def _demo_heads(config: ConfigDict) -> None:
     system.gan.weight = 0.0
     del config.optimizer["disc"]
     model = config.optimizer.model
-    model.kind = "muon"
-    model.rate = ((r".*/kernel", 2e-2), (".*", 2e-3))
+    del model["rate"]  # one number in the recipe
+    model.update({"kind": "muon", "rate": ((r".*/kernel", 2e-2), (".*", 2e-3))})
     config.ema.decay = 0.99
     config.data.common.update({"frames": 16, "fps": 4.0})  # two windows
     config.data.train.clips = 2000

@@ -90,9 +90,8 @@ def get_config(argument: str = "") -> ConfigDict:
     }
     # Two dicts: one and the same would make every change to a player one to both.
     config.optimizer = ConfigDict({name: copy.deepcopy(player) for name in ("model", "disc")})
-    config.batch_size = (
-        24  # 6 on each of 4 devices; whether its 6 is global, the paper does not say
-    )
+    # 6 on each of the paper's 4 devices: Table 6 says 6, which 4 devices cannot share
+    config.batch_size = 24
     config.steps = 500_000  # not in paper
     config.data.kind = "videos"
     config.data.common = ConfigDict({"directory": "data/videos", "frames": 16})

@@ -225,6 +225,16 @@ def test_a_schedule_spans_the_updates_its_player_will_make(start, period, update
     np.testing.assert_allclose(moves, expected, rtol=1e-4)
 
 
+def test_a_whole_schedule_has_run_since_step_0():
+    seats = (Player("model"), Player("critic", start=4, whole_schedule=True))
+    stepper = stepper_of(Toy(seats), steps=12, schedule=Schedule("linear"), betas=(0.0, 0.0))
+    states, _, _ = run(stepper, 12)
+    values = [float(state.params["critic"]["v"]) for state in states]
+    expected = [0.0] * 4 + [RATE * (1 - n / 12) for n in range(4, 12)]
+    moves = [abs(b - a) for a, b in itertools.pairwise(values)]
+    np.testing.assert_allclose(moves, expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("shares", [True, False])
 def test_a_later_player_sees_the_first_ones_outputs_or_its_updated_weights(shares, accumulate):

@@ -81,6 +81,14 @@ def test_there_and_back(tmp_path, checkpoint, capsys):
     assert (network, arguments) == ("vidtwin", WITH_JUDGE)
     want = VIDTWIN.shapes(WITH_JUDGE)
     assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, want)
+    loss = params["loss"]  # what the training of the checkpoint goes on with
+    assert loss["logvar"] == checkpoint["loss.logvar"]
+    kernel = checkpoint["loss.discriminator.main.2.weight"]
+    np.testing.assert_array_equal(
+        loss["disc"]["params"]["conv_1"]["kernel"][3, 2, 1], kernel[:, 1, 3, 2]
+    )
+    running = checkpoint["loss.discriminator.main.6.running_var"]
+    np.testing.assert_array_equal(loss["disc"]["batch_stats"]["norm_2"]["var"], running)
 
     assert run(f"--src={out}", f"--out={back}", "--export") == EXIT_DONE
     exported = read(back)
@@ -90,6 +98,14 @@ def test_there_and_back(tmp_path, checkpoint, capsys):
         np.testing.assert_array_equal(value, checkpoint[key], err_msg=key)
     assert run(f"--src={out}", f"--out={tmp_path / 'more'}", "--export") == EXIT_DONE
     assert (tmp_path / "more" / "vidtwin.safetensors").read_bytes() == back.read_bytes()
+
+
+def test_a_checkpoint_without_its_judges(tmp_path, checkpoint):
+    src, out = tmp_path / "x.safetensors", tmp_path / "out"
+    write_safetensors(src, {k: x for k, x in checkpoint.items() if not k.startswith("loss.")})
+    assert run(f"--src={src}", f"--out={out}", *HEADS) == EXIT_DONE
+    _, arguments, params = folder.load(out)
+    assert "discriminator_width" not in arguments and "loss" not in params
 
 
 @pytest.mark.oracle

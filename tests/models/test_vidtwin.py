@@ -465,6 +465,27 @@ def test_bfloat16_is_finite_and_near():
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((huge, latents)))
 
 
+def test_only_the_trunks_compute_in_half_precision():
+    """Spec, section 1.5: patch embedding, Q-Former, convolutions, moments and last layer are float32."""
+    half = VidTwin(**TINY, dtype=jnp.bfloat16)
+    x = jax.ShapeDtypeStruct(CLIP, jnp.float32)
+    _, state = jax.eval_shape(
+        lambda p, x: half.apply(
+            {"params": p}, x, capture_intermediates=True, mutable=["intermediates"]
+        ),
+        abstract(half)[1],
+        x,
+    )
+    seen = paths.flatten(state["intermediates"])
+    kinds = {path: jax.tree.leaves(value)[0].dtype for path, value in seen.items()}
+    trunk = {path: kind for path, kind in kinds.items() if "/trunk/block_" in path}
+    assert jnp.bfloat16 in trunk.values()
+    low = [path for path, kind in kinds.items() if path not in trunk and kind != jnp.float32]
+    assert not low, low
+    for part in ("patch_embed", "qformer/layer_0/cross/key", "moments", "conv_out", "mix", "out"):
+        assert any(f"/{part}/" in path for path in kinds.keys() - trunk.keys()), part
+
+
 def test_every_second_layer_reads():
     qformer = abstract(VidTwin(**TINY | {"query_layers": 4}))[1]["structure_encoder"]["qformer"]
     assert ["cross" in qformer[f"layer_{i}"] for i in range(4)] == [True, False, True, False]
@@ -506,6 +527,40 @@ def test_start():
     assert 0.7 < np.abs(embed["bias"]).max() * np.sqrt(48) <= 1
 
 
+def test_structure_starts_alive_if_scaled():
+    """How far the means of structure lie apart over clips, for a posterior's deviation of 1 (learning.md, 5)."""
+    size = {"width": 64, "queries": 4, "query_width": 32, "query_layers": 4, "query_heads": 4}
+    size |= {"query_mlp": 64, "structure_width": 16, "structure_channels": 4}
+    x = clip((8, 4, 24, 24, 3)) * 0.2 + clip((8, 1, 1, 1, 3), seed=1)
+
+    def latents(start):
+        net = VidTwin(**TINY | size, start=start)
+        apply = quick_jit(lambda key: net.init_with_output(key, x)[0][1])
+        return apply(jax.random.key(0, impl="rbg"))
+
+    released, scaled = latents("released"), latents("scaled")
+
+    def spread(gaussian):
+        return float(jnp.mean(jnp.std(gaussian.mean, axis=0)))
+
+    assert spread(released.structure) < 1e-3 < 1e-2 < spread(scaled.structure)
+    assert spread(scaled.dynamics) > 1e-2
+    for gaussian in scaled:
+        np.testing.assert_array_equal(gaussian.logvar, -4.0)
+    assert np.abs(released.structure.logvar).max() < 0.2
+
+
+def test_the_order_of_tokens_is_nothing_to_the_q_former():
+    """The released `shuffle_content` reorders what the encoder made: it changes nothing."""
+    net = QFormer(queries=3, width=8, layers=2, heads=2, mlp_dim=12)
+    memory = clip((2, 5, 6))
+    params = random_like(jax.eval_shape(net.init, jax.random.key(0), memory)["params"])
+    apply = quick_jit(net.apply)
+    read = apply({"params": params}, memory)
+    again = apply({"params": params}, memory[:, [3, 1, 4, 0, 2]])
+    np.testing.assert_allclose(read, again, atol=1e-5)
+
+
 # Refusals.
 
 
@@ -518,6 +573,10 @@ def test_start():
         ({"structure_blocks": 4}, "structure_blocks=4 must be from 1 to 3"),
         ({"dynamics_blocks": 0}, "dynamics_blocks=0"),
         ({"patch": (1, 4, 8)}, "must be square"),
+        ({"queries": 5}, "queries=5 must be from 1 to 4"),  # of 4 frames (n_q <= f)
+        ({"queries": 3, "patch": (2, 4, 4)}, "queries=3 must be from 1 to 2"),
+        ({"queries": 0}, "queries=0 must be"),
+        ({"start": "warm"}, "start='warm' must be one of released, scaled"),
     ],
 )
 def test_sizes_that_do_not_fit(changes, message):

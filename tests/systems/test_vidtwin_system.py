@@ -170,6 +170,98 @@ def test_players_start_as_the_config_says():
     model, disc = made.players
     assert (model.name, model.start) == ("model", 0)
     assert (disc.name, disc.start, disc.shares_forward) == ("disc", 3, True)
+    assert disc.whole_schedule  # the released schedulers step once a batch, from batch 0 on
+
+
+# -- where structure comes from --------------------------------------------------------------------
+
+
+def reconstruction(made, vars, video):
+    """What the training pass makes of clips, and the keys of its draws (structure, dynamics)."""
+    out = quick_jit(
+        lambda v: made.loss("model", v, {"video": video}, jax.random.key(7), jnp.int32(0), None)[1]
+    )(vars)
+    return out.carry["reconstruction"], jax.random.split(jax.random.split(jax.random.key(7))[1])
+
+
+def by_hand(made, vars, keys, shown, moving):
+    """Structure of the clips `shown` decoded with the dynamics of the clips `moving`."""
+    net = {"params": vars.params["model"]["autoencoder"]}
+    structure, dynamics = (
+        quick_jit(lambda x: made.net.apply(net, x, method="encode"))(x / np.float32(127.5) - 1)
+        for x in (shown, moving)
+    )
+    drawn = structure.structure.sample(keys[0]), dynamics.dynamics.sample(keys[1])
+    return made.net.apply(net, *drawn, method="decode").reshape(-1, 16, 16, 3)
+
+
+@pytest.fixture(scope="module")
+def plain_network():
+    """(system without dropout and adversary, variables of random values)."""
+    made = make(gan={"weight": 0.0}, network={**DEBUG.system.network.to_dict(), "dropout": 0.0})
+    params = random_like(jax.eval_shape(made.init, jax.random.key(0), None), scale=0.2)
+    return made, system.Vars(params, {}, {})
+
+
+def test_structure_is_that_of_the_other_window(plain_network):
+    made, vars = plain_network
+    other = dataclasses.replace(made, structure_from="other")
+    assert other.input_spec(2)["video"].shape == (2, 8, 16, 16, 3)
+    video = np.concatenate([batch(seed=k)["video"] for k in (0, 1)], axis=1)
+    windows = video.reshape(4, 4, 16, 16, 3)  # clip 0: windows 0 and 1, clip 1: windows 2 and 3
+    got, keys = reconstruction(other, vars, video)
+    # The draw of a structure stays with the window that it was read from.
+    net = {"params": vars.params["model"]["autoencoder"]}
+    found = made.net.apply(net, windows / np.float32(127.5) - 1, method="encode")
+    structure = found.structure.sample(keys[0])[np.array([1, 0, 3, 2])]
+    want = made.net.apply(net, structure, found.dynamics.sample(keys[1]), method="decode")
+    np.testing.assert_allclose(got, want.reshape(got.shape), atol=1e-4)
+    own = by_hand(made, vars, keys, windows, windows)
+    assert np.abs(got - own).max() > 1e-2
+
+
+def test_structure_of_shuffled_frames(plain_network):
+    made, vars = plain_network
+    video = batch()["video"]
+    got, keys = reconstruction(dataclasses.replace(made, structure_from="shuffled"), vars, video)
+    order_key = jax.random.split(jax.random.split(jax.random.key(7))[0])[1]
+    orders = [jax.random.permutation(k, 4) for k in jax.random.split(order_key, 2)]
+    mixed = np.stack([clip[np.asarray(order)] for clip, order in zip(video, orders)])
+    assert not np.array_equal(mixed, video)
+    np.testing.assert_allclose(got, by_hand(made, vars, keys, mixed, video), atol=1e-4)
+    assert np.abs(got - reconstruction(made, vars, video)[0]).max() > 1e-3
+
+
+# -- latents of a codec ----------------------------------------------------------------------------
+
+
+def test_a_codec_changes_what_is_read_and_nothing_of_the_clip():
+    """Patches of 4 px are 2x2 places of 12 numbers; the codec undoes what it does."""
+    codec = {"mean": 0.5, "std": 0.25, "patch": 2}
+    made = make(codec=codec, gan={"weight": 0.0})
+    assert (made.net.size, made.net.channels, made.net.patch) == (8, 12, (1, 2, 2))
+    assert made.net.grid == make().net.grid and made.size == 16
+    assert made.share_kept == make().share_kept == make().net.rate
+    params = random_like(jax.eval_shape(made.init, jax.random.key(0), None), scale=0.2)
+    assert set(params) == {"model"} and made.init_mutable() == {} and len(made.players) == 1
+    vars, video = system.Vars(params, {}, {}), batch()["video"]
+    z = (video.astype(np.float32) / 256 - 0.5) * 2
+    z = z.reshape(2, 4, 8, 2, 8, 2, 3).transpose(0, 1, 2, 4, 3, 5, 6).reshape(2, 4, 8, 8, 12)
+    plain, _ = quick_jit(lambda p, z: made.net.apply({"params": p}, z))(
+        params["model"]["autoencoder"], z
+    )
+    got = quick_jit(
+        lambda v, x: made.sample(v, {"content": x, "motion": x}, jax.random.key(0))["video"]
+    )(vars, video)
+    pixels = np.asarray(plain).reshape(2, 4, 8, 8, 2, 2, 3).transpose(0, 1, 2, 4, 3, 5, 6)
+    want = np.clip((pixels.reshape(2, 4, 16, 16, 3) / 2 + 0.5) * 256 / 255, 0, 1)
+    np.testing.assert_allclose(got, want, atol=1e-4)
+    loss, out = quick_jit(
+        lambda v: made.loss("model", v, {"video": video}, jax.random.key(1), jnp.int32(0), None)
+    )(vars)
+    # Without an adversary the loss is the likelihood and the divergence.
+    np.testing.assert_allclose(loss, out.metrics["nll"] + 1e-3 * out.metrics["kl"], rtol=1e-5)
+    assert "psnr" not in out.metrics and "gan" not in out.metrics
 
 
 # -- decoding --------------------------------------------------------------------------------------
@@ -275,3 +367,34 @@ def test_what_does_not_fit_is_named():
         make(gan={"layers": 3})
     with pytest.raises(ConfigError, match=r"perceptual.weights='nowhere'.*no such file"):
         make(perceptual={"weights": "nowhere"}).consts_spec()["lpips"].load()
+    with pytest.raises(ConfigError, match=r"network.*queries=5 must be from 1 to 4"):
+        make(network={**network, "queries": 5})
+    with pytest.raises(ConfigError, match="structure_from='window': choose clip, shuffled, other"):
+        make(structure_from="window")
+    codec = {"mean": 0.5, "std": 0.25, "patch": 8}
+    with pytest.raises(ConfigError, match=r"network.patch=\(1, 4, 4\).* is 8 of them"):
+        make(codec=codec, gan={"weight": 0.0})
+    with pytest.raises(ConfigError, match="LPIPS judges pixels"):
+        make(codec={**codec, "patch": 2}, perceptual={"weights": "there"})
+
+
+# -- released weights ------------------------------------------------------------------------------
+
+
+def test_training_goes_on_with_the_log_variance_and_the_discriminator_of_the_checkpoint():
+    made = make(gan={"width": 4, "layers": 2})
+    params = made.init(jax.random.key(0), None)
+    disc = {"params": params["disc"], "batch_stats": {"norm_1": {"mean": np.full(8, 3.0)}}}
+    network = params["model"]["autoencoder"]
+    given = {**network, "loss": {"logvar": np.float32(-1.5), "disc": disc}}
+    whole = made.released(given)
+    assert whole["model"]["logvar"] == -1.5 and whole["model"]["autoencoder"] == network
+    assert whole["disc"] is params["disc"]
+    assert made.released_mutable(given) == {"disc": disc["batch_stats"]}
+    stats = jax.tree.map(lambda x: x + 1, made.init_mutable())
+    assert made.inherit(made.init_mutable(), stats) is stats
+    assert made.inherit(made.init_mutable(), {}) == made.init_mutable()
+    alone = made.released(network)  # of a checkpoint without them
+    assert alone["model"]["logvar"] == 0.0 and "disc" not in alone
+    fields = made.released_fields({"width": 16, "discriminator_width": 64})
+    assert fields == {"network": {"width": 16}}

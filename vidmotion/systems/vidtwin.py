@@ -144,10 +144,11 @@ class VidTwinAutoencoder(System):
     def _check_codec(self):
         side, _ = self.codec.latent_shape(self.size)
         factor = self.size // side
-        if any(pixels % factor for pixels in self.network["patch"][1:]):
+        patch = tuple(self.network.get("patch", VidTwin.patch))
+        if any(pixels % factor for pixels in patch[1:]):
             raise ConfigError(
-                f"config.system.network.patch={tuple(self.network['patch'])}: rows and columns are pixels, and a "
-                f"place of this codec's latents is {factor} of them"
+                f"config.system.network.patch={patch}: rows and columns are pixels, and a place of this codec's "
+                f"latents is {factor} of them"
             )
         if self.perceptual.weights:
             raise ConfigError(
@@ -163,7 +164,7 @@ class VidTwinAutoencoder(System):
         sizes = dict(self.network)
         if self.codec is not None:
             sizes["size"], sizes["channels"] = self.codec.latent_shape(self.size)
-            frames, *sides = sizes["patch"]
+            frames, *sides = sizes.get("patch", VidTwin.patch)
             factor = self.size // sizes["size"]
             sizes["patch"] = (frames, *(pixels // factor for pixels in sides))
         return VidTwin(**sizes, dtype=dtype(self.compute), remat=self.remat, scan=self.scan)

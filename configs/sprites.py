@@ -38,6 +38,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "heads": 6,
                 "content_tokens": 64,  # not in paper: one per patch
                 "content_width": 384,  # not in paper: the hidden size
+                "queries": "learned",
                 "frame_stem": "linear",  # not in paper: the simplest map from a frame to a token
             },
             # Denoise decoder: DiT-S/8 on 64x64x3
@@ -54,6 +55,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "motion_inject": "adagn",  # Eq. 5
                 "content_concat": "channel",  # "concatenated to the input z_t"; how is not in paper
                 "groups": 32,  # not in paper
+                "gate_start": 0.0,
             },
             "guidance": {"drop": 0.1, "scale": 1.5, "independent": False},
             # EDM; not in paper: training in EDM's form too, with Karras et al.'s constants
@@ -64,6 +66,8 @@ def get_config(argument: str = "") -> ConfigDict:
                 "p_std": 1.2,
                 "sigma_min": 0.002,
                 "sigma_max": 80.0,
+                "prediction": "edm",
+                "weighting": "edm",
             },
             # window, not in paper: all 8 frames at once
             "sampler": {"method": "heun", "steps": 50, "window": 8},

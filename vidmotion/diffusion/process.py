@@ -49,6 +49,8 @@ class EDM:
     p_std: float = 1.2
     sigma_min: float = 0.002
     sigma_max: float = 80.0
+    prediction: str = "edm"
+    weighting: str = "edm"
 
     def sample_sigma(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Noise levels for training, float32 of `shape`."""
@@ -57,6 +59,13 @@ class EDM:
     def scalings(self, sigma: jax.Array) -> Scalings:
         """c_skip, c_out, c_in of Table 1; time is 1000 * c_noise = 250 ln sigma."""
         total = sigma**2 + self.sigma_data**2
+        if self.prediction == "x0":
+            return Scalings(
+                c_skip=jnp.zeros_like(sigma),
+                c_out=jnp.full_like(sigma, self.sigma_data),
+                c_in=1.0 / jnp.sqrt(total),
+                time=250.0 * jnp.log(sigma),
+            )
         return Scalings(
             c_skip=self.sigma_data**2 / total,
             c_out=sigma * self.sigma_data / jnp.sqrt(total),
@@ -66,7 +75,12 @@ class EDM:
 
     def weight(self, sigma: jax.Array) -> jax.Array:
         """(sigma^2 + sigma_data^2) / (sigma * sigma_data)^2: unit loss weight on F."""
-        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+        if self.weighting == "x0":
+            return jnp.full_like(sigma, self.sigma_data**-2)
+        w = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+        if self.weighting == "snr5":
+            w = jnp.minimum(w, 5.0 * self.sigma_data**-2)
+        return w
 
 
 @dataclasses.dataclass(frozen=True)

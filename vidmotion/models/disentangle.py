@@ -4,11 +4,14 @@ Shape suffixes: b batch, t frames, k content tokens, n = k + t sequence, d encod
 bthwc is a latent video.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vidmotion.models.dit import patchify
 from vidmotion.models.t5 import T5Encoder
 
 STEMS = ("linear", "conv")
@@ -65,6 +68,7 @@ class DisentanglingEncoder(nn.Module):
     head_dim: int
     mlp_dim: int
     frame_stem: str = "linear"
+    queries: str = "learned"
     remat: bool = False
     dtype: DTypeLike = jnp.float32
 
@@ -76,6 +80,10 @@ class DisentanglingEncoder(nn.Module):
             "queries", nn.initializers.normal(0.02), (self.content_tokens, self.width)
         )
         q_bkd = jnp.broadcast_to(q_kd.astype(self.dtype)[None], (f_btd.shape[0], *q_kd.shape))
+        if self.queries == "patches":
+            patch = z_bthwc.shape[2] // math.isqrt(self.content_tokens)
+            first_bkp = patchify(z_bthwc[:, :1], patch)[:, 0].astype(self.dtype)
+            q_bkd += nn.Dense(self.width, dtype=self.dtype, name="patches")(first_bkp)
         x_bnd = T5Encoder(
             width=self.width,
             layers=self.layers,

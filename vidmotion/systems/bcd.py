@@ -52,6 +52,7 @@ class Encoder:
     content_tokens: int = 64
     content_width: int = 0
     frame_stem: str = "linear"
+    queries: str = "learned"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +125,7 @@ class Denoiser:
     motion_inject: str = "adagn"
     content_concat: str = "channel"
     groups: int = 32
+    gate_start: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +161,8 @@ class Diffusion:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     sigma_per_frame: bool = False
+    prediction: str = "edm"
+    weighting: str = "edm"
 
     def process(self) -> process.Process:
         """The process these fields describe.
@@ -168,7 +172,7 @@ class Diffusion:
         """
         if self.kind == "edm":
             return process.EDM(
-                self.sigma_data, self.p_mean, self.p_std, self.sigma_min, self.sigma_max
+                self.sigma_data, self.p_mean, self.p_std, self.sigma_min, self.sigma_max, self.prediction, self.weighting
             )
         if self.kind == "ddpm_eps":
             return process.DDPM()
@@ -312,6 +316,7 @@ class BCD(System):
             head_dim=e.width // e.heads,
             mlp_dim=e.mlp_dim,
             frame_stem=e.frame_stem,
+            queries=e.queries,
             remat=self.remat,
             dtype=dtype(self.compute),
         )

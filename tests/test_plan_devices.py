@@ -102,7 +102,9 @@ def test_compiled_for_eight_devices(fsdp):
 def test_an_unfinished_program_takes_what_the_finished_one_does(fsdp):
     run = Run(config(**{"mesh.data": 8 // fsdp, "mesh.fsdp": fsdp, "plan.devices": 8}), "")
     here = plan.compile_update(run)
-    program = run.lower_update().compile(compiler_options=plan.COMPILER | sharding.frugal(run.mesh))
+    program = run.lower_update().compile(
+        compiler_options=plan.COMPILER | sharding.compiler_options(run.mesh)
+    )
     there = program.memory_analysis()
     assert here.moved == plan.moved_bytes(program.as_text())[0]
     assert here.arguments == there.argument_size_in_bytes

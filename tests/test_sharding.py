@@ -134,8 +134,8 @@ def test_a_batch_lies_in_row_order_over_data_and_fsdp():
         assert held[device] == slice(start, start + 2)
 
 
-def test_this_compiler_takes_the_frugal_options():
+def test_this_compiler_takes_the_options_of_this_project():
     mesh = sharding.make_mesh({"data": -1})
     x = jnp.arange(12.0).reshape(3, 4)
-    product = jax.jit(lambda x: x @ x.T + 1, compiler_options=sharding.frugal(mesh))(x)
+    product = jax.jit(lambda x: x @ x.T + 1, compiler_options=sharding.compiler_options(mesh))(x)
     np.testing.assert_allclose(product, np.asarray(x) @ np.asarray(x).T + 1)

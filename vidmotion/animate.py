@@ -145,7 +145,7 @@ def animated(
     read, whole = run.vars_by_part(), sharding.replicated(run.mesh)
     vars = read("motion")
     see, know, move, decode = (
-        jax.jit(function, out_shardings=whole, compiler_options=sharding.frugal(run.mesh))
+        jax.jit(function, out_shardings=whole, compiler_options=sharding.compiler_options(run.mesh))
         for function in (system.motion_of, system.look, system.move, system.codec.decode)
     )
 

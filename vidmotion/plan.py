@@ -124,7 +124,7 @@ def compile_update(run: Run, batch_size: int | None = None) -> Compiled:
         told = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
             run.batch = run.system.input_spec(batch_size)
-            _compile(run, COMPILER | sharding.frugal(run.mesh) | told, unfinished)
+            _compile(run, COMPILER | sharding.compiler_options(run.mesh) | told, unfinished)
         except jax.errors.JaxRuntimeError as error:
             if STOP not in str(error):
                 raise

@@ -442,8 +442,11 @@ class Run:
 
     def jit(self, function: Callable, **options) -> Callable:
         """`jax.jit` for arrays on this run's mesh; outputs are whole everywhere, unless `options` say otherwise."""
-        whole = {"out_shardings": sharding.replicated(self.mesh)}
-        return jax.jit(sharding.OnMesh(function, self.mesh), **whole | options)
+        defaults = {
+            "out_shardings": sharding.replicated(self.mesh),
+            "compiler_options": sharding.compiler_options(self.mesh),
+        }
+        return jax.jit(sharding.OnMesh(function, self.mesh), **defaults | options)
 
     def rows(self, count: int) -> int:
         """The smallest batch size >= count that the mesh and the processes divide."""

@@ -192,12 +192,15 @@ class OnMesh:
         return getattr(self.function, "__name__", type(self.function).__name__)
 
 
-def frugal(mesh: Mesh) -> dict[str, str]:
-    """Compiler options for large networks without gradients.
+def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, str]:
+    """XLA's options for every large program of this project, for the platform of a mesh.
 
-    On the CPU, XLA's fusions of the YNN library take the bias of every layer spread over its batch, and all of these
-    are made ahead of the first layer: of X-NeMo at 512 px and 8 frames 14.4 GiB of temporaries in the place of 1.9.
-    Inception's features of 16 pictures take 1.62 s with them and 0.67 without.
+    On the CPU, XLA's fusions of the YNN library are switched off. With them the backward pass of a convolution is two to
+    three times slower, and the bias of every layer is spread over its batch ahead of the first layer: of X-NeMo at
+    512 px and 8 frames 14.4 GiB of temporaries in the place of 1.9.
     """
-    cpu = mesh.devices.flat[0].platform == "cpu"
-    return {"xla_cpu_experimental_ynn_fusion_type": ""} if cpu else {}
+    if isinstance(mesh, AbstractMesh):
+        platform = jax.default_backend()
+    else:
+        platform = mesh.devices.flat[0].platform
+    return {"xla_cpu_experimental_ynn_fusion_type": ""} if platform == "cpu" else {}

@@ -23,6 +23,7 @@ PyTree = Any
 
 SYSTEMS = {
     "bcd": "vidmotion.systems.bcd:BCD",
+    "image_autoencoder": "vidmotion.systems.image_autoencoder:ImageAutoencoder",
     "motion_gpt": "vidmotion.systems.motion_gpt:MotionGenerator",
     "motion_tokenizer": "vidmotion.systems.motion_tokenizer:MotionTokens",
     "sprites_judge": "vidmotion.systems.sprites_judge:SpritesJudge",

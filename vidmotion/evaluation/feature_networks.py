@@ -74,7 +74,7 @@ class FeatureNetwork:
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., jax.Array]:
-        return jax.jit(self.apply, compiler_options=sharding.frugal(self._mesh))
+        return jax.jit(self.apply, compiler_options=sharding.compiler_options(self._mesh))
 
 
 def _inception(arguments, variables, convention):

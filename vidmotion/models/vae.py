@@ -95,13 +95,16 @@ class Encoder(nn.Module):
     layers_per_block: int = 2
     latent_channels: int = 4
     norm_groups: int = 32
+    patch: int = 1
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
-        """(b, h, w, 3) -> (b, h/f, w/f, 2 latent_channels), f = 2^(levels - 1)."""
+        """(b, h, w, 3) -> (b, h/f, w/f, 2 latent_channels), f = patch 2^(levels - 1)."""
         conv = dict(kernel_size=(3, 3), padding=SAME, dtype=self.dtype)
-        x = nn.Conv(self.channels[0], **conv, name="conv_in")(x_bhwc)
+        p = self.patch
+        x = einops.rearrange(x_bhwc, "b (h i) (w j) c -> b h w (i j c)", i=p, j=p)
+        x = nn.Conv(self.channels[0], **conv, name="conv_in")(x)
         down = functools.partial(Downsample, ONE_SIDED, self.dtype, name="downsample")
         for i, c in enumerate(self.channels):
             then = down if i < len(self.channels) - 1 else None
@@ -118,6 +121,7 @@ class Decoder(nn.Module):
     channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
     norm_groups: int = 32
+    patch: int = 1
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -132,7 +136,9 @@ class Decoder(nn.Module):
             layers = self.layers_per_block + 1
             x = Level(c, layers, self.norm_groups, then, self.dtype, name=f"up_{i}")(x)
         x = group_norm(self.norm_groups, EPSILON, self.dtype, "norm_out")(x)
-        return nn.Conv(3, **conv, name="conv_out")(nn.silu(x))
+        p = self.patch
+        x = nn.Conv(3 * p * p, **conv, name="conv_out")(nn.silu(x))
+        return einops.rearrange(x, "b h w (i j c) -> b (h i) (w j) c", i=p, j=p)
 
 
 class AutoencoderKL(nn.Module):
@@ -143,6 +149,8 @@ class AutoencoderKL(nn.Module):
       layers_per_block: residual blocks per level of the encoder; the decoder has one more.
       latent_channels: of the latent.
       norm_groups: groups of every group norm.
+      patch: side of the squares of pixels that the first convolution reads, and the last one writes, as the
+        channels of one place; 1 in Stable Diffusion. A larger patch keeps every layer at a low resolution.
       dtype: of the computation; parameters stay float32.
     """
 
@@ -150,13 +158,20 @@ class AutoencoderKL(nn.Module):
     layers_per_block: int = 2
     latent_channels: int = 4
     norm_groups: int = 32
+    patch: int = 1
     dtype: Dtype = jnp.float32
+
+    @property
+    def factor(self) -> int:
+        """How many times smaller than the picture the latent is, in height and in width."""
+        return self.patch * 2 ** (len(self.channels) - 1)
 
     def setup(self):
         size = dict(
             channels=self.channels,
             layers_per_block=self.layers_per_block,
             norm_groups=self.norm_groups,
+            patch=self.patch,
             dtype=self.dtype,
         )
         self.encoder = Encoder(**size, latent_channels=self.latent_channels)
@@ -168,22 +183,22 @@ class AutoencoderKL(nn.Module):
         """Moments of the Gaussian posterior over latents.
 
         Args:
-          x_bhwc: (b, h, w, 3) RGB in [-1, 1]; h and w are multiples of 2^(levels - 1), 8 for the
-            released one.
+          x_bhwc: (b, h, w, 3) RGB in [-1, 1]; h and w are multiples of `factor`, 8 for the released
+            one.
 
         Returns:
-          mean and log-variance, each (b, h/8, w/8, latent_channels) and unscaled; the log-variance
+          mean and log-variance, each (b, h/f, w/f, latent_channels), f = `factor`, and unscaled; the log-variance
           is held to [-30, 20] as the released code does.
 
         Raises:
           ValueError: another rank, or h or w is not such a multiple.
         """
-        _require_image(x_bhwc, 2 ** (len(self.channels) - 1))
+        _require_image(x_bhwc, self.factor)
         mean, logvar = jnp.split(self.quant(self.encoder(x_bhwc)), 2, axis=-1)
         return mean, jnp.clip(logvar, *LOGVAR_RANGE)
 
     def decode(self, z_bhwc: jax.Array) -> jax.Array:
-        """Unscaled latent (b, h, w, latent_channels) -> RGB (b, 8h, 8w, 3), not clipped."""
+        """Unscaled latent (b, h, w, latent_channels) -> RGB (b, f h, f w, 3), not clipped."""
         return self.decoder(self.post_quant(z_bhwc))
 
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:

@@ -16,6 +16,20 @@ from configs import common, sprites
 # `AutoencoderKL`: 1.0 M parameters
 NETWORK = {"channels": (96,), "layers_per_block": 0, "norm_groups": 8, "patch": 4}
 
+# The trained autoencoder as ``config.system.codec`` of a recipe; mean and deviation of its latents are those that the
+# evaluator ``codec`` found. Its latents then have the deviation 0.5.
+CODEC = {
+    "network": NETWORK,
+    "weights": "heads_codec",  # shipped: `python -m vidmotion.weights`
+    "mean": (-3.586, 0.679, 1.769, 0.868),
+    "std": (7.59, 3.418, 4.034, 3.667),
+}
+
+
+def unit_variance() -> dict:
+    """`CODEC` with latents of the deviation 1, as discrete processes want them."""
+    return {**CODEC, "std": tuple(value / 2 for value in CODEC["std"])}
+
 
 def get_config(argument: str = "") -> ConfigDict:
     """Arguments: ``demo`` (the same as none), ``debug``."""

@@ -23,7 +23,7 @@ ALLOWED = {
     "models": PURE | {"flax.linen", "einops"},
     "systems": PURE
     | {"models", "diffusion", "losses", "state", "system"}
-    | {"flax.linen", "einops", "optax", "convert", "data"},
+    | {"flax.linen", "einops", "optax", "convert", "data", "weights"},
     "system": TRUNK,
     "state": TRUNK,
     "optim": TRUNK,
@@ -31,6 +31,7 @@ ALLOWED = {
     "step": TRUNK,
     "checkpoint": TRUNK,
     "convert": {"numpy", "paths", "torch", "safetensors", "ml_dtypes"},
+    "weights": {"numpy", "paths", "checkpoint", "convert"},
     "startup": {"absl", "jax", "checkpoint", "data", "media"},
     "evaluation": BUILDS_ON_ALL,
     "run": BUILDS_ON_ALL,

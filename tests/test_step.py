@@ -1,6 +1,7 @@
 """The update against hand-derived gradients, an explicit Adam recursion, and its own promises."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -180,6 +181,36 @@ def test_a_player_off_duty_stands_still():
         assert (metrics[step]["grad_norm/critic"] != 0) == (step in due)
         assert int(after.mutable["calls"]) == step + 1 + done
     assert update._cache_size() == 1
+
+
+def late(start):
+    return stepper_of(Toy((Player("model"), Player("critic", start=start))), steps=200)
+
+
+def test_a_phase_ends_where_a_player_begins():
+    assert late(120).phase(0) == late(120).phase(119) == (0, 120)
+    assert late(120).phase(120) == late(120).phase(199) == (120, None)
+    assert late(5).phase(0) == (0, None)  # too soon for a program of its own
+    assert late(200).phase(0) == (0, None)  # never reached
+
+
+def test_a_phase_computes_the_same_and_leaves_out_what_has_not_begun():
+    stepper, state = late(120), start(late(120))
+    early = jax.jit(functools.partial(stepper.update, phase=stepper.phase(0)))
+    always = jax.jit(stepper.update)
+    for step in (0, 120, 150):
+        before = dataclasses.replace(state, step=jnp.int32(step))
+        here = jax.jit(functools.partial(stepper.update, phase=stepper.phase(step)))
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-6),
+            here(before, {}, batch_of()),
+            always(before, {}, batch_of()),
+        )
+
+    def flops(update):
+        return update.lower(state, {}, batch_of()).cost_analysis()["flops"]
+
+    assert flops(early) < flops(always)
 
 
 @pytest.mark.parametrize(("start", "period", "updates"), [(0, 1, 12), (4, 1, 8), (3, 4, 3)])

@@ -338,8 +338,7 @@ def load_into(params: PyTree, source: Mapping[str, Any], rules: paths.Rules) -> 
     if wrong:
         raise CheckpointError(
             "config.init_from does not fit this network: "
-            + "; ".join(wrong[:12])
-            + (f"; and {len(wrong) - 12} more" if len(wrong) > 12 else "")
+            + "; ".join(wrong)
             + ". Exclude them with config.init_rules, e.g. (('model/new/.*', False), ('.*', True))."
         )
     return paths.unflatten(target)

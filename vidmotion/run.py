@@ -400,15 +400,18 @@ class Run:
 
     # -- compiled functions -----------------------------------------------------------------------
 
-    def lower_update(self, update: Callable | None = None) -> jax.stages.Lowered:
-        """The lowered training update, or another function of its arguments and outputs; the first is donated."""
+    def lower_update(
+        self, update: Callable | None = None, phase: tuple[int, int | None] = (0, None)
+    ) -> jax.stages.Lowered:
+        """The lowered training update of a phase of the run (`Stepper.phase`), or another function of its arguments and
+        outputs; the first is donated."""
         rows, whole = sharding.batch(self.mesh), sharding.replicated(self.mesh)
 
         def placed(where):
             return lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
         return self.jit(
-            update or self.stepper.update,
+            update or functools.partial(self.stepper.update, phase=phase),
             donate_argnums=0,
             out_shardings=(self.state_shardings, whole),
         ).lower(

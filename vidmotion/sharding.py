@@ -195,9 +195,9 @@ class OnMesh:
 def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, str]:
     """XLA's options for every large program of this project, for the platform of a mesh.
 
-    On the CPU, XLA's fusions of the YNN library are switched off. With them the backward pass of a convolution is two to
-    three times slower, and the bias of every layer is spread over its batch ahead of the first layer: of X-NeMo at
-    512 px and 8 frames 14.4 GiB of temporaries in the place of 1.9.
+    On the CPU, XLA's fusions of the YNN library are switched off. With them the backward pass of a convolution is two
+    to three times slower, and the bias of every layer is spread over its batch ahead of the first layer: X-NeMo at
+    512 px and 8 frames then needs 14.4 GiB of temporaries, and 1.9 without.
     """
     if isinstance(mesh, AbstractMesh):
         platform = jax.default_backend()

@@ -16,9 +16,10 @@ from vidmotion import paths
 from vidmotion.errors import ConfigError
 from vidmotion.optim import Optimizer
 from vidmotion.state import TrainState
-from vidmotion.system import Out, Player, System, Vars, when
+from vidmotion.system import Out, Player, System, Vars, begun, when, within
 
 PyTree = Any
+SHORTEST_PHASE = 50  # steps: what comes and goes sooner is not worth a program of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +129,27 @@ class Stepper:
 
     # -- update -------------------------------------------------------------------------------
 
+    def phase(self, step: int) -> tuple[int, int | None]:
+        """The (first, end) of the steps that one compiled update serves, among them `step`; end None: to the last.
+
+        A new phase begins where a player or a part of a loss sets in, so that what has not set in costs nothing.
+        """
+        starts = {player.start for player in self.system.players} | set(self.system.switches)
+        first = 0
+        for start in sorted(starts):
+            if start < first + SHORTEST_PHASE or start >= self.steps:
+                continue
+            if step < start:
+                return first, start
+            first = start
+        return first, None
+
     def update(
-        self, state: TrainState, consts: PyTree, batch: PyTree
+        self,
+        state: TrainState,
+        consts: PyTree,
+        batch: PyTree,
+        phase: tuple[int, int | None] = (0, None),
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """One completed update of every player that is due.
 
@@ -137,12 +157,17 @@ class Stepper:
           state: before the update.
           consts: never-trained networks, a separate argument so that XLA does not bake them in.
           batch: ``{name: (B, ...)}``, B divisible by `accumulate`.
+          phase: the steps that the traced program is to serve, from `phase`; by default all.
 
         Returns:
           The next state and ``{name: () float32}``: the system's metrics, ``loss/<player>``, and
           ``grad_norm/<player>`` before clipping, in all and per top-level module. A player that is
           not due reports zeros.
         """
+        with within(*phase):
+            return self._update(state, consts, batch)
+
+    def _update(self, state, consts, batch):
         micro = jax.tree.map(self._cut, batch)
         step_key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         params, opt, mutable = dict(state.params), dict(state.opt), state.mutable
@@ -159,10 +184,7 @@ class Stepper:
                 )
 
             operand = (params, opt[player.name], mutable)
-            if player.start == 0 and player.period == 1:
-                result = run(operand)
-            else:
-                result = self._when_due(player, state.step, run, operand)
+            result = self._when_due(player, state.step, run, operand)
             params[player.name], opt[player.name], mutable, carry, seen = result
             shared = carry if index == 0 else shared
             metrics |= seen
@@ -183,8 +205,12 @@ class Stepper:
         return x_b.reshape(rows, self.accumulate, *x_b.shape[1:]).swapaxes(0, 1)
 
     def _when_due(self, player: Player, step: jax.Array, run: Callable, operand: PyTree) -> PyTree:
-        """`run` when the player is due, else an untouched state and zero metrics: one compilation."""
-        due = (step >= player.start) & ((step - player.start) % player.period == 0)
+        """`run` when the player is due, else an untouched state and zero metrics."""
+        due = begun(step, player.start)
+        if due is True and player.period == 1:
+            return run(operand)
+        if due is not False and player.period > 1:
+            due = due & ((step - player.start) % player.period == 0)
         shapes = jax.eval_shape(run, operand)
 
         def rest(operand):

@@ -5,11 +5,13 @@ A system is a frozen dataclass of numbers and linen modules, never arrays. It is
 """
 
 import abc
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import hashlib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +26,7 @@ PyTree = Any
 SYSTEMS = {
     "bcd": "vidmotion.systems.bcd:BCD",
     "image_autoencoder": "vidmotion.systems.image_autoencoder:ImageAutoencoder",
+    "image_diffusion": "vidmotion.systems.image_diffusion:ImageDiffusion",
     "motion_gpt": "vidmotion.systems.motion_gpt:MotionGenerator",
     "motion_tokenizer": "vidmotion.systems.motion_tokenizer:MotionTokens",
     "sprites_judge": "vidmotion.systems.sprites_judge:SpritesJudge",
@@ -96,6 +99,11 @@ class System(abc.ABC):
     def players(self) -> tuple[Player, ...]:
         """Players in the order in which they update."""
         return (Player("model"),)
+
+    @property
+    def switches(self) -> tuple[int, ...]:
+        """Steps from which something of the loss counts that did not before, as `begun` is asked about them."""
+        return ()
 
     @abc.abstractmethod
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -198,12 +206,38 @@ class System(abc.ABC):
         return 0
 
 
-def when(due: jax.Array, run: Callable, rest: Callable, *operands: PyTree) -> PyTree:
-    """``run(*operands)`` if `due`, a () bool, else ``rest(*operands)``, of equal shapes.
+_SPAN: contextvars.ContextVar[tuple[int, int | None]] = contextvars.ContextVar("span")
 
-    A conditional, so that what is not due costs nothing; but XLA's CPU backend runs convolutions inside a
-    conditional some thirty times slower than outside, so there both are computed and one is taken.
+
+@contextlib.contextmanager
+def within(first: int, end: int | None) -> Iterator[None]:
+    """What is traced inside serves the steps `first` to `end` - 1 only; `end` None: all steps from `first` on."""
+    token = _SPAN.set((first, end))
+    try:
+        yield
+    finally:
+        _SPAN.reset(token)
+
+
+def begun(step: jax.Array, start: int) -> bool | jax.Array:
+    """Whether ``step >= start``: a bool where every step of the surrounding `within` agrees, else a () array."""
+    first, end = _SPAN.get((0, None))
+    if first >= start:
+        return True
+    if end is not None and end <= start:
+        return False
+    return step >= start
+
+
+def when(due: bool | jax.Array, run: Callable, rest: Callable, *operands: PyTree) -> PyTree:
+    """``run(*operands)`` if `due`, a bool or a () array of one, else ``rest(*operands)``, of equal shapes.
+
+    What is known while tracing is not in the program. An array becomes a conditional, so that what is not due costs
+    nothing; but XLA's CPU backend runs convolutions inside a conditional some thirty times slower than outside, so
+    there both are computed and one is taken.
     """
+    if isinstance(due, bool):
+        return run(*operands) if due else rest(*operands)
     if jax.default_backend() != "cpu":
         return jax.lax.cond(due, run, rest, *operands)
     return jax.tree.map(functools.partial(jnp.where, due), run(*operands), rest(*operands))

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -30,6 +30,9 @@ from vidmotion.system import check_batch
 from vidmotion.writer import METRICS_FILE, DeferredMetrics, MetricWriter, Mirror, Progress
 
 log = logging.getLogger(__name__)
+
+# A line of the lowered program takes XLA so long on one CPU core, from small systems to large ones: a rough forecast.
+COMPILE_SECONDS = 0.002
 
 
 class NonFiniteError(FloatingPointError):
@@ -84,7 +87,7 @@ class Meter:
 
     def __init__(self, run: Run):
         self._run = run
-        self.flops: float | None = None  # of one step
+        self.flops: Future[float | None] | None = None  # of one step, once they are counted
         self.steps, self.seconds, self.waited = 0, 0.0, 0.0  # of the whole session, pauses left out
         self._sums: dict[str, float] = {}
         self._count = 0
@@ -122,10 +125,11 @@ class Meter:
             "speed/steps_per_second": steps / seconds,
             "speed/examples_per_second": steps * self._run.config.batch_size / seconds,
         }
-        if self.flops:
-            rates["speed/model_tflops"] = self.flops * steps / seconds / 1e12
+        flops = self.flops.result() if self.flops and self.flops.done() else None
+        if flops:
+            rates["speed/model_tflops"] = flops * steps / seconds / 1e12
             kind = jax.devices()[0].device_kind
-            share = hardware.mfu(self.flops, seconds / steps, devices, kind)
+            share = hardware.mfu(flops, seconds / steps, devices, kind)
             if share is not None:
                 rates["speed/mfu"] = share
         return rates
@@ -193,17 +197,23 @@ class Session:
         if self.step >= total:
             log.info("all %d steps are done", total)
             return EXIT_DONE
-        update = self._compile()
+        update, end = self._compile(), self.phase[1]
         with (
             device_prefetch(self.loader.iterate(self.step), self.run.put) as batches,
             Progress(total, self.step) as self._progress,
+            ThreadPoolExecutor(1) as counting,
         ):
             while self.step < total:
+                if self.step == end:
+                    update, end = self._compile(), self.phase[1]
+                    self._meter.resume(batches.wait_seconds)
                 self.state, metrics = update(self.state, self.run.consts, next(batches))
                 self.step += 1
                 for ready in self._deferred.push(self.step, metrics):
                     self._take(*ready)
                 first, last = self.step == self.start + 1, self.step == total
+                if first:  # counted beside the training, which does not wait for it
+                    self._meter.flops = counting.submit(self.run.flops_per_step)
                 stop = interruption.reached(self.step)
                 due = {
                     name: bool(every) and self.step % every == 0 and not (last or stop)
@@ -273,14 +283,18 @@ class Session:
 
     # -- parts ------------------------------------------------------------------------------------
 
+    @property
+    def phase(self) -> tuple[int, int | None]:
+        """The steps that are computed by the same compiled update as the next one."""
+        return self.run.stepper.phase(self.step)
+
     def _compile(self) -> jax.stages.Compiled:
-        """The update, ahead of time; its FLOPs are counted while XLA works."""
+        """The update of this phase of the training, ahead of time."""
         began = time.perf_counter()
-        lowered = self.run.lower_update()
-        with ThreadPoolExecutor(1) as pool:
-            flops = pool.submit(self.run.flops_per_step)
-            update = lowered.compile()
-            self._meter.flops = flops.result()
+        lowered = self.run.lower_update(phase=self.phase)
+        operations = lowered.as_text().count("\n")
+        log.info("compiling the step, about %d s", max(1, round(operations * COMPILE_SECONDS)))
+        update = lowered.compile()
         log.info("step compiled in %.1f s", time.perf_counter() - began)
         return update
 

@@ -10,6 +10,7 @@ from vidmotion.metrics.result import MetricResult
 EVALUATORS = {
     "class_generation": "vidmotion.evaluation.class_generation",
     "codec": "vidmotion.evaluation.codec",
+    "denoising": "vidmotion.evaluation.denoising",
     "leakage": "vidmotion.evaluation.leakage",
     "motion_generation": "vidmotion.evaluation.motion_generation",
     "motion_tokens": "vidmotion.evaluation.motion_tokens",

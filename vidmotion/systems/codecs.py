@@ -14,19 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vidmotion import pieces
+from vidmotion import paths, pieces
+from vidmotion import weights as own_weights
 from vidmotion.convert import engine, read
 from vidmotion.convert.maps import temporal_vae as temporal_vae_maps
 from vidmotion.convert.maps import vae as vae_maps
 from vidmotion.errors import ConfigError
 from vidmotion.models import temporal_vae, vae
-from vidmotion.system import Const, fingerprint
+from vidmotion.system import Const, fingerprint, record
 
 log = logging.getLogger(__name__)
 
 PyTree = Any
-CHANNELS = 4  # of a latent frame
-FACTOR = 8  # of the image autoencoders here: a latent frame has 1/8 of the height and width
+CHANNELS, FACTOR = 4, 8  # of a latent frame of the published autoencoders
 # Autoencoders whose decoder sees runs of frames: name here -> name of the sizes
 TEMPORAL = {"svd": "svd", "svd_tiny": "tiny"}
 
@@ -79,16 +79,17 @@ class PixelCodec:
 
 @dataclasses.dataclass(frozen=True)
 class LatentCodec:
-    """Per-frame latents of a frozen f=8 image autoencoder, normalised per channel (spec 3.1; gap 10).
+    """Per-frame latents of a frozen image autoencoder, normalised per channel (spec 3.1; gap 10).
 
     x = (z - mean) / std * 0.5, z the posterior mean, so that sigma_data = 0.5 holds.
 
     Attributes:
       network: ``sd``, the Stable Diffusion autoencoder (needs `weights`); ``tiny``, the same with few
         channels (needs `weights`); ``svd`` and ``svd_tiny``, those of Stable Video Diffusion, whose
-        decoder takes frames together; or ``patch``, a fixed projection of 8x8 patches without weights,
-        for demos and tests.
-      weights: file with the autoencoder in the diffusers layout.
+        decoder takes frames together; ``patch``, a fixed projection of 8x8 patches without weights, for
+        tests; or a mapping of `AutoencoderKL`'s sizes, an autoencoder that this package trained.
+      weights: file with the autoencoder in the diffusers layout; of one that this package trained with
+        configs/heads_codec.py the workdir of its run, or its name among the shipped `weights`.
       mean, std: per channel, of z over the training set.
       chunk: frames of each clip encoded or decoded at a time, which bounds memory: one frame of 256 px
         takes ``sd`` about 0.1 GiB to encode and 0.25 GiB to decode (XLA's estimate, float32), times
@@ -100,7 +101,7 @@ class LatentCodec:
       ConfigError: unknown network, or one that needs weights and has none.
     """
 
-    network: str
+    network: Any
     mean: tuple[float, ...]
     std: tuple[float, ...]
     weights: str = ""
@@ -108,22 +109,35 @@ class LatentCodec:
     cached: bool = False
 
     def __post_init__(self):
-        if self.network not in (*vae.SIZES, *TEMPORAL, "patch"):
+        if self._own:
+            record(vae.AutoencoderKL, {**self.network, "parent": None}, "codec.network")
+        elif self.network not in (*vae.SIZES, *TEMPORAL, "patch"):
             raise ConfigError(
                 f"config.system.codec.network={self.network!r}: choose "
-                f"{', '.join((*vae.SIZES, *TEMPORAL))} or patch"
+                f"{', '.join((*vae.SIZES, *TEMPORAL))} or patch, or give the sizes of AutoencoderKL"
             )
-        if not len(self.mean) == len(self.std) == CHANNELS:
+        if not len(self.mean) == len(self.std) == self._channels:
             raise ConfigError(
-                f"config.system.codec: mean and std are {CHANNELS} numbers each, got {self.mean} and "
+                f"config.system.codec: mean and std are {self._channels} numbers each, got {self.mean} and "
                 f"{self.std}"
             )
         if self.chunk < 1:
             raise ConfigError(f"config.system.codec.chunk={self.chunk}: at least 1")
 
     @property
-    def _net(self) -> vae.AutoencoderKL | vae.PatchCodec:
-        if self.network in TEMPORAL:
+    def _own(self) -> bool:
+        """Whether this package trained the autoencoder."""
+        return isinstance(self.network, Mapping)
+
+    @property
+    def _temporal(self) -> bool:
+        return not self._own and self.network in TEMPORAL
+
+    @property
+    def _net(self) -> vae.AutoencoderKL | vae.PatchCodec | temporal_vae.TemporalAutoencoder:
+        if self._own:
+            return vae.AutoencoderKL(**self.network)
+        if self._temporal:
             sizes = temporal_vae.SIZES[TEMPORAL[self.network]]
             return temporal_vae.TemporalAutoencoder(**sizes)
         return (
@@ -132,15 +146,26 @@ class LatentCodec:
             else vae.AutoencoderKL(**vae.SIZES[self.network])
         )
 
+    @property
+    def _factor(self) -> int:
+        """How many times smaller than the picture a latent frame is, in height and in width."""
+        return self._net.factor if self._own else FACTOR
+
+    @property
+    def _channels(self) -> int:
+        return self._net.latent_channels if self._own else CHANNELS
+
     def latent_shape(self, size: int) -> tuple[int, int]:
         """(height, channels) of a latent frame.
 
         Raises:
-          ConfigError: `size` is not a multiple of 8.
+          ConfigError: `size` is not a multiple of the autoencoder's factor, 8 of the published ones.
         """
-        if size % FACTOR:
-            raise ConfigError(f"config.system.size={size}: this codec needs a multiple of {FACTOR}")
-        return size // FACTOR, CHANNELS
+        if size % self._factor:
+            raise ConfigError(
+                f"config.system.size={size}: this codec needs a multiple of {self._factor}"
+            )
+        return size // self._factor, self._channels
 
     def consts(self) -> dict[str, Const]:
         """``{"vae": the autoencoder}``, nothing for the patch codec, which the log then says."""
@@ -159,11 +184,36 @@ class LatentCodec:
         return {"vae": fingerprint(consts.get("vae", fixed))}
 
     def _shapes(self) -> PyTree:
-        image = jnp.zeros((1, FACTOR * 8, FACTOR * 8, 3))
+        side = 8 * self._factor
+        image = jnp.zeros((1, side, side, 3))
         return jax.eval_shape(self._net.init, jax.random.key(0), image)["params"]
 
     def _load(self) -> PyTree:
-        temporal = self.network in TEMPORAL
+        return self._load_own() if self._own else self._load_published()
+
+    def _load_own(self) -> PyTree:
+        field, want = "config.system.codec.weights", paths.flatten(self._shapes())
+        if not self.weights:
+            raise ConfigError(
+                f"{field} is empty: give the workdir of a run of configs/heads_codec.py, or the name of shipped "
+                f"weights ({', '.join(own_weights.names()) or 'none'})"
+            )
+        params = own_weights.read(self.weights, field).get("model", {})
+        have = paths.flatten(params)
+        wrong = [
+            f"{path}: {have[path].shape if path in have else 'missing'}, expected {leaf.shape}"
+            for path, leaf in want.items()
+            if path not in have or have[path].shape != leaf.shape
+        ] + [f"{path}: not of this autoencoder" for path in have if path not in want]
+        if wrong:
+            raise ConfigError(
+                f"{field}={self.weights!r} is not an autoencoder of config.system.codec.network's sizes: "
+                + "; ".join(wrong)
+            )
+        return params
+
+    def _load_published(self) -> PyTree:
+        temporal = self._temporal
         wanted = (
             f"the Stable {'Video ' * temporal}Diffusion {'' if temporal else 'image '}autoencoder in the "
             "diffusers layout, for example diffusion_pytorch_model.safetensors of "
@@ -205,7 +255,7 @@ class LatentCodec:
           key: of a draw from the posterior; None: its mean, as it is of what comes from a cache.
 
         Returns:
-          float32 (B, T, H/8, W/8, C).
+          float32 (B, T, H/f, W/f, C), f the autoencoder's factor.
         """
         pixels = video.dtype == jnp.uint8
         latent = self._moments(consts, video, key) if pixels else video.astype(jnp.float32)
@@ -230,8 +280,8 @@ class LatentCodec:
 
         if key is None:
             return self._in_chunks(mean, video)
-        side = video.shape[2] // FACTOR, video.shape[3] // FACTOR
-        noise = jax.random.normal(key, (*video.shape[:2], *side, CHANNELS))
+        side = video.shape[2] // self._factor, video.shape[3] // self._factor
+        noise = jax.random.normal(key, (*video.shape[:2], *side, self._channels))
         return self._in_chunks(draw, (video, noise))
 
     def decode(self, consts: Mapping[str, PyTree], latent: jax.Array) -> jax.Array:
@@ -241,7 +291,7 @@ class LatentCodec:
             return self._apply(consts, frames, "decode")
 
         raw = latent * (self._row(self.std) / 0.5) + self._row(self.mean)
-        if self.network in TEMPORAL:
+        if self._temporal:
             variables = {"params": consts["vae"]}
             video = temporal_vae.decode_in_chunks(self._net, variables, raw)
         else:

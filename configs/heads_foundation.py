@@ -1,0 +1,78 @@
+"""A small picture diffusion on Heads: what Stable Diffusion's UNet is to the recipes of X-NeMo and WarpFace.
+
+    python -m vidmotion.main --config=configs/heads_foundation.py --workdir=runs/heads_foundation      # two CPU cores
+    python -m vidmotion.main --config=configs/warpface.py:demo --workdir=runs/warpface \
+        --config.init_from=runs/heads_foundation
+
+It is not in any paper. The UNet has the sizes of those recipes' `:demo`, in the latents of configs/heads_codec.py. For
+pictures of your own, set ``config.data`` to a folder that ``python -m vidmotion.data.prepare`` made, and
+``config.system.codec`` to a codec that was trained on them.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, heads_codec, sprites
+
+UNET = {  # 4.1 M parameters; also of X-NeMo's and WarpFace's `:demo`
+    "channels": (64, 128),
+    "attention": (True, True),
+    "layers_per_block": 1,
+    "heads": 4,
+    "norm_groups": 16,
+}
+# The parameters of this UNet for both networks of a recipe whose own modules start fresh.
+INIT_RULES = (
+    (r"model/(reference|denoiser)/((?!.*(motion|temporal|within)).*)", r"model/unet/\2"),
+    (".*", False),
+)
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """Arguments: ``demo`` (the same as none), ``debug``."""
+    variant = common.parse(argument).variant
+    config = common.trunk()
+    config.system = ConfigDict(
+        {
+            "name": "image_diffusion",
+            "size": 64,
+            "frames": 4,
+            "codec": heads_codec.unit_variance(),
+            "unet": UNET,
+            "diffusion": {"beta_start": 1e-4, "beta_end": 0.02, "schedule": "linear"},
+            "prediction": "x0",
+            "steps": 20,
+            "compute": "float32",
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "model": {
+                "rate": 1e-3,
+                "betas": (0.9, 0.999),
+                "eps": 1e-8,
+                "weight_decay": 0.01,
+                "decay": sprites.DECAY,
+                "clip": 1.0,
+                "schedule": {"kind": "cosine", "warmup": 100},
+            }
+        }
+    )
+    config.batch_size = 4  # clips of four frames, which differ as much as frames of four clips
+    config.steps, config.log_every = 2000, 50
+    config.ema.decay = 0.998
+    config.data.kind = "heads"
+    config.data.common = ConfigDict({"size": 64, "frames": 4, "fps": 0.7, "seed": 0})
+    config.data.train = ConfigDict({"split": "train", "clips": 10_000, "cache": True})
+    config.data.eval = ConfigDict({"split": "eval", "clips": 64})
+    config.checkpoint.every = 500
+    config.eval.update({"run": ("denoising",), "batch": 16})
+    if variant == "debug":
+        config.system.codec = ConfigDict({"mean": 0.639, "std": 0.238 / 2, "patch": 4})
+        config.system.unet.update({"channels": (16, 16), "heads": 2, "norm_groups": 4})
+        config.system.size = config.data.common.size = 16
+        config.system.steps = 2
+        config.batch_size, config.steps, config.log_every = 8, 2, 1
+        config.data.train.clips, config.data.eval.clips = 16, 4
+        config.checkpoint.every = 0
+        config.eval.batch = 4
+    return config

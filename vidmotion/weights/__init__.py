@@ -1,0 +1,111 @@
+"""Weights that this package trained itself: those that it ships, and those in a run's workdir.
+
+A shipped network is two files of this folder: ``NAME.safetensors``, its parameters as float16 by their paths in the
+tree (``model/encoder/conv_in/kernel``), and ``NAME.json``, the card: which config trained it, at which commit, for how
+long, what it reached, and the sha256 of the parameters' file. Wherever a field of a config takes a run's workdir as
+weights, it takes such a name as well. ``python -m vidmotion.weights`` lists them, and makes them of runs.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidmotion import checkpoint, paths
+from vidmotion.convert.read import read as read_file
+from vidmotion.convert.read import write_safetensors
+from vidmotion.errors import ConfigError
+
+FOLDER = Path(__file__).parent
+PyTree = Any
+
+
+def names() -> tuple[str, ...]:
+    """Names of the shipped networks."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
+
+
+def card(name: str) -> dict[str, Any]:
+    """What is known of a shipped network: the record of its run, and ``sha256`` of its file.
+
+    Raises:
+      ConfigError: no network of that name is shipped.
+    """
+    if name not in names():
+        raise ConfigError(f"no weights named {name!r} are shipped; there are {', '.join(names())}")
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def read(where: str, field: str) -> dict[str, PyTree]:
+    """Parameters of a run, averaged where it averages, or of a shipped network.
+
+    Args:
+      where: a run's workdir, or a name of `names`.
+      field: of the config that names it, for messages.
+
+    Returns:
+      ``{player: nested dict of float32 arrays}``.
+
+    Raises:
+      ConfigError: neither is there, the file is damaged, or a number in it is not finite.
+    """
+    if where in names():
+        params = _shipped(where)
+    else:
+        try:
+            params = checkpoint.read_params(where)
+        except checkpoint.CheckpointError as error:
+            raise ConfigError(
+                f"{field}={where!r}: neither a run's workdir ({error}) nor one of the shipped networks "
+                f"({', '.join(names()) or 'none'})"
+            ) from error
+    for path, leaf in paths.flatten(params).items():
+        if not np.isfinite(leaf).all():
+            raise ConfigError(f"{field}={where!r}: {path} holds numbers that are not finite")
+    return params
+
+
+def _shipped(name: str) -> dict[str, PyTree]:
+    file = FOLDER / f"{name}.safetensors"
+    if digest(file) != card(name)["sha256"]:
+        raise ConfigError(
+            f"{file} is damaged: its sha256 is not that of its card; install vidmotion again"
+        )
+    return paths.unflatten(read_file(file, float32=True))
+
+
+def digest(file: Path) -> str:
+    """Hex sha256 of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def ship(workdir: str, name: str, folder: Path = FOLDER) -> Path:
+    """Writes the first player of a finished run as a shipped network.
+
+    Args:
+      workdir: of the run, which has a ``record.json``.
+      name: of the network.
+      folder: where to write.
+
+    Returns:
+      The parameters' file.
+
+    Raises:
+      ConfigError: the run has no record, or has numbers that float16 cannot hold.
+    """
+    record = Path(workdir) / "record.json"
+    if not record.exists():
+        raise ConfigError(f"{workdir} holds no finished run: there is no {record}")
+    player, tree = next(iter(read(workdir, "workdir").items()))
+    leaves = paths.flatten({player: tree})
+    small = {path: np.asarray(leaf, np.float16) for path, leaf in leaves.items()}
+    if too_large := [path for path, leaf in small.items() if not np.isfinite(leaf).all()]:
+        raise ConfigError(f"{workdir}: float16 cannot hold {', '.join(too_large)}")
+    file = folder / f"{name}.safetensors"
+    write_safetensors(file, small)
+    content = {**json.loads(record.read_text()), "sha256": digest(file), "licence": "Apache-2.0"}
+    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+    (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    return file

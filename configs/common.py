@@ -68,6 +68,10 @@ def trunk() -> ConfigDict:
     config.eval.weights = ConfigDict(
         dict.fromkeys(("fid_inception", "i3d", "arcface", "emonet", "lpips_alex", "lpips_vgg"), "")
     )
+    config.eval.weights.heads_reader = ""  # workdir of a run of configs/heads_reader.py
+    config.eval.drivers = ConfigDict(
+        {"split": "eval"}
+    )  # whose clips `drivers` takes: eval or train
     # Of --mode=plan: simulated devices (0: compile nothing), chip, its memory (0: all of it), share of its peak that
     # compute reaches, whether to look for the largest batch, whether to run the update and weigh this process (one
     # device), and a JSON file for the figures ("": none).

@@ -21,8 +21,8 @@ NETWORK = {"channels": (96,), "layers_per_block": 0, "norm_groups": 8, "patch": 
 CODEC = {
     "network": NETWORK,
     "weights": "heads_codec",  # shipped: `python -m vidmotion.weights`
-    "mean": (-3.586, 0.679, 1.769, 0.868),
-    "std": (7.59, 3.418, 4.034, 3.667),
+    "mean": (-0.076, -0.209, 2.434, 1.591),
+    "std": (5.744, 4.325, 3.804, 3.56),
 }
 
 
@@ -50,7 +50,8 @@ def get_config(argument: str = "") -> ConfigDict:
     config.optimizer = ConfigDict(
         {
             "model": {
-                "rate": 4e-3,
+                "kind": "muon",
+                "rate": ((".*kernel", 4e-2), (".*", 4e-3)),
                 "betas": (0.9, 0.99),
                 "eps": 1e-8,
                 "weight_decay": 0.0,

@@ -19,6 +19,7 @@ UNET = {  # 4.1 M parameters; also of X-NeMo's and WarpFace's `:demo`
     "layers_per_block": 1,
     "heads": 4,
     "norm_groups": 16,
+    "places": True,
 }
 # The parameters of this UNet for both networks of a recipe whose own modules start fresh.
 INIT_RULES = (

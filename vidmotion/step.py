@@ -108,13 +108,15 @@ class Stepper:
         player's leaves, for example shardings), the rest take `other`.
         """
         mask = self.optimizers[player].trainable_mask(params[player])
-        return optax.tree_utils.tree_map_params(
-            self._transform(player, self._split(player, params)[0]),
-            lambda _, value: value,
-            opt,
-            paths.select(like, mask),
-            transform_non_params=lambda _: other,
-        )
+        values = paths.flatten(paths.select(like, mask))
+
+        def value(path, _):
+            names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+            # The optimizer's own names may come before those of the parameter.
+            tails = ("/".join(names[i:]) for i in range(len(names)))
+            return next((values[tail] for tail in tails if tail in values), other)
+
+        return jax.tree_util.tree_map_with_path(value, opt)
 
     def _split(self, player: str, params: PyTree) -> tuple[PyTree, PyTree]:
         """A player's (trainable, frozen) leaves."""

@@ -25,6 +25,7 @@ PyTree = Any
 
 SYSTEMS = {
     "bcd": "vidmotion.systems.bcd:BCD",
+    "heads_reader": "vidmotion.systems.heads_reader:HeadsReader",
     "image_autoencoder": "vidmotion.systems.image_autoencoder:ImageAutoencoder",
     "image_diffusion": "vidmotion.systems.image_diffusion:ImageDiffusion",
     "motion_gpt": "vidmotion.systems.motion_gpt:MotionGenerator",

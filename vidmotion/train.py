@@ -357,8 +357,9 @@ def evaluate_vars(run: Run, vars) -> list[MetricResult]:
     Of the latter the rows are also written to ``eval.json``; a protocol writes its own files.
     """
     results, protocol = [], run.config.eval.get("protocol", "")
-    for name in (protocol,) if protocol else run.config.eval.run:
-        results += evaluation.evaluate(name, run, vars, companion)
+    with evaluation.keeping():
+        for name in (protocol,) if protocol else run.config.eval.run:
+            results += evaluation.evaluate(name, run, vars, companion)
     if results and jax.process_index() == 0:
         print(record.table(results), flush=True)
     if results and not protocol and jax.process_index() == 0:

@@ -150,3 +150,20 @@ def test_sizes_that_do_not_fit_are_named(encoder):
         MGME(**{**TINY, "groups": 3}).init(jax.random.key(0), z)
     with pytest.raises(ValueError, match="patches of 3 do not divide"):
         MGME(**{**TINY, "patch": 3}).init(jax.random.key(0), z)
+
+
+def test_a_fresh_encoder_sees_where_things_are():
+    # The same patches in another order: before anything is learnt the code must differ as much as that of another
+    # picture does, or where the face is could not be read off it.
+    net = MGME(side=16, patch=1, depth=3, width=64, groups=4, basis=8, size=16, hidden=64)
+    z = jax.random.normal(jax.random.key(1), (2, 16, 16, 4))
+    order = np.random.default_rng(0).permutation(256)
+    mixed = z.reshape(2, 256, 4)[:, order].reshape(z.shape)
+    variables = quick_jit(net.init)(jax.random.key(0), z)
+
+    def code(x):
+        return np.asarray(quick_jit(net.apply)(variables, x).from_canonical_bm)
+
+    here, there = code(z), code(mixed)
+    other = np.sqrt(np.mean(np.square(here[0] - here[1])))
+    assert np.sqrt(np.mean(np.square(here - there))) > 0.25 * other

@@ -450,3 +450,20 @@ def test_time_code_is_diffusers():
     time = np.array([0, 1, 500, 999])
     want = embeddings.get_timestep_embedding(torch.from_numpy(time), 320, True, 0)
     np.testing.assert_allclose(unet.time_code(jnp.asarray(time), 320), want, atol=1e-4)
+
+
+def test_only_a_network_with_places_tells_where_a_flat_latent_is():
+    # One colour everywhere, no borders in sight: at the start a 3x3 kernel of the middle sees the same everywhere.
+    x = np.ones((1, 1, 16, 16, 4), np.float32)
+    middles = []
+    for places in (False, True):
+        net = UNet(**{**SMALL, "context_width": 0, "places": places})
+        variables = {"params": random_like(shapes_of(net, x, np.zeros(1, np.float32)))}
+        entrance = quick_jit(
+            lambda v, x, net=net: net.apply(
+                v, x, np.zeros(1, np.float32), capture_intermediates=True
+            )
+        )(variables, x)[1]["intermediates"]["down_0"]["res_0"]["__call__"][0]
+        middles.append(np.asarray(entrance)[0, 6:10, 6:10])
+    assert np.std(middles[0], axis=(0, 1)).max() < 1e-4
+    assert np.std(middles[1], axis=(0, 1)).min() > 1e-3

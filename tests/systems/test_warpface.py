@@ -118,6 +118,27 @@ def test_the_symmetry_term_teaches_the_motion_encoder_alone(learnt, system, vars
     assert float(values[1]) == pytest.approx(0.1 * float(want), rel=1e-3)
 
 
+def test_the_symmetry_term_can_wait_for_the_diffusion_term(vars):
+    system = made(loss_terms={"ramp": 200}, guidance={"drop": 0.0})
+    batch = batch_of(system)
+
+    @quick_jit
+    def term(step):
+        loss, out = system.loss("model", vars, batch, jax.random.key(1), step, None)
+        return loss - out.metrics["ldm"], out.metrics["symmetry"]
+
+    for step, share in ((0, 0.0), (50, 0.25), (200, 1.0), (900, 1.0)):
+        value, symmetry = term(step)
+        assert float(value) == pytest.approx(0.1 * share * float(symmetry), rel=1e-3, abs=1e-6)
+
+
+def test_what_both_networks_have_starts_the_same(system):
+    params = quick_jit(system.init)(jax.random.key(3), batch_of(system))["model"]
+    denoiser = paths.flatten(params["denoiser"])
+    for path, leaf in paths.flatten(params["reference"]).items():
+        np.testing.assert_array_equal(leaf, denoiser[path], err_msg=path)
+
+
 def test_symmetry_on_both_frames_is_the_mean_of_the_two(vars):
     system = made(loss_terms={"symmetry_on": "both"}, guidance={"drop": 0.0})
     batch = batch_of(system)

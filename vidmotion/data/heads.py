@@ -95,6 +95,7 @@ MOTION_FACTORS: tuple[Factor, ...] = (
 _LOW = np.array([f.low for f in MOTION_FACTORS], np.float32)
 _HIGH = np.array([f.high for f in MOTION_FACTORS], np.float32)
 MOTION_COLUMN: dict[str, int] = {f.name: k for k, f in enumerate(MOTION_FACTORS)}
+FACTORS: tuple[str, ...] = tuple(f.name for f in MOTION_FACTORS + IDENTITY_FACTORS)
 
 
 def _identity_slices() -> dict[str, slice]:
@@ -234,6 +235,36 @@ def face_boxes(identity: Mapping, motion: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([points.min(1), points.max(1)], 1)
 
 
+def seen(identity: Mapping, motion: np.ndarray) -> np.ndarray:
+    """Which factors have an effect on each of `render`'s pictures.
+
+    Hidden are: iris colour and gaze where both lids cover the irises, ears under long hair, the volume of hair that is
+    shaved and the parting of a bald head. All others always have some effect, if often a slight one.
+
+    Arguments as of `render`. Returns bool (T, len(FACTORS)), columns as `FACTORS`. Raises ValueError as
+    `render` does.
+    """
+    _check_identity(identity)
+    motion = _checked_motion(motion)
+    style = cartoon.HAIRSTYLES[identity["hair_style"]]
+    pose = {f.name: motion[:, k] for k, f in enumerate(MOTION_FACTORS)}
+    lid = np.minimum(pose["lid_left"], pose["lid_right"])
+    # `Painter._eye`: the lid's lower edge against the lowest point of the iris.
+    iris = 1.95 * lid - 0.8 < 0.02 + 0.32 * pose["gaze_y"] + 0.62
+    hides = {
+        "iris_colour": ~iris,
+        "gaze_x": ~iris,
+        "gaze_y": ~iris,
+        "ear_size": style.sides >= 0.3,
+        "hair_volume": style.volume <= 0.05,
+        "hair_part": style.volume == 0,
+    }
+    shown = np.ones((len(motion), len(FACTORS)), bool)
+    for name, hidden in hides.items():
+        shown[:, FACTORS.index(name)] &= ~np.asarray(hidden)
+    return shown
+
+
 class HeadsSource:
     """Random access to seeded clips; item i is a function of (seed, split, i) and the sizes only.
 
@@ -330,12 +361,13 @@ class HeadsSource:
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         """Clip i: `video` (frames, size, size, 3) uint8, `identity` (IDENTITY_DIM,) float32,
-        `motion` (frames, len(MOTION_FACTORS)) float32, `identity_id` () int32. IndexError outside
-        0 .. len - 1."""
+        `motion` (frames, len(MOTION_FACTORS)) float32, `seen` (frames, len(FACTORS)) bool, `identity_id`
+        () int32. IndexError outside 0 .. len - 1."""
         return {
             "video": self.video(i),
             "identity": identity_vector(self.identity(i)),
             "motion": self.motion(i),
+            "seen": seen(self.identity(i), self.motion(i)),
             "identity_id": np.array(self.identity_id(i), np.int32),
         }
 

@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Callable
 
 from vidmotion.errors import ConfigError
+from vidmotion.evaluation.driven import keeping
 from vidmotion.evaluation.pictures import pictures
 from vidmotion.metrics.result import MetricResult
 
@@ -11,9 +12,12 @@ EVALUATORS = {
     "class_generation": "vidmotion.evaluation.class_generation",
     "codec": "vidmotion.evaluation.codec",
     "denoising": "vidmotion.evaluation.denoising",
+    "drivers": "vidmotion.evaluation.drivers",
+    "heads_reader": "vidmotion.evaluation.heads_reader",
     "leakage": "vidmotion.evaluation.leakage",
     "motion_generation": "vidmotion.evaluation.motion_generation",
     "motion_tokens": "vidmotion.evaluation.motion_tokens",
+    "reading": "vidmotion.evaluation.reading",
     "sprites_transfer": "vidmotion.evaluation.sprites_transfer",
     "sprites_judge": "vidmotion.evaluation.sprites_judge",
     "swap": "vidmotion.evaluation.swap",
@@ -31,7 +35,16 @@ PROTOCOLS = {
 
 ANALYSES = {"warpface": "vidmotion.evaluation.warpface_analysis"}  # system: its module
 
-__all__ = ["ANALYSES", "EVALUATORS", "PROTOCOLS", "analyse", "evaluate", "evaluators", "pictures"]
+__all__ = [
+    "ANALYSES",
+    "EVALUATORS",
+    "PROTOCOLS",
+    "analyse",
+    "evaluate",
+    "evaluators",
+    "keeping",
+    "pictures",
+]
 
 
 def analyse(run, vars) -> None:

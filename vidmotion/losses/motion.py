@@ -32,7 +32,8 @@ def adaptive_weight(
 def symmetry_loss(to_canonical_bm: jax.Array, from_canonical_bm: jax.Array) -> jax.Array:
     """Eq. 13 per example: mean over the code of (theta_{s->r} + theta_{r->s})^2, (b,).
 
-    A mean where the equation has a sum: the code's length differs eightfold across Table 4c, and
-    lambda_sym is to keep its meaning.
+    A mean where the equation has a sum. At the paper's 1,024 numbers a sum would begin some sixty times as large as
+    the rest of the loss, and the term alone drives all codes to one (see `systems.warpface.Loss`); besides, the code's
+    length differs eightfold across Table 4c, and lambda_sym is to keep its meaning.
     """
     return jnp.mean(jnp.square(to_canonical_bm + from_canonical_bm), axis=-1)

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
 
+from vidmotion.models.dit import sincos_2d
+
 WIDE = ("tight_frame", "truncate")
 TRANSFERS = ("difference", "sum")
 # Of kernels. A fixed deviation of 0.02 leaves the codes of a narrow encoder, and so its gradients, at Adam's epsilon.
@@ -190,8 +192,17 @@ class MGME(nn.Module):
             "codebook", nn.initializers.normal(1.0), (self.groups, self.size, self.basis)
         )
         self.readout = self.param("readout", _table, (2, self.width))
-        tokens = 2 + (self.side // self.patch) ** 2
-        self.position = self.param("position", _table, (tokens, self.width))
+        self.position = self.param("position", self._places)
+
+    def _places(self, key: jax.Array) -> jax.Array:
+        """The start of the learnt table of positions, (2 + tokens, d): sines and cosines of row and column.
+
+        A table of small random numbers, as is the custom, is drowned by the patches' embeddings: the code would hardly
+        change if all patches changed places, and where the face is could not be learnt from the first step on.
+        """
+        side = self.side // self.patch
+        reads = _table(key, (2, self.width), jnp.float32)
+        return jnp.concatenate([reads, sincos_2d(self.width, side, side)])
 
     @property
     def coefficients(self) -> int:

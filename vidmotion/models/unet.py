@@ -29,6 +29,7 @@ import numpy as np
 
 from vidmotion.models.attention import Attention, FeedForward, layer_norm
 from vidmotion.models.blocks import SAME, Downsample, Dtype, ResBlock, Upsample, group_norm
+from vidmotion.models.dit import sincos_2d
 
 Banks = Mapping[str, jax.Array]
 Pairs = Mapping[str, tuple[jax.Array, jax.Array]]
@@ -239,6 +240,8 @@ class UNet(nn.Module):
       latent_channels: in and out.
       up: has the way up; without it there is no head either.
       head: has the output layer.
+      places: adds a fixed code of its row and column to every place of the latents. Stable Diffusion has none, and
+        has learnt from the padding at the borders where things are; a short training of a small network cannot.
       remat: recompute residual blocks and transformers in the backward pass.
       dtype: of the computation; parameters stay float32.
     """
@@ -252,6 +255,7 @@ class UNet(nn.Module):
     latent_channels: int = 4
     up: bool = True
     head: bool = True
+    places: bool = False
     remat: bool = False
     dtype: Dtype = jnp.float32
 
@@ -319,6 +323,9 @@ class UNet(nn.Module):
         seen: dict[str, jax.Array] = {}
         b, f = x.shape[:2]
         x = conv(self.channels[0], name="conv_in")(x.reshape(b * f, *x.shape[2:]))
+        if self.places:
+            code = sincos_2d(x.shape[-1], *x.shape[1:3]).reshape(x.shape[1:])
+            x = x + code.astype(x.dtype)[None]
         x = x.reshape(b, f, *x.shape[1:])
         kept = [x]
         for i, (c, attention) in levels:

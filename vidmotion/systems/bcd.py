@@ -394,7 +394,7 @@ class BCD(System):
 
     def evaluators(self) -> tuple[str, ...]:
         """Motion transfer against the exact render (heads) or judged by a classifier (Sprites); what leaks."""
-        return ("swap", "sprites_transfer", "leakage")
+        return ("swap", "drivers", "reading", "sprites_transfer", "leakage")
 
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree

@@ -229,7 +229,7 @@ class VidTwinAutoencoder(System):
 
     def evaluators(self) -> tuple[str, ...]:
         """Reconstruction of clips; transfer of dynamics against the exact render of heads; leakage."""
-        return ("reconstruction", "swap", "leakage")
+        return ("reconstruction", "swap", "drivers", "reading", "leakage")
 
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree

@@ -84,11 +84,16 @@ class Loss:
 
     Attributes:
       symmetry: lambda_sym.
+      ramp: steps over which lambda_sym grows from 0 to its value; 0, as in the paper, has it whole from the start.
+        Flow, occlusion and the transformers' last layers start at zero, so at first the denoising loss has no gradient
+        for the motion encoder, and the symmetry term, whose easiest answer is one code for all pictures, trains it
+        alone. A small encoder then never recovers.
       tau, epsilon: of the weight map.
       symmetry_on: ``source``, as Eq. 13 has it; ``both`` frames.
     """
 
     symmetry: float = 0.1
+    ramp: int = 0
     tau: float = 0.5
     epsilon: float = 2.0
     symmetry_on: str = "source"
@@ -248,23 +253,26 @@ class WarpFace(System):
         return self.codec.fingerprints(consts)
 
     def init(self, key: jax.Array, batch: PyTree) -> PyTree:
-        """``{"model": {reference, denoiser, motion}}``."""
-        keys = jax.random.split(key, 3)
+        """``{"model": {reference, denoiser, motion}}``; what both networks have starts the same in both, as it does
+        where both start as Stable Diffusion."""
+        network_key, motion_key = jax.random.split(key)
         side, channels = self.codec.latent_shape(self.size)
         z = jnp.zeros((1, side, side, channels))
-        banks = self._reference.init(keys[0], z)
+        banks = self._reference.init(network_key, z)
         theta = jnp.zeros((1, 1, self.code_width))
         params = {
             "reference": banks["params"],
-            "denoiser": self._denoiser.init(keys[1], z[:, None], jnp.zeros(1), None, theta)[
+            "denoiser": self._denoiser.init(network_key, z[:, None], jnp.zeros(1), None, theta)[
                 "params"
             ],
         }
         if self.motion.kind == "ip":
             picture = jnp.zeros((1, self.size, self.size, 3))
-            params["motion"] = self._encoder.init(keys[2], picture, method="everything")["params"]
+            params["motion"] = self._encoder.init(motion_key, picture, method="everything")[
+                "params"
+            ]
         elif self.motion.kind == "vector":
-            params["motion"] = self._encoder.init(keys[2], z)["params"]
+            params["motion"] = self._encoder.init(motion_key, z)["params"]
         return {"model": params}
 
     def tokens(self, batch: int) -> int:
@@ -290,7 +298,7 @@ class WarpFace(System):
 
     def evaluators(self) -> tuple[str, ...]:
         """Motion transfer against the exact render of heads; leakage."""
-        return ("swap", "leakage")
+        return ("swap", "drivers", "reading", "leakage")
 
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
@@ -335,7 +343,12 @@ class WarpFace(System):
             sides = seen if self.loss_terms.symmetry_on == "both" else seen[:1]
             terms = [symmetry_loss(c.to_canonical_bm, c.from_canonical_bm) for c in sides]
             metrics["symmetry"] = jnp.mean(sum(terms[1:], terms[0])) / len(terms)
-            loss += self.loss_terms.symmetry * metrics["symmetry"]
+            grown = (
+                jnp.minimum(1.0, step / max(self.loss_terms.ramp, 1))
+                if self.loss_terms.ramp
+                else 1.0
+            )
+            loss += grown * self.loss_terms.symmetry * metrics["symmetry"]
         if self.motion.kind == "ip":
             bent = self._motion(params, _unit(views[0]), seen[0], bend_key, method="equivariance")
             metrics["equivariance"] = jnp.mean(bent)

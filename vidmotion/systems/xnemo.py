@@ -482,7 +482,7 @@ class XNeMo(System):
 
     def evaluators(self) -> tuple[str, ...]:
         """Motion transfer against the exact render; leakage."""
-        return ("swap", "leakage")
+        return ("swap", "drivers", "reading", "leakage")
 
     def read_codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
         """What probes read: ``motion`` float32 (B, T, D), each frame's f_mot; ``content`` (B, D_c), the

@@ -1,0 +1,69 @@
+"""The reader of Heads: all factors that a face was drawn from, off single frames. Trained on rendered heads.
+
+    python -m vidmotion.main --config=configs/heads_reader.py --workdir=runs/heads_reader
+
+Not in any paper: it is the miniature of AED, APD and CSIM. Name its workdir in ``config.eval.weights.heads_reader`` of
+another run on Heads, and ``swap`` reads whether what was made moves as its driver and looks like its source. About a
+quarter of an hour on two CPU cores. `:demo` is a fifth of that.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """Arguments: ``demo``, ``debug``."""
+    variant = common.parse(argument).variant
+    config = common.trunk()
+    config.system = ConfigDict(
+        {
+            "name": "heads_reader",
+            "frames": 4,
+            "size": 64,
+            "patch": 2,
+            "widths": (32, 64, 128),
+            "blocks": 2,
+            "narrow": 32,
+            "hidden": 256,
+            "groups": 8,
+            "identity_weight": 1.0,
+            "class_weight": 1.0,
+            "soften": 0.5,
+            "noise": 0.02,
+            "compute": "float32",
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "model": {
+                "kind": "muon",
+                "rate": ((".*kernel", 2e-2), (".*", 2e-3)),
+                "betas": (0.9, 0.99),
+                "eps": 1e-8,
+                "weight_decay": 0.02,
+                "decay": ((".*kernel", True), (".*", False)),
+                "clip": 1.0,
+                "schedule": {"kind": "cosine", "warmup": 50, "end": 0.0},
+            }
+        }
+    )
+    config.ema = ConfigDict({"decay": 0.995, "warmup": True})
+    config.data.kind = "heads"
+    # Four frames of a clip a second apart are four poses: many heads in many poses, each drawn once and kept.
+    config.data.common = ConfigDict({"size": 64, "frames": 4, "fps": 1.0, "seed": 0})
+    config.data.train = ConfigDict({"split": "train", "clips": 8000, "cache": True})
+    config.data.eval = ConfigDict({"split": "eval", "clips": 512})
+    config.batch_size, config.steps = 16, 1500  # clips: 64 frames
+    config.checkpoint.every = 250
+    config.eval.run = ("heads_reader",)
+
+    if variant == "demo":
+        config.steps = 300
+        config.data.train.clips = 4000
+    if variant == "debug":
+        config.system.update({"size": 16, "frames": 2, "widths": (8, 8), "blocks": 1, "hidden": 8})
+        config.data.common.update({"size": 16, "frames": 2})
+        config.data.train.clips, config.data.eval.clips = 8, 4
+        config.batch_size, config.steps, config.log_every = 8, 2, 1
+    return config

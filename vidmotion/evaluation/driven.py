@@ -1,0 +1,191 @@
+"""Clips moved by other clips where the true answer can be rendered: sampled once, whoever asks.
+
+Clip i gives the content; its driver is clip ``paired[i]``, the next on one cycle through all clips. Three passes over
+the sampler serve every question:
+
+    driver            content i, motion of    against the true answer of
+    true              paired[i]               the pair
+    itself            i                       the clip itself; the pair (no driver)
+    the next but one  paired[paired[i]]       the pair (wrong driver); the pair of paired[i] (wrong source)
+"""
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from vidmotion.errors import ConfigError
+from vidmotion.evaluation.transfer import derangement, to_uint8, transfer
+from vidmotion.metrics import pixel
+from vidmotion.metrics.accumulate import Mean
+
+METRICS = {
+    "psnr": ("common", pixel.psnr, "common, mean of per-frame dB"),
+    "ssim": ("wang", pixel.ssim, "wang, mean of frames"),
+}
+
+_kept: contextvars.ContextVar[list["Driven"] | None] = contextvars.ContextVar("kept", default=None)
+
+
+class Pass(NamedTuple):
+    """What the true drivers gave: uint8 videos (N, T, H, W, 3), the codes int (N, T, books) of a quantised motion
+    or None, and means by metric against the true answers."""
+
+    videos: np.ndarray
+    ids: np.ndarray | None
+    means: dict[str, float]
+
+
+class Driven:
+    """The first clips of a split and what a system makes of them, each pass when it is first asked for.
+
+    ``config.eval``: `pairs` clips (0: all), `batch` pairs at a time.
+
+    Attributes:
+      source: of the clips.
+      count: N, of clips and of pairs.
+      clips: uint8 (T, H, W, 3) each.
+      paired: int (N,), whose motion clip i takes.
+
+    Raises:
+      ConfigError: data that cannot render the true answer, or fewer than two clips.
+    """
+
+    def __init__(self, run, vars, split: str):
+        self.run, self.vars, self.split = run, vars, split
+        source = run.source(split)
+        if not hasattr(source, "swap"):  # training reads pairs of frames off such clips
+            source = getattr(source, "clips", source)
+        if not hasattr(source, "swap"):
+            kind = run.config.data.get(split, {}).get("kind", run.config.data.kind)
+            raise ConfigError(
+                f"config.eval asks for swaps, and data of kind {kind!r} cannot render the true answer; "
+                "heads and sprites can"
+            )
+        self.source = source
+        self.count = min(run.config.eval.pairs or len(source), len(source))
+        if self.count < 2:
+            raise ConfigError(f"swaps need two clips at least, and config.data.{split} gives one")
+        self.paired = derangement(self.count)
+        self.clips = [source[i]["video"] for i in range(self.count)]
+        self._boxes = [
+            source.boxes(i) if hasattr(source, "boxes") else None for i in range(self.count)
+        ]
+
+    @property
+    def resolution(self) -> str:
+        """Of the clips, "64x64"."""
+        return f"{self.clips[0].shape[1]}x{self.clips[0].shape[2]}"
+
+    @functools.cached_property
+    def truth(self) -> list[np.ndarray]:
+        """The true answer of each pair, uint8 (T, H, W, 3): the identity of clip i moving as clip ``paired[i]``."""
+        return [self.source.swap(i, int(j)) for i, j in enumerate(self.paired)]
+
+    @functools.cached_property
+    def true(self) -> Pass:
+        """Of the pairs themselves."""
+        videos, ids = [], []
+        score = _Score()
+        for part, outputs in self._drive(self.paired, "swapping"):
+            score.take(outputs["video"], [self.truth[i] for i in part])
+            videos.append(to_uint8(outputs["video"]))
+            if "ids" in outputs:
+                ids.append(outputs["ids"])
+        return Pass(
+            np.concatenate(videos), np.concatenate(ids) if ids else None, score.means(METRICS)
+        )
+
+    @functools.cached_property
+    def itself(self) -> tuple[dict[str, float], float]:
+        """Of clips that drive themselves: means by metric against the clips, and PSNR against the true answers of the
+        pairs, which is what a system reaches that has no driver."""
+        own, pair = _Score(), _Score()
+        for part, outputs in self._drive(np.arange(self.count), "self-driving"):
+            own.take(outputs["video"], [self.clips[i] for i in part])
+            pair.take(outputs["video"], [self.truth[i] for i in part], ("psnr",))
+        return own.means(METRICS), pair.means(("psnr",))["psnr"]
+
+    @functools.cached_property
+    def wrong(self) -> tuple[float, float] | None:
+        """PSNR against the true answers of the pairs with another clip's motion, and with another clip's content.
+        None of two clips, which have no third."""
+        if self.count < 3:
+            return None
+        driver, source = _Score(), _Score()
+        for part, outputs in self._drive(self.paired[self.paired], "wrongly driving"):
+            driver.take(outputs["video"], [self.truth[i] for i in part], ("psnr",))
+            source.take(outputs["video"], [self.truth[self.paired[i]] for i in part], ("psnr",))
+        return driver.means(("psnr",))["psnr"], source.means(("psnr",))["psnr"]
+
+    def copies(self, metrics: Sequence[str] = tuple(METRICS)) -> dict[str, dict[str, float]]:
+        """Means by metric against the true answers of the pairs of the trivial answers: ``content`` and ``motion``,
+        the clip itself or its driver; ``mean``, the mean picture of all these clips."""
+        mean = np.mean([clip.mean(axis=0) for clip in self.clips], axis=0) / 255.0
+        scores = {name: _Score() for name in ("content", "motion", "mean")}
+        for i, truth in enumerate(self.truth):
+            answers = {
+                "content": _unit(self.clips[i]),
+                "motion": _unit(self.clips[self.paired[i]]),
+                "mean": np.broadcast_to(mean, truth.shape).astype(np.float32),
+            }
+            for name, video in answers.items():
+                scores[name].take(video[None], [truth], metrics)
+        return {name: score.means(metrics) for name, score in scores.items()}
+
+    def _drive(self, drivers: np.ndarray, what: str) -> Iterator[tuple[range, dict]]:
+        """Sample clip i with the motion of clip ``drivers[i]``: indices and outputs of each batch."""
+        motions = [self.clips[j] for j in drivers]
+        boxes = self._boxes, [self._boxes[j] for j in drivers]
+        batch, done = self.run.config.eval.batch, 0
+        for outputs in transfer(self.run, self.vars, self.clips, motions, batch, what, boxes):
+            part = range(done, done + len(outputs["video"]))
+            yield part, outputs
+            done = part.stop
+
+
+class _Score:
+    """Running means of `METRICS`."""
+
+    def __init__(self):
+        self._means: dict[str, Mean] = {}
+
+    def take(self, videos: np.ndarray, truths: Sequence[np.ndarray], metrics=tuple(METRICS)):
+        """Videos float (N, T, H, W, 3) in [0, 1] against uint8 ones."""
+        wanted = _unit(np.stack(truths))
+        for name in metrics:
+            kind, function, _ = METRICS[name]
+            values = np.asarray(function(videos, wanted, kind))
+            self._means[name] = self._means.get(name, Mean()).update(values)
+
+    def means(self, metrics) -> dict[str, float]:
+        return {name: self._means[name].compute() for name in metrics}
+
+
+@contextlib.contextmanager
+def keeping() -> Iterator[None]:
+    """Within it, evaluators of the same variables share what the first of them sampled."""
+    token = _kept.set([])
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def driven(run, vars, split: str = "eval") -> Driven:
+    """`Driven` of these arguments: the one that is kept, where there is one."""
+    kept = _kept.get()
+    for made in kept or ():
+        if made.run is run and made.vars is vars and made.split == split:
+            return made
+    made = Driven(run, vars, split)
+    if kept is not None:
+        kept.append(made)
+    return made
+
+
+def _unit(video: np.ndarray) -> np.ndarray:
+    return video.astype(np.float32) / 255.0

@@ -1,0 +1,123 @@
+"""What the reader of Heads reads: in held-out true renders here, and for other evaluators in what a system made.
+
+The miniature of AED, APD and CSIM: those ask networks trained on photographs, this one a network that was trained on
+the very factors that heads are drawn from.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from vidmotion.data import heads
+from vidmotion.metrics.result import MetricResult
+from vidmotion.systems.heads_reader import CLASSES, MOTION, NUMBERS
+
+# Where the head is and how far it is turned; how it leans; what the face does.
+GROUPS = {
+    "motion/place": ("yaw", "x", "y", "scale"),
+    "motion/tilt": ("roll", "pitch"),
+    "motion/face": (
+        *("mouth_open", "smile", "lid_left", "lid_right"),
+        *("gaze_x", "gaze_y", "brow_left", "brow_right"),
+    ),
+    "identity/numbers": NUMBERS,
+    "identity/classes": tuple(CLASSES),
+}
+
+
+class Score(NamedTuple):
+    """Of one factor or group: `value` R^2 or accuracy (None: the factor does not vary), of `n` frames or factors."""
+
+    value: float | None
+    n: int
+
+
+def evaluate(run, vars, companion) -> list[MetricResult]:
+    """R^2 of each motion factor and of each number of the identity, accuracy of each of its classes, and the means of
+    groups, over the frames of the eval split in which the factor has an effect."""
+    source = run.source("eval")
+    clips = range(len(source))
+    read = read_clips(run, vars, [source.video(i) for i in clips])
+    known = scores(read, [(source.identity(i), source.motion(i)) for i in clips])
+    side = f"{run.system.size}x{run.system.size}"
+    return [row(name, score, "this run", side) for name, score in known.items()]
+
+
+def row(name: str, score: Score, weights: str, resolution: str, note: str = "") -> MetricResult:
+    """The row ``read/<name>`` of one of the results of `scores`; arguments as of `MetricResult`."""
+    if score.value is None:
+        note = "not computed: it is the same, or hidden, in all frames"
+    return MetricResult(
+        f"read/{name}", score.value, _convention(name), weights, resolution, score.n, note
+    )
+
+
+def _convention(name: str) -> str:
+    if name in GROUPS:
+        kind = "accuracies" if name == "identity/classes" else "R^2"
+        return f"mean {kind} of {', '.join(GROUPS[name])}"
+    factor = name.split("/")[1]
+    if factor in CLASSES:
+        return f"accuracy of single frames, {CLASSES[factor]} classes"
+    return "R^2 of single frames"
+
+
+def read_clips(run, vars, videos: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """What a reader reads in each frame of clips (T, H, W, 3), uint8 or float in [0, 1].
+
+    Returns:
+      by factor, as of `HeadsReader.sample`: (N, T) or (N, T, classes).
+    """
+    rows = run.rows(32)
+    sample = run.jit_sample()
+    parts = []
+    for start in range(0, len(videos), rows):
+        picked = np.minimum(np.arange(start, start + rows), len(videos) - 1)
+        video = run.put_rows({"video": np.stack([videos[i] for i in picked])})
+        outputs = jax.tree.map(np.asarray, sample(vars, video, jax.random.key(0)))
+        parts.append({name: value[: len(videos) - start] for name, value in outputs.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def scores(
+    read: Mapping[str, np.ndarray], drawn: Iterable[tuple[heads.Identity, np.ndarray]]
+) -> dict[str, Score]:
+    """How well clips are read that were drawn from known factors.
+
+    Args:
+      read: from `read_clips`.
+      drawn: identity and motion (T, 14) of each clip.
+
+    Returns:
+      ``{"motion/yaw": Score, ..., "identity/skin": Score, ...}``, then the groups of `GROUPS`: R^2 of numbers, about
+      the mean of the frames in question; accuracy of classes; of frames in which the factor is seen.
+    """
+    identities, motions = zip(*drawn)
+    shown = np.stack([heads.seen(*pair) for pair in zip(identities, motions)])
+    found: dict[str, Score] = {}
+    for k, name in enumerate(heads.FACTORS):
+        if name in MOTION:
+            truth, prefix = np.stack([motion[:, k] for motion in motions]), "motion"
+        else:
+            values = np.array([who[name] for who in identities])
+            truth, prefix = np.broadcast_to(values[:, None], shown.shape[:2]), "identity"
+        mask = shown[..., k]
+        score = _accuracy if name in CLASSES else _r_squared
+        found[f"{prefix}/{name}"] = Score(score(read[name][mask], truth[mask]), int(mask.sum()))
+    for group, names in GROUPS.items():
+        values = [found[f"{group.split('/')[0]}/{name}"].value for name in names]
+        whole = None if None in values else float(np.mean(values))
+        found[group] = Score(whole, len(names))
+    return found
+
+
+def _r_squared(read_n: np.ndarray, truth_n: np.ndarray) -> float | None:
+    truth_n = truth_n.astype(np.float64)
+    spread = np.sum((truth_n - truth_n.mean()) ** 2) if len(truth_n) else 0.0
+    return float(1.0 - np.sum((read_n - truth_n) ** 2) / spread) if spread > 1e-12 else None
+
+
+def _accuracy(read_nc: np.ndarray, truth_n: np.ndarray) -> float | None:
+    return float(np.mean(np.argmax(read_nc, axis=-1) == truth_n)) if len(truth_n) else None

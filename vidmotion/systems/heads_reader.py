@@ -1,0 +1,198 @@
+"""The reader of Heads, a system of its own: all motion and identity factors off single frames.
+
+What faces are drawn from is known exactly, so labels are exact and endless. It is the miniature of what AED, APD
+and CSIM ask of MediaPipe and ArcFace on photographs: whether a made clip moves as its driver and looks like its
+source. Not in any paper.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vidmotion.data import heads
+from vidmotion.models.heads_reader import HeadsReaderNet
+from vidmotion.system import Out, System, Vars, dtype
+
+PyTree = Any
+MOTION = tuple(factor.name for factor in heads.MOTION_FACTORS)
+_NUMBERS = tuple(f for f in heads.IDENTITY_FACTORS if f.kind == "continuous")
+NUMBERS = tuple(f.name for f in _NUMBERS)
+CLASSES = {f.name: f.values for f in heads.IDENTITY_FACTORS if f.kind == "discrete"}
+
+
+@functools.cache
+def _statistics() -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation, float32 (29,) each, of the factors of `MOTION`, over 8,192 drawn frames, and of
+    `NUMBERS`, which are uniform."""
+    rng = np.random.default_rng(0)
+    # Four seconds apart, a head has forgotten how it was.
+    drawn = np.concatenate([heads.sample_motion(rng, 32, fps=0.25) for _ in range(256)])
+    middle = [(f.low + f.high) / 2 for f in _NUMBERS]
+    spread = [(f.high - f.low) / math.sqrt(12.0) for f in _NUMBERS]
+    return (
+        np.concatenate([drawn.mean(axis=0), middle]).astype(np.float32),
+        np.concatenate([drawn.std(axis=0), spread]).astype(np.float32),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadsReader(System):
+    """Regression of the standardised continuous factors, classification of the others.
+
+    A factor counts only in frames where it has an effect on the picture (`heads.seen`).
+
+    Attributes:
+      frames, size: of a clip; each frame is read by itself.
+      patch, widths, blocks, narrow, hidden, groups: see `HeadsReaderNet`.
+      identity_weight, class_weight: of the mean square error of the identity's numbers and of the mean
+        cross-entropy of its classes; that of the motion counts 1.
+      soften: half of the training frames are mixed with a blurred copy of themselves, up to this share.
+      noise: largest standard deviation of white noise on training frames, pixels in [0, 1]. Both make a reader that
+        bears what networks do to pictures.
+      compute: ``float32`` or ``bfloat16``.
+    """
+
+    frames: int = 4
+    size: int = 64
+    patch: int = 2
+    widths: tuple[int, ...] = (32, 64, 128)
+    blocks: int = 2
+    narrow: int = 32
+    hidden: int = 256
+    groups: int = 8
+    identity_weight: float = 1.0
+    class_weight: float = 1.0
+    soften: float = 0.0
+    noise: float = 0.0
+    compute: str = "float32"
+
+    @property
+    def _net(self) -> HeadsReaderNet:
+        return HeadsReaderNet(
+            outputs=len(MOTION) + len(NUMBERS) + sum(CLASSES.values()),
+            patch=self.patch,
+            widths=self.widths,
+            blocks=self.blocks,
+            narrow=self.narrow,
+            hidden=self.hidden,
+            groups=self.groups,
+            dtype=dtype(self.compute),
+        )
+
+    def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """``video`` uint8 (B, T, H, W, 3), ``motion`` float32 (B, T, 14), ``identity`` float32 (B, 83) as of
+        `heads.identity_vector`, ``seen`` bool (B, T, 40) as of `heads.seen`."""
+        factors = len(heads.MOTION_FACTORS) + len(heads.IDENTITY_FACTORS)
+        return {
+            "video": jax.ShapeDtypeStruct((batch, self.frames, self.size, self.size, 3), jnp.uint8),
+            "motion": jax.ShapeDtypeStruct((batch, self.frames, len(MOTION)), jnp.float32),
+            "identity": jax.ShapeDtypeStruct((batch, heads.IDENTITY_DIM), jnp.float32),
+            "seen": jax.ShapeDtypeStruct((batch, self.frames, factors), jnp.bool_),
+        }
+
+    def init(self, key: jax.Array, batch: PyTree) -> PyTree:
+        """``{"model": tree}``."""
+        frames = jnp.zeros((1, self.size, self.size, 3))
+        return {"model": self._net.init(key, frames)["params"]}
+
+    def evaluators(self) -> tuple[str, ...]:
+        """What it reads on held-out true renders."""
+        return ("heads_reader",)
+
+    def loss(
+        self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
+    ) -> tuple[jax.Array, Out]:
+        """Mean square error of the motion and weighted losses of the identity, over frames in which each is seen."""
+        frames = _unit(batch["video"]).reshape(-1, self.size, self.size, 3)
+        numbers, logits = self._read(vars, self._worn(frames, key))
+        wanted, classes = _targets(batch)
+        seen = batch["seen"].reshape(len(frames), -1).astype(jnp.float32)
+
+        def mean(values_nf: jax.Array, names: tuple[str, ...]) -> jax.Array:
+            """Over the frames in which each factor is seen, then over factors."""
+            counts_nf = seen[:, np.array([heads.FACTORS.index(name) for name in names])]
+            return jnp.mean(
+                jnp.sum(counts_nf * values_nf, axis=0) / jnp.maximum(jnp.sum(counts_nf, axis=0), 1)
+            )
+
+        square, split = (numbers - wanted) ** 2, len(MOTION)
+        crossed = [
+            optax.softmax_cross_entropy_with_integer_labels(logits[name], classes[name])
+            for name in CLASSES
+        ]
+        right = [jnp.argmax(logits[name], axis=-1) == classes[name] for name in CLASSES]
+        motion = mean(square[:, :split], MOTION)
+        identity = mean(square[:, split:], NUMBERS)
+        entropy = mean(jnp.stack(crossed, axis=1), tuple(CLASSES))
+        metrics = {
+            "error/motion": motion,
+            "error/identity": identity,
+            "error/classes": entropy,
+            "accuracy": mean(jnp.stack(right, axis=1), tuple(CLASSES)),
+        }
+        loss = motion + self.identity_weight * identity + self.class_weight * entropy
+        return loss, Out(metrics, vars.mutable)
+
+    def sample(self, vars: Vars, batch: PyTree, key: jax.Array) -> PyTree:
+        """What it reads in each frame of ``video`` (B, T, H, W, 3), uint8 or float in [0, 1].
+
+        Returns:
+          by factor: float32 (B, T) in the factor's own unit, or probabilities (B, T, classes).
+        """
+        video = _unit(batch["video"])
+        numbers, logits = self._read(vars, video.reshape(-1, *video.shape[2:]))
+        mean, std = _statistics()
+        numbers = mean[None] + std[None] * numbers
+        read = {name: numbers[:, k] for k, name in enumerate(MOTION + NUMBERS)}
+        read |= {name: jax.nn.softmax(values) for name, values in logits.items()}
+        return {n: v.reshape(*video.shape[:2], *v.shape[1:]) for n, v in read.items()}
+
+    def _read(self, vars: Vars, frames: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Of N float frames in [0, 1]: standardised numbers (N, 29), motion first, and logits (N, classes) by name."""
+        values = self._net.apply({"params": vars.params["model"]}, 2.0 * frames - 1.0)
+        ends = np.cumsum([len(MOTION + NUMBERS), *CLASSES.values()])
+        numbers, *logits = jnp.split(values, ends[:-1], axis=1)
+        return numbers, dict(zip(CLASSES, logits))
+
+    def _worn(self, frames: jax.Array, key: jax.Array) -> jax.Array:
+        """Frames as networks leave them: blurred here and there, and grainy."""
+        which, share, level, grain = jax.random.split(key, 4)
+        each = (len(frames), 1, 1, 1)
+        if self.soften:
+            blurred = frames
+            for axis in (1, 2):  # binomial, (1, 2, 1) / 4
+                ahead, back = (jnp.roll(blurred, by, axis) for by in (1, -1))
+                blurred = 0.5 * blurred + 0.25 * (ahead + back)
+            mixed = self.soften * jax.random.uniform(share, each)
+            mixed *= jax.random.bernoulli(which, 0.5, each)
+            frames = frames + mixed * (blurred - frames)
+        if self.noise:
+            spread = self.noise * jax.random.uniform(level, each)
+            frames = frames + spread * jax.random.normal(grain, frames.shape)
+        return frames
+
+
+def _targets(batch: PyTree) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """As `HeadsReader._read`, of the batch's N frames: standardised numbers (N, 29), and classes int (N,)."""
+    mean, std = _statistics()
+    identity = jnp.repeat(batch["identity"], batch["motion"].shape[1], axis=0)
+    motion = batch["motion"].reshape(len(identity), -1)
+    low, high = (
+        np.array([getattr(f, end) for f in _NUMBERS], np.float32) for end in ("low", "high")
+    )
+    places = np.array([heads.IDENTITY_SLICES[name].start for name in NUMBERS])
+    numbers = low[None] + (high - low)[None] * (identity[:, places] + 1) / 2
+    wanted = (jnp.concatenate([motion, numbers], axis=1) - mean[None]) / std[None]
+    slices = {name: heads.IDENTITY_SLICES[name] for name in CLASSES}
+    return wanted, {n: jnp.argmax(identity[:, part], axis=-1) for n, part in slices.items()}
+
+
+def _unit(video: jax.Array) -> jax.Array:
+    """uint8 0..255 -> float 0..1; floats pass."""
+    return video.astype(jnp.float32) / 255.0 if video.dtype == jnp.uint8 else video

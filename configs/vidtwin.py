@@ -17,7 +17,7 @@ import copy
 
 from ml_collections import ConfigDict
 
-from configs import common, sprites
+from configs import common, heads_codec, sprites
 
 SIZES = {
     "base": {"width": 768, "depth": 16, "heads": 12},
@@ -137,23 +137,41 @@ def _small(config: ConfigDict, clips: str) -> None:
 
 
 def _demo(config: ConfigDict, clips: str) -> None:
-    """64 px. Sprites have the flat colours that patches of 16 px can hold; heads need 8.
-
-    Sprites are clips of 8 frames. Of heads 4 frames make a clip: at equal work twice as many heads are seen.
-    """
+    """64 px, clips of 8 frames. Sprites have the flat colours that patches of 16 px can hold."""
     network = config.system.network
-    patch = 16 if clips == "sprites" else 8
-    network.update({"width": 96, "depth": 2, "heads": 4, "patch": (1, patch, patch)})
+    network.update({"width": 96, "depth": 2, "heads": 4, "patch": (1, 16, 16), "frames": 8})
     network.update({"size": 64, "structure_width": 32, "dropout": 0.0})
-    network.frames = config.data.common.get("frames", 8)
     network.update({"queries": 8, "structure_channels": 8, "dynamics_channels": 8})
     network.update({"query_width": 32, "query_layers": 2, "query_heads": 4, "query_mlp": 64})
     config.system.gan.update({"start": 1000, "width": 16, "layers": 2})
     config.optimizer.model.rate, config.optimizer.disc.rate = 5e-3, 5e-4
-    config.batch_size = 64 // network.frames
+    config.batch_size = 8
     config.steps, config.log_every = 1300, 50
     config.checkpoint.every = 500
     config.eval.update({"pairs": 256, "batch": 32})
+    if clips == "heads":
+        _demo_heads(config)
+
+
+def _demo_heads(config: ConfigDict) -> None:
+    """Heads in the latents of the shipped codec; structure from another window of the clip, so that only dynamics can
+    say how the head moves. No GAN: in latents there are no pixels to judge."""
+    system = config.system
+    system.codec = ConfigDict(heads_codec.CODEC)
+    system.structure_from = "other"
+    system.network.update({"width": 192, "patch": (1, 8, 8), "start": "scaled"})
+    system.network.update({"queries": 2, "structure_channels": 64, "structure_width": 64})
+    system.network.update({"query_width": 64, "query_mlp": 128, "dynamics_channels": 16})
+    system.gan.weight = 0.0
+    del config.optimizer["disc"]
+    model = config.optimizer.model
+    model.kind = "muon"
+    model.rate = ((r".*/kernel", 2e-2), (".*", 2e-3))
+    config.ema.decay = 0.99
+    config.data.common.update({"frames": 16, "fps": 4.0})  # two windows
+    config.data.train.clips = 2000
+    config.steps = 1000
+    config.eval.update({"pairs": 64, "batch": 16})
 
 
 def _debug(config: ConfigDict) -> None:

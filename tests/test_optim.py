@@ -181,3 +181,36 @@ def test_muon_moves_kernels_by_orthogonal_matrices_and_the_rest_as_adam():
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ConfigError, match="choose adamw or muon"):
         Optimizer(rate=1e-3, kind="sgd")
+
+
+def test_groups_are_clipped_apart_by_hand():
+    """A long gradient of one group leaves another as it is; one number takes all leaves together."""
+    params = {"long": {"w": jnp.zeros(2)}, "short": {"w": jnp.zeros(1), "b": jnp.zeros(1)}}
+    grads = {
+        "long": {"w": jnp.array([18.0, 24.0])},  # of norm 30
+        "short": {"w": jnp.array([0.6]), "b": jnp.array([0.8])},  # of norm 1
+    }
+
+    def clipped(clip):
+        """With beta_2 = 0 Adam's second moment is the square of what it was given."""
+        chain = Optimizer(rate=1.0, betas=(0.0, 0.0), clip=clip).transform(params, 10)
+        adam = chain.update(grads, chain.init(params), params)[1]
+        (nu,) = (part.nu for part in adam if hasattr(part, "nu"))
+        return jax.tree.map(lambda x: np.sqrt(np.asarray(x)), nu)
+
+    apart = clipped(((r"long/.*", 3.0), (".*", 2.0)))
+    np.testing.assert_allclose(apart["long"]["w"], [1.8, 2.4], rtol=1e-6)
+    np.testing.assert_allclose(
+        [apart["short"]["w"][0], apart["short"]["b"][0]], [0.6, 0.8], rtol=1e-6
+    )
+    together = clipped(1.0)
+    length = math.sqrt(901.0)
+    np.testing.assert_allclose(together["long"]["w"], [18 / length, 24 / length], rtol=1e-6)
+    np.testing.assert_allclose(together["short"]["w"], [0.6 / length], rtol=1e-6)
+    free = clipped(((r"long/.*", 0.0), (".*", 0.5)))
+    np.testing.assert_allclose(free["long"]["w"], [18.0, 24.0], rtol=1e-6)
+    np.testing.assert_allclose(
+        [free["short"]["w"][0], free["short"]["b"][0]], [0.3, 0.4], rtol=1e-6
+    )
+    with pytest.raises(RuleError, match=r"optimizer\.clip.*short/w"):
+        clipped((("long/.*", 1.0),))

@@ -1,4 +1,4 @@
-"""AdamW or Muon with per-path rates and decay, a schedule, and clipping by global norm.
+"""AdamW or Muon with per-path rates and decay, a schedule, and clipping by the norm of groups of leaves.
 
 Each player has one section in ``config.optimizer``. Rates are absolute, as papers print them; the schedule
 is a factor on top.
@@ -70,7 +70,8 @@ class Optimizer:
       trainable: which leaves learn; the others get no gradient, no moments and no average.
       start: updates for which a leaf waits, ``((regex, count), ...)``: before, it neither moves nor decays; its moments
         and their bias corrections begin then, as in a fresh optimizer, while the schedule goes on.
-      clip: largest global gradient norm; 0 switches clipping off.
+      clip: largest gradient norm of all leaves together; or ``((regex, norm), ...)``, where the leaves of one rule
+        are a group of their own, which does not shrink because another's gradient is long. 0 switches clipping off.
       schedule: a `Schedule`, or its fields.
     """
 
@@ -82,7 +83,7 @@ class Optimizer:
     decay: paths.Rules = ALL
     trainable: paths.Rules = ALL
     start: paths.Rules = ((".*", 0),)
-    clip: float = 0.0
+    clip: Any = 0.0
     schedule: Schedule | Mapping[str, Any] = Schedule()
 
     def __post_init__(self):
@@ -103,20 +104,29 @@ class Optimizer:
         """
         return paths.assign(self.trainable, params, "optimizer.trainable")
 
-    def transform(self, params: PyTree, steps: int) -> optax.GradientTransformation:
-        """The update rule for the trainable sub-tree `params` in a run of `steps` updates.
+    def transform(
+        self, params: PyTree, steps: int, before: int = 0
+    ) -> optax.GradientTransformation:
+        """The update rule for the trainable sub-tree `params` in a run of `steps` updates, of which the schedule takes
+        `before` to have been when the first is made.
 
         Raises:
-          paths.RuleError: a leaf matches no rule of `rate`, `decay` or `start`.
+          paths.RuleError: a leaf matches no rule of `rate`, `decay`, `start` or `clip`.
         """
-        rules = self.rate if isinstance(self.rate, tuple | list) else ((".*", self.rate),)
-        rates = paths.assign(rules, params, "optimizer.rate")
+        rates = paths.assign(_rules(self.rate), params, "optimizer.rate")
         decays = paths.assign(self.decay, params, "optimizer.decay")
 
         def scale(updates, _):
             return jax.tree.map(lambda update, rate: update * rate, updates, rates)
 
-        chain = [optax.clip_by_global_norm(self.clip)] if self.clip else []
+        limits = _rules(self.clip)
+        groups = [(pattern, number) for number, (pattern, _) in enumerate(limits)]
+        groups = paths.assign(groups, params, "optimizer.clip")
+
+        def clip(updates, _):
+            return _clipped(updates, groups, [limit for _, limit in limits])
+
+        chain = [optax.stateless(clip)] if any(limit for _, limit in limits) else []
         adam = optax.scale_by_adam(*self.betas, eps=self.eps)
         rule = [adam if self.kind == "adamw" else _muon(adam, params)]
         if self.weight_decay:
@@ -124,7 +134,7 @@ class Optimizer:
         chain += _started(rule, paths.assign(self.start, params, "optimizer.start"))
         chain += [
             optax.stateless(scale),
-            optax.scale_by_schedule(lambda count: -self.schedule.factor(count, steps)),
+            optax.scale_by_schedule(lambda count: -self.schedule.factor(count + before, steps)),
         ]
         return optax.chain(*chain)
 
@@ -151,6 +161,29 @@ def _started(
     return [optax.partition(groups, _by_path(starts))]
 
 
+def _rules(value: Any) -> paths.Rules:
+    """Rules as they are; one number as the rule of all leaves."""
+    return value if isinstance(value, tuple | list) else ((".*", value),)
+
+
+def _clipped(updates: PyTree, groups: PyTree, limits: list[float]) -> PyTree:
+    """`updates`, where those of group number i are shortened together to the norm ``limits[i]``, if that is not 0.
+
+    `groups` is a tree of group numbers like `updates`.
+    """
+    factors = []
+    for number, limit in enumerate(limits):
+        members = [
+            update
+            for update, group in zip(jax.tree.leaves(updates), jax.tree.leaves(groups))
+            if group == number
+        ]
+        length = optax.global_norm(members)
+        # Not above 1, and 1 for a length of 0.
+        factors.append(limit / jnp.maximum(length, limit) if limit and members else 1.0)
+    return jax.tree.map(lambda update, group: update * factors[group], updates, groups)
+
+
 def _muon(adam: optax.GradientTransformation, params: PyTree) -> optax.GradientTransformation:
     """Muon for the kernels among `params`, `adam` for the rest."""
     leaves = paths.flatten(params)
@@ -169,6 +202,7 @@ def _muon(adam: optax.GradientTransformation, params: PyTree) -> optax.GradientT
         )  # outputs over inputs, which are all axes but the last
 
     kernels = optax.chain(
-        optax.contrib.scale_by_muon(weight_dimension_numbers=_by_path(paths.unflatten(dims))), optax.stateless(widen)
+        optax.contrib.scale_by_muon(weight_dimension_numbers=_by_path(paths.unflatten(dims))),
+        optax.stateless(widen),
     )
     return optax.partition({"muon": kernels, "adam": adam}, _by_path(paths.unflatten(labels)))

@@ -126,8 +126,9 @@ class Stepper:
 
     def _transform(self, player: str, trainable: PyTree) -> optax.GradientTransformation:
         (seat,) = (seat for seat in self.system.players if seat.name == player)
+        before = seat.start // seat.period if seat.whole_schedule else 0
         updates = -(-max(self.steps - seat.start, 1) // seat.period)
-        return self.optimizers[player].transform(trainable, updates)
+        return self.optimizers[player].transform(trainable, before + updates, before)
 
     # -- update -------------------------------------------------------------------------------
 

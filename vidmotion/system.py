@@ -49,12 +49,15 @@ class Player:
       period: it learns every `period` steps from `start` on.
       shares_forward: it reuses the first player's stop-gradient outputs (`Out.carry`) instead of
         recomputing them with that player's updated parameters.
+      whole_schedule: its learning rate's schedule is that of the whole run, as though it had learnt from step 0; else
+        the schedule begins with its first update and ends with its last.
     """
 
     name: str
     start: int = 0
     period: int = 1
     shares_forward: bool = False
+    whole_schedule: bool = False
 
 
 class Vars(NamedTuple):

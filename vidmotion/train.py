@@ -31,8 +31,8 @@ from vidmotion.writer import METRICS_FILE, DeferredMetrics, MetricWriter, Mirror
 
 log = logging.getLogger(__name__)
 
-# A line of the lowered program takes XLA so long on one CPU core, from small systems to large ones: a rough forecast.
-COMPILE_SECONDS = 0.002
+# A line of a lowered program takes XLA so long on two CPU cores, whatever the size of the system: a rough forecast.
+COMPILE_SECONDS = 0.001
 
 
 class NonFiniteError(FloatingPointError):

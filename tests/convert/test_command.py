@@ -16,7 +16,7 @@ SIZE = {
     "width": 8,
     "depth": 1,
     "heads": 2,
-    "queries": 3,
+    "queries": 2,
     "structure_channels": 2,
     "structure_blocks": 2,
     "dynamics_channels": 3,

@@ -252,6 +252,7 @@ def test_source_items_are_a_function_of_seed_split_and_index():
         "video": ((3, 16, 16, 3), "uint8"),
         "identity": ((heads.IDENTITY_DIM,), "float32"),
         "motion": ((3, N_MOTION), "float32"),
+        "seen": ((3, 40), "bool"),
         "identity_id": ((), "int32"),
     }
     for i in (0, 3):
@@ -366,3 +367,63 @@ def test_render_refuses_what_it_cannot_draw():
         heads.render(plain(hat=1), neutral(), 32)
     with pytest.raises(ValueError, match="frames is 0"):
         heads.sample_motion(np.random.default_rng(0), 0)
+
+
+# -- which factors are seen -----------------------------------------------------------------------
+
+
+def shown(identity, motion, name):
+    return heads.seen(identity, motion)[:, heads.FACTORS.index(name)]
+
+
+@pytest.mark.parametrize("name", ["hair_volume", "hair_part", "ear_size"])
+def test_a_factor_of_the_hair_is_seen_where_it_changes_the_picture(name):
+    low, high = next((f.low, f.high) for f in IDENTITY_FACTORS if f.name == name)
+    found = []
+    for style in range(8):
+        who = plain(hair_style=style)
+        ends = [heads.render(who | {name: value}, neutral(), 64) for value in (low, high)]
+        (is_shown,) = shown(who, neutral(), name)
+        assert is_shown == (difference(*ends).max() > 0), style
+        found.append(is_shown)
+    assert 0 < sum(found) < 8
+
+
+@pytest.mark.parametrize("name", ["iris_colour", "gaze_x"])
+def test_irises_are_seen_until_the_lids_have_passed_them(name):
+    """In steps of a twentieth of the lid, for eyes that look up, ahead and down."""
+    who, closed = plain(eye_size=1.2), np.linspace(0, 1, 21)
+    turns = set()
+    for gaze in (-1.0, 0.0, 1.0):
+        motion = neutral(21, lid_left=closed, lid_right=closed, gaze_y=gaze)
+        if name == "iris_colour":
+            ends = [heads.render(who | {name: value}, motion, 128) for value in (0, 3)]
+        else:
+            sides = [motion.copy(), motion.copy()]
+            for side, value in zip(sides, (-1, 1)):
+                side[:, MOTION_COLUMN[name]] = value
+            ends = [heads.render(who, side, 128) for side in sides]
+        changed = difference(*ends).max(axis=(1, 2, 3))
+        mask = shown(who, motion if name == "iris_colour" else sides[0], name)
+        last = np.flatnonzero(mask).max()
+        assert mask[: last + 1].all()
+        slight = changed[0] / 10
+        assert (changed[: last - 1] > slight).all() and (changed[last + 2 :] < slight).all()
+        turns.add(last)
+    assert len(turns) == 3  # the lower they look, the later
+    one_open = neutral(lid_left=1.0)
+    assert shown(who, one_open, name).all()
+
+
+def test_all_other_factors_are_seen_always():
+    hidden = {"hair_volume", "hair_part", "ear_size", "iris_colour", "gaze_x", "gaze_y"}
+    assert len(heads.FACTORS) == 40
+    for identity, motion in samples(8, 12):
+        mask = heads.seen(identity, motion)
+        assert mask.shape == (12, 40)
+        for name in set(heads.FACTORS) - hidden:
+            assert mask[:, heads.FACTORS.index(name)].all()
+    source = heads.HeadsSource(16, 2, 3)
+    np.testing.assert_array_equal(
+        source[1]["seen"], heads.seen(source.identity(1), source.motion(1))
+    )

@@ -38,6 +38,9 @@ def test_equation_7_by_hand():
     )
     assert set(terms) == {"adversarial", "reconstruction", "matching"}
     assert loss == pytest.approx(1.5)
+    # Without a discriminator: the mean absolute difference alone.
+    loss, terms = generator_loss(target, image)
+    assert set(terms) == {"reconstruction"} and loss == pytest.approx(0.25)
 
 
 def test_maps_that_do_not_fit_are_refused():

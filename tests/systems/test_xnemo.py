@@ -1,6 +1,7 @@
 """X-NeMo: what each loss trains, what each stage trains, guidance without a reference, windows, four stages."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from vidmotion.data import heads
 from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.evaluation.transfer import face_views
 from vidmotion.run import Run, load_config, open_run
-from vidmotion.system import Vars, build
+from vidmotion.system import Vars, build, within
 from vidmotion.train import train
 
 BATCH, SIZE = 2, 32
@@ -126,6 +127,100 @@ def test_the_head_learns_by_the_gradient_of_its_loss(system, vars, model_side):
 
     finite = (float(moved(0.02)) - float(moved(-0.02))) / 0.04
     assert finite == pytest.approx(float(slope), rel=0.05, abs=1e-3)
+
+
+def test_the_head_sets_in_by_steps(system, vars):
+    """The motion code is first learnt by the diffusion loss alone; L_r comes before the discriminator's terms; and
+    what L_gan pulls at the code has a length of its own."""
+    steps = {"start": 100, "pull_start": 200, "adversarial_start": 300}
+    timed = dataclasses.replace(
+        system, gan={**dataclasses.asdict(system.gan), **steps, "clip": 1e-3}
+    )
+    batch = batch_of(timed)
+    starts = [0, *(player.start for player in timed.players), *timed.switches]
+    assert sorted(set(starts)) == [0, 100, 200, 300]
+
+    @functools.partial(quick_jit, static_argnums=(1, 2))
+    def motion(params, step, clip):
+        """Terms of L_gan at `step`, and the gradient of L_gan in E_mot."""
+        gan = {**dataclasses.asdict(timed.gan), "clip": clip}
+        now = dataclasses.replace(timed, gan=gan)
+
+        def l_gan(params):
+            with within(step, step + 1):
+                held = vars._replace(params=params)
+                loss, out = now.loss("model", held, batch, jax.random.key(1), step, None)
+            return loss - out.metrics["ldm"], out.metrics
+
+        grads, seen = jax.grad(l_gan, has_aux=True)(params)
+        return grads["model"]["motion"], seen
+
+    seen, pulls = {}, {}
+    for step in (0, 100, 200, 300):
+        pull, metrics = motion(vars.params, step, 0.0)
+        seen[step] = {name.removeprefix("gan/") for name in metrics if name.startswith("gan/")}
+        pulls[step] = norm(pull)
+    assert seen[0] == set() and seen[100] == seen[200] == {"reconstruction", "pull"}
+    assert seen[300] == {"reconstruction", "pull", "adversarial", "matching"}
+    assert pulls[0] == 0 and pulls[100] < 1e-6 < 1e-3 < min(pulls[200], pulls[300])
+    free, metrics = motion(vars.params, 300, 0.0)
+    short, _ = motion(vars.params, 300, 1e-3)
+    share = 1e-3 / float(metrics["gan/pull"])
+    assert share < 0.5  # the test says something
+    assert norm(short) == pytest.approx(share * norm(free), rel=2e-2)
+    with pytest.raises(ConfigError, match="start is the first"):
+        dataclasses.replace(system, gan={"start": 5})
+
+
+def test_what_both_networks_have_starts_the_same(system):
+    """Queries of the one meet keys of the other: as where both begin as Stable Diffusion."""
+    params = quick_jit(system.init)(jax.random.key(4), batch_of(system))["model"]
+    reference, denoiser = paths.flatten(params["reference"]), paths.flatten(params["denoiser"])
+    shared = reference.keys() & denoiser.keys()
+    assert len(shared) > 50 and "mid/attn_0/self/q/kernel" in shared
+    for path in shared:
+        np.testing.assert_array_equal(reference[path], denoiser[path], err_msg=path)
+
+
+def test_the_encoder_has_a_gradient_at_the_first_step_where_modules_are_open(system):
+    """With the paper's start of zero it has none. The denoiser's own last layer, which starts at zero, is made one."""
+    for opened in (False, True):
+        sizes = {"module_groups": 8, "motion_opened": opened}
+        one = dataclasses.replace(system, modules=sizes, gan={"enabled": False})
+        batch = batch_of(one)
+        params = quick_jit(one.init)(jax.random.key(0), batch)
+        params["model"]["denoiser"]["conv_out"]["kernel"] += 0.1
+        vars = Vars(params, quick_jit(one.init_mutable)(), {})
+
+        @quick_jit
+        def pull(params, one=one, batch=batch, vars=vars):
+            held = vars._replace(params=params)
+            return jax.grad(
+                lambda p: one.loss(
+                    "model", held._replace(params=p), batch, jax.random.key(1), 0, None
+                )[0]
+            )(params)
+
+        found = norm(pull(params)["model"]["motion"])
+        assert found > 1e-4 if opened else found == 0
+
+
+def test_the_demo_leaves_out_what_is_always_zero_and_averages_few_channels_nowhere():
+    """No cross-attention without CLIP; at least four channels a group; averaged weights; a rate that falls; noise
+    that hides the picture where most draws are; a warm-up that ends before the run."""
+    for stage in (1, 2, 3, 4):
+        config = load_config(f"xnemo:demo,stage={stage}")
+        unet, model = config.system.unet, config.optimizer.model
+        assert config.system.clip.network == "none" and unet.context_width == 0
+        assert min(unet.channels) / unet.norm_groups >= 4
+        assert min(unet.channels) / config.system.modules.module_groups >= 4
+        assert config.ema.decay > 0 and model.schedule.kind == "cosine"
+        assert model.schedule.warmup <= config.steps / 4
+        alpha_bar = build(config.system).diffusion.alpha_bar()
+        assert np.mean(alpha_bar < 1e-3) > 0.5
+    leaves = {"a": {"kernel": 0, "bias": 0}, "norm": {"scale": 0}}
+    decay = paths.flatten(paths.assign(load_config("xnemo").optimizer.model.decay, leaves))
+    assert decay == {"a/kernel": True, "a/bias": False, "norm/scale": False}
 
 
 def test_the_discriminator_learns_alone(system, vars, model_side):

@@ -44,6 +44,7 @@ from vidmotion.errors import EXIT_DONE, EXIT_REFUSED
 from vidmotion.models import (
     motion_attention,
     motion_encoder,
+    patchgan,
     resnet,
     spacetime,
     temporal_vae,
@@ -87,12 +88,16 @@ def _vidtwin_arguments(shapes: Shapes, options: Mapping[str, int | None]) -> Arg
             "no shape tells the number of attention heads: give it as --heads=N"
         )
     query_heads = options["query_heads"] or vidtwin.VidTwin.query_heads
-    return found | {"heads": heads, "query_heads": query_heads}
+    found |= {"heads": heads, "query_heads": query_heads}
+    if vidtwin_maps.DISCRIMINATOR in shapes:
+        found["discriminator_width"] = shapes[vidtwin_maps.DISCRIMINATOR][0]
+    return found
 
 
 def _vidtwin_net(arguments: Arguments) -> vidtwin.VidTwin:
+    sizes = {name: size for name, size in arguments.items() if name != "discriminator_width"}
     try:
-        return vidtwin.VidTwin(**arguments | {"patch": tuple(arguments["patch"])})
+        return vidtwin.VidTwin(**sizes | {"patch": tuple(sizes["patch"])})
     except (TypeError, KeyError) as error:
         raise ValueError(f"these are not the arguments of a VidTwin: {error}") from error
 
@@ -100,7 +105,14 @@ def _vidtwin_net(arguments: Arguments) -> vidtwin.VidTwin:
 def _vidtwin_shapes(arguments: Arguments) -> Mapping[str, Any]:
     net = _vidtwin_net(arguments)
     clip = jax.ShapeDtypeStruct((1, net.frames, net.size, net.size, 3), np.float32)
-    return jax.eval_shape(lambda x: net.init(jax.random.key(0), x), clip)["params"]
+    params = jax.eval_shape(lambda x: net.init(jax.random.key(0), x), clip)["params"]
+    if width := arguments.get("discriminator_width"):
+        frame = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+        disc = jax.eval_shape(
+            lambda x: patchgan.PatchDiscriminator(width).init(jax.random.key(0), x, True), frame
+        )
+        params["loss"] = {"logvar": jax.ShapeDtypeStruct((), np.float32), "disc": disc}
+    return params
 
 
 def _vidtwin_constants(arguments: Arguments) -> Mapping[str, np.ndarray]:

@@ -249,8 +249,9 @@ def seen(identity: Mapping, motion: np.ndarray) -> np.ndarray:
     style = cartoon.HAIRSTYLES[identity["hair_style"]]
     pose = {f.name: motion[:, k] for k, f in enumerate(MOTION_FACTORS)}
     lid = np.minimum(pose["lid_left"], pose["lid_right"])
-    # `Painter._eye`: the lid's lower edge against the lowest point of the iris.
-    iris = 1.95 * lid - 0.8 < 0.02 + 0.32 * pose["gaze_y"] + 0.62
+    # `Painter._eye`: the lid's lower edge, an arc, against the lowest point of the iris.
+    edge = (1.95 * lid - 0.8) * np.sqrt(1 - (0.4 * pose["gaze_x"]) ** 2)
+    iris = edge < 0.02 + 0.32 * pose["gaze_y"] + 0.62
     hides = {
         "iris_colour": ~iris,
         "gaze_x": ~iris,

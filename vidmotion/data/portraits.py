@@ -257,6 +257,7 @@ class DrawnPortraitSource:
         """`fps`: frames per second of the clips. Raises: ConfigError as `make_pair`, or clips too short."""
         self._pair, self._fps = make_pair(random, pair), fps
         self.clips = clips
+        self._boxes: dict[int, np.ndarray] = {}
         self.transforms = (self._pair,) if random else ()
         self.fingerprint = _fingerprint(clips.fingerprint, self._pair)
         self._arguments = (clips, fps, random, pair)
@@ -267,12 +268,14 @@ class DrawnPortraitSource:
 
     def __getitem__(self, index) -> dict[str, np.ndarray]:
         """Raises: IndexError out of range."""
-        video = self.clips[index]["video"]
+        drawn = hasattr(self.clips, "video")  # without all else that the element has
+        video = self.clips.video(index) if drawn else self.clips[index]["video"]
         height, width = video.shape[1:3]
-        if hasattr(self.clips, "boxes"):
-            boxes = self.clips.boxes(index)
-        else:
+        if not hasattr(self.clips, "boxes"):
             boxes = np.tile(np.float32([0, 0, width, height]), (len(video), 1))
+        elif (boxes := self._boxes.get(index)) is None:
+            # Kept, for drawing them takes longer than all the rest of a clip that is kept itself.
+            boxes = self._boxes[index] = self.clips.boxes(index)
         clip = {
             "video": video,
             "boxes": boxes,

@@ -452,8 +452,9 @@ def _reconstruction(run, work, settings: Settings) -> list[Measure]:
         *_sets(work, settings)[1:],
         measures.steadiness(),
     ]
-    if hasattr(run.system, "net"):
-        found.append(measures.constant("rate", 100.0 * run.system.net.rate, "percent_of_clip"))
+    if hasattr(run.system, "share_kept"):
+        kept = 100.0 * run.system.share_kept
+        found.append(measures.constant("rate", kept, "percent_of_clip"))
     return found
 
 

@@ -14,12 +14,14 @@ Maps = Sequence[jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Equation 7's; that of the adversarial term is 1.
+    """Equation 7's; there that of the adversarial term is 1.
 
     Attributes:
+      adversarial: of the discriminator's score.
       reconstruction, vgg, face, matching: lambda_r, lambda_vgg, lambda_vggf, lambda_fm.
     """
 
+    adversarial: float = 1.0
     reconstruction: float = 1.0
     vgg: float = 3e-2
     face: float = 6e-3
@@ -29,8 +31,8 @@ class Weights:
 def generator_loss(
     target_nhwc: jax.Array,
     image_nhwc: jax.Array,
-    score_n: jax.Array,
-    matching: tuple[Maps, Maps],
+    score_n: jax.Array | None = None,
+    matching: tuple[Maps, Maps] | None = None,
     vgg: tuple[Maps, Maps] | None = None,
     face: tuple[Maps, Maps] | None = None,
     weights: Weights = Weights(),
@@ -39,25 +41,23 @@ def generator_loss(
 
     Args:
       target_nhwc, image_nhwc: I_D and I_{R->D}, RGB in [-1, 1].
-      score_n: the discriminator's scores of `image_nhwc`.
+      score_n: the discriminator's scores of `image_nhwc`; None leaves the adversarial term out, as below.
       matching: its features of both, target first.
-      vgg, face: activations of VGG-19 and of the face recogniser for both, target first; None
-        leaves the term out.
+      vgg, face: activations of VGG-19 and of the face recogniser for both, target first.
       weights: of the terms.
 
     Returns:
-      Scalar float32, and the terms before weighting by name: ``adversarial``, ``reconstruction``
-      (equation 3, mean absolute difference), ``matching`` (6), and of ``vgg`` (4), ``face`` (5)
-      those that are there.
+      Scalar float32, and the terms before weighting by name: ``reconstruction`` (equation 3, mean
+      absolute difference), and of ``adversarial``, ``matching`` (6), ``vgg`` (4), ``face`` (5) those
+      that are there.
     """
     gap = target_nhwc.astype(jnp.float32) - image_nhwc.astype(jnp.float32)
-    terms = {
-        "adversarial": hinge_generator(score_n),
-        "reconstruction": jnp.mean(jnp.abs(gap)),
-        "matching": feature_distance(*matching),
-    }
+    terms = {"reconstruction": jnp.mean(jnp.abs(gap))}
+    if score_n is not None:
+        terms["adversarial"] = hinge_generator(score_n)
+    if matching is not None:
+        terms["matching"] = feature_distance(*matching)
     for name, maps in (("vgg", vgg), ("face", face)):
         if maps is not None:
             terms[name] = feature_distance(*maps, layers="sum")
-    scales = {"adversarial": 1.0} | dataclasses.asdict(weights)
-    return sum(scales[name] * term for name, term in terms.items()), terms
+    return sum(getattr(weights, name) * term for name, term in terms.items()), terms

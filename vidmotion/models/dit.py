@@ -157,7 +157,13 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_btnd, temb_btd, m_btm, cond_btd):
         modulate, (gate_attention, gate_mlp) = Conditioning(
-            self.width, 2, self.inject, True, 0.0 if self.temporal else self.gate_start, self.dtype, name="conditioning"
+            self.width,
+            2,
+            self.inject,
+            True,
+            0.0 if self.temporal else self.gate_start,
+            self.dtype,
+            name="conditioning",
         )(temb_btd, m_btm, cond_btd)
         h = modulate(0, group_norm(x_btnd, self.groups))
         x_btnd = x_btnd + gate_attention * self._attention(h)

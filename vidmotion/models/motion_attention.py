@@ -24,7 +24,6 @@ from vidmotion.models.attention import Attention, FeedForward, layer_norm
 from vidmotion.models.blocks import Dtype, group_norm
 from vidmotion.models.unet import TRANSFORMER_EPSILON, Make, UNet, zeros
 
-GROUPS = 32  # of the norm of both modules, whatever the UNet's are
 ATTENTIONS = 2
 MAX_FRAMES = 32
 MOTION = (32, 16)  # tokens of a frame and their width
@@ -42,10 +41,14 @@ class MotionModule(nn.Module):
 
     Attributes:
       heads: of the attentions.
+      groups: of the norm at the entrance.
+      opened: the last layer starts as other layers do, and not at zero.
       dtype: of the computation.
     """
 
     heads: int = 8
+    groups: int = 32
+    opened: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -63,11 +66,11 @@ class MotionModule(nn.Module):
             )
         frames = x_bfhwc.shape[1]
         context_nsc = einops.rearrange(motion_bfsc, "b f s c -> (b f) s c").astype(self.dtype)
-        y_nlc = _enter(x_bfhwc, "b f h w c -> (b f) (h w) c", self.dtype)
+        y_nlc = _enter(x_bfhwc, "b f h w c -> (b f) (h w) c", self.groups, self.dtype)
         for i in range(ATTENTIONS):
             q = layer_norm(self.dtype, f"norm_{i}")(y_nlc)
             y_nlc = y_nlc + Attention(self.heads, self.dtype, name=f"attn_{i}")(q, context_nsc)
-        y_nlc = _leave(y_nlc, self.dtype)
+        y_nlc = _leave(y_nlc, self.dtype, self.opened)
         return x_bfhwc + y_nlc.reshape(-1, frames, *x_bfhwc.shape[2:])
 
 
@@ -76,10 +79,12 @@ class TemporalModule(nn.Module):
 
     Attributes:
       heads: of the attentions.
+      groups: of the norm at the entrance.
       dtype: of the computation.
     """
 
     heads: int = 8
+    groups: int = 32
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -96,7 +101,7 @@ class TemporalModule(nn.Module):
                 "windows, or skip=('temporal',)"
             )
         code_1fc = jnp.asarray(frame_code(f, c), self.dtype)[None]
-        y_nfc = _enter(x_bfhwc, "b f h w c -> (b h w) f c", self.dtype)
+        y_nfc = _enter(x_bfhwc, "b f h w c -> (b h w) f c", self.groups, self.dtype)
         for i in range(ATTENTIONS):
             q = layer_norm(self.dtype, f"norm_{i}")(y_nfc) + code_1fc
             y_nfc = y_nfc + Attention(self.heads, self.dtype, name=f"attn_{i}")(q)
@@ -104,18 +109,19 @@ class TemporalModule(nn.Module):
         return x_bfhwc + einops.rearrange(y_nfc, "(b h w) f c -> b f h w c", h=h, w=w)
 
 
-def _enter(x_bfhwc: jax.Array, order: str, dtype: Dtype) -> jax.Array:
+def _enter(x_bfhwc: jax.Array, order: str, groups: int, dtype: Dtype) -> jax.Array:
     """Group norm of each frame by itself, tokens in `order`, first dense layer."""
     b, f, *_, c = x_bfhwc.shape
     y = x_bfhwc.reshape(b * f, *x_bfhwc.shape[2:])
-    y = group_norm(GROUPS, TRANSFORMER_EPSILON, dtype, "norm")(y).reshape(x_bfhwc.shape)
+    y = group_norm(groups, TRANSFORMER_EPSILON, dtype, "norm")(y).reshape(x_bfhwc.shape)
     return nn.Dense(c, dtype=dtype, name="proj_in")(einops.rearrange(y, order))
 
 
-def _leave(y_nlc: jax.Array, dtype: Dtype) -> jax.Array:
-    """GEGLU layer with its residual, last dense layer."""
+def _leave(y_nlc: jax.Array, dtype: Dtype, opened: bool = False) -> jax.Array:
+    """GEGLU layer with its residual, last dense layer, which starts at zero unless `opened`."""
     y_nlc = y_nlc + FeedForward(dtype, name="ff")(layer_norm(dtype, "norm_ff")(y_nlc))
-    return nn.Dense(y_nlc.shape[-1], kernel_init=zeros, dtype=dtype, name="proj_out")(y_nlc)
+    start = nn.initializers.lecun_normal() if opened else zeros
+    return nn.Dense(y_nlc.shape[-1], kernel_init=start, dtype=dtype, name="proj_out")(y_nlc)
 
 
 class DenoisingUNet(UNet):
@@ -123,12 +129,24 @@ class DenoisingUNet(UNet):
 
     Parameters at ``SIZES["sd15"]``: 1,684,818,244, of which 372,088,000 in the motion modules
     (paths ``*/motion_*``) and 453,209,280 in the temporal ones (``*/temporal_*``).
+
+    Attributes:
+      module_groups: of the group norms of both modules; as released, whatever the UNet's are.
+      motion_opened: the motion modules' last layers do not start at zero, so that the motion encoder has a gradient
+        from the first step on. Not in paper.
     """
+
+    module_groups: int = 32
+    motion_opened: bool = False
 
     def after(self) -> dict[str, Make]:
         """``motion``, then ``temporal``: the names that `skip` knows."""
-        kinds = {"motion": MotionModule, "temporal": TemporalModule}
+        shared = {"heads": self.heads, "groups": self.module_groups, "dtype": self.dtype}
+        kinds = {
+            "motion": (MotionModule, {"opened": self.motion_opened}),
+            "temporal": (TemporalModule, {}),
+        }
         return {
-            name: functools.partial(nn.remat(kind) if self.remat else kind, self.heads, self.dtype)
-            for name, kind in kinds.items()
+            name: functools.partial(nn.remat(kind) if self.remat else kind, **shared, **own)
+            for name, (kind, own) in kinds.items()
         }

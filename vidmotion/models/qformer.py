@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 EPSILON = 1e-12  # of every LayerNorm
+BERT = nn.initializers.normal(0.02)  # how kernels start in the released code
 
 
 class Attention(nn.Module):
@@ -24,23 +25,24 @@ class Attention(nn.Module):
       heads: number of heads; divides the width.
       dropout: rate, on the attention weights.
       dtype: of the matrix products.
+      kernel_init: of the kernels of query, key and value.
       out_init: of the output layer's kernel.
     """
 
     heads: int
     dropout: float
     dtype: DTypeLike
-    out_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
+    kernel_init: nn.initializers.Initializer = BERT
+    out_init: nn.initializers.Initializer = BERT
 
     @nn.compact
     def __call__(self, x_bqc: jax.Array, memory_blc: jax.Array, deterministic: bool) -> jax.Array:
         """(b, q, c), (b, l, any width) -> (b, q, c)."""
         width = x_bqc.shape[-1]
-        init = nn.initializers.normal(0.02)
         dense = functools.partial(nn.Dense, width, dtype=self.dtype)
 
         def heads(name: str, y: jax.Array) -> jax.Array:
-            return dense(kernel_init=init, name=name)(y).reshape(
+            return dense(kernel_init=self.kernel_init, name=name)(y).reshape(
                 *y.shape[:2], self.heads, width // self.heads
             )
 
@@ -65,19 +67,19 @@ class Layer(nn.Module):
     mlp_dim: int
     cross: bool
     dropout: float
-    dtype: DTypeLike
+    kernel_init: nn.initializers.Initializer
 
     @nn.compact
     def __call__(self, x_bqc: jax.Array, memory_blc: jax.Array, deterministic: bool) -> jax.Array:
         """(b, q, c), (b, l, any width) -> (b, q, c)."""
-        init = nn.initializers.normal(0.02)
-        dense = functools.partial(nn.Dense, kernel_init=init, dtype=self.dtype)
+        init = self.kernel_init
+        dense = functools.partial(nn.Dense, kernel_init=init, dtype=jnp.float32)
 
         def add(name: str, x: jax.Array, y: jax.Array) -> jax.Array:
             y = nn.Dropout(self.dropout, deterministic=deterministic, name=f"{name}_dropout")(y)
-            return layer_norm(self.dtype, f"{name}_norm")(x + y)
+            return layer_norm(f"{name}_norm")(x + y)
 
-        attention = functools.partial(Attention, self.heads, self.dropout, self.dtype)
+        attention = functools.partial(Attention, self.heads, self.dropout, jnp.float32, init, init)
         y = attention(name="self")(x_bqc, x_bqc, deterministic)
         x_bqc = add("self", x_bqc, y)
         if self.cross:
@@ -90,6 +92,7 @@ class Layer(nn.Module):
 class QFormer(nn.Module):
     """Sequence (b, l, any width) -> what the queries found, (b, queries, width).
 
+    Everything is float32, as in the released code, whose autocast leaves it alone (section 1.5).
     Dropout acts on the normed queries, on every branch and on the attention weights; it needs the
     rng "dropout" unless `deterministic`.
 
@@ -97,7 +100,7 @@ class QFormer(nn.Module):
       queries: number of queries; they are learned and shared by the batch.
       width, layers, heads, mlp_dim: sizes; layers 0, 2, 4, ... read the sequence.
       dropout: rate.
-      dtype: of the matrix products and the result; norm statistics and softmax are float32.
+      kernel_init: of every kernel.
     """
 
     queries: int
@@ -106,23 +109,28 @@ class QFormer(nn.Module):
     heads: int = 8
     mlp_dim: int = 768
     dropout: float = 0.1
-    dtype: DTypeLike = jnp.float32
+    kernel_init: nn.initializers.Initializer = BERT
 
     @nn.compact
     def __call__(self, memory_blc: jax.Array, deterministic: bool = True) -> jax.Array:
         """See the class."""
         query_qc = self.param("queries", nn.initializers.normal(1.0), (self.queries, self.width))
-        x = layer_norm(self.dtype, "norm")(query_qc[None])
+        x = layer_norm("norm")(query_qc[None])
         x = jnp.broadcast_to(x, (memory_blc.shape[0], *query_qc.shape))
         x = nn.Dropout(self.dropout, deterministic=deterministic, name="dropout")(x)
         for i in range(self.layers):
             layer = Layer(
-                self.heads, self.mlp_dim, i % 2 == 0, self.dropout, self.dtype, name=f"layer_{i}"
+                self.heads,
+                self.mlp_dim,
+                i % 2 == 0,
+                self.dropout,
+                self.kernel_init,
+                name=f"layer_{i}",
             )
             x = layer(x, memory_blc, deterministic)
         return x
 
 
-def layer_norm(dtype: DTypeLike, name: str) -> nn.LayerNorm:
-    """LayerNorm with affine and two-pass statistics in float32."""
-    return nn.LayerNorm(epsilon=EPSILON, dtype=dtype, use_fast_variance=False, name=name)
+def layer_norm(name: str) -> nn.LayerNorm:
+    """LayerNorm with affine and two-pass statistics, in float32."""
+    return nn.LayerNorm(epsilon=EPSILON, dtype=jnp.float32, use_fast_variance=False, name=name)

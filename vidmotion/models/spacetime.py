@@ -182,21 +182,22 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x_bthwc: jax.Array) -> jax.Array:
-        """(b, t, h, w, 3) -> (b, t / patch, h / patch, w / patch, width) float32.
+        """(b, t, h, w, channels) -> (b, t / patch, h / patch, w / patch, width) float32.
 
         Frames, rows and columns that the patch does not divide are filled up with zeros at the end.
+        The embedding is float32, whatever the trunk's matrix products are (section 1.5).
         """
         room = [-size % p for size, p in zip(x_bthwc.shape[1:4], self.patch)]
         x_bthwc = jnp.pad(x_bthwc, ((0, 0), *((0, r) for r in room), (0, 0)))
         i, j, k = self.patch
         patches = rearrange(x_bthwc, "b (t i) (h j) (w k) c -> b t h w i j k c", i=i, j=j, k=k)
-        # Xavier on the flattened (3 i j k, width) view; the bias keeps PyTorch's default (1.6).
+        # Xavier on the flattened (c i j k, width) view; the bias keeps PyTorch's default (1.6).
         embed = nn.DenseGeneral(
             self.width,
             axis=(-4, -3, -2, -1),
             kernel_init=xavier,
-            bias_init=uniform_bias(3 * math.prod(self.patch)),
-            dtype=self.trunk["dtype"],
+            bias_init=uniform_bias(x_bthwc.shape[-1] * math.prod(self.patch)),
+            dtype=jnp.float32,
             name="patch_embed",
         )
         return Trunk(**self.trunk, name="trunk")(embed(patches))
@@ -206,25 +207,28 @@ class Decoder(nn.Module):
     """Tokens to video in two steps, so that a loss may look at the last kernel alone (section 1.4).
 
     Attributes:
+      width: channels of a token.
       patch: frames, rows and columns of a patch.
       trunk: arguments of `Trunk`.
-      width: channels of a token.
+      channels: of the video.
     """
 
     width: int
     patch: tuple[int, int, int]
     trunk: dict
+    channels: int = 3
 
     def setup(self):
         self.blocks = Trunk(**self.trunk, name="trunk")
         width = self.width
         self.modulation = self.param("modulation", nn.initializers.normal(width**-0.5), (2, width))
         # Not zero: the released code makes this layer again after its zero initialisation (1.6).
+        # Float32, whatever the trunk's matrix products are (1.5).
         self.out = nn.Dense(
-            3 * math.prod(self.patch),
+            self.channels * math.prod(self.patch),
             kernel_init=uniform_kernel,
             bias_init=uniform_bias(width),
-            dtype=self.trunk["dtype"],
+            dtype=jnp.float32,
         )
 
     def features(self, x_bthwc: jax.Array) -> jax.Array:
@@ -235,13 +239,13 @@ class Decoder(nn.Module):
         return modulate(flat, shift, scale).reshape(x.shape)
 
     def pixels(self, y_bthwc: jax.Array) -> jax.Array:
-        """The last layer, `out`: (b, t, h, w, width) -> video (b, t', h', w', 3) float32.
+        """The last layer, `out`: (b, t, h, w, width) -> video (b, t', h', w', channels) float32.
 
         Outputs are neither squashed nor clipped. Within a token they are ordered frame, row,
         column, colour.
         """
         i, j, k = self.patch
-        y = self.out(y_bthwc).astype(jnp.float32)
+        y = self.out(y_bthwc)
         return rearrange(y, "b t h w (i j k c) -> b (t i) (h j) (w k) c", i=i, j=j, k=k)
 
     def __call__(self, x_bthwc: jax.Array) -> jax.Array:

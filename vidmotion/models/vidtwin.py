@@ -14,6 +14,7 @@ both profiles, column profile first, n numbers of a latent.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -22,11 +23,42 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 from jax.typing import DTypeLike
 
-from vidmotion.models.qformer import QFormer
+from vidmotion.models.qformer import BERT, QFormer
 from vidmotion.models.spacetime import Decoder, Encoder, uniform_bias, uniform_kernel
 
 LOGVAR_RANGE = (-30.0, 20.0)  # section 4
+LOGVAR_START = -4.0  # of the scaled start: a posterior's deviation of 0.14 beside means about 1
 MAX_BLOCKS = 3
+Initializer = nn.initializers.Initializer
+lecun = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+he = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+class Start(NamedTuple):
+    """How the layers between the two transformers begin.
+
+    Attributes:
+      kernel: of a layer without activation.
+      relu: of the kernel of a layer that a ReLU follows.
+      bias: fan-in -> initialiser of a bias.
+      qformer: of all kernels of the Q-Former.
+      steady: the log-variances begin at `LOGVAR_START` whatever the clip, and not at what the kernel gives.
+    """
+
+    kernel: Initializer
+    relu: Initializer
+    bias: Callable[[int], Initializer]
+    qformer: Initializer
+    steady: bool
+
+
+# Released: PyTorch's defaults and BERT's, whose layers each make the signal smaller: of what differs
+# between clips 6e-6 is left in the means of the structure latent, beside a posterior's deviation of 1.
+# Scaled: every layer keeps the size of its signal.
+STARTS = {
+    "released": Start(uniform_kernel, uniform_kernel, uniform_bias, BERT, False),
+    "scaled": Start(lecun, he, lambda fan_in: nn.initializers.zeros, lecun, True),
+}
 
 # Supplement, Table 1. Parameters with LATENTS["released"]: small 106,133,298, base 311,518,770,
 # large 1,237,295,922. The released code also holds two layers that nothing reads (section 6): with
@@ -93,30 +125,53 @@ def halved(side: int, times: int) -> int:
     return side
 
 
-def _conv(fan_in: int, features: int, dtype: DTypeLike, name: str, stride: int = 1) -> nn.Conv:
-    """3x3 convolution padded by 1 on every side: at stride 2, "SAME" would pad one side only."""
-    return nn.Conv(
+def _conv(
+    x: jax.Array, features: int, start: Start, name: str, *, relu: bool = False, stride: int = 1
+) -> jax.Array:
+    """3x3 convolution padded by 1 on every side (at stride 2, "SAME" would pad one side only), and ReLU."""
+    y = nn.Conv(
         features,
         (3, 3),
         strides=stride,
         padding=((1, 1), (1, 1)),
-        kernel_init=uniform_kernel,
-        bias_init=uniform_bias(9 * fan_in),
-        dtype=dtype,
+        kernel_init=start.relu if relu else start.kernel,
+        bias_init=start.bias(9 * x.shape[-1]),
+        dtype=jnp.float32,
         name=name,
-    )
+    )(x)
+    return nn.relu(y) if relu else y
 
 
-def _dense(fan_in: int, features: int, dtype: DTypeLike, name: str, axis: int = -1):
-    """Dense layer over `axis`, whose result is the last axis, at PyTorch's default start."""
-    bias = uniform_bias(fan_in)
-    return nn.DenseGeneral(
-        features, axis=axis, kernel_init=uniform_kernel, bias_init=bias, dtype=dtype, name=name
-    )
+def _dense(x: jax.Array, features: int, start: Start, name: str, axis: int = -1) -> jax.Array:
+    """Dense layer over `axis`, whose result is the last axis, and ReLU."""
+    y = nn.DenseGeneral(
+        features,
+        axis=axis,
+        kernel_init=start.relu,
+        bias_init=start.bias(x.shape[axis]),
+        dtype=jnp.float32,
+        name=name,
+    )(x)
+    return nn.relu(y)
+
+
+def _moments(x: jax.Array, channels: int, start: Start) -> jax.Array:
+    """The convolution to mean and log-variance: (..., h, w, c) -> (..., h, w, 2 channels)."""
+    if start.steady:
+
+        def kernel(key, shape, dtype=jnp.float32):
+            mean = start.kernel(key, (*shape[:-1], channels), dtype)
+            return jnp.concatenate([mean, jnp.zeros_like(mean)], axis=-1)
+
+        def bias(key, shape, dtype=jnp.float32):
+            return jnp.repeat(jnp.array([0.0, LOGVAR_START], dtype), channels)
+
+        start = start._replace(kernel=kernel, bias=lambda fan_in: bias)
+    return _conv(x, 2 * channels, start, "moments")
 
 
 def _gaussian(moments: jax.Array) -> Gaussian:
-    mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+    mean, logvar = jnp.split(moments, 2, axis=-1)
     return Gaussian(mean, jnp.clip(logvar, *LOGVAR_RANGE))
 
 
@@ -128,27 +183,26 @@ class StructureEncoder(nn.Module):
       width: channels after the first convolution; every block doubles them.
       blocks: convolutions of stride 2.
       channels: d_S.
-      dtype: of the matrix products.
+      start: how the layers begin.
     """
 
     qformer: dict
     width: int
     blocks: int
     channels: int
-    dtype: DTypeLike
+    start: Start
 
     @nn.compact
     def __call__(self, z_bthwc: jax.Array, deterministic: bool) -> jax.Array:
         """Features (b, t, h, w, c) -> moments (b, q, h', w', 2 d_S)."""
         batch, _, side, _, _ = z_bthwc.shape
         memory = rearrange(z_bthwc, "b t h w c -> (b h w) t c")
-        x = QFormer(**self.qformer, dtype=self.dtype, name="qformer")(memory, deterministic)
-        x = rearrange(x, "(b h w) q c -> (b q) h w c", h=side, w=side)
-        x = _conv(x.shape[-1], self.width, self.dtype, "conv_in")(x)
+        read = QFormer(**self.qformer, kernel_init=self.start.qformer, name="qformer")
+        x = rearrange(read(memory, deterministic), "(b h w) q c -> (b q) h w c", h=side, w=side)
+        x = _conv(x, self.width, self.start, "conv_in")
         for i in range(self.blocks):
-            width = x.shape[-1]
-            x = nn.relu(_conv(width, 2 * width, self.dtype, f"down_{i}", stride=2)(x))
-        x = _conv(x.shape[-1], 2 * self.channels, self.dtype, "moments")(x)
+            x = _conv(x, 2 * x.shape[-1], self.start, f"down_{i}", relu=True, stride=2)
+        x = _moments(x, self.channels, self.start)
         return rearrange(x, "(b q) h w n -> b q h w n", b=batch)
 
 
@@ -158,8 +212,7 @@ class StructureDecoder(nn.Module):
     Attributes:
       frames, side, features: t, h = w, c of the result.
       query_width: channels of a query.
-      width, blocks: as in `StructureEncoder`.
-      dtype: of the matrix products.
+      width, blocks, start: as in `StructureEncoder`.
     """
 
     frames: int
@@ -168,24 +221,23 @@ class StructureDecoder(nn.Module):
     query_width: int
     width: int
     blocks: int
-    dtype: DTypeLike
+    start: Start
 
     @nn.compact
     def __call__(self, structure_bqhwn: jax.Array) -> jax.Array:
         """(b, q, h', w', d_S) -> (b, t, h, w, c), not negative."""
-        batch, queries, _, _, channels = structure_bqhwn.shape
+        start, batch = self.start, len(structure_bqhwn)
         x = rearrange(structure_bqhwn, "b q h w n -> (b q) h w n")
-        x = nn.relu(_conv(channels, self.width * 2**self.blocks, self.dtype, "conv_in")(x))
+        x = _conv(x, self.width * 2**self.blocks, start, "conv_in", relu=True)
         for i in range(self.blocks):
-            width = x.shape[-1]
-            x = nn.relu(_conv(width, width // 2, self.dtype, f"up_{i}")(x))
+            x = _conv(x, x.shape[-1] // 2, start, f"up_{i}", relu=True)
             x = repeat(x, "b h w c -> b (h i) (w j) c", i=2, j=2)
-        x = _conv(x.shape[-1], self.query_width, self.dtype, "conv_out")(x)
+        x = _conv(x, self.query_width, start, "conv_out")
         first = (x.shape[1] - self.side) // 2  # halving rounded up: cut what is too much
         middle = slice(first, first + self.side)
         x = rearrange(x[:, middle, middle], "(b q) h w c -> b q h w c", b=batch)
-        x = nn.relu(_dense(self.query_width, self.features, self.dtype, "widen")(x))
-        x = nn.relu(_dense(queries, self.frames, self.dtype, "mix", axis=1)(x))
+        x = _dense(x, self.features, start, "widen")
+        x = _dense(x, self.frames, start, "mix", axis=1)
         return rearrange(x, "b h w c t -> b t h w c")
 
 
@@ -194,11 +246,16 @@ class DynamicsEncoder(nn.Module):
 
     One head serves both: a 3x3 convolution over (frame, position), which therefore sees the frame
     before and the frame after.
+
+    Attributes:
+      blocks: convolutions of stride 2.
+      channels: d_D.
+      start: how the layers begin.
     """
 
     blocks: int
     channels: int
-    dtype: DTypeLike
+    start: Start
 
     @nn.compact
     def __call__(self, z_bthwc: jax.Array) -> jax.Array:
@@ -206,10 +263,10 @@ class DynamicsEncoder(nn.Module):
         batch, frames, _, _, width = z_bthwc.shape
         x = z_bthwc.reshape(-1, *z_bthwc.shape[2:])
         for i in range(self.blocks):
-            x = nn.relu(_conv(width, width, self.dtype, f"down_{i}", stride=2)(x))
+            x = _conv(x, width, self.start, f"down_{i}", relu=True, stride=2)
         profiles = jnp.stack([jnp.mean(x, axis=1), jnp.mean(x, axis=2)])
         profiles = rearrange(profiles, "z (b t) p c -> (z b) t p c", t=frames)
-        x = _conv(width, 2 * self.channels, self.dtype, "moments")(profiles)
+        x = _moments(profiles, self.channels, self.start)
         return rearrange(x, "(z b) t p n -> b t (z p) n", b=batch)
 
 
@@ -218,22 +275,22 @@ class DynamicsDecoder(nn.Module):
 
     Attributes:
       side, features: h = w and c of the result.
-      dtype: of the matrix products.
+      start: how the layers begin.
     """
 
     side: int
     features: int
-    dtype: DTypeLike
+    start: Start
 
     @nn.compact
     def __call__(self, dynamics_btpn: jax.Array) -> jax.Array:
         """(b, t, w' + h', d_D) -> (b, t, h, w, c), not negative."""
-        c, side, channels = self.features, self.side, dynamics_btpn.shape[-1]
-        x = nn.relu(_dense(channels, c, self.dtype, "dense_0")(dynamics_btpn))
-        x = nn.relu(_dense(c, c, self.dtype, "dense_1")(x))
+        start = self.start
+        x = _dense(dynamics_btpn, self.features, start, "dense_0")
+        x = _dense(x, self.features, start, "dense_1")
         x = rearrange(x, "b t (z p) c -> b t z p c", z=2)
-        x = nn.relu(_dense(x.shape[3], side, self.dtype, "stretch_0", axis=3)(x))
-        x = nn.relu(_dense(side, side, self.dtype, "stretch_1")(x))
+        x = _dense(x, self.side, start, "stretch_0", axis=3)
+        x = _dense(x, self.side, start, "stretch_1")
         along_width, along_height = rearrange(x, "b t z c p -> z b t p c")
         return along_width[:, :, None] + along_height[:, :, :, None]
 
@@ -241,20 +298,22 @@ class DynamicsDecoder(nn.Module):
 class VidTwin(nn.Module):
     """The autoencoder (arXiv 2412.17726, section 3; spec sections 1 to 4).
 
-    Parameters are float32. Residual streams, norm statistics, softmax, moments and video are float32
-    too; everything else is in `dtype`.
+    Parameters are float32, and so is everything but the matrix products of the two transformers, as
+    under the autocast of the released code (section 1.5).
 
     Attributes:
       width, depth, heads: of the encoder and of the decoder (`SIZES`).
-      queries: n_q.
+      queries: n_q, not more than the frames of the transformers (3.2.1 of the paper).
       structure_channels, structure_blocks: d_S; convolutions of stride 2 on the structure, 1 to 3.
       dynamics_channels, dynamics_blocks: the same of the dynamics, d_D.
       frames, size: of a clip; frames, and pixels of its equal height and width.
       patch: frames, rows and columns of a patch.
+      channels: of a frame; 3 of pictures, others where it is made of latents of an image autoencoder.
       query_width, query_layers, query_heads, query_mlp: of the Q-Former (D.1; section 2.1).
       structure_width: channels of the first convolution on the structure.
       dropout: rate inside the Q-Former, the only dropout there is.
-      dtype: of the matrix products.
+      start: of the layers between the transformers, a name of `STARTS`.
+      dtype: of the matrix products of both transformers.
       remat, scan: see `spacetime.Trunk`; `scan` changes the parameter tree.
 
     Raises:
@@ -272,12 +331,14 @@ class VidTwin(nn.Module):
     frames: int = 16
     size: int = 224
     patch: tuple[int, int, int] = (1, 16, 16)
+    channels: int = 3
     query_width: int = 64
     query_layers: int = 6
     query_heads: int = 8
     query_mlp: int = 768
     structure_width: int = 128
     dropout: float = 0.1
+    start: str = "released"
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     scan: bool = False
@@ -303,7 +364,7 @@ class VidTwin(nn.Module):
     def rate(self) -> float:
         """Numbers of both latents over numbers of the clip (supplement B.1, section 9)."""
         numbers = math.prod(self.structure_shape) + math.prod(self.dynamics_shape)
-        return numbers / (3 * self.frames * self.size**2)
+        return numbers / (self.channels * self.frames * self.size**2)
 
     def setup(self):
         self.check()
@@ -323,45 +384,40 @@ class VidTwin(nn.Module):
             "dropout": self.dropout,
         }
         frames, side, _ = self.grid
-        structure = {
-            "width": self.structure_width,
-            "blocks": self.structure_blocks,
-            "dtype": self.dtype,
-        }
+        start = STARTS[self.start]
+        structure = {"width": self.structure_width, "blocks": self.structure_blocks, "start": start}
         self.encoder = Encoder(self.width, self.patch, trunk)
         self.structure_encoder = StructureEncoder(
             qformer, channels=self.structure_channels, **structure
         )
-        self.dynamics_encoder = DynamicsEncoder(
-            self.dynamics_blocks, self.dynamics_channels, self.dtype
-        )
+        self.dynamics_encoder = DynamicsEncoder(self.dynamics_blocks, self.dynamics_channels, start)
         self.structure_decoder = StructureDecoder(
             frames, side, self.width, self.query_width, **structure
         )
-        self.dynamics_decoder = DynamicsDecoder(side, self.width, self.dtype)
-        self.decoder = Decoder(self.width, self.patch, trunk)
+        self.dynamics_decoder = DynamicsDecoder(side, self.width, start)
+        self.decoder = Decoder(self.width, self.patch, trunk, self.channels)
 
     def features(self, x_bthwc: jax.Array) -> jax.Array:
         """z, what both branches read (section 1.4).
 
         Args:
-          x_bthwc: video (batch, frames, size, size, 3), RGB in [-1, 1]. Where the last patch of an
-            axis is not complete, zeros complete it (section 1.1).
+          x_bthwc: video (batch, frames, size, size, channels), RGB in [-1, 1]. Where the last patch
+            of an axis is not complete, zeros complete it (section 1.1).
 
         Returns:
           (batch, *grid, width) float32. Frame t depends on frames up to t alone.
 
         Raises:
-          ValueError: other rank or colours, or other than `grid` patches; the position codes are
+          ValueError: other rank or channels, or other than `grid` patches; the position codes are
             fixed.
         """
         want = self.grid
         patches = tuple(-(-n // p) for n, p in zip(x_bthwc.shape[1:4], self.patch))
-        if x_bthwc.ndim != 5 or x_bthwc.shape[-1] != 3 or patches != want:
+        if x_bthwc.ndim != 5 or x_bthwc.shape[-1] != self.channels or patches != want:
+            shape = f"{self.frames}, {self.size}, {self.size}, {self.channels}"
             raise ValueError(
-                f"VidTwin: video must be (batch, {self.frames}, {self.size}, {self.size}, 3), that "
-                f"is {want[0]}x{want[1]}x{want[2]} patches of {'x'.join(map(str, self.patch))}, "
-                f"got {x_bthwc.shape}"
+                f"VidTwin: video must be (batch, {shape}), that is {'x'.join(map(str, want))} "
+                f"patches of {'x'.join(map(str, self.patch))}, got {x_bthwc.shape}"
             )
         return self.encoder(x_bthwc)
 
@@ -396,10 +452,10 @@ class VidTwin(nn.Module):
         parts = []
         if structure is not None:
             self._require("structure", structure, self.structure_shape)
-            parts.append(self.structure_decoder(structure).astype(jnp.float32))
+            parts.append(self.structure_decoder(structure))
         if dynamics is not None:
             self._require("dynamics", dynamics, self.dynamics_shape)
-            parts.append(self.dynamics_decoder(dynamics).astype(jnp.float32))
+            parts.append(self.dynamics_decoder(dynamics))
         if not parts:
             raise ValueError("VidTwin: nothing to decode; give structure, dynamics, or both")
         return self.decoder.features(sum(parts[1:], parts[0]))
@@ -420,7 +476,7 @@ class VidTwin(nn.Module):
           dynamics: (batch, *dynamics_shape), or None for structure alone.
 
         Returns:
-          (batch, frames, size, size, 3) float32 about [-1, 1], not clipped; completed to whole
+          (batch, frames, size, size, channels) float32 about [-1, 1], not clipped; completed to whole
           patches where those do not divide the clip.
 
         Raises:
@@ -470,6 +526,12 @@ class VidTwin(nn.Module):
         for name in ("structure_blocks", "dynamics_blocks"):
             if not 1 <= getattr(self, name) <= MAX_BLOCKS:
                 faults.append(f"{name}={getattr(self, name)} must be from 1 to {MAX_BLOCKS}")
+        if not 1 <= self.queries <= self.grid[0]:
+            faults.append(
+                f"queries={self.queries} must be from 1 to {self.grid[0]}, the frames that they choose from (n_q <= f)"
+            )
+        if self.start not in STARTS:
+            faults.append(f"start={self.start!r} must be one of {', '.join(STARTS)}")
         if self.patch[1] != self.patch[2]:
             faults.append(f"patch={self.patch} must be square: both profiles share their layers")
         if faults:

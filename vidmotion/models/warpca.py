@@ -41,10 +41,16 @@ def warp(x_bhwc: jax.Array, flow_bhw2: jax.Array) -> jax.Array:
     _, height, width, _ = x_bhwc.shape
     flow = flow_bhw2.astype(jnp.float32)
     pixels = flow * (jnp.array([width - 1, height - 1], jnp.float32) * 0.5)[None, None, None]
-    x = jnp.clip(pixels[..., 0] + jnp.arange(width, dtype=jnp.float32)[None, None], 0, width - 1)
-    y = jnp.clip(
-        pixels[..., 1] + jnp.arange(height, dtype=jnp.float32)[None, :, None], 0, height - 1
-    )
+    x = pixels[..., 0] + jnp.arange(width, dtype=jnp.float32)[None, None]
+    y = pixels[..., 1] + jnp.arange(height, dtype=jnp.float32)[None, :, None]
+    return sample_at(x_bhwc, x, y)
+
+
+def sample_at(x_bhwc: jax.Array, x_bij: jax.Array, y_bij: jax.Array) -> jax.Array:
+    """Pictures (b, h, w, c) between their pixels, bilinear, borders repeated: (b, i, j, c) at the columns and rows
+    `x_bij` and `y_bij`, float32 counted from the centre of the first pixel."""
+    _, height, width, _ = x_bhwc.shape
+    x, y = jnp.clip(x_bij, 0, width - 1), jnp.clip(y_bij, 0, height - 1)
     left, top = jnp.floor(x), jnp.floor(y)
     across, down = (x - left)[..., None], (y - top)[..., None]
     columns = left.astype(jnp.int32), jnp.minimum(left.astype(jnp.int32) + 1, width - 1)
@@ -52,9 +58,9 @@ def warp(x_bhwc: jax.Array, flow_bhw2: jax.Array) -> jax.Array:
     flat_blc = rearrange(x_bhwc, "b h w c -> b (h w) c")
 
     def at(row, column):
-        index_bl = rearrange(row * width + column, "b h w -> b (h w)")
+        index_bl = rearrange(row * width + column, "b i j -> b (i j)")
         taken = jnp.take_along_axis(flat_blc, index_bl[..., None], axis=1)
-        return rearrange(taken, "b (h w) c -> b h w c", h=height)
+        return taken.reshape(*x.shape, -1)
 
     def between(first, second, weight):
         return first + (second - first) * weight.astype(first.dtype)
@@ -120,6 +126,7 @@ class WarpCA(nn.Module):
         the normalised hidden state added, ``attn_plus_query``. Not in paper.
       time_modulation: Eq. 9; without it the code enters as it is (Table 3, "w/o timestep").
       fusion: ``add``, Eq. 10; ``blend``, (1 - O) H + O W(H), for analysis.
+      flow_range: the longest flow, of which the tanh is a share: 1 is half the picture. Not in paper, which has 1.
       occlusion_bias: at the start O = sigmoid of it; not in paper.
       dtype: of the computation; code, flow and occlusion are float32.
 
@@ -135,6 +142,7 @@ class WarpCA(nn.Module):
     flow_input: str = "attn_plus_query"
     time_modulation: bool = True
     fusion: str = "add"
+    flow_range: float = 1.0
     occlusion_bias: float = -2.0
     dtype: DTypeLike = jnp.float32
 
@@ -191,7 +199,7 @@ class WarpCA(nn.Module):
             )
             return out(y)
 
-        flow = jnp.tanh(read("flow", 2, 0.0))
+        flow = self.flow_range * jnp.tanh(read("flow", 2, 0.0))
         occlusion = nn.sigmoid(read("occlusion", 1, self.occlusion_bias))
         self.sow("motion", "flow", flow)
         self.sow("motion", "occlusion", occlusion)

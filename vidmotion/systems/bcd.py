@@ -177,7 +177,13 @@ class Diffusion:
         """
         if self.kind == "edm":
             return process.EDM(
-                self.sigma_data, self.p_mean, self.p_std, self.sigma_min, self.sigma_max, self.prediction, self.weighting
+                self.sigma_data,
+                self.p_mean,
+                self.p_std,
+                self.sigma_min,
+                self.sigma_max,
+                self.prediction,
+                self.weighting,
             )
         if self.kind == "ddpm_eps":
             return process.DDPM()

@@ -10,7 +10,10 @@ pass:
 w is adaptive: it makes the adversarial gradient at the decoder's last kernel a fixed share of the likelihood's.
 `on` begins for the discriminator with batch `gan.start`, for the autoencoder one batch later.
 
-Shape suffixes: b batch, t frames, h w rows and columns, c colours, n = b t single frames.
+x are pixels in [-1, 1], as in the paper, or the latents of a frozen image autoencoder (`codec`), which then decodes
+what is sampled: a small VidTwin learns faster where a frame is a few numbers of equal size.
+
+Shape suffixes: b batch, t frames, h w rows and columns, c channels, n = b t single frames.
 """
 
 import dataclasses
@@ -21,6 +24,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vidmotion import paths
 from vidmotion.convert import folder
@@ -31,12 +35,15 @@ from vidmotion.losses.reconstruction import laplace_nll
 from vidmotion.models.features.lpips import LPIPS
 from vidmotion.models.patchgan import PatchDiscriminator
 from vidmotion.models.vidtwin import VidTwin
-from vidmotion.system import Const, Out, Player, System, Vars, dtype, record, when
+from vidmotion.system import Const, Out, Player, System, Vars, begun, dtype, record, when
+from vidmotion.systems import codecs
+from vidmotion.systems.codecs import LatentCodec, PixelCodec
 
 log = logging.getLogger(__name__)
 
 PyTree = Any
 PARTS = ("both", "structure", "dynamics")
+SOURCES = ("clip", "shuffled", "other")
 LAST_KERNEL = "decoder/out/kernel"
 
 
@@ -58,7 +65,7 @@ class Gan:
     """The discriminator and its part in the loss.
 
     Attributes:
-      weight: of the adversarial gradient against the likelihood's, at the last kernel.
+      weight: of the adversarial gradient against the likelihood's, at the last kernel; 0: no discriminator.
       start: first batch from which the discriminator learns; batches, not optimiser steps.
       width, layers: of `PatchDiscriminator`.
     """
@@ -74,7 +81,13 @@ class VidTwinAutoencoder(System):
     """VidTwin with its losses.
 
     Attributes:
-      network: sizes of `models.vidtwin.VidTwin`, all its fields but dtype, remat and scan.
+      network: sizes of `models.vidtwin.VidTwin` in pixels, all its fields but channels, dtype, remat and scan.
+      codec: of an image autoencoder, see `systems.codecs`; None: the network reads and writes pixels.
+      structure_from: what the structure that is decoded with a clip's dynamics is read from in training: ``clip``, the
+        clip itself, as in the paper; ``shuffled``, its frames in another order (the released code has this as a
+        variant, and another that reorders what the encoder made of them, which changes nothing, since the Q-Former
+        sees a set); ``other``, another window of the same video, with the same things in it that move differently, so
+        that motion can only come from the dynamics. Training then reads videos of two windows.
       kl_weight: of the divergence summed over the latents of a clip.
       perceptual, gan: the records above, or mappings of their fields.
       compute: ``float32`` or ``bfloat16``; parameters, latents and losses are float32 either way.
@@ -85,6 +98,8 @@ class VidTwinAutoencoder(System):
     """
 
     network: Mapping[str, Any]
+    codec: PixelCodec | LatentCodec | Mapping[str, Any] | None = None
+    structure_from: str = "clip"
     kl_weight: float = 1e-3
     perceptual: Perceptual = Perceptual()
     gan: Gan = Gan()
@@ -96,29 +111,62 @@ class VidTwinAutoencoder(System):
         for name, cls in (("perceptual", Perceptual), ("gan", Gan)):
             object.__setattr__(self, name, record(cls, getattr(self, name), name))
         dtype(self.compute)
+        if self.structure_from not in SOURCES:
+            raise ConfigError(
+                f"config.system.structure_from={self.structure_from!r}: choose {', '.join(SOURCES)}"
+            )
         record(VidTwin, self.network, "network")
+        if self.codec is not None:
+            object.__setattr__(self, "codec", codecs.make(self.codec))
+            self._check_codec()
         try:
             self.net.check()
         except ValueError as error:
             raise ConfigError(f"config.system.network: {error}") from error
         least = 3 * 2**self.gan.layers
-        if self.net.size < least:
+        if self.gan.weight and self.net.size < least:
             raise ConfigError(
-                f"config.system.gan.layers={self.gan.layers} needs frames of {least} px or more, "
-                f"config.system.network.size is {self.net.size}"
+                f"config.system.gan.layers={self.gan.layers} needs frames of {least} places or more, those that "
+                f"the network makes of config.system.network.size={self.size} have {self.net.size}"
+            )
+
+    def _check_codec(self):
+        side, _ = self.codec.latent_shape(self.size)
+        factor = self.size // side
+        if any(pixels % factor for pixels in self.network["patch"][1:]):
+            raise ConfigError(
+                f"config.system.network.patch={tuple(self.network['patch'])}: rows and columns are pixels, and a "
+                f"place of this codec's latents is {factor} of them"
+            )
+        if self.perceptual.weights:
+            raise ConfigError(
+                "config.system.perceptual.weights: LPIPS judges pixels, and with config.system.codec the network "
+                "makes latents; leave one of the two out"
             )
 
     # -- networks ---------------------------------------------------------------------------------
 
     @property
     def net(self) -> VidTwin:
-        """The autoencoder."""
-        return VidTwin(**self.network, dtype=dtype(self.compute), remat=self.remat, scan=self.scan)
+        """The autoencoder, in the sizes of what it reads."""
+        sizes = dict(self.network)
+        if self.codec is not None:
+            sizes["size"], sizes["channels"] = self.codec.latent_shape(self.size)
+            frames, *sides = sizes["patch"]
+            factor = self.size // sizes["size"]
+            sizes["patch"] = (frames, *(pixels // factor for pixels in sides))
+        return VidTwin(**sizes, dtype=dtype(self.compute), remat=self.remat, scan=self.scan)
 
     @property
     def size(self) -> int:
-        """Height and width of a frame."""
-        return self.net.size
+        """Height and width of a frame, pixels."""
+        return self.network.get("size", VidTwin.size)
+
+    @property
+    def share_kept(self) -> float:
+        """Numbers of both latents over numbers of the clip's pixels (supplement B.1)."""
+        net = self.net
+        return net.rate * net.channels * net.size**2 / (3 * self.size**2)
 
     @property
     def window(self) -> int:
@@ -144,30 +192,51 @@ class VidTwinAutoencoder(System):
 
     @property
     def players(self) -> tuple[Player, ...]:
-        """The autoencoder; from batch `gan.start` on the discriminator, on the same reconstructions."""
-        return (Player("model"), Player("disc", start=self.gan.start, shares_forward=True))
+        """The autoencoder; from batch `gan.start` on the discriminator, on the same reconstructions, at the rate that
+        the schedule, which began with batch 0, has come to."""
+        model = Player("model")
+        if not self.gan.weight:
+            return (model,)
+        disc = Player("disc", start=self.gan.start, shares_forward=True, whole_schedule=True)
+        return (model, disc)
+
+    @property
+    def switches(self) -> tuple[int, ...]:
+        """The batch from which the adversarial term reaches the autoencoder."""
+        return (self.gan.start + 1,) if self.gan.weight else ()
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """``video``: uint8 (B, T, H, W, 3)."""
-        shape = (batch, self.net.frames, self.net.size, self.net.size, 3)
+        """``video``: uint8 (B, T, H, W, 3), of two windows of the network where structure is from the ``other``;
+        with a codec whose latents are cached ``latents``, float16 (B, T, h, w, C)."""
+        net = self.net
+        frames = net.frames * (2 if self.structure_from == "other" else 1)
+        if self.codec is not None and self.codec.cached:
+            shape = (batch, frames, net.size, net.size, net.channels)
+            return {"latents": jax.ShapeDtypeStruct(shape, jnp.float16)}
+        shape = (batch, frames, self.size, self.size, 3)
         return {"video": jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
     def init(self, key: jax.Array, batch: PyTree) -> PyTree:
-        """``{"model": {autoencoder, logvar}, "disc": ...}``."""
+        """``{"model": {autoencoder, logvar}, "disc": ...}``, the latter where there is a discriminator."""
         keys = jax.random.split(key)
         net = self.net
-        video = jnp.zeros((1, net.frames, net.size, net.size, 3))
-        return {
+        video = jnp.zeros((1, net.frames, net.size, net.size, net.channels))
+        params = {
             "model": {
                 "autoencoder": net.init(keys[0], video)["params"],
                 "logvar": jnp.zeros(()),
-            },
-            "disc": self.disc.init(keys[1], video[0], True)["params"],
+            }
         }
+        if self.gan.weight:
+            params["disc"] = self.disc.init(keys[1], video[0], True)["params"]
+        return params
 
     def init_mutable(self) -> PyTree:
-        """``{"disc": running statistics}``."""
-        frame = jax.ShapeDtypeStruct((1, self.net.size, self.net.size, 3), jnp.float32)
+        """``{"disc": running statistics}``, where there is a discriminator."""
+        if not self.gan.weight:
+            return {}
+        net = self.net
+        frame = jax.ShapeDtypeStruct((1, net.size, net.size, net.channels), jnp.float32)
         shapes = jax.eval_shape(
             lambda x: self.disc.init(jax.random.key(0), x, True)["batch_stats"], frame
         )
@@ -178,7 +247,9 @@ class VidTwinAutoencoder(System):
         return {"disc": paths.unflatten(fresh)}
 
     def consts_spec(self) -> dict[str, Const]:
-        """``{"lpips": ...}``, nothing without its weights, which the log then says."""
+        """``{"lpips": ...}``, nothing without its weights, which the log then says; or the codec's networks."""
+        if self.codec is not None:
+            return self.codec.consts()
         if not self.perceptual.weights:
             log.info(
                 "config.system.perceptual.weights is empty: the reconstruction is judged by L1 alone, without "
@@ -186,6 +257,12 @@ class VidTwinAutoencoder(System):
             )
             return {}
         return {"lpips": Const(self._lpips_shapes, self._load_lpips)}
+
+    def fingerprints(self, consts: PyTree) -> dict[str, str]:
+        """As of `System`, with what makes the latents."""
+        if self.codec is not None:
+            return self.codec.fingerprints(consts)
+        return super().fingerprints(consts)
 
     def _lpips_shapes(self) -> PyTree:
         x = jnp.zeros((1, 64, 64, 3))
@@ -196,13 +273,37 @@ class VidTwinAutoencoder(System):
         return folder.load_wanted(field, self.perceptual.weights, "lpips_vgg")[1]
 
     def tokens(self, batch: int) -> int:
-        """Patches that the encoder reads, and as many the decoder."""
+        """Patches that the encoder reads, and those that the decoder makes."""
         t, h, w = self.net.grid
-        return 2 * batch * t * h * w
+        passes = {"clip": 2, "shuffled": 3, "other": 4}[self.structure_from]
+        return passes * batch * t * h * w
+
+    @staticmethod
+    def released_fields(arguments: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        """The network's sizes; the discriminator is the config's."""
+        sizes = {name: x for name, x in arguments.items() if name != "discriminator_width"}
+        return {"network": sizes}
 
     def released(self, params: PyTree) -> PyTree:
-        """``{"model": tree}`` of this system from a network of ``python -m vidmotion.convert vidtwin``."""
-        return {"model": {"autoencoder": params, "logvar": jnp.zeros(())}}
+        """This system's parameters from a network of ``python -m vidmotion.convert vidtwin``, with the log-variance and
+        the discriminator of its training where the checkpoint has them; a log-variance of 0 where it has not."""
+        logvar = params.get("loss", {}).get("logvar", np.zeros((), np.float32))
+        network = {name: part for name, part in params.items() if name != "loss"}
+        whole = {"model": {"autoencoder": network, "logvar": logvar}}
+        if "disc" in params.get("loss", {}):
+            whole["disc"] = params["loss"]["disc"]["params"]
+        return whole
+
+    def released_mutable(self, params: PyTree) -> PyTree:
+        """The discriminator's running statistics, of the checkpoint where it has them."""
+        fresh = self.init_mutable()
+        if fresh and "disc" in params.get("loss", {}):
+            return {"disc": params["loss"]["disc"]["batch_stats"]}
+        return fresh
+
+    def inherit(self, fresh: PyTree, there: PyTree) -> PyTree:
+        """The other run's running statistics go with its discriminator."""
+        return there if jax.tree.structure(fresh) == jax.tree.structure(there) else fresh
 
     def paper_counts(self, params: PyTree) -> dict[str, int]:
         """Parameters as the paper's figures have them.
@@ -212,10 +313,10 @@ class VidTwinAutoencoder(System):
         and the log-variance (spec, section 5).
         """
         net = self.net
-        pixels = math.prod(net.patch) * 3
+        pixels = math.prod(net.patch) * net.channels
         unread = (2 * net.width + net.width * pixels + pixels) + (pixels * net.width + net.width)
         own = _count(params["model"]["autoencoder"]) + unread
-        judges = _count(self._lpips_shapes()) + _count(params["disc"]) + 1
+        judges = _count(self._lpips_shapes()) + _count(params.get("disc", {})) + 1
         return {"autoencoder": own, "with loss networks": own + judges}
 
     def facts(self, params: PyTree) -> dict[str, str]:
@@ -224,7 +325,7 @@ class VidTwinAutoencoder(System):
         shapes = self.net.structure_shape, self.net.dynamics_shape
         structure, dynamics = ("x".join(map(str, shape)) for shape in shapes)
         return {f"as the paper: {name}": f"{count:,}" for name, count in counts.items()} | {
-            "latents of a clip": f"structure {structure}, dynamics {dynamics}; {self.net.rate:.4%} of its numbers"
+            "latents of a clip": f"structure {structure}, dynamics {dynamics}; {self.share_kept:.4%} of its numbers"
         }
 
     def evaluators(self) -> tuple[str, ...]:
@@ -235,32 +336,55 @@ class VidTwinAutoencoder(System):
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
     ) -> tuple[jax.Array, Out]:
         """The player's loss on a batch of clips (see the module's docstring)."""
-        x_bthwc = _unit(batch["video"])
+        cached = self.codec is not None and self.codec.cached
+        x_bthwc = self._windows(self._read(vars, batch["latents" if cached else "video"]))
+        x_bthwc = x_bthwc.reshape(-1, *x_bthwc.shape[2:])
         x_nhwc = x_bthwc.reshape(-1, *x_bthwc.shape[2:])
         if player == "disc":
             return self._disc_loss(vars, x_nhwc, carry["reconstruction"])
         params = vars.params["model"]
         net = params["autoencoder"]
         dropout_key, draw_key = jax.random.split(key)
-        latents = self._apply(net, x_bthwc, False, method="encode", rngs={"dropout": dropout_key})
-        drawn = [g.sample(k) for g, k in zip(latents, jax.random.split(draw_key))]
-        features = self._apply(net, *drawn, method="decode_features")
+        latents = self._gaussians(net, x_bthwc, dropout_key)
+        structure, dynamics = (g.sample(k) for g, k in zip(latents, jax.random.split(draw_key)))
+        if self.structure_from == "other":  # the two windows of each video lie side by side
+            structure = structure.reshape(-1, 2, *structure.shape[1:])[:, ::-1]
+            structure = structure.reshape(-1, *structure.shape[2:])
+        features = self._apply(net, structure, dynamics, method="decode_features")
         made = self._crop(self._apply(net, features, method="to_pixels"))
         made_nhwc = made.reshape(x_nhwc.shape)
-        kl = jnp.mean(sum(gaussian_kl(g.mean, g.logvar) for g in latents))
+        divergences = {name: jnp.mean(gaussian_kl(*g)) for name, g in latents._asdict().items()}
+        kl = sum(divergences.values())
 
         judged, mutable, metrics = self._judge(vars, x_nhwc, features, made_nhwc, step)
         loss = judged + self.kl_weight * kl
         error = made_nhwc - x_nhwc
         metrics |= {
             "kl": kl,
+            **{f"kl/{name}": value for name, value in divergences.items()},
             "logvar": params["logvar"],
             "l1": jnp.mean(jnp.abs(error)),
-            # Of the range [-1, 1], clipped or not: a number to watch, not the metric.
-            "psnr": -10.0 * jnp.log10(jnp.mean(jnp.square(error)) / 4.0),
+            "mse": jnp.mean(jnp.square(error)),
         }
+        if self.codec is None:
+            # Of the range [-1, 1], clipped or not: a number to watch, not the metric.
+            metrics["psnr"] = -10.0 * jnp.log10(metrics["mse"] / 4.0)
         carry = {"reconstruction": jax.lax.stop_gradient(made_nhwc)}
         return loss, Out(metrics, mutable, carry)
+
+    def _gaussians(self, net, x_bthwc, key):
+        """Both latents' Gaussians in training; structure as `structure_from` says, but that ``other`` windows still
+        have each their own here."""
+        dropout_key, order_key = jax.random.split(key)
+        options = {"method": "encode", "rngs": {"dropout": dropout_key}}
+        latents = self._apply(net, x_bthwc, False, **options)
+        if self.structure_from == "shuffled":
+            keys = jax.random.split(order_key, len(x_bthwc))
+            mixed = jax.vmap(jax.random.permutation)(keys, x_bthwc)
+            latents = latents._replace(
+                structure=self._apply(net, mixed, False, **options).structure
+            )
+        return latents
 
     def _judge(self, vars, x_nhwc, features, made_nhwc, step):
         """Likelihood and adversarial term: (their value, mutable, metrics).
@@ -314,14 +438,16 @@ class VidTwinAutoencoder(System):
             none = {"gan": zero, "gan_weight": zero}
             return zero, vars.mutable["disc"], jnp.zeros_like(made), none
 
-        on = step > self.gan.start
-        term, stats, pull_gan, metrics = when(on, play, rest)
-        moved = jnp.sum(made_nhwc * (pull_nll + pull_gan)) + params["logvar"] * pull_logvar
-        value = nll + term
-        metrics = {"nll": nll, **metrics}
+        metrics, mutable, value, pull = {"nll": nll}, vars.mutable, nll, pull_nll
+        if self.gan.weight:
+            on = begun(step, self.gan.start + 1)
+            term, stats, pull_gan, seen_gan = when(on, play, rest)
+            metrics |= seen_gan
+            mutable, value, pull = {"disc": stats}, nll + term, pull_nll + pull_gan
+        moved = jnp.sum(made_nhwc * pull) + params["logvar"] * pull_logvar
         if lpips:
             metrics["lpips"] = jnp.mean(distance_n)
-        return jax.lax.stop_gradient(value - moved) + moved, {"disc": stats}, metrics
+        return jax.lax.stop_gradient(value - moved) + moved, mutable, metrics
 
     def _disc_loss(self, vars, x_nhwc, made_nhwc):
         params, stats = vars.params["disc"], vars.mutable["disc"]
@@ -408,19 +534,28 @@ class VidTwinAutoencoder(System):
         net = self.net
         return video_bthwc[:, : net.frames, : net.size, : net.size]
 
+    def _read(self, vars, video):
+        """Pixels, uint8, or cached latents -> what the network reads."""
+        if self.codec is None:
+            return video.astype(jnp.float32) / 127.5 - 1.0
+        return self.codec.encode(vars.consts, video)
+
     def _encode(self, vars, video):
-        return self._apply(vars.params["model"]["autoencoder"], _unit(video), method="encode")
+        net = vars.params["model"]["autoencoder"]
+        return self._apply(net, self._read(vars, video), method="encode")
 
     def _decode(self, vars, structure, dynamics):
         net = vars.params["model"]["autoencoder"]
-        video = self._apply(net, structure, dynamics, method="decode")
-        return jnp.clip(self._crop(video) * 0.5 + 0.5, 0.0, 1.0)
+        video = self._crop(self._apply(net, structure, dynamics, method="decode"))
+        if self.codec is None:
+            return jnp.clip(video * 0.5 + 0.5, 0.0, 1.0)
+        return self.codec.decode(vars.consts, video)
 
     def _windows(self, video_bthwc):
         """(B, T, ...) -> (B, windows, frames, ...), the last one filled up with the last frame."""
         length = self.net.frames
         count = -(-video_bthwc.shape[1] // length)
-        index = jnp.minimum(jnp.arange(count * length), video_bthwc.shape[1] - 1)
+        index = np.minimum(np.arange(count * length), video_bthwc.shape[1] - 1)
         return video_bthwc[:, index].reshape(
             len(video_bthwc), count, length, *video_bthwc.shape[2:]
         )
@@ -428,8 +563,3 @@ class VidTwinAutoencoder(System):
 
 def _count(tree: PyTree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def _unit(video: jax.Array) -> jax.Array:
-    """uint8 -> [-1, 1]."""
-    return video.astype(jnp.float32) / 127.5 - 1.0

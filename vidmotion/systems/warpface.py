@@ -75,6 +75,7 @@ class Inject:
     flow_input: str = "attn_plus_query"
     time_modulation: bool = True
     fusion: str = "add"
+    flow_range: float = 1.0
     occlusion_bias: float = -2.0
 
 
@@ -84,16 +85,17 @@ class Loss:
 
     Attributes:
       symmetry: lambda_sym.
-      ramp: steps over which lambda_sym grows from 0 to its value; 0, as in the paper, has it whole from the start.
-        Flow, occlusion and the transformers' last layers start at zero, so at first the denoising loss has no gradient
-        for the motion encoder, and the symmetry term, whose easiest answer is one code for all pictures, trains it
-        alone. A small encoder then never recovers.
+      detach: hold theta_{r->s} fixed in Eq. 13, so that the term teaches theta_{s->r} to be its opposite and not the
+        other way round. Flow, occlusion and the transformers' last layers start at zero, so at first the denoising
+        loss has no gradient for the motion encoder; in the paper's form the symmetry term, whose easiest answer is one
+        code for all pictures, then trains it alone, and an optimizer that sets its own scale makes up for any small
+        weight of it. False, as the paper's equation reads.
       tau, epsilon: of the weight map.
       symmetry_on: ``source``, as Eq. 13 has it; ``both`` frames.
     """
 
     symmetry: float = 0.1
-    ramp: int = 0
+    detach: bool = False
     tau: float = 0.5
     epsilon: float = 2.0
     symmetry_on: str = "source"
@@ -341,14 +343,10 @@ class WarpFace(System):
         loss = ldm
         if self.motion.kind == "vector":
             sides = seen if self.loss_terms.symmetry_on == "both" else seen[:1]
-            terms = [symmetry_loss(c.to_canonical_bm, c.from_canonical_bm) for c in sides]
+            hold = jax.lax.stop_gradient if self.loss_terms.detach else lambda x: x
+            terms = [symmetry_loss(c.to_canonical_bm, hold(c.from_canonical_bm)) for c in sides]
             metrics["symmetry"] = jnp.mean(sum(terms[1:], terms[0])) / len(terms)
-            grown = (
-                jnp.minimum(1.0, step / max(self.loss_terms.ramp, 1))
-                if self.loss_terms.ramp
-                else 1.0
-            )
-            loss += grown * self.loss_terms.symmetry * metrics["symmetry"]
+            loss += self.loss_terms.symmetry * metrics["symmetry"]
         if self.motion.kind == "ip":
             bent = self._motion(params, _unit(views[0]), seen[0], bend_key, method="equivariance")
             metrics["equivariance"] = jnp.mean(bent)

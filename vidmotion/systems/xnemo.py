@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from vidmotion import paths
 from vidmotion.convert import folder
@@ -45,7 +46,7 @@ from vidmotion.models.projection_discriminator import Discriminator
 from vidmotion.models.resnet import AppearanceEncoder
 from vidmotion.models.stylegan import Synthesis
 from vidmotion.models.unet import SIZES, Pairs, ReferenceUNet, project_banks, random_bank_mask
-from vidmotion.system import Const, Out, Player, System, Vars, dtype, fingerprint, record
+from vidmotion.system import Const, Out, Player, System, Vars, begun, dtype, fingerprint, record
 from vidmotion.systems import codecs
 
 log = logging.getLogger(__name__)
@@ -112,6 +113,11 @@ class Gan:
     Attributes:
       enabled: False: there is none at all.
       weight: of L_gan beside L_ldm.
+      start: first step at which the head learns; before it nothing of it is computed.
+      pull_start: first step at which L_gan reaches E_mot. A small E_mot that is pulled by a head which cannot read it
+        yet collapses to one code for all faces before the denoiser has a use for it.
+      adversarial_start: first step at which the discriminator learns, and its two terms count.
+      clip: largest norm of L_gan's gradient with respect to the motion vectors of a batch; 0: as it comes.
       appearance: fields of `AppearanceEncoder`.
       generator: fields of `Synthesis`.
       discriminator: fields of `Discriminator`.
@@ -121,6 +127,10 @@ class Gan:
 
     enabled: bool = True
     weight: float = 1.0
+    start: int = 0
+    pull_start: int = 0
+    adversarial_start: int = 0
+    clip: float = 0.0
     appearance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     generator: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     discriminator: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -131,6 +141,11 @@ class Gan:
     def __post_init__(self):
         for name, cls in (("terms", Weights), ("vgg19", Perceptual), ("vgg_face", Perceptual)):
             object.__setattr__(self, name, record(cls, getattr(self, name), f"gan.{name}"))
+        if not 0 <= self.start <= min(self.pull_start, self.adversarial_start) or self.clip < 0:
+            raise ConfigError(
+                "config.system.gan: start is the first of the three steps, and clip at least 0, got "
+                f"{self.start=}, {self.pull_start=}, {self.adversarial_start=}, {self.clip=}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +213,7 @@ class XNeMo(System):
       size: of a frame, height and width.
       codec: see `codecs`, or a mapping of its fields.
       unet: a name of `unet.SIZES`, or a mapping of `UNet`'s sizes; of both UNets.
+      modules: fields that `DenoisingUNet` has beside those, of its motion and temporal modules.
       motion: fields of `MotionEncoder`.
       stage ... diffusion: the records above, or mappings of their fields; `diffusion` of `DDPM`.
       prediction: of the denoiser, ``eps`` in the paper, ``x0`` or ``v``; ``x0`` asks least of a small network.
@@ -211,6 +227,7 @@ class XNeMo(System):
     size: int
     codec: codecs.PixelCodec | codecs.LatentCodec
     unet: Any = "sd15"
+    modules: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     motion: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     stage: Stage = Stage()
     clip: Clip = Clip()
@@ -284,7 +301,7 @@ class XNeMo(System):
 
     @property
     def _denoiser(self) -> DenoisingUNet:
-        return DenoisingUNet(**self._unet_sizes)
+        return DenoisingUNet(**self._unet_sizes, **self.modules)
 
     @property
     def encoder(self) -> MotionEncoder:
@@ -318,8 +335,14 @@ class XNeMo(System):
         """``model``: both UNets and E_mot; ``head``: E_app and the generator; ``disc``."""
         if not self.gan.enabled:
             return (Player("model"),)
-        shared = (Player(name, shares_forward=True) for name in ("head", "disc"))
-        return (Player("model"), *shared)
+        head = Player("head", self.gan.start, shares_forward=True)
+        disc = Player("disc", self.gan.adversarial_start, shares_forward=True)
+        return (Player("model"), head, disc)
+
+    @property
+    def switches(self) -> tuple[int, ...]:
+        """The step from which L_gan reaches E_mot; the players name the other two."""
+        return (self.gan.pull_start,) if self._has_gan else ()
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Of `data.portraits`, recipe "face": ``reference``, ``target``; with the motion or the GAN head
@@ -345,11 +368,11 @@ class XNeMo(System):
         """The codec's autoencoder, ``clip``, ``vgg19`` and ``vgg_face``, those that are named; the log says
         which are not."""
         specs = self.codec.consts()
-        if self.clip.network == "none":
+        if self.clip.network == "none" and self._denoiser.context_width:
             log.info(
                 "config.system.clip.network is none: the text cross-attentions read a token of zeros"
             )
-        else:
+        elif self.clip.network != "none":
             net, side = self._clip_net, self._clip_net.size
             specs["clip"] = _const(net, side, "clip.weights", self.clip.weights, "clip_vision")
         for name in ("vgg19", "vgg_face") if self._has_gan else ():
@@ -377,8 +400,11 @@ class XNeMo(System):
         return {**self.codec.fingerprints(consts), **super().fingerprints(own)}
 
     def init(self, key: jax.Array, batch: PyTree) -> PyTree:
-        """``{"model": {reference, denoiser, motion}, "head": {appearance, generator}, "disc": ...}``."""
-        keys = jax.random.split(key, 5)
+        """``{"model": {reference, denoiser, motion}, "head": {appearance, generator}, "disc": ...}``.
+
+        What both UNets have starts the same in both, as it does where both start as Stable Diffusion.
+        """
+        network_key, *keys = jax.random.split(key, 4)
         net, encoder = self._denoiser, self.encoder
         side = 2 ** (len(net.channels) - 1)  # the least: parameters do not depend on it
         z = jnp.zeros((1, side, side, net.latent_channels))
@@ -386,15 +412,15 @@ class XNeMo(System):
         tokens = jnp.zeros((1, 1, encoder.tokens, encoder.token_width))
         crop = jnp.zeros((1, encoder.size, encoder.size, 3))
         model = {
-            "reference": self._reference.init(keys[0], z, context),
-            "denoiser": net.init(keys[1], z[:, None], jnp.zeros(1), context, tokens),
-            "motion": encoder.init(keys[2], crop, jnp.asarray(STILL)[None]),
+            "reference": self._reference.init(network_key, z, context),
+            "denoiser": net.init(network_key, z[:, None], jnp.zeros(1), context, tokens),
+            "motion": encoder.init(keys[0], crop, jnp.asarray(STILL)[None]),
         }
         params = {"model": _only_params(model)}
         if self.gan.enabled:
             head = {
-                "appearance": self._appearance.init(keys[3], crop),
-                "generator": self._generator.init(keys[4], self._style(jnp.zeros((1, 1)))),
+                "appearance": self._appearance.init(keys[1], crop),
+                "generator": self._generator.init(keys[2], self._style(jnp.zeros((1, 1)))),
             }
             params["head"] = _only_params(head)
             params["disc"] = self._fresh_disc()["params"]
@@ -499,8 +525,8 @@ class XNeMo(System):
     ) -> tuple[jax.Array, Out]:
         """The player's loss on a batch of pairs or clips (see the module's docstring)."""
         if player == "model":
-            return self._model_loss(vars, batch, key)
-        if not self._has_gan:
+            return self._model_loss(vars, batch, key, step)
+        if not self._has_gan or not carry:  # no carry: the head has not begun
             return jnp.zeros(()), Out({}, vars.mutable)
         if player == "head":
             # Linear in the parameters, with the gradient of L_gan and its value.
@@ -514,7 +540,7 @@ class XNeMo(System):
         mutable = {**vars.mutable, "disc": state["spectral"]}
         return hinge_discriminator(real, fake), Out(metrics, mutable)
 
-    def _model_loss(self, vars, batch, key):
+    def _model_loss(self, vars, batch, key, step):
         keys = jax.random.split(key, 7)
         size = len(batch["target"])
         mutable, tokens, vector_bfm = vars.mutable, None, None
@@ -542,17 +568,20 @@ class XNeMo(System):
             # The standard deviation of the vectors over the batch: near zero when motion collapses.
             spread = jnp.std(vector_bfm.reshape(-1, vector_bfm.shape[-1]), axis=0)
             metrics["code_spread"] = jnp.mean(spread)
-        if self._has_gan:
-            gan, seen, carry, mutable = self._gan_loss(vars, mutable, batch, vector_bfm, keys[6])
+        if self._has_gan and begun(step, self.gan.start) is not False:
+            gan, seen, carry, mutable = self._gan_loss(
+                vars, mutable, batch, vector_bfm, keys[6], step
+            )
             loss += self.gan.weight * gan
             metrics |= {f"gan/{name}": term for name, term in seen.items()}
         return loss, Out(metrics, mutable, carry)
 
-    def _gan_loss(self, vars, mutable, batch, vector_bfm, key):
+    def _gan_loss(self, vars, mutable, batch, vector_bfm, key, step):
         """L_gan as a function of the motion vectors alone; its gradient for the head goes into `carry`.
 
         The head is run forward and backward once: the gradients with respect to its parameters and to the
-        vectors are taken here, and the latter handed on to E_mot as that of a linear function.
+        vectors are taken here, and the latter, which `Gan.clip` limits, handed on to E_mot as that of a linear
+        function.
         """
         picks = jax.random.permutation(key, self.stage.frames)[: self.stage.gan_frames]
         count = len(picks)
@@ -567,6 +596,13 @@ class XNeMo(System):
         judge = {"params": vars.params["disc"], "spectral": vars.mutable["disc"]}
         judge = jax.lax.stop_gradient(judge)
         nets = [name for name in ("vgg19", "vgg_face") if name in vars.consts]
+        judging = begun(step, self.gan.adversarial_start)
+        weights = self.gan.terms
+        if not isinstance(judging, bool):
+            on = jnp.asarray(judging, jnp.float32)
+            weights = dataclasses.replace(
+                weights, adversarial=weights.adversarial * on, matching=weights.matching * on
+            )
 
         def maps(name, image):
             return self._vgg(name).apply({"params": vars.consts[name]}, image)
@@ -576,24 +612,30 @@ class XNeMo(System):
             look_bm, state = self._appearance.apply(variables, face, True, mutable="batch_stats")
             style = jnp.concatenate([jnp.repeat(look_bm, count, axis=0), vector_nm], axis=-1)
             image = self._generator.apply({"params": head["generator"]}, style)
-            judged = self._disc.apply(judge, image)
-            matching = self._disc.apply(judge, target).features, judged.features
+            score, matching = None, None
+            if judging is not False:
+                judged = self._disc.apply(judge, image)
+                score = judged.score_n
+                matching = self._disc.apply(judge, target).features, judged.features
             pairs = {name: (maps(name, target), maps(name, image)) for name in nets}
             value, terms = generator_loss(
                 target,
                 image,
-                judged.score_n,
+                score,
                 matching,
                 pairs.get("vgg19"),
                 pairs.get("vgg_face"),
-                self.gan.terms,
+                weights,
             )
             return value, (image, terms, state["batch_stats"])
 
         fixed = jax.lax.stop_gradient((vars.params["head"], vector_nm))
         (value, aux), pulls = jax.value_and_grad(l_gan, argnums=(0, 1), has_aux=True)(*fixed)
         (image, terms, stats), (pull_head, pull_nm) = aux, pulls
-        moved = jnp.sum(vector_nm * pull_nm)
+        terms["pull"] = optax.global_norm(pull_nm)
+        if self.gan.clip:
+            pull_nm *= self.gan.clip / jnp.maximum(terms["pull"], self.gan.clip)
+        moved = jnp.sum(vector_nm * pull_nm) * begun(step, self.gan.pull_start)
         carry = {"pull": pull_head, "value": value, "image": image, "target": target}
         loss = value + moved - jax.lax.stop_gradient(moved)
         return loss, terms, carry, {**mutable, "appearance": stats}

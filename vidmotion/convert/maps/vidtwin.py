@@ -1,9 +1,14 @@
-"""`models.vidtwin.VidTwin` from the released checkpoint, and its sizes from the shapes in it."""
+"""`models.vidtwin.VidTwin` from the released checkpoint, and its sizes from the shapes in it.
+
+Beside the network stands, under ``loss``, what its training goes on with where the checkpoint has it: the log-variance
+of the likelihood and all variables of the discriminator, ``disc``.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
-from vidmotion.convert.engine import ConversionError, Ignore, Rule, layer, norm
+from vidmotion.convert.engine import ConversionError, Ignore, Rule, layer, norm, prefixed
+from vidmotion.convert.maps import patchgan
 from vidmotion.convert.transforms import (
     Transform,
     conv2d,
@@ -89,6 +94,8 @@ RULES = (
     *_trunk("decoder"),
     ("decoder/modulation", "decoder.final_layer.scale_shift_table", same),
     *layer("decoder/out", "decoder.final_layer.linear", linear),
+    ("loss/logvar", "loss.logvar", same),
+    *prefixed(patchgan.RULES, target="loss/disc/"),
     Ignore("encoder.pos_embed", "a fixed position code, recomputed"),
     Ignore("encoder.pos_embed_temporal", "a fixed position code, recomputed"),
     Ignore("decoder.pos_embed", "a fixed position code, recomputed"),
@@ -98,8 +105,9 @@ RULES = (
     Ignore("encoder.final_layer.linear.bias", "the encoder has no final layer in use"),
     Ignore("decoder.x_embedder.proj.weight", "the decoder embeds no video"),
     Ignore("decoder.x_embedder.proj.bias", "the decoder embeds no video"),
-    Ignore("loss.*", "perceptual network, discriminator and weight of its training"),
+    Ignore("loss.*", "perceptual network of its training, of which `lpips_vgg` is made"),
 )
+DISCRIMINATOR = "loss.discriminator.main.0.weight"  # there where the checkpoint keeps the adversary
 
 
 def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -71,7 +71,6 @@ def get_config(argument: str = "") -> ConfigDict:
                 "heads": 12,
                 "temporal_blocks": (0, 2, 4, 6, 8, 10),
                 "placement": "insert",  # not in paper: stage 1 needs 12 spatial blocks of its own
-                "gate_start": 0.0,
                 "temporal_position": "rope",  # not in paper: works for any clip length
                 "motion_inject": "adagn",  # Eq. 5
                 "content_concat": "channel",  # "concatenated to the input z_t"; how is not in paper

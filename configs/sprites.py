@@ -55,7 +55,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "motion_inject": "adagn",  # Eq. 5
                 "content_concat": "channel",  # "concatenated to the input z_t"; how is not in paper
                 "groups": 32,  # not in paper
-                "gate_start": 0.0,
+                "gate_start": 0.0,  # adaLN-Zero
             },
             "guidance": {"drop": 0.1, "scale": 1.5, "independent": False},
             # EDM; not in paper: training in EDM's form too, with Karras et al.'s constants
@@ -66,8 +66,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "p_std": 1.2,
                 "sigma_min": 0.002,
                 "sigma_max": 80.0,
-                "prediction": "edm",
-                "weighting": "edm",
+                "output": "edm",
             },
             # window, not in paper: half a clip, as in training
             "sampler": {"method": "heun", "steps": 50, "window": 0},

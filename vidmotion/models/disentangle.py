@@ -15,6 +15,7 @@ from vidmotion.models.dit import patchify
 from vidmotion.models.t5 import T5Encoder
 
 STEMS = ("linear", "conv")
+QUERIES = ("learned", "patches")
 
 
 class FrameStem(nn.Module):
@@ -55,6 +56,8 @@ class DisentanglingEncoder(nn.Module):
     Attributes:
       content_tokens, content_width, motion_width: K, C_c, C_m.
       frame_stem: see `FrameStem`.
+      queries: ``learned``: all that content knows of a frame passes through the frame's one token; ``patches``: query
+        n begins with a map of patch n of the first frame as well, which is as wide as the patch. K is then a square.
       layers, width, heads, head_dim, mlp_dim: of the T5 stack (Tables A4, A5).
       remat, dtype: passed on.
     """

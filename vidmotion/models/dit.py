@@ -141,7 +141,7 @@ class Block(nn.Module):
     """One DiT block; attention over the tokens of a frame, or over the frames at each token.
 
     AdaGN -> attention -> gate, AdaGN -> MLP(GELU tanh) -> gate, both residual. The gates start at
-    zero, so a fresh block is the exact identity.
+    `gate_start`; at zero, a fresh block is the exact identity.
     """
 
     width: int
@@ -227,10 +227,13 @@ class VideoDiT(nn.Module):
       temporal_position: ``rope`` or ``sincos`` (added once after the patch embedding).
       motion_inject: ``adagn`` (Eq. 5) or ``add_temb``.
       content_concat: how c meets z_t: ``channel`` (Linear to a patch per token, unpatchified and
-        concatenated on channels; K must be the number of tokens, or 1 for broadcast), ``token``
+        concatenated on channels; K must be the number of tokens, or 1 for broadcast), ``patch``
+        (concatenated to the patch's values whole, however wide it is; K likewise), ``token``
         (appended to the frame's tokens in the spatial attention) or ``reshape`` (c has exactly the
         number of values of one latent frame).
       groups: of the group norms.
+      gate_start: value of the spatial blocks' gates in a fresh network; 0 is adaLN-Zero. Those of temporal blocks
+        start at 0 in any case, so that they may join later without a jump.
       remat, scan: recompute blocks in the backward pass; compile the repeating unit once.
 
     Raises:

@@ -43,6 +43,7 @@ class Encoder:
       content_tokens: K. Not in paper; 64 is one token per patch of the denoiser's 8x8 grid.
       content_width: C_c. Not in paper; 0 takes `width`.
       frame_stem: how a frame becomes one token. Not in paper; ``linear`` or ``conv``.
+      queries: ``learned``, or ``patches``: each begins with a map of its own patch of the first frame. Not in paper.
     """
 
     layers: int
@@ -156,6 +157,7 @@ class Diffusion:
       kind: ``edm``, or ``ddpm_eps`` for noise prediction on a linear 1000-step schedule.
       sigma_data, p_mean, p_std: of EDM's training.
       sigma_min, sigma_max: ends of EDM's sampling schedule.
+      output: how EDM's network becomes a denoiser, see `process.EDM`. Not in paper.
       sigma_per_frame: one noise level per frame instead of per clip. Not in paper; default per clip.
     """
 
@@ -166,8 +168,7 @@ class Diffusion:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     sigma_per_frame: bool = False
-    prediction: str = "edm"
-    weighting: str = "edm"
+    output: str = "edm"
 
     def process(self) -> process.Process:
         """The process these fields describe.
@@ -182,8 +183,7 @@ class Diffusion:
                 self.p_std,
                 self.sigma_min,
                 self.sigma_max,
-                self.prediction,
-                self.weighting,
+                self.output,
             )
         if self.kind == "ddpm_eps":
             return process.DDPM()
@@ -268,9 +268,11 @@ class BCD(System):
                 f"heads={self.encoder.heads}"
             )
         for field, value, known in (
+            ("encoder.queries", self.encoder.queries, disentangle.QUERIES),
             ("encoder.frame_stem", self.encoder.frame_stem, disentangle.STEMS),
             ("quantizer.distance", self.quantizer.distance, quantizer.DISTANCES),
             ("rate.mode", self.rate.mode, bitrate.MODES),
+            ("diffusion.output", self.diffusion.output, process.OUTPUTS),
             ("sampler.method", self.sampler.method, samplers.SAMPLERS),
         ):
             if value not in known:
@@ -279,6 +281,14 @@ class BCD(System):
             self._denoiser().check(self.encoder.content_tokens, self.content_width)
         except ValueError as error:
             raise ConfigError(f"config.system.{error}") from error
+        if self.encoder.queries == "patches" and (
+            self.encoder.content_tokens != self._denoiser().tokens
+        ):
+            raise ConfigError(
+                f"config.system.encoder.queries='patches' needs encoder.content_tokens = "
+                f"{self._denoiser().tokens}, one per patch of the denoiser, got "
+                f"{self.encoder.content_tokens}"
+            )
         self.diffusion.process()
         dtype(self.compute)
 

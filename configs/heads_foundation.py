@@ -36,7 +36,7 @@ def get_config(argument: str = "") -> ConfigDict:
         {
             "name": "image_diffusion",
             "size": 64,
-            "frames": 4,
+            "frames": 2,
             "codec": heads_codec.unit_variance(),
             "unet": UNET,
             "diffusion": {"beta_start": 1e-4, "beta_end": 0.02, "schedule": "linear"},
@@ -58,13 +58,13 @@ def get_config(argument: str = "") -> ConfigDict:
             }
         }
     )
-    config.batch_size = 4  # clips of four frames, which differ as much as frames of four clips
+    config.batch_size = 8  # clips of two frames a second and a half apart
     config.steps, config.log_every = 2000, 50
     config.ema.decay = 0.998
     config.data.kind = "heads"
-    config.data.common = ConfigDict({"size": 64, "frames": 4, "fps": 0.7, "seed": 0})
-    config.data.train = ConfigDict({"split": "train", "clips": 10_000, "cache": True})
-    config.data.eval = ConfigDict({"split": "eval", "clips": 64})
+    config.data.common = ConfigDict({"size": 64, "frames": 2, "fps": 0.7, "seed": 0})
+    config.data.train = ConfigDict({"split": "train", "clips": 20_000, "cache": True})
+    config.data.eval = ConfigDict({"split": "eval", "clips": 128})
     config.checkpoint.every = 500
     config.eval.update({"run": ("denoising",), "batch": 16})
     if variant == "debug":

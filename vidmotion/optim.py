@@ -178,7 +178,7 @@ def _clipped(updates: PyTree, groups: PyTree, limits: list[float]) -> PyTree:
             for update, group in zip(jax.tree.leaves(updates), jax.tree.leaves(groups))
             if group == number
         ]
-        length = optax.global_norm(members)
+        length = optax.tree.norm(members)
         # Not above 1, and 1 for a length of 0.
         factors.append(limit / jnp.maximum(length, limit) if limit and members else 1.0)
     return jax.tree.map(lambda update, group: update * factors[group], updates, groups)

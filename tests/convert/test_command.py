@@ -30,6 +30,7 @@ SIZE = {
     "query_mlp": 12,
     "structure_width": 4,
 }
+WITH_JUDGE = {**SIZE, "discriminator_width": 4}
 VIDTWIN = command.NETWORKS["vidtwin"]
 
 
@@ -38,7 +39,7 @@ def checkpoint():
     """Everything that a released checkpoint holds, small."""
     rng = np.random.default_rng(0)
     params = jax.tree.map(
-        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), VIDTWIN.shapes(SIZE)
+        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), VIDTWIN.shapes(WITH_JUDGE)
     )
     rest = {
         "encoder.final_layer.scale_shift_table": (2, 8),
@@ -46,8 +47,7 @@ def checkpoint():
         "encoder.final_layer.linear.bias": (12,),
         "decoder.x_embedder.proj.weight": (8, 3, 1, 2, 2),
         "decoder.x_embedder.proj.bias": (8,),
-        "loss.logvar": (),
-        "loss.discriminator.main.0.weight": (4, 3, 4, 4),
+        "loss.perceptual_loss.lin0.model.1.weight": (1, 64, 1, 1),
     }
     codes = {key: x.astype(np.float64) for key, x in VIDTWIN.constants(SIZE).items()}
     return (
@@ -75,11 +75,11 @@ def test_there_and_back(tmp_path, checkpoint, capsys):
     assert run(f"--src={src}", f"--out={out}", *HEADS) == EXIT_DONE
     said = capsys.readouterr().out
     assert "0 missing" in said and "ignored 4: a fixed position code, recomputed" in said
-    assert "ignored 2: perceptual network" in said
+    assert "ignored 1: perceptual network" in said
     assert sorted(x.name for x in out.iterdir()) == ["network.json", "params.safetensors"]
     network, arguments, params = folder.load(out)
-    assert (network, arguments) == ("vidtwin", SIZE)
-    want = VIDTWIN.shapes(SIZE)
+    assert (network, arguments) == ("vidtwin", WITH_JUDGE)
+    want = VIDTWIN.shapes(WITH_JUDGE)
     assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, want)
 
     assert run(f"--src={out}", f"--out={back}", "--export") == EXIT_DONE

@@ -156,7 +156,7 @@ def test_motion_transfer_against_what_the_source_can_render(tmp_path):
 
 def test_reconstruction_in_vidtoks_conventions(tmp_path):
     run = StubRun(tmp_path)
-    run.system.net = types.SimpleNamespace(rate=0.002)
+    run.system.share_kept = 0.002
     rows = results("reconstruction", run)
     expected = -10 * np.log10(SHIFT**2 + 1e-8)
     assert rows["psnr/reconstruction"].value == pytest.approx(expected, abs=1e-4)

@@ -16,11 +16,13 @@ from vidmotion.convert.engine import Ignore, check, convert, export
 from vidmotion.convert.maps import vidtwin as maps
 from vidmotion.convert.read import read, read_manifest, write_safetensors
 from vidmotion.losses.kl import gaussian_kl
+from vidmotion.models.patchgan import PatchDiscriminator
 from vidmotion.models.qformer import QFormer
 from vidmotion.models.spacetime import Block, spatial_code, temporal_code
 from vidmotion.models.vidtwin import (
     LATENTS,
     SIZES,
+    STARTS,
     DynamicsEncoder,
     Gaussian,
     StructureDecoder,
@@ -179,9 +181,13 @@ def test_manifest_is_used_up(fixtures_dir, scan):
     shapes = read_manifest(fixtures_dir / "manifests" / "vidtwin_released.txt")
     net = VidTwin(**SIZES["base"], **LATENTS["released"], scan=scan)
     _, params = abstract(net)
-    check(params, shapes, maps.RULES)
-    # Exactly the nine entries that the spec names are left aside, and the loss networks.
-    named = {rule.source for rule in maps.RULES if isinstance(rule, Ignore)} - {"loss.*"}
+    frame = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    disc = jax.eval_shape(lambda x: PatchDiscriminator().init(jax.random.key(0), x, True), frame)
+    judge = {"logvar": jax.ShapeDtypeStruct((), jnp.float32), "disc": disc}
+    check({**params, "loss": judge}, shapes, maps.RULES)
+    # Exactly the nine entries that the spec names are left aside, and what the losses do not keep.
+    ignored = {rule.source for rule in maps.RULES if isinstance(rule, Ignore)}
+    named = {source for source in ignored if not source.startswith("loss.")}
     assert named <= shapes.keys() and len(named) == 9
     positions = {key: shapes[key] for key in named if "pos_embed" in key}
     aside = sum(np.prod(shapes[key]) for key in named - positions.keys())
@@ -304,13 +310,13 @@ def test_frames_folded_into_the_batch_equal_frames_one_by_one():
     off = {k: jnp.zeros_like(x) if "temporal/out" in k else x for k, x in leaves.items()}
     params, x = paths.unflatten(off), clip()
     z = run(params, x, method="features")
-    single = VidTwin(**TINY | {"frames": 1})
+    single = VidTwin(**TINY | {"frames": 1, "queries": 1})
     alone = run(params, x.reshape(8, 1, 24, 24, 3), net=single, method="features")
     np.testing.assert_allclose(z.reshape(alone.shape), alone, atol=1e-5)
 
 
 def test_profiles_are_means_over_rows_and_over_columns():
-    net = DynamicsEncoder(blocks=1, channels=3, dtype=jnp.float32)
+    net = DynamicsEncoder(blocks=1, channels=3, start=STARTS["released"])
     apply = quick_jit(lambda p, z: net.apply({"params": p}, z))
     params = tiny_params()["dynamics_encoder"]
     z = np.broadcast_to(clip((1, 4, 1, 10, 16)), (1, 4, 10, 10, 16))  # equal rows: 10 to 5
@@ -332,7 +338,13 @@ def test_profiles_are_means_over_rows_and_over_columns():
 def test_upsampling_is_cut_in_the_middle():
     """Two blocks of 6 patches leave 2, and give back 8: one too many on each side."""
     net = StructureDecoder(
-        frames=2, side=6, features=3, query_width=1, width=1, blocks=2, dtype=jnp.float32
+        frames=2,
+        side=6,
+        features=3,
+        query_width=1,
+        width=1,
+        blocks=2,
+        start=STARTS["released"],
     )
     latent = np.arange(1.0, 5.0, dtype=np.float32).reshape(1, 1, 2, 2, 1)
     shapes = jax.eval_shape(net.init, jax.random.key(0), latent)["params"]

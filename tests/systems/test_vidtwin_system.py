@@ -271,7 +271,7 @@ def test_what_does_not_fit_is_named():
         make(network={**network, "heads": 3})
     with pytest.raises(ConfigError, match="depht"):
         make(network={**network, "depht": 3})
-    with pytest.raises(ConfigError, match="needs frames of 24 px or more"):
+    with pytest.raises(ConfigError, match="needs frames of 24 places or more"):
         make(gan={"layers": 3})
     with pytest.raises(ConfigError, match=r"perceptual.weights='nowhere'.*no such file"):
         make(perceptual={"weights": "nowhere"}).consts_spec()["lpips"].load()

@@ -160,7 +160,7 @@ def _moments(x: jax.Array, channels: int, start: Start) -> jax.Array:
     if start.steady:
 
         def kernel(key, shape, dtype=jnp.float32):
-            mean = start.kernel(key, (*shape[:-1], channels), dtype)
+            mean = lecun(key, (*shape[:-1], channels), dtype)
             return jnp.concatenate([mean, jnp.zeros_like(mean)], axis=-1)
 
         def bias(key, shape, dtype=jnp.float32):

@@ -375,11 +375,10 @@ class VidTwinAutoencoder(System):
     def _gaussians(self, net, x_bthwc, key):
         """Both latents' Gaussians in training; structure as `structure_from` says, but that ``other`` windows still
         have each their own here."""
-        dropout_key, order_key = jax.random.split(key)
-        options = {"method": "encode", "rngs": {"dropout": dropout_key}}
+        options = {"method": "encode", "rngs": {"dropout": key}}
         latents = self._apply(net, x_bthwc, False, **options)
         if self.structure_from == "shuffled":
-            keys = jax.random.split(order_key, len(x_bthwc))
+            keys = jax.random.split(jax.random.fold_in(key, 1), len(x_bthwc))
             mixed = jax.vmap(jax.random.permutation)(keys, x_bthwc)
             latents = latents._replace(
                 structure=self._apply(net, mixed, False, **options).structure

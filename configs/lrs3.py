@@ -131,7 +131,7 @@ def get_config(argument: str = "") -> ConfigDict:
         }
     )
     config.batch_size = 32  # 4 on each of 8 A100
-    _first_stage(config, 30 * EPOCH)
+    sprites.join_temporal_blocks(config, 30 * EPOCH)
     config.steps = (30 + 15) * EPOCH
     config.ema.decay = 0.9999  # not in paper
     config.data.kind = "latents" if options.latents == "cached" else "videos"
@@ -148,12 +148,6 @@ def get_config(argument: str = "") -> ConfigDict:
     if options.variant == "debug":
         _debug(config)
     return config
-
-
-def _first_stage(config: ConfigDict, steps: int) -> None:
-    """Let the temporal blocks join after `steps` updates."""
-    config.system.denoiser.temporal_from = steps
-    config.optimizer.model.start = ((r".*/temporal_\d+/.*", steps), (".*", 0))
 
 
 def _demo(config: ConfigDict) -> None:
@@ -178,7 +172,7 @@ def _demo(config: ConfigDict) -> None:
     system.compute = "float32"
     config.optimizer.model.rate = ((".*", 1e-3),)
     config.optimizer.model.schedule.warmup = 50
-    _first_stage(config, 400)
+    sprites.join_temporal_blocks(config, 400)
     config.batch_size, config.steps, config.log_every = 8, 600, 50
     config.ema.decay = 0.99
     config.data.common.update({"directory": "data/videos", "frames": 16})
@@ -201,7 +195,7 @@ def _debug(config: ConfigDict) -> None:
     system.rate.target *= 6 / 80  # 6 bits where the demo has 80
     system.cross.content_frames = min(system.cross.content_frames, 2)
     system.sampler.update({"steps": 2, "window": 2})
-    _first_stage(config, 1)
+    sprites.join_temporal_blocks(config, 1)
     config.batch_size, config.steps, config.log_every = 8, 2, 1
     config.checkpoint.every = 0
     config.data.kind = "heads"

@@ -135,6 +135,12 @@ def get_config(argument: str = "") -> ConfigDict:
     return config
 
 
+def join_temporal_blocks(config: ConfigDict, steps: int) -> None:
+    """Let the denoiser's temporal blocks work after `steps` updates, and rest until then."""
+    config.system.denoiser.temporal_from = steps
+    config.optimizer.model.start = ((r".*/temporal_\d+/.*", steps), (".*", 0))
+
+
 def _demo(config: ConfigDict) -> None:
     """Small enough for two CPU cores, and every departure from Table A5 serves that.
 

@@ -18,8 +18,8 @@ from configs import common, heads, sprites, vidtwin, warpface, xnemo
 
 SYSTEMS = ("bcd", "vidtwin", "xnemo", "warpface")
 MINUTE, HOUR = 3e12, 36e15  # FLOPs
-# GFLOP of a training step, as `--mode=plan` has them; the same for both kinds of clips, but for a percent of BCD's.
-STEP = {"bcd": 32.2, "vidtwin": 48.8, "xnemo": 82.6, "warpface": 81.7}
+# GFLOP of a training step, as `--mode=plan` has them; the same for both kinds of clips.
+STEP = {"bcd": 88.9, "vidtwin": 48.8, "xnemo": 82.6, "warpface": 81.7}
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -58,9 +58,14 @@ def _budget(argument: str) -> tuple[str, float]:
 
 
 def _bcd(variant: str, clips: str) -> ConfigDict:
-    if clips == "sprites":
-        return sprites.get_config(variant)
-    return heads.get_config(variant)
+    config = heads.get_config(variant)
+    if variant == "demo":
+        sprites.join_temporal_blocks(config, 0)
+        config.system.codec = _pixels(clips)
+        config.system.diffusion.update(
+            {"p_mean": 1.5, "sigma_max": 80.0}
+        )  # pixels tell more of each other
+    return _on_sprites(config) if clips == "sprites" else config
 
 
 def _vidtwin(variant: str, clips: str) -> ConfigDict:
@@ -93,13 +98,24 @@ def _warpface(variant: str, clips: str) -> ConfigDict:
 def _drawn(config: ConfigDict, variant: str, clips: str) -> ConfigDict:
     """In pixels, squares of four laid out as channels, since there is no codec of Sprites."""
     if variant == "demo":
-        # Of v / 256 over rendered clips; half of the deviation, for a variance of 1.
-        mean, std = (0.639, 0.238) if clips == "heads" else (0.0903, 0.2222)
-        config.system.codec = ConfigDict({"mean": mean, "std": std / 2, "patch": 4})
+        config.system.codec = _pixels(clips)
+        config.system.codec.std /= 2  # for a variance of 1
     if clips == "sprites":
-        config.data.kind = "sprites"
-        config.data.common = ConfigDict({"sheets_dir": sprites.SHEETS})
         pairs = {"kind": "sprite_portraits", "split": "train", "random": True}
-        config.data.train = ConfigDict({**pairs, "pair": config.data.train.pair})
-        config.data.eval = ConfigDict({"split": "test"})
+        pairs["pair"] = config.data.train.pair
+        _on_sprites(config).data.train = ConfigDict(pairs)
+    return config
+
+
+def _pixels(clips: str) -> ConfigDict:
+    """Squares of four pixels as channels of a place; mean and deviation of v / 256 over rendered clips."""
+    mean, std = (0.639, 0.238) if clips == "heads" else (0.0903, 0.2222)
+    return ConfigDict({"mean": mean, "std": std, "patch": 4})
+
+
+def _on_sprites(config: ConfigDict) -> ConfigDict:
+    config.data.kind = "sprites"
+    config.data.common = ConfigDict({"sheets_dir": sprites.SHEETS})
+    config.data.train = ConfigDict({"split": "train", "random": True})
+    config.data.eval = ConfigDict({"split": "test"})
     return config

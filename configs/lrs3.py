@@ -1,17 +1,17 @@
 """BCD on LRS3: Table A4 of the supplement. The project's best-known command:
 
     python -m vidmotion.data.prepare lrs3 --src=DIR --out=data/lrs3
-    python -m vidmotion.main --config=configs/lrs3.py:stage=1 --workdir=runs/lrs3_1
-    python -m vidmotion.main --config=configs/lrs3.py --workdir=runs/lrs3 --config.init_from=runs/lrs3_1
+    python -m vidmotion.main --config=configs/lrs3.py --workdir=runs/lrs3 --config.system.codec.weights=FILE
 
-the last two with --config.system.codec.weights=FILE, the image autoencoder. To encode every frame once rather than at
+FILE is the image autoencoder. To encode every frame once rather than at
 each step (``latents=cached``; 8 KB a frame):
 
     python -m vidmotion.data.prepare latents --src=data/lrs3 --weights=FILE --out=data/lrs3_latents
-    python -m vidmotion.main --config=configs/lrs3.py:stage=1,latents=cached --workdir=runs/lrs3_1 ...
+    python -m vidmotion.main --config=configs/lrs3.py:latents=cached --workdir=runs/lrs3 ...
 
-Hardware in the paper: 8 A100, batch 4 on each, 4 to 5 days: 30 epochs without temporal blocks (stage 1), then 15 with
-them (stage 2, the default here). Paper's figures on cross-identity transfer: FID 86.0, CSIM 0.692, shape error 0.41e-1,
+Hardware in the paper: 8 A100, batch 4 on each, 4 to 5 days: 30 epochs without temporal blocks, then 15 with them. Both
+stages are one run here: temperature, warm-up, moments and averages go on, and the temporal blocks join with moments of
+their own, untouched until then. Paper's figures on cross-identity transfer: FID 86.0, CSIM 0.692, shape error 0.41e-1,
 motion error 3.13e-2, cross error 3.67e-2 (Tables A2, A3).
 
 Ablations of the paper as arguments: ``bitrate=2|4|6|8`` (kbps), ``rate_loss=off`` (Table A3), ``cross=off``,
@@ -27,10 +27,9 @@ EPOCH = 12_300  # steps at batch 32: about 393k four-second clips in 437 hours (
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """Arguments: ``stage``, ``bitrate``, ``rate_loss``, ``cross``, ``content_frames``, ``latents``; variants."""
+    """Arguments: ``bitrate``, ``rate_loss``, ``cross``, ``content_frames``, ``latents``; variants."""
     options = common.parse(
         argument,
-        stage=(2, 1),
         bitrate=(4, 2, 6, 8),
         rate_loss=("on", "off"),
         cross=("on", "off"),
@@ -72,7 +71,6 @@ def get_config(argument: str = "") -> ConfigDict:
                 "heads": 12,
                 "temporal_blocks": (0, 2, 4, 6, 8, 10),
                 "placement": "insert",  # not in paper: stage 1 needs 12 spatial blocks of its own
-                "temporal": options.stage == 2,
                 "temporal_position": "rope",  # not in paper: works for any clip length
                 "motion_inject": "adagn",  # Eq. 5
                 "content_concat": "channel",  # "concatenated to the input z_t"; how is not in paper
@@ -133,7 +131,8 @@ def get_config(argument: str = "") -> ConfigDict:
         }
     )
     config.batch_size = 32  # 4 on each of 8 A100
-    config.steps = EPOCH * (30 if options.stage == 1 else 15)
+    sprites.join_temporal_blocks(config, 30 * EPOCH)
+    config.steps = (30 + 15) * EPOCH
     config.ema.decay = 0.9999  # not in paper
     config.data.kind = "latents" if options.latents == "cached" else "videos"
     config.data.common = ConfigDict({"directory": "data/lrs3", "frames": 50, "decimate": 2})
@@ -173,6 +172,7 @@ def _demo(config: ConfigDict) -> None:
     system.compute = "float32"
     config.optimizer.model.rate = ((".*", 1e-3),)
     config.optimizer.model.schedule.warmup = 50
+    sprites.join_temporal_blocks(config, 400)
     config.batch_size, config.steps, config.log_every = 8, 600, 50
     config.ema.decay = 0.99
     config.data.common.update({"directory": "data/videos", "frames": 16})
@@ -195,6 +195,7 @@ def _debug(config: ConfigDict) -> None:
     system.rate.target *= 6 / 80  # 6 bits where the demo has 80
     system.cross.content_frames = min(system.cross.content_frames, 2)
     system.sampler.update({"steps": 2, "window": 2})
+    sprites.join_temporal_blocks(config, 1)
     config.batch_size, config.steps, config.log_every = 8, 2, 1
     config.checkpoint.every = 0
     config.data.kind = "heads"

@@ -184,6 +184,6 @@ def test_the_benchmark_matches_parameters_and_arithmetic(clips):
         assert run.flops_per_step() == pytest.approx(1e9 * gigaflops, rel=0.01)
         assert config.steps * run.flops_per_step() == pytest.approx(2 * 3e12, rel=0.02)
     longer = load_config(f"benchmark:system=bcd,clips={clips},hours=1")
-    assert longer.steps == round(36e15 / 32.2e9)
+    assert longer.steps == round(36e15 / 88.9e9)
     with pytest.raises(ValueError, match="'minutes=0': a whole number, 1 or more"):
         load_config("benchmark:minutes=0")

@@ -214,3 +214,38 @@ def test_groups_are_clipped_apart_by_hand():
     )
     with pytest.raises(RuleError, match=r"optimizer\.clip.*short/w"):
         clipped((("long/.*", 1.0),))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_leaf_that_starts_later_neither_moves_nor_decays_and_then_is_fresh(kind):
+    # As if the leaf had met its optimizer at update 3, but for the schedule, which goes on.
+    params = {"old": {"bias": jnp.ones(3)}, "new": {"kernel": jnp.ones((2, 3))}}
+    settings = dict(rate=0.1, kind=kind, weight_decay=0.5)
+    steps = dict(schedule={"kind": "linear"})
+    late = Optimizer(**settings, **steps, start=(("new/.*", 3), (".*", 0))).transform(params, 10)
+    fresh = Optimizer(**settings).transform(params, 10)
+    key = jax.random.key(0)
+    grads = [
+        jax.tree.map(lambda x, i=i: jax.random.normal(jax.random.fold_in(key, i), x.shape), params)
+        for i in range(5)
+    ]
+    state, alone, moved = late.init(params), fresh.init(params), fresh.init(params)
+    update = jax.jit(late.update)
+    for count, grad in enumerate(grads):
+        got, state = update(grad, state, params)
+        always, alone = fresh.update(grad, alone, params)
+        factor = 1 - count / 10
+        np.testing.assert_allclose(got["old"]["bias"], factor * always["old"]["bias"], rtol=1e-5)
+        if count < 3:
+            np.testing.assert_array_equal(got["new"]["kernel"], 0)
+        else:
+            then, moved = fresh.update(grad, moved, params)
+            expected = factor * then["new"]["kernel"]
+            np.testing.assert_allclose(got["new"]["kernel"], expected, rtol=1e-4)
+            if (
+                kind == "adamw" and count == 3
+            ):  # rate * factor * (sign + decay), nothing older in it
+                sign = np.sign(grad["new"]["kernel"])
+                np.testing.assert_allclose(
+                    got["new"]["kernel"], -0.1 * 0.7 * (sign + 0.5), rtol=1e-4
+                )

@@ -5,7 +5,7 @@ is a factor on top.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -68,6 +68,8 @@ class Optimizer:
       weight_decay: decoupled decay; the update is ``-rate * (adam + weight_decay * w)``.
       decay: which leaves decay, ``((regex, bool), ...)``.
       trainable: which leaves learn; the others get no gradient, no moments and no average.
+      start: updates for which a leaf waits, ``((regex, count), ...)``: before, it neither moves nor decays; its moments
+        and their bias corrections begin then, as in a fresh optimizer, while the schedule goes on.
       clip: largest gradient norm of all leaves together; or ``((regex, norm), ...)``, where the leaves of one rule
         are a group of their own, which does not shrink because another's gradient is long. 0 switches clipping off.
       schedule: a `Schedule`, or its fields.
@@ -80,6 +82,7 @@ class Optimizer:
     weight_decay: float = 0.0
     decay: paths.Rules = ALL
     trainable: paths.Rules = ALL
+    start: paths.Rules = ((".*", 0),)
     clip: Any = 0.0
     schedule: Schedule | Mapping[str, Any] = Schedule()
 
@@ -108,7 +111,7 @@ class Optimizer:
         `before` to have been when the first is made.
 
         Raises:
-          paths.RuleError: a leaf matches no rule of `rate`, `decay` or `clip`.
+          paths.RuleError: a leaf matches no rule of `rate`, `decay`, `start` or `clip`.
         """
         rates = paths.assign(_rules(self.rate), params, "optimizer.rate")
         decays = paths.assign(self.decay, params, "optimizer.decay")
@@ -125,14 +128,37 @@ class Optimizer:
 
         chain = [optax.stateless(clip)] if any(limit for _, limit in limits) else []
         adam = optax.scale_by_adam(*self.betas, eps=self.eps)
-        chain += [adam if self.kind == "adamw" else _muon(adam, params)]
+        rule = [adam if self.kind == "adamw" else _muon(adam, params)]
         if self.weight_decay:
-            chain += [optax.add_decayed_weights(self.weight_decay, decays)]
+            rule += [optax.add_decayed_weights(self.weight_decay, _by_path(decays))]
+        chain += _started(rule, paths.assign(self.start, params, "optimizer.start"))
         chain += [
             optax.stateless(scale),
             optax.scale_by_schedule(lambda count: -self.schedule.factor(count + before, steps)),
         ]
         return optax.chain(*chain)
+
+
+def _by_path(values: PyTree) -> Callable[[PyTree], PyTree]:
+    """Tree -> `values` at the paths that it has: a tree that optax has masked has not all of them."""
+    leaves = paths.flatten(values)
+    return lambda tree: jax.tree_util.tree_map_with_path(
+        lambda path, _: leaves["/".join(str(key.key) for key in path)], tree
+    )
+
+
+def _started(
+    rule: list[optax.GradientTransformation], starts: PyTree
+) -> list[optax.GradientTransformation]:
+    """`rule` for all leaves, or for those of each start on its own, where `starts` has several."""
+    counts = sorted(set(jax.tree.leaves(starts)))
+    if counts == [0]:
+        return rule
+    groups = {
+        count: optax.conditionally_mask(optax.chain(*rule), lambda n, count=count: n >= count)
+        for count in counts
+    }
+    return [optax.partition(groups, _by_path(starts))]
 
 
 def _rules(value: Any) -> paths.Rules:
@@ -169,17 +195,13 @@ def _muon(adam: optax.GradientTransformation, params: PyTree) -> optax.GradientT
     }
     labels = {path: "muon" if path in dims else "adam" for path in leaves}
 
-    def dimensions(tree):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: dims["/".join(str(key.key) for key in path)], tree
-        )
-
     def widen(updates, _):
         """Makes up for what an orthogonal matrix with more outputs than inputs moves each output less. The outputs
         are the last axis, the inputs all others."""
         return jax.tree.map(lambda x: x * max(1.0, x.shape[-1] ** 2 / x.size) ** 0.5, updates)
 
     kernels = optax.chain(
-        optax.contrib.scale_by_muon(weight_dimension_numbers=dimensions), optax.stateless(widen)
+        optax.contrib.scale_by_muon(weight_dimension_numbers=_by_path(paths.unflatten(dims))),
+        optax.stateless(widen),
     )
-    return optax.partition({"muon": kernels, "adam": adam}, paths.unflatten(labels))
+    return optax.partition({"muon": kernels, "adam": adam}, _by_path(paths.unflatten(labels)))

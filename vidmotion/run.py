@@ -401,10 +401,11 @@ class Run:
     # -- compiled functions -----------------------------------------------------------------------
 
     def lower_update(
-        self, update: Callable | None = None, phase: tuple[int, int | None] = (0, None)
+        self, update: Callable | None = None, phase: tuple[int, int | None] | None = None
     ) -> jax.stages.Lowered:
-        """The lowered training update of a phase of the run (`Stepper.phase`), or another function of its arguments and
-        outputs; the first is donated."""
+        """The lowered training update of a phase of the run (`Stepper.phase`; None: the last), or another function of
+        its arguments and outputs; the first is donated."""
+        phase = phase or self.stepper.phase(self.config.steps - 1)
         rows, whole = sharding.batch(self.mesh), sharding.replicated(self.mesh)
 
         def placed(where):
@@ -424,7 +425,8 @@ class Run:
         """Model FLOPs of one update of the global batch, from XLA's cost analysis; None if it has none.
 
         Counted by a tracing of its own, without recomputation, layer scans, microbatches or work in pieces, so
-        that each operation of the model counts once; a player that updates now and then counts as if it always did.
+        that each operation of the model counts once; a player that updates now and then counts as if it always did. The
+        step is one of the run's last phase, in which all parts work.
         """
         loops = [name for name in ("remat", "scan") if getattr(self.system, name, False)]
         system = dataclasses.replace(self.system, **dict.fromkeys(loops, False))
@@ -434,7 +436,7 @@ class Run:
 
         def update(*args):
             with pieces.all_at_once():
-                return stepper.update(*args)
+                return stepper.update(*args, phase=stepper.phase(self.config.steps - 1))
 
         lowered = jax.jit(update).lower(state, self.abstract_consts, self.batch)
         return (lowered.cost_analysis() or {}).get("flops")

@@ -2,16 +2,16 @@
 
     python launch/sweep.py bcd_bitrate --workdir=runs/bitrate            # --dry_run prints the commands
 
-After the ablations on LRS3 (2, 4, 6, 8 kbps; Table A3; without cross-driving), scaled to the 24 bits per frame of
+After the ablations on LRS3 (2, 4, 6, 8 kbps; Table A3; without cross-driving), scaled to the 64 bits per frame of
 the heads demo. The paper's ordering: without cross-driving far worse than without rate loss, worse than the full model.
 """
 
 CONFIG = "configs/heads.py"
 ARGUMENTS = {
-    "150 bps": "demo,bitrate=150",
     "300 bps": "demo,bitrate=300",
-    "450 bps": "demo,bitrate=450",
     "600 bps": "demo,bitrate=600",
+    "1100 bps": "demo,bitrate=1100",
+    "1500 bps": "demo,bitrate=1500",
     "no rate loss": "demo,rate_loss=off",
     "no cross-driving": "demo,cross=off",
 }

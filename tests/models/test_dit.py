@@ -256,6 +256,8 @@ def test_block_is_the_identity_then_equals_numpy(temporal, inject, rope):
         ("channel", (TOKENS, CONTENT), "rope"),
         ("channel", (1, CONTENT), "sincos"),
         ("reshape", (TOKENS, 8 * 8 * 3 // TOKENS), "rope"),
+        ("patch", (TOKENS, CONTENT), "rope"),
+        ("patch", (1, CONTENT), "rope"),
     ],
 )
 def test_network_around_identity_blocks_equals_numpy(concat, content, position):
@@ -269,8 +271,14 @@ def test_network_around_identity_blocks_equals_numpy(concat, content, position):
     p["unit_0"] = jax.tree.map(np.zeros_like, p["unit_0"])
     x, time, c, m = args
     image = np.empty((2, 8, 8, 3))
+    beside = np.zeros(
+        (2, TOKENS, 16)
+    )  # of an embedding of the patch and its content token in a row
     if concat == "reshape":
         image = c.reshape(2, 8, 8, 3)
+    elif concat == "patch":
+        image = np.empty((2, 8, 8, 0))
+        beside += c @ p["content"]["kernel"] + p["content"]["bias"]
     else:
         patches = c @ p["content"]["kernel"] + p["content"]["bias"]
         for n in range(TOKENS):  # token n stands at row n // 2, column n % 2
@@ -288,7 +296,7 @@ def test_network_around_identity_blocks_equals_numpy(concat, content, position):
             both = np.concatenate([x[b, t], image[b]], axis=-1)
             cuts = [(4 * (n // 2), 4 * (n % 2)) for n in range(TOKENS)]
             h = np.stack([both[r : r + 4, q : q + 4].ravel() for r, q in cuts])
-            h = h @ p["patch_embed"]["kernel"] + p["patch_embed"]["bias"]
+            h = h @ p["patch_embed"]["kernel"] + p["patch_embed"]["bias"] + beside[b]
             h = h + dit.sincos_2d(16, 2, 2)
             if position == "sincos":
                 h = h + dit.sincos_1d(16, np.arange(FRAMES))[t]
@@ -315,6 +323,21 @@ def test_content_as_tokens_is_a_set_that_is_read():
     # Content tokens carry no position, so their order says nothing; their values do.
     np.testing.assert_allclose(apply(params, x, time, c[:, ::-1], m), y, atol=1e-4)
     assert np.abs(apply(params, x, time, c + 1, m) - y).max() > 1e-2
+
+
+def test_open_gates_let_a_fresh_network_use_what_it_is_told_and_temporal_blocks_stay_shut():
+    args = inputs()
+    through = {}
+    for start in (0.0, 1.0):
+        model, _ = build(gate_start=start)
+        params = init(model, *args)
+        blocks = {
+            name: block["conditioning"]["gate"]["bias"] for name, block in params["unit_0"].items()
+        }
+        through[start] = {name: np.unique(bias).tolist() for name, bias in blocks.items()}
+    assert set(through[0.0]) == {"spatial_0", "spatial_1", "temporal_0"}
+    assert all(values == [0.0] for values in through[0.0].values())
+    assert through[1.0] == {"spatial_0": [1.0], "spatial_1": [1.0], "temporal_0": [0.0]}
 
 
 # -- temporal blocks ------------------------------------------------------------------------------
@@ -483,7 +506,7 @@ def test_parameter_count(size, patch, height, channels, motion, placement):
         (dict(width=18, heads=1, groups=2), (4, 5), r"and by 4"),
         (dict(), (3, 5), r"content_tokens = 1 or 4 \(one per patch\), got 3"),
         (dict(content_concat="reshape"), (4, 47), r"= 192, got 4 \* 47"),
-        (dict(content_concat="add"), (4, 5), r"content_concat='add': choose channel or token"),
+        (dict(content_concat="add"), (4, 5), r"content_concat='add': choose channel or patch"),
         (dict(placement="after"), (4, 5), r"placement='after'"),
         (dict(temporal_position="none"), (4, 5), r"temporal_position='none'"),
         (dict(motion_inject="cross"), (4, 5), r"motion_inject='cross'"),

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from quick import quick_jit, random_like
 
+from vidmotion import paths
 from vidmotion import system as systems
 from vidmotion.errors import ConfigError
 from vidmotion.metrics import codebook
+from vidmotion.models.quantizer import temperature
+from vidmotion.run import load_config
 from vidmotion.system import Vars
 from vidmotion.systems import codecs
 
@@ -115,6 +118,12 @@ ALTERNATIVES = {
         encoder={"content_tokens": 3, "frame_stem": "conv"},
         quantizer={"learn_alpha": True, "hard": False, "normalise": False},
         rate={"mode": "total_normalised"},
+    ),
+    "content_of_patches_and_x_prediction": dict(
+        encoder={"queries": "patches"},
+        denoiser={"content_concat": "patch", "gate_start": 1.0},
+        diffusion={"output": "x0"},
+        cross={"symmetric": True},
     ),
     "content_as_a_frame_in_bfloat16": dict(
         denoiser={"content_concat": "reshape", "layers": 2, "temporal_blocks": (0, 1)},
@@ -226,7 +235,9 @@ def test_each_condition_is_dropped_at_the_configured_rate():
 
 def test_temporal_blocks_join_a_first_stage_without_a_jump(tiny):
     _, fresh, noisy, loss = tiny
-    loss_1 = jit_loss(build(denoiser={"temporal": False}))
+    first_stage = build(denoiser={"temporal_from": int(STEP) + 1})
+    assert first_stage.switches == (STEP + 1,)
+    loss_1 = jit_loss(first_stage)
     unit = {
         **noisy["model"]["denoiser"]["unit_0"],
         "temporal_0": fresh["model"]["denoiser"]["unit_0"]["temporal_0"],
@@ -234,8 +245,82 @@ def test_temporal_blocks_join_a_first_stage_without_a_jump(tiny):
     denoiser = {**noisy["model"]["denoiser"], "unit_0": unit}
     stage_1 = {"model": {**noisy["model"], "denoiser": denoiser}}
     arguments = clips(), jax.random.key(0)
-    np.testing.assert_array_equal(loss(stage_1, *arguments)[0], loss_1(stage_1, *arguments)[0])
+    np.testing.assert_allclose(
+        loss(stage_1, *arguments)[0], loss_1(stage_1, *arguments)[0], rtol=1e-6
+    )
     assert abs(loss(noisy, *arguments)[0] - loss_1(noisy, *arguments)[0]) > 1e-4
+
+
+def test_a_program_of_the_first_stage_holds_no_temporal_block():
+    system = build(denoiser={"temporal_from": 100})
+    params = random_params(system)
+    batch = {"video": jax.ShapeDtypeStruct((2, FRAMES, SIZE, SIZE, 3), jnp.uint8)}
+
+    def text(first, end):
+        def loss(params, video, step):
+            with systems.within(first, end):
+                return system.loss(
+                    "model", Vars(params, {}, {}), video, jax.random.key(0), step, ()
+                )
+
+        return jax.jit(loss).lower(params, batch, jnp.int32(first)).as_text()
+
+    # What a temporal block has and nothing else: the cosine of its rotary position.
+    assert "cosine" in text(100, None)
+    assert text(0, 100).count("dot_general") < text(100, None).count("dot_general")
+
+
+def test_the_two_stages_of_lrs3_are_one_run():
+    config = load_config("lrs3")
+    system, model = systems.build(config.system), config.optimizer.model
+    first = 30 * 12_300
+    assert config.steps == first * 3 // 2
+    assert system.switches == (first,)
+    # One count of steps: where the second stage begins, the temperature has fallen to 1.5 * 0.9999972^369,000.
+    q = system.quantizer
+    tau = temperature(jnp.int32(first), q.tau_max, q.tau_min, q.tau_decay)
+    assert float(tau) == pytest.approx(0.534, abs=0.001)
+    names = jax.eval_shape(system.init, jax.random.key(0), None)
+    starts = paths.flatten(paths.assign(model.start, names, "start"))
+    assert {path for path, start in starts.items() if start} == {
+        path for path in starts if "/temporal_" in path
+    }
+    assert set(starts.values()) == {0, first}
+
+
+def test_content_of_patches_is_not_squeezed_through_a_token_of_the_frame():
+    # 4 tokens of 30 numbers from one frame of 192: through the 16 numbers of the frame's token the derivative has
+    # rank 16 at most; every query that begins with its own patch adds 16.
+    ranks = {}
+    for queries in ("learned", "patches"):
+        system = build(encoder={"queries": queries, "content_width": 30})
+        params = random_params(system)["model"]
+        content = jax.jacobian(lambda z, s=system, p=params: s._encode(p, z)[0].ravel())
+        jacobian = quick_jit(content)(latents(clips(1, 1)))
+        values = np.linalg.svd(np.asarray(jacobian).reshape(120, 192), compute_uv=False)
+        ranks[queries] = int(np.sum(values > 1e-4 * values[0]))
+    assert ranks["learned"] <= 16
+    assert ranks["patches"] > 48
+
+
+def test_x_prediction_is_the_networks_output_and_its_error_counts_alike_at_all_levels(tiny):
+    _, _, noisy, _ = tiny
+    system = build(diffusion={"output": "x0"})
+    z = latents(clips(2, HALF))
+    c, m = np.ones((2, 4, 16), np.float32), np.ones((2, HALF, 8), np.float32)
+    sigma = np.array([[0.01] * HALF, [30.0] * HALF], np.float32)
+    y = z + sigma[..., None, None, None]
+    network = system._denoiser().apply(
+        {"params": noisy["model"]["denoiser"]},
+        y / np.sqrt(sigma**2 + 0.25)[..., None, None, None],
+        250 * np.log(sigma),
+        c,
+        m,
+    )
+    # Nothing of the noisy picture is left in it, not even where the noise is least.
+    got = system._denoise(noisy["model"], y, jnp.asarray(sigma), c, m)
+    np.testing.assert_allclose(got, 0.5 * network, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(system.diffusion.process().weight(sigma), 4.0)
 
 
 # -- who sees what --------------------------------------------------------------------------------
@@ -364,7 +449,7 @@ def test_a_perfect_denoiser_gives_the_clip_back(monkeypatch, tiny, method):
     system = build(sampler={"method": method, "steps": 3, "window": 4})
     motion = clips(2, 4, seed=1)
     monkeypatch.setattr(
-        type(system), "_denoise", lambda self, params, y, sigma, c, m: latents(motion)
+        type(system), "_denoise", lambda self, params, y, sigma, c, m, *_: latents(motion)
     )
     out = jit_sample(system, guidance=1.0)(noisy, clips(2, 1), motion, jax.random.key(0))
     np.testing.assert_allclose(out["video"], motion / 255, atol=1e-4)
@@ -415,6 +500,12 @@ def test_pixels_of_matching_moments_have_sigma_data():
         (dict(cross={"content_frames": 4}), r"cross\.content_frames=4: a half has only 3"),
         (dict(cross={"content_frames": -1}), r"cross\.content_frames=-1"),
         (dict(encoder={"heads": 3}), r"encoder\.width=16 must divide by heads=3"),
+        (dict(encoder={"queries": "all"}), r"encoder\.queries='all': choose learned, patches"),
+        (
+            dict(encoder={"queries": "patches", "content_tokens": 1, "frame_stem": "conv"}),
+            r"encoder\.queries='patches' needs encoder\.content_tokens = 4",
+        ),
+        (dict(diffusion={"output": "v"}), r"diffusion\.output='v': choose edm, x0"),
         (dict(encoder={"frame_stem": "vit"}), r"encoder\.frame_stem='vit': choose linear, conv"),
         (dict(encoder={"content_tokens": 5}), r"denoiser\.content_concat.*1 or 4 .*got 5"),
         (dict(quantizer={"distance": "cos"}), r"quantizer\.distance='cos': choose sq_l2, l2"),

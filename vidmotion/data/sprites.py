@@ -10,10 +10,12 @@ Values are uint8 here; the published generator divides by `VALUE_SCALE` = 256, s
 value is 255/256. `MEAN` and `STD` are those of the scaled values over the train split.
 """
 
+import dataclasses
 import hashlib
 import io
 from pathlib import Path
 
+import grain
 import numpy as np
 
 from vidmotion.data.records import DatasetError
@@ -193,19 +195,33 @@ def render_clip(sheets: Sheets, body, bottom, top, hair, action: str, direction:
     return sheets.render(character_of((body, bottom, top, hair)), class_of(action, direction))
 
 
+@dataclasses.dataclass(frozen=True)
+class Turn(grain.transforms.RandomMap):
+    """Clip -> the same endless motion, begun at any of its frames: the actions are loops, so nothing is made up."""
+
+    def random_map(self, element, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Rolls `video` (T, H, W, 3) by 0 to T - 1 frames, evenly distributed."""
+        start = int(rng.integers(len(element["video"])))
+        return {**element, "video": np.roll(element["video"], -start, axis=0)}
+
+
 class SpritesSource:
     """Random access to the clips of one split, rendered from the sheets when asked for.
 
     Element: `video` uint8 (8, 64, 64, 3), `action` int32 () the class label 0..8, `attributes`
     int32 (4,) skin, pants, top, hair, and `character` int32 () the id 0..1295. The order is that of
     `clips_of`. Rendering a clip takes less time than decoding it would, so nothing is cached;
-    pickling carries the path only.
+    pickling carries the arguments only.
+
+    With `random`, clips are to begin at any of their frames, drawn anew each time: that is left to `transforms` in the
+    loader, which has the random numbers. Otherwise `transforms` is empty.
     """
 
-    def __init__(self, sheets_dir, split: str = "train"):
+    def __init__(self, sheets_dir, split: str = "train", random: bool = False):
         """Raises: DatasetError as `Sheets`; ValueError for an unknown split."""
         self.classes = tuple(f"{a} {d}" for a in ACTIONS for d in DIRECTIONS)
-        self.sheets_dir, self.split = str(sheets_dir), split
+        self.sheets_dir, self.split, self.random = str(sheets_dir), split, random
+        self.transforms = (Turn(),) if random else ()
         self._character, self._action = clips_of(split)
         self._sheets = Sheets(sheets_dir)
         self.fingerprint = hashlib.sha256(
@@ -246,10 +262,10 @@ class SpritesSource:
         return self.render(int(self._character[content]), int(self._action[motion]))
 
     def __reduce__(self):
-        return type(self), (self.sheets_dir, self.split)
+        return type(self), (self.sheets_dir, self.split, self.random)
 
     def __repr__(self):
-        return f"SpritesSource({self.sheets_dir!r}, {self.split!r})"
+        return f"SpritesSource({self.sheets_dir!r}, {self.split!r}, {self.random})"
 
 
 def _read(path: Path, digest) -> tuple[np.ndarray, np.ndarray]:

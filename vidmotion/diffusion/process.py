@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 SCHEDULES = {"linear": 1, "scaled_linear": 2}  # name -> power of the evenly spaced number
+OUTPUTS = ("edm", "x0")  # of `EDM`
 PREDICTIONS = ("eps", "x0", "v")
 
 
@@ -42,6 +43,11 @@ class EDM:
       sigma_data: standard deviation of the clean data.
       p_mean, p_std: ln sigma ~ Normal(p_mean, p_std^2) in training.
       sigma_min, sigma_max: ends of the sampling schedule.
+      output: ``edm``, Table 1's c_skip and c_out; or ``x0``: D is sigma_data * F, so that nothing of the noisy
+        array is left in what is made, and the error of D counts alike at every noise level.
+
+    Raises:
+      ValueError: unknown output.
     """
 
     sigma_data: float = 0.5
@@ -49,6 +55,11 @@ class EDM:
     p_std: float = 1.2
     sigma_min: float = 0.002
     sigma_max: float = 80.0
+    output: str = "edm"
+
+    def __post_init__(self):
+        if self.output not in OUTPUTS:
+            raise ValueError(f"output {self.output!r}: choose one of {', '.join(OUTPUTS)}")
 
     def sample_sigma(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Noise levels for training, float32 of `shape`."""
@@ -57,16 +68,15 @@ class EDM:
     def scalings(self, sigma: jax.Array) -> Scalings:
         """c_skip, c_out, c_in of Table 1; time is 1000 * c_noise = 250 ln sigma."""
         total = sigma**2 + self.sigma_data**2
-        return Scalings(
-            c_skip=self.sigma_data**2 / total,
-            c_out=sigma * self.sigma_data / jnp.sqrt(total),
-            c_in=1.0 / jnp.sqrt(total),
-            time=250.0 * jnp.log(sigma),
-        )
+        c_skip = self.sigma_data**2 / total
+        c_out = sigma * self.sigma_data / jnp.sqrt(total)
+        if self.output == "x0":
+            c_skip, c_out = jnp.zeros_like(sigma), jnp.full_like(sigma, self.sigma_data)
+        return Scalings(c_skip, c_out, c_in=1.0 / jnp.sqrt(total), time=250.0 * jnp.log(sigma))
 
     def weight(self, sigma: jax.Array) -> jax.Array:
-        """(sigma^2 + sigma_data^2) / (sigma * sigma_data)^2: unit loss weight on F."""
-        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+        """1 / c_out^2, unit loss weight on F: (sigma^2 + sigma_data^2) / (sigma * sigma_data)^2 of Table 1."""
+        return 1.0 / self.scalings(sigma).c_out ** 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,14 +4,18 @@ Shape suffixes: b batch, t frames, k content tokens, n = k + t sequence, d encod
 bthwc is a latent video.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vidmotion.models.dit import patchify
 from vidmotion.models.t5 import T5Encoder
 
 STEMS = ("linear", "conv")
+QUERIES = ("learned", "patches")
 
 
 class FrameStem(nn.Module):
@@ -52,6 +56,8 @@ class DisentanglingEncoder(nn.Module):
     Attributes:
       content_tokens, content_width, motion_width: K, C_c, C_m.
       frame_stem: see `FrameStem`.
+      queries: ``learned``: all that content knows of a frame passes through the frame's one token; ``patches``: query
+        n begins with a map of patch n of the first frame as well, which is as wide as the patch. K is then a square.
       layers, width, heads, head_dim, mlp_dim: of the T5 stack (Tables A4, A5).
       remat, dtype: passed on.
     """
@@ -65,6 +71,7 @@ class DisentanglingEncoder(nn.Module):
     head_dim: int
     mlp_dim: int
     frame_stem: str = "linear"
+    queries: str = "learned"
     remat: bool = False
     dtype: DTypeLike = jnp.float32
 
@@ -76,6 +83,10 @@ class DisentanglingEncoder(nn.Module):
             "queries", nn.initializers.normal(0.02), (self.content_tokens, self.width)
         )
         q_bkd = jnp.broadcast_to(q_kd.astype(self.dtype)[None], (f_btd.shape[0], *q_kd.shape))
+        if self.queries == "patches":
+            patch = z_bthwc.shape[2] // math.isqrt(self.content_tokens)
+            first_bkp = patchify(z_bthwc[:, :1], patch)[:, 0].astype(self.dtype)
+            q_bkd += nn.Dense(self.width, dtype=self.dtype, name="patches")(first_bkp)
         x_bnd = T5Encoder(
             width=self.width,
             layers=self.layers,

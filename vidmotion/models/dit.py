@@ -102,14 +102,21 @@ class Conditioning(nn.Module):
     sites: int
     inject: str
     gates: bool
+    gate_start: float = 0.0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, temb_btd: jax.Array, m_btm: jax.Array, cond_btd: jax.Array):
         """Returns per site a function h_btnd -> modulated h, and the gates (B, T, 1, D) (or None)."""
 
-        def project(name, x, count):
-            dense = nn.Dense(count * self.width, kernel_init=zeros, dtype=self.dtype, name=name)
+        def project(name, x, count, start=0.0):
+            dense = nn.Dense(
+                count * self.width,
+                kernel_init=zeros,
+                bias_init=nn.initializers.constant(start),
+                dtype=self.dtype,
+                name=name,
+            )
             return jnp.split(dense(x)[:, :, None], count, axis=-1)
 
         if self.inject == "adagn":
@@ -126,7 +133,7 @@ class Conditioning(nn.Module):
                 scale, shift = both[2 * site : 2 * site + 2]
                 return (1.0 + scale) * h + shift
 
-        gates = project("gate", cond_btd, self.sites) if self.gates else None
+        gates = project("gate", cond_btd, self.sites, self.gate_start) if self.gates else None
         return modulate, gates
 
 
@@ -134,7 +141,7 @@ class Block(nn.Module):
     """One DiT block; attention over the tokens of a frame, or over the frames at each token.
 
     AdaGN -> attention -> gate, AdaGN -> MLP(GELU tanh) -> gate, both residual. The gates start at
-    zero, so a fresh block is the exact identity.
+    `gate_start`; at zero, a fresh block is the exact identity.
     """
 
     width: int
@@ -144,12 +151,19 @@ class Block(nn.Module):
     temporal: bool
     inject: str
     rope: bool
+    gate_start: float = 0.0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x_btnd, temb_btd, m_btm, cond_btd):
         modulate, (gate_attention, gate_mlp) = Conditioning(
-            self.width, 2, self.inject, True, self.dtype, name="conditioning"
+            self.width,
+            2,
+            self.inject,
+            True,
+            0.0 if self.temporal else self.gate_start,
+            self.dtype,
+            name="conditioning",
         )(temb_btd, m_btm, cond_btd)
         h = modulate(0, group_norm(x_btnd, self.groups))
         x_btnd = x_btnd + gate_attention * self._attention(h)
@@ -213,10 +227,13 @@ class VideoDiT(nn.Module):
       temporal_position: ``rope`` or ``sincos`` (added once after the patch embedding).
       motion_inject: ``adagn`` (Eq. 5) or ``add_temb``.
       content_concat: how c meets z_t: ``channel`` (Linear to a patch per token, unpatchified and
-        concatenated on channels; K must be the number of tokens, or 1 for broadcast), ``token``
+        concatenated on channels; K must be the number of tokens, or 1 for broadcast), ``patch``
+        (concatenated to the patch's values whole, however wide it is; K likewise), ``token``
         (appended to the frame's tokens in the spatial attention) or ``reshape`` (c has exactly the
         number of values of one latent frame).
       groups: of the group norms.
+      gate_start: value of the spatial blocks' gates in a fresh network; 0 is adaLN-Zero. Those of temporal blocks
+        start at 0 in any case, so that they may join later without a jump.
       remat, scan: recompute blocks in the backward pass; compile the repeating unit once.
 
     Raises:
@@ -237,6 +254,7 @@ class VideoDiT(nn.Module):
     motion_inject: str = "adagn"
     content_concat: str = "channel"
     groups: int = 32
+    gate_start: float = 0.0
     remat: bool = False
     scan: bool = False
     dtype: DTypeLike = jnp.float32
@@ -252,7 +270,7 @@ class VideoDiT(nn.Module):
             "placement": ("insert", "alternate"),
             "temporal_position": ("rope", "sincos"),
             "motion_inject": ("adagn", "add_temb"),
-            "content_concat": ("channel", "token", "reshape"),
+            "content_concat": ("channel", "patch", "token", "reshape"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -280,6 +298,11 @@ class VideoDiT(nn.Module):
                 f"(one per patch), got {content_tokens}"
             )
         values = self.height**2 * self.channels
+        if self.content_concat == "patch" and content_tokens not in (1, self.tokens):
+            raise ValueError(
+                f"denoiser.content_concat='patch' needs encoder.content_tokens = 1 or {self.tokens} "
+                f"(one per patch), got {content_tokens}"
+            )
         if self.content_concat == "reshape" and content_tokens * content_width != values:
             raise ValueError(
                 f"denoiser.content_concat='reshape' needs content_tokens * content_width = {values}, got "
@@ -309,22 +332,27 @@ class VideoDiT(nn.Module):
 
         c_bkd, m_btm = c_bkd.astype(self.dtype), m_btm.astype(self.dtype)
 
-        content_btnd = None
-        if self.content_concat == "token":
-            content_btnd = dense(self.width, "content")(c_bkd)[:, None]
-            content_btnd = jnp.broadcast_to(
-                content_btnd, (x_bthwc.shape[0], frames, *content_btnd.shape[2:])
-            )
-        else:
+        x_bthwc = x_bthwc.astype(self.dtype)
+        if self.content_concat in ("channel", "reshape"):
             content = self._content_image(dense, c_bkd)
             content = jnp.broadcast_to(content, x_bthwc.shape)
-            x_bthwc = jnp.concatenate([x_bthwc.astype(self.dtype), content], axis=-1)
-        x_btnd = dense(self.width, "patch_embed")(patchify(x_bthwc.astype(self.dtype), self.patch))
+            x_bthwc = jnp.concatenate([x_bthwc, content], axis=-1)
+        x_btnd = dense(self.width, "patch_embed")(patchify(x_bthwc, self.patch))
+        content_btnd = None
+        if self.content_concat in ("patch", "token"):
+            content_btnd = dense(self.width, "content")(c_bkd)[:, None]
+        if self.content_concat == "patch":
+            # The embedding of both, concatenated, in two summands: that of content is the same for all frames.
+            x_btnd += content_btnd
+            content_btnd = None
         side = self.height // self.patch
         x_btnd += sincos_2d(self.width, side, side).astype(self.dtype)[None, None]
         if self.temporal_position == "sincos":
             x_btnd += sincos_1d(self.width, np.arange(frames)).astype(self.dtype)[None, :, None]
         if content_btnd is not None:
+            content_btnd = jnp.broadcast_to(
+                content_btnd, (*x_btnd.shape[:2], *content_btnd.shape[2:])
+            )
             x_btnd = jnp.concatenate([x_btnd, content_btnd], axis=2)
 
         temb_btd = TimeEmbedding(self.width, self.dtype, name="time")(time_bt)
@@ -333,7 +361,7 @@ class VideoDiT(nn.Module):
         x_btnd = self._units(x_btnd, condition)
 
         modulate, _ = Conditioning(
-            self.width, 1, self.motion_inject, False, self.dtype, name="final_conditioning"
+            self.width, 1, self.motion_inject, False, dtype=self.dtype, name="final_conditioning"
         )(*condition)
         x_btnd = modulate(0, group_norm(x_btnd[:, :, : self.tokens], self.groups))
         x_btnc = dense(self.patch**2 * self.channels, "final", zeros)(x_btnd)
@@ -361,6 +389,7 @@ class VideoDiT(nn.Module):
             groups=self.groups,
             inject=self.motion_inject,
             rope=self.temporal_position == "rope",
+            gate_start=self.gate_start,
             dtype=self.dtype,
         )
         arguments = (marked[:period], self.placement == "alternate", self.temporal, block)

@@ -28,7 +28,7 @@ from vidmotion.models import disentangle, quantizer
 from vidmotion.models.disentangle import DisentanglingEncoder
 from vidmotion.models.dit import VideoDiT
 from vidmotion.models.quantizer import GroupedQuantizer, temperature
-from vidmotion.system import Const, Out, System, Vars, dtype, record
+from vidmotion.system import Const, Out, System, Vars, begun, dtype, record, when
 from vidmotion.systems import codecs
 
 PyTree = Any
@@ -43,6 +43,7 @@ class Encoder:
       content_tokens: K. Not in paper; 64 is one token per patch of the denoiser's 8x8 grid.
       content_width: C_c. Not in paper; 0 takes `width`.
       frame_stem: how a frame becomes one token. Not in paper; ``linear`` or ``conv``.
+      queries: ``learned``, or ``patches``: each begins with a map of its own patch of the first frame. Not in paper.
     """
 
     layers: int
@@ -52,6 +53,7 @@ class Encoder:
     content_tokens: int = 64
     content_width: int = 0
     frame_stem: str = "linear"
+    queries: str = "learned"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +112,12 @@ class Cross:
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """DiT denoiser (Tables A4, A5) and gaps 1, 6 and 8; see `VideoDiT` for the fields."""
+    """DiT denoiser (Tables A4, A5) and gaps 1, 6 and 8; see `VideoDiT` for the other fields.
+
+    Attributes:
+      temporal_from: step from which the temporal blocks work. Before is the first stage, in which frames are
+        rebuilt each on its own; both stages are one run, with one schedule and one temperature.
+    """
 
     patch: int
     width: int
@@ -119,11 +126,12 @@ class Denoiser:
     mlp_dim: int = 0
     temporal_blocks: tuple[int, ...] = (0, 2, 4, 6, 8, 10)
     placement: str = "insert"
-    temporal: bool = True
+    temporal_from: int = 0
     temporal_position: str = "rope"
     motion_inject: str = "adagn"
     content_concat: str = "channel"
     groups: int = 32
+    gate_start: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +157,7 @@ class Diffusion:
       kind: ``edm``, or ``ddpm_eps`` for noise prediction on a linear 1000-step schedule.
       sigma_data, p_mean, p_std: of EDM's training.
       sigma_min, sigma_max: ends of EDM's sampling schedule.
+      output: how EDM's network becomes a denoiser, see `process.EDM`. Not in paper.
       sigma_per_frame: one noise level per frame instead of per clip. Not in paper; default per clip.
     """
 
@@ -159,6 +168,7 @@ class Diffusion:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     sigma_per_frame: bool = False
+    output: str = "edm"
 
     def process(self) -> process.Process:
         """The process these fields describe.
@@ -168,7 +178,12 @@ class Diffusion:
         """
         if self.kind == "edm":
             return process.EDM(
-                self.sigma_data, self.p_mean, self.p_std, self.sigma_min, self.sigma_max
+                self.sigma_data,
+                self.p_mean,
+                self.p_std,
+                self.sigma_min,
+                self.sigma_max,
+                self.output,
             )
         if self.kind == "ddpm_eps":
             return process.DDPM()
@@ -253,17 +268,27 @@ class BCD(System):
                 f"heads={self.encoder.heads}"
             )
         for field, value, known in (
+            ("encoder.queries", self.encoder.queries, disentangle.QUERIES),
             ("encoder.frame_stem", self.encoder.frame_stem, disentangle.STEMS),
             ("quantizer.distance", self.quantizer.distance, quantizer.DISTANCES),
             ("rate.mode", self.rate.mode, bitrate.MODES),
+            ("diffusion.output", self.diffusion.output, process.OUTPUTS),
             ("sampler.method", self.sampler.method, samplers.SAMPLERS),
         ):
             if value not in known:
                 raise ConfigError(f"config.system.{field}={value!r}: choose {', '.join(known)}")
         try:
-            self._denoiser.check(self.encoder.content_tokens, self.content_width)
+            self._denoiser().check(self.encoder.content_tokens, self.content_width)
         except ValueError as error:
             raise ConfigError(f"config.system.{error}") from error
+        if self.encoder.queries == "patches" and (
+            self.encoder.content_tokens != self._denoiser().tokens
+        ):
+            raise ConfigError(
+                f"config.system.encoder.queries='patches' needs encoder.content_tokens = "
+                f"{self._denoiser().tokens}, one per patch of the denoiser, got "
+                f"{self.encoder.content_tokens}"
+            )
         self.diffusion.process()
         dtype(self.compute)
 
@@ -312,6 +337,7 @@ class BCD(System):
             head_dim=e.width // e.heads,
             mlp_dim=e.mlp_dim,
             frame_stem=e.frame_stem,
+            queries=e.queries,
             remat=self.remat,
             dtype=dtype(self.compute),
         )
@@ -331,19 +357,26 @@ class BCD(System):
             post_linear=q.post_linear,
         )
 
-    @property
-    def _denoiser(self) -> VideoDiT:
+    def _denoiser(self, temporal: bool = True) -> VideoDiT:
         height, channels = self.codec.latent_shape(self.size)
+        fields = dataclasses.asdict(self.denoiser)
+        del fields["temporal_from"]
         return VideoDiT(
             height=height,
             channels=channels,
-            **dataclasses.asdict(self.denoiser),
+            **fields,
+            temporal=temporal,
             remat=self.remat,
             scan=self.scan,
             dtype=dtype(self.compute),
         )
 
     # -- the interface ----------------------------------------------------------------------------
+
+    @property
+    def switches(self) -> tuple[int, ...]:
+        """The step at which the temporal blocks join."""
+        return (self.denoiser.temporal_from,)
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """``video``: uint8 (B, T, H, W, 3); or ``latents``: float16 (B, T, H/8, W/8, C), where they are cached."""
@@ -366,7 +399,7 @@ class BCD(System):
             "model": {
                 "encoder": self._encoder.init(keys[0], z)["params"],
                 "quantizer": self._quantizer.init(keys[1], m)["params"],
-                "denoiser": self._denoiser.init(keys[2], z, time, c, m)["params"],
+                "denoiser": self._denoiser().init(keys[2], z, time, c, m)["params"],
                 "null": {
                     "content": 0.02 * jax.random.normal(keys[3], c.shape[1:]),
                     "motion": 0.02 * jax.random.normal(keys[4], (self.motion_width,)),
@@ -385,7 +418,7 @@ class BCD(System):
     def tokens(self, batch: int) -> int:
         """Denoiser tokens of a batch: clips x rebuilt frames x patches."""
         rebuilt = self.half * (2 if self.cross.symmetric and self.cross.enabled else 1)
-        return batch * rebuilt * self._denoiser.tokens
+        return batch * rebuilt * self._denoiser().tokens
 
     def evaluators(self) -> tuple[str, ...]:
         """Motion transfer against the exact render (heads) or judged by a classifier (Sprites); what leaks."""
@@ -403,7 +436,15 @@ class BCD(System):
         tau = temperature(step, q.tau_max, q.tau_min, q.tau_decay)
         code = self._quantize(params, m, tau, code_key)
         c, m_hat = self._drop_conditions(params, c, code.m_hat_btm, drop_key)
-        denoising = self._denoising_loss(params, target, c, m_hat, noise_key)
+
+        def denoising_loss(temporal):
+            return self._denoising_loss(params, target, c, m_hat, noise_key, temporal)
+
+        denoising = when(
+            begun(step, self.denoiser.temporal_from),
+            lambda: denoising_loss(True),
+            lambda: denoising_loss(False),
+        )
 
         bits_n = bitrate.entropy_bits(jnp.mean(code.soft_btnj, axis=(0, 1)))
         rate = bitrate.rate_loss(bits_n, self.target_bits, self.rate.mode)
@@ -566,19 +607,22 @@ class BCD(System):
             jnp.where(drop_m, null["motion"][None, None], m_hat),
         )
 
-    def _denoise(self, params, y, sigma_bt, c, m_hat):
-        """D(y; sigma | c, m_hat) with the process's preconditioning; sigma is (B, T)."""
+    def _denoise(self, params, y, sigma_bt, c, m_hat, temporal=True):
+        """D(y; sigma | c, m_hat) with the process's preconditioning; sigma is (B, T).
+
+        Temporal blocks that have not begun are the identity: leaving them out only saves their time.
+        """
         scale = self.diffusion.process().scalings(sigma_bt)
 
         def wide(x_bt):
             return x_bt[:, :, None, None, None]
 
-        raw = self._denoiser.apply(
+        raw = self._denoiser(temporal).apply(
             {"params": params["denoiser"]}, wide(scale.c_in) * y, scale.time, c, m_hat
         )
         return wide(scale.c_skip) * y + wide(scale.c_out) * raw
 
-    def _denoising_loss(self, params, z, c, m_hat, key):
+    def _denoising_loss(self, params, z, c, m_hat, key, temporal=True):
         """L_d: mean of weight(sigma) * (D(z + sigma n) - z)^2."""
         diffusion = self.diffusion.process()
         sigma_key, noise_key = jax.random.split(key)
@@ -586,7 +630,7 @@ class BCD(System):
         sigma_bt = jnp.broadcast_to(diffusion.sample_sigma(sigma_key, levels), z.shape[:2])
         wide = sigma_bt[:, :, None, None, None]
         y = z + wide * jax.random.normal(noise_key, z.shape)
-        error = (self._denoise(params, y, sigma_bt, c, m_hat) - z) ** 2
+        error = (self._denoise(params, y, sigma_bt, c, m_hat, temporal) - z) ** 2
         return jnp.mean(diffusion.weight(sigma_bt) * jnp.mean(error, axis=(2, 3, 4)))
 
     def _denoise_from(self, params, noise, c, m_hat, steps, scale):

@@ -83,6 +83,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "time_modulation": options.time_mod == "on",
                 "fusion": "add",
                 "flow_range": 1.0,
+                "flow_start": 0.0,  # not in paper
                 "occlusion_bias": -2.0,  # not in paper
             },
             "loss_terms": {
@@ -161,7 +162,7 @@ def _demo(config: ConfigDict) -> None:
     # In runs this short the symmetry term makes all codes one, even detached, through the layers that both read-outs
     # share (`systems.warpface.Loss`): next to nothing of it is left.
     system.loss_terms.update({"symmetry": 1e-3 * system.loss_terms.symmetry, "detach": True})
-    system.inject.update({"flow_range": 0.3, "occlusion_bias": 0.0})
+    system.inject.update({"flow_range": 0.3, "flow_start": 0.5, "occlusion_bias": 0.0})
     model = config.optimizer.model
     model.kind = "muon"
     # Muon would drive the few columns of the flow and of the time's modulation to their ends before a picture is there.

@@ -67,7 +67,7 @@ def norm(tree):
 
 @pytest.fixture(scope="module")
 def system():
-    return made(guidance={"drop": 0.0})
+    return made(guidance={"drop": 0.0}, loss_terms={"symmetry": 0.1, "detach": False})
 
 
 @pytest.fixture(scope="module")

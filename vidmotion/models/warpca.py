@@ -127,6 +127,8 @@ class WarpCA(nn.Module):
       time_modulation: Eq. 9; without it the code enters as it is (Table 3, "w/o timestep").
       fusion: ``add``, Eq. 10; ``blend``, (1 - O) H + O W(H), for analysis.
       flow_range: the longest flow, of which the tanh is a share: 1 is half the picture. Not in paper, which has 1.
+      flow_start: deviation of the flow before its tanh at the start, about; with 0 the code has no gradient until the
+        flow's last layer has moved. Not in paper.
       occlusion_bias: at the start O = sigmoid of it; not in paper.
       dtype: of the computation; code, flow and occlusion are float32.
 
@@ -143,6 +145,7 @@ class WarpCA(nn.Module):
     time_modulation: bool = True
     fusion: str = "add"
     flow_range: float = 1.0
+    flow_start: float = 0.0
     occlusion_bias: float = -2.0
     dtype: DTypeLike = jnp.float32
 
@@ -189,18 +192,18 @@ class WarpCA(nn.Module):
         attended = dense(name="out")(attended)
         seen = attended + query if self.flow_input == "attn_plus_query" else attended
 
-        def read(name: str, features: int, bias: float) -> jax.Array:
+        def read(name: str, features: int, start: float, bias: float) -> jax.Array:
             y = nn.silu(dense(name=f"{name}_in")(seen)).astype(jnp.float32)
             out = nn.Dense(
                 features,
-                kernel_init=zeros,
+                kernel_init=nn.initializers.normal(start * (4 / channels) ** 0.5),
                 bias_init=nn.initializers.constant(bias),
                 name=f"{name}_out",
             )
             return out(y)
 
-        flow = self.flow_range * jnp.tanh(read("flow", 2, 0.0))
-        occlusion = nn.sigmoid(read("occlusion", 1, self.occlusion_bias))
+        flow = self.flow_range * jnp.tanh(read("flow", 2, self.flow_start, 0.0))
+        occlusion = nn.sigmoid(read("occlusion", 1, 0.0, self.occlusion_bias))
         self.sow("motion", "flow", flow)
         self.sow("motion", "occlusion", occlusion)
         occlusion = occlusion.astype(x_bhwc.dtype)

@@ -76,6 +76,7 @@ class Inject:
     time_modulation: bool = True
     fusion: str = "add"
     flow_range: float = 1.0
+    flow_start: float = 0.0
     occlusion_bias: float = -2.0
 
 

@@ -155,10 +155,12 @@ def _started(
     if counts == [0]:
         return rule
     groups = {
-        count: optax.conditionally_mask(optax.chain(*rule), lambda n, count=count: n >= count)
+        f"from_{count}": optax.conditionally_mask(
+            optax.chain(*rule), lambda n, count=count: n >= count
+        )
         for count in counts
     }
-    return [optax.partition(groups, _by_path(starts))]
+    return [optax.partition(groups, _by_path(jax.tree.map("from_{}".format, starts)))]
 
 
 def _rules(value: Any) -> paths.Rules:

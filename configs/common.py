@@ -68,7 +68,8 @@ def trunk() -> ConfigDict:
     config.eval.weights = ConfigDict(
         dict.fromkeys(("fid_inception", "i3d", "arcface", "emonet", "lpips_alex", "lpips_vgg"), "")
     )
-    config.eval.weights.heads_reader = ""  # workdir of a run of configs/heads_reader.py
+    # The shipped reader of Heads of 64 px, or the workdir of a run of configs/heads_reader.py.
+    config.eval.weights.heads_reader = "heads_reader"
     config.eval.drivers = ConfigDict({"split": "eval"})  # whose clips it takes: eval or train
     # Of --mode=plan: simulated devices (0: compile nothing), chip, its memory (0: all of it), share of its peak that
     # compute reaches, whether to look for the largest batch, whether to run the update and weigh this process (one

@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding
 
 from vidmotion import checkpoint, paths, pieces, record, sharding
 from vidmotion import system as systems
+from vidmotion import weights as own_weights
 from vidmotion.convert import folder as converted
 from vidmotion.data import pipeline
 from vidmotion.errors import ConfigError
@@ -97,26 +98,35 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> "Run":
     """The run that a workdir holds, to be used: its batches are cut over the devices that are here.
 
     Args:
-      workdir: of the run.
+      workdir: of the run, or the name of a shipped one (`vidmotion.weights`).
       changes: ``{"system.codec.weights": "vae.safetensors"}``, fields of its config that are otherwise here, as
         text; only `FREE_FIELDS`.
 
     Raises:
       ConfigError: no run there, or a change that does not fit it.
     """
+    if workdir in own_weights.names():
+        config = ml_collections.ConfigDict(own_weights.card(workdir)["config"])
+        config = _used_here(config, changes)
+        model = own_weights.read(workdir, "the run")["model"]
+
+        def parts(system, names):
+            chosen = {name: model[name] for name in names or model if name in model}
+            return {"model": chosen}, system.init_mutable()
+
+        return Released(config, workdir, lambda system: {"model": model}, parts)
     check_place(workdir)
     path = epath.Path(workdir) / CONFIG_FILE
     try:
         config = ml_collections.ConfigDict(json.loads(path.read_text()))
-        config.mesh = {"data": -1}  # whatever it was trained on
-        config.batch_size, config.accumulate = jax.device_count(), 1
     except FileNotFoundError as error:
-        raise ConfigError(f"{workdir} holds no run: there is no {path}") from error
+        shipped = ", ".join(own_weights.names())
+        raise ConfigError(
+            f"{workdir} holds no run: there is no {path}, and the shipped ones are {shipped}"
+        ) from error
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{workdir} holds no run: {path} cannot be read ({error})") from error
-    for name, text in (changes or {}).items():
-        _change(config, name, text)
-    return Run(config, workdir)
+    return Run(_used_here(config, changes), workdir)
 
 
 def open_weights(folder: str, changes: Mapping[str, str] | None = None) -> "Run":
@@ -141,11 +151,24 @@ def open_weights(folder: str, changes: Mapping[str, str] | None = None) -> "Run"
     for name, value in systems.find(config.system.name).released_fields(arguments).items():
         config.system[name] = ml_collections.ConfigDict(value)
     config.system.compute = "float32"
-    config.mesh = {"data": -1}
+
+    def read(system, names):
+        params = converted.load(folder, names)[2]
+        return system.released(params), system.released_mutable(params)
+
+    config = _used_here(config, changes)
+    return Released(config, folder, lambda system: system.released(shapes), read)
+
+
+def _used_here(
+    config: ml_collections.ConfigDict, changes: Mapping[str, str] | None
+) -> ml_collections.ConfigDict:
+    """A recorded config with its batches cut over the devices that are here, and the `changes` of `open_run`."""
+    config.mesh = {"data": -1}  # whatever it was trained on
     config.batch_size, config.accumulate = jax.device_count(), 1
     for name, text in (changes or {}).items():
         _change(config, name, text)
-    return Released(config, folder, shapes)
+    return config
 
 
 def _change(config: ml_collections.ConfigDict, name: str, text: str) -> None:
@@ -509,17 +532,27 @@ class Run:
 
 
 class Released(Run):
-    """A run whose parameters are given; arguments as of `Run`, and what `converted.describe` says of them.
+    """A run whose parameters are given. They are read each time that they are asked for, and not kept.
 
-    They are read each time that they are asked for, and not kept.
+    Args:
+      config: the (locked) config.
+      where: the folder or name that holds them.
+      shapes: system -> ``{player: tree}`` that has the shapes of all of them.
+      read: system and names of networks, None for all -> ``{player: tree}`` and the state that takes no gradient.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, folder: str, shapes: PyTree):
-        super().__init__(config, folder)
-        self._folder = folder
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        where: str,
+        shapes: Callable[[systems.System], PyTree],
+        read: Callable[[systems.System, tuple[str, ...] | None], tuple[PyTree, PyTree]],
+    ):
+        super().__init__(config, where)
+        self._read_given = read
         want = {"model": self.abstract_params["model"]}
-        if wrong := paths.misfits(self.system.released(shapes), want):
-            raise ConfigError(f"--weights={folder} does not fit its own sizes: {'; '.join(wrong)}")
+        if wrong := paths.misfits(shapes(self.system), want):
+            raise ConfigError(f"{where} does not fit its own sizes: {'; '.join(wrong)}")
 
     def trained_vars(self) -> Vars:
         """The given parameters, on every device."""
@@ -530,8 +563,7 @@ class Released(Run):
         return lambda *names: self._read(names)
 
     def _read(self, names: tuple[str, ...] | None) -> Vars:
-        params = converted.load(self._folder, names)[2]
-        given = self.system.released(params), self.system.released_mutable(params)
+        given = self._read_given(self.system, names)
         return Vars(*jax.device_put(given, sharding.replicated(self.mesh)), self.consts)
 
 

@@ -13,7 +13,7 @@ from vidmotion.data.heads import HeadsSource
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation import heads_reader, reading
 from vidmotion.evaluation.transfer import derangement
-from vidmotion.run import load_config
+from vidmotion.run import load_config, open_run
 from vidmotion.systems.heads_reader import CLASSES, MOTION, NUMBERS
 from vidmotion.train import train
 
@@ -136,6 +136,25 @@ def test_a_trained_reader_is_found_and_checked(tmp_path, judge_workdir):
     run.config.eval.weights.heads_reader = str(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="holds no run"):
         reading.trained_reader(run, 16)
+
+
+@pytest.mark.slow
+def test_the_shipped_reader_reads_faces_that_nobody_has_seen():
+    source = HeadsSource(size=64, frames=4, clips=24, split="eval", seed=7, fps=1.0)
+    rows = rows_of(
+        reading.evaluate(
+            stub(source, source.swap, weights={"heads_reader": "heads_reader"}), None, None
+        )
+    )
+    for name in ("yaw", "pitch", "roll", "x", "y", "scale", "mouth_open"):
+        assert rows[f"read/motion/{name}"].value > 0.9, name
+    assert rows["read/identity/classes"].value > 0.88
+    with pytest.raises(
+        ConfigError, match="holds no run.*shipped ones are heads_codec, heads_reader"
+    ):
+        open_run("heads_raeder")
+    with pytest.raises(ConfigError, match="the run was trained so"):
+        open_run("heads_reader", {"system.hidden": "3"})
 
 
 def test_data_without_factors_are_refused(source):

@@ -98,6 +98,15 @@ def test_it_starts_as_a_multiple_of_the_hidden_state(inputs):
     np.testing.assert_array_equal(state["motion"]["gamma"][0], 0.0)
 
 
+def test_the_flow_starts_about_as_long_as_asked():
+    rng = np.random.default_rng(4)
+    shapes = (8, 1, 8, 8, 64), (8, 12), (8, 1, 64)
+    inputs = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    net, variables = build(inputs, flow_start=0.5, flow_range=0.3)
+    _, state = net.apply(variables, *inputs, mutable="motion")
+    assert 0.25 < np.arctanh(np.asarray(state["motion"]["flow"][0]) / 0.3).std() < 1.0
+
+
 def test_blend_and_plain_cross_attention_start_at_the_identity(inputs):
     for fields in ({"fusion": "blend"}, {"mode": "ca"}):
         net, variables = build(inputs, **fields)
@@ -161,6 +170,7 @@ def test_gradient_reaches_the_code_after_one_update_but_never_from_the_dead_star
         return float(jnp.abs(jax.grad(loss, argnums=1)(variables, theta)).max())
 
     assert code_gradient(0, theta) == 0.0
+    assert code_gradient(0, theta, flow_start=0.5) > 0.0
     assert code_gradient(2, theta) > 0.0
     dead = dict(tokens="groups", flow_input="attn", time_modulation=False)
     assert code_gradient(2, np.zeros_like(theta), **dead) == 0.0

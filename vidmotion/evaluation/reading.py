@@ -12,7 +12,7 @@ from vidmotion.run import Run, open_run
 from vidmotion.system import Vars, fingerprint
 from vidmotion.systems.heads_reader import HeadsReader
 
-NEEDS = "config.eval.weights.heads_reader, the workdir of a finished run of configs/heads_reader.py"
+NEEDS = "config.eval.weights.heads_reader, the shipped one or a run of configs/heads_reader.py"
 
 
 def evaluate(run, vars, companion) -> list[MetricResult]:
@@ -53,8 +53,7 @@ def trained_reader(run, side: int) -> tuple[Run, Vars] | None:
     where it names none.
 
     Raises:
-      ConfigError: no run there, another system's, or of pictures of another size; CheckpointError: it holds no
-        checkpoint.
+      ConfigError: no such run, another system's, or of pictures of another size; CheckpointError: it holds no checkpoint.
     """
     workdir = run.config.eval.get("weights", {}).get("heads_reader", "")
     if not workdir:

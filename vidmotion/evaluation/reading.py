@@ -53,7 +53,8 @@ def trained_reader(run, side: int) -> tuple[Run, Vars] | None:
     where it names none.
 
     Raises:
-      ConfigError: no such run, another system's, or of pictures of another size; CheckpointError: it holds no checkpoint.
+      ConfigError: no such run, another system's, or of pictures of another size.
+      CheckpointError: it holds no checkpoint.
     """
     workdir = run.config.eval.get("weights", {}).get("heads_reader", "")
     if not workdir:

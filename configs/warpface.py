@@ -162,12 +162,13 @@ def _demo(config: ConfigDict) -> None:
     # In runs this short the symmetry term makes all codes one, even detached, through the layers that both read-outs
     # share (`systems.warpface.Loss`): next to nothing of it is left.
     system.loss_terms.update({"symmetry": 1e-3 * system.loss_terms.symmetry, "detach": True})
-    system.inject.update({"flow_range": 0.3, "flow_start": 0.5, "occlusion_bias": 0.0})
+    system.inject.update({"flow_range": 0.3, "flow_start": 0.1, "occlusion_bias": 0.0})
     model = config.optimizer.model
     model.kind = "muon"
-    # Muon would drive the few columns of the flow and of the time's modulation to their ends before a picture is there.
-    slow = r".*/within/((flow|occlusion)_out|time/.*)/kernel"
-    model.rate = ((slow, 1e-3), (".*/kernel", 2e-2), (".*", 1e-3))
+    # A tanh of two numbers is at its ends for good after a hundred steps at these rates, and the mask then shuts.
+    slow = r".*/within/((flow|occlusion)_(in|out)|time/.*)/"
+    model.rate = ((slow + "kernel", 1e-3), (slow + "bias", 1e-4))
+    model.rate += ((".*/kernel", 2e-2), (".*", 1e-3))
     model.schedule.update({"kind": "cosine", "warmup": 50})
     config.batch_size, config.steps, config.log_every = 16, 1000, 50
     config.ema.decay = 0.99

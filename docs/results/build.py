@@ -2,15 +2,16 @@
 
     python docs/results/build.py
 
-A record is the ``record.json`` of a run, copied to ``records/<name>.json``; a picture of the same name in ``pictures``
-is shown with it. Those of a sweep lie in ``records/<sweep>/`` and become one table. Paper's figures, where there are
-any, are in ``PAPER`` and labelled as such.
+A record is the ``record.json`` of a run, copied to ``records/<name>.json``, or the card of a shipped network; a
+picture of the same name in ``pictures`` is shown with it. Those of a sweep lie in ``records/<sweep>/`` and become one
+table. Paper's figures, where there are any, are in ``PAPER`` and labelled as such.
 """
 
 import json
 from pathlib import Path
 
 HERE = Path(__file__).parent
+SHIPPED = HERE.parents[1] / "vidmotion" / "weights"  # whose cards are run records
 CLIPS = ("heads", "sprites")
 SYSTEMS = {"bcd": "BCD", "vidtwin": "VidTwin", "xnemo": "X-NeMo", "warpface": "WarpFace"}
 # heading -> metric of the benchmark's records
@@ -237,10 +238,11 @@ def build() -> str:
         "# Results",
         "",
         "Built by `python docs/results/build.py` from the run records in `records/`. The column `paper` is the paper's "
-        "figure for its full recipe; a demo is not that recipe.",
+        "figure for its full recipe; a demo is not that recipe. Of networks that are shipped, the card is the record.",
         "",
     ]
-    for path in sorted((HERE / "records").glob("*.json")):
+    runs = [*(HERE / "records").glob("*.json"), *SHIPPED.glob("*.json")]
+    for path in sorted(runs, key=lambda path: path.stem):
         lines += describe(path.stem, json.loads(path.read_text()))
     for folder in sorted(path for path in (HERE / "records").iterdir() if path.is_dir()):
         if folder.name == "benchmark":

@@ -28,6 +28,7 @@ QUESTIONS = {
     "motion from content: accuracy": "probe/motion_from_content/mlp/accuracy",
 }
 
+CAPTIONS = {"heads_codec": "heads that nobody has seen above, rebuilt below"}
 # metric of a record -> (the paper's figure, where it stands)
 PAPER = {
     "cross_driven/action": (1.0, "Table A1"),
@@ -67,10 +68,8 @@ def describe(name: str, record: dict) -> list[str]:
         )
     picture = HERE / "pictures" / f"{name}.png"
     if picture.exists():
-        lines += [
-            "",
-            f"![{name}: content down, motion across, or what was generated](pictures/{name}.png)",
-        ]
+        shown = CAPTIONS.get(name, "content down, motion across, or what was generated")
+        lines += ["", f"![{name}: {shown}](pictures/{name}.png)"]
     return [*lines, ""]
 
 

@@ -157,13 +157,13 @@ def _demo(config: ConfigDict, clips: str) -> None:
 
 
 def _demo_heads(config: ConfigDict) -> None:
-    """Heads in the latents of the shipped codec; structure from another window of the clip, so that only dynamics can
-    say how the head moves. No GAN: in latents there are no pixels to judge."""
+    """Heads in the latents of the shipped codec; structure from another window of the clip in every second video, so
+    that there only dynamics can say how the head moves. No GAN: in latents there are no pixels to judge."""
     system = config.system
     system.codec = ConfigDict(heads_codec.CODEC)
-    system.structure_from = "other"
+    system.structure_from = "either"
     system.network.update({"width": 192, "patch": (1, 8, 8), "start": "scaled"})
-    system.network.update({"queries": 2, "structure_channels": 64, "structure_width": 64})
+    system.network.update({"queries": 4, "structure_channels": 64, "structure_width": 64})
     system.network.update({"query_width": 64, "query_mlp": 128, "dynamics_channels": 16})
     system.gan.weight = 0.0
     del config.optimizer["disc"]
@@ -173,7 +173,7 @@ def _demo_heads(config: ConfigDict) -> None:
     config.ema.decay = 0.99
     config.data.common.update({"frames": 16, "fps": 4.0})  # two windows
     config.data.train.clips = 2000
-    config.steps = 1000
+    config.batch_size, config.steps = 4, 1500  # videos: eight clips
     config.eval.update({"pairs": 64, "batch": 16})
 
 

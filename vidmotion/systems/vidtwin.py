@@ -54,7 +54,8 @@ log = logging.getLogger(__name__)
 
 PyTree = Any
 PARTS = ("both", "structure", "dynamics")
-SOURCES = ("clip", "shuffled", "other")
+SOURCES = ("clip", "shuffled", "other", "either")
+PAIRED = ("other", "either")
 LAST_KERNEL = "decoder/out/kernel"
 
 
@@ -98,7 +99,9 @@ class VidTwinAutoencoder(System):
         clip itself, as in the paper; ``shuffled``, its frames in another order (the released code has this as a
         variant, and another that reorders what the encoder made of them, which changes nothing, since the Q-Former
         sees a set); ``other``, another window of the same video, with the same things in it that move differently, so
-        that motion can only come from the dynamics. Training then reads videos of two windows.
+        that motion can only come from the dynamics; ``either``, as ``other`` in half of the videos, drawn anew at each
+        step, and as ``clip`` in the rest, so that a clip's own structure still tells its details. With these two,
+        training reads videos of two windows.
       kl_weight: of the divergence summed over the latents of a clip.
       perceptual, gan: the records above, or mappings of their fields.
       compute: ``float32`` or ``bfloat16``; parameters, latents and losses are float32 either way.
@@ -218,10 +221,11 @@ class VidTwinAutoencoder(System):
         return (self.gan.start + 1,) if self.gan.weight else ()
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """``video``: uint8 (B, T, H, W, 3), of two windows of the network where structure is from the ``other``;
+        """``video``: uint8 (B, T, H, W, 3), of two windows of the network where structure may come from the
+        other;
         with a codec whose latents are cached ``latents``, float16 (B, T, h, w, C)."""
         net = self.net
-        frames = net.frames * (2 if self.structure_from == "other" else 1)
+        frames = net.frames * (2 if self.structure_from in PAIRED else 1)
         if self.codec is not None and self.codec.cached:
             shape = (batch, frames, net.size, net.size, net.channels)
             return {"latents": jax.ShapeDtypeStruct(shape, jnp.float16)}
@@ -283,7 +287,7 @@ class VidTwinAutoencoder(System):
     def tokens(self, batch: int) -> int:
         """Patches that the encoder reads, and those that the decoder makes."""
         t, h, w = self.net.grid
-        passes = {"clip": 2, "shuffled": 3, "other": 4}[self.structure_from]
+        passes = {"clip": 2, "shuffled": 3}.get(self.structure_from, 4)
         return passes * batch * t * h * w
 
     @staticmethod
@@ -355,8 +359,11 @@ class VidTwinAutoencoder(System):
         dropout_key, draw_key = jax.random.split(key)
         latents = self._gaussians(net, x_bthwc, dropout_key)
         structure, dynamics = (g.sample(k) for g, k in zip(latents, jax.random.split(draw_key)))
-        if self.structure_from == "other":  # the two windows of each video lie side by side
-            structure = structure.reshape(-1, 2, *structure.shape[1:])[:, ::-1]
+        if self.structure_from in PAIRED:  # the two windows of each video lie side by side
+            share = 1.0 if self.structure_from == "other" else 0.5
+            coins = jax.random.bernoulli(jax.random.fold_in(key, 2), share, (len(structure) // 2,))
+            own = structure.reshape(-1, 2, *structure.shape[1:])
+            structure = jnp.where(coins.reshape(-1, *[1] * (own.ndim - 1)), own[:, ::-1], own)
             structure = structure.reshape(-1, *structure.shape[2:])
         features = self._apply(net, structure, dynamics, method="decode_features")
         made = self._crop(self._apply(net, features, method="to_pixels"))
@@ -381,8 +388,8 @@ class VidTwinAutoencoder(System):
         return loss, Out(metrics, mutable, carry)
 
     def _gaussians(self, net, x_bthwc, key):
-        """Both latents' Gaussians in training; structure as `structure_from` says, but that ``other`` windows still
-        have each their own here."""
+        """Both latents' Gaussians in training; structure as `structure_from` says, but that of two
+        windows each still has its own here."""
         options = {"method": "encode", "rngs": {"dropout": key}}
         latents = self._apply(net, x_bthwc, False, **options)
         if self.structure_from == "shuffled":

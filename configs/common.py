@@ -7,6 +7,8 @@ config has ``:debug`` (two steps, in a test) and ``:demo`` (learns something vis
 from ml_collections import ConfigDict
 
 VARIANTS = ("", "demo", "debug")
+# What a demo on Heads evaluates: swaps against exact renders, with other drivers too, and as the shipped reader sees.
+DRIVEN = ("swap", "drivers", "reading")
 
 
 def parse(argument: str | None, **known: tuple) -> ConfigDict:

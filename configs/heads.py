@@ -70,6 +70,7 @@ def _demo(config: ConfigDict) -> None:
     config.data.common.update({"frames": 8, "fps": 2.0})
     config.data.train.update({"clips": 4000, "cache": True})
     config.sample.fps = 2.0
+    config.eval.update({"run": common.DRIVEN, "pairs": 64, "batch": 16})
     config.optimizer.model.schedule.warmup = 30
     config.batch_size, config.steps = 8, 1200
     # For the last third of the steps, as in the paper on LRS3.

@@ -174,7 +174,7 @@ def _demo_heads(config: ConfigDict) -> None:
     config.data.common.update({"frames": 16, "fps": 4.0})  # two windows
     config.data.train.clips = 2000
     config.batch_size, config.steps = 4, 1200  # videos: eight clips
-    config.eval.update({"pairs": 64, "batch": 16})
+    config.eval.update({"run": ("reconstruction", *common.DRIVEN), "pairs": 64, "batch": 16})
 
 
 def _debug(config: ConfigDict) -> None:

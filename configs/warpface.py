@@ -182,7 +182,7 @@ def _demo(config: ConfigDict) -> None:
     config.data.threads = 2
     config.checkpoint.every = 400
     config.sample.update({"every": 0, "fps": 6.0})
-    config.eval.update({"run": ("swap",), "pairs": 128, "batch": 16, "probe_clips": 1000})
+    config.eval.update({"run": common.DRIVEN, "pairs": 64, "batch": 16, "probe_clips": 1000})
 
 
 def _debug(config: ConfigDict) -> None:
@@ -199,4 +199,4 @@ def _debug(config: ConfigDict) -> None:
     config.data.common.update({"size": 32, "frames": 4})
     config.data.train.clips, config.data.eval.clips = 16, 8
     config.sample.update({"rows": 1, "columns": 2})
-    config.eval.update({"pairs": 4, "batch": 4, "probe_clips": 16})
+    config.eval.update({"run": ("swap",), "pairs": 4, "batch": 4, "probe_clips": 16})

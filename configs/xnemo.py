@@ -250,7 +250,7 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
     config.data.eval = ConfigDict({"split": "eval", "clips": 256})
     config.data.threads = 2
     config.sample.update({"rows": 3, "columns": 4, "fps": 6.0})
-    config.eval.update({"run": ("swap",), "pairs": 32, "batch": 8, "probe_clips": 200})
+    config.eval.update({"run": common.DRIVEN, "pairs": 32, "batch": 8, "probe_clips": 200})
 
 
 def _debug(config: ConfigDict, options: ConfigDict) -> None:
@@ -277,4 +277,4 @@ def _debug(config: ConfigDict, options: ConfigDict) -> None:
     config.data.train.pair.augment.size = 32
     config.data.train.clips, config.data.eval.clips = 16, 8
     config.sample.update({"rows": 1, "columns": 2})
-    config.eval.update({"pairs": 4, "batch": 4, "probe_clips": 40})
+    config.eval.update({"run": ("swap",), "pairs": 4, "batch": 4, "probe_clips": 40})

@@ -123,9 +123,9 @@ class Block(nn.Module):
         """Residual stream (b, n, d) float32, SiLU of the time's embedding (b, 1, d) and the class
         (b, 1, any width) -> (residual stream, None), as `nn.scan` wants it."""
         width = x_bnd.shape[-1]
-        modulate, gates = Conditioning(width, 2, "add_temb", True, self.dtype, name="conditioning")(
-            None, None, cond_b1d
-        )
+        modulate, gates = Conditioning(
+            width, 2, "add_temb", True, dtype=self.dtype, name="conditioning"
+        )(None, None, cond_b1d)
 
         def add(x_bnd, site, branch):
             y_b1nd = branch(modulate(site, norm(x_bnd)[:, None]))
@@ -208,7 +208,7 @@ class LatentDiT(nn.Module):
         x_bnd = self._blocks(x_bnd, cond_b1d, class_bkd)
 
         modulate, _ = Conditioning(
-            self.width, 1, "add_temb", False, self.dtype, name="final_conditioning"
+            self.width, 1, "add_temb", False, dtype=self.dtype, name="final_conditioning"
         )(None, None, cond_b1d)
         x_bnd = modulate(0, norm(x_bnd)[:, None])[:, 0]
         parts = jnp.split(x_bnd, counts[:1], axis=1)

@@ -114,7 +114,7 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> "Run":
             chosen = {name: model[name] for name in names or model if name in model}
             return {"model": chosen}, system.init_mutable()
 
-        return Released(config, workdir, lambda system: {"model": model}, parts)
+        return Released(config, workdir, workdir, lambda system: {"model": model}, parts)
     check_place(workdir)
     path = epath.Path(workdir) / CONFIG_FILE
     try:
@@ -157,7 +157,9 @@ def open_weights(folder: str, changes: Mapping[str, str] | None = None) -> "Run"
         return system.released(params), system.released_mutable(params)
 
     config = _used_here(config, changes)
-    return Released(config, folder, lambda system: system.released(shapes), read)
+    return Released(
+        config, folder, f"--weights={folder}", lambda system: system.released(shapes), read
+    )
 
 
 def _used_here(
@@ -537,6 +539,7 @@ class Released(Run):
     Args:
       config: the (locked) config.
       where: the folder or name that holds them.
+      named: how messages name it.
       shapes: system -> ``{player: tree}`` that has the shapes of all of them.
       read: system and names of networks, None for all -> ``{player: tree}`` and the state that takes no gradient.
     """
@@ -545,6 +548,7 @@ class Released(Run):
         self,
         config: ml_collections.ConfigDict,
         where: str,
+        named: str,
         shapes: Callable[[systems.System], PyTree],
         read: Callable[[systems.System, tuple[str, ...] | None], tuple[PyTree, PyTree]],
     ):
@@ -552,7 +556,7 @@ class Released(Run):
         self._read_given = read
         want = {"model": self.abstract_params["model"]}
         if wrong := paths.misfits(shapes(self.system), want):
-            raise ConfigError(f"{where} does not fit its own sizes: {'; '.join(wrong)}")
+            raise ConfigError(f"{named} does not fit its own sizes: {'; '.join(wrong)}")
 
     def trained_vars(self) -> Vars:
         """The given parameters, on every device."""

@@ -195,6 +195,8 @@ def _debug(config: ConfigDict) -> None:
     system.motion.update({"depth": 1, "width": 16, "hidden": 8, "groups": 2, "basis": 4, "size": 8})
     system.motion.keypoints.update({"points": 2, "blocks": 2, "width": 4})
     system.steps = 2
+    # Muon takes long to compile.
+    config.optimizer.model.update({"kind": "adamw", "rate": ((".*", 1e-3),)})
     config.batch_size, config.steps, config.log_every = 8, 2, 1
     config.checkpoint.every = 0
     config.data.common.update({"size": 32, "frames": 4})

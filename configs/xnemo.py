@@ -271,6 +271,8 @@ def _debug(config: ConfigDict, options: ConfigDict) -> None:
     system.stage.frames = 2 if clips else 1
     system.sampler.update({"steps": 2, "window": 2, "overlap": 1})
     config.optimizer.model.trainable = _trainable(options, levels=2, layers=1)
+    # Muon takes long to compile.
+    config.optimizer.model.update({"kind": "adamw", "rate": ((".*", 1e-3),)})
     config.batch_size, config.steps, config.log_every = 8, 2, 1
     config.checkpoint.every = 0
     config.data.common.update({"size": 32, "frames": 4})

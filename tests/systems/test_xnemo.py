@@ -480,6 +480,7 @@ def unoptimised():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # four programs are compiled
 def test_four_stages_and_a_video(tmp_path, unoptimised):
     """Each stage begins with the last one's parameters and statistics, and leaves the others alone."""
     before, workdir = None, None

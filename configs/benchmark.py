@@ -62,9 +62,8 @@ def _bcd(variant: str, clips: str) -> ConfigDict:
     if variant == "demo":
         sprites.join_temporal_blocks(config, 0)
         config.system.codec = _pixels(clips)
-        config.system.diffusion.update(
-            {"p_mean": 1.5, "sigma_max": 80.0}
-        )  # pixels tell more of each other
+        # Pixels tell more of each other than latents do.
+        config.system.diffusion.update({"p_mean": 1.5, "sigma_max": 80.0})
     return _on_sprites(config) if clips == "sprites" else config
 
 

@@ -3,8 +3,8 @@
     python -m vidmotion.main --config=configs/heads_reader.py --workdir=runs/heads_reader
 
 Not in any paper: it is the miniature of AED, APD and CSIM. Of a run on Heads, ``reading`` says with it whether what was
-made moves as its driver and looks like its source. A trained one is shipped; name a workdir of your
-own in ``config.eval.weights.heads_reader`` of that run. About twenty minutes on two CPU cores; `:demo` is a tenth.
+made moves as its driver and looks like its source. A trained one is shipped; name a workdir of your own
+in ``config.eval.weights.heads_reader`` of that run. About twenty minutes on two CPU cores; `:demo` is a tenth.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,7 @@
     python -m vidmotion.data.prepare lrs3 --src=DIR --out=data/lrs3
     python -m vidmotion.main --config=configs/lrs3.py --workdir=runs/lrs3 --config.system.codec.weights=FILE
 
-FILE is the image autoencoder. To encode every frame once rather than at
-each step (``latents=cached``; 8 KB a frame):
+FILE is the image autoencoder. To encode every frame once rather than at each step (``latents=cached``; 8 KB a frame):
 
     python -m vidmotion.data.prepare latents --src=data/lrs3 --weights=FILE --out=data/lrs3_latents
     python -m vidmotion.main --config=configs/lrs3.py:latents=cached --workdir=runs/lrs3 ...

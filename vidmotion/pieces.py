@@ -46,6 +46,13 @@ def row_shards(rows: int) -> int:
     return 1 if rows % shards else shards
 
 
+def cuts(length: int, values: int, limit: int) -> int:
+    """Into how many equal pieces an axis of `length` is cut, so that of `values` in all each piece holds `limit` at
+    most, or those of one place on the axis."""
+    divisors = (p for p in range(1, length) if not length % p and values <= limit * p)
+    return next(divisors, length)
+
+
 def each(
     function: Callable[[PyTree], PyTree], rows: PyTree, size: int = 1, shards: int = 1
 ) -> PyTree:

@@ -54,8 +54,7 @@ def attend(
     shards = pieces.row_shards(rows)
     if rows // shards * per_row <= limit or not pieces.wanted():
         return jax.nn.dot_product_attention(q_nlhd, k_nshd, v_nshd, mask=mask_n11s)
-    divisors = (p for p in range(1, queries) if not queries % p and per_row <= limit * p)
-    cuts = next(divisors, queries)
+    cuts = pieces.cuts(queries, per_row, limit)
 
     @jax.checkpoint
     def one_row(row):

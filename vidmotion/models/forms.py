@@ -97,8 +97,7 @@ def _one_by_one(q_nlhd, k_nshd, v_nshd, mask_ns, limit, shards):
 def _forward(q_nlhd, k_nshd, v_nshd, mask_ns, limit, shards):
     n, queries, heads, _ = q_nlhd.shape
     keys = k_nshd.shape[1]
-    divisors = (p for p in range(1, queries) if not queries % p and queries * keys <= limit * p)
-    cuts = next(divisors, queries)
+    cuts = pieces.cuts(queries, queries * keys, limit)
     mask_rs = None if mask_ns is None else jnp.repeat(mask_ns, heads, 0)
 
     def head(row):

@@ -222,8 +222,7 @@ class VidTwinAutoencoder(System):
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """``video``: uint8 (B, T, H, W, 3), of two windows of the network where structure may come from the
-        other;
-        with a codec whose latents are cached ``latents``, float16 (B, T, h, w, C)."""
+        other; with a codec whose latents are cached ``latents``, float16 (B, T, h, w, C)."""
         net = self.net
         frames = net.frames * (2 if self.structure_from in PAIRED else 1)
         if self.codec is not None and self.codec.cached:

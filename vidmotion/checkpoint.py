@@ -113,7 +113,9 @@ class Checkpointer:
         if wait:
             self._wait()
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore(
+        self, like: TrainState, partial: bool = False
+    ) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest whole checkpoint, placed as `like` says, or None if there is none.
 
         Damaged ones that are newer are said to be so and set aside. If none is whole, all stay where
@@ -122,6 +124,8 @@ class Checkpointer:
         Args:
           like: abstract state whose leaves carry the shardings to restore to; any mesh, any number of
             processes, whatever they were at saving.
+          partial: read only the leaves that `like` has, which a run that is used and not trained needs; otherwise
+            the checkpoint must hold exactly the tree of `like`.
 
         Raises:
           CheckpointError: checkpoints exist and none is whole, or their tree is not that of `like`.
@@ -141,7 +145,7 @@ class Checkpointer:
                     "begin from scratch."
                 )
             return None
-        restored = self._read(step, like)
+        restored = self._read(step, like, partial)
         self._set_aside(list(damaged))
         return restored
 
@@ -193,12 +197,20 @@ class Checkpointer:
             + (f"The checkpoint of step {last[-1]} is untouched." if last else "There is none yet.")
         )
 
-    def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    def _read(
+        self, step: int, like: TrainState, partial: bool
+    ) -> tuple[TrainState, dict[str, Any]]:
+        wanted = _as_dict(like)
         try:
+            if partial:
+                there = {name: part for name, part in wanted.items() if jax.tree.leaves(part)}
+                read = _read_leaves(self.directory / str(step) / "state", there)
+                args = ocp.args.Composite(data=ocp.args.JsonRestore())
+                return TrainState(**wanted | read), self._manager.restore(step, args=args)["data"]
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(_as_dict(like)), data=ocp.args.JsonRestore()
+                    state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore()
                 ),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -300,13 +312,23 @@ def _read_parts(workdir: str, parts: tuple[str, ...]) -> dict[str, Any]:
     folder = directory / str(steps[-1]) / "state"
     with ocp.PyTreeCheckpointer() as reader:
         tree = reader.metadata(folder).item_metadata.tree
-        wanted = {name: tree[name] for name in parts if tree.get(name)}
-        if not wanted:
-            return {}
-        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        return reader.restore(
-            folder, args=ocp.args.PyTreeRestore(wanted, restore_args=args, partial_restore=True)
-        )
+    wanted = {name: tree[name] for name in parts if tree.get(name)}
+    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    return _read_leaves(folder, wanted, on_host) if wanted else {}
+
+
+def _read_leaves(folder: epath.Path, wanted: PyTree, where: PyTree | None = None) -> PyTree:
+    """The leaves of `wanted` of a saved state, and no others.
+
+    Args:
+      folder: of the state.
+      wanted: tree of abstract leaves; without `where`, they carry the shardings to read to.
+      where: tree of `ocp.RestoreArgs` like `wanted`.
+    """
+    where = where or ocp.checkpoint_utils.construct_restore_args(wanted)
+    with ocp.PyTreeCheckpointer() as reader:
+        args = ocp.args.PyTreeRestore(wanted, restore_args=where, partial_restore=True)
+        return reader.restore(folder, args=args)
 
 
 def load_into(params: PyTree, source: Mapping[str, Any], rules: paths.Rules) -> PyTree:

@@ -8,7 +8,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PURE = {"numpy", "jax", "paths", "pieces"}
-TRUNK = PURE | {"optax", "orbax", "etils", "optim", "sharding", "state", "step", "system"}
+TRUNK = PURE | {
+    "optax",
+    "orbax",
+    "etils",
+    "optim",
+    "sharding",
+    "state",
+    "step",
+    "system",
+    "config_schema",
+}
 COMMANDS = {"main", "encode", "reenact"}
 BUILDS_ON_ALL = None
 
@@ -16,13 +26,14 @@ BUILDS_ON_ALL = None
 ALLOWED = {
     "errors": set(),
     "paths": set(),
+    "config_schema": set(),
     "pieces": {"jax"},
     "metrics": PURE,
     "losses": PURE,
     "diffusion": PURE,
     "models": PURE | {"flax.linen", "einops"},
     "systems": PURE
-    | {"models", "diffusion", "losses", "state", "system"}
+    | {"models", "diffusion", "losses", "state", "system", "config_schema"}
     | {"flax.linen", "einops", "optax", "convert", "data", "weights"},
     "system": TRUNK,
     "state": TRUNK,

@@ -5,6 +5,7 @@ optimizer and averages made from the loaded weights -> restore, if the workdir h
 """
 
 import ast
+import copy
 import dataclasses
 import functools
 import importlib
@@ -229,6 +230,12 @@ class Run:
             ema=from_config(Ema, config.ema, "ema"),
         )
         self.batch = self.system.input_spec(config.batch_size)
+
+    def with_batch_size(self, batch_size: int) -> "Run":
+        """This run with global batches of another size, to reckon with: network and state are the same."""
+        other = copy.copy(self)
+        other.batch = self.system.input_spec(batch_size)
+        return other
 
     # -- data -------------------------------------------------------------------------------------
 

@@ -165,13 +165,12 @@ def _demo(config: ConfigDict) -> None:
     system.inject.update({"flow_range": 0.3, "flow_start": 0.1, "occlusion_bias": 0.0})
     model = config.optimizer.model
     model.kind = "muon"
-    # At the rates of the rest the flow's tanh is at its ends for good after a hundred steps, and the mask then shuts;
-    # at these it gets there in a run three times as long, which no longer follows its driver.
-    slow = r".*/within/((flow|occlusion)_(in|out)|time/.*)/"
-    model.rate = ((slow + "kernel", 1e-3), (slow + "bias", 1e-4))
+    # At the rates of the rest the flow's tanh is at its ends for good after a hundred steps, and the mask then shuts.
+    flow = r".*/within/((flow|occlusion)_(in|out)|time/.*)/"
+    model.rate = ((flow + "kernel", 5e-4), (flow + "bias", 1e-4), (r".*/within/.*kernel", 4e-3))
     model.rate += ((".*/kernel", 2e-2), (".*", 1e-3))
     model.schedule.update({"kind": "cosine", "warmup": 50})
-    config.batch_size, config.steps, config.log_every = 16, 300, 25
+    config.batch_size, config.steps, config.log_every = 16, 900, 50
     config.ema.decay = 0.99
     config.data.kind = "head_portraits"
     config.data.common = ConfigDict({"size": 64, "frames": 8, "fps": 2.0, "seed": 0})

@@ -48,20 +48,21 @@ def get_config(argument: str = "") -> ConfigDict:
     config.optimizer = ConfigDict(
         {
             "model": {
-                "rate": 1e-3,
-                "betas": (0.9, 0.999),
+                "kind": "muon",
+                "rate": ((r".*/kernel", 2e-2), (r".*", 2e-3)),
+                "betas": (0.9, 0.99),
                 "eps": 1e-8,
                 "weight_decay": 0.01,
                 "decay": sprites.DECAY,
                 "clip": 1.0,
-                "schedule": {"kind": "cosine", "warmup": 100},
+                "schedule": {"kind": "cosine", "warmup": 50},
             }
         }
     )
-    config.steps, config.log_every = 2000, 50
-    config.ema.decay = 0.998
+    config.steps, config.log_every = 1000, 50
+    config.ema.decay = 0.99
     heads_codec.pictures(config)
-    config.checkpoint.every = 500
+    config.checkpoint.every = 250
     config.eval.update({"run": ("denoising",), "batch": 16})
     if variant == "debug":
         config.system.codec = ConfigDict({"mean": 0.639, "std": 0.238 / 2, "patch": 4})

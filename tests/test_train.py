@@ -17,8 +17,8 @@ import pytest
 import tiny
 from etils import epath
 
+from vidmotion import paths, writer
 from vidmotion import train as training
-from vidmotion import writer
 from vidmotion.checkpoint import Checkpointer, CheckpointError
 from vidmotion.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError
 from vidmotion.run import Run
@@ -235,6 +235,24 @@ def test_evaluating_nothing_makes_nothing(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoint; train first"):
         Run(tiny_config(), str(tmp_path / "new")).trained_vars()
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_is_used_reads_no_optimizer(uninterrupted):
+    state, _, _ = final(uninterrupted)
+    want = paths.merge(state["params"], state["ema"])
+    # Muon keeps other moments than those on disk: reading them is an error.
+    run = Run(tiny_config(**{"optimizer.model.kind": "muon"}), str(uninterrupted))
+    have = run.trained_vars()
+    jax.tree.map(np.testing.assert_array_equal, have.params, want)
+    jax.tree.map(np.testing.assert_array_equal, have.mutable, state["mutable"])
+    kernel = have.params["model"]["down"]["kernel"]
+    assert kernel.sharding == run.state_shardings.params["model"]["down"]["kernel"]
+    assert kernel.sharding.spec[0] == "fsdp"
+    with (
+        Checkpointer(uninterrupted, read_only=True) as checkpointer,
+        pytest.raises(CheckpointError, match="another network or optimizer"),
+    ):
+        run.restore(checkpointer)
 
 
 def test_a_companion_that_was_interrupted_is_not_used(tmp_path, monkeypatch):

@@ -117,7 +117,9 @@ class Checkpointer:
         if wait:
             self._wait()
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore(
+        self, like: TrainState, partial: bool = False
+    ) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest whole and finite checkpoint, placed as `like` says, or None if there is none.
 
         Newer ones are said to be damaged and set aside. If all are damaged, they stay where they are, so
@@ -126,6 +128,8 @@ class Checkpointer:
         Args:
           like: abstract state whose leaves carry the shardings to restore to; any mesh, any number of
             processes, whatever they were at saving.
+          partial: read only the leaves that `like` has, which a run that is used and not trained needs; otherwise
+            the checkpoint must hold exactly the tree of `like`.
 
         Raises:
           CheckpointError: checkpoints exist and all are damaged, or their tree is not that of `like`.
@@ -134,7 +138,7 @@ class Checkpointer:
         for step in reversed(self.steps()):
             problem = self._agree(step)
             if problem is None:
-                state, data, broken = self._read(step, like)
+                state, data, broken = self._read(step, like, partial)
                 if not broken:
                     self._set_aside(list(damaged))
                     return state, data
@@ -199,13 +203,24 @@ class Checkpointer:
             + (f"The checkpoint of step {last[-1]} is untouched." if last else "There is none yet.")
         )
 
-    def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any], list[str]]:
+    def _read(
+        self, step: int, like: TrainState, partial: bool
+    ) -> tuple[TrainState, dict[str, Any], list[str]]:
         """State and position of a step, and the paths of its leaves that are not finite."""
+        wanted = _as_dict(like)
         try:
+            if partial:
+                there = {name: part for name, part in wanted.items() if jax.tree.leaves(part)}
+                folder = _plain(self._workdir) / "checkpoints" / str(step) / "state"
+                state = TrainState(**wanted | _read_leaves(folder, there))
+                data = self._manager.restore(
+                    step, args=ocp.args.Composite(data=ocp.args.JsonRestore())
+                )
+                return state, data["data"], name_broken(jax.jit(broken_leaves)(state))
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(_as_dict(like)), data=ocp.args.JsonRestore()
+                    state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore()
                 ),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -342,12 +357,24 @@ def _read_newest(workdir: str) -> dict[str, Any]:
 def _read_parts(folder: epath.Path) -> dict[str, Any]:
     with ocp.PyTreeCheckpointer() as reader:
         tree = reader.metadata(folder).item_metadata.tree
-        names = ("params", "ema", "mutable")
-        wanted = {name: tree[name] for name in names if tree.get(name)}
-        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        return reader.restore(
-            folder, args=ocp.args.PyTreeRestore(wanted, restore_args=args, partial_restore=True)
-        )
+    names = ("params", "ema", "mutable")
+    wanted = {name: tree[name] for name in names if tree.get(name)}
+    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    return _read_leaves(folder, wanted, on_host) if wanted else {}
+
+
+def _read_leaves(folder: epath.Path, wanted: PyTree, where: PyTree | None = None) -> PyTree:
+    """The leaves of `wanted` of a saved state, and no others.
+
+    Args:
+      folder: of the state.
+      wanted: tree of abstract leaves; without `where`, they carry the shardings to read to.
+      where: tree of `ocp.RestoreArgs` like `wanted`.
+    """
+    where = where or ocp.checkpoint_utils.construct_restore_args(wanted)
+    with ocp.PyTreeCheckpointer() as reader:
+        args = ocp.args.PyTreeRestore(wanted, restore_args=where, partial_restore=True)
+        return reader.restore(folder, args=args)
 
 
 def load_into(params: PyTree, source: Mapping[str, Any], rules: paths.Rules) -> PyTree:

@@ -381,13 +381,25 @@ class Run:
             raise ConfigError(f"config.init_from={folder}: {error}") from error
         return self.system.released(params), self.system.released_mutable(params)
 
-    def restore(self, checkpointer: checkpoint.Checkpointer) -> tuple[TrainState, dict] | None:
+    def restore(
+        self, checkpointer: checkpoint.Checkpointer, for_use: bool = False
+    ) -> tuple[TrainState, dict] | None:
         """The workdir's newest whole checkpoint on this mesh, or None.
+
+        Args:
+          checkpointer: of the workdir.
+          for_use: leave out what only training reads: the optimizer, and the raw value of each leaf that has an
+            average.
 
         Raises:
           ConfigError: it was trained with other never-trained networks; and as `Checkpointer.restore`.
         """
-        restored = checkpointer.restore(self.abstract_state)
+        like = self.abstract_state
+        if for_use:
+            averaged = paths.flatten(like.ema)
+            raw = {k: leaf for k, leaf in paths.flatten(like.params).items() if k not in averaged}
+            like = dataclasses.replace(like, params=paths.unflatten(raw), opt={})
+        restored = checkpointer.restore(like, partial=for_use)
         if restored is not None:
             self._check_networks(restored[1].get("networks", {}), f"the run {self.workdir}")
         return restored
@@ -404,7 +416,7 @@ class Run:
           CheckpointError: the workdir has none.
         """
         with checkpoint.Checkpointer(self.workdir, read_only=True) as checkpointer:
-            restored = self.restore(checkpointer)
+            restored = self.restore(checkpointer, for_use=True)
             if restored is None:
                 raise checkpoint.CheckpointError(
                     f"{self.workdir} holds no checkpoint; train first, with --mode=train"

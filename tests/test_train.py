@@ -217,6 +217,7 @@ def test_a_state_that_overflows_after_a_finite_loss_is_not_saved(tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_parameters_that_overflow_in_the_first_update_are_not_saved(tmp_path):
     config = tiny_config(**{"optimizer.model.rate": 1e39, "steps": 1})
     with pytest.raises(NonFiniteError, match=r"params/model/down/kernel.*step 1.*no checkpoint"):

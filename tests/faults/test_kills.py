@@ -36,14 +36,14 @@ STEPS = 8
 
 # Imports once, then forks a child for each command line: a start costs seconds, a fork nothing.
 SERVER = """
-    import json, os, sys
+    import json, os, signal, sys, time
     import vidmotion.evaluation, vidmotion.plan, vidmotion.train
     from vidmotion import main, system
     from vidmotion.data import prepare
     system.SYSTEMS["tiny"] = "tiny:Tiny"
     print("ready", flush=True)
     for line in sys.stdin:
-        log, name, words = json.loads(line)
+        log, name, words, kill_after = json.loads(line)
         child = os.fork()
         if not child:
             stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -53,7 +53,9 @@ SERVER = """
                 os._exit(prepare.main(words))
             sys.argv = ["vidmotion", *words]
             main.cli()
-        print(child, flush=True)
+        if kill_after is not None:
+            time.sleep(kill_after)
+            os.kill(child, signal.SIGKILL)  # not waited for yet: its number is its own, even if it has ended
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -81,14 +83,8 @@ class Server:
 
     def run(self, name: str, words: list[str], kill_after: float | None = None) -> int:
         """The exit code of a command, -9 if it was still running `kill_after` seconds from its start."""
-        self._process.stdin.write(json.dumps([str(self.log), name, words]) + "\n")
+        self._process.stdin.write(json.dumps([str(self.log), name, words, kill_after]) + "\n")
         self._process.stdin.flush()
-        child = int(self._process.stdout.readline())
-        if kill_after is not None:
-            time.sleep(kill_after)
-            os.kill(
-                child, signal.SIGKILL
-            )  # a child that has ended is a zombie, and its number its own
         return int(self._process.stdout.readline())
 
     def close(self) -> None:
@@ -154,7 +150,15 @@ class Preparing:
     @property
     def words(self):
         words = ["videos", f"--src={self.videos}", f"--out={self.folder}", "--size=16"]
-        return [*words, "--fps=8", "--seconds=0.5", "--codec=raw", "--jobs=1", "--test_share=0.4"]
+        return [
+            *words,
+            "--fps=8",
+            "--cut=255",
+            "--seconds=0.5",
+            "--codec=raw",
+            "--jobs=1",
+            "--test_share=0.4",
+        ]
 
     def moment(self) -> str:
         complete = (self.folder / "dataset.json").exists()

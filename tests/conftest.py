@@ -24,6 +24,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=20, help="of tests/faults/test_kills.py")
+    parser.addoption("--faults_record", default="", help="JSON file for the campaign's figures")
+
+
 def _shared(variable: str, default: str) -> Path:
     return Path(os.environ.get(variable, ROOT.parent / "shared" / default))
 

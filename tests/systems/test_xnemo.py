@@ -15,7 +15,7 @@ from vidmotion.convert import __main__ as convert
 from vidmotion.convert import engine
 from vidmotion.convert.read import write_safetensors
 from vidmotion.data import heads
-from vidmotion.errors import EXIT_DONE, ConfigError
+from vidmotion.errors import EXIT_DONE, EXIT_REFUSED, ConfigError
 from vidmotion.evaluation.transfer import face_views
 from vidmotion.run import Run, load_config, open_run
 from vidmotion.system import Vars, build, within
@@ -607,3 +607,17 @@ def test_the_first_stage_begins_with_stable_diffusion(release, tmp_path, system)
     fresh = jax.eval_shape(system.init, jax.random.key(0), batch_of(system))
     asked = {path for path, flag in paths.flatten(paths.assign(rules, fresh)).items() if flag}
     assert asked == set(paths.flatten(given))
+
+
+def test_a_base_without_text_attention_is_refused_by_all_that_it_lacks(release, tmp_path, capsys):
+    folder, _ = release
+    whole = convert.read(folder / "xnemo_denoising_unet.safetensors")
+    text = [k for k in whole if ".attn2." in k or ".transformer_blocks.0.norm2." in k]
+    base = {key: x for key, x in whole.items() if "_modules" not in key and key not in text}
+    write_safetensors(tmp_path / "unet.safetensors", base)
+    given = ["xnemo", f"--base={tmp_path / 'unet.safetensors'}", f"--out={tmp_path / 'out'}"]
+    assert convert.main(given) == EXIT_REFUSED
+    said = capsys.readouterr().err
+    lacking = [key for key in text if "_modules" not in key]
+    assert len(lacking) == 7 * 4 and all(f"no source {key}" in said for key in lacking)
+    assert not (tmp_path / "out").exists()

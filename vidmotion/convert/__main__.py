@@ -399,7 +399,7 @@ def bring_in_warpface(out: Path, options: Mapping[str, int | Path | None]) -> st
 
     Args:
       out: the folder to write.
-      options: ``base``, the UNet's file; ``vae``, the autoencoder's, or None; ``heads`` of the UNet, or None.
+      options: ``base``, the UNet's file; ``vae``, the autoencoder's, or None.
 
     Raises:
       As `bring_in`; what does not fit in either of the networks is in one message.
@@ -555,7 +555,6 @@ def _parser() -> argparse.ArgumentParser:
     begins.add_argument("--base", type=Path, required=True, help=warpface_maps.PUBLISHED["unet"])
     begins.add_argument("--vae", type=Path, help=warpface_maps.PUBLISHED["vae"])
     begins.add_argument("--out", type=Path, required=True, help="folder to write")
-    begins.add_argument("--heads", type=int, help="attention heads (default 8)")
     return parser
 
 

@@ -1,7 +1,13 @@
 r"""WarpFace: self-supervised face reenactment by warping inside cross-attention (tables of the paper's appendix).
 
     python -m vidmotion.data.prepare videos --src=DIR --out=data/faces --fps=25 --size=256 --seconds=10
-    python -m vidmotion.main --config=configs/warpface.py --workdir=runs/warpface
+    python -m vidmotion.convert warpface --base=UNET.safetensors --vae=VAE.safetensors --out=weights/sd15
+    python -m vidmotion.main --config=configs/warpface.py --workdir=runs/warpface \
+        --config.init_from=weights/sd15 --config.system.codec.weights=weights/sd15/vae
+
+UNET and VAE are Stable Diffusion 1.5's, with which the paper begins: unet/diffusion_pytorch_model.safetensors and
+vae/diffusion_pytorch_model.safetensors of stable-diffusion-v1-5/stable-diffusion-v1-5 on Hugging Face. Without
+``init_from`` both UNets start from nothing, for which the paper's rate and steps are too few.
 
 Hardware in the paper: 4 GPUs, batch 18 on each, 50,000 steps on HDTF, VFHQ and Hallo3. Paper's figures on 100 videos:
 self-reenactment CSIM .79, APD 2.51, AED 5.58, LPIPS .21, FID 9.6; across identities CSIM .65 (Table 2).
@@ -45,7 +51,7 @@ def get_config(argument: str = "") -> ConfigDict:
             # Stable Diffusion 1.5's own autoencoder, scaled by 0.18215 = 0.5 / std
             "codec": {
                 "network": "sd",
-                "weights": "",  # vae/diffusion_pytorch_model.safetensors of Stable Diffusion 1.5
+                "weights": "",  # vae/diffusion_pytorch_model.safetensors, or the folder made of it
                 "mean": (0.0, 0.0, 0.0, 0.0),
                 "std": (2.745, 2.745, 2.745, 2.745),
             },
@@ -121,6 +127,8 @@ def get_config(argument: str = "") -> ConfigDict:
             }
         }
     )
+    # Of Stable Diffusion there is neither, of another run of WarpFace there are both.
+    config.init_rules = ((r"model/(motion|denoiser/.*/within)/.*", None), (".*", True))
     config.batch_size = 72  # 18 on each of 4 GPUs
     config.steps = 50_000
     config.data.kind = "portraits"

@@ -427,6 +427,17 @@ def test_init_rules_rename_take_and_leave():
     assert loaded["down"]["kernel"].sharding == target["model"]["down"]["kernel"].sharding
 
 
+def test_init_rules_take_what_there_may_be():
+    source = jax.tree.map(np.asarray, make_state(3).params)
+    assert "head" not in source["model"] and "small" in source["model"]
+    loaded = load_into(fresh(), source, ((r"(.*)/down/(.*)", r"\1/wide/\2"), (".*", None)))["model"]
+    np.testing.assert_array_equal(loaded["small"]["bias"], np.full(3, 3.0))
+    np.testing.assert_array_equal(loaded["head"]["bias"], np.full(5, 9.0))
+    source["model"]["small"]["bias"] = np.zeros(4)  # it is there, and does not fit
+    with pytest.raises(CheckpointError, match=r"small/bias: \(4,\) there, \(3,\) here"):
+        load_into(fresh(), source, (("model/down/.*", False), (".*", None)))
+
+
 def test_everything_that_does_not_fit_is_named_at_once():
     source = {"model": {"down": {"kernel": np.zeros((32, 64))}, "small": {"bias": np.zeros(3)}}}
     with pytest.raises(CheckpointError) as caught:

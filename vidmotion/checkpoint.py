@@ -6,6 +6,7 @@ verified before it is restored. A damaged step is set aside under ``damaged/`` a
 one that holds a NaN or an infinity, from which no training goes on.
 """
 
+import collections
 import contextlib
 import hashlib
 import json
@@ -384,7 +385,8 @@ def load_into(params: PyTree, source: Mapping[str, Any], rules: paths.Rules) -> 
       params: ``{player: tree}`` of device arrays (their shardings are kept).
       source: ``{player: tree}`` of numpy arrays, from `read_params`.
       rules: ``((regex, value), ...)`` on the paths of `params`; value False keeps the fresh leaf, True
-        takes the leaf of the same path, a string takes that path with ``\\1`` groups filled in.
+        takes the leaf of the same path, None takes it where the source has it and else keeps the fresh
+        one, a string takes that path with ``\\1`` groups filled in.
 
     Raises:
       CheckpointError: leaves that are missing in the source or have another shape; all are named.
@@ -393,9 +395,12 @@ def load_into(params: PyTree, source: Mapping[str, Any], rules: paths.Rules) -> 
     kept_with_rule = [(rule[0], tuple(rule)) for rule in rules]
     matched = paths.flatten(paths.assign(kept_with_rule, params, "config.init_rules"))
     have, target, wrong = paths.flatten(source), paths.flatten(params), []
+    fresh = collections.Counter()
     for path, leaf in target.items():
-        name = _renamed(path, *matched[path])
-        if name is None:
+        pattern, value = matched[path]
+        name = _renamed(path, pattern, value)
+        if name is None or (value is None and name not in have):
+            fresh["/".join(path.split("/")[:2])] += 1
             continue
         if name not in have:
             wrong.append(f"{path}: no {name} there")
@@ -409,18 +414,21 @@ def load_into(params: PyTree, source: Mapping[str, Any], rules: paths.Rules) -> 
             + "; ".join(wrong)
             + ". Exclude them with config.init_rules, e.g. (('model/new/.*', False), ('.*', True))."
         )
+    if fresh:
+        said = ", ".join(f"{part} ({count} arrays)" for part, count in fresh.items())
+        log.info("not taken from config.init_from, but initialised: %s", said)
     return paths.unflatten(target)
 
 
 def _renamed(path: str, pattern: str, value: Any) -> str | None:
     """Where an ``init_rules`` rule looks for `path` in the other run; None: nowhere."""
-    if value is True or value is False:
-        return path if value else None
+    if value is None or isinstance(value, bool):
+        return None if value is False else path
     try:
         return re.fullmatch(pattern, path).expand(value)
     except (re.error, TypeError) as error:
         raise paths.RuleError(
-            f"config.init_rules: ({pattern!r}, {value!r}): the value is True, False or a path with "
+            f"config.init_rules: ({pattern!r}, {value!r}): the value is True, False, None or a path with "
             f"groups of the pattern ({error})"
         ) from error
 

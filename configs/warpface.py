@@ -20,14 +20,14 @@ shipped codec.
 
 from ml_collections import ConfigDict
 
-from configs import common, heads_codec, heads_foundation, sprites
+from configs import _shared
 
 SETS = ("down", "up", "down+mid", "mid+up", "all")
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """Arguments: those of the module's docstring, ``demo``, ``debug``."""
-    options = common.parse(
+    options = _shared.parse(
         argument,
         motion=("vector", "ip", "none"),
         inject=("warpca", "ca"),
@@ -43,7 +43,7 @@ def get_config(argument: str = "") -> ConfigDict:
         d_basis=(256, 128, 512, 768),
     )
     groups, basis = (int(part) for part in options.codebook.split("x"))
-    config = common.trunk()
+    config = _shared.trunk()
     config.system = ConfigDict(
         {
             "name": "warpface",
@@ -55,14 +55,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "mean": (0.0, 0.0, 0.0, 0.0),
                 "std": (2.745, 2.745, 2.745, 2.745),
             },
-            # Stable Diffusion 1.5's
-            "unet": {
-                "channels": (320, 640, 1280, 1280),
-                "attention": (True, True, True, False),
-                "layers_per_block": 2,
-                "heads": 8,
-                "norm_groups": 32,
-            },
+            "unet": _shared.STABLE_DIFFUSION_UNET,
             "reference": options.msa,
             # MGME
             "motion": {
@@ -102,12 +95,7 @@ def get_config(argument: str = "") -> ConfigDict:
             # drop and null, not in paper
             "guidance": {"drop": 0.1, "scale": 2.5, "null": "both"},
             # not in paper: Stable Diffusion 1.5's
-            "diffusion": {
-                "steps": 1000,
-                "beta_start": 0.00085,
-                "beta_end": 0.012,
-                "schedule": "scaled_linear",
-            },
+            "diffusion": _shared.STABLE_DIFFUSION,
             "prediction": "eps",
             "steps": 40,  # DDIM
             "compute": "bfloat16",  # not in paper
@@ -121,7 +109,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "betas": (0.9, 0.999),
                 "eps": 1e-8,
                 "weight_decay": 0.01,  # not in paper
-                "decay": ((r".*/codebook", 0.0), *sprites.DECAY),
+                "decay": ((r".*/codebook", 0.0), *_shared.DECAY),
                 "clip": 1.0,  # not in paper
                 "schedule": {"kind": "constant", "warmup": 500},  # not in paper
             }
@@ -154,8 +142,8 @@ def _demo(config: ConfigDict) -> None:
     """Heads of 64 px in the latents of the shipped codec, with the UNet of configs/heads_foundation.py."""
     system = config.system
     system.size = 64
-    system.codec = ConfigDict(heads_codec.unit_variance())
-    system.unet.update(heads_foundation.UNET)
+    system.codec = ConfigDict(_shared.heads_codec(deviation=1.0))
+    system.unet.update(_shared.HEADS_UNET)
     motion = system.motion  # a smaller one in which the ablations' proportions stay
     motion.update(
         {"depth": motion.depth // 2, "width": motion.width // 4, "hidden": 64, "patch": 1}
@@ -180,32 +168,32 @@ def _demo(config: ConfigDict) -> None:
     model.schedule.update({"kind": "cosine", "warmup": 50})
     config.batch_size, config.steps, config.log_every = 16, 900, 50
     config.ema.decay = 0.99
+    pair = config.data.train.pair
+    _shared.heads(config, frames=8, fps=2.0, clips=4000, cache=True)
     config.data.kind = "head_portraits"
-    config.data.common = ConfigDict({"size": 64, "frames": 8, "fps": 2.0, "seed": 0})
-    config.data.train.update({"clips": 4000, "cache": True})
+    config.data.train.update({"random": True, "pair": pair})
     # The recipe's bends are for faces of 256 px: here colour alone differs, and in each frame by itself.
     plain = {"stretch": (0, 0), "keystone": (0, 0), "frame": (0, 0), "blur": (1,), "sharpen": 0.0}
-    config.data.train.pair.update({"size": None, "gap": 0.0, "shared": False, "augment": plain})
-    config.data.eval = ConfigDict({"kind": "heads", "split": "eval", "clips": 256})
+    pair.update({"size": None, "gap": 0.0, "shared": False, "augment": plain})
+    config.data.eval.kind = "heads"
     config.data.threads = 2
     config.checkpoint.every = 100
     config.sample.update({"every": 0, "fps": 6.0})
-    config.eval.update({"run": common.DRIVEN, "pairs": 64, "batch": 16, "probe_clips": 1000})
+    config.eval.update({"run": _shared.DRIVEN, "pairs": 64, "batch": 16, "probe_clips": 1000})
 
 
 def _debug(config: ConfigDict) -> None:
     """Two steps of the smallest network with every part in it, in pixels: squares of four as channels."""
     system = config.system
     system.size = 32
-    system.codec = ConfigDict({"mean": 0.639, "std": 0.238 / 2, "patch": 4})
+    system.codec = ConfigDict(_shared.pixels("heads", deviation=1.0, patch=4))
     system.unet.update({"channels": (16, 16), "heads": 2, "norm_groups": 4})
     system.motion.update({"depth": 1, "width": 16, "hidden": 8, "groups": 2, "basis": 4, "size": 8})
     system.motion.keypoints.update({"points": 2, "blocks": 2, "width": 4})
     system.steps = 2
     # Muon takes long to compile.
     config.optimizer.model.update({"kind": "adamw", "rate": ((".*", 1e-3),)})
-    config.batch_size, config.steps, config.log_every = 8, 2, 1
-    config.checkpoint.every = 0
+    _shared.two_steps(config)
     config.data.common.update({"size": 32, "frames": 4})
     config.data.train.clips, config.data.eval.clips = 16, 8
     config.sample.update({"rows": 1, "columns": 2})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import common
+from configs import _shared
 from vidmotion import plan, system
 from vidmotion.run import Run
 
@@ -30,7 +30,7 @@ def test_commands_and_configs_exist(page):
     for file in re.findall(r"\b((?:launch|configs)/[\w/]+\.(?:py|sh|sbatch))\b", text):
         assert (ROOT / file).exists(), file
     for field in re.findall(r"--config\.plan\.(\w+)", text):
-        assert field in common.trunk().plan, field
+        assert field in _shared.trunk().plan, field
 
 
 def test_every_page_is_in_the_navigation():

@@ -375,6 +375,13 @@ def test_a_run_that_is_used_reads_no_optimizer(uninterrupted):
         run.restore(checkpointer)
 
 
+def test_another_batch_size_is_another_run_of_the_same_network():
+    run = Run(tiny_config(), "")
+    other = run.with_batch_size(32)
+    assert other.batch["video"].shape[0] == 32 and run.batch["video"].shape[0] == 16
+    assert other.abstract_params == run.abstract_params
+
+
 def test_a_companion_that_was_interrupted_is_not_used(tmp_path, monkeypatch):
     at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     run = Run(tiny_config(), str(tmp_path))

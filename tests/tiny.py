@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import _shared
 from vidmotion import system
 from vidmotion.system import Out, Player, System
 
@@ -81,8 +81,8 @@ class Tiny(System):
 
 def get_config(argument: str = "") -> ConfigDict:
     """Arguments: ``kind=heads|sprites``."""
-    kind = common.parse(argument, kind=("heads", "sprites")).kind
-    config = common.trunk()
+    kind = _shared.parse(argument, kind=("heads", "sprites")).kind
+    config = _shared.trunk()
     config.system = ConfigDict({"name": "tiny", "width": 8, "nan_at": -1, "overflow_at": -1})
     model = {"rate": 1e-2, "weight_decay": 0.01, "clip": 1.0, "decay": ((".*", True),)}
     model["trainable"] = (("frozen/.*", False), (".*", True))

@@ -6,6 +6,7 @@ optimizer and averages made from the loaded weights -> restore, if the workdir h
 
 import ast
 import contextlib
+import copy
 import dataclasses
 import functools
 import importlib
@@ -25,6 +26,7 @@ from jax.sharding import NamedSharding
 from vidmotion import checkpoint, lock, paths, pieces, record, sharding
 from vidmotion import system as systems
 from vidmotion import weights as own_weights
+from vidmotion.config_schema import from_config, plain
 from vidmotion.convert import folder as converted
 from vidmotion.data import pipeline
 from vidmotion.errors import ConfigError
@@ -227,15 +229,21 @@ class Run:
         self.stepper = Stepper(
             self.system,
             {
-                name: _section(Optimizer, part, f"optimizer.{name}")
+                name: from_config(Optimizer, part, f"optimizer.{name}")
                 for name, part in config.optimizer.items()
             },
             steps=config.steps,
             seed=config.seed,
             accumulate=config.accumulate,
-            ema=_section(Ema, config.ema, "ema"),
+            ema=from_config(Ema, config.ema, "ema"),
         )
         self.batch = self.system.input_spec(config.batch_size)
+
+    def with_batch_size(self, batch_size: int) -> "Run":
+        """This run with global batches of another size, to reckon with: network and state are the same."""
+        other = copy.copy(self)
+        other.batch = self.system.input_spec(batch_size)
+        return other
 
     # -- data -------------------------------------------------------------------------------------
 
@@ -302,7 +310,7 @@ class Run:
 
     def _state_shardings(self, shapes: TrainState) -> TrainState:
         whole = sharding.replicated(self.mesh)
-        rules = _tuples(self.config.sharding)
+        rules = plain(self.config.sharding)
         params = sharding.of_params(self.abstract_params, rules, self.mesh)
         opt = {
             name: self.stepper.opt_like(name, slots, self.abstract_params, params[name], whole)
@@ -361,7 +369,7 @@ class Run:
         params = jax.jit(self.stepper.init_params, out_shardings=shardings.params)(batch)
         if self.config.init_from:
             source, mutable = self._inheritance()
-            params = checkpoint.load_into(params, source, _tuples(self.config.init_rules))
+            params = checkpoint.load_into(params, source, plain(self.config.init_rules))
             log.info("parameters initialised from %s", self.config.init_from)
         state = jax.jit(self.stepper.init_state, out_shardings=shardings)(params)
         if self.config.init_from and state.mutable:
@@ -632,23 +640,3 @@ class Released(Run):
     def _read(self, names: tuple[str, ...] | None) -> Vars:
         given = self._read_given(self.system, names)
         return Vars(*jax.device_put(given, sharding.replicated(self.mesh)), self.consts)
-
-
-def _section(cls: type, part: Any, where: str) -> Any:
-    """A config section as the frozen dataclass `cls`."""
-    fields = {name: _tuples(value) for name, value in part.items()}
-    try:
-        return cls(**fields)
-    except TypeError as error:
-        known = ", ".join(field.name for field in dataclasses.fields(cls))
-        raise ConfigError(f"config.{where}: {error}. Known fields: {known}") from error
-    except ConfigError as error:
-        raise ConfigError(f"config.{where}: {error}") from error
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, ml_collections.ConfigDict):
-        return {name: _tuples(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(_tuples(item) for item in value)
-    return value

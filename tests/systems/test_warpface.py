@@ -15,7 +15,7 @@ from vidmotion.errors import ConfigError
 from vidmotion.losses.motion import symmetry_loss
 from vidmotion.run import load_config
 from vidmotion.system import Vars, build
-from vidmotion.systems.warpface import WarpFace
+from vidmotion.systems.warpface import Guidance, WarpFace
 
 BATCH = 2
 
@@ -291,7 +291,7 @@ def test_the_null_branch_lacks_what_it_says(system, vars):
     drive = {**first, "motion": 255 - first["motion"]}
     sample = {}
     for null in ("both", "appearance", "motion"):
-        one = dataclasses.replace(system, guidance={"scale": 0.0, "null": null})
+        one = dataclasses.replace(system, guidance=Guidance(scale=0.0, null=null))
         run = quick_jit(lambda v, p, one=one: one.sample(v, p, jax.random.key(0))["video"])
         sample[null] = run
     other = vars._replace(

@@ -20,6 +20,7 @@ from vidmotion.evaluation.transfer import face_views
 from vidmotion.run import Run, load_config, open_run
 from vidmotion.system import Vars, build, within
 from vidmotion.systems import xnemo
+from vidmotion.systems.xnemo import Gan, Guidance
 from vidmotion.train import train
 
 BATCH, SIZE = 2, 32
@@ -134,9 +135,7 @@ def test_the_head_sets_in_by_steps(system, vars):
     """The motion code is first learnt by the diffusion loss alone; L_r comes before the discriminator's terms; and
     what L_gan pulls at the code has a length of its own."""
     steps = {"start": 100, "pull_start": 200, "adversarial_start": 300}
-    timed = dataclasses.replace(
-        system, gan={**dataclasses.asdict(system.gan), **steps, "clip": 1e-3}
-    )
+    timed = dataclasses.replace(system, gan=dataclasses.replace(system.gan, **steps, clip=1e-3))
     batch = batch_of(timed)
     starts = [0, *(player.start for player in timed.players), *timed.switches]
     assert sorted(set(starts)) == [0, 100, 200, 300]
@@ -144,8 +143,7 @@ def test_the_head_sets_in_by_steps(system, vars):
     @functools.partial(quick_jit, static_argnums=(1, 2))
     def motion(params, step, clip):
         """Terms of L_gan at `step`, and the gradient of L_gan in E_mot."""
-        gan = {**dataclasses.asdict(timed.gan), "clip": clip}
-        now = dataclasses.replace(timed, gan=gan)
+        now = dataclasses.replace(timed, gan=dataclasses.replace(timed.gan, clip=clip))
 
         def l_gan(params):
             with within(step, step + 1):
@@ -170,7 +168,7 @@ def test_the_head_sets_in_by_steps(system, vars):
     assert share < 0.5  # the test says something
     assert norm(short) == pytest.approx(share * norm(free), rel=2e-2)
     with pytest.raises(ConfigError, match="start is the first"):
-        dataclasses.replace(system, gan={"start": 5})
+        dataclasses.replace(system.gan, start=5)
 
 
 def test_what_both_networks_have_starts_the_same(system):
@@ -187,7 +185,7 @@ def test_the_encoder_has_a_gradient_at_the_first_step_where_modules_are_open(sys
     """With the paper's start of zero it has none. The denoiser's own last layer, which starts at zero, is made one."""
     for opened in (False, True):
         sizes = {"module_groups": 8, "motion_opened": opened}
-        one = dataclasses.replace(system, modules=sizes, gan={"enabled": False})
+        one = dataclasses.replace(system, modules=sizes, gan=Gan(enabled=False))
         batch = batch_of(one)
         params = quick_jit(one.init)(jax.random.key(0), batch)
         params["model"]["denoiser"]["conv_out"]["kernel"] += 0.1
@@ -327,7 +325,7 @@ def pictures():
 def test_a_dropped_sample_sees_neither_reference_nor_clip(system, vars, monkeypatch):
     """The share of dropped samples is the config's, and what they see is the negative branch's."""
     seen = {}
-    system = dataclasses.replace(system, guidance={"drop": 0.25})
+    system = dataclasses.replace(system, guidance=Guidance(drop=0.25))
     rows = 400
     one = batch_of(system)
     batch = {name: jnp.repeat(leaf[:1], rows, axis=0) for name, leaf in one.items()}

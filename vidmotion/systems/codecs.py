@@ -17,12 +17,13 @@ import numpy as np
 
 from vidmotion import paths, pieces
 from vidmotion import weights as own_weights
+from vidmotion.config_schema import from_config
 from vidmotion.convert import engine, folder, read
 from vidmotion.convert.maps import temporal_vae as temporal_vae_maps
 from vidmotion.convert.maps import vae as vae_maps
 from vidmotion.errors import ConfigError
 from vidmotion.models import temporal_vae, vae
-from vidmotion.system import Const, fingerprint, record
+from vidmotion.system import Const, fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ class LatentCodec:
 
     def __post_init__(self):
         if self._own:
-            record(vae.AutoencoderKL, {**self.network, "parent": None}, "codec.network")
+            from_config(vae.AutoencoderKL, self.network, "system.codec.network")
         elif self.network not in (*vae.SIZES, *TEMPORAL, "patch"):
             raise ConfigError(
                 f"config.system.codec.network={self.network!r}: choose "
@@ -347,9 +348,4 @@ def make(values: Mapping[str, Any]) -> PixelCodec | LatentCodec:
     """
     if isinstance(values, PixelCodec | LatentCodec):
         return values
-    cls = LatentCodec if "network" in values else PixelCodec
-    try:
-        return cls(**values)
-    except TypeError as error:
-        known = ", ".join(field.name for field in dataclasses.fields(cls))
-        raise ConfigError(f"config.system.codec: {error}. Known fields: {known}") from error
+    return from_config(LatentCodec if "network" in values else PixelCodec, values, "system.codec")

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vidmotion.config_schema import from_config
 from vidmotion.convert.maps import unet as unet_maps
 from vidmotion.convert.maps.warpface import WANTED
 from vidmotion.diffusion import samplers
@@ -30,7 +31,7 @@ from vidmotion.models.keypoints import KeypointMotion
 from vidmotion.models.mgme import MGME, MotionCodes
 from vidmotion.models.unet import SIZES, ReferenceUNet, UNet, project_banks
 from vidmotion.models.warp_unet import BLOCKS, WarpUNet, keep_blocks
-from vidmotion.system import Const, Out, System, Vars, dtype, record
+from vidmotion.system import Const, Out, System, Vars, dtype
 from vidmotion.systems import codecs
 
 PyTree = Any
@@ -120,13 +121,6 @@ class Guidance:
 
 
 STABLE_DIFFUSION = DDPM(beta_start=0.00085, beta_end=0.012, schedule="scaled_linear")
-RECORDS = {
-    "motion": Motion,
-    "inject": Inject,
-    "loss_terms": Loss,
-    "guidance": Guidance,
-    "diffusion": DDPM,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +132,7 @@ class WarpFace(System):
       codec: see `codecs`, or a mapping of its fields.
       unet: sizes of `UNet`; both networks have them.
       reference: name of the set of blocks that read the reference (Table 4a).
-      motion ... diffusion: the records above, or mappings of their fields; `diffusion` of `DDPM`.
+      motion ... diffusion: the records above, and `DDPM`.
       prediction: of the denoiser, ``eps`` in the paper, ``x0`` or ``v``; ``x0`` asks least of a small network.
       steps: of DDIM.
       compute: ``float32`` or ``bfloat16``.
@@ -164,8 +158,6 @@ class WarpFace(System):
 
     def __post_init__(self):
         object.__setattr__(self, "codec", codecs.make(self.codec))
-        for name, cls in RECORDS.items():
-            object.__setattr__(self, name, record(cls, getattr(self, name), name))
         sets = ", ".join(BLOCKS)
         for field, value, known in (
             ("reference", self.reference, BLOCKS),
@@ -190,7 +182,7 @@ class WarpFace(System):
                 f"code of {self.code_width} numbers"
             )
         dtype(self.compute)
-        record(UNet, self.unet, "unet")
+        from_config(UNet, self.unet, "system.unet")
 
     # -- networks ---------------------------------------------------------------------------------
 

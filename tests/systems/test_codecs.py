@@ -117,7 +117,9 @@ def test_mean_and_draw_come_of_one_run(weights, monkeypatch):
     frames = video.reshape(-1, SIZE, SIZE, 3) / np.float32(127.5) - 1
     logvar = quick_jit(lambda x: net.apply({"params": weights}, x, method="encode")[1])(frames)
     noise = jax.random.normal(key, (CLIPS, FRAMES, 2, 2, 4))
-    apart = np.exp(np.asarray(logvar) / 2).reshape(noise.shape) * np.asarray(noise) / np.array(STD) / 2
+    apart = (
+        np.exp(np.asarray(logvar) / 2).reshape(noise.shape) * np.asarray(noise) / np.array(STD) / 2
+    )
     np.testing.assert_allclose(drawn - mean, apart, atol=1e-5)
     pixels = codecs.make({"mean": 0.1, "std": 0.2})
     for x in pixels.encode_and_draw({}, jnp.asarray(video), key):

@@ -13,21 +13,26 @@ RECORDS = HERE / "results" / "records" / "faults"
 
 
 def build() -> str:
-    """The whole page, its section between the two marks made anew."""
-    kills = json.loads((RECORDS / "kills.json").read_text())
+    """The whole page, its section between the two marks made anew; empty as long as there is no record."""
+    lines = ["<!-- campaign -->", *_campaign(RECORDS / "kills.json"), "<!-- end -->"]
+    text = PAGE.read_text(encoding="utf-8")
+    return re.sub(r"<!-- campaign -->.*<!-- end -->", lambda _: "\n".join(lines), text, flags=re.S)
+
+
+def _campaign(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    kills = json.loads(path.read_text())
     rows = [
         ("kills", kills["kills"]),
-        *((f"&nbsp;&nbsp;{moment}", count) for moment, count in sorted(kills["moments"].items())),
+        *((f"while {moment}", count) for moment, count in sorted(kills["moments"].items())),
         ("trainings compared", kills["compared"].get("train", 0)),
         ("datasets compared", kills["compared"].get("prepare", 0)),
-        ("bits that differed", kills["differing"]),
+        ("that differed in a bit", kills["differing"]),
         ("seed", kills["seed"]),
         ("commit", kills["commit"].partition("+")[0][:12]),
     ]
-    table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
-    text = PAGE.read_text(encoding="utf-8")
-    section = "\n".join(["<!-- campaign -->", *table, "<!-- end -->"])
-    return re.sub(r"<!-- campaign -->.*<!-- end -->", lambda _: section, text, flags=re.S)
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
 
 
 if __name__ == "__main__":

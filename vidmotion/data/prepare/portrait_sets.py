@@ -23,9 +23,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from vidmotion.data.prepare.cutting import FRAME_SUFFIXES
 from vidmotion.data.prepare.folders import TEST_SHARE, SourceFile
 from vidmotion.data.records import DatasetError
+from vidmotion.video import FRAME_SUFFIXES
 
 HDTF_FILE = re.compile(r"(?P<video>(?P<kind>RD|WDA|WRA)_?\w+?)_(?P<clip>\d+)\.\w+")
 VFHQ_CLIP = re.compile(r"Clip\+(?P<video>.+)\+P(?P<person>\d+)\+C\d+\+F\d+-\d+(\.\w+)?")

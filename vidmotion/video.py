@@ -242,6 +242,9 @@ class _opened:
         if stream is None:
             self._container.close()
             raise MediaError("no video stream in it")
+        if stream.codec_context is None:
+            self._container.close()
+            raise MediaError("its codec is unknown, or it is damaged")
         return self._container, stream
 
     def __exit__(self, *_):

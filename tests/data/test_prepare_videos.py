@@ -526,3 +526,52 @@ def test_wrong_box_files_are_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(folders.DatasetError, match=message):
         faces.read_boxes(tmp_path / name)
+
+
+# --- folders as people have them ------------------------------------------------------------------
+
+
+def test_gifs_folders_of_pictures_and_links_are_read_once(tmp_path, capsys):
+    src = tmp_path / "src"
+    write(src / "a.mp4", [numbered(k) for k in range(10)])
+    images = [Image.fromarray(numbered(k)) for k in range(20)]
+    images[0].save(src / "moving.gif", save_all=True, append_images=images[1:], duration=40)
+    for k, image in enumerate(images):
+        for name in ("frames", "gap"):
+            (src / name).mkdir(exist_ok=True)
+            image.save(src / name / f"{k:07d}.png")
+    (src / "gap/0000004.png").unlink()
+    other = tmp_path / "elsewhere"
+    write(other / "b.mp4", [numbered(k) for k in range(10)])
+    (src / "link").symlink_to(other)
+    (src / "again").symlink_to(src / "frames")
+    (src / "up").symlink_to(tmp_path)
+    (src / "notes.txt").touch()
+    out = tmp_path / "out"
+    code, printed, _ = run(capsys, *arguments(src, out, "--test_share=0", "--codec=raw"))
+    assert code == 0
+    source = VideoSource(out, "train")
+    found = [source.name(k) for k in range(len(source))]
+    assert found == ["a.mp4", "frames", "frames", "link/b.mp4", "moving.gif", "moving.gif"]
+    assert numbers(source[1]["video"]) == list(range(10))
+    assert "gap: 19 pictures numbered 0 to 19: some are missing" in printed
+    assert "passed over, no videos: 1 .txt" in printed
+    assert "links to folders that are in it already" in printed
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    src = tmp_path / "src"
+    noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    write(src / "a.mp4", [noise] * 20)
+    limited = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "from vidmotion.data.prepare import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", limited, *arguments(src, tmp_path / "out", "--codec=raw")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "cannot be written" in done.stderr
+    assert not (tmp_path / "out/dataset.json").exists()

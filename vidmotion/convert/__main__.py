@@ -300,9 +300,9 @@ def bring_in(name: str, src: Path, out: Path, options: Mapping[str, int | Path |
     network = NETWORKS[name]
     if out.is_file():
         raise ValueError(f"{out}: is a file; --out must be a folder")
-    source = _read(src)
+    source = read(src, float32=True)
     for file in (options[file] for file in network.files if options[file]):
-        source |= _read(file)
+        source |= read(file, float32=True)
     arguments = network.arguments({key: x.shape for key, x in source.items()}, options)
     params = engine.convert(network.shapes(arguments), source, network.rules)
     wrong = [
@@ -332,7 +332,7 @@ def bring_in_xnemo(src: Path | None, out: Path, options: Mapping[str, int | Path
     """
     if out.is_file():
         raise ValueError(f"{out}: is a file; --out must be a folder")
-    base = xnemo_maps.unwrapped(_read(options["base"])) if options.get("base") else {}
+    base = xnemo_maps.unwrapped(read(options["base"], float32=True)) if options.get("base") else {}
     names = dict(xnemo_maps.FILES)
     if src is None:
         if not base:
@@ -346,7 +346,9 @@ def bring_in_xnemo(src: Path | None, out: Path, options: Mapping[str, int | Path
                 f"{src}: lacks {', '.join(absent)} (or .safetensors files of these names), of "
                 + xnemo_maps.PUBLISHED
             )
-        sources = {part: xnemo_maps.unwrapped(_read(path)) for part, path in files.items()}
+        sources = {
+            part: xnemo_maps.unwrapped(read(path, float32=True)) for part, path in files.items()
+        }
         sources["denoiser"] = xnemo_maps.denoising(
             base, sources["denoiser"], sources.pop("temporal", {})
         )
@@ -391,15 +393,6 @@ def bring_back(name: str, src: Path, out: Path) -> str:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(out, source)
     return f"{out}: {name}, {len(source)} keys"
-
-
-def _read(src: Path) -> dict[str, np.ndarray]:
-    try:
-        return read(src, float32=True)
-    except (OSError, ImportError, ValueError):
-        raise
-    except Exception as error:  # whatever the readers of damaged files raise
-        raise ValueError(f"{src}: cannot be read, truncated or of another kind: {error}") from error
 
 
 def _ignored(keys: set[str], rules: engine.Rules) -> dict[str, int]:

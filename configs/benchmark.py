@@ -14,7 +14,7 @@ hour of an accelerator at 10 TFLOP/s, which networks as small as these do not ex
 
 from ml_collections import ConfigDict
 
-from configs import common, heads, sprites, vidtwin, warpface, xnemo
+from configs import _shared, heads, vidtwin, warpface, xnemo
 
 SYSTEMS = ("bcd", "vidtwin", "xnemo", "warpface")
 MINUTE, HOUR = 3e12, 36e15  # FLOPs
@@ -26,7 +26,7 @@ def get_config(argument: str = "") -> ConfigDict:
     """Arguments: ``system``, ``clips``, ``minutes`` or ``hours`` (whole numbers), ``demo`` (the same as none, five
     minutes), ``debug``."""
     argument, flops = _budget(argument)
-    options = common.parse(argument, system=SYSTEMS, clips=("heads", "sprites"))
+    options = _shared.parse(argument, system=SYSTEMS, clips=("heads", "sprites"))
     debug = options.variant == "debug"
     make = {"bcd": _bcd, "vidtwin": _vidtwin, "xnemo": _xnemo, "warpface": _warpface}
     config = make[options.system]("debug" if debug else "demo", options.clips)
@@ -60,8 +60,8 @@ def _budget(argument: str) -> tuple[str, float]:
 def _bcd(variant: str, clips: str) -> ConfigDict:
     config = heads.get_config(variant)
     if variant == "demo":
-        sprites.join_temporal_blocks(config, 0)
-        config.system.codec = _pixels(clips)
+        _shared.join_temporal_blocks(config, 0)
+        config.system.codec = ConfigDict(_shared.pixels(clips, patch=4))
         # Pixels tell more of each other than latents do.
         config.system.diffusion.update({"p_mean": 1.5, "sigma_max": 80.0})
     return _on_sprites(config) if clips == "sprites" else config
@@ -75,10 +75,7 @@ def _vidtwin(variant: str, clips: str) -> ConfigDict:
     config.system.network.structure_channels = 32
     config.optimizer.model.rate = 2e-3
     if clips == "heads":
-        common_fields = {"size": 64, "frames": 8, "fps": 6.0, "seed": 0}
-        config.data.kind, config.data.common = "heads", ConfigDict(common_fields)
-        config.data.train = ConfigDict({"split": "train", "clips": 4000, "cache": True})
-        config.data.eval = ConfigDict({"split": "eval", "clips": 256})
+        _shared.heads(config, frames=8, fps=6.0, clips=4000, cache=True)
     return config
 
 
@@ -97,8 +94,7 @@ def _warpface(variant: str, clips: str) -> ConfigDict:
 def _drawn(config: ConfigDict, variant: str, clips: str) -> ConfigDict:
     """In pixels, squares of four laid out as channels, since there is no codec of Sprites."""
     if variant == "demo":
-        config.system.codec = _pixels(clips)
-        config.system.codec.std /= 2  # for a variance of 1
+        config.system.codec = ConfigDict(_shared.pixels(clips, deviation=1.0, patch=4))
     if clips == "sprites":
         pairs = {"kind": "sprite_portraits", "split": "train", "random": True}
         pairs["pair"] = config.data.train.pair
@@ -106,15 +102,7 @@ def _drawn(config: ConfigDict, variant: str, clips: str) -> ConfigDict:
     return config
 
 
-def _pixels(clips: str) -> ConfigDict:
-    """Squares of four pixels as channels of a place; mean and deviation of v / 256 over rendered clips."""
-    mean, std = (0.639, 0.238) if clips == "heads" else (0.0903, 0.2222)
-    return ConfigDict({"mean": mean, "std": std, "patch": 4})
-
-
 def _on_sprites(config: ConfigDict) -> ConfigDict:
-    config.data.kind = "sprites"
-    config.data.common = ConfigDict({"sheets_dir": sprites.SHEETS})
-    config.data.train = ConfigDict({"split": "train", "random": True})
-    config.data.eval = ConfigDict({"split": "test"})
+    _shared.sprites(config)
+    config.data.train.random = True
     return config

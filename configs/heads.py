@@ -10,26 +10,23 @@ measurements; copying either clip is the baseline that must be beaten.
 
 from ml_collections import ConfigDict
 
-from configs import common, heads_codec, sprites
+from configs import _shared, sprites
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """Arguments: ``bitrate`` (bits/s, 0 the variant's own), ``rate_loss``, ``cross``, ``demo``, ``debug``."""
-    options = common.parse(
+    options = _shared.parse(
         argument, bitrate=(0, 300, 600, 1100, 1500), rate_loss=("on", "off"), cross=("on", "off")
     )
     variant = options.variant
     config = sprites.get_config(variant)
     system = config.system
-    system.codec.update({"mean": 0.639, "std": 0.238})  # of v / 256 over rendered heads
+    system.codec.update(_shared.pixels("heads"))
     system.frames = 16
     system.sampler.window = 0  # the half-clip length
     system.quantizer.update({"books": 8, "dim": 16, "entries": 32, "alpha": 0.0})
     system.rate.target = 600.0  # 24 of 40 bits per frame
-    config.data.kind = "heads"
-    config.data.common = ConfigDict({"size": 64, "frames": 16, "fps": 12.5, "seed": 0})
-    config.data.train = ConfigDict({"split": "train", "clips": 20_000})
-    config.data.eval = ConfigDict({"split": "eval", "clips": 256})
+    _shared.heads(config, frames=16, fps=12.5, clips=20_000)
     config.sample.fps = 12.5
     # probe_clips: of `leakage`, which draws as many as it is given
     config.eval.update({"every": 0, "run": ("swap",), "pairs": 256, "batch": 64})
@@ -58,7 +55,7 @@ def _demo(config: ConfigDict) -> None:
     clip differ as much as clips do, and motion cannot be guessed from content.
     """
     system = config.system
-    system.codec = ConfigDict(heads_codec.CODEC)
+    system.codec = ConfigDict(_shared.heads_codec())
     system.frames = 8
     system.encoder.update({"content_tokens": 64, "queries": "patches"})
     system.denoiser.update({"patch": 2, "width": 192, "mlp_dim": 768, "layers": 3, "groups": 16})
@@ -70,8 +67,8 @@ def _demo(config: ConfigDict) -> None:
     config.data.common.update({"frames": 8, "fps": 2.0})
     config.data.train.update({"clips": 4000, "cache": True})
     config.sample.fps = 2.0
-    config.eval.update({"run": common.DRIVEN, "pairs": 64, "batch": 16})
+    config.eval.update({"run": _shared.DRIVEN, "pairs": 64, "batch": 16})
     config.optimizer.model.schedule.warmup = 30
     config.batch_size, config.steps = 8, 1200
     # For the last third of the steps, as in the paper on LRS3.
-    sprites.join_temporal_blocks(config, 800)
+    _shared.join_temporal_blocks(config, 800)

@@ -11,47 +11,19 @@ that ``python -m vidmotion.data.prepare`` made, and ``config.system.network`` to
 
 from ml_collections import ConfigDict
 
-from configs import common, sprites
-
-# `AutoencoderKL`: 1.0 M parameters
-NETWORK = {"channels": (96,), "layers_per_block": 0, "norm_groups": 8, "patch": 4}
-
-# The trained autoencoder as ``config.system.codec`` of a recipe. Mean and deviation of its latents are those that the
-# evaluator ``codec`` found; its latents then have the deviation 0.5. The one that is shipped learnt from batches of
-# four clips of four frames: its card has the config.
-CODEC = {
-    "network": NETWORK,
-    "weights": "heads_codec",  # shipped: `python -m vidmotion.weights`
-    "mean": (-0.076, -0.209, 2.434, 1.591),
-    "std": (5.744, 4.325, 3.804, 3.56),
-}
-
-
-def pictures(config: ConfigDict) -> None:
-    """The pictures that codec and foundation learn from, which are the same: two frames of each clip, a second and a
-    half apart."""
-    config.data.kind = "heads"
-    config.data.common = ConfigDict({"size": 64, "frames": 2, "fps": 0.7, "seed": 0})
-    config.data.train = ConfigDict({"split": "train", "clips": 20_000, "cache": True})
-    config.data.eval = ConfigDict({"split": "eval", "clips": 128})
-    config.batch_size = 8  # clips
-
-
-def unit_variance() -> dict:
-    """`CODEC` with latents of the deviation 1, as discrete processes want them."""
-    return {**CODEC, "std": tuple(value / 2 for value in CODEC["std"])}
+from configs import _shared
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """Arguments: ``demo`` (the same as none), ``debug``."""
-    variant = common.parse(argument).variant
-    config = common.trunk()
+    variant = _shared.parse(argument).variant
+    config = _shared.trunk()
     config.system = ConfigDict(
         {
             "name": "image_autoencoder",
             "size": 64,
             "frames": 2,
-            "network": NETWORK,
+            "network": _shared.HEADS_AUTOENCODER,
             "loss_terms": {"l1": 0.0, "l2": 4.0, "kl": 1e-6, "perceptual": 1.0},
             "gan": {"weight": 0.0, "start": 0, "width": 32, "layers": 2},
             "lpips": "",
@@ -66,7 +38,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "betas": (0.9, 0.99),
                 "eps": 1e-8,
                 "weight_decay": 0.0,
-                "decay": sprites.DECAY,
+                "decay": _shared.DECAY,
                 "clip": 1.0,
                 "schedule": {"kind": "cosine", "warmup": 100},
             }
@@ -74,7 +46,7 @@ def get_config(argument: str = "") -> ConfigDict:
     )
     config.steps, config.log_every = 5000, 100
     config.ema.decay = 0.998
-    pictures(config)
+    _shared.head_pictures(config)
     config.checkpoint.every = 500
     config.eval.update({"run": ("codec",), "batch": 16})
     if variant == "debug":

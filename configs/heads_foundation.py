@@ -11,16 +11,8 @@ pictures of your own, set ``config.data`` to a folder that ``python -m vidmotion
 
 from ml_collections import ConfigDict
 
-from configs import common, heads_codec, sprites
+from configs import _shared
 
-UNET = {  # 4.1 M parameters; also of X-NeMo's and WarpFace's `:demo`
-    "channels": (64, 128),
-    "attention": (True, True),
-    "layers_per_block": 1,
-    "heads": 4,
-    "norm_groups": 16,
-    "places": True,
-}
 # The parameters of this UNet for both networks of a recipe whose own modules start fresh.
 INIT_RULES = (
     (r"model/(reference|denoiser)/((?!.*(motion|temporal|within)).*)", r"model/unet/\2"),
@@ -30,15 +22,15 @@ INIT_RULES = (
 
 def get_config(argument: str = "") -> ConfigDict:
     """Arguments: ``demo`` (the same as none), ``debug``."""
-    variant = common.parse(argument).variant
-    config = common.trunk()
+    variant = _shared.parse(argument).variant
+    config = _shared.trunk()
     config.system = ConfigDict(
         {
             "name": "image_diffusion",
             "size": 64,
             "frames": 2,
-            "codec": heads_codec.unit_variance(),
-            "unet": UNET,
+            "codec": _shared.heads_codec(deviation=1.0),
+            "unet": _shared.HEADS_UNET,
             "diffusion": {"beta_start": 1e-4, "beta_end": 0.02, "schedule": "linear"},
             "prediction": "x0",
             "steps": 20,
@@ -48,23 +40,24 @@ def get_config(argument: str = "") -> ConfigDict:
     config.optimizer = ConfigDict(
         {
             "model": {
-                "rate": 1e-3,
-                "betas": (0.9, 0.999),
+                "kind": "muon",
+                "rate": ((r".*/kernel", 2e-2), (r".*", 2e-3)),
+                "betas": (0.9, 0.99),
                 "eps": 1e-8,
                 "weight_decay": 0.01,
-                "decay": sprites.DECAY,
+                "decay": _shared.DECAY,
                 "clip": 1.0,
-                "schedule": {"kind": "cosine", "warmup": 100},
+                "schedule": {"kind": "cosine", "warmup": 50},
             }
         }
     )
-    config.steps, config.log_every = 2000, 50
+    config.steps, config.log_every = 1000, 50
     config.ema.decay = 0.998
-    heads_codec.pictures(config)
-    config.checkpoint.every = 500
+    _shared.head_pictures(config)
+    config.checkpoint.every = 250
     config.eval.update({"run": ("denoising",), "batch": 16})
     if variant == "debug":
-        config.system.codec = ConfigDict({"mean": 0.639, "std": 0.238 / 2, "patch": 4})
+        config.system.codec = ConfigDict(_shared.pixels("heads", deviation=1.0, patch=4))
         config.system.unet.update({"channels": (16, 16), "heads": 2, "norm_groups": 4})
         config.system.size = config.data.common.size = 16
         config.system.steps = 2

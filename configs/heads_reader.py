@@ -9,13 +9,13 @@ in ``config.eval.weights.heads_reader`` of that run. About twenty minutes on two
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import _shared
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """Arguments: ``demo``, ``debug``."""
-    variant = common.parse(argument).variant
-    config = common.trunk()
+    variant = _shared.parse(argument).variant
+    config = _shared.trunk()
     config.system = ConfigDict(
         {
             "name": "heads_reader",

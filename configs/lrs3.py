@@ -20,14 +20,14 @@ no weights; `:debug` is two steps on procedural heads.
 
 from ml_collections import ConfigDict
 
-from configs import common, sprites
+from configs import _shared
 
 EPOCH = 12_300  # steps at batch 32: about 393k four-second clips in 437 hours (our arithmetic)
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """Arguments: ``bitrate``, ``rate_loss``, ``cross``, ``content_frames``, ``latents``; variants."""
-    options = common.parse(
+    options = _shared.parse(
         argument,
         bitrate=(4, 2, 6, 8),
         rate_loss=("on", "off"),
@@ -35,7 +35,7 @@ def get_config(argument: str = "") -> ConfigDict:
         content_frames=("all", 1, 5, 15, 20),
         latents=("fresh", "cached"),
     )
-    config = common.trunk()
+    config = _shared.trunk()
     config.system = ConfigDict(
         {
             "name": "bcd",
@@ -123,14 +123,14 @@ def get_config(argument: str = "") -> ConfigDict:
                 "betas": (0.9, 0.999),
                 "eps": 1e-8,
                 "weight_decay": 0.01,
-                "decay": sprites.DECAY,
+                "decay": _shared.DECAY,
                 "clip": 1.0,  # not in paper
                 "schedule": {"kind": "constant", "warmup": 1000},  # not in paper
             }
         }
     )
     config.batch_size = 32  # 4 on each of 8 A100
-    sprites.join_temporal_blocks(config, 30 * EPOCH)
+    _shared.join_temporal_blocks(config, 30 * EPOCH)
     config.steps = (30 + 15) * EPOCH
     config.ema.decay = 0.9999  # not in paper
     config.data.kind = "latents" if options.latents == "cached" else "videos"
@@ -171,7 +171,7 @@ def _demo(config: ConfigDict) -> None:
     system.compute = "float32"
     config.optimizer.model.rate = ((".*", 1e-3),)
     config.optimizer.model.schedule.warmup = 50
-    sprites.join_temporal_blocks(config, 400)
+    _shared.join_temporal_blocks(config, 400)
     config.batch_size, config.steps, config.log_every = 8, 600, 50
     config.ema.decay = 0.99
     config.data.common.update({"directory": "data/videos", "frames": 16})
@@ -194,9 +194,8 @@ def _debug(config: ConfigDict) -> None:
     system.rate.target *= 6 / 80  # 6 bits where the demo has 80
     system.cross.content_frames = min(system.cross.content_frames, 2)
     system.sampler.update({"steps": 2, "window": 2})
-    sprites.join_temporal_blocks(config, 1)
-    config.batch_size, config.steps, config.log_every = 8, 2, 1
-    config.checkpoint.every = 0
+    _shared.join_temporal_blocks(config, 1)
+    _shared.two_steps(config)
     config.data.kind = "heads"
     config.data.common = ConfigDict({"size": 64, "frames": 4, "fps": 12.5})
     config.data.train = ConfigDict({"split": "train", "clips": 16})

@@ -13,13 +13,13 @@ of ``configs/heads.py:demo`` and has its motion rendered by that run's denoiser:
 
 from ml_collections import ConfigDict
 
-from configs import common, heads, lrs3, sprites
+from configs import _shared, heads, lrs3
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """Arguments: ``demo``, ``debug``."""
-    variant = common.parse(argument).variant
-    config = common.trunk()
+    variant = _shared.parse(argument).variant
+    config = _shared.trunk()
     config.system = ConfigDict(
         {
             "name": "motion_gpt",
@@ -42,7 +42,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "betas": (0.9, 0.999),
                 "eps": 1e-8,
                 "weight_decay": 0.01,
-                "decay": sprites.DECAY,
+                "decay": _shared.DECAY,
                 "clip": 1.0,  # not in paper
                 "schedule": {"kind": "constant", "warmup": 2000},  # not in paper
             }
@@ -85,8 +85,7 @@ def get_config(argument: str = "") -> ConfigDict:
         )
     if variant == "debug":
         system.width, system.layers, system.heads, system.frames = 16, 1, 2, 2
-        config.batch_size, config.steps, config.log_every = 8, 2, 1
-        config.checkpoint.every = 0
+        _shared.two_steps(config)
         config.eval.every, config.eval.frames, config.eval.clips = 0, 4, 1
     config.system.books = bcd.system.quantizer.books
     config.system.entries = bcd.system.quantizer.entries

@@ -8,28 +8,21 @@ variable VIDMOTION_SHEETS. Hardware in the paper: not stated for Sprites. Paper'
 action, skin, pants, top and hair. `:demo` learns on two CPU cores in about ten minutes; `:debug` is two steps.
 """
 
-import os
-
 from ml_collections import ConfigDict
 
-from configs import common
-
-# Not in paper: no decay on norms, biases, codebooks, queries, nulls and position tables.
-DECAY = ((r".*/kernel", True), (r".*", False))
-SHEETS = os.environ.get("VIDMOTION_SHEETS", "../shared/data/sprite_sheets")
+from configs import _shared
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """Arguments: ``demo``, ``debug``."""
-    variant = common.parse(argument).variant
-    config = common.trunk()
+    variant = _shared.parse(argument).variant
+    config = _shared.trunk()
     config.system = ConfigDict(
         {
             "name": "bcd",
             "frames": 8,
             "size": 64,
-            # Pixels, no VAE. Mean and standard deviation of v / 256 over the training clips.
-            "codec": {"mean": 0.0903, "std": 0.2222},
+            "codec": _shared.pixels("sprites"),  # pixels, no VAE
             # Disentangle encoder: T5 encoder
             "encoder": {
                 "layers": 12,
@@ -101,7 +94,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "betas": (0.9, 0.999),
                 "eps": 1e-8,
                 "weight_decay": 0.01,
-                "decay": DECAY,
+                "decay": _shared.DECAY,
                 "clip": 1.0,  # not in paper
                 "schedule": {"kind": "constant", "warmup": 1000},  # not in paper
             }
@@ -110,11 +103,9 @@ def get_config(argument: str = "") -> ConfigDict:
     config.batch_size = 128
     config.steps = 200_000  # not in paper
     config.ema.decay = 0.9999  # not in paper
-    config.data.kind = "sprites"
-    config.data.common = ConfigDict({"sheets_dir": SHEETS})
+    _shared.sprites(config)
     # random, not in paper: the actions are loops, and from a clip's fixed second half alone no network sees all poses
-    config.data.train = ConfigDict({"split": "train", "random": True})
-    config.data.eval = ConfigDict({"split": "test"})
+    config.data.train.random = True
     config.checkpoint.every = 5000
     config.sample = ConfigDict({"every": 20_000, "rows": 4, "columns": 6, "fps": 8.0})
     config.eval.update(
@@ -133,12 +124,6 @@ def get_config(argument: str = "") -> ConfigDict:
     if variant == "debug":
         _debug(config)
     return config
-
-
-def join_temporal_blocks(config: ConfigDict, steps: int) -> None:
-    """Let the denoiser's temporal blocks work after `steps` updates, and rest until then."""
-    config.system.denoiser.temporal_from = steps
-    config.optimizer.model.start = ((r".*/temporal_\d+/.*", steps), (".*", 0))
 
 
 def _demo(config: ConfigDict) -> None:
@@ -184,7 +169,6 @@ def _debug(config: ConfigDict) -> None:
     system.quantizer.update({"dim": 16, "entries": 8})
     system.sampler.update({"method": "euler", "steps": 2})
     system.compute = "float32"
-    config.batch_size, config.steps, config.log_every = 8, 2, 1
-    config.checkpoint.every = 0
+    _shared.two_steps(config)
     config.sample.update({"every": 0, "rows": 1, "columns": 2})
     config.eval.update({"pairs": 4, "batch": 4, "judge": "sprites_judge:debug"})

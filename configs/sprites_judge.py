@@ -8,13 +8,13 @@ Expected: 100 % on every attribute of the 2,664 real test clips. `:demo` has a q
 
 from ml_collections import ConfigDict
 
-from configs import common, sprites
+from configs import _shared
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """Arguments: ``demo``, ``debug``."""
-    variant = common.parse(argument).variant
-    config = common.trunk()
+    variant = _shared.parse(argument).variant
+    config = _shared.trunk()
     config.system = ConfigDict(
         {
             "name": "sprites_judge",
@@ -40,7 +40,7 @@ def get_config(argument: str = "") -> ConfigDict:
         }
     )
     config.data.kind = "sprites"
-    config.data.common = ConfigDict({"sheets_dir": sprites.SHEETS})
+    config.data.common = ConfigDict({"sheets_dir": _shared.SHEETS})
     config.data.train = ConfigDict({"split": "train"})
     config.data.eval = ConfigDict({"split": "test"})
     config.batch_size = 64

@@ -19,7 +19,7 @@ import copy
 
 from ml_collections import ConfigDict
 
-from configs import common, heads_codec, sprites
+from configs import _shared
 
 SIZES = {
     "base": {"width": 768, "depth": 16, "heads": 12},
@@ -47,11 +47,11 @@ FIELDS = (
 
 def get_config(argument: str = "") -> ConfigDict:
     """Arguments: ``size``, ``latent``, ``clips`` (of the demo), ``demo``, ``debug``."""
-    options = common.parse(
+    options = _shared.parse(
         argument, size=tuple(SIZES), latent=tuple(LATENTS), clips=("heads", "sprites")
     )
     variant = options.variant
-    config = common.trunk()
+    config = _shared.trunk()
     config.system = ConfigDict(
         {
             "name": "vidtwin",
@@ -84,7 +84,7 @@ def get_config(argument: str = "") -> ConfigDict:
         "betas": (0.9, 0.99),
         "eps": 1e-8,  # not in paper
         "weight_decay": 1e-4,
-        "decay": sprites.DECAY,
+        "decay": _shared.DECAY,
         "clip": 1.0,  # not in paper
         "schedule": {"kind": "cosine", "warmup": 5000},
     }
@@ -127,15 +127,9 @@ def _small(config: ConfigDict, clips: str) -> None:
     config.data.threads = 2
     config.sample.update({"every": 0, "rows": 3, "columns": 4})
     if clips == "sprites":
-        config.data.kind = "sprites"
-        config.data.common = ConfigDict({"sheets_dir": sprites.SHEETS})
-        config.data.train = ConfigDict({"split": "train"})
-        config.data.eval = ConfigDict({"split": "test"})
+        _shared.sprites(config)
     else:
-        config.data.kind = "heads"
-        config.data.common = ConfigDict({"size": 64, "frames": 4, "fps": 4.0, "seed": 0})
-        config.data.train = ConfigDict({"split": "train", "clips": 4000, "cache": True})
-        config.data.eval = ConfigDict({"split": "eval", "clips": 256})
+        _shared.heads(config, frames=4, fps=4.0, clips=4000, cache=True)
         config.eval.run = ("reconstruction", "swap")
 
 
@@ -160,7 +154,7 @@ def _demo_heads(config: ConfigDict) -> None:
     """Heads in the latents of the shipped codec; structure from another window of the clip in every second video, so
     that there only dynamics can say how the head moves. No GAN: in latents there are no pixels to judge."""
     system = config.system
-    system.codec = ConfigDict(heads_codec.CODEC)
+    system.codec = ConfigDict(_shared.heads_codec())
     system.structure_from = "either"
     system.network.update({"width": 192, "patch": (1, 8, 8), "start": "scaled"})
     system.network.update({"queries": 4, "structure_channels": 64, "structure_width": 64})
@@ -174,7 +168,7 @@ def _demo_heads(config: ConfigDict) -> None:
     config.data.common.update({"frames": 16, "fps": 4.0})  # two windows
     config.data.train.clips = 2000
     config.batch_size, config.steps = 8, 600  # videos: sixteen clips
-    config.eval.update({"run": ("reconstruction", *common.DRIVEN), "pairs": 64, "batch": 16})
+    config.eval.update({"run": ("reconstruction", *_shared.DRIVEN), "pairs": 64, "batch": 16})
 
 
 def _debug(config: ConfigDict) -> None:
@@ -185,8 +179,7 @@ def _debug(config: ConfigDict) -> None:
     network.update({"queries": 4, "structure_channels": 2, "dynamics_channels": 3})
     network.update({"query_width": 8, "query_layers": 2, "query_heads": 2, "query_mlp": 16})
     config.system.gan.update({"start": 0, "width": 8, "layers": 2})
-    config.batch_size, config.steps, config.log_every = 8, 2, 1
-    config.checkpoint.every = 0
+    _shared.two_steps(config)
     config.data.common.update({"size": 16, "frames": 4})
     config.data.train.clips, config.data.eval.clips = 16, 8
     config.sample.update({"rows": 1, "columns": 2})

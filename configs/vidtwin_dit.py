@@ -21,14 +21,14 @@ how many are of the right class (chance 11 %):
 
 from ml_collections import ConfigDict
 
-from configs import common, sprites, vidtwin
+from configs import _shared, vidtwin
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """Arguments: ``latent`` (setting of the autoencoder), ``demo``, ``debug``."""
-    options = common.parse(argument, latent=tuple(vidtwin.LATENTS))
+    options = _shared.parse(argument, latent=tuple(vidtwin.LATENTS))
     variant = options.variant
-    config = common.trunk()
+    config = _shared.trunk()
     structure, dynamics = _shapes(options)
     config.system = ConfigDict(
         {
@@ -62,7 +62,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "betas": (0.9, 0.999),
                 "eps": 1e-8,
                 "weight_decay": 0.0,
-                "decay": sprites.DECAY,
+                "decay": _shared.DECAY,
                 "clip": 1.0,  # not in paper
                 # "Lambda", which is not said further: linear warmup, then constant
                 "schedule": {"kind": "constant", "warmup": 10_000},
@@ -140,6 +140,5 @@ def _debug(config: ConfigDict) -> None:
     system.classes = 8
     system.update({"class_width": 8, "width": 16, "layers": 1, "heads": 2, "compute": "float32"})
     system.sampler.steps = 2
-    config.batch_size, config.steps, config.log_every = 8, 2, 1
-    config.checkpoint.every = 0
+    _shared.two_steps(config)
     config.eval.update({"batch": 8, "per_class": 1})

@@ -1,7 +1,13 @@
 r"""WarpFace: self-supervised face reenactment by warping inside cross-attention (tables of the paper's appendix).
 
     python -m vidmotion.data.prepare videos --src=DIR --out=data/faces --fps=25 --size=256 --seconds=10
-    python -m vidmotion.main --config=configs/warpface.py --workdir=runs/warpface
+    python -m vidmotion.convert warpface --base=UNET.safetensors --vae=VAE.safetensors --out=weights/sd15
+    python -m vidmotion.main --config=configs/warpface.py --workdir=runs/warpface \
+        --config.init_from=weights/sd15 --config.system.codec.weights=weights/sd15/vae
+
+UNET and VAE are Stable Diffusion 1.5's, with which the paper begins: unet/diffusion_pytorch_model.safetensors and
+vae/diffusion_pytorch_model.safetensors of stable-diffusion-v1-5/stable-diffusion-v1-5 on Hugging Face. Without
+``init_from`` both UNets start from nothing, for which the paper's rate and steps are too few.
 
 Hardware in the paper: 4 GPUs, batch 18 on each, 50,000 steps on HDTF, VFHQ and Hallo3. Paper's figures on 100 videos:
 self-reenactment CSIM .79, APD 2.51, AED 5.58, LPIPS .21, FID 9.6; across identities CSIM .65 (Table 2).
@@ -14,14 +20,14 @@ shipped codec.
 
 from ml_collections import ConfigDict
 
-from configs import common, heads_codec, heads_foundation, sprites
+from configs import _shared
 
 SETS = ("down", "up", "down+mid", "mid+up", "all")
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """Arguments: those of the module's docstring, ``demo``, ``debug``."""
-    options = common.parse(
+    options = _shared.parse(
         argument,
         motion=("vector", "ip", "none"),
         inject=("warpca", "ca"),
@@ -37,7 +43,7 @@ def get_config(argument: str = "") -> ConfigDict:
         d_basis=(256, 128, 512, 768),
     )
     groups, basis = (int(part) for part in options.codebook.split("x"))
-    config = common.trunk()
+    config = _shared.trunk()
     config.system = ConfigDict(
         {
             "name": "warpface",
@@ -45,18 +51,11 @@ def get_config(argument: str = "") -> ConfigDict:
             # Stable Diffusion 1.5's own autoencoder, scaled by 0.18215 = 0.5 / std
             "codec": {
                 "network": "sd",
-                "weights": "",  # vae/diffusion_pytorch_model.safetensors of Stable Diffusion 1.5
+                "weights": "",  # vae/diffusion_pytorch_model.safetensors, or the folder made of it
                 "mean": (0.0, 0.0, 0.0, 0.0),
                 "std": (2.745, 2.745, 2.745, 2.745),
             },
-            # Stable Diffusion 1.5's
-            "unet": {
-                "channels": (320, 640, 1280, 1280),
-                "attention": (True, True, True, False),
-                "layers_per_block": 2,
-                "heads": 8,
-                "norm_groups": 32,
-            },
+            "unet": _shared.STABLE_DIFFUSION_UNET,
             "reference": options.msa,
             # MGME
             "motion": {
@@ -96,12 +95,7 @@ def get_config(argument: str = "") -> ConfigDict:
             # drop and null, not in paper
             "guidance": {"drop": 0.1, "scale": 2.5, "null": "both"},
             # not in paper: Stable Diffusion 1.5's
-            "diffusion": {
-                "steps": 1000,
-                "beta_start": 0.00085,
-                "beta_end": 0.012,
-                "schedule": "scaled_linear",
-            },
+            "diffusion": _shared.STABLE_DIFFUSION,
             "prediction": "eps",
             "steps": 40,  # DDIM
             "compute": "bfloat16",  # not in paper
@@ -115,12 +109,14 @@ def get_config(argument: str = "") -> ConfigDict:
                 "betas": (0.9, 0.999),
                 "eps": 1e-8,
                 "weight_decay": 0.01,  # not in paper
-                "decay": ((r".*/codebook", 0.0), *sprites.DECAY),
+                "decay": ((r".*/codebook", 0.0), *_shared.DECAY),
                 "clip": 1.0,  # not in paper
                 "schedule": {"kind": "constant", "warmup": 500},  # not in paper
             }
         }
     )
+    # Of Stable Diffusion there is neither, of another run of WarpFace there are both.
+    config.init_rules = ((r"model/(motion|denoiser/.*/within)/.*", None), (".*", True))
     config.batch_size = 72  # 18 on each of 4 GPUs
     config.steps = 50_000
     config.data.kind = "portraits"
@@ -146,8 +142,8 @@ def _demo(config: ConfigDict) -> None:
     """Heads of 64 px in the latents of the shipped codec, with the UNet of configs/heads_foundation.py."""
     system = config.system
     system.size = 64
-    system.codec = ConfigDict(heads_codec.unit_variance())
-    system.unet.update(heads_foundation.UNET)
+    system.codec = ConfigDict(_shared.heads_codec(deviation=1.0))
+    system.unet.update(_shared.HEADS_UNET)
     motion = system.motion  # a smaller one in which the ablations' proportions stay
     motion.update(
         {"depth": motion.depth // 2, "width": motion.width // 4, "hidden": 64, "patch": 1}
@@ -165,40 +161,39 @@ def _demo(config: ConfigDict) -> None:
     system.inject.update({"flow_range": 0.3, "flow_start": 0.1, "occlusion_bias": 0.0})
     model = config.optimizer.model
     model.kind = "muon"
-    # At the rates of the rest the flow's tanh is at its ends for good after a hundred steps, and the mask then shuts;
-    # at these it gets there in a run three times as long, which no longer follows its driver.
-    slow = r".*/within/((flow|occlusion)_(in|out)|time/.*)/"
-    model.rate = ((slow + "kernel", 1e-3), (slow + "bias", 1e-4))
+    # At the rates of the rest the flow's tanh is at its ends for good after a hundred steps, and the mask then shuts.
+    flow = r".*/within/((flow|occlusion)_(in|out)|time/.*)/"
+    model.rate = ((flow + "kernel", 5e-4), (flow + "bias", 1e-4), (r".*/within/.*kernel", 4e-3))
     model.rate += ((".*/kernel", 2e-2), (".*", 1e-3))
     model.schedule.update({"kind": "cosine", "warmup": 50})
-    config.batch_size, config.steps, config.log_every = 16, 300, 25
+    config.batch_size, config.steps, config.log_every = 16, 900, 50
     config.ema.decay = 0.99
+    pair = config.data.train.pair
+    _shared.heads(config, frames=8, fps=2.0, clips=4000, cache=True)
     config.data.kind = "head_portraits"
-    config.data.common = ConfigDict({"size": 64, "frames": 8, "fps": 2.0, "seed": 0})
-    config.data.train.update({"clips": 4000, "cache": True})
+    config.data.train.update({"random": True, "pair": pair})
     # The recipe's bends are for faces of 256 px: here colour alone differs, and in each frame by itself.
     plain = {"stretch": (0, 0), "keystone": (0, 0), "frame": (0, 0), "blur": (1,), "sharpen": 0.0}
-    config.data.train.pair.update({"size": None, "gap": 0.0, "shared": False, "augment": plain})
-    config.data.eval = ConfigDict({"kind": "heads", "split": "eval", "clips": 256})
+    pair.update({"size": None, "gap": 0.0, "shared": False, "augment": plain})
+    config.data.eval.kind = "heads"
     config.data.threads = 2
     config.checkpoint.every = 100
     config.sample.update({"every": 0, "fps": 6.0})
-    config.eval.update({"run": common.DRIVEN, "pairs": 64, "batch": 16, "probe_clips": 1000})
+    config.eval.update({"run": _shared.DRIVEN, "pairs": 64, "batch": 16, "probe_clips": 1000})
 
 
 def _debug(config: ConfigDict) -> None:
     """Two steps of the smallest network with every part in it, in pixels: squares of four as channels."""
     system = config.system
     system.size = 32
-    system.codec = ConfigDict({"mean": 0.639, "std": 0.238 / 2, "patch": 4})
+    system.codec = ConfigDict(_shared.pixels("heads", deviation=1.0, patch=4))
     system.unet.update({"channels": (16, 16), "heads": 2, "norm_groups": 4})
     system.motion.update({"depth": 1, "width": 16, "hidden": 8, "groups": 2, "basis": 4, "size": 8})
     system.motion.keypoints.update({"points": 2, "blocks": 2, "width": 4})
     system.steps = 2
     # Muon takes long to compile.
     config.optimizer.model.update({"kind": "adamw", "rate": ((".*", 1e-3),)})
-    config.batch_size, config.steps, config.log_every = 8, 2, 1
-    config.checkpoint.every = 0
+    _shared.two_steps(config)
     config.data.common.update({"size": 32, "frames": 4})
     config.data.train.clips, config.data.eval.clips = 16, 8
     config.sample.update({"rows": 1, "columns": 2})

@@ -23,7 +23,7 @@ from L_gan alone in stage 1 and is then frozen; ``rfm=0|75|95`` (%); ``augment=o
 
 from ml_collections import ConfigDict
 
-from configs import common, heads_codec, heads_foundation, sprites
+from configs import _shared
 
 STEPS = {1: 30_000, 2: 100_000, 3: 10_000, 4: 10_000}  # not in paper; 1 and 3: AnimateAnyone's
 LAST = r"(self|norm2|cross|norm3|ff|proj_out)"  # of the reference's last transformer: never read
@@ -32,7 +32,7 @@ FUSION = r"motion/(box_in|box_out|fusion)/.*"  # what follows f_mot in E_mot
 
 def get_config(argument: str = "") -> ConfigDict:
     """Arguments: ``stage``, ``gan_head``, ``joint``, ``rfm``, ``augment``, ``latent``; variants."""
-    options = common.parse(
+    options = _shared.parse(
         argument,
         stage=(2, 1, 3, 4),
         gan_head=("on", "off"),
@@ -43,7 +43,7 @@ def get_config(argument: str = "") -> ConfigDict:
     )
     stage, clips = options.stage, options.stage > 2
     frames = 24 if clips else 1
-    config = common.trunk()
+    config = _shared.trunk()
     config.system = ConfigDict(
         {
             "name": "xnemo",
@@ -55,15 +55,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "mean": (0.0,) * 4,
                 "std": (0.5 / 0.18215,) * 4,
             },
-            # Both UNets: Stable Diffusion 1.5's
-            "unet": {
-                "channels": (320, 640, 1280, 1280),
-                "attention": (True, True, True, False),
-                "layers_per_block": 2,
-                "heads": 8,
-                "context_width": 768,
-                "norm_groups": 32,
-            },
+            "unet": {**_shared.STABLE_DIFFUSION_UNET, "context_width": 768},  # both of them
             "clip": {"network": "vit_l14", "weights": ""},  # released, not in paper
             "motion": {"latent": options.latent, "size": 224},  # size: released
             "stage": {
@@ -98,12 +90,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "overlap": 4,
             },
             # released; Stable Diffusion itself ends at 0.012
-            "diffusion": {
-                "steps": 1000,
-                "beta_start": 0.00085,
-                "beta_end": 0.02,
-                "schedule": "scaled_linear",
-            },
+            "diffusion": {**_shared.STABLE_DIFFUSION, "beta_end": 0.02},
             "prediction": "eps",
             "compute": "bfloat16",  # not in paper
             "remat": True,
@@ -114,7 +101,7 @@ def get_config(argument: str = "") -> ConfigDict:
         "betas": (0.9, 0.999),  # not in paper, like all below but for what learns
         "eps": 1e-8,
         "weight_decay": 0.01,
-        "decay": sprites.DECAY,
+        "decay": _shared.DECAY,
         # Apart, for E_mot's gradient may be thirty times as long as that of the UNets, which it must not shorten.
         "clip": ((r"motion/.*", 1.0), (".*", 1.0)),
         "trainable": _trainable(options, levels=4, layers=2),
@@ -188,8 +175,8 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
     """Heads of 64 px in the latents of configs/heads_codec.py, at a variance of 1; clips of four frames."""
     system, stage, clips = config.system, options.stage, options.stage > 2
     system.size = 64
-    system.codec = ConfigDict(heads_codec.unit_variance())
-    system.unet = ConfigDict({**heads_foundation.UNET, "context_width": 0})
+    system.codec = ConfigDict(_shared.heads_codec(deviation=1.0))
+    system.unet = ConfigDict({**_shared.HEADS_UNET, "context_width": 0})
     # Open, so that E_mot has a gradient from the first step on.
     system.modules = ConfigDict({"module_groups": 8, "motion_opened": True})
     system.clip.network = "none"
@@ -237,28 +224,25 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
     config.batch_size = 8 if clips else 16
     config.log_every = 25
     config.checkpoint.every = 100
-    config.data.kind = "heads"
-    config.data.common = ConfigDict({"size": 64, "frames": 8, "fps": 6.0, "seed": 0})
     pair = config.data.train.pair
+    _shared.heads(config, frames=8, fps=6.0, clips=4000, cache=True)
     pair.update({"frames": system.stage.frames, "size": 64})
     # A driver's crop, smoothed over time, lags behind its face: E_mot is to leave the place to f_rts. In 64 px bends
     # and stretches as wide as the recipe's would hide how the head is turned.
     pair.augment.update({"size": 64, "scale": 0.1, "shift": 0.2, "nodes": (0, 0)})
-    train = {"kind": "head_portraits", "split": "train", "clips": 4000, "cache": True}
+    config.data.train.update({"kind": "head_portraits", "random": True, "pair": pair})
     if not clips:
-        train["fps"] = 2.0  # frames that differ as much as a driver's and a portrait's
-    config.data.train = ConfigDict({**train, "random": True, "pair": pair})
-    config.data.eval = ConfigDict({"split": "eval", "clips": 256})
+        config.data.train.fps = 2.0  # frames that differ as much as a driver's and a portrait's
     config.data.threads = 2
     config.sample.update({"rows": 3, "columns": 4, "fps": 6.0})
-    config.eval.update({"run": common.DRIVEN, "pairs": 32, "batch": 8, "probe_clips": 200})
+    config.eval.update({"run": _shared.DRIVEN, "pairs": 32, "batch": 8, "probe_clips": 200})
 
 
 def _debug(config: ConfigDict, options: ConfigDict) -> None:
     """Two steps of the smallest networks with every part in them, in pixels: squares of four as channels."""
     system, clips = config.system, options.stage > 2
     system.size = 32
-    system.codec = ConfigDict({"mean": 0.639, "std": 0.238 / 2, "patch": 4})
+    system.codec = ConfigDict(_shared.pixels("heads", deviation=1.0, patch=4))
     system.unet.update({"channels": (32, 32), "attention": (False, True), "heads": 2})
     system.unet.update({"context_width": 4, "norm_groups": 8})
     system.motion.update({"latent": options.latent // 64, "size": 32, "depth": 1})
@@ -273,8 +257,7 @@ def _debug(config: ConfigDict, options: ConfigDict) -> None:
     config.optimizer.model.trainable = _trainable(options, levels=2, layers=1)
     # Muon takes long to compile.
     config.optimizer.model.update({"kind": "adamw", "rate": ((".*", 1e-3),)})
-    config.batch_size, config.steps, config.log_every = 8, 2, 1
-    config.checkpoint.every = 0
+    _shared.two_steps(config)
     config.data.common.update({"size": 32, "frames": 4})
     config.data.train.pair.update({"frames": system.stage.frames, "size": 32})
     config.data.train.pair.augment.size = 32

@@ -19,13 +19,13 @@ T2M-GPT (arXiv 2301.06052) is marked so.
 
 from ml_collections import ConfigDict
 
-from configs import common, sprites
+from configs import _shared
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """Arguments: ``task``, ``demo``, ``debug``."""
-    options = common.parse(argument, task=("tokenizer", "outpaint", "emotion"))
-    config = common.trunk()
+    options = _shared.parse(argument, task=("tokenizer", "outpaint", "emotion"))
+    config = _shared.trunk()
     config.data.train = ConfigDict({"split": "train"})
     config.data.eval = ConfigDict({"split": "eval"})
     config.checkpoint.every = 5000
@@ -34,8 +34,7 @@ def get_config(argument: str = "") -> ConfigDict:
     else:
         _generator(config, options.variant, options.task == "emotion")
     if options.variant == "debug":
-        config.batch_size, config.steps, config.log_every = 8, 2, 1
-        config.checkpoint.every = 0
+        _shared.two_steps(config)
         config.eval.update({"every": 0, "batch": 8, "clips": 1})
     return config
 
@@ -80,7 +79,7 @@ def _tokenizer(config: ConfigDict, variant: str) -> None:
                 "betas": (0.9, 0.99),
                 "eps": 1e-8,
                 "weight_decay": 0.0,
-                "decay": sprites.DECAY,
+                "decay": _shared.DECAY,
                 "clip": 0.0,
                 "schedule": {"kind": "cosine", "warmup": 1000, "end": 0.05},
             }
@@ -141,7 +140,7 @@ def _generator(config: ConfigDict, variant: str, emotion: bool) -> None:
                 "betas": (0.5, 0.99),
                 "eps": 1e-8,
                 "weight_decay": 0.0,
-                "decay": sprites.DECAY,
+                "decay": _shared.DECAY,
                 "clip": 1.0,  # not in paper
                 "schedule": {"kind": "cosine", "warmup": 1000, "end": 0.05},
             }

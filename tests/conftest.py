@@ -23,6 +23,36 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# What `pytest -m fast` runs, as far as it is neither slow nor an oracle: pure functions, the trunk, a training of the
+# tiny system, and one config.
+FAST = (
+    *("diffusion/", "losses/", "metrics/", "data/test_records", "evaluation/test_measured"),
+    *(
+        "test_config_schema",
+        "test_imports",
+        "test_optim",
+        "test_paths",
+        "test_pieces",
+        "test_record",
+    ),
+    *("test_sharding", "test_startup", "test_step", "test_system", "test_writer"),
+    "test_train.py::test_a_run_that_is_used_reads_no_optimizer",
+    "test_configs.py::test_every_variant_builds_its_run[heads-debug]",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Marks those tests."""
+    for item in items:
+        of_fast = item.nodeid.removeprefix("tests/").startswith(FAST)
+        if of_fast and not any(item.get_closest_marker(name) for name in ("slow", "oracle")):
+            item.add_marker(pytest.mark.fast)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=20, help="of tests/faults/test_kills.py")
+    parser.addoption("--faults_record", default="", help="JSON file for the campaign's figures")
+
 
 def _shared(variable: str, default: str) -> Path:
     return Path(os.environ.get(variable, ROOT.parent / "shared" / default))

@@ -8,27 +8,29 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from configs import benchmark, common
+from configs import _shared, benchmark
 from vidmotion.checkpoint import Checkpointer
 from vidmotion.errors import EXIT_DONE
 from vidmotion.run import Run, load_config
 from vidmotion.train import train
 from vidmotion.writer import read_metrics
 
-FOLDER = Path(common.__file__).parent
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in {"__init__", "common"})
+FOLDER = Path(_shared.__file__).parent
+NAMES = sorted(
+    path.stem for path in FOLDER.glob("*.py") if path.stem not in {"__init__", "_shared"}
+)
 
 
 def options(name):
-    """{argument: its values, the default first}, as the config hands them to `common.parse`."""
-    asked, parse = [], common.parse
+    """{argument: its values, the default first}, as the config hands them to `_shared.parse`."""
+    asked, parse = [], _shared.parse
 
     def spy(argument, **known):
         asked.append(known)
         return parse(argument, **known)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "parse", spy)
+        patch.setattr(_shared, "parse", spy)
         load_config(name)
     return asked[0]
 

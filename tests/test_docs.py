@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import common
+from configs import _shared
 from vidmotion import plan, system
 from vidmotion.run import Run
 
@@ -30,7 +30,7 @@ def test_commands_and_configs_exist(page):
     for file in re.findall(r"\b((?:launch|configs)/[\w/]+\.(?:py|sh|sbatch))\b", text):
         assert (ROOT / file).exists(), file
     for field in re.findall(r"--config\.plan\.(\w+)", text):
-        assert field in common.trunk().plan, field
+        assert field in _shared.trunk().plan, field
 
 
 def test_every_page_is_in_the_navigation():
@@ -49,6 +49,13 @@ def test_hardware_page_is_that_of_the_records(monkeypatch):
     import plans
 
     assert (ROOT / "docs/hardware.md").read_text(encoding="utf-8") == plans.build()
+
+
+def test_reliability_page_has_the_figures_of_the_records(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import reliability
+
+    assert reliability.PAGE.read_text(encoding="utf-8") == reliability.build()
 
 
 def test_rows_of_the_readmes_hardware_table_are_those_of_the_page():

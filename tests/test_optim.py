@@ -24,7 +24,7 @@ SETTINGS = {
     "betas": (0.8, 0.95),
     "eps": 1e-6,
     "clip": CLIP,
-    "schedule": {"kind": "linear", "warmup": 4, "end": 0.2},
+    "schedule": Schedule("linear", warmup=4, end=0.2),
 }
 
 
@@ -145,9 +145,7 @@ def test_mistakes_are_refused_with_names():
     with pytest.raises(RuleError, match=r"optimizer\.trainable: .*a/bias"):
         Optimizer(rate=1.0, trainable=((".*kernel", True),)).trainable_mask(params)
     with pytest.raises(ConfigError, match=r"kind='step'.*constant, cosine or linear"):
-        Optimizer(rate=1.0, schedule={"kind": "step"})
-    with pytest.raises(ConfigError, match=r"warm_up.*kind, warmup, end"):
-        Optimizer(rate=1.0, schedule={"warm_up": 3})
+        Schedule(kind="step")
     with pytest.raises(ConfigError, match="warmup=-1"):
         Schedule(warmup=-1)
 
@@ -221,7 +219,7 @@ def test_a_leaf_that_starts_later_neither_moves_nor_decays_and_then_is_fresh(kin
     # As if the leaf had met its optimizer at update 3, but for the schedule, which goes on.
     params = {"old": {"bias": jnp.ones(3)}, "new": {"kernel": jnp.ones((2, 3))}}
     settings = dict(rate=0.1, kind=kind, weight_decay=0.5)
-    steps = dict(schedule={"kind": "linear"})
+    steps = dict(schedule=Schedule("linear"))
     late = Optimizer(**settings, **steps, start=(("new/.*", 3), (".*", 0))).transform(params, 10)
     fresh = Optimizer(**settings).transform(params, 10)
     key = jax.random.key(0)

@@ -115,10 +115,27 @@ def test_mistakes_of_the_caller_raise(tmp_path):
         MetricWriter("gs://bucket/run")
 
 
+@pytest.fixture(autouse=True)
+def _log_reaches_caplog(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("vidmotion"), "propagate", True)
+
+
+def test_dropped_lines_are_said_in_the_log_of_the_project(tmp_path, caplog):
+    with MetricWriter(tmp_path) as writer:
+        for step in (1, 2, 3):
+            writer.scalars(step, {"loss": 1.0})
+    with caplog.at_level(logging.INFO, logger="vidmotion"):
+        writer = MetricWriter(tmp_path, resume_step=1)
+        writer.scalars(2, {"loss": 1.0})
+        writer.close()
+    said = [r.getMessage() for r in caplog.records if r.name.startswith("vidmotion")]
+    assert len(said) == 1 and said[0].endswith("dropped 2 lines past step 1")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_warns_once_and_the_run_goes_on(tmp_path, caplog):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    with caplog.at_level(logging.WARNING, logger="absl"):
+    with caplog.at_level(logging.WARNING, logger="vidmotion"):
         writer = MetricWriter(tmp_path)
         for step in range(3):
             writer.scalars(step, {"loss": 1.0})
@@ -136,7 +153,7 @@ def test_event_files_recover_from_a_failed_write(tmp_path, monkeypatch, caplog):
         return real(self, event)
 
     monkeypatch.setattr(EventsWriter, "write_event", fails_at_step_2)
-    with caplog.at_level(logging.WARNING, logger="absl"), MetricWriter(tmp_path) as writer:
+    with caplog.at_level(logging.WARNING, logger="vidmotion"), MetricWriter(tmp_path) as writer:
         for step in (1, 2, 3):
             writer.scalars(step, {"loss": 1.0})
             writer.flush()

@@ -5,7 +5,7 @@ is a factor on top.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,9 +36,9 @@ class Schedule:
 
     def __post_init__(self):
         if self.kind not in ("constant", "cosine", "linear"):
-            raise ConfigError(f"schedule.kind={self.kind!r}: choose constant, cosine or linear")
+            raise ConfigError(f"kind={self.kind!r}: choose constant, cosine or linear")
         if self.warmup < 0:
-            raise ConfigError(f"schedule.warmup={self.warmup}: a number of steps, 0 or more")
+            raise ConfigError(f"warmup={self.warmup}: a number of steps, 0 or more")
 
     def factor(self, count: jax.Array, steps: int) -> jax.Array:
         """() float32 factor of the update that follows `count` completed ones, in a run of `steps`."""
@@ -72,7 +72,7 @@ class Optimizer:
         and their bias corrections begin then, as in a fresh optimizer, while the schedule goes on.
       clip: largest gradient norm of all leaves together; or ``((regex, norm), ...)``, where the leaves of one rule
         are a group of their own, which does not shrink because another's gradient is long. 0 switches clipping off.
-      schedule: a `Schedule`, or its fields.
+      schedule: see `Schedule`.
     """
 
     rate: Any
@@ -84,17 +84,11 @@ class Optimizer:
     trainable: paths.Rules = ALL
     start: paths.Rules = ((".*", 0),)
     clip: Any = 0.0
-    schedule: Schedule | Mapping[str, Any] = Schedule()
+    schedule: Schedule = Schedule()
 
     def __post_init__(self):
         if self.kind not in ("adamw", "muon"):
-            raise ConfigError(f"optimizer.kind={self.kind!r}: choose adamw or muon")
-        if not isinstance(self.schedule, Schedule):
-            try:
-                object.__setattr__(self, "schedule", Schedule(**self.schedule))
-            except TypeError as error:
-                known = ", ".join(field.name for field in dataclasses.fields(Schedule))
-                raise ConfigError(f"schedule: {error}. Known fields: {known}") from error
+            raise ConfigError(f"kind={self.kind!r}: choose adamw or muon")
 
     def trainable_mask(self, params: PyTree) -> PyTree:
         """Tree of bools like `params`.

@@ -115,7 +115,7 @@ def compile_update(run: Run, batch_size: int | None = None) -> Compiled:
       ConfigError: this version of XLA does not tell of a program what is needed here.
     """
     batch_size = batch_size or run.config.batch_size
-    batch = run.batch
+    run = run.with_batch_size(batch_size)
 
     def unfinished(*args):
         with forms.of_accelerators():
@@ -125,13 +125,10 @@ def compile_update(run: Run, batch_size: int | None = None) -> Compiled:
     with tempfile.TemporaryDirectory() as folder:
         told = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
-            run.batch = run.system.input_spec(batch_size)
             _compile(run, COMPILER | sharding.compiler_options(run.mesh) | told, unfinished)
         except jax.errors.JaxRuntimeError as error:
             if STOP not in str(error):
                 raise
-        finally:
-            run.batch = batch
         program, assigned = (
             [path.read_text() for path in Path(folder).glob(f"*after_optimizations{kind}.txt")]
             for kind in ("", "-buffer-assignment")

@@ -5,24 +5,28 @@ optimizer and averages made from the loaded weights -> restore, if the workdir h
 """
 
 import ast
+import contextlib
+import copy
 import dataclasses
 import functools
 import importlib
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
-from vidmotion import checkpoint, paths, pieces, record, sharding
+from vidmotion import checkpoint, lock, paths, pieces, record, sharding
 from vidmotion import system as systems
 from vidmotion import weights as own_weights
+from vidmotion.config_schema import from_config, plain
 from vidmotion.convert import folder as converted
 from vidmotion.data import pipeline
 from vidmotion.errors import ConfigError
@@ -69,10 +73,16 @@ def check_place(workdir: str) -> None:
     """Refuse a workdir in a bucket that this process has no means or no right to reach.
 
     Raises:
-      ConfigError: a library or the credentials are missing, or the bucket does not answer.
+      ConfigError: a library or the credentials are missing, the bucket does not answer, or the name has characters
+        that are patterns there.
     """
     if not workdir.startswith("gs://"):
         return
+    if found := re.findall(r"[][*?\\]", workdir):
+        raise ConfigError(
+            f"{workdir}: checkpoints cannot be read from a bucket below a name with {' '.join(sorted(set(found)))}; "
+            "choose another --workdir"
+        )
     try:
         import gcsfs  # noqa: F401
         from google import auth
@@ -219,15 +229,21 @@ class Run:
         self.stepper = Stepper(
             self.system,
             {
-                name: _section(Optimizer, part, f"optimizer.{name}")
+                name: from_config(Optimizer, part, f"optimizer.{name}")
                 for name, part in config.optimizer.items()
             },
             steps=config.steps,
             seed=config.seed,
             accumulate=config.accumulate,
-            ema=_section(Ema, config.ema, "ema"),
+            ema=from_config(Ema, config.ema, "ema"),
         )
         self.batch = self.system.input_spec(config.batch_size)
+
+    def with_batch_size(self, batch_size: int) -> "Run":
+        """This run with global batches of another size, to reckon with: network and state are the same."""
+        other = copy.copy(self)
+        other.batch = self.system.input_spec(batch_size)
+        return other
 
     # -- data -------------------------------------------------------------------------------------
 
@@ -294,7 +310,7 @@ class Run:
 
     def _state_shardings(self, shapes: TrainState) -> TrainState:
         whole = sharding.replicated(self.mesh)
-        rules = _tuples(self.config.sharding)
+        rules = plain(self.config.sharding)
         params = sharding.of_params(self.abstract_params, rules, self.mesh)
         opt = {
             name: self.stepper.opt_like(name, slots, self.abstract_params, params[name], whole)
@@ -353,7 +369,7 @@ class Run:
         params = jax.jit(self.stepper.init_params, out_shardings=shardings.params)(batch)
         if self.config.init_from:
             source, mutable = self._inheritance()
-            params = checkpoint.load_into(params, source, _tuples(self.config.init_rules))
+            params = checkpoint.load_into(params, source, plain(self.config.init_rules))
             log.info("parameters initialised from %s", self.config.init_from)
         state = jax.jit(self.stepper.init_state, out_shardings=shardings)(params)
         if self.config.init_from and state.mutable:
@@ -373,20 +389,33 @@ class Run:
             raise ConfigError(f"config.init_from={folder}: {error}") from error
         return self.system.released(params), self.system.released_mutable(params)
 
-    def restore(self, checkpointer: checkpoint.Checkpointer) -> tuple[TrainState, dict] | None:
+    def restore(
+        self, checkpointer: checkpoint.Checkpointer, for_use: bool = False
+    ) -> tuple[TrainState, dict] | None:
         """The workdir's newest whole checkpoint on this mesh, or None.
+
+        Args:
+          checkpointer: of the workdir.
+          for_use: leave out what only training reads: the optimizer, and the raw value of each leaf that has an
+            average.
 
         Raises:
           ConfigError: it was trained with other never-trained networks; and as `Checkpointer.restore`.
         """
-        restored = checkpointer.restore(self.abstract_state)
+        like = self.abstract_state
+        if for_use:
+            averaged = paths.flatten(like.ema)
+            raw = {k: leaf for k, leaf in paths.flatten(like.params).items() if k not in averaged}
+            like = dataclasses.replace(like, params=paths.unflatten(raw), opt={})
+        restored = checkpointer.restore(like, partial=for_use)
         if restored is not None:
             self._check_networks(restored[1].get("networks", {}), f"the run {self.workdir}")
         return restored
 
     def position(self, loader: pipeline.Loader, step: int) -> dict[str, Any]:
         """What a checkpoint keeps beside the state: where the data are, and what the run depends on."""
-        return {**loader.state(step), "networks": self.networks}
+        config = json.loads(self.config.to_json())
+        return {**loader.state(step), "networks": self.networks, "config": config}
 
     def trained_vars(self) -> Vars:
         """Averaged parameters of the workdir's newest checkpoint, for evaluation and sampling.
@@ -395,7 +424,7 @@ class Run:
           CheckpointError: the workdir has none.
         """
         with checkpoint.Checkpointer(self.workdir, read_only=True) as checkpointer:
-            restored = self.restore(checkpointer)
+            restored = self.restore(checkpointer, for_use=True)
             if restored is None:
                 raise checkpoint.CheckpointError(
                     f"{self.workdir} holds no checkpoint; train first, with --mode=train"
@@ -492,6 +521,29 @@ class Run:
 
     # -- the workdir ------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def hold(self, part: str = "") -> Iterator[None]:
+        """The workdir, or a part of it, for this job alone: process 0 holds it for all of the job's processes.
+
+        Raises:
+          ConfigError: another job holds it; says which process.
+        """
+        folder = self.workdir / part if part else self.workdir
+        with contextlib.ExitStack() as stack:
+            problem = None
+            if jax.process_index() == 0:
+                try:
+                    stack.enter_context(lock.hold(folder))
+                except ConfigError as error:
+                    problem = error
+            if jax.process_count() > 1:
+                refused = multihost_utils.broadcast_one_to_all(np.asarray(problem is not None))
+                if refused and problem is None:
+                    problem = ConfigError(f"{folder} is in use, as process 0 found")
+            if problem is not None:
+                raise problem
+            yield
+
     def claim_workdir(self) -> None:
         """Write ``config.json`` into a new workdir; in an old one, check that it is the same run.
 
@@ -502,19 +554,43 @@ class Run:
             record.write(self.workdir / CONFIG_FILE, json.loads(self.config.to_json()))
 
     def check_workdir(self) -> bool:
-        """Whether a run of this config has begun in the workdir.
+        """Whether a run of this config has begun in the workdir, and its ``config.json`` is there.
 
         Raises:
-          ConfigError: the workdir was begun with another config; the differing fields are listed.
+          ConfigError: the workdir was begun, or its newest checkpoint trained, with another config; the differing
+            fields are listed. Or nothing says with which config its checkpoints were trained.
         """
         path = self.workdir / CONFIG_FILE
-        if not path.exists():
-            return False
-        try:
-            old = paths.flatten(json.loads(path.read_text()))
-        except (ValueError, AttributeError) as error:
-            raise ConfigError(f"{path} is not a config written by this program: {error}") from error
-        new = paths.flatten(json.loads(self.config.to_json()))
+        begun, trained = path.exists(), checkpoint.read_position(str(self.workdir))
+        if begun:
+            try:
+                old = json.loads(path.read_text())
+                steps = paths.flatten(old).get("steps")
+            except (ValueError, AttributeError) as error:
+                raise ConfigError(
+                    f"{path} is not a config written by this program: {error}"
+                ) from error
+            self._check_config(old, f"{self.workdir} belongs to a run")
+            if steps != self.config.steps:
+                log.warning(
+                    "steps changes from %s to %s: schedules now end there", steps, self.config.steps
+                )
+        if trained is None:
+            return begun
+        if "config" in trained:
+            self._check_config(trained["config"], f"the checkpoints of {self.workdir} are of a run")
+        elif not begun:
+            raise ConfigError(
+                f"{path} is missing, and the checkpoints beside it do not say what they were trained with: put it "
+                "back, or choose another --workdir and start from these weights with --config.init_from"
+            )
+        if not begun:
+            log.warning("%s is missing; the checkpoints were trained with this config", path)
+        return begun
+
+    def _check_config(self, old: Mapping[str, Any], whose: str) -> None:
+        """Refuse an `old` config that differs from this one in more than `FREE_FIELDS`."""
+        old, new = paths.flatten(old), paths.flatten(json.loads(self.config.to_json()))
         differing = [
             f"{name}: {old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} here"
             for name in sorted(old.keys() | new.keys())
@@ -522,15 +598,10 @@ class Run:
         ]
         if differing:
             raise ConfigError(
-                f"{self.workdir} belongs to a run with another config ({'; '.join(differing[:8])}"
+                f"{whose} with another config ({'; '.join(differing[:8])}"
                 + (f"; and {len(differing) - 8} more" if len(differing) > 8 else "")
                 + "). Choose another --workdir, or start from its weights with --config.init_from."
             )
-        if old.get("steps") != new.get("steps"):
-            log.warning(
-                "steps changes from %s to %s: schedules now end there", old["steps"], new["steps"]
-            )
-        return True
 
 
 class Released(Run):
@@ -569,23 +640,3 @@ class Released(Run):
     def _read(self, names: tuple[str, ...] | None) -> Vars:
         given = self._read_given(self.system, names)
         return Vars(*jax.device_put(given, sharding.replicated(self.mesh)), self.consts)
-
-
-def _section(cls: type, part: Any, where: str) -> Any:
-    """A config section as the frozen dataclass `cls`."""
-    fields = {name: _tuples(value) for name, value in part.items()}
-    try:
-        return cls(**fields)
-    except TypeError as error:
-        known = ", ".join(field.name for field in dataclasses.fields(cls))
-        raise ConfigError(f"config.{where}: {error}. Known fields: {known}") from error
-    except ConfigError as error:
-        raise ConfigError(f"config.{where}: {error}") from error
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, ml_collections.ConfigDict):
-        return {name: _tuples(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(_tuples(item) for item in value)
-    return value

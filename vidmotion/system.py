@@ -1,7 +1,7 @@
 """The one interface between a paper and the training loop, and the table of systems.
 
-A system is a frozen dataclass of numbers and linen modules, never arrays. It is built by splatting
-``config.system`` into it, so a misspelt field is an error and there is no second schema.
+A system is a frozen dataclass of numbers and linen modules, never arrays. Its fields are those of ``config.system``,
+so a misspelt one is an error and there is no second schema.
 """
 
 import abc
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidmotion import paths
+from vidmotion.config_schema import from_config
 from vidmotion.errors import ConfigError
 
 PyTree = Any
@@ -303,42 +304,13 @@ def build(section: Mapping[str, Any]) -> System:
     Raises:
       ConfigError: unknown name, unknown field or a value that does not fit.
     """
-    fields = {key: _plain(value) for key, value in section.items()}
+    fields = dict(section)
     name = fields.pop("name", None)
     if name not in SYSTEMS:
         raise ConfigError(
             f"config.system.name={name!r}: choose one of {', '.join(sorted(SYSTEMS))}"
         )
-    cls = find(name)
-    try:
-        return cls(**fields)
-    except TypeError as error:
-        known = ", ".join(field.name for field in dataclasses.fields(cls))
-        raise ConfigError(f"config.system ({name}): {error}. Known fields: {known}") from error
-
-
-def record(cls: type, values: Any, where: str) -> Any:
-    """`values` (a mapping, or already a `cls`) as the frozen dataclass `cls`.
-
-    Raises:
-      ConfigError: an unknown field; the known ones are listed.
-    """
-    if isinstance(values, cls):
-        return values
-    try:
-        return cls(**values)
-    except TypeError as error:
-        known = ", ".join(field.name for field in dataclasses.fields(cls))
-        raise ConfigError(f"config.system.{where}: {error}. Known fields: {known}") from error
-
-
-def _plain(value: Any) -> Any:
-    """ConfigDicts as dicts and lists as tuples, so that the fields of a system are hashable records."""
-    if isinstance(value, Mapping) or hasattr(value, "to_dict"):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(_plain(item) for item in value)
-    return value
+    return from_config(find(name), fields, "system")
 
 
 def dtype(name: str) -> jnp.dtype:

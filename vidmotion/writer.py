@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 import sys
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epath
 from tqdm import tqdm
 
 if TYPE_CHECKING:
     from tensorboardX.event_file_writer import EventsWriter
+
+log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_DIR = "tensorboard"
@@ -33,7 +35,7 @@ def read_metrics(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    with open(path, "rb") as lines:
+    with epath.Path(path).open("rb") as lines:
         for line in lines:
             record = _parse(line)
             if record is not None:
@@ -144,7 +146,7 @@ class MetricWriter:
         except OSError as error:
             if not self._warned:
                 self._warned = True
-                logging.warning(
+                log.warning(
                     "metrics under %s could not be written (%s); the run goes on, records may be "
                     "missing from here on",
                     self._dir,
@@ -239,7 +241,7 @@ def _drop_after(path: Path, step: int) -> None:
         os.fsync(kept.fileno())
     os.replace(aside, path)
     if dropped:
-        logging.info("%s: dropped %d lines past step %d", path, dropped, step)
+        log.info("%s: dropped %d lines past step %d", path, dropped, step)
 
 
 class Mirror:
@@ -278,7 +280,7 @@ class Mirror:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(file.read_bytes())
         except OSError as error:
-            logging.warning("metrics could not be copied to %s: %s", self._workdir, error)
+            log.warning("metrics could not be copied to %s: %s", self._workdir, error)
 
     def __enter__(self) -> "Mirror":
         return self

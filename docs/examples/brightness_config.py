@@ -2,13 +2,13 @@
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import _shared
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """Arguments: ``demo``, ``debug``."""
-    variant = common.parse(argument).variant
-    config = common.trunk()
+    variant = _shared.parse(argument).variant
+    config = _shared.trunk()
     config.system = ConfigDict({"name": "brightness", "frames": 8, "size": 16})
     config.optimizer = ConfigDict({"model": {"rate": 1e-2}})
     config.data.kind = "heads"

@@ -216,7 +216,6 @@ def test_encoder_learns_through_the_code_at_step_0(fields):
         layers=1,
         width=16,
         heads=2,
-        head_dim=8,
         mlp_dim=16,
     )
     z = np.random.default_rng(0).normal(size=(2, 4, 4, 4, 3)).astype(np.float32)

@@ -310,7 +310,7 @@ def test_x_prediction_is_the_networks_output_and_its_error_counts_alike_at_all_l
     c, m = np.ones((2, 4, 16), np.float32), np.ones((2, HALF, 8), np.float32)
     sigma = np.array([[0.01] * HALF, [30.0] * HALF], np.float32)
     y = z + sigma[..., None, None, None]
-    network = system._denoiser().apply(
+    network = system.denoiser.apply(
         {"params": noisy["model"]["denoiser"]},
         y / np.sqrt(sigma**2 + 0.25)[..., None, None, None],
         250 * np.log(sigma),
@@ -486,7 +486,7 @@ def test_pixels_of_matching_moments_have_sigma_data():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(depth=3), r"config\.system \(bcd\): .*'depth'.*Known fields: frames, size"),
+        (dict(depth=3), r"config\.system: BCD.*'depth'.*Known fields: frames, size"),
         (dict(encoder={"depth": 3}), r"system\.encoder: .*'depth'.*Known fields: layers, width"),
         (dict(quantizer={"size": 3}), r"system\.quantizer: .*'size'.*tau_max"),
         (dict(rate={"bits": 3}), r"system\.rate: .*'bits'.*target"),

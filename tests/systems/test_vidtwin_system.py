@@ -13,13 +13,13 @@ from vidmotion import paths, system
 from vidmotion.errors import ConfigError
 from vidmotion.losses.kl import gaussian_kl
 from vidmotion.models.vidtwin import LATENTS, SIZES
-from vidmotion.systems.vidtwin import LAST_KERNEL, VidTwinAutoencoder
+from vidmotion.systems.vidtwin import LAST_KERNEL, Gan, VidTwinAutoencoder
 
 DEBUG = config.get_config("debug")
 
 
 def make(**changes) -> VidTwinAutoencoder:
-    return dataclasses.replace(system.build(DEBUG.system), **changes)
+    return system.build({**DEBUG.system.to_dict(), **changes})
 
 
 def batch(size=2, seed=0):
@@ -118,7 +118,7 @@ def test_value_weight_and_gradient_are_those_of_plain_differentiation(built, pla
 @pytest.mark.slow
 def test_before_its_start_the_adversary_has_no_part(built, plain):
     made, vars = built
-    late = dataclasses.replace(made, gan={"start": 10, "width": 8, "layers": 2})
+    late = dataclasses.replace(made, gan=Gan(start=10, width=8, layers=2))
     (_, out), grad = model_gradient(late, vars, step=10)  # the discriminator's first batch
     assert out.metrics["gan"] == out.metrics["gan_weight"] == 0.0
     jax.tree.map(np.testing.assert_array_equal, out.mutable["disc"], vars.mutable["disc"])

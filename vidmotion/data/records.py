@@ -26,6 +26,8 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from vidmotion import lock
+
 INDEX = "dataset.json"
 FORMAT = 1
 _PARTIAL = ".partial"
@@ -41,9 +43,10 @@ class DatasetWriter:
         with DatasetWriter(folder, "sprites", provenance={"command": command}) as writer:
             writer.write("train", {"video": clip, "action": label})
 
-    Everything is written beside its final name. Leaving the block renames the shards, then the
-    index; leaving it by an exception removes what was written and touches nothing else. With
-    `overwrite`, a dataset already there is replaced only in that last moment.
+    While the block runs no other process can write there, and everything is written beside its
+    final name. Leaving the block renames the shards, then the index; leaving it by an exception
+    removes what was written and touches nothing else. With `overwrite`, a dataset already there is
+    replaced only in that last moment.
 
     Args:
       directory: created if need be.
@@ -55,6 +58,7 @@ class DatasetWriter:
 
     Raises:
       DatasetError: there is a dataset in `directory` already.
+      ConfigError: on entering the block, another process writes there; says which.
     """
 
     def __init__(
@@ -67,19 +71,15 @@ class DatasetWriter:
         shards: int = 4,
         overwrite: bool = False,
     ):
-        self._directory = Path(directory)
-        if (self._directory / INDEX).exists() and not overwrite:
-            raise DatasetError(f"{self._directory}: holds a dataset already")
-        self._overwrite = overwrite
+        self._directory, self._overwrite = Path(directory), overwrite
+        self._check_free()
         self._header = {"format": FORMAT, "name": name, "version": version}
         self._provenance = dict(provenance or {})
         self._shards = shards
         self._splits: dict[str, _Split] = {}
         self._features: dict[str, dict] = {}
         self._files: dict[str, dict] = {}
-        self._directory.mkdir(parents=True, exist_ok=True)
-        for leftover in self._directory.glob(f"*.array_record{_PARTIAL}"):
-            leftover.unlink()
+        self._held = contextlib.ExitStack()
 
     def write(self, split: str, record: Mapping[str, np.ndarray | str | bytes]):
         """Appends a record to a split. Thread-unsafe: one writer, one thread.
@@ -102,17 +102,28 @@ class DatasetWriter:
         }
 
     def __enter__(self):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(lock.hold(self._directory))
+            self._check_free()  # of what a process wrote that held the folder until now
+            for leftover in self._directory.glob(f"*{_PARTIAL}"):
+                leftover.unlink()
+            self._held = stack.pop_all()
         return self
 
     def __exit__(self, kind, *_):
-        try:
-            for split in self._splits.values():
-                split.close()
-            if kind is None:
-                self._publish()
-        finally:  # published files have their final names
-            for path in self._paths():
-                _aside(path).unlink(missing_ok=True)
+        with self._held:
+            try:
+                for split in self._splits.values():
+                    split.close()
+                if kind is None:
+                    self._publish()
+            finally:  # published files have their final names
+                for path in self._paths():
+                    _aside(path).unlink(missing_ok=True)
+
+    def _check_free(self):
+        if (self._directory / INDEX).exists() and not self._overwrite:
+            raise DatasetError(f"{self._directory}: holds a dataset already")
 
     def _paths(self) -> list[Path]:
         """Everything but the index, by its final name."""

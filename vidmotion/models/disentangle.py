@@ -53,27 +53,36 @@ class FrameStem(nn.Module):
 class DisentanglingEncoder(nn.Module):
     """Sequence [q_1..q_K ; f_1..f_T] -> content c (first K outputs) and motion m (the other T).
 
+    Gaps 1 and 2 of the register are fields here.
+
     Attributes:
-      content_tokens, content_width, motion_width: K, C_c, C_m.
-      frame_stem: see `FrameStem`.
+      layers, width, heads, mlp_dim: of the T5 stack (Tables A4, A5); the head width is width / heads.
+      motion_width: C_m.
+      content_tokens: K. Not in paper; 64 is one token per patch of the denoiser's 8x8 grid.
+      content_width: C_c. Not in paper; 0 takes `width`.
+      frame_stem: how a frame becomes one token, see `FrameStem`. Not in paper.
       queries: ``learned``: all that content knows of a frame passes through the frame's one token; ``patches``: query
         n begins with a map of patch n of the first frame as well, which is as wide as the patch. K is then a square.
-      layers, width, heads, head_dim, mlp_dim: of the T5 stack (Tables A4, A5).
+        Not in paper.
       remat, dtype: passed on.
     """
 
-    content_tokens: int
-    content_width: int
-    motion_width: int
     layers: int
     width: int
     heads: int
-    head_dim: int
     mlp_dim: int
+    motion_width: int
+    content_tokens: int = 64
+    content_width: int = 0
     frame_stem: str = "linear"
     queries: str = "learned"
     remat: bool = False
     dtype: DTypeLike = jnp.float32
+
+    @property
+    def content_shape(self) -> tuple[int, int]:
+        """(K, C_c)."""
+        return self.content_tokens, self.content_width or self.width
 
     @nn.compact
     def __call__(self, z_bthwc: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -91,13 +100,13 @@ class DisentanglingEncoder(nn.Module):
             width=self.width,
             layers=self.layers,
             heads=self.heads,
-            head_dim=self.head_dim,
+            head_dim=self.width // self.heads,
             mlp_dim=self.mlp_dim,
             remat=self.remat,
             dtype=self.dtype,
             name="t5",
         )(jnp.concatenate([q_bkd, f_btd], axis=1))
-        c_bkd = nn.Dense(self.content_width, dtype=self.dtype, name="content")(
+        c_bkd = nn.Dense(self.content_shape[1], dtype=self.dtype, name="content")(
             x_bnd[:, : self.content_tokens]
         )
         m_btm = nn.Dense(self.motion_width, use_bias=False, dtype=self.dtype, name="motion")(

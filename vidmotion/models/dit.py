@@ -224,6 +224,8 @@ class VideoDiT(nn.Module):
       placement: ``insert`` (18 blocks for 12 layers and 6 indices) or ``alternate`` (a temporal block
         instead of the indexed spatial one).
       temporal: False runs without the temporal blocks; their parameters exist all the same.
+      temporal_from: update from which training has the temporal blocks work. Before is the first stage, in which
+        each frame is rebuilt on its own; both stages are one run, with one schedule and one temperature.
       temporal_position: ``rope`` or ``sincos`` (added once after the patch embedding).
       motion_inject: ``adagn`` (Eq. 5) or ``add_temb``.
       content_concat: how c meets z_t: ``channel`` (Linear to a patch per token, unpatchified and
@@ -250,6 +252,7 @@ class VideoDiT(nn.Module):
     temporal_blocks: tuple[int, ...] = (0, 2, 4, 6, 8, 10)
     placement: str = "insert"
     temporal: bool = True
+    temporal_from: int = 0
     temporal_position: str = "rope"
     motion_inject: str = "adagn"
     content_concat: str = "channel"

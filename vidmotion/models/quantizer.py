@@ -66,6 +66,7 @@ class GroupedQuantizer(nn.Module):
       hard: one-hot forward with straight-through gradient; False passes the soft mixture.
       normalise: RMS-normalise the whole motion vector first, so that its scale cannot collapse usage.
       post_linear: a bias-free map after quantisation.
+      tau_max, tau_min, tau_decay: of the `temperature` at which training draws entries (Tables A4, A5).
     """
 
     books: int
@@ -77,6 +78,9 @@ class GroupedQuantizer(nn.Module):
     hard: bool = True
     normalise: bool = True
     post_linear: bool = True
+    tau_max: float = 2.0
+    tau_min: float = 0.5
+    tau_decay: float = 0.9999972
 
     def setup(self):
         if self.distance not in DISTANCES:

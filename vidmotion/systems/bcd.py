@@ -8,18 +8,20 @@ must carry what only it can.
     L = L_d + lambda * L_rate                                                    (lambda = 0.04)
 
 What the paper leaves open is a field with the recommended choice as its default; the register of those gaps
-is in the docstrings below.
+is in the docstrings below and in those of the three networks.
 
 Shape suffixes: b batch, t frames, k content tokens, d content width, m motion feature; v video in pixels,
 z latent video (both b t h w c).
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from vidmotion.config_schema import from_config
 from vidmotion.diffusion import process, samplers
 from vidmotion.diffusion.guidance import guided
 from vidmotion.errors import ConfigError
@@ -28,56 +30,10 @@ from vidmotion.models import disentangle, quantizer
 from vidmotion.models.disentangle import DisentanglingEncoder
 from vidmotion.models.dit import VideoDiT
 from vidmotion.models.quantizer import GroupedQuantizer, temperature
-from vidmotion.system import Const, Out, System, Vars, begun, dtype, record, when
+from vidmotion.system import Const, Out, System, Vars, begun, dtype, when
 from vidmotion.systems import codecs
 
 PyTree = Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoder:
-    """T5 encoder (Tables A4, A5) and its gaps 1 and 2.
-
-    Attributes:
-      layers, width, heads, mlp_dim: of the T5 stack; the head width is width / heads.
-      content_tokens: K. Not in paper; 64 is one token per patch of the denoiser's 8x8 grid.
-      content_width: C_c. Not in paper; 0 takes `width`.
-      frame_stem: how a frame becomes one token. Not in paper; ``linear`` or ``conv``.
-      queries: ``learned``, or ``patches``: each begins with a map of its own patch of the first frame. Not in paper.
-    """
-
-    layers: int
-    width: int
-    heads: int
-    mlp_dim: int
-    content_tokens: int = 64
-    content_width: int = 0
-    frame_stem: str = "linear"
-    queries: str = "learned"
-
-
-@dataclasses.dataclass(frozen=True)
-class Quantizer:
-    """Bitrate-controlled vector quantisation (Tables A4, A5) and gaps 4 and 5.
-
-    Attributes:
-      books, dim, entries: number of codebooks N, dimension D of each, entries J of each.
-      tau_max, tau_min, tau_decay: Gumbel-softmax temperature max(tau_max * decay^n, tau_min).
-      alpha, learn_alpha, distance, hard, normalise, post_linear: see `GroupedQuantizer`.
-    """
-
-    books: int
-    dim: int
-    entries: int
-    tau_max: float
-    tau_min: float
-    tau_decay: float
-    alpha: float = 0.0
-    learn_alpha: bool = False
-    distance: str = "sq_l2"
-    hard: bool = True
-    normalise: bool = True
-    post_linear: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,30 +64,6 @@ class Cross:
     enabled: bool = True
     symmetric: bool = False
     content_frames: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Denoiser:
-    """DiT denoiser (Tables A4, A5) and gaps 1, 6 and 8; see `VideoDiT` for the other fields.
-
-    Attributes:
-      temporal_from: step from which the temporal blocks work. Before is the first stage, in which frames are
-        rebuilt each on its own; both stages are one run, with one schedule and one temperature.
-    """
-
-    patch: int
-    width: int
-    layers: int
-    heads: int
-    mlp_dim: int = 0
-    temporal_blocks: tuple[int, ...] = (0, 2, 4, 6, 8, 10)
-    placement: str = "insert"
-    temporal_from: int = 0
-    temporal_position: str = "rope"
-    motion_inject: str = "adagn"
-    content_concat: str = "channel"
-    groups: int = 32
-    gate_start: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,18 +138,6 @@ class Sampler:
     window: int = 0
 
 
-RECORDS = {
-    "encoder": Encoder,
-    "quantizer": Quantizer,
-    "rate": Rate,
-    "cross": Cross,
-    "denoiser": Denoiser,
-    "guidance": Guidance,
-    "diffusion": Diffusion,
-    "sampler": Sampler,
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class BCD(System):
     """Bitrate-controlled diffusion.
@@ -225,7 +145,8 @@ class BCD(System):
     Attributes:
       frames, size: of a training clip; `frames` is even, the halves are A and B.
       codec: see `codecs`, or a mapping of its fields.
-      encoder ... sampler: the records above, or mappings of their fields.
+      encoder, quantizer, denoiser: the networks, or mappings of those of their fields that no other field decides.
+      rate ... diffusion: the records above.
       compute: ``float32`` or ``bfloat16``; parameters, quantiser, entropies, softmaxes, noise scalings and
         losses are float32 either way.
       remat, scan: of the denoiser (remat also of the encoder).
@@ -237,10 +158,10 @@ class BCD(System):
     frames: int
     size: int
     codec: codecs.PixelCodec | codecs.LatentCodec
-    encoder: Encoder
-    quantizer: Quantizer
+    encoder: DisentanglingEncoder | Mapping[str, Any]
+    quantizer: GroupedQuantizer | Mapping[str, Any]
     rate: Rate
-    denoiser: Denoiser
+    denoiser: VideoDiT | Mapping[str, Any]
     sampler: Sampler
     cross: Cross = Cross()
     guidance: Guidance = Guidance()
@@ -250,9 +171,19 @@ class BCD(System):
     scan: bool = False
 
     def __post_init__(self):
-        object.__setattr__(self, "codec", codecs.make(self.codec))
-        for name, cls in RECORDS.items():
-            object.__setattr__(self, name, record(cls, getattr(self, name), name))
+        codec = codecs.make(self.codec)
+        height, channels = codec.latent_shape(self.size)
+        common = {"remat": self.remat, "dtype": dtype(self.compute)}
+        books = from_config(GroupedQuantizer, self.quantizer, "system.quantizer")
+        width = books.books * books.dim
+        encoder = from_config(
+            DisentanglingEncoder, self.encoder, "system.encoder", motion_width=width, **common
+        )
+        sizes = {"height": height, "channels": channels, "temporal": True, "scan": self.scan}
+        denoiser = from_config(VideoDiT, self.denoiser, "system.denoiser", **sizes, **common)
+        built = {"codec": codec, "quantizer": books, "encoder": encoder, "denoiser": denoiser}
+        for name, part in built.items():
+            object.__setattr__(self, name, part)
         if self.frames < 2 or self.frames % 2:
             raise ConfigError(
                 f"config.system.frames={self.frames}: two halves need an even number >= 2"
@@ -278,19 +209,18 @@ class BCD(System):
             if value not in known:
                 raise ConfigError(f"config.system.{field}={value!r}: choose {', '.join(known)}")
         try:
-            self._denoiser().check(self.encoder.content_tokens, self.content_width)
+            self.denoiser.check(*self.encoder.content_shape)
         except ValueError as error:
             raise ConfigError(f"config.system.{error}") from error
         if self.encoder.queries == "patches" and (
-            self.encoder.content_tokens != self._denoiser().tokens
+            self.encoder.content_tokens != self.denoiser.tokens
         ):
             raise ConfigError(
                 f"config.system.encoder.queries='patches' needs encoder.content_tokens = "
-                f"{self._denoiser().tokens}, one per patch of the denoiser, got "
+                f"{self.denoiser.tokens}, one per patch of the denoiser, got "
                 f"{self.encoder.content_tokens}"
             )
         self.diffusion.process()
-        dtype(self.compute)
 
     # -- networks ---------------------------------------------------------------------------------
 
@@ -312,64 +242,12 @@ class BCD(System):
     @property
     def motion_width(self) -> int:
         """C_m = N * D."""
-        return self.quantizer.books * self.quantizer.dim
-
-    @property
-    def content_width(self) -> int:
-        """C_c."""
-        return self.encoder.content_width or self.encoder.width
+        return self.encoder.motion_width
 
     @property
     def target_bits(self) -> float:
         """H*, bits per frame."""
         return bitrate.bits_per_frame(self.rate.target)
-
-    @property
-    def _encoder(self) -> DisentanglingEncoder:
-        e = self.encoder
-        return DisentanglingEncoder(
-            content_tokens=e.content_tokens,
-            content_width=self.content_width,
-            motion_width=self.motion_width,
-            layers=e.layers,
-            width=e.width,
-            heads=e.heads,
-            head_dim=e.width // e.heads,
-            mlp_dim=e.mlp_dim,
-            frame_stem=e.frame_stem,
-            queries=e.queries,
-            remat=self.remat,
-            dtype=dtype(self.compute),
-        )
-
-    @property
-    def _quantizer(self) -> GroupedQuantizer:
-        q = self.quantizer
-        return GroupedQuantizer(
-            books=q.books,
-            entries=q.entries,
-            dim=q.dim,
-            alpha=q.alpha,
-            learn_alpha=q.learn_alpha,
-            distance=q.distance,
-            hard=q.hard,
-            normalise=q.normalise,
-            post_linear=q.post_linear,
-        )
-
-    def _denoiser(self, temporal: bool = True) -> VideoDiT:
-        height, channels = self.codec.latent_shape(self.size)
-        fields = dataclasses.asdict(self.denoiser)
-        del fields["temporal_from"]
-        return VideoDiT(
-            height=height,
-            channels=channels,
-            **fields,
-            temporal=temporal,
-            remat=self.remat,
-            scan=self.scan,
-            dtype=dtype(self.compute),
-        )
 
     # -- the interface ----------------------------------------------------------------------------
 
@@ -392,14 +270,14 @@ class BCD(System):
         keys = jax.random.split(key, 5)
         height, channels = self.codec.latent_shape(self.size)
         z = jnp.zeros((1, self.half, height, height, channels))
-        c = jnp.zeros((1, self.encoder.content_tokens, self.content_width))
+        c = jnp.zeros((1, *self.encoder.content_shape))
         m = jnp.zeros((1, self.half, self.motion_width))
         time = jnp.zeros((1, self.half))
         return {
             "model": {
-                "encoder": self._encoder.init(keys[0], z)["params"],
-                "quantizer": self._quantizer.init(keys[1], m)["params"],
-                "denoiser": self._denoiser().init(keys[2], z, time, c, m)["params"],
+                "encoder": self.encoder.init(keys[0], z)["params"],
+                "quantizer": self.quantizer.init(keys[1], m)["params"],
+                "denoiser": self.denoiser.init(keys[2], z, time, c, m)["params"],
                 "null": {
                     "content": 0.02 * jax.random.normal(keys[3], c.shape[1:]),
                     "motion": 0.02 * jax.random.normal(keys[4], (self.motion_width,)),
@@ -418,7 +296,7 @@ class BCD(System):
     def tokens(self, batch: int) -> int:
         """Denoiser tokens of a batch: clips x rebuilt frames x patches."""
         rebuilt = self.half * (2 if self.cross.symmetric and self.cross.enabled else 1)
-        return batch * rebuilt * self._denoiser().tokens
+        return batch * rebuilt * self.denoiser.tokens
 
     def evaluators(self) -> tuple[str, ...]:
         """Motion transfer against the exact render (heads) or judged by a classifier (Sprites); what leaks."""
@@ -515,7 +393,7 @@ class BCD(System):
         """Content tokens one after another (B, K * C_c), and the quantised motion (B, T, N * D)."""
         read = self.read(vars, batch)
         params = {"params": vars.params["model"]["quantizer"]}
-        m_hat = self._quantizer.apply(params, read["ids"], method="embed")
+        m_hat = self.quantizer.apply(params, read["ids"], method="embed")
         return {"content": read["content"].reshape(len(m_hat), -1), "motion": m_hat}
 
     def render(
@@ -536,7 +414,7 @@ class BCD(System):
           float32 (B, T, H, W, 3) in [0, 1].
         """
         params = vars.params["model"]
-        m_hat = self._quantizer.apply({"params": params["quantizer"]}, batch["ids"], method="embed")
+        m_hat = self.quantizer.apply({"params": params["quantizer"]}, batch["ids"], method="embed")
         clips, frames = m_hat.shape[:2]
         m_hat = self._cut_windows(m_hat)
         count, window = m_hat.shape[0] // clips, m_hat.shape[1]
@@ -567,10 +445,10 @@ class BCD(System):
         return padded.reshape(clips * count, window, *x_bt.shape[2:])
 
     def _encode(self, params: PyTree, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return self._encoder.apply({"params": params["encoder"]}, z)
+        return self.encoder.apply({"params": params["encoder"]}, z)
 
     def _quantize(self, params, m, tau=1.0, key=None):
-        return self._quantizer.apply({"params": params["quantizer"]}, m, tau, key)
+        return self.quantizer.apply({"params": params["quantizer"]}, m, tau, key)
 
     def _cross_drive(self, params: PyTree, z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(target latents, content, motion); each half is encoded on its own, so nothing leaks."""
@@ -617,7 +495,7 @@ class BCD(System):
         def wide(x_bt):
             return x_bt[:, :, None, None, None]
 
-        raw = self._denoiser(temporal).apply(
+        raw = dataclasses.replace(self.denoiser, temporal=temporal).apply(
             {"params": params["denoiser"]}, wide(scale.c_in) * y, scale.time, c, m_hat
         )
         return wide(scale.c_skip) * y + wide(scale.c_out) * raw

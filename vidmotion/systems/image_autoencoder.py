@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vidmotion.config_schema import from_config
 from vidmotion.convert import folder
 from vidmotion.errors import ConfigError
 from vidmotion.losses.gan import hinge_discriminator, hinge_generator
@@ -35,7 +36,6 @@ from vidmotion.system import (
     begun,
     dtype,
     fresh_statistics,
-    record,
 )
 from vidmotion.systems import codecs
 
@@ -84,7 +84,7 @@ class ImageAutoencoder(System):
       size: height and width of a picture.
       frames: pictures of one training example, which is a clip.
       network: a name of `vae.SIZES`, or a mapping of `AutoencoderKL`'s sizes.
-      loss_terms, gan: the records above, or mappings of their fields.
+      loss_terms, gan: the records above.
       lpips: folder that ``python -m vidmotion.convert lpips_vgg`` wrote; empty leaves that term out.
       compute: ``float32`` or ``bfloat16``; parameters and losses are float32 either way.
 
@@ -101,14 +101,12 @@ class ImageAutoencoder(System):
     compute: str = "float32"
 
     def __post_init__(self):
-        for name, cls in (("loss_terms", Loss), ("gan", Gan)):
-            object.__setattr__(self, name, record(cls, getattr(self, name), name))
         if isinstance(self.network, str) and self.network not in vae.SIZES:
             raise ConfigError(
                 f"config.system.network={self.network!r}: choose {', '.join(vae.SIZES)}, or give the "
                 "sizes of AutoencoderKL"
             )
-        record(vae.AutoencoderKL, {**self._sizes, "parent": None}, "network")
+        from_config(vae.AutoencoderKL, self._sizes, "system.network")
         if self.size % self.net.factor:
             raise ConfigError(
                 f"config.system.size={self.size}: this autoencoder needs a multiple of {self.net.factor}"

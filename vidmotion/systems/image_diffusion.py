@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vidmotion.config_schema import from_config
 from vidmotion.diffusion import samplers
 from vidmotion.diffusion.process import DDPM, PREDICTIONS
 from vidmotion.errors import ConfigError
 from vidmotion.models.unet import UNet
-from vidmotion.system import Const, Out, System, Vars, dtype, record
+from vidmotion.system import Const, Out, System, Vars, dtype
 from vidmotion.systems import codecs
 
 PyTree = Any
@@ -59,12 +60,11 @@ class ImageDiffusion(System):
 
     def __post_init__(self):
         object.__setattr__(self, "codec", codecs.make(self.codec))
-        object.__setattr__(self, "diffusion", record(DDPM, self.diffusion, "diffusion"))
         if self.prediction not in PREDICTIONS:
             raise ConfigError(
                 f"config.system.prediction={self.prediction!r}: choose {', '.join(PREDICTIONS)}"
             )
-        record(UNet, {**self.unet, "parent": None}, "unet")
+        from_config(UNet, self.unet, "system.unet")
         self.codec.latent_shape(self.size)
 
     @property

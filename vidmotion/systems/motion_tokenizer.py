@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vidmotion.config_schema import from_config
 from vidmotion.data import motion_codes
 from vidmotion.errors import ConfigError
 from vidmotion.losses.tokens import tokenizer_loss
 from vidmotion.models.motion_tokenizer import MotionTokenizer, Tokenized
-from vidmotion.system import Const, Out, System, Vars, dtype, record
+from vidmotion.system import Const, Out, System, Vars, dtype
 
 PyTree = Any
 ENCODER = "motion_encoder"  # name of its fingerprint
@@ -40,7 +41,7 @@ class MotionTokens(System):
 
     def __post_init__(self):
         dtype(self.compute)
-        record(MotionTokenizer, {**self.network, "parent": None}, "network")
+        from_config(MotionTokenizer, self.network, "system.network")
         step = 2**self.net.halvings
         if self.frames < step or self.frames % step:
             raise ConfigError(

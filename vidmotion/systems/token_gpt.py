@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from vidmotion import paths
+from vidmotion.config_schema import from_config
 from vidmotion.data import motion_codes
 from vidmotion.errors import ConfigError
 from vidmotion.models import token_gpt
 from vidmotion.models.motion_tokenizer import MotionTokenizer
 from vidmotion.models.token_gpt import TokenGPT
-from vidmotion.system import Const, Out, System, Vars, dtype, record
+from vidmotion.system import Const, Out, System, Vars, dtype
 from vidmotion.systems.motion_tokenizer import ENCODER
 
 PyTree = Any
@@ -73,8 +74,7 @@ class TokenGenerator(System):
 
     def __post_init__(self):
         dtype(self.compute)
-        record(MotionTokenizer, {**self.tokenizer, "parent": None}, "tokenizer")
-        object.__setattr__(self, "sampler", record(Sampler, self.sampler, "sampler"))
+        from_config(MotionTokenizer, self.tokenizer, "system.tokenizer")
         if self.width % self.heads:
             raise ConfigError(f"config.system.width={self.width} must divide by heads={self.heads}")
         most = self.max_positions - self.net.prefix + 1

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidmotion import paths
+from vidmotion.config_schema import from_config
 from vidmotion.convert import folder
 from vidmotion.errors import ConfigError
 from vidmotion.losses.gan import adaptive_weight, hinge_discriminator, hinge_generator
@@ -44,7 +45,6 @@ from vidmotion.system import (
     begun,
     dtype,
     fresh_statistics,
-    record,
     when,
 )
 from vidmotion.systems import codecs
@@ -103,7 +103,7 @@ class VidTwinAutoencoder(System):
         step, and as ``clip`` in the rest, so that a clip's own structure still tells its details. With these two,
         training reads videos of two windows.
       kl_weight: of the divergence summed over the latents of a clip.
-      perceptual, gan: the records above, or mappings of their fields.
+      perceptual, gan: the records above.
       compute: ``float32`` or ``bfloat16``; parameters, latents and losses are float32 either way.
       remat, scan: of both transformers; see `models.spacetime.Trunk`.
 
@@ -122,14 +122,12 @@ class VidTwinAutoencoder(System):
     scan: bool = False
 
     def __post_init__(self):
-        for name, cls in (("perceptual", Perceptual), ("gan", Gan)):
-            object.__setattr__(self, name, record(cls, getattr(self, name), name))
         dtype(self.compute)
         if self.structure_from not in SOURCES:
             raise ConfigError(
                 f"config.system.structure_from={self.structure_from!r}: choose {', '.join(SOURCES)}"
             )
-        record(VidTwin, self.network, "network")
+        from_config(VidTwin, self.network, "system.network")
         if self.codec is not None:
             object.__setattr__(self, "codec", codecs.make(self.codec))
             self._check_codec()

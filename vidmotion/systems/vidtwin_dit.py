@@ -21,7 +21,7 @@ from vidmotion.diffusion import guidance, samplers
 from vidmotion.diffusion.process import DDPM
 from vidmotion.errors import ConfigError
 from vidmotion.models.latent_dit import LATENTS, LatentDiT, Patches
-from vidmotion.system import Const, Out, System, Vars, dtype, record
+from vidmotion.system import Const, Out, System, Vars, dtype
 
 PyTree = Any
 
@@ -48,9 +48,6 @@ class Sampler:
     """
 
     steps: int = 50
-
-
-RECORDS = {"guidance": Guidance, "sampler": Sampler, "diffusion": DDPM}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +87,6 @@ class VidTwinDiT(System):
 
     def __post_init__(self):
         dtype(self.compute)
-        for name, cls in RECORDS.items():
-            try:
-                object.__setattr__(self, name, record(cls, getattr(self, name), name))
-            except ValueError as error:
-                raise ConfigError(f"config.system.{name}: {error}") from error
         for name, rank in (("structure", 4), ("dynamics", 3)):
             shape, patch = getattr(self, name), getattr(self, f"{name}_patch")
             if len(shape) != rank or len(patch) != 3 or min(*shape, *patch) < 1:

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import optax
 
 from vidmotion import paths
+from vidmotion.config_schema import from_config
 from vidmotion.convert import folder
 from vidmotion.convert.maps.xnemo import PUBLISHED
 from vidmotion.diffusion import samplers
@@ -45,7 +46,7 @@ from vidmotion.models.motion_encoder import MotionEncoder
 from vidmotion.models.projection_discriminator import Discriminator
 from vidmotion.models.resnet import AppearanceEncoder
 from vidmotion.models.stylegan import Synthesis
-from vidmotion.models.unet import SIZES, Pairs, ReferenceUNet, project_banks, random_bank_mask
+from vidmotion.models.unet import SIZES, Pairs, ReferenceUNet, project_banks, random_banks
 from vidmotion.system import (
     Const,
     Out,
@@ -56,7 +57,6 @@ from vidmotion.system import (
     dtype,
     fingerprint,
     fresh_statistics,
-    record,
 )
 from vidmotion.systems import codecs
 
@@ -132,7 +132,7 @@ class Gan:
       appearance: fields of `AppearanceEncoder`.
       generator: fields of `Synthesis`.
       discriminator: fields of `Discriminator`.
-      terms: `Weights` of Eq. 7, or its fields.
+      terms: `Weights` of Eq. 7.
       vgg19, vgg_face: the networks of Eq. 4 and 5.
     """
 
@@ -150,8 +150,6 @@ class Gan:
     vgg_face: Perceptual = Perceptual()
 
     def __post_init__(self):
-        for name, cls in (("terms", Weights), ("vgg19", Perceptual), ("vgg_face", Perceptual)):
-            object.__setattr__(self, name, record(cls, getattr(self, name), f"gan.{name}"))
         if not 0 <= self.start <= min(self.pull_start, self.adversarial_start) or self.clip < 0:
             raise ConfigError(
                 "config.system.gan: start is the first of the three steps, and clip at least 0, got "
@@ -192,14 +190,6 @@ class Sampler:
 
 
 AS_RELEASED = DDPM(beta_start=0.00085, beta_end=0.02, schedule="scaled_linear")
-RECORDS = {
-    "stage": Stage,
-    "clip": Clip,
-    "gan": Gan,
-    "guidance": Guidance,
-    "sampler": Sampler,
-    "diffusion": DDPM,
-}
 
 
 class Portrait(NamedTuple):
@@ -226,7 +216,7 @@ class XNeMo(System):
       unet: a name of `unet.SIZES`, or a mapping of `UNet`'s sizes; of both UNets.
       modules: fields that `DenoisingUNet` has beside those, of its motion and temporal modules.
       motion: fields of `MotionEncoder`.
-      stage ... diffusion: the records above, or mappings of their fields; `diffusion` of `DDPM`.
+      stage ... diffusion: the records above, and `DDPM`.
       prediction: of the denoiser, ``eps`` in the paper, ``x0`` or ``v``; ``x0`` asks least of a small network.
       compute: ``float32`` or ``bfloat16``.
       remat: of both UNets.
@@ -252,8 +242,6 @@ class XNeMo(System):
 
     def __post_init__(self):
         object.__setattr__(self, "codec", codecs.make(self.codec))
-        for name, cls in RECORDS.items():
-            object.__setattr__(self, name, record(cls, getattr(self, name), name))
         stage, sampler = self.stage, self.sampler
         for field, value, known in (
             ("clip.network", self.clip.network, (*CLIP_SIZES, "none")),
@@ -294,7 +282,7 @@ class XNeMo(System):
             ("gan.discriminator", Discriminator),
         ):
             fields = functools.reduce(getattr, name.split("."), self)
-            record(cls, {**fields, "parent": None}, name)
+            from_config(cls, fields, f"system.{name}")
         dtype(self.compute)
 
     # -- networks ---------------------------------------------------------------------------------
@@ -565,10 +553,12 @@ class XNeMo(System):
         noise = jax.random.normal(keys[3], z_bfhwc.shape)
         noisy = self.diffusion.noised(z_bfhwc, noise, time_b)
         banks, context = self._reference_features(vars, batch["reference"])
+        banks = random_banks(keys[5], banks, self.stage.masking)
         pairs = project_banks(self._denoiser, vars.params["model"]["denoiser"], banks)
         keep_b = jax.random.bernoulli(keys[4], 1.0 - self.guidance.drop, (size,))
-        mask = random_bank_mask(keys[5], pairs, size, self.stage.masking)
-        mask = {name: seen & keep_b[:, None] for name, seen in mask.items()}
+        mask = {
+            name: jnp.broadcast_to(keep_b[:, None], k.shape[:2]) for name, (k, _) in pairs.items()
+        }
         if context is not None:
             context = context * keep_b[:, None, None]
         out = self._predict(vars, noisy, time_b, context, tokens, pairs, mask)

@@ -1,14 +1,48 @@
-"""What all configs share: arguments, trunk defaults, and the two shrunken shapes.
+"""What recipes share: arguments, defaults of the trunk, rules, data sets, and what is known of them.
 
 An argument follows the file name: ``configs/sprites.py:demo``, ``configs/vidtwin.py:size=base,latent=2``. Every
 config has ``:debug`` (two steps, in a test) and ``:demo`` (learns something visible in minutes on two CPU cores).
 """
+
+import os
 
 from ml_collections import ConfigDict
 
 VARIANTS = ("", "demo", "debug")
 # What a demo on Heads evaluates: swaps against exact renders, with other drivers too, and as the shipped reader sees.
 DRIVEN = ("swap", "drivers", "reading")
+# Not in any paper: no decay on norms, biases, codebooks, queries, nulls and position tables.
+DECAY = ((r".*/kernel", True), (r".*", False))
+SHEETS = os.environ.get("VIDMOTION_SHEETS", "../shared/data/sprite_sheets")
+# Mean and standard deviation of v / 256 over clips of each kind.
+PIXELS = {"heads": (0.639, 0.238), "sprites": (0.0903, 0.2222)}
+
+# Stable Diffusion 1.5: `UNet` and the process.
+STABLE_DIFFUSION_UNET = {
+    "channels": (320, 640, 1280, 1280),
+    "attention": (True, True, True, False),
+    "layers_per_block": 2,
+    "heads": 8,
+    "norm_groups": 32,
+}
+STABLE_DIFFUSION = {
+    "steps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "schedule": "scaled_linear",
+}
+
+# Their miniatures for heads of 64 px: the autoencoder of configs/heads_codec.py, 1.0 M parameters, and the UNet of
+# configs/heads_foundation.py, 4.1 M, which is also that of X-NeMo's and WarpFace's `:demo`.
+HEADS_AUTOENCODER = {"channels": (96,), "layers_per_block": 0, "norm_groups": 8, "patch": 4}
+HEADS_UNET = {
+    "channels": (64, 128),
+    "attention": (True, True),
+    "layers_per_block": 1,
+    "heads": 4,
+    "norm_groups": 16,
+    "places": True,
+}
 
 
 def parse(argument: str | None, **known: tuple) -> ConfigDict:
@@ -81,3 +115,67 @@ def trunk() -> ConfigDict:
     # Prefetch counts batches made ahead; threads beat worker processes where work releases the GIL.
     config.data = ConfigDict({"threads": 2, "workers": 0, "prefetch": 4, "common": {}})
     return config
+
+
+def pixels(kind: str, deviation: float = 0.5, patch: int = 1) -> dict:
+    """``config.system.codec`` without an autoencoder, for clips of ``heads`` or ``sprites``.
+
+    Args:
+      kind: a key of `PIXELS`.
+      deviation: of what the network reads; continuous processes want 0.5, discrete ones 1.
+      patch: side of the squares of pixels that are laid out as channels of one place.
+    """
+    mean, std = PIXELS[kind]
+    codec = {"mean": mean, "std": std * 0.5 / deviation}
+    return {**codec, "patch": patch} if patch > 1 else codec
+
+
+def heads_codec(deviation: float = 0.5) -> dict:
+    """``config.system.codec`` of the shipped autoencoder of heads (``python -m vidmotion.weights``).
+
+    The evaluator ``codec`` found the mean and the deviation of its latents; `deviation` is as for `pixels`. It learnt
+    from batches of four clips of four frames: its card has the config.
+    """
+    std = (5.744, 4.325, 3.804, 3.56)
+    return {
+        "network": HEADS_AUTOENCODER,
+        "weights": "heads_codec",
+        "mean": (-0.076, -0.209, 2.434, 1.591),
+        "std": tuple(value * 0.5 / deviation for value in std),
+    }
+
+
+def heads(config: ConfigDict, frames: int, fps: float, clips: int, **train) -> None:
+    """Read procedural heads of 64 px: `clips` of them to train on, 256 others to evaluate on."""
+    config.data.kind = "heads"
+    config.data.common = ConfigDict({"size": 64, "frames": frames, "fps": fps, "seed": 0})
+    config.data.train = ConfigDict({"split": "train", "clips": clips, **train})
+    config.data.eval = ConfigDict({"split": "eval", "clips": 256})
+
+
+def head_pictures(config: ConfigDict) -> None:
+    """The pictures from which the codec and the foundation of heads learn: two frames of each clip, a second and a half
+    apart."""
+    heads(config, frames=2, fps=0.7, clips=20_000, cache=True)
+    config.data.eval.clips = 128
+    config.batch_size = 8  # clips
+
+
+def sprites(config: ConfigDict) -> None:
+    """Read the Sprites of the sheets in `SHEETS`."""
+    config.data.kind = "sprites"
+    config.data.common = ConfigDict({"sheets_dir": SHEETS})
+    config.data.train = ConfigDict({"split": "train"})
+    config.data.eval = ConfigDict({"split": "test"})
+
+
+def join_temporal_blocks(config: ConfigDict, steps: int) -> None:
+    """Let the temporal blocks of BCD's denoiser work after `steps` updates, and rest until then."""
+    config.system.denoiser.temporal_from = steps
+    config.optimizer.model.start = ((r".*/temporal_\d+/.*", steps), (".*", 0))
+
+
+def two_steps(config: ConfigDict) -> None:
+    """As short as a `:debug` run is."""
+    config.batch_size, config.steps, config.log_every = 8, 2, 1
+    config.checkpoint.every = 0

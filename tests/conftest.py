@@ -68,6 +68,15 @@ def sheets_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def hard() -> Path:
+    """Small videos and pictures that are easily read wrong; absent on most machines."""
+    path = _shared("VIDMOTION_HARD_INPUTS", "hard_inputs")
+    if not path.is_dir():
+        pytest.skip(f"hard inputs not found at {path}; set VIDMOTION_HARD_INPUTS to run this test")
+    return path
+
+
+@pytest.fixture(scope="session")
 def fixtures_dir() -> Path:
     """Inputs and outputs of reference networks; absent on most machines."""
     path = _shared("VIDMOTION_FIXTURES", "fixtures")

@@ -339,9 +339,9 @@ def bring_in(name: str, src: Path, out: Path, options: Mapping[str, int | Path |
     network = NETWORKS[name]
     if out.is_file():
         raise ValueError(f"{out}: is a file; --out must be a folder")
-    source = _read(src)
+    source = read(src, float32=True)
     for file in (options[file] for file in network.files if options[file]):
-        source |= _read(file)
+        source |= read(file, float32=True)
     arguments = network.arguments({key: x.shape for key, x in source.items()}, options)
     params = engine.convert(network.shapes(arguments), source, network.rules)
     wrong = [
@@ -371,7 +371,7 @@ def bring_in_xnemo(src: Path | None, out: Path, options: Mapping[str, int | Path
     """
     if out.is_file():
         raise ValueError(f"{out}: is a file; --out must be a folder")
-    base = xnemo_maps.unwrapped(_read(options["base"])) if options.get("base") else {}
+    base = xnemo_maps.unwrapped(read(options["base"], float32=True)) if options.get("base") else {}
     names = dict(xnemo_maps.FILES)
     if src is None:
         if not base:
@@ -385,7 +385,9 @@ def bring_in_xnemo(src: Path | None, out: Path, options: Mapping[str, int | Path
                 f"{src}: lacks {', '.join(absent)} (or .safetensors files of these names), of "
                 + xnemo_maps.PUBLISHED
             )
-        sources = {part: xnemo_maps.unwrapped(_read(path)) for part, path in files.items()}
+        sources = {
+            part: xnemo_maps.unwrapped(read(path, float32=True)) for part, path in files.items()
+        }
         sources["denoiser"] = xnemo_maps.denoising(
             base, sources["denoiser"], sources.pop("temporal", {})
         )
@@ -406,9 +408,9 @@ def bring_in_warpface(out: Path, options: Mapping[str, int | Path | None]) -> st
     """
     if out.is_file():
         raise ValueError(f"{out}: is a file; --out must be a folder")
-    parts = {"unet": ("sd_unet", _read(options["base"]))}
+    parts = {"unet": ("sd_unet", read(options["base"], float32=True))}
     if options.get("vae"):
-        parts["vae"] = "sd_vae", _read(options["vae"])
+        parts["vae"] = "sd_vae", read(options["vae"], float32=True)
     try:
         said = _bring_in_parts("warpface", parts, out, options)
     except engine.ConversionError as error:
@@ -481,15 +483,6 @@ def bring_back(name: str, src: Path, out: Path) -> str:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(out, source)
     return f"{out}: {name}, {len(source)} keys"
-
-
-def _read(src: Path) -> dict[str, np.ndarray]:
-    try:
-        return read(src, float32=True)
-    except (OSError, ImportError, ValueError):
-        raise
-    except Exception as error:  # whatever the readers of damaged files raise
-        raise ValueError(f"{src}: cannot be read, truncated or of another kind: {error}") from error
 
 
 def _ignored(keys: set[str], rules: engine.Rules) -> dict[str, int]:

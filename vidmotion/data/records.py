@@ -112,11 +112,12 @@ class DatasetWriter:
 
     def __exit__(self, kind, *_):
         with self._held:
-            for split in self._splits.values():
-                split.close()
-            if kind is None:
-                self._publish()
-            else:
+            try:
+                for split in self._splits.values():
+                    split.close()
+                if kind is None:
+                    self._publish()
+            finally:  # published files have their final names
                 for path in self._paths():
                     _aside(path).unlink(missing_ok=True)
 
@@ -216,6 +217,8 @@ class RecordSource:
         try:
             (blob,) = self._reader(shard).read([row])
             arrays = safetensors.numpy.load(blob)
+        except DatasetError:
+            raise
         except (RuntimeError, ValueError, IndexError, SafetensorError) as error:
             raise DatasetError(
                 f"{self._folder / self._shards[shard]['file']}: record {row} cannot be read "
@@ -252,10 +255,18 @@ class RecordSource:
 
         with self._lock:
             if self._readers[shard] is None:
-                self._readers[shard] = ArrayRecordReader(
-                    str(self._folder / self._shards[shard]["file"]),
-                    options="readahead_buffer_size:0,max_parallelism:0",
+                path, stated = (
+                    self._folder / self._shards[shard]["file"],
+                    self._shards[shard]["records"],
                 )
+                reader = ArrayRecordReader(
+                    str(path), options="readahead_buffer_size:0,max_parallelism:0"
+                )
+                if (found := reader.num_records()) != stated:
+                    raise DatasetError(
+                        f"{path}: {found} records where the index says {stated}. {self._rebuild}"
+                    )
+                self._readers[shard] = reader
             return self._readers[shard]
 
 
@@ -281,11 +292,51 @@ def read_index(directory) -> dict:
                 f"{path}: format {index['format']!r}; this version reads {FORMAT}. {rebuild}"
             )
         missing = {"features", "splits", "provenance"} - index.keys()
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, DatasetError):
+            raise
         raise DatasetError(f"{path}: not an index of this format ({error!r}). {rebuild}") from error
     if missing:
         raise DatasetError(f"{path}: the index lacks {sorted(missing)}. {rebuild}")
+    if wrong := _wrong(index):
+        raise DatasetError(f"{path}: {wrong}. {rebuild}")
     return index
+
+
+def _wrong(index: Mapping) -> str:
+    """What of an index is not as `DatasetWriter` writes it; "" where all is."""
+    for name in ("features", "splits", "provenance"):
+        if not isinstance(index[name], dict):
+            return f"{name} is not a table"
+    for name, feature in index["features"].items():
+        shape = feature.get("shape") if isinstance(feature, dict) else None
+        sides = isinstance(shape, list) and all(n is None or _count(n) for n in shape)
+        if not sides or not isinstance(feature.get("dtype"), str):
+            return f"the feature {name!r} has no dtype and shape"
+    for split, summary in index["splits"].items():
+        shards = summary.get("shards") if isinstance(summary, dict) else None
+        if not isinstance(shards, list) or not shards or not isinstance(summary.get("digest"), str):
+            return f"the split {split!r} has no list of shards, or no digest"
+        for shard in shards:
+            texts = ("file", "sha256")
+            if not (
+                isinstance(shard, dict)
+                and all(isinstance(shard.get(name), str) for name in texts)
+                and all(_count(shard.get(name)) for name in ("records", "bytes"))
+            ):
+                return f"a shard of {split!r} has no file, records, bytes and sha256"
+            if Path(shard["file"]).name != shard["file"]:
+                return f"the shard {shard['file']!r} of {split!r} lies elsewhere"
+        total, count = summary.get("records"), len(shards)
+        if not _count(total) or [shard["records"] for shard in shards] != [
+            len(range(k, total, count)) for k in range(count)
+        ]:
+            return f"the records of the shards of {split!r} are not dealt out of {total!r}"
+    return ""
+
+
+def _count(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 class _Split:
@@ -301,13 +352,16 @@ class _Split:
         self._records, self._digest = 0, hashlib.sha256()
 
     def write(self, blob):
-        self._writers[self._records % len(self._writers)].write(blob)
+        shard = self._records % len(self._writers)
+        with writing(_aside(self.paths[shard])):
+            self._writers[shard].write(blob)
         self._digest.update(blob)
         self._records += 1
 
     def close(self):
-        for writer in self._writers:
-            writer.close()
+        for writer, path in zip(self._writers, self.paths, strict=True):
+            with writing(_aside(path)):
+                writer.close()
 
     def summary(self):
         count = len(self.paths)
@@ -324,6 +378,17 @@ class _Split:
                 for k, path in enumerate(self.paths)
             ],
         }
+
+
+@contextlib.contextmanager
+def writing(path: Path):
+    """What an ArrayRecord writer raises, such as on a full disk, as a DatasetError that names the file."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DatasetError(
+            f"{path}: cannot be written, perhaps because the disk is full: {error}"
+        ) from error
 
 
 def _aside(path: Path) -> Path:
@@ -345,4 +410,6 @@ def _sha256(path: Path) -> str:
 
 def _rebuild(directory: Path, index: Mapping) -> str:
     general = f"python -m vidmotion.data.prepare NAME --out={directory} --force (see --help)"
-    return f"Rebuild it with: {index.get('provenance', {}).get('command', general)}"
+    provenance = index.get("provenance")
+    known = provenance.get("command") if isinstance(provenance, dict) else None
+    return f"Rebuild it with: {known or general}"

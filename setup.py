@@ -26,7 +26,7 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8.6",
-        "av>=14",
+        "av>=17",
         "clu>=0.0.12",
         "einops>=0.8",
         "etils[epath]>=1.12",

@@ -52,7 +52,7 @@ def get_config(argument: str = "") -> ConfigDict:
         }
     )
     config.steps, config.log_every = 1000, 50
-    config.ema.decay = 0.99
+    config.ema.decay = 0.998
     _shared.head_pictures(config)
     config.checkpoint.every = 250
     config.eval.update({"run": ("denoising",), "batch": 16})

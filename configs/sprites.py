@@ -5,7 +5,7 @@
 
 The sheets are public (README, section Data); their folder is `data.common.sheets_dir`, by default the environment
 variable VIDMOTION_SHEETS. Hardware in the paper: not stated for Sprites. Paper's figure (Table A1): 100.00 % on
-action, skin, pants, top and hair. `:demo` learns on two CPU cores in about ten minutes; `:debug` is two steps.
+action, skin, pants, top and hair. `:demo` learns on two CPU cores in about twenty minutes; `:debug` is two steps.
 """
 
 from ml_collections import ConfigDict

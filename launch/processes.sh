@@ -30,8 +30,8 @@ wait_for_all() {
         pids=(${rest[@]+"${rest[@]}"})
         ((code != 0 && first == 0)) || continue
         first=$code
-        # 75: all of them were interrupted and save their state together.
-        [[ -z $asked && $code != 75 ]] || continue
+        # 75: all of them were interrupted and save their state together; 4: trained, and not all was measured.
+        [[ -z $asked && $code != 75 && $code != 4 ]] || continue
         echo "$1: ${names[$ended]} ended with code $code; ending the others." >&2
         # 2: refused, the message above says why.
         ((code == 2)) || echo "$1: the same command resumes from the last checkpoint." >&2

@@ -10,13 +10,17 @@ needs matplotlib.
 
 import argparse
 import importlib
-import json
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from etils import epath
+
+from vidmotion import record
+from vidmotion.errors import EXIT_UNMEASURED
 
 
 def commands(
@@ -107,7 +111,7 @@ def _less(upper, lower) -> list[float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code of the first run that failed, or 0."""
+    """Command line; returns the exit code of the first run that could not be trained, or else measured; or 0."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="a file of configs/sweeps, without .py")
     parser.add_argument("--workdir", type=Path, required=True, help="folder of all runs")
@@ -122,6 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError:
         known = sorted(p.stem for p in Path(__file__).parents[1].glob("configs/sweeps/[a-z]*.py"))
         parser.error(f"there is no sweep {arguments.name!r}; there are {', '.join(known)}")
+    unmeasured = 0
     runs = commands(sweep, arguments.workdir, arguments.steps, arguments.arguments)
     for name, (folder, command) in runs.items():
         print(f"{name}: {shlex.join(command)}", flush=True)
@@ -130,6 +135,9 @@ def main(argv: list[str] | None = None) -> int:
         code = subprocess.run(command).returncode
         if code:
             print(f"{name} ended with code {code}; the same command goes on", file=sys.stderr)
+        if code == EXIT_UNMEASURED:  # its column stays empty, which costs the other runs nothing
+            unmeasured = code
+        elif code:
             return code
     if not arguments.dry_run:
         path = arguments.workdir / "table.md"
@@ -139,12 +147,11 @@ def main(argv: list[str] | None = None) -> int:
             draw(sweep, runs, arguments.workdir / "rate.png")
         except ModuleNotFoundError:
             print("rate.png is not drawn: matplotlib is missing; pip install 'vidmotion[plot]'")
-    return 0
+    return unmeasured
 
 
 def _record(folder: Path) -> dict | None:
-    path = folder / "record.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return record.read(epath.Path(folder) / record.RECORD)
 
 
 def _values(record: dict) -> dict[str, float | None]:

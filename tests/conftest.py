@@ -49,6 +49,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.fast)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=20, help="of tests/faults/test_kills.py")
+    parser.addoption("--faults_record", default="", help="JSON file for the campaign's figures")
+
+
 def _shared(variable: str, default: str) -> Path:
     return Path(os.environ.get(variable, ROOT.parent / "shared" / default))
 
@@ -59,6 +64,15 @@ def sheets_dir() -> Path:
     path = _shared("VIDMOTION_SHEETS", "data/sprite_sheets")
     if not path.is_dir():
         pytest.skip(f"Sprites sheets not found at {path}; set VIDMOTION_SHEETS to run this test")
+    return path
+
+
+@pytest.fixture(scope="session")
+def hard() -> Path:
+    """Small videos and pictures that are easily read wrong; absent on most machines."""
+    path = _shared("VIDMOTION_HARD_INPUTS", "hard_inputs")
+    if not path.is_dir():
+        pytest.skip(f"hard inputs not found at {path}; set VIDMOTION_HARD_INPUTS to run this test")
     return path
 
 

@@ -14,7 +14,13 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vidmotion import sharding
-from vidmotion.checkpoint import Checkpointer, CheckpointError, load_into, read_params
+from vidmotion.checkpoint import (
+    Checkpointer,
+    CheckpointError,
+    load_into,
+    read_params,
+    read_position,
+)
 from vidmotion.paths import RuleError
 from vidmotion.state import TrainState
 
@@ -185,6 +191,44 @@ def test_readers_leave_damage_where_it_is(workdir):
     assert (workdir / "checkpoints" / "3").is_dir()
     kernel = read_params(workdir, averaged=False)["model"]["wide"]["kernel"]
     np.testing.assert_array_equal(kernel, make_state(2).params["model"]["wide"]["kernel"])
+
+
+def save_infinite(workdir, step):
+    """One more checkpoint, whole, whose parameters overflowed."""
+    state = make_state(step)
+    kernel = state.params["model"]["wide"]["kernel"]
+    state.params["model"]["wide"]["kernel"] = kernel.at[3, 5].set(jnp.inf)
+    with Checkpointer(workdir, keep=5) as checkpointer:
+        checkpointer.save(step, state, {"step": step}, wait=True)
+
+
+def test_a_checkpoint_that_is_not_finite_is_set_aside_for_the_one_before(workdir, said):
+    save_infinite(workdir, 4)
+    kernel = read_params(workdir, averaged=False)["model"]["wide"]["kernel"]
+    np.testing.assert_array_equal(kernel, make_state(3).params["model"]["wide"]["kernel"])
+    state, position = restore(workdir)
+    assert_same(state, make_state(3))
+    assert position == {"step": 3}
+    assert "not finite: params/model/wide/kernel" in said.text
+    assert (workdir / "damaged" / "4-0" / "state").is_dir()
+
+
+def test_when_none_is_finite_they_stay_and_the_run_does_not_begin_anew(tmp_path):
+    save_infinite(tmp_path, 1)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"step 1: not finite: params/model/wide/kernel"):
+            restore(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lr=[1e-4]", "back\\slash", "w*?", "[", "100%#ü"])
+def test_any_name_of_a_folder_will_do(tmp_path, name):
+    fill(tmp_path / name, [1, 2])
+    state, position = restore(tmp_path / name)
+    assert_same(state, make_state(2))
+    assert position == read_position(tmp_path / name) == {"step": 2}
+    kernel = read_params(tmp_path / name, averaged=False)["model"]["wide"]["kernel"]
+    np.testing.assert_array_equal(kernel, make_state(2).params["model"]["wide"]["kernel"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
 
 
 def test_when_all_are_damaged_the_run_does_not_begin_anew_unasked(workdir):
@@ -381,6 +425,17 @@ def test_init_rules_rename_take_and_leave():
     np.testing.assert_array_equal(loaded["small"]["bias"], np.full(3, 3.0))
     np.testing.assert_array_equal(loaded["head"]["bias"], np.full(5, 9.0))
     assert loaded["down"]["kernel"].sharding == target["model"]["down"]["kernel"].sharding
+
+
+def test_init_rules_take_what_there_may_be():
+    source = jax.tree.map(np.asarray, make_state(3).params)
+    assert "head" not in source["model"] and "small" in source["model"]
+    loaded = load_into(fresh(), source, ((r"(.*)/down/(.*)", r"\1/wide/\2"), (".*", None)))["model"]
+    np.testing.assert_array_equal(loaded["small"]["bias"], np.full(3, 3.0))
+    np.testing.assert_array_equal(loaded["head"]["bias"], np.full(5, 9.0))
+    source["model"]["small"]["bias"] = np.zeros(4)  # it is there, and does not fit
+    with pytest.raises(CheckpointError, match=r"small/bias: \(4,\) there, \(3,\) here"):
+        load_into(fresh(), source, (("model/down/.*", False), (".*", None)))
 
 
 def test_everything_that_does_not_fit_is_named_at_once():

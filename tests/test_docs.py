@@ -51,6 +51,13 @@ def test_hardware_page_is_that_of_the_records(monkeypatch):
     assert (ROOT / "docs/hardware.md").read_text(encoding="utf-8") == plans.build()
 
 
+def test_reliability_page_has_the_figures_of_the_records(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import reliability
+
+    assert reliability.PAGE.read_text(encoding="utf-8") == reliability.build()
+
+
 def test_rows_of_the_readmes_hardware_table_are_those_of_the_page():
     section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Hardware")[2]
     rows = re.findall(r"^\| \w.*$", section.partition("\n## ")[0], re.M)

@@ -225,17 +225,17 @@ def test_audio_is_carried_over_and_cut_where_the_frames_end(tmp_path, codec, con
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(MediaError, match=r"there is no file .*gone\.mp4"):
+    with pytest.raises(MediaError, match=r"gone\.mp4: there is no such file"):
         media.read_video(tmp_path / "gone.mp4")
     (tmp_path / "text.mp4").write_text("not a video " * 100)
-    with pytest.raises(MediaError, match=r"text\.mp4 is not a video"):
+    with pytest.raises(MediaError, match=r"text\.mp4: no video that can be read"):
         media.read_video(tmp_path / "text.mp4")
     media.write_mp4(
         tmp_path / "a.mp4", np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8)
     )
     whole = (tmp_path / "a.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 7 // 10])
-    with pytest.raises(MediaError, match=r"cut\.mp4 is damaged"):
+    with pytest.raises(MediaError, match=r"cut\.mp4: damaged or cut short after"):
         list(media.iter_video(tmp_path / "cut.mp4"))
     with av.open(str(tmp_path / "sound.wav"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
@@ -295,3 +295,53 @@ def test_pictures_that_cannot_be_read_are_named(tmp_path):
             media.read_picture(tmp_path / name)
     with pytest.raises(media.MediaError, match=r"there is no file .*none\.png"):
         media.read_picture(tmp_path / "none.png")
+
+
+def test_a_colour_profile_is_carried_out(hard):
+    found = media.read_picture(hard / "display_p3.png")
+    np.testing.assert_allclose(found[0, 0], [143, 183, 10], atol=6)
+
+
+@pytest.mark.parametrize("name", ["a.avif", "a.tiff", "a.webp", "a.png"])
+def test_transparency_shows_white_in_every_format(tmp_path, name):
+    Image.new("RGBA", (32, 32), (200, 30, 40, 0)).save(tmp_path / name)
+    assert media.is_picture(tmp_path / name)
+    assert media.read_picture(tmp_path / name).min() >= 254
+
+
+def test_a_transparent_video_shows_white(tmp_path):
+    frames = [Image.new("RGBA", (16, 16), (200, 30, 40, 0)) for _ in range(2)]
+    frames[1].putpixel((3, 3), (9, 9, 9, 255))
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], disposal=2)
+    assert media.read_video(tmp_path / "a.gif").frames[0].min() >= 254
+
+
+def test_only_pictures_are_opened_and_none_that_fill_the_memory(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("started"))
+    with pytest.raises(MediaError, match=r"a\.png is not a picture"):
+        media.read_picture(tmp_path / "a.png")
+    Image.new("L", (300, 200)).save(tmp_path / "b.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 59_999)
+    with pytest.raises(MediaError, match=r"b\.png has more than 59,999 pixels"):
+        media.read_picture(tmp_path / "b.png")
+
+
+def test_floats(tmp_path):
+    def read(values):
+        Image.fromarray(np.float32([values])).save(tmp_path / "a.tiff")
+        return media.read_picture(tmp_path / "a.tiff")[0, :, 0].tolist()
+
+    assert read([0, 0.5, 1]) == [0, 128, 255] and read([0, 100, 300]) == [0, 100, 255]
+    with pytest.raises(MediaError, match="not numbers"):
+        read([0, np.nan])
+
+
+def test_a_full_disk_is_said_with_the_name_of_the_file(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        media.write_png(tmp_path / "a.png", flat(9, 4, 4))
+    assert caught.value.filename == str(tmp_path / "a.png") and not list(tmp_path.iterdir())

@@ -32,6 +32,16 @@ def test_a_record_is_whole_or_absent(tmp_path, monkeypatch):
     assert json.loads(path.read_text()) == {"a": 1}
 
 
+@pytest.mark.parametrize("text", ["", '{"steps_done": 8', "[]", "\x00\x00"])
+def test_a_torn_record_counts_as_absent(tmp_path, text):
+    path = epath.Path(tmp_path) / record.RECORD
+    assert record.read(path) is None
+    path.write_text(text)
+    assert record.read(path) is None
+    record.write(path, {"steps_done": 8})
+    assert record.read(path) == {"steps_done": 8}
+
+
 def test_table_says_what_was_not_computed():
     rows = [
         MetricResult("psnr", 20.125, "common", "none", "64x64", 3, "mean of frames"),

@@ -1,6 +1,7 @@
 """Exit codes and messages that all commands share."""
 
 import logging
+import re
 
 import pytest
 
@@ -53,6 +54,71 @@ def test_commands_share_a_process():
     import vidmotion.encode
     import vidmotion.main
     import vidmotion.reenact  # noqa: F401
+
+
+# -- processes ------------------------------------------------------------------------------------
+
+ALLOCATION = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}  # what sbatch and salloc set
+
+
+@pytest.mark.parametrize(
+    ("variables", "joins"),
+    [
+        ({}, False),
+        (ALLOCATION, False),  # a script that sbatch runs, or a shell of salloc
+        ({**ALLOCATION, "SLURM_STEP_NUM_TASKS": "1"}, False),  # an interactive step
+        ({**ALLOCATION, "SLURM_STEP_NUM_TASKS": "4"}, True),  # srun
+        ({"SLURM_NTASKS": ""}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "a"}, False),
+        ({"JAX_COORDINATOR_ADDRESS": ""}, False),
+    ],
+)
+def test_processes_are_joined_where_they_were_started(monkeypatch, caplog, variables, joins):
+    monkeypatch.setattr(logging.getLogger("vidmotion"), "propagate", True)
+    joined = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda **_: joined.append(True))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    startup.set_up_devices()
+    assert bool(joined) == joins
+    alone = variables.get("SLURM_NTASKS") == "4" and not joins
+    assert ("srun did not start this process" in caplog.text) == alone
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"SLURM_NTASKS": "4(x2)"}, "SLURM_NTASKS must be a number; it is '4(x2)'"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2"},
+            "JAX_PROCESS_ID must be a number; it is '', and JAX_COORDINATOR_ADDRESS needs it",
+        ),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE=2 asks for several .*: no address"),
+    ],
+)
+def test_processes_that_do_not_meet_are_one_sentence(monkeypatch, variables, named):
+    def initialize(**_):
+        raise ValueError("no address\nand more")
+
+    monkeypatch.setattr("jax.distributed.initialize", initialize)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=re.escape(named).replace(r"\.\*", ".*")):
+        startup.set_up_devices()
+
+
+@pytest.mark.parametrize("value", ["", "relative/folder", None])
+def test_a_cache_is_never_made_below_the_current_folder(monkeypatch, value):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    if value is None:
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+    assert startup.cache_folder() == "/home/somebody/.cache/vidmotion"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert startup.cache_folder() == "/caches/vidmotion"
 
 
 @pytest.mark.parametrize("text", ["0", "-3", "many"])

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,11 @@ import pytest
 import tiny
 from etils import epath
 
-from vidmotion import paths, writer
+from vidmotion import lock, paths, writer
 from vidmotion import train as training
 from vidmotion.checkpoint import Checkpointer, CheckpointError
-from vidmotion.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError
+from vidmotion.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_UNMEASURED, ConfigError
+from vidmotion.metrics.result import MetricResult
 from vidmotion.run import Run
 from vidmotion.train import NonFiniteError, train
 from vidmotion.writer import Mirror, read_metrics
@@ -64,8 +66,13 @@ def final(workdir, **changes):
     return jax.tree.map(np.asarray, fields), {"position": position, "steps": steps}, batch
 
 
-def assert_equal_runs(left, right):
-    for a, b in zip(final(left), final(right)):
+def assert_equal_runs(left, right, but=()):
+    """The same bits of all that a run ended with, `but` those entries of the position."""
+    ends = [final(left), final(right)]
+    for _, rest, _ in ends:
+        for name in but:
+            del rest["position"][name]
+    for a, b in zip(*ends):
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
@@ -201,6 +208,22 @@ def test_nan_stops_the_run_and_is_not_saved(tmp_path):
     assert last["step"] == 5 and math.isnan(float(last["loss/model"]))  # kept for the post-mortem
 
 
+def test_a_state_that_overflows_after_a_finite_loss_is_not_saved(tmp_path):
+    config = tiny_config(**{"system.overflow_at": 7})  # the last update: no later loss would tell
+    with pytest.raises(NonFiniteError, match=r"mutable/mean became.*step 8.*checkpoint is step 6"):
+        train(config, str(tmp_path))
+    state, rest, _ = final(tmp_path, **{"system.overflow_at": 7})
+    assert rest["steps"] == [3, 6]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_parameters_that_overflow_in_the_first_update_are_not_saved(tmp_path):
+    config = tiny_config(**{"optimizer.model.rate": 1e39, "steps": 1})
+    with pytest.raises(NonFiniteError, match=r"params/model/down/kernel.*step 1.*no checkpoint"):
+        train(config, str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -229,6 +252,103 @@ def test_a_damaged_config_file_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"config\.json is not a config"):
         train(tiny_config(), str(tmp_path))
+
+
+@pytest.fixture
+def finished(uninterrupted, tmp_path):
+    """A copy of that run, to be damaged."""
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_lost_config_file_is_made_up_for_by_the_checkpoints(finished, monkeypatch):
+    (finished / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"checkpoints of .*optimizer/model/rate: 0.01 there"):
+        train(tiny_config(**{"optimizer.model.rate": 0.5}), str(finished))
+    assert not (finished / "config.json").exists()
+    Run(tiny_config(log_every=5), str(finished)).claim_workdir()
+    assert json.loads((finished / "config.json").read_text())["log_every"] == 5
+    (finished / "config.json").unlink()
+    # Checkpoints of before do not say what they were trained with.
+    monkeypatch.setattr("vidmotion.checkpoint.read_position", lambda _: {"step": 8})
+    with pytest.raises(ConfigError, match=r"config\.json is missing, and the checkpoints"):
+        Run(tiny_config(), str(finished)).claim_workdir()
+
+
+def test_an_edited_config_file_does_not_pass_for_another_training(finished):
+    config = tiny_config(**{"optimizer.model.rate": 0.5})
+    (finished / "config.json").write_text(config.to_json())
+    with pytest.raises(ConfigError, match=r"checkpoints of .*optimizer/model/rate: 0.01 there"):
+        train(config, str(finished))
+
+
+def test_lost_checkpoints_are_not_replaced_in_silence(finished, caplog):
+    shutil.rmtree(finished / "checkpoints")
+    with pytest.raises(ConfigError, match=r"record\.json says .* trained to step 8.*move"):
+        train(tiny_config(), str(finished))
+    (finished / "record.json").unlink()
+    old = (finished / "metrics.jsonl").read_bytes()
+    training._check_fresh(Run(tiny_config(), str(finished)))
+    assert (finished / "metrics-lost-0.jsonl").read_bytes() == old
+    assert not (finished / "metrics.jsonl").exists()
+    assert "it begins from scratch, and they are kept as metrics-lost-0.jsonl" in caplog.text
+
+
+def test_a_second_training_of_a_workdir_names_the_first(finished):
+    with lock.hold(finished), pytest.raises(ConfigError, match=rf"in use by process {os.getpid()}"):
+        train(tiny_config(), str(finished))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"eval.run": ("swap",)}, r"asks for 'swap'; tiny can be evaluated by nothing"),
+        ({"sample.rows": 2, "sample.columns": 2, "data.eval.clips": 1}, r"need two clips"),
+        ({"sample.rows": 2, "data.eval.split": "dev"}, r"'dev'"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path, changes, named):
+    with pytest.raises(ConfigError, match=f"{named}.*To train without it"):
+        train(tiny_config(**changes), str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_evaluation_never_costs_training(uninterrupted, tmp_path, monkeypatch, caplog):
+    """An evaluator that fails, then a signal that ends it, then one that works: training is done the first time."""
+    row = MetricResult("b", 0.5, "share", "none", "16x16", 8)
+    behave = {}
+
+    def evaluate(name, *_):
+        return behave[name]()
+
+    def full_disk():
+        raise OSError(28, "No space left on device", "/full/transfer.png")
+
+    monkeypatch.setattr(training.evaluation, "check", lambda run: None)
+    monkeypatch.setattr(training.evaluation, "evaluate", evaluate)
+    config = tiny_config(**{"eval.run": ("a", "b"), "eval.every": 4})
+
+    def measured():
+        content = json.loads((tmp_path / "record.json").read_text())
+        return [entry["metric"] for entry in content["results"]], content["not_measured"]
+
+    behave.update(a=full_disk, b=lambda: [row])
+    assert train(config, str(tmp_path)) == EXIT_UNMEASURED
+    assert "a at step 4 failed" in caplog.text and "a at step 8 failed" in caplog.text
+    results, missed = measured()
+    assert results == ["b"] and list(missed) == ["a"] and "No space left" in missed["a"]
+    assert_equal_runs(uninterrupted, tmp_path, {"config"})
+
+    behave.update(a=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert train(config, str(tmp_path)) == EXIT_PREEMPTED
+    results, missed = measured()
+    assert results == ["b"] and missed == {"a": "interrupted", "b": "interrupted"}
+
+    (tmp_path / "record.json").write_text('{"torn')
+    behave.update(a=lambda: [dataclasses.replace(row, metric="a")])
+    assert train(config, str(tmp_path)) == EXIT_DONE
+    assert measured() == (["a", "b"], {})
+    assert json.loads((tmp_path / "record.json").read_text())["steps_done"] == 8
 
 
 def test_evaluating_nothing_makes_nothing(tmp_path):

@@ -30,10 +30,12 @@ class Tiny(System):
     Attributes:
       width: of the code.
       nan_at: the update that follows this many completed ones has a loss of NaN; -1 never.
+      overflow_at: as `nan_at`, but the loss stays finite and the running mean becomes infinite.
     """
 
     width: int = 8
     nan_at: int = -1
+    overflow_at: int = -1
 
     @property
     def players(self):
@@ -69,6 +71,7 @@ class Tiny(System):
         x = batch["video"].astype(jnp.float32).reshape(-1, PIXELS) / 255.0
         code = (x - params["frozen"]["bias"][None]) @ params["down"]["kernel"]
         mean = 0.9 * vars.mutable["mean"] + 0.1 * jnp.mean(code, axis=0)
+        mean = jnp.where(step == self.overflow_at, jnp.inf, mean)
         code += 0.1 * jax.random.normal(key, code.shape)
         y = code @ params["up"]["kernel"] + params["frozen"]["bias"][None]
         loss = jnp.mean((x - y) ** 2)
@@ -80,7 +83,7 @@ def get_config(argument: str = "") -> ConfigDict:
     """Arguments: ``kind=heads|sprites``."""
     kind = _shared.parse(argument, kind=("heads", "sprites")).kind
     config = _shared.trunk()
-    config.system = ConfigDict({"name": "tiny", "width": 8, "nan_at": -1})
+    config.system = ConfigDict({"name": "tiny", "width": 8, "nan_at": -1, "overflow_at": -1})
     model = {"rate": 1e-2, "weight_decay": 0.01, "clip": 1.0, "decay": ((".*", True),)}
     model["trainable"] = (("frozen/.*", False), (".*", True))
     model["schedule"] = {"kind": "cosine", "warmup": 3, "end": 0.1}

@@ -7,7 +7,6 @@ networks run one after the other, and of the large ones, reference and denoiser,
 
 import dataclasses
 import logging
-import os
 import re
 from collections.abc import Iterable, Iterator
 
@@ -25,7 +24,6 @@ from vidmotion.systems.motion_tokenizer import ENCODER
 
 log = logging.getLogger("vidmotion.reenact")
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # names of files that are no videos
 AROUND = 2.0  # side of the portrait over that of its face: the box enlarged by half on every side, as released
 SMALL = 64  # pixels: a portrait of less is a blur at the size of the system
 CROPS = 16  # seen together
@@ -197,7 +195,7 @@ def between(keys_kd: np.ndarray, count: int) -> np.ndarray:
 
 def first_picture(path: str) -> np.ndarray:
     """A picture, or the first frame of a video, uint8 (H, W, 3). Raises: MediaError."""
-    if os.path.splitext(path)[1].lower() in PICTURES:
+    if media.is_picture(path):
         return media.read_picture(path)
     return next(iter(media.iter_video(path)))
 

@@ -2,15 +2,20 @@
 
 Orbax commits a step by renaming its folder, so a killed save leaves nothing under a final name. It does not
 notice a flipped byte in array data, so each step carries `checksums.json`, written before the rename, and is
-verified before it is restored. A damaged step is set aside under ``damaged/`` and the one before it is used.
+verified before it is restored. A damaged step is set aside under ``damaged/`` and the one before it is used; so is
+one that holds a NaN or an infinity, from which no training goes on.
 """
 
+import collections
 import contextlib
+import hashlib
 import json
 import logging
+import os
 import re
+import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +25,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from vidmotion import paths
-from vidmotion.state import TrainState
+from vidmotion.state import TrainState, broken_leaves
 
 log = logging.getLogger(__name__)
 
@@ -116,10 +121,10 @@ class Checkpointer:
     def restore(
         self, like: TrainState, partial: bool = False
     ) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest whole checkpoint, placed as `like` says, or None if there is none.
+        """The newest whole and finite checkpoint, placed as `like` says, or None if there is none.
 
-        Damaged ones that are newer are said to be so and set aside. If none is whole, all stay where
-        they are, so that a restarted command fails again instead of training from scratch.
+        Newer ones are said to be damaged and set aside. If all are damaged, they stay where they are, so
+        that a restarted command fails again instead of training from scratch.
 
         Args:
           like: abstract state whose leaves carry the shardings to restore to; any mesh, any number of
@@ -128,26 +133,26 @@ class Checkpointer:
             the checkpoint must hold exactly the tree of `like`.
 
         Raises:
-          CheckpointError: checkpoints exist and none is whole, or their tree is not that of `like`.
+          CheckpointError: checkpoints exist and all are damaged, or their tree is not that of `like`.
         """
         damaged = {}
         for step in reversed(self.steps()):
             problem = self._agree(step)
             if problem is None:
-                break
+                state, data, broken = self._read(step, like, partial)
+                if not broken:
+                    self._set_aside(list(damaged))
+                    return state, data
+                problem = f"not finite: {_listed(broken)}"
             damaged[step] = problem
             log.error("checkpoint %s is damaged: %s", self.directory / str(step), problem)
-        else:
-            if damaged:
-                listed = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
-                raise CheckpointError(
-                    f"no whole checkpoint under {self.directory} ({listed}). Move that folder away to "
-                    "begin from scratch."
-                )
-            return None
-        restored = self._read(step, like, partial)
-        self._set_aside(list(damaged))
-        return restored
+        if damaged:
+            listed = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
+            raise CheckpointError(
+                f"no whole checkpoint under {self.directory} ({listed}). Move that folder and record.json "
+                "away to begin from scratch."
+            )
+        return None
 
     def close(self) -> None:
         """Wait for a save under way and release everything.
@@ -166,8 +171,10 @@ class Checkpointer:
     # -- parts ------------------------------------------------------------------------------------
 
     def _open(self) -> ocp.CheckpointManager:
+        if not self._read_only:
+            self._workdir.mkdir(parents=True, exist_ok=True)
         return ocp.CheckpointManager(
-            self.directory,
+            _plain(self._workdir) / "checkpoints",
             options=self._options,
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
@@ -199,14 +206,18 @@ class Checkpointer:
 
     def _read(
         self, step: int, like: TrainState, partial: bool
-    ) -> tuple[TrainState, dict[str, Any]]:
+    ) -> tuple[TrainState, dict[str, Any], list[str]]:
+        """State and position of a step, and the paths of its leaves that are not finite."""
         wanted = _as_dict(like)
         try:
             if partial:
                 there = {name: part for name, part in wanted.items() if jax.tree.leaves(part)}
-                read = _read_leaves(self.directory / str(step) / "state", there)
-                args = ocp.args.Composite(data=ocp.args.JsonRestore())
-                return TrainState(**wanted | read), self._manager.restore(step, args=args)["data"]
+                folder = _plain(self._workdir) / "checkpoints" / str(step) / "state"
+                state = TrainState(**wanted | _read_leaves(folder, there))
+                data = self._manager.restore(
+                    step, args=ocp.args.Composite(data=ocp.args.JsonRestore())
+                )
+                return state, data["data"], name_broken(jax.jit(broken_leaves)(state))
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -220,9 +231,13 @@ class Checkpointer:
             ) from error
         # Restored arrays may not be donatable; one pass through a jitted identity makes them so.
         shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
-        adopt = jax.jit(lambda state: state, donate_argnums=0, out_shardings=shardings)
-        state = adopt(TrainState(**restored["state"]))
-        return state, restored["data"]
+        adopt = jax.jit(
+            lambda state: (state, broken_leaves(state)),
+            donate_argnums=0,
+            out_shardings=(shardings, None),
+        )
+        state, broken = adopt(TrainState(**restored["state"]))
+        return state, restored["data"], name_broken(broken)
 
     def _seal(self) -> None:
         """Checksum every file of the step just written, while it still has its temporary name."""
@@ -234,8 +249,8 @@ class Checkpointer:
         sums = {str(file.relative_to(folder)): _crc(file) for file in _files(folder)}
         (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1))
 
-    def _damage(self, step: int) -> str | None:
-        """What is wrong with a step's files, or None."""
+    def _damage(self, step: int, within: str = "") -> str | None:
+        """What is wrong with a step's files, of which only those `within` a folder are read, or None."""
         folder = self.directory / str(step)
         try:
             sums = dict(json.loads((folder / CHECKSUMS).read_text()).items())
@@ -244,6 +259,8 @@ class Checkpointer:
         except (OSError, ValueError, AttributeError) as error:
             return f"{CHECKSUMS} cannot be read: {_first_line(error)}"
         for name, expected in sums.items():
+            if not name.startswith(within):
+                continue
             try:
                 if _crc(folder / name) != expected:
                     return f"{name} differs from its checksum"
@@ -278,8 +295,28 @@ class Checkpointer:
         self._manager = self._open()
 
 
+def name_broken(broken: PyTree) -> list[str]:
+    """Paths of the leaves that are True in what `state.broken_leaves` returned."""
+    leaves = jax.tree_util.tree_leaves_with_path(broken)
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in leaves
+        if np.asarray(leaf)
+    ]
+
+
+def read_position(workdir: str) -> dict[str, Any] | None:
+    """What the newest checkpoint of a run whose position is whole keeps beside the state; None without any."""
+    with Checkpointer(workdir, read_only=True) as checkpointer:
+        for step in reversed(checkpointer.steps()):
+            folder = checkpointer.directory / str(step)
+            if checkpointer._damage(step, within="data/") is None:
+                return json.loads((folder / "data" / "metadata").read_text())
+    return None
+
+
 def read_params(workdir: str, averaged: bool = True) -> dict[str, Any]:
-    """Parameters of a run's newest checkpoint as numpy arrays, with no target tree and on no device mesh.
+    """Parameters of a run's newest whole and finite checkpoint as numpy arrays, with no target tree and no mesh.
 
     `read_mutable` reads its non-gradient state in the same way.
 
@@ -293,26 +330,36 @@ def read_params(workdir: str, averaged: bool = True) -> dict[str, Any]:
     Raises:
       CheckpointError: no checkpoint there.
     """
-    restored = _read_parts(workdir, ("params", "ema"))
+    restored = _read_newest(workdir)
     return paths.merge(restored["params"], restored.get("ema", {}) if averaged else {})
 
 
 def read_mutable(workdir: str) -> dict[str, Any]:
-    """Non-gradient state of a run's newest checkpoint, {} where its system has none; see `read_params`."""
-    return _read_parts(workdir, ("mutable",)).get("mutable", {})
+    """Non-gradient state of that checkpoint, {} where its system has none; see `read_params`."""
+    return _read_newest(workdir).get("mutable", {})
 
 
-def _read_parts(workdir: str, parts: tuple[str, ...]) -> dict[str, Any]:
-    """Parts of the state of the newest whole checkpoint, those that are not empty."""
+def _read_newest(workdir: str) -> dict[str, Any]:
+    """Parameters, averages and non-gradient state of the newest whole and finite checkpoint, where not empty."""
     directory = _absolute(workdir) / "checkpoints"
     with Checkpointer(workdir, read_only=True) as checkpointer:
-        steps = [step for step in checkpointer.steps() if checkpointer._damage(step) is None]
-    if not steps:
-        raise CheckpointError(f"{workdir}: no whole checkpoint under {directory}")
-    folder = directory / str(steps[-1]) / "state"
+        for step in reversed(checkpointer.steps()):
+            if (problem := checkpointer._damage(step)) is None:
+                parts = _read_parts(
+                    _plain(_absolute(workdir)) / "checkpoints" / str(step) / "state"
+                )
+                if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(parts)):
+                    return parts
+                problem = "not finite"
+            log.warning("checkpoint %s is passed over: %s", directory / str(step), problem)
+    raise CheckpointError(f"{workdir}: no whole checkpoint under {directory}")
+
+
+def _read_parts(folder: epath.Path) -> dict[str, Any]:
     with ocp.PyTreeCheckpointer() as reader:
         tree = reader.metadata(folder).item_metadata.tree
-    wanted = {name: tree[name] for name in parts if tree.get(name)}
+    names = ("params", "ema", "mutable")
+    wanted = {name: tree[name] for name in names if tree.get(name)}
     on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     return _read_leaves(folder, wanted, on_host) if wanted else {}
 
@@ -338,7 +385,8 @@ def load_into(params: PyTree, source: Mapping[str, Any], rules: paths.Rules) -> 
       params: ``{player: tree}`` of device arrays (their shardings are kept).
       source: ``{player: tree}`` of numpy arrays, from `read_params`.
       rules: ``((regex, value), ...)`` on the paths of `params`; value False keeps the fresh leaf, True
-        takes the leaf of the same path, a string takes that path with ``\\1`` groups filled in.
+        takes the leaf of the same path, None takes it where the source has it and else keeps the fresh
+        one, a string takes that path with ``\\1`` groups filled in.
 
     Raises:
       CheckpointError: leaves that are missing in the source or have another shape; all are named.
@@ -347,9 +395,12 @@ def load_into(params: PyTree, source: Mapping[str, Any], rules: paths.Rules) -> 
     kept_with_rule = [(rule[0], tuple(rule)) for rule in rules]
     matched = paths.flatten(paths.assign(kept_with_rule, params, "config.init_rules"))
     have, target, wrong = paths.flatten(source), paths.flatten(params), []
+    fresh = collections.Counter()
     for path, leaf in target.items():
-        name = _renamed(path, *matched[path])
-        if name is None:
+        pattern, value = matched[path]
+        name = _renamed(path, pattern, value)
+        if name is None or (value is None and name not in have):
+            fresh["/".join(path.split("/")[:2])] += 1
             continue
         if name not in have:
             wrong.append(f"{path}: no {name} there")
@@ -363,18 +414,21 @@ def load_into(params: PyTree, source: Mapping[str, Any], rules: paths.Rules) -> 
             + "; ".join(wrong)
             + ". Exclude them with config.init_rules, e.g. (('model/new/.*', False), ('.*', True))."
         )
+    if fresh:
+        said = ", ".join(f"{part} ({count} arrays)" for part, count in fresh.items())
+        log.info("not taken from config.init_from, but initialised: %s", said)
     return paths.unflatten(target)
 
 
 def _renamed(path: str, pattern: str, value: Any) -> str | None:
     """Where an ``init_rules`` rule looks for `path` in the other run; None: nowhere."""
-    if value is True or value is False:
-        return path if value else None
+    if value is None or isinstance(value, bool):
+        return None if value is False else path
     try:
         return re.fullmatch(pattern, path).expand(value)
     except (re.error, TypeError) as error:
         raise paths.RuleError(
-            f"config.init_rules: ({pattern!r}, {value!r}): the value is True, False or a path with "
+            f"config.init_rules: ({pattern!r}, {value!r}): the value is True, False, None or a path with "
             f"groups of the pattern ({error})"
         ) from error
 
@@ -388,7 +442,26 @@ def _absolute(path: str) -> epath.Path:
     return path if "://" in str(path) else path.expanduser().resolve()
 
 
-def _files(folder: epath.Path):
+def _plain(folder: epath.Path) -> epath.Path:
+    """`folder`, under a name without the characters that orbax reads as patterns or escapes in its own paths.
+
+    That name is a link in the folder for temporary files. It is the same in every process, and is left there: another
+    process may be using it.
+    """
+    if "://" in str(folder) or re.fullmatch(r"[\w./=+@:,~ -]*", str(folder)):
+        return folder
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    link = os.path.join(tempfile.gettempdir(), f"vidmotion-{os.getuid()}-{digest}")
+    with contextlib.suppress(FileExistsError):
+        os.symlink(folder, link)
+    if not os.path.islink(link) or os.readlink(link) != str(folder):
+        raise CheckpointError(
+            f"{folder}: checkpoints need a link to it at {link}, and something else is there"
+        )
+    return epath.Path(link)
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
     for entry in sorted(folder.iterdir(), key=str):
         if entry.is_dir():
             yield from _files(entry)
@@ -411,3 +484,8 @@ def _first_line(error: BaseException, limit: int = 300) -> str:
 
 def _joined(error: BaseException, limit: int = 1000) -> str:
     return " ".join(str(error).split())[:limit]
+
+
+def _listed(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,8 +1,9 @@
 """Command line: ``python -m vidmotion.main --config=configs/<name>.py[:argument] --workdir=DIR [--mode=MODE]``.
 
 Modes: ``train`` (resumes what the workdir holds), ``eval``, ``sample``, ``plan``. Any field of the config can be
-overridden: ``--config.batch_size=64``. Exit codes: 0 done, 2 refused (the message says why), 3 a loss became
-non-finite, 75 interrupted and saved (the same command resumes), 130 stopped by a second Ctrl-C.
+overridden: ``--config.batch_size=64``. Exit codes: 0 done, 2 refused (the message says why), 3 a loss or
+a parameter became non-finite, 4 trained and saved but not all measured, 75 interrupted and saved (the same command
+resumes), 130 stopped by a second Ctrl-C.
 """
 
 import logging

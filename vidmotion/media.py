@@ -5,23 +5,36 @@ one under its final name is complete.
 """
 
 import contextlib
+import io
 import itertools
+import logging
 import math
 import os
+import struct
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 
+log = logging.getLogger(__name__)
+
+# Names of files that are pictures, not videos, and what may be in them whatever their names.
+PICTURES = frozenset(
+    (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+)
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF", "GIF")
 _BACKGROUND = 255
 _CAPTION_SIZE = 12  # pixels
 # What browsers play from an mp4; cameras also write PCM, which they do not.
 _AUDIO_OF_MP4 = {"aac", "mp3", "opus", "flac", "ac3", "eac3", "alac"}
 _AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000}
 _AAC_SAMPLES = 1024  # of a frame
+_LEAD = 0.05  # seconds of sound before the first picture: what a decoder needs to begin with
+_BT709, _LIMITED = 1, 1  # as ITU-T H.273 and FFmpeg number them
 
 
 class MediaError(Exception):
@@ -253,7 +266,7 @@ def write_mp4(
     crf: int = 18,
     audio_from: str | os.PathLike | None = None,
 ) -> None:
-    """Write H.264 (libx264, yuv420p) that browsers play, streaming over the frames.
+    """Write H.264 (libx264, yuv420p, BT.709 and tagged so) that browsers play, streaming over the frames.
 
     yuv420p needs even sides: odd ones get one more row or column that repeats the edge.
 
@@ -269,6 +282,7 @@ def write_mp4(
         MediaError: `audio_from` cannot be read.
     """
     import av
+    from av.video.reformatter import VideoReformatter
 
     if fps <= 0:
         raise ValueError(f"fps must be positive, got {fps}")
@@ -286,6 +300,10 @@ def write_mp4(
         stream.pix_fmt = "yuv420p"
         stream.height, stream.width = height + height % 2, width + width % 2
         stream.options = {"crf": str(crf)}
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED
+        reformatter = VideoReformatter()
         audio = _AudioCopy(container, audio_from) if audio_from else contextlib.nullcontext()
         count = 0
         with audio:
@@ -295,7 +313,16 @@ def write_mp4(
                         f"frame {index} has shape {frame.shape}, frame 0 has {(height, width, 3)}"
                     )
                 frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+                coded = reformatter.reformat(
+                    av.VideoFrame.from_ndarray(frame, format="rgb24"),
+                    format="yuv420p",
+                    dst_colorspace=_BT709,
+                    dst_color_range=_LIMITED,
+                    dst_color_trc=_BT709,
+                    dst_color_primaries=_BT709,
+                    threads=1,
+                )
+                container.mux(stream.encode(coded))
                 count = index + 1
             container.mux(stream.encode())
             if audio_from:
@@ -311,9 +338,11 @@ class _AudioCopy:
         self._path, self._container = path, container
         self._target = self._resampler = None
         try:
-            self._input = av.open(os.fspath(path))
+            self._input = av.open(f"file:{os.fspath(path)}")
         except (av.FFmpegError, OSError) as error:
             raise MediaError(f"no audio can be read from {path}: {error}") from error
+        # Sound is shown from the first picture on, wherever the file's clock stands then.
+        self._origin = probe(path).start if self._input.streams.best("video") else 0.0
         self._source = next(iter(self._input.streams.audio), None)
         if self._source is None:
             return
@@ -335,7 +364,7 @@ class _AudioCopy:
         self._input.close()
 
     def copy(self, until: float) -> None:
-        """Write what begins before `until` seconds."""
+        """Write what begins before `until` seconds after the first picture."""
         import av
 
         if self._target is None:
@@ -350,15 +379,25 @@ class _AudioCopy:
 
     def _copy_packets(self, until: float) -> None:
         for packet in self._input.demux(self._source):
-            if packet.dts is None or packet.pts * packet.time_base >= until:
+            if packet.dts is None or packet.pts is None:
                 continue
+            shift = round(self._origin / packet.time_base)
+            time = float(packet.pts * packet.time_base) - self._origin
+            if not -_LEAD <= time < until:
+                continue
+            packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
             packet.stream = self._target
             self._container.mux(packet)
 
     def _encode_again(self, until: float) -> None:
         for frame in self._input.decode(self._source):
-            if frame.time is not None and frame.time >= until:
-                break
+            if frame.time is not None:
+                time = frame.time - self._origin
+                if time >= until:
+                    break
+                if time < -_LEAD:
+                    continue
+                frame.pts -= round(self._origin / frame.time_base)
             for piece in self._resampler.resample(frame):
                 self._container.mux(self._target.encode(piece))
         for piece in self._resampler.resample(None):
@@ -382,6 +421,14 @@ def _aside(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield aside
         os.replace(aside, path)
+    except OSError as error:  # a full disk, which libraries report without the file
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
+    except Exception as error:
+        if not getattr(error, "errno", None) or isinstance(error, MediaError):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
     finally:
         aside.unlink(missing_ok=True)
 
@@ -389,107 +436,141 @@ def _aside(path: str | os.PathLike) -> Iterator[Path]:
 # --- Reading --------------------------------------------------------------------------------------
 
 
-def read_picture(path: str | os.PathLike) -> np.ndarray:
-    """A picture file as it is meant to be seen: uint8 (H, W, 3), upright.
+def is_picture(path: str | os.PathLike) -> bool:
+    """Whether a file is read by `read_picture`, by its name; anything else is taken for a video."""
+    return Path(path).suffix.lower() in PICTURES
 
-    The turn that cameras store beside the pixels is carried out; grey becomes RGB; 16 bits a channel
-    become 8; transparent parts show white behind them; of an animation, the first frame.
+
+def read_picture(path: str | os.PathLike) -> np.ndarray:
+    """A picture file as it is meant to be seen: uint8 (H, W, 3), upright, sRGB.
+
+    The turn that cameras store beside the pixels is carried out, and so is the colour profile; grey
+    becomes RGB; 16 bits a channel become 8; transparent parts show white behind them; of an animation,
+    the first frame. Floats are taken to end at 1 if none is larger, and else at 255.
 
     Raises:
-        MediaError: the file is missing, or not a picture that can be read.
+        MediaError: the file is missing, not a picture that can be read, or too large.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise MediaError(f"{path}: not a file")
     try:
-        with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture)
-            if upright.mode.startswith("I") or upright.mode == "F":  # Pillow would cut off at 255
-                values = np.asarray(upright, np.float64)
-                full = 65535 if upright.mode != "F" and values.max(initial=0) > 255 else 255
-                grey = np.rint(np.clip(values, 0, full) * (255 / full)).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, axis=-1)
-            if upright.has_transparency_data:
-                coloured = upright.convert("RGBA")
-                behind = Image.new("RGBA", coloured.size, "white")
-                upright = Image.alpha_composite(behind, coloured)
-            return np.array(upright.convert("RGB"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as picture:
+                upright = ImageOps.exif_transpose(picture)
+        if upright.mode.startswith("I") or upright.mode == "F":  # Pillow would cut off at 255
+            return np.repeat(_grey(path, upright)[..., None], 3, axis=-1)
+        upright = _srgb(path, upright)
+        if upright.has_transparency_data:
+            coloured = upright.convert("RGBA")
+            behind = Image.new("RGBA", coloured.size, "white")
+            upright = Image.alpha_composite(behind, coloured)
+        return np.array(upright.convert("RGB"))
     except FileNotFoundError:
         raise MediaError(f"there is no file {path}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise MediaError(
+            f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller ({error})"
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, OverflowError) as error:
         raise MediaError(f"{path} is not a picture that can be read: {error}") from error
 
 
+def _grey(path: str | os.PathLike, picture: Image.Image) -> np.ndarray:
+    """uint8 (H, W) of a picture of one channel of more than 8 bits."""
+    values = np.asarray(picture)
+    if picture.mode == "F":
+        if np.isnan(values).any():
+            raise MediaError(f"{path} holds values that are not numbers (NaN)")
+        full = 1 if values.max(initial=0) <= 1 else 255
+    else:
+        full = 65535 if values.max(initial=0) > 255 else 255
+    scaled = np.clip(values, 0, full).astype(np.float32)
+    scaled *= 255 / full
+    return np.rint(scaled, out=scaled).astype(np.uint8)
+
+
+def _srgb(path: str | os.PathLike, picture: Image.Image) -> Image.Image:
+    """A picture with a colour profile, without it; a profile that cannot be used is said and left out."""
+    profile = picture.info.get("icc_profile")
+    if not profile:
+        return picture
+    if picture.mode in ("P", "PA"):
+        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    alpha = picture.getchannel("A") if picture.mode in ("RGBA", "LA") else None
+    plain = picture.convert(picture.mode[:-1]) if alpha else picture
+    try:
+        shown = ImageCms.profileToProfile(
+            plain,
+            io.BytesIO(profile),
+            ImageCms.createProfile("sRGB"),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError) as error:
+        log.warning("%s: its colour profile cannot be used: %s", path, error)
+        return picture
+    if alpha:
+        shown.putalpha(alpha)
+    return shown
+
+
 class Video(NamedTuple):
-    """A decoded video: frames uint8 (T, H, W, 3) and its average frames per second."""
+    """A decoded video: frames uint8 (T, H, W, 3) and their constant rate per second."""
 
     frames: np.ndarray
     fps: float
 
 
 def read_video(path: str | os.PathLike) -> Video:
-    """Decode the first video stream of a file into memory, turned upright.
+    """A whole video in memory; frames as `iter_video` yields them.
 
     Raises:
         MediaError: the file is missing, damaged, cut short, or holds no video.
     """
-    with _decode(path) as (info, frames):
-        return Video(np.stack(list(frames)), info.fps)
+    info = probe(path)
+    return Video(np.stack(list(iter_video(path))), info.fps)
 
 
 class VideoInfo(NamedTuple):
-    """What a video's header says: frames per second on average, and the number of frames (0: unknown)."""
+    """Of a video as `iter_video` shows it: frames per second, their number (0: unknown), and the seconds on
+    the file's own clock at which the first is shown."""
 
     fps: float
     frames: int
+    start: float
 
 
 def probe(path: str | os.PathLike) -> VideoInfo:
-    """The header of the first video stream.
+    """Rate, length and beginning of a video, from its packets; nothing is decoded.
 
     Raises:
         MediaError: the file is missing, damaged, or holds no video.
     """
-    with _decode(path) as (info, _):
-        return info
+    from vidmotion import video
+
+    with _named(path):
+        found = video.survey(path)
+        return VideoInfo(float(found.rate), found.frames, found.start)
 
 
 def iter_video(path: str | os.PathLike) -> Iterator[np.ndarray]:
-    """Yield the frames of a video one by one, uint8 (H, W, 3), turned upright.
+    """Yield the frames of a video one by one, uint8 (H, W, 3), as they are meant to be seen.
+
+    They come at a constant rate, that of `probe`, which shows a video of varying rate at its own speed.
 
     Raises:
         MediaError: as `read_video`, at the frame where it shows.
     """
-    with _decode(path) as (_, frames):
-        yield from frames
+    from vidmotion import video
+
+    with _named(path):
+        yield from video.read_steadily(path)
 
 
 @contextlib.contextmanager
-def _decode(path: str | os.PathLike) -> Iterator[tuple["VideoInfo", Iterator[np.ndarray]]]:
-    import av
-
+def _named(path: str | os.PathLike) -> Iterator[None]:
     try:
-        container = av.open(os.fspath(path))
-    except FileNotFoundError:
-        raise MediaError(f"there is no file {path}") from None
-    except (av.FFmpegError, OSError) as error:
-        raise MediaError(f"{path} is not a video that can be read, or damaged: {error}") from error
-    with container:
-        if not container.streams.video:
-            raise MediaError(f"{path} holds no video stream")
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-
-        def frames() -> Iterator[np.ndarray]:
-            count = 0
-            try:
-                for packet in container.demux(stream):
-                    if packet.is_corrupt:  # FFmpeg itself passes over a file cut short in silence
-                        raise MediaError(f"{path} is damaged or cut short after {count} frames")
-                    for frame in packet.decode():
-                        # Phones store the sensor's picture and the turn, counter-clockwise.
-                        yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                        count += 1
-            except av.FFmpegError as error:
-                raise MediaError(f"{path} is damaged after {count} frames: {error}") from error
-            if not count:
-                raise MediaError(f"{path} has a video stream without frames")
-
-        yield VideoInfo(float(stream.average_rate or 0), stream.frames), frames()
+        yield
+    except MediaError as error:
+        raise MediaError(f"{path}: {error}") from error

@@ -5,6 +5,7 @@ Tables in the README and in ``docs/results`` are built from committed records, n
 
 import importlib.metadata
 import json
+import logging
 import resource
 import subprocess
 import sys
@@ -17,6 +18,9 @@ from etils import epath
 
 from vidmotion.metrics.result import MetricResult
 
+log = logging.getLogger(__name__)
+
+RECORD = "record.json"
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -57,6 +61,18 @@ def peak_memory() -> dict[str, int]:
 def write(path: epath.Path, content: Mapping[str, Any]) -> None:
     """Write `content` as JSON, whole or not at all."""
     write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def read(path: epath.Path) -> dict[str, Any] | None:
+    """What `write` wrote; None without a file, and, with a warning, where it cannot be read."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read and counts as absent: %s", path, error)
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def write_text(path: epath.Path, text: str) -> None:

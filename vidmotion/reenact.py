@@ -59,7 +59,7 @@ def read_content(path: str, frames: int, size: int) -> np.ndarray:
     Raises:
       MediaError: not a picture or video that can be read.
     """
-    if _is_picture(path):
+    if media.is_picture(path):
         return fit(media.read_picture(path), size)[None]
     count = media.probe(path).frames or sum(1 for _ in media.iter_video(path))
     wanted = set(np.linspace(0, max(count - 1, 0), frames).round().astype(int).tolist())
@@ -92,14 +92,10 @@ def contents(path: str, system: System, length: int) -> Iterator[tuple[np.ndarra
     Raises:
       MediaError: as `read_content` and `windows`.
     """
-    if system.content_frames or _is_picture(path):
+    if system.content_frames or media.is_picture(path):
         still = read_content(path, system.content_frames, system.size)
         return itertools.repeat((still, length))
     return windows(path, length, system.size)
-
-
-def _is_picture(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in animate.PICTURES
 
 
 def reenact(

@@ -5,6 +5,7 @@ optimizer and averages made from the loaded weights -> restore, if the workdir h
 """
 
 import ast
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -12,16 +13,17 @@ import importlib
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
-from vidmotion import checkpoint, paths, pieces, record, sharding
+from vidmotion import checkpoint, lock, paths, pieces, record, sharding
 from vidmotion import system as systems
 from vidmotion import weights as own_weights
 from vidmotion.config_schema import from_config, plain
@@ -71,10 +73,16 @@ def check_place(workdir: str) -> None:
     """Refuse a workdir in a bucket that this process has no means or no right to reach.
 
     Raises:
-      ConfigError: a library or the credentials are missing, or the bucket does not answer.
+      ConfigError: a library or the credentials are missing, the bucket does not answer, or the name has characters
+        that are patterns there.
     """
     if not workdir.startswith("gs://"):
         return
+    if found := re.findall(r"[][*?\\]", workdir):
+        raise ConfigError(
+            f"{workdir}: checkpoints cannot be read from a bucket below a name with {' '.join(sorted(set(found)))}; "
+            "choose another --workdir"
+        )
     try:
         import gcsfs  # noqa: F401
         from google import auth
@@ -406,7 +414,8 @@ class Run:
 
     def position(self, loader: pipeline.Loader, step: int) -> dict[str, Any]:
         """What a checkpoint keeps beside the state: where the data are, and what the run depends on."""
-        return {**loader.state(step), "networks": self.networks}
+        config = json.loads(self.config.to_json())
+        return {**loader.state(step), "networks": self.networks, "config": config}
 
     def trained_vars(self) -> Vars:
         """Averaged parameters of the workdir's newest checkpoint, for evaluation and sampling.
@@ -512,6 +521,29 @@ class Run:
 
     # -- the workdir ------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def hold(self, part: str = "") -> Iterator[None]:
+        """The workdir, or a part of it, for this job alone: process 0 holds it for all of the job's processes.
+
+        Raises:
+          ConfigError: another job holds it; says which process.
+        """
+        folder = self.workdir / part if part else self.workdir
+        with contextlib.ExitStack() as stack:
+            problem = None
+            if jax.process_index() == 0:
+                try:
+                    stack.enter_context(lock.hold(folder))
+                except ConfigError as error:
+                    problem = error
+            if jax.process_count() > 1:
+                refused = multihost_utils.broadcast_one_to_all(np.asarray(problem is not None))
+                if refused and problem is None:
+                    problem = ConfigError(f"{folder} is in use, as process 0 found")
+            if problem is not None:
+                raise problem
+            yield
+
     def claim_workdir(self) -> None:
         """Write ``config.json`` into a new workdir; in an old one, check that it is the same run.
 
@@ -522,19 +554,43 @@ class Run:
             record.write(self.workdir / CONFIG_FILE, json.loads(self.config.to_json()))
 
     def check_workdir(self) -> bool:
-        """Whether a run of this config has begun in the workdir.
+        """Whether a run of this config has begun in the workdir, and its ``config.json`` is there.
 
         Raises:
-          ConfigError: the workdir was begun with another config; the differing fields are listed.
+          ConfigError: the workdir was begun, or its newest checkpoint trained, with another config; the differing
+            fields are listed. Or nothing says with which config its checkpoints were trained.
         """
         path = self.workdir / CONFIG_FILE
-        if not path.exists():
-            return False
-        try:
-            old = paths.flatten(json.loads(path.read_text()))
-        except (ValueError, AttributeError) as error:
-            raise ConfigError(f"{path} is not a config written by this program: {error}") from error
-        new = paths.flatten(json.loads(self.config.to_json()))
+        begun, trained = path.exists(), checkpoint.read_position(str(self.workdir))
+        if begun:
+            try:
+                old = json.loads(path.read_text())
+                steps = paths.flatten(old).get("steps")
+            except (ValueError, AttributeError) as error:
+                raise ConfigError(
+                    f"{path} is not a config written by this program: {error}"
+                ) from error
+            self._check_config(old, f"{self.workdir} belongs to a run")
+            if steps != self.config.steps:
+                log.warning(
+                    "steps changes from %s to %s: schedules now end there", steps, self.config.steps
+                )
+        if trained is None:
+            return begun
+        if "config" in trained:
+            self._check_config(trained["config"], f"the checkpoints of {self.workdir} are of a run")
+        elif not begun:
+            raise ConfigError(
+                f"{path} is missing, and the checkpoints beside it do not say what they were trained with: put it "
+                "back, or choose another --workdir and start from these weights with --config.init_from"
+            )
+        if not begun:
+            log.warning("%s is missing; the checkpoints were trained with this config", path)
+        return begun
+
+    def _check_config(self, old: Mapping[str, Any], whose: str) -> None:
+        """Refuse an `old` config that differs from this one in more than `FREE_FIELDS`."""
+        old, new = paths.flatten(old), paths.flatten(json.loads(self.config.to_json()))
         differing = [
             f"{name}: {old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} here"
             for name in sorted(old.keys() | new.keys())
@@ -542,15 +598,10 @@ class Run:
         ]
         if differing:
             raise ConfigError(
-                f"{self.workdir} belongs to a run with another config ({'; '.join(differing[:8])}"
+                f"{whose} with another config ({'; '.join(differing[:8])}"
                 + (f"; and {len(differing) - 8} more" if len(differing) > 8 else "")
                 + "). Choose another --workdir, or start from its weights with --config.init_from."
             )
-        if old.get("steps") != new.get("steps"):
-            log.warning(
-                "steps changes from %s to %s: schedules now end there", old["steps"], new["steps"]
-            )
-        return True
 
 
 class Released(Run):

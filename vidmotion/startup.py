@@ -25,42 +25,86 @@ def set_up_log() -> None:
 
 
 def set_up_devices() -> None:
-    """Compilation cache, and one distributed job where the environment describes several hosts.
+    """Compilation cache, and one distributed job where the environment describes several processes.
 
     Raises:
-      ConfigError: a description that is not complete.
+      ConfigError: a description that is not complete, or processes that do not find each other.
     """
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:
-        cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
-        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "vidmotion", "xla"))
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache_folder(), "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    variables = os.environ
-    if "JAX_COORDINATOR_ADDRESS" in variables:
-        try:
-            count, index = int(variables["JAX_NUM_PROCESSES"]), int(variables["JAX_PROCESS_ID"])
-            heartbeat = int(variables.get("VIDMOTION_HEARTBEAT_SECONDS", "100"))
-        except (KeyError, ValueError) as error:
-            raise ConfigError(
-                "JAX_COORDINATOR_ADDRESS asks for several processes; JAX_NUM_PROCESSES and "
-                f"JAX_PROCESS_ID must be numbers too ({error})"
-            ) from error
-        jax.distributed.initialize(
-            variables["JAX_COORDINATOR_ADDRESS"],
-            num_processes=count,
-            process_id=index,
-            heartbeat_timeout_seconds=heartbeat,
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address:
+        _join(
+            f"JAX_COORDINATOR_ADDRESS={address}",
+            coordinator_address=address,
+            num_processes=_number("JAX_NUM_PROCESSES"),
+            process_id=_number("JAX_PROCESS_ID"),
+            heartbeat_timeout_seconds=_number("VIDMOTION_HEARTBEAT_SECONDS", 100),
         )
-    elif (
-        int(variables.get("SLURM_NTASKS", "1")) > 1
-        or int(variables.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
-        or "," in variables.get("TPU_WORKER_HOSTNAMES", "")
-        or "MEGASCALE_COORDINATOR_ADDRESS" in variables
-    ):
-        jax.distributed.initialize()  # jax reads these clusters itself
+    elif cluster := _cluster():
+        _join(cluster)  # jax reads these clusters itself
     if jax.process_index() > 0:
         logging.getLogger("vidmotion").setLevel(logging.WARNING)  # process 0 speaks for all
+
+
+def cache_folder() -> str:
+    """This project's folder for what can be made again; a relative XDG_CACHE_HOME counts as none, as its rules say."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return os.path.join(
+        base if os.path.isabs(base) else os.path.expanduser("~/.cache"), "vidmotion"
+    )
+
+
+def _cluster() -> str:
+    """What in the environment says that this process is one of several; "": nothing."""
+    variables = os.environ
+    if (tasks := _number("SLURM_NTASKS", 1)) > 1:
+        # An allocation has that variable too; only srun, which starts the tasks, counts those of its step.
+        if _number("SLURM_STEP_NUM_TASKS", 1) > 1:
+            return f"SLURM_STEP_NUM_TASKS={variables['SLURM_STEP_NUM_TASKS']}"
+        log.warning(
+            "SLURM_NTASKS=%d, but srun did not start this process, so that it runs alone; "
+            "`srun python -m vidmotion.main ...` starts all of them",
+            tasks,
+        )
+    if _number("OMPI_COMM_WORLD_SIZE", 1) > 1:
+        return f"OMPI_COMM_WORLD_SIZE={variables['OMPI_COMM_WORLD_SIZE']}"
+    if "," in variables.get("TPU_WORKER_HOSTNAMES", ""):
+        return f"TPU_WORKER_HOSTNAMES={variables['TPU_WORKER_HOSTNAMES']}"
+    if address := variables.get("MEGASCALE_COORDINATOR_ADDRESS"):
+        return f"MEGASCALE_COORDINATOR_ADDRESS={address}"
+    return ""
+
+
+def _number(name: str, default: int | None = None) -> int:
+    """An environment variable; one that is empty counts as absent."""
+    text = os.environ.get(name, "")
+    if not text and default is not None:
+        return default
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"the environment variable {name} must be a number; it is {text!r}"
+            + ("" if default is not None else ", and JAX_COORDINATOR_ADDRESS needs it")
+        ) from error
+
+
+def _join(why: str, **options) -> None:
+    """`jax.distributed.initialize`; `why` names what asked for it."""
+    import jax
+
+    try:
+        jax.distributed.initialize(**options)
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(
+            f"{why} asks for several processes, and they did not find each other: {text[0]}. Start all of "
+            "them at once (docs/launchers.md), or unset it to run alone"
+        ) from error
 
 
 def simulate_devices(count: int) -> None:

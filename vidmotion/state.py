@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from vidmotion import paths
 
@@ -34,3 +35,19 @@ class TrainState:
     def averaged_params(self) -> PyTree:
         """`params` with the averaged leaves in place of the raw ones: what evaluation uses."""
         return paths.merge(self.params, self.ema)
+
+
+def broken_leaves(tree: PyTree) -> PyTree:
+    """Tree of () bool like `tree`: whether a leaf holds a NaN or an infinity; integers never do. Jit-able."""
+
+    def broken(leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return jnp.zeros((), bool)
+        return ~jnp.all(jnp.isfinite(leaf))
+
+    return jax.tree.map(broken, tree)
+
+
+def count_broken(tree: PyTree) -> jax.Array:
+    """() float32 number of leaves of `tree` that hold a NaN or an infinity; jit-able."""
+    return sum(jax.tree.leaves(broken_leaves(tree)), jnp.zeros((), jnp.float32))

@@ -1,15 +1,17 @@
 """The only training loop: build, restore, step, log, save, evaluate.
 
 The step never waits for the host: batches are on the devices ahead of it, metrics are read one step late,
-checkpoints are written in the background.
+checkpoints are written in the background. Evaluation and pictures never cost training: what of them fails is logged,
+named in the run's record and left out.
 """
 
 import contextlib
-import json
+import functools
 import logging
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -20,14 +22,24 @@ from clu import parameter_overview
 from jax.experimental import multihost_utils
 
 from vidmotion import evaluation, hardware, record
-from vidmotion.checkpoint import Checkpointer, CheckpointError
+from vidmotion.checkpoint import Checkpointer, CheckpointError, name_broken
 from vidmotion.data.pipeline import device_prefetch
-from vidmotion.errors import EXIT_DONE, EXIT_PREEMPTED
+from vidmotion.data.records import DatasetError
+from vidmotion.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_UNMEASURED, ConfigError
+from vidmotion.media import MediaError
 from vidmotion.metrics.result import MetricResult
 from vidmotion.run import Run
-from vidmotion.state import TrainState
+from vidmotion.state import TrainState, broken_leaves
+from vidmotion.step import BROKEN
 from vidmotion.system import check_batch
-from vidmotion.writer import METRICS_FILE, DeferredMetrics, MetricWriter, Mirror, Progress
+from vidmotion.writer import (
+    METRICS_FILE,
+    DeferredMetrics,
+    MetricWriter,
+    Mirror,
+    Progress,
+    read_metrics,
+)
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +48,7 @@ COMPILE_SECONDS = 0.001
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or gradient became NaN or infinite; names the step and the metric."""
+    """A loss, a gradient or a parameter became NaN or infinite; names the step and which."""
 
 
 class PreemptedError(RuntimeError):
@@ -50,7 +62,8 @@ class Interruption:
     """
 
     def __init__(self):
-        self._asked = False
+        self.asked = False  # by this process
+        self._raise = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -65,18 +78,32 @@ class Interruption:
             signal.signal(number, handler)
 
     def _ask(self, number: int, _frame) -> None:
-        if self._asked and number == signal.SIGINT:
+        if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._asked = True
+        self.asked = True
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)  # caught by jax, which tells the other processes
+        if self._raise:
+            raise KeyboardInterrupt
         log.warning("asked to stop: saving after this step")
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within it, a signal raises KeyboardInterrupt; for work that may be given up, unlike a step.
+
+        Not with several processes: one that left their common work would keep the others waiting.
+        """
+        self._raise = jax.process_count() == 1
+        try:
+            yield
+        finally:
+            self._raise = False
 
     def reached(self, step: int) -> bool:
         """Whether to save and stop after `step`; the same answer on every process."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked
+        return self.asked
 
 
 class Meter:
@@ -140,65 +167,71 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> int:
     """Train until ``config.steps``, resuming whatever the workdir holds.
 
     Returns:
-      `EXIT_DONE`, or `EXIT_PREEMPTED` after a signal (the state is saved).
+      `EXIT_DONE`; `EXIT_UNMEASURED` if an evaluation or the pictures failed after it; `EXIT_PREEMPTED` after a
+      signal. In each case the state is saved.
 
     Raises:
-      ConfigError, DatasetError, CheckpointError, PreemptedError: see their messages.
-      NonFiniteError: a loss or gradient became NaN or infinite; nothing of it is saved.
+      ConfigError, DatasetError, CheckpointError: see their messages.
+      NonFiniteError: a loss, a gradient or a parameter became NaN or infinite; nothing of it is saved.
     """
     run = Run(config, workdir)
     loader = run.loader("train")
     # Weights that are missing are refused now, not after minutes of compilation and with a workdir begun.
     jax.block_until_ready(run.consts)
     check_batch(run.system, _head(loader), config.batch_size // jax.process_count())
-    run.claim_workdir()
+    evaluation.check(run)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(run.hold())
+        run.claim_workdir()
         checkpointer = stack.enter_context(
             Checkpointer(workdir, config.checkpoint.keep, config.checkpoint.keep_period)
         )
-        with Interruption() as interruption:
-            restored = run.restore(checkpointer)
-            if restored is None:
-                state, start = run.fresh_state(), 0
-            else:
-                state, position = restored
-                start = loader.check(position)
-                log.info("resumed from step %d of %s", start, checkpointer.directory)
-            files = stack.enter_context(Mirror(run.workdir, (METRICS_FILE,)))
-            writer = stack.enter_context(
-                MetricWriter(
-                    files.local,
-                    resume_step=-1 if restored is None else start,  # -1: nothing counts so far
-                    is_host0=jax.process_index() == 0,
-                )
+        interruption = stack.enter_context(Interruption())
+        restored = run.restore(checkpointer)
+        if restored is None:
+            _check_fresh(run)
+            state, start = run.fresh_state(), 0
+        else:
+            state, position = restored
+            start = loader.check(position)
+            log.info("resumed from step %d of %s", start, checkpointer.directory)
+        files = stack.enter_context(Mirror(run.workdir, (METRICS_FILE,)))
+        writer = stack.enter_context(
+            MetricWriter(
+                files.local,
+                resume_step=-1 if restored is None else start,  # -1: nothing counts so far
+                is_host0=jax.process_index() == 0,
             )
-            _introduce(run, state, writer, start)
-            session = Session(run, writer, files, checkpointer, loader, state, start)
-            stack.callback(loader.close)
-            code = session.loop(interruption)
-        session.finish(code)
-    return code
+        )
+        _introduce(run, state, writer, start)
+        session = Session(run, writer, files, checkpointer, loader, state, start, interruption)
+        stack.callback(loader.close)
+        return session.finish(session.loop())
 
 
 class Session:
     """One uninterrupted stretch of training: from `start` to the end or to a signal."""
 
-    def __init__(self, run, writer, files, checkpointer, loader, state: TrainState, start: int):
+    def __init__(
+        self, run, writer, files, checkpointer, loader, state: TrainState, start: int, interruption
+    ):
+        self._interruption = interruption
         self.run, self.writer, self.checkpointer, self.loader = run, writer, checkpointer, loader
         self.state, self.start, self.step = state, start, start
         self._files = files
         self._deferred = DeferredMetrics()
         self._latest: dict[str, float] = {}
         self._results: list[MetricResult] = []
+        self._missed: dict[str, str] = {}  # what could not be measured the last time, and why
         self._meter = Meter(run)
 
-    def loop(self, interruption: Interruption) -> int:
-        """Run the steps; returns an exit code."""
+    def loop(self) -> int:
+        """Run the steps; returns `EXIT_DONE` or `EXIT_PREEMPTED`."""
         config, total = self.run.config, self.run.config.steps
         if self.step >= total:
             log.info("all %d steps are done", total)
             return EXIT_DONE
-        update, end = self._compile(), self.phase[1]
+        update, end, stop = self._compile(), self.phase[1], False
         with (
             device_prefetch(self.loader.iterate(self.step), self.run.put) as batches,
             Progress(total, self.step) as self._progress,
@@ -215,7 +248,7 @@ class Session:
                 first, last = self.step == self.start + 1, self.step == total
                 if first:  # counted beside the training, which does not wait for it
                     self._meter.flops = counting.submit(self.run.flops_per_step)
-                stop = interruption.reached(self.step)
+                stop = self._interruption.reached(self.step)
                 due = {
                     name: bool(every) and self.step % every == 0 and not (last or stop)
                     for name, every in (
@@ -237,16 +270,38 @@ class Session:
                 if stop:
                     break
         self._save(wait=True)
-        if self.step < total:
+        if stop:
             log.info("stopped at step %d, saved; the same command resumes", self.step)
             return EXIT_PREEMPTED
         return EXIT_DONE
 
-    def finish(self, code: int) -> None:
-        """Last pictures and numbers, and the run's record."""
+    def finish(self, code: int) -> int:
+        """Last pictures and numbers, and the run's record; returns the exit code of the run."""
         if code == EXIT_DONE:
+            # What follows may take long and fail: until it is done, the record says that it is not.
+            self._missed = dict.fromkeys(self._asked(), "the run ended before")
+            self._record()
+            self._missed = {}
             self._sample()
             self._evaluate()
+            if self._interruption.asked:
+                log.warning("stopped while evaluating; the same command evaluates again")
+                code = EXIT_PREEMPTED
+            elif self._missed:
+                log.error(
+                    "trained and saved, but not measured: %s; the same command tries again",
+                    ", ".join(self._missed),
+                )
+                code = EXIT_UNMEASURED
+        self._record()
+        return code
+
+    def _asked(self) -> list[str]:
+        """Names of what `_sample` and `_evaluate` attempt."""
+        return ["pictures"] * bool(self.run.config.sample.rows) + list(asked(self.run.config))
+
+    def _record(self) -> None:
+        """Write ``record.json``, whatever is known by now."""
         config = self.run.config
         meter = self._meter
         speed = meter.speed(meter.steps, meter.seconds) if meter.steps else {}
@@ -269,13 +324,18 @@ class Session:
             "peak_memory": record.peak_memory(),
             "last_metrics": self._latest,
             "results": [row.to_dict() for row in self._results],
+            "not_measured": self._missed,
         }
         self.writer.flush()
         self._files.copy_out()
         if jax.process_index() == 0:
-            path = self.run.workdir / "record.json"
-            if not meter.steps and path.exists():  # nothing trained: keep what was measured then
-                content = {**json.loads(path.read_text()), "results": content["results"]}
+            path = self.run.workdir / record.RECORD
+            old = record.read(path) if self.step == self.start else None
+            if old:  # nothing trained: keep what was measured then, and results in the place of which none came
+                results = content["results"] + (
+                    _others(old, content["results"]) if self._missed else []
+                )
+                content = {**old, "results": results, "not_measured": self._missed}
             try:
                 record.write(path, content)
                 log.info("run record: %s", path)
@@ -301,21 +361,31 @@ class Session:
 
     def _take(self, step: int, metrics: dict[str, float]) -> None:
         """Look at one finished step's numbers."""
+        broken = metrics.pop(BROKEN)
         losses = [name for name in metrics if name.startswith("loss/")]
         for name in losses + [name for name in metrics if name.startswith("grad_norm/")]:
-            value = metrics[name]
-            if not np.isfinite(value):
-                self.writer.scalars(step, metrics)  # for whoever looks for the cause
-                saved = self.checkpointer.steps()
-                last = f"the last checkpoint is step {saved[-1]}" if saved else "no checkpoint yet"
-                raise NonFiniteError(
-                    f"{name} is {value} at step {step}. Nothing of it is saved; {last}. Lower the "
-                    "learning rate, clip gradients, or compute in float32."
-                )
+            if not np.isfinite(metrics[name]):
+                self._give_up(step, metrics, f"{name} is {metrics[name]}")
+        if broken:
+            self._give_up(step, metrics, f"{self._broken()} became NaN or infinite")
         self._latest = metrics
         self._meter.add(metrics)
         if jax.process_index() == 0:
             self._progress.update(step, metrics[f"loss/{self.run.system.players[0].name}"])
+
+    def _give_up(self, step: int, metrics: dict[str, float], what: str) -> None:
+        self.writer.scalars(step, metrics)  # for whoever looks for the cause
+        saved = self.checkpointer.steps()
+        last = f"the last checkpoint is step {saved[-1]}" if saved else "no checkpoint yet"
+        raise NonFiniteError(
+            f"{what} at step {step}. Nothing of it is saved; {last}. Lower the learning rate, clip "
+            "gradients, or compute in float32."
+        )
+
+    def _broken(self) -> str:
+        """The leaves of the state that are not finite: of the newest, which is a step later at most."""
+        names = name_broken(self.run.jit(broken_leaves)(self.state))
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
     def _log(self, waited: float, timed: bool) -> None:
         """Write down the averages since the last time; the speed too, if these steps were `timed`."""
@@ -340,33 +410,88 @@ class Session:
     def _sample(self) -> None:
         if not self.run.config.sample.rows:
             return
-        pictures = evaluation.pictures(self.run, self.run.vars_of(self.state), self.step)
-        self.writer.images(self.step, pictures)
+
+        def draw():
+            pictures = evaluation.pictures(self.run, self.run.vars_of(self.state), self.step)
+            self.writer.images(self.step, pictures)
+
+        self._attempt("pictures", draw)
 
     def _evaluate(self) -> None:
-        self._results = evaluate_vars(self.run, self.run.vars_of(self.state))
+        self._results = evaluate_vars(self.run, self.run.vars_of(self.state), self._attempt) or []
         numbers = {
             f"eval/{row.metric}": row.value for row in self._results if row.value is not None
         }
         if numbers:
             self.writer.scalars(self.step, numbers)
 
+    def _attempt(self, what: str, measure: Callable[[], Any]) -> Any:
+        """`measure()`; None where it fails, or a signal ends it or came before. Training goes on either way."""
+        self._missed.pop(what, None)
+        try:
+            if not self._interruption.asked:
+                with self._interruption.at_once():
+                    return measure()
+            why = "interrupted"
+        except (KeyboardInterrupt, PreemptedError):
+            self._interruption.asked = True
+            why = "interrupted"
+            log.warning("asked to stop: %s is given up", what)
+        except Exception as error:  # whatever it is, it is not worth the training
+            why = f"{type(error).__name__}: {error}"
+            known = isinstance(
+                error, (ConfigError, DatasetError, CheckpointError, MediaError, OSError)
+            )
+            log.error("%s at step %d failed: %s", what, self.step, why, exc_info=not known)
+        self._missed[what] = " ".join(why.split())
+        return None
 
-def evaluate_vars(run: Run, vars) -> list[MetricResult]:
+
+def asked(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Names of the evaluators, or of the one protocol, that a config asks for."""
+    protocol = config.eval.get("protocol", "")
+    return (protocol,) if protocol else tuple(config.eval.run)
+
+
+def evaluate_vars(
+    run: Run, vars, attempt: Callable[[str, Callable], Any] = lambda _, measure: measure()
+) -> list[MetricResult]:
     """Run ``config.eval.protocol``, or else ``config.eval.run``, on given variables; prints the table.
 
     Of the latter the rows are also written to ``eval.json``; a protocol writes its own files.
+
+    Args:
+      run: whose config.
+      vars: the system's variables.
+      attempt: name and function of each evaluator -> what the function returns, or None for no results.
     """
-    results, protocol = [], run.config.eval.get("protocol", "")
+    results = []
     with evaluation.keeping():
-        for name in (protocol,) if protocol else run.config.eval.run:
-            results += evaluation.evaluate(name, run, vars, companion)
+        for name in asked(run.config):
+            results += attempt(name, functools.partial(_evaluate, name, run, vars)) or []
     if results and jax.process_index() == 0:
-        print(record.table(results), flush=True)
-    if results and not protocol and jax.process_index() == 0:
+        attempt("table of results", lambda: _report(run, results))
+    return results
+
+
+def _evaluate(name: str, run: Run, vars) -> list[MetricResult]:
+    """One evaluator or protocol; the latter keeps what it counted in a folder, which is for one process alone."""
+    alone = name == run.config.eval.get("protocol", "")
+    with run.hold(f"eval/{name}") if alone else contextlib.nullcontext():
+        return evaluation.evaluate(name, run, vars, companion)
+
+
+def _report(run: Run, results: list[MetricResult]) -> None:
+    print(record.table(results), flush=True)
+    if not run.config.eval.get("protocol", ""):
         rows = [row.to_dict() for row in results]
         record.write(run.workdir / "eval.json", {**record.environment(), "results": rows})
-    return results
+
+
+def _others(old: dict[str, Any], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results of an `old` record that `results` have no number for."""
+    new = {(row["metric"], row["convention"]) for row in results}
+    return [row for row in old["results"] if (row["metric"], row["convention"]) not in new]
 
 
 def companion(run: Run) -> Run:
@@ -375,9 +500,36 @@ def companion(run: Run) -> Run:
         done = checkpointer.steps()
     if not done or done[-1] < run.config.steps:
         log.info("training %s first", run.workdir)
-        if train(run.config, run.workdir) != EXIT_DONE:
+        if train(run.config, run.workdir) == EXIT_PREEMPTED:
             raise PreemptedError(f"training of {run.workdir} was interrupted; its state is saved")
     return run
+
+
+def _check_fresh(run: Run) -> None:
+    """What to do of a workdir without checkpoints that says that it was trained.
+
+    Raises:
+      ConfigError: there is a record, which is written only beside a checkpoint.
+    """
+    steps = (record.read(run.workdir / record.RECORD) or {}).get("steps_done", 0)
+    if steps:
+        raise ConfigError(
+            f"{run.workdir / record.RECORD} says that this run was trained to step {steps}, and there is no "
+            "checkpoint: put the folder checkpoints back, or move record.json away to begin from scratch"
+        )
+    if jax.process_index() != 0:
+        return
+    metrics = run.workdir / METRICS_FILE
+    if not metrics.exists() or not any(row["step"] for row in read_metrics(metrics)):
+        return
+    number = sum(1 for file in run.workdir.iterdir() if file.name.startswith("metrics-lost-"))
+    kept = run.workdir / f"metrics-lost-{number}.jsonl"
+    metrics.rename(kept)
+    log.warning(
+        "no checkpoint, though %s has steps of this run: it begins from scratch, and they are kept as %s",
+        METRICS_FILE,
+        kept.name,
+    )
 
 
 def _head(loader) -> dict[str, np.ndarray]:
@@ -387,7 +539,7 @@ def _head(loader) -> dict[str, np.ndarray]:
 def _introduce(run: Run, state: TrainState, writer: MetricWriter, start: int) -> None:
     overview = parameter_overview.get_parameter_overview(run.abstract_params, include_stats=False)
     if jax.process_index() == 0:
-        (run.workdir / "parameters.txt").write_text(overview + "\n")
+        record.write_text(run.workdir / "parameters.txt", overview + "\n")
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     log.info(
         "%s: %s parameters on mesh %s, batch %d, %d tokens a step",

@@ -35,7 +35,7 @@ def read_metrics(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    with open(path, "rb") as lines:
+    with epath.Path(path).open("rb") as lines:
         for line in lines:
             record = _parse(line)
             if record is not None:

@@ -247,6 +247,9 @@ def build() -> str:
         if folder.name == "benchmark":
             lines += ["## benchmark", "", "[Four ideas, the same clips](benchmark.md)", ""]
             continue
+        if folder.name == "faults":
+            lines += ["## faults", "", "[Reliability](../reliability.md)", ""]
+            continue
         runs = sorted(folder.glob("*.json"))
         if folder.name == "protocols":
             lines += ["## protocols", "", *protocols(runs)]

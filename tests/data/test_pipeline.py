@@ -63,6 +63,14 @@ def test_unshuffled_repeats_the_source():
     assert first(loader, 3) == [{"x": [0, 1]}, {"x": [2, 0]}, {"x": [1, 2]}]
 
 
+def test_a_batch_larger_than_the_source_is_said(caplog):
+    for batch_size, said in ((4, 0), (5, 1)):
+        caplog.clear()
+        with Loader(Numbers(4), batch_size=batch_size) as loader:
+            next(loader.iterate())
+        assert caplog.text.count("elements of") == said
+
+
 class Filled(Numbers):
     """Remembers what it was asked to make ready, and refuses what it was not."""
 

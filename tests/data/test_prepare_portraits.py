@@ -11,10 +11,12 @@ from PIL import Image
 from vidmotion.data import faces, prepare
 from vidmotion.data.clips import decode_clip
 from vidmotion.data.portraits import PortraitSource
-from vidmotion.data.prepare import cutting, portrait_sets
-from vidmotion.data.prepare.cutting import Cutting, Tally, cut_video, read_frames
+from vidmotion.data.prepare import cutting, folders, portrait_sets
+from vidmotion.data.prepare.cutting import Cutting, Tally, cut_video
 from vidmotion.data.prepare.folders import SourceFile
 from vidmotion.data.records import DatasetError, RecordSource
+from vidmotion.media import MediaError
+from vidmotion.video import read_frames
 
 HEIGHT, WIDTH, FACE = 96, 160, 24
 TUBE = Cutting(25, 64, 0.8, 25, "tube", 2.0, "raw")
@@ -121,17 +123,16 @@ def test_a_folder_of_pictures_is_a_video(tmp_path):
     folder.mkdir()
     for k, picture in enumerate(frames()):
         Image.fromarray(picture).save(folder / f"{k + 3:08d}.png")
-    found = portrait_sets.find_frame_folders(tmp_path, least=16)
+    found = folders.find_videos(tmp_path, pictures=True)[0]
     assert [(f.name, f.path) for f in found] == [(folder.name, folder)]
-    assert portrait_sets.find_frame_folders(tmp_path, least=21) == []
     reformatter = cutting.VideoReformatter()
     read = list(read_frames(folder))
     assert [start * 25 for start, *_ in read] == list(range(20))
     for (*_, picture), true in zip(read, frames()):
         np.testing.assert_array_equal(picture.render(reformatter), true)
     (folder / "00000010.png").unlink()
-    with pytest.raises(DatasetError, match="19 pictures numbered 3 to 22: some are missing"):
-        portrait_sets.find_frame_folders(tmp_path, least=16)
+    with pytest.raises(MediaError, match="19 pictures numbered 3 to 22: some are missing"):
+        list(read_frames(folder))
 
 
 def test_hdtf():

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import av
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image
 
 from vidmotion.data import faces, prepare
+from vidmotion.data.clips import encode_clip
 from vidmotion.data.prepare import folders
 from vidmotion.data.prepare.cutting import Cutting, Tally, cut_video
 from vidmotion.data.records import RecordSource
@@ -309,9 +311,25 @@ def test_clips_have_no_sound(prepared):
         assert record["clip"].tobytes().count(b"trak") == 1
 
 
-def test_parallel_is_serial(videos, prepared, tmp_path, capsys):
-    assert run(capsys, *arguments(videos, tmp_path, "--jobs=3"))[0] == 0
+@pytest.mark.parametrize("jobs", [2, 4])
+def test_parallel_is_serial(videos, prepared, tmp_path, capsys, jobs):
+    assert run(capsys, *arguments(videos, tmp_path, f"--jobs={jobs}"))[0] == 0
     assert content(tmp_path) == content(prepared[0])
+
+
+def test_bytes_do_not_depend_on_what_else_is_encoded_at_the_time():
+    """Sizes of partial macroblocks, with light that changes, in one, two and four threads at once."""
+    k, y, x = np.mgrid[:12, :100, :100]
+    light = 0.5 + 0.5 * np.abs(np.cos(k / 4))
+    bright = ((7 * (x // 4 + 2 * k) * (y // 4 + k)) % 256) * light
+    clips = [np.repeat((bright // step)[..., None], 3, -1).astype(np.uint8) for step in (1, 2, 3)]
+    found = set()
+    for jobs in (1, 2, 4):
+        with ThreadPoolExecutor(jobs) as pool:
+            coded = list(pool.map(lambda n: encode_clip(clips[n % 3], 25), range(24)))
+        found |= {(n % 3, data) for n, data in enumerate(coded)}
+    assert len(found) == 3
+    assert b"mbtree=0" in coded[0]  # x264 writes its settings into the stream
 
 
 def test_again_is_complete_and_other_settings_are_refused(videos, prepared, capsys):
@@ -508,3 +526,52 @@ def test_wrong_box_files_are_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(folders.DatasetError, match=message):
         faces.read_boxes(tmp_path / name)
+
+
+# --- folders as people have them ------------------------------------------------------------------
+
+
+def test_gifs_folders_of_pictures_and_links_are_read_once(tmp_path, capsys):
+    src = tmp_path / "src"
+    write(src / "a.mp4", [numbered(k) for k in range(10)])
+    images = [Image.fromarray(numbered(k)) for k in range(20)]
+    images[0].save(src / "moving.gif", save_all=True, append_images=images[1:], duration=40)
+    for k, image in enumerate(images):
+        for name in ("frames", "gap"):
+            (src / name).mkdir(exist_ok=True)
+            image.save(src / name / f"{k:07d}.png")
+    (src / "gap/0000004.png").unlink()
+    other = tmp_path / "elsewhere"
+    write(other / "b.mp4", [numbered(k) for k in range(10)])
+    (src / "link").symlink_to(other)
+    (src / "again").symlink_to(src / "frames")
+    (src / "up").symlink_to(tmp_path)
+    (src / "notes.txt").touch()
+    out = tmp_path / "out"
+    code, printed, _ = run(capsys, *arguments(src, out, "--test_share=0", "--codec=raw"))
+    assert code == 0
+    source = VideoSource(out, "train")
+    found = [source.name(k) for k in range(len(source))]
+    assert found == ["a.mp4", "frames", "frames", "link/b.mp4", "moving.gif", "moving.gif"]
+    assert numbers(source[1]["video"]) == list(range(10))
+    assert "gap: 19 pictures numbered 0 to 19: some are missing" in printed
+    assert "passed over, no videos: 1 .txt" in printed
+    assert "links to folders that are in it already" in printed
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    src = tmp_path / "src"
+    noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    write(src / "a.mp4", [noise] * 20)
+    limited = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "from vidmotion.data.prepare import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", limited, *arguments(src, tmp_path / "out", "--codec=raw")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "cannot be written" in done.stderr
+    assert not (tmp_path / "out/dataset.json").exists()

@@ -171,7 +171,10 @@ def test_damaged_shards(folder):
     flipped[65600] ^= 255  # inside the first record
     for content in (flipped, b"x" * len(whole), bytes(len(whole))):
         shard.write_bytes(content)
-        expect(folder, rf"{shard.name}: record 0 cannot be read.*damaged, or not a file of")
+        expect(
+            folder,
+            rf"{shard.name}: (record 0 cannot be read.*damaged, or not a file of|0 records where)",
+        )
         with pytest.raises(DatasetError, match=rf"{shard.name}: its sha256"):
             RecordSource(folder).verify()
     shard.unlink()
@@ -186,9 +189,10 @@ def test_foreign_records(folder, tmp_path):
     index = json.loads((folder / "dataset.json").read_text())
     index["splits"]["train"]["shards"][0]["bytes"] = shard.stat().st_size
     (folder / "dataset.json").write_text(json.dumps(index))
-    expect(folder, rf"{shard.name}: record 0 cannot be read")
+    expect(folder, rf"{shard.name}: 1 records where the index says 4")
     with DatasetWriter(tmp_path / "other", "other", shards=1) as other:
-        other.write("train", {"x": np.zeros(3)})
+        for _ in range(4):
+            other.write("train", {"x": np.zeros(3)})
     shutil.copy(tmp_path / "other" / "train-00000-of-00001.array_record", shard)
     index["splits"]["train"]["shards"][0]["bytes"] = shard.stat().st_size
     (folder / "dataset.json").write_text(json.dumps(index))

@@ -349,7 +349,11 @@ def test_two_hosts_together_measure_what_one_does(tmp_path, networks, monkeypatc
     settings = protocols.Settings.of(run.config.eval)
     work = protocols.PROTOCOLS["motion_transfer"][0](run, VARS, settings)
     found = protocols.PROTOCOLS["motion_transfer"][1](run, work, settings)
-    start, folder, counted = {each.name: each.start for each in found}, run.workdir / "two", []
+    start, folder, counted = (
+        {each.name: each.start for each in found},
+        run.workdir / "two [1-3]",
+        [],
+    )
     for process in range(2):
         kept = protocols.Kept(folder, {}, process, 2)
         done, states = kept.resume(start)

@@ -1,5 +1,6 @@
 """Transfer protocols with stand-ins for the trained networks whose answers are known."""
 
+import logging
 import types
 
 import numpy as np
@@ -11,6 +12,7 @@ from vidmotion.data.heads import HeadsSource
 from vidmotion.data.sprites import SpritesSource
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation import evaluate, sprites_judge, sprites_transfer, swap
+from vidmotion.evaluation.pictures import grid
 from vidmotion.evaluation.transfer import derangement, to_uint8, transfer
 
 
@@ -287,3 +289,31 @@ def test_judge_reads_every_clip_once(sprites):
     for name, classes in LABELS:
         assert probabilities[name].shape == (70, classes)
         np.testing.assert_array_equal(probabilities[name].argmax(axis=1), labels[name])
+
+
+# -- grids ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "clips", "expected"),
+    [
+        (3, 4, 7, (3, 4)),
+        (3, 4, 6, (3, 3)),
+        (6, 5, 8, (4, 4)),
+        (1, 9, 4, (1, 3)),
+        (5, 1, 2, (1, 1)),
+    ],
+)
+def test_a_grid_shrinks_to_the_clips_that_there_are(
+    caplog, monkeypatch, rows, columns, clips, expected
+):
+    monkeypatch.setattr(logging.getLogger("vidmotion"), "propagate", True)
+    config = ConfigDict({"sample": {"rows": rows, "columns": columns}})
+    assert grid(types.SimpleNamespace(config=config), range(clips)) == expected
+    assert ("the eval split has" in caplog.text) == (expected != (rows, columns))
+
+
+def test_one_clip_makes_no_grid():
+    config = ConfigDict({"sample": {"rows": 1, "columns": 1}})
+    with pytest.raises(ConfigError, match="need two clips, the eval split has 1"):
+        grid(types.SimpleNamespace(config=config), range(1))

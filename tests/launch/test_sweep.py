@@ -138,6 +138,24 @@ def test_a_failing_run_ends_the_sweep_with_its_code(tmp_path, monkeypatch, sweep
     assert len(asked) == 2
 
 
+def test_what_one_run_could_not_measure_costs_the_others_nothing(tmp_path, monkeypatch, sweep):
+    codes = iter([4, 0, 0, 4, 0, 0])
+
+    def run(command):
+        return subprocess.CompletedProcess(command, next(codes))
+
+    monkeypatch.setattr(sweep.subprocess, "run", run)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert sweep.main(["bcd_bitrate", f"--workdir={tmp_path}"]) == 4
+    assert next(codes, None) is None and (tmp_path / "table.md").exists()
+
+
+def test_a_torn_record_is_measured_again(tmp_path, sweep):
+    record(tmp_path / "run", a=1.0)
+    (tmp_path / "run" / "record.json").write_text('{"steps_done": 5')
+    assert not sweep._complete(tmp_path / "run", ("a",))
+
+
 def test_an_unknown_sweep_lists_those_there_are(tmp_path):
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "nope", f"--workdir={tmp_path}"],

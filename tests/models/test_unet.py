@@ -12,7 +12,7 @@ from quick import quick_jit, random_like
 
 from vidmotion import paths, sharding
 from vidmotion.convert.engine import convert
-from vidmotion.convert.maps.unet import RULES, WITHOUT_TEXT
+from vidmotion.convert.maps.unet import RULES, without_text
 from vidmotion.models import unet
 from vidmotion.models.attention import Attention, attend
 from vidmotion.models.motion_attention import DenoisingUNet, MotionModule, TemporalModule
@@ -23,7 +23,7 @@ from vidmotion.models.unet import (
     UNet,
     block_names,
     project_banks,
-    random_bank_mask,
+    random_banks,
 )
 
 SMALL = {
@@ -146,10 +146,10 @@ def test_without_text_there_are_fewer_parameters():
 
 
 def test_text_layers_are_left_behind(small):
-    state = {k: v.detach().numpy() for k, v in reference().state_dict().items()}
     net = UNet(**SMALL | {"context_width": 0})
-    params = convert(shapes_of(net, *inputs()[:2]), state, WITHOUT_TEXT)
-    lost = set(paths.flatten(small[1])) - set(paths.flatten(params))
+    kept = set(paths.flatten(without_text(small[1])))
+    assert kept == set(paths.flatten(shapes_of(net, *inputs()[:2])))
+    lost = set(paths.flatten(small[1])) - kept
     assert {path.split("/")[2] for path in lost} == {"cross", "norm2"}
     assert {path.split("/")[1][:4] for path in lost} == {"attn"}
 
@@ -328,15 +328,68 @@ def test_a_masked_reference_is_none(run, plain, banks):
 
 
 def test_masking_keeps_what_it_says():
-    pairs = {name: (jnp.zeros((1, n, 2, 4)),) * 2 for name, n in {"a": 64, "b": 64, "c": 4}.items()}
-    mask = random_bank_mask(jax.random.key(0), pairs, batch=5, ratio=0.3)
-    assert {name: m.shape for name, m in mask.items()} == {"a": (5, 64), "b": (5, 64), "c": (5, 4)}
-    for name, kept in {"a": 44, "b": 44, "c": 2}.items():
-        assert (mask[name].sum(1) == kept).all()
-    rows = np.concatenate([mask["a"], mask["b"]])
-    assert len(np.unique(rows, axis=0)) == 10  # drawn per sample and per block
-    many = random_bank_mask(jax.random.key(1), {"a": pairs["a"]}, batch=2000, ratio=0.3)["a"]
-    np.testing.assert_allclose(many.mean(0), 44 / 64, atol=0.06)  # 5.8 standard deviations
+    """Tokens are numbered, so that it can be seen which stay."""
+    sizes = {"a": 64, "b": 64, "c": 4}
+    banks = {n: jnp.tile(jnp.arange(s)[None, :, None], (5, 1, 3)) for n, s in sizes.items()}
+    kept = random_banks(jax.random.key(0), banks, ratio=0.3)
+    assert {n: x.shape for n, x in kept.items()} == {
+        "a": (5, 44, 3),
+        "b": (5, 44, 3),
+        "c": (5, 2, 3),
+    }
+    rows = []
+    for name, bank in kept.items():
+        np.testing.assert_array_equal(bank, bank[..., :1].repeat(3, -1))  # tokens stay whole
+        chosen = np.sort(np.asarray(bank[..., 0]), axis=1)
+        assert all(len(set(row)) == len(row) and row[-1] < sizes[name] for row in chosen)
+        rows += [tuple(row) for row in chosen] if name != "c" else []
+    assert len(set(rows)) == 10  # drawn per sample and per block
+    many = {"a": jnp.tile(jnp.arange(64)[None, :, None], (2000, 1, 1))}
+    many = random_banks(jax.random.key(1), many, ratio=0.3)["a"]
+    share = np.bincount(np.asarray(many).ravel(), minlength=64) / 2000
+    np.testing.assert_allclose(share, 44 / 64, atol=0.06)  # 5.8 standard deviations
+    all_ = random_banks(jax.random.key(0), banks, ratio=0.0)
+    jax.tree.map(np.testing.assert_array_equal, all_, banks)
+    assert random_banks(jax.random.key(0), banks, ratio=0.95)["c"].shape == (5, 0, 3)
+
+
+def test_a_masked_reference_is_one_of_fewer_tokens(run, plain, banks):
+    """What is left out, marked as unseen among all tokens, gives what the tokens that stay give alone."""
+    x, *_ = inputs()
+    kept = random_banks(jax.random.key(3), banks, ratio=0.3)
+    mask = {}
+    for name, bank in banks.items():
+        same = np.asarray(bank)[:, :, None] == np.asarray(kept[name])[:, None]
+        mask[name] = same.all(-1).any(-1)
+        assert (mask[name].sum(1) == kept[name].shape[1]).all()
+        assert kept[name].shape[1] == int(0.7 * bank.shape[1])
+    want = run(banks, mask, x)
+    seen = {name: np.ones(bank.shape[:2], bool) for name, bank in kept.items()}
+    np.testing.assert_allclose(run(kept, seen, x), want, atol=1e-5)
+    everything = {name: np.ones(bank.shape[:2], bool) for name, bank in banks.items()}
+    assert np.abs(want - run(banks, everything, x)).max() > 1e-3
+
+
+def test_one_token_of_context_needs_no_queries():
+    """The same token twice shares the attention out and gives the same; in half the products."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 5, 8)), jnp.float32)
+    context = jnp.asarray(rng.normal(size=(2, 1, 6)), jnp.float32)
+    net = Attention(2)
+    params = random_like(jax.eval_shape(net.init, jax.random.key(0), x, context)["params"])
+    assert set(params) == {"q", "k", "v", "out"}
+
+    def run(params, context):
+        return net.apply({"params": params}, x, context)
+
+    got = run(params, context)
+    np.testing.assert_allclose(got, run(params, jnp.repeat(context, 2, 1)), atol=1e-6)
+    by_hand = context[:, 0] @ params["v"]["kernel"] @ params["out"]["kernel"]
+    np.testing.assert_allclose(got[:, 3], by_hand + params["out"]["bias"][None], atol=1e-5)
+    products = str(jax.make_jaxpr(run)(params, context)).count("dot_general")
+    assert products == 2
+    slopes = jax.grad(lambda p: jnp.sum(run(p, context) ** 2))(params)
+    assert not np.any(slopes["q"]["kernel"]) and np.any(slopes["v"]["kernel"])
 
 
 def test_names_of_the_blocks():

@@ -9,9 +9,10 @@ import pytest
 from quick import quick_jit, random_like
 
 from vidmotion import sharding
+from vidmotion.convert import __main__ as convert
 from vidmotion.convert import engine, read
 from vidmotion.convert.maps import vae as vae_maps
-from vidmotion.errors import ConfigError
+from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.models import vae
 from vidmotion.systems import codecs
 
@@ -96,6 +97,35 @@ def test_weights_come_back_from_a_file(weights, file):
     assert np.mean((pixels > 0) & (pixels < 1)) > 0.2  # not all of it is clipped
 
 
+def test_weights_come_back_from_a_converted_folder(weights, file, tmp_path):
+    assert convert.main(["sd_vae", f"--src={file}", f"--out={tmp_path}"]) == EXIT_DONE
+    loaded = make(weights=str(tmp_path)).consts()["vae"].load()
+    jax.tree.map(np.testing.assert_array_equal, dict(loaded), dict(weights))
+    codec = make(weights=file)
+    known = codec.fingerprints({"vae": weights})
+    assert codec.fingerprints({"vae": loaded}) == known  # a run may go on with either
+
+
+def test_mean_and_draw_come_of_one_run(weights, monkeypatch):
+    codec, consts, video, key = make(), {"vae": weights}, videos(), jax.random.key(4)
+    mean, drawn = quick_jit(codec.encode_and_draw)(consts, video, key)
+    np.testing.assert_allclose(mean, quick_jit(codec.encode)(consts, video), atol=1e-5)
+    again = quick_jit(lambda v: codec.encode(consts, v, key))(video)
+    np.testing.assert_allclose(drawn, again, atol=1e-5)
+    # The deviation by hand: noise of the key, times exp(logvar / 2) of the network, over twice the std.
+    net = vae.AutoencoderKL(**vae.SIZES["tiny"])
+    frames = video.reshape(-1, SIZE, SIZE, 3) / np.float32(127.5) - 1
+    logvar = quick_jit(lambda x: net.apply({"params": weights}, x, method="encode")[1])(frames)
+    noise = jax.random.normal(key, (CLIPS, FRAMES, 2, 2, 4))
+    apart = (
+        np.exp(np.asarray(logvar) / 2).reshape(noise.shape) * np.asarray(noise) / np.array(STD) / 2
+    )
+    np.testing.assert_allclose(drawn - mean, apart, atol=1e-5)
+    pixels = codecs.make({"mean": 0.1, "std": 0.2})
+    for x in pixels.encode_and_draw({}, jnp.asarray(video), key):
+        np.testing.assert_array_equal(x, pixels.encode({}, jnp.asarray(video)))
+
+
 @pytest.mark.parametrize("chunk", [2, 5, 8])
 def test_chunks_do_not_show(weights, chunk):
     def latents(chunk):
@@ -155,6 +185,10 @@ def test_missing_or_foreign_weights_are_one_sentence(weights, file, tmp_path):
     (tmp_path / "weights.txt").write_text("not weights")
     assert "cannot be read" in refusal(weights=str(tmp_path / "weights.txt"))
     assert "problems, the first: target " in refusal(network="sd", weights=file)
+    assert convert.main(["sd_vae", f"--src={file}", f"--out={tmp_path / 'tiny'}"]) == EXIT_DONE
+    assert "has completed" in refusal(weights=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"down_0/res_0/conv1/kernel: \(3, 3, 16, 16\) there"):
+        make("sd", weights=str(tmp_path / "tiny")).consts()["vae"].load()
     foreign = tmp_path / "foreign.safetensors"
     read.write_safetensors(foreign, {"transformer.h.0.weight": np.zeros(3, np.float32)})
     assert "problems, the first" in refusal(weights=str(foreign))

@@ -346,6 +346,18 @@ def test_a_long_video_is_cut_into_windows(sample):
     )
 
 
+def test_codes_of_a_long_video_are_those_of_its_windows(decoding):
+    made, vars = decoding
+    long = np.concatenate([batch(seed=k)["video"] for k in range(2)], axis=1)[:, :7]
+    read = quick_jit(made.read)
+    first, rest = read(vars, {"video": long[:, :4]}), np.concatenate([long, long[:, 6:]], 1)[:, 4:]
+    codes = quick_jit(made.read_codes)(vars, {"content": long, "motion": long})
+    np.testing.assert_allclose(codes["content"], first["structure"].reshape(2, -1), atol=1e-5)
+    dynamics = [first["dynamics"], read(vars, {"video": rest})["dynamics"]]
+    whole = np.concatenate(dynamics, axis=1).reshape(2, 8, -1)
+    np.testing.assert_allclose(codes["motion"], whole[:, :7], atol=1e-5)
+
+
 def test_a_draw_differs_from_the_mean(sample):
     video = batch()["video"]
     assert np.abs(sample(video, video, draw=True) - sample(video, video)).max() > 1e-3

@@ -243,17 +243,30 @@ def test_a_pair_of_equal_frames_has_no_motion_and_weighs_tau(monkeypatch, vars):
 
 
 def test_the_target_is_drawn_from_the_posterior_and_all_else_is_its_mean(monkeypatch, vars):
-    system, keys = made(), []
-    encode = type(system.codec).encode
+    """And each of the four frames of a pair is encoded once."""
+    system, seen = made(), []
+    codec = type(system.codec)
+    encode = codec.encode
 
-    def spy(self, consts, video, key=None):
-        keys.append((video.shape[:2], key is not None))
-        return encode(self, consts, video, key)
+    def mean(self, consts, video, key=None):
+        assert key is None
+        seen.append(("mean", np.asarray(video)))
+        return encode(self, consts, video)
 
-    monkeypatch.setattr(type(system.codec), "encode", spy)
-    spied(monkeypatch, system, vars, batch_of(system))
-    assert [shape for shape, drawn in keys if drawn] == [(BATCH, 1)]
-    assert sorted(shape for shape, drawn in keys if not drawn) == [(BATCH, 2), (2 * BATCH, 1)]
+    def draw(self, consts, video, key):
+        seen.append(("drawn", np.asarray(video)))
+        x = encode(self, consts, video)
+        return x, x + 1.0
+
+    monkeypatch.setattr(codec, "encode", mean)
+    monkeypatch.setattr(codec, "encode_and_draw", draw)
+    batch = batch_of(system)
+    spied(monkeypatch, system, vars, batch)
+    (drawn,) = [video for how, video in seen if how == "drawn"]
+    np.testing.assert_array_equal(drawn, batch["target"])
+    frames = np.concatenate([video.reshape(-1, *video.shape[2:]) for _, video in seen])
+    want = np.concatenate([np.reshape(x, (-1, *frames.shape[1:])) for x in batch.values()])
+    assert sorted(x.tobytes() for x in frames) == sorted(x.tobytes() for x in want)
 
 
 def test_pairs_are_more_than_a_fifth_of_a_second_apart():

@@ -15,10 +15,11 @@ from vidmotion.convert import __main__ as convert
 from vidmotion.convert import engine
 from vidmotion.convert.read import write_safetensors
 from vidmotion.data import heads
-from vidmotion.errors import EXIT_DONE, ConfigError
+from vidmotion.errors import EXIT_DONE, EXIT_REFUSED, ConfigError
 from vidmotion.evaluation.transfer import face_views
 from vidmotion.run import Run, load_config, open_run
 from vidmotion.system import Vars, build, within
+from vidmotion.systems import xnemo
 from vidmotion.systems.xnemo import Gan, Guidance
 from vidmotion.train import train
 
@@ -334,14 +335,20 @@ def test_a_dropped_sample_sees_neither_reference_nor_clip(system, vars, monkeypa
         return jnp.zeros_like(x)
 
     def features(self, vars, pictures):
-        banks = {"mid/attn_0": jnp.ones((len(pictures), 10, SIZE))}
+        numbered = jnp.tile(jnp.arange(10.0)[None, :, None], (len(pictures), 1, SIZE))
+        banks = {"mid/attn_0": numbered}
         return banks, jnp.ones((len(pictures), 1, 4))
+
+    def project(net, params, banks):
+        seen.update(banks)
+        return {name: (bank, bank) for name, bank in banks.items()}
 
     def encode(self, vars, crops, key):
         return jnp.ones((*crops.shape[:2], self.encoder.latent)), vars.mutable
 
     cls = type(system)
     monkeypatch.setattr(cls, "_predict", spy)
+    monkeypatch.setattr(xnemo, "project_banks", project)
     monkeypatch.setattr(cls, "_reference_features", features)
     monkeypatch.setattr(cls, "_encode", encode)
     system = dataclasses.replace(
@@ -354,8 +361,9 @@ def test_a_dropped_sample_sees_neither_reference_nor_clip(system, vars, monkeypa
     visible = np.asarray(seen["mask"]["mid/attn_0"]).sum(axis=1)
     # floor(10 * 0.7) of ten tokens, another seven for every sample; none where dropped.
     np.testing.assert_array_equal(visible, 7 * kept)
-    places = np.asarray(seen["mask"]["mid/attn_0"])[kept == 1]
-    np.testing.assert_allclose(places.mean(axis=0), 0.7, atol=0.12)
+    places = np.asarray(seen["mid/attn_0"])[..., 0].astype(int)
+    assert places.shape == (rows, 7)
+    np.testing.assert_allclose(np.bincount(places.ravel()) / rows, 0.7, atol=0.12)
     assert seen["tokens"] is not None  # motion stays
 
 
@@ -605,3 +613,17 @@ def test_the_first_stage_begins_with_stable_diffusion(release, tmp_path, system)
     fresh = jax.eval_shape(system.init, jax.random.key(0), batch_of(system))
     asked = {path for path, flag in paths.flatten(paths.assign(rules, fresh)).items() if flag}
     assert asked == set(paths.flatten(given))
+
+
+def test_a_base_without_text_attention_is_refused_by_all_that_it_lacks(release, tmp_path, capsys):
+    folder, _ = release
+    whole = convert.read(folder / "xnemo_denoising_unet.safetensors")
+    text = [k for k in whole if ".attn2." in k or ".transformer_blocks.0.norm2." in k]
+    base = {key: x for key, x in whole.items() if "_modules" not in key and key not in text}
+    write_safetensors(tmp_path / "unet.safetensors", base)
+    given = ["xnemo", f"--base={tmp_path / 'unet.safetensors'}", f"--out={tmp_path / 'out'}"]
+    assert convert.main(given) == EXIT_REFUSED
+    said = capsys.readouterr().err
+    lacking = [key for key in text if "_modules" not in key]
+    assert len(lacking) == 7 * 4 and all(f"no source {key}" in said for key in lacking)
+    assert not (tmp_path / "out").exists()

@@ -5,6 +5,7 @@
     python -m vidmotion.convert lpips_vgg --src=TRUNK.pth --heads=HEADS.pth --out=DIR
     python -m vidmotion.convert xnemo --src=FOLDER_OF_THE_FOUR_FILES [--base=SD_UNET.safetensors] --out=DIR
     python -m vidmotion.convert xnemo --base=SD_UNET.safetensors --out=DIR    # what training begins with
+    python -m vidmotion.convert warpface --base=SD_UNET.safetensors --vae=SD_VAE.safetensors --out=DIR    # the same
 
 The way back also takes a folder as --out, and names the file in it after the network.
 The sizes of the network are read off the checkpoint. Every key must be used, or be ignored for a
@@ -36,8 +37,10 @@ from vidmotion.convert.maps import motion_encoder as motion_encoder_maps
 from vidmotion.convert.maps import resnet as resnet_maps
 from vidmotion.convert.maps import temporal_vae as temporal_vae_maps
 from vidmotion.convert.maps import unet as unet_maps
+from vidmotion.convert.maps import vae as vae_maps
 from vidmotion.convert.maps import vgg as vgg_maps
 from vidmotion.convert.maps import vidtwin as vidtwin_maps
+from vidmotion.convert.maps import warpface as warpface_maps
 from vidmotion.convert.maps import xnemo as xnemo_maps
 from vidmotion.convert.read import read, write_safetensors
 from vidmotion.errors import EXIT_DONE, EXIT_REFUSED
@@ -49,6 +52,7 @@ from vidmotion.models import (
     spacetime,
     temporal_vae,
     unet,
+    vae,
     vidtwin,
 )
 from vidmotion.models.features import clip, emonet, i3d, inception, iresnet, lpips, vgg
@@ -195,9 +199,19 @@ def _of_images(
 
 
 def _unet(
-    rules: engine.Rules, make: type[unet.UNet], inputs: Callable[[unet.UNet], Sequence[Any]]
+    rules: engine.Rules,
+    make: type[unet.UNet],
+    inputs: Callable[[unet.UNet], Sequence[Any]],
+    text: int = 0,
 ) -> Network:
-    """A UNet of any size; `inputs` are the shapes that it is called with, of an 8 x 8 latent."""
+    """A UNet of any size.
+
+    Args:
+      rules: its table.
+      make: its class.
+      inputs: the shapes that it is called with, of an 8 x 8 latent.
+      text: width of the text that it attends to, should the file have no attention to one; 0: then it has none.
+    """
 
     def net(given: Arguments) -> unet.UNet:
         try:
@@ -206,6 +220,11 @@ def _unet(
             raise ValueError(
                 f"these are not the arguments of a {make.__name__}: {error}"
             ) from error
+
+    def arguments(found: Shapes, options: Mapping[str, int | None]) -> Arguments:
+        sizes = unet_maps.sizes(found)
+        width = sizes["context_width"] or text
+        return sizes | {"context_width": width, "heads": options["heads"] or make.heads}
 
     def shapes(given: Arguments) -> Mapping[str, Any]:
         arrays = [jax.ShapeDtypeStruct(shape, np.float32) for shape in inputs(net(given))]
@@ -218,9 +237,7 @@ def _unet(
 
     return Network(
         rules=rules,
-        arguments=lambda found, options: (
-            unet_maps.sizes(found) | {"heads": options["heads"] or make.heads}
-        ),
+        arguments=arguments,
         shapes=shapes,
         options={"heads": "attention heads (default 8, which no shape tells)"},
         constants=constants,
@@ -231,17 +248,34 @@ def _unet_inputs(net: unet.UNet) -> list[tuple[int, ...]]:
     return [(1, 1, 8, 8, 4), (1,), (1, 1, net.context_width)]
 
 
+def _sd_vae_shapes(given: Arguments) -> Mapping[str, Any]:
+    try:
+        # One group in every norm: no shape tells how many there are, and no parameter depends on it.
+        net = vae.AutoencoderKL(tuple(given["channels"]), given["layers_per_block"], norm_groups=1)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"these are not the arguments of an AutoencoderKL: {error}") from error
+    image = jax.ShapeDtypeStruct((1, net.factor, net.factor, 3), np.float32)
+    return jax.eval_shape(lambda x: net.init(jax.random.key(0), x), image)["params"]
+
+
 NETWORKS = {
     "sd_unet": _unet(unet_maps.RULES, unet.UNet, _unet_inputs),
     "xnemo_reference_unet": _unet(
         unet_maps.REFERENCE,
         unet.ReferenceUNet,
         lambda net: [(1, 8, 8, 4), (1, 1, net.context_width)],
+        text=unet.SIZES["sd15"]["context_width"],
     ),
     "xnemo_denoising_unet": _unet(
         unet_maps.RULES,
         motion_attention.DenoisingUNet,
         lambda net: [*_unet_inputs(net), (1, 1, *motion_attention.MOTION)],
+        text=unet.SIZES["sd15"]["context_width"],
+    ),
+    "sd_vae": Network(
+        rules=vae_maps.DIFFUSERS,
+        arguments=lambda found, options: vae_maps.sizes(found),
+        shapes=_sd_vae_shapes,
     ),
     "svd_vae": _of_images(
         temporal_vae_maps.RULES, temporal_vae.TemporalAutoencoder, temporal_vae.SIZES["svd"]
@@ -286,6 +320,11 @@ NETWORKS = {
 }
 
 
+FIRST = unet.SIZES["sd15"]["channels"][
+    :1
+]  # by which a file is known to be of Stable Diffusion's own size
+
+
 def bring_in(name: str, src: Path, out: Path, options: Mapping[str, int | Path | None]) -> str:
     """Checkpoint file -> folder; returns what to tell the user.
 
@@ -300,9 +339,9 @@ def bring_in(name: str, src: Path, out: Path, options: Mapping[str, int | Path |
     network = NETWORKS[name]
     if out.is_file():
         raise ValueError(f"{out}: is a file; --out must be a folder")
-    source = _read(src)
+    source = read(src, float32=True)
     for file in (options[file] for file in network.files if options[file]):
-        source |= _read(file)
+        source |= read(file, float32=True)
     arguments = network.arguments({key: x.shape for key, x in source.items()}, options)
     params = engine.convert(network.shapes(arguments), source, network.rules)
     wrong = [
@@ -332,7 +371,7 @@ def bring_in_xnemo(src: Path | None, out: Path, options: Mapping[str, int | Path
     """
     if out.is_file():
         raise ValueError(f"{out}: is a file; --out must be a folder")
-    base = xnemo_maps.unwrapped(_read(options["base"])) if options.get("base") else {}
+    base = xnemo_maps.unwrapped(read(options["base"], float32=True)) if options.get("base") else {}
     names = dict(xnemo_maps.FILES)
     if src is None:
         if not base:
@@ -346,19 +385,71 @@ def bring_in_xnemo(src: Path | None, out: Path, options: Mapping[str, int | Path
                 f"{src}: lacks {', '.join(absent)} (or .safetensors files of these names), of "
                 + xnemo_maps.PUBLISHED
             )
-        sources = {part: xnemo_maps.unwrapped(_read(path)) for part, path in files.items()}
+        sources = {
+            part: xnemo_maps.unwrapped(read(path, float32=True)) for part, path in files.items()
+        }
         sources["denoiser"] = xnemo_maps.denoising(
             base, sources["denoiser"], sources.pop("temporal", {})
         )
+    parts = {part: (names[part], source) for part, source in sources.items()}
+    return _bring_in_parts("xnemo", parts, out, options)
+
+
+def bring_in_warpface(out: Path, options: Mapping[str, int | Path | None]) -> str:
+    """Stable Diffusion 1.5 -> a folder with a folder for the UNet and one for the autoencoder; returns what to tell
+    the user.
+
+    Args:
+      out: the folder to write.
+      options: ``base``, the UNet's file; ``vae``, the autoencoder's, or None.
+
+    Raises:
+      As `bring_in`; what does not fit in either of the networks is in one message.
+    """
+    if out.is_file():
+        raise ValueError(f"{out}: is a file; --out must be a folder")
+    parts = {"unet": ("sd_unet", read(options["base"], float32=True))}
+    if options.get("vae"):
+        parts["vae"] = "sd_vae", read(options["vae"], float32=True)
+    try:
+        said = _bring_in_parts("warpface", parts, out, options)
+    except engine.ConversionError as error:
+        raise ValueError(f"{error}\n{warpface_maps.WANTED}") from error
+    codec = f" --config.system.codec.weights={out / 'vae'}" if "vae" in parts else ""
+    return f"{said}\nTrain with --config=configs/warpface.py --config.init_from={out}{codec}"
+
+
+def _bring_in_parts(
+    whole: str,
+    parts: Mapping[str, tuple[str, Mapping[str, np.ndarray]]],
+    out: Path,
+    options: Mapping[str, int | Path | None],
+) -> str:
+    """Writes the folder of a network in several parts; returns what to tell the user.
+
+    Args:
+      whole: its name.
+      parts: name -> its network's name, and its checkpoint.
+      out: the folder.
+      options: values of the networks' `options`.
+
+    Raises:
+      ConversionError: what does not fit in any of the networks; nothing is written.
+    """
     lines, problems, converted = [], [], {}
-    for part, source in sources.items():
-        name = names[part]
-        network = NETWORKS[name]
+    for part, (name, source) in parts.items():
+        network, shapes = NETWORKS[name], {key: x.shape for key, x in source.items()}
+        given = {**dict.fromkeys(network.options), **options}
+        if shapes.get("conv_in.weight", ())[:1] == FIRST:
+            wrong = unet_maps.other_texts(shapes, unet.SIZES["sd15"]["context_width"])
+            problems += [f"{name}: {problem}" for problem in wrong]
         try:
-            given = {**options, "heads": options.get("heads")}
-            arguments = network.arguments({key: x.shape for key, x in source.items()}, given)
-            params = engine.convert(network.shapes(arguments), source, network.rules)
-            converted[part] = name, arguments, params
+            arguments = network.arguments(shapes, given)
+            converted[part] = (
+                name,
+                arguments,
+                engine.convert(network.shapes(arguments), source, network.rules),
+            )
         except engine.ConversionError as error:
             problems += [f"{name}: {problem}" for problem in error.problems]
     if problems:
@@ -366,8 +457,9 @@ def bring_in_xnemo(src: Path | None, out: Path, options: Mapping[str, int | Path
     for part, (name, arguments, params) in converted.items():
         folder.write(out / part, name, arguments, params)
         count = sum(leaf.size for leaf in paths.flatten(params).values())
-        lines.append(f"{out / part}: {name}, {count:,} numbers; 0 missing")
-    folder.join(out, "xnemo", list(converted))
+        used = len(engine.export(params, NETWORKS[name].rules))
+        lines.append(f"{out / part}: {name}, {count:,} numbers from {used} keys; 0 missing")
+    folder.join(out, whole, list(converted))
     return "\n".join(lines)
 
 
@@ -393,15 +485,6 @@ def bring_back(name: str, src: Path, out: Path) -> str:
     return f"{out}: {name}, {len(source)} keys"
 
 
-def _read(src: Path) -> dict[str, np.ndarray]:
-    try:
-        return read(src, float32=True)
-    except (OSError, ImportError, ValueError):
-        raise
-    except Exception as error:  # whatever the readers of damaged files raise
-        raise ValueError(f"{src}: cannot be read, truncated or of another kind: {error}") from error
-
-
 def _ignored(keys: set[str], rules: engine.Rules) -> dict[str, int]:
     """How many keys each reason covers; a key used under its second spelling has none."""
     ignores = [rule for rule in rules if isinstance(rule, engine.Ignore)]
@@ -415,16 +498,19 @@ def _ignored(keys: set[str], rules: engine.Rules) -> dict[str, int]:
 def main(argv: list[str] | None = None) -> int:
     """The command line. Returns its exit code."""
     args = vars(_parser().parse_args(argv))
-    name, src, out = args.pop("network"), args.pop("src"), args.pop("out")
+    name, src, out = args.pop("network"), args.pop("src", None), args.pop("out")
     try:
         if args.pop("export", False):
             print(bring_back(name, src, out))
         elif name == "xnemo":
             print(bring_in_xnemo(src, out, args))
+        elif name == "warpface":
+            print(bring_in_warpface(out, args))
         else:
             print(bring_in(name, src, out, args))
     except (ImportError, OSError, ValueError) as error:
-        print(f"error: {'' if str(src) in str(error) else f'{src}: '}{error}", file=sys.stderr)
+        where = "" if src is None or str(src) in str(error) else f"{src}: "
+        print(f"error: {where}{error}", file=sys.stderr)
         return EXIT_REFUSED
     return EXIT_DONE
 
@@ -456,6 +542,12 @@ def _parser() -> argparse.ArgumentParser:
         "--base", type=Path, help="Stable Diffusion UNet, where the files lack its part"
     )
     whole.add_argument("--heads", type=int, help="attention heads (default 8)")
+    begins = kinds.add_parser(
+        "warpface", help="Stable Diffusion 1.5, for config.init_from of configs/warpface.py"
+    )
+    begins.add_argument("--base", type=Path, required=True, help=warpface_maps.PUBLISHED["unet"])
+    begins.add_argument("--vae", type=Path, help=warpface_maps.PUBLISHED["vae"])
+    begins.add_argument("--out", type=Path, required=True, help="folder to write")
     return parser
 
 

@@ -1,9 +1,11 @@
 """Converted weights on disk: a folder that says which network it holds and of what size.
 
-``network.json`` has the name of the network and the arguments of its class; ``params.safetensors``
-the parameters, keyed by their paths in the tree (``encoder/patch_embed/kernel``).
+``network.json`` has the name of the network, the arguments of its class and the sha256 of
+``params.safetensors``, which has the parameters, keyed by their paths in the tree
+(``encoder/patch_embed/kernel``).
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +19,7 @@ from vidmotion.convert.read import read, shapes_of, write_safetensors
 from vidmotion.errors import ConfigError
 
 NETWORK, PARAMS = "network.json", "params.safetensors"
+DIGEST = "sha256"  # of params.safetensors, in network.json; folders of earlier versions have none
 
 
 def write(
@@ -32,13 +35,19 @@ def write(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    params_file = folder / PARAMS
-    params_file.unlink(missing_ok=True)  # never the weights of one network by the name of another
-    aside = folder / f"{NETWORK}.{os.getpid()}.tmp"
-    content = {"network": network, "arguments": dict(arguments)}
-    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    aside.replace(folder / NETWORK)
-    write_safetensors(params_file, paths.flatten(params))
+    params_file, written = folder / PARAMS, folder / f"{os.getpid()}.tmp.{PARAMS}"
+    try:
+        write_safetensors(written, paths.flatten(params))
+        content = {"network": network, "arguments": dict(arguments), DIGEST: _digest(written)}
+        params_file.unlink(
+            missing_ok=True
+        )  # never the weights of one network by the name of another
+        aside = folder / f"{NETWORK}.{os.getpid()}.tmp"
+        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        aside.replace(folder / NETWORK)
+        written.replace(params_file)
+    finally:
+        written.unlink(missing_ok=True)
 
 
 def join(folder: str | os.PathLike, network: str, parts: Sequence[str]) -> None:
@@ -61,9 +70,9 @@ def load(
 
     Raises:
       FileNotFoundError: one of the two files is absent.
-      ValueError: ``network.json`` is not what `write` writes.
+      ValueError: ``network.json`` is not what `write` writes, or the parameters are not those written.
     """
-    return _load(Path(folder), read, only)
+    return _load(Path(folder), _checked, only)
 
 
 def load_wanted(
@@ -96,11 +105,24 @@ def describe(folder: str | os.PathLike) -> tuple[str, dict[str, Any], dict[str, 
     return _load(Path(folder), _empty, None)
 
 
-def _empty(path: Path) -> dict[str, np.ndarray]:
+def _checked(path: Path, digest: str | None) -> dict[str, np.ndarray]:
+    if digest is not None and _digest(path) != digest:
+        raise ValueError(
+            f"{path}: its sha256 is not that in {NETWORK}: damaged or replaced; convert it again"
+        )
+    return read(path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _empty(path: Path, digest: str | None) -> dict[str, np.ndarray]:
     return {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes_of(path).items()}
 
 
-def _load(folder: Path, read_file: Callable[[Path], Any], only: Sequence[str] | None):
+def _load(folder: Path, read_file: Callable[[Path, str | None], Any], only: Sequence[str] | None):
     if parts := _parts(folder):
         network, names = parts
         wanted = [name for name in names if only is None or name in only]
@@ -117,9 +139,10 @@ def _load(folder: Path, read_file: Callable[[Path], Any], only: Sequence[str] | 
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         network, arguments = content["network"], dict(content["arguments"])
-    except (ValueError, KeyError, TypeError) as error:
+        digest = content.get(DIGEST)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file}: does not name a network and its arguments: {error!r}") from error
-    return network, arguments, paths.unflatten(read_file(folder / PARAMS))
+    return network, arguments, paths.unflatten(read_file(folder / PARAMS, digest))
 
 
 def _parts(folder: Path) -> tuple[str, list[str]] | None:
@@ -127,5 +150,5 @@ def _parts(folder: Path) -> tuple[str, list[str]] | None:
     try:
         content = json.loads((folder / NETWORK).read_text(encoding="utf-8"))
         return content["network"], list(content["parts"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

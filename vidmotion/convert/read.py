@@ -7,7 +7,8 @@ and unpickles nothing but tensors and plain containers.
 import json
 import os
 import pickle
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def read(
     Raises:
       FileNotFoundError: the file, or any part of a split checkpoint, is absent; all are named.
       ImportError: a torch file without torch.
-      ValueError: unknown suffix, or content other than named arrays.
+      ValueError: unknown suffix, a damaged file, or content other than named arrays; names the file.
     """
     path = Path(path)
     arrays = _read_parts(path, at) if path.name.endswith(INDEX) else _read_one(path, at)
@@ -58,7 +59,7 @@ def shapes_of(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
       FileNotFoundError: no such file.
       ValueError: not such a file, or damaged.
     """
-    header, _ = _header(_existing(Path(path)))
+    header, _ = _whole(_header, _existing(Path(path)))
     return {key: tuple(entry["shape"]) for key, entry in header.items()}
 
 
@@ -107,16 +108,36 @@ def read_manifest(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
 
 
 def _read_one(path: Path, at: str) -> dict[str, np.ndarray]:
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
+    readers |= dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), lambda path: _read_torch(path, at))
     _existing(path)
-    match path.suffix:
-        case ".safetensors":
-            return _read_safetensors(path)
-        case ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return dict(file)
-        case ".bin" | ".pt" | ".pth" | ".ckpt":
-            return _read_torch(path, at)
-    raise ValueError(f"{path}: want .safetensors, .npz, .bin, .pt, .pth, .ckpt or {INDEX}")
+    if path.suffix not in readers:
+        raise ValueError(f"{path}: want .safetensors, .npz, .bin, .pt, .pth, .ckpt or {INDEX}")
+    return _whole(readers[path.suffix], path)
+
+
+def _whole(reader: Callable[[Path], Any], path: Path) -> Any:
+    """What a reader makes of a file; whatever it raises over a damaged one is a ValueError that names it."""
+    try:
+        return reader(path)
+    except (ImportError, MemoryError):
+        raise
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise ValueError(f"{path}: truncated, damaged or of another kind: {error}") from error
+    except Exception as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: truncated, damaged or of another kind: {error!r}") from error
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    file = np.load(path, allow_pickle=False)
+    if not isinstance(file, Mapping):
+        raise ValueError(f"{path}: one array, without a name")
+    with file:
+        return dict(file)
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
@@ -145,15 +166,17 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             first = -room.ctypes.data % ALIGNED
             content = room[first : first + end - begin]
             file.seek(data + begin)
-            file.readinto(content)
+            if file.readinto(content) != end - begin:
+                raise ValueError(f"{path}: ends before the data of {key}")
             arrays[key] = content.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return arrays
 
 
 def _read_parts(index: Path, at: str) -> dict[str, np.ndarray]:
     """A split checkpoint: the index's ``weight_map`` says which file beside it holds which key."""
-    files = json.loads(_existing(index).read_text(encoding="utf-8")).get("weight_map")
-    if files is None:
+    content = _whole(lambda path: json.loads(path.read_text(encoding="utf-8")), _existing(index))
+    files = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
         raise ValueError(f"{index}: no weight_map; this is not the index of a split checkpoint")
     parts = [index.with_name(name) for name in dict.fromkeys(files.values())]
     absent = [str(part) for part in parts if not part.is_file()]
@@ -174,6 +197,10 @@ def _read_torch(path: Path, at: str) -> dict[str, np.ndarray]:
         raise ImportError(
             f"{path}: this format needs torch: install it, or convert to .safetensors"
         ) from error
+    if zipfile.is_zipfile(path):  # torch itself compares no checksums
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"{path}: damaged: the checksum of {damaged} differs")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

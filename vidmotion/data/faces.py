@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import math
+import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -293,6 +294,8 @@ def read_boxes(path: Path, per_frame: bool = False) -> dict[str, np.ndarray]:
     Raises:
       DatasetError: it cannot be read so; names the first wrong entry.
     """
+    if path.exists() and not path.is_file():
+        raise DatasetError(f"{path}: not a file")
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".json":
@@ -305,7 +308,10 @@ def read_boxes(path: Path, per_frame: bool = False) -> dict[str, np.ndarray]:
             one = {name: found[0 if len(found) == 1 or not per_frame else slice(None)]
                    for name, found in lines.items()}  # fmt: skip
             entries = list(one.items())
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, AttributeError) as error:
+    except (
+        *(OSError, UnicodeDecodeError, ValueError, KeyError, AttributeError, RecursionError),
+        csv.Error,
+    ) as error:
         raise DatasetError(
             f"{path}: not a box file ({error!r}); JSON {{name: [x0, y0, x1, y1]}}, or CSV with the "
             "header file,x0,y0,x1,y1"
@@ -314,13 +320,13 @@ def read_boxes(path: Path, per_frame: bool = False) -> dict[str, np.ndarray]:
     for name, values in entries:
         try:
             box = np.array(values, np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError, RecursionError):
             box = np.zeros(0)
         if box.shape != (4,) and not (per_frame and box.ndim == 2 and box.shape[1:] == (4,)):
-            raise DatasetError(f"{path}: {name}: {values!r} is not x0, y0, x1, y1")
+            raise DatasetError(f"{path}: {name}: {reprlib.repr(values)} is not x0, y0, x1, y1")
         x0, y0, x1, y1 = box.T
         if not (np.isfinite(box).all() and np.all(x0 < x1) and np.all(y0 < y1)):
-            raise DatasetError(f"{path}: {name}: {values!r} is not x0 < x1, y0 < y1")
+            raise DatasetError(f"{path}: {name}: {reprlib.repr(values)} is not x0 < x1, y0 < y1")
         boxes[name] = box
     return boxes
 

@@ -16,6 +16,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import logging
 import time
 import weakref
 from collections import deque
@@ -26,6 +27,8 @@ import grain
 import numpy as np
 
 from vidmotion.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 SOURCES = {
     "codes": ("vidmotion.data.codes", "CodesSource"),
@@ -207,6 +210,13 @@ class Loader:
 
     def iterate(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """The batches `batch(start_step)`, `batch(start_step + 1)`, ... without end, made ahead."""
+        if self.batch_size > len(self.source):
+            log.warning(
+                "a batch of %d holds some of the %d elements of %r more than once",
+                self.batch_size,
+                len(self.source),
+                self.source,
+            )
         return self._run(self._batches[start_step:])
 
     def one_pass(self) -> Iterator[dict[str, np.ndarray]]:

@@ -14,6 +14,7 @@ records differ); the files attached beside the shards; and the provenance, whose
 one that builds the dataset again.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -24,6 +25,8 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
+
+from vidmotion import lock
 
 INDEX = "dataset.json"
 FORMAT = 1
@@ -40,9 +43,10 @@ class DatasetWriter:
         with DatasetWriter(folder, "sprites", provenance={"command": command}) as writer:
             writer.write("train", {"video": clip, "action": label})
 
-    Everything is written beside its final name. Leaving the block renames the shards, then the
-    index; leaving it by an exception removes what was written and touches nothing else. With
-    `overwrite`, a dataset already there is replaced only in that last moment.
+    While the block runs no other process can write there, and everything is written beside its
+    final name. Leaving the block renames the shards, then the index; leaving it by an exception
+    removes what was written and touches nothing else. With `overwrite`, a dataset already there is
+    replaced only in that last moment.
 
     Args:
       directory: created if need be.
@@ -54,6 +58,7 @@ class DatasetWriter:
 
     Raises:
       DatasetError: there is a dataset in `directory` already.
+      ConfigError: on entering the block, another process writes there; says which.
     """
 
     def __init__(
@@ -66,19 +71,15 @@ class DatasetWriter:
         shards: int = 4,
         overwrite: bool = False,
     ):
-        self._directory = Path(directory)
-        if (self._directory / INDEX).exists() and not overwrite:
-            raise DatasetError(f"{self._directory}: holds a dataset already")
-        self._overwrite = overwrite
+        self._directory, self._overwrite = Path(directory), overwrite
+        self._check_free()
         self._header = {"format": FORMAT, "name": name, "version": version}
         self._provenance = dict(provenance or {})
         self._shards = shards
         self._splits: dict[str, _Split] = {}
         self._features: dict[str, dict] = {}
         self._files: dict[str, dict] = {}
-        self._directory.mkdir(parents=True, exist_ok=True)
-        for leftover in self._directory.glob(f"*.array_record{_PARTIAL}"):
-            leftover.unlink()
+        self._held = contextlib.ExitStack()
 
     def write(self, split: str, record: Mapping[str, np.ndarray | str | bytes]):
         """Appends a record to a split. Thread-unsafe: one writer, one thread.
@@ -101,16 +102,28 @@ class DatasetWriter:
         }
 
     def __enter__(self):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(lock.hold(self._directory))
+            self._check_free()  # of what a process wrote that held the folder until now
+            for leftover in self._directory.glob(f"*{_PARTIAL}"):
+                leftover.unlink()
+            self._held = stack.pop_all()
         return self
 
     def __exit__(self, kind, *_):
-        for split in self._splits.values():
-            split.close()
-        if kind is None:
-            self._publish()
-        else:
-            for path in self._paths():
-                _aside(path).unlink(missing_ok=True)
+        with self._held:
+            try:
+                for split in self._splits.values():
+                    split.close()
+                if kind is None:
+                    self._publish()
+            finally:  # published files have their final names
+                for path in self._paths():
+                    _aside(path).unlink(missing_ok=True)
+
+    def _check_free(self):
+        if (self._directory / INDEX).exists() and not self._overwrite:
+            raise DatasetError(f"{self._directory}: holds a dataset already")
 
     def _paths(self) -> list[Path]:
         """Everything but the index, by its final name."""
@@ -204,6 +217,8 @@ class RecordSource:
         try:
             (blob,) = self._reader(shard).read([row])
             arrays = safetensors.numpy.load(blob)
+        except DatasetError:
+            raise
         except (RuntimeError, ValueError, IndexError, SafetensorError) as error:
             raise DatasetError(
                 f"{self._folder / self._shards[shard]['file']}: record {row} cannot be read "
@@ -240,10 +255,18 @@ class RecordSource:
 
         with self._lock:
             if self._readers[shard] is None:
-                self._readers[shard] = ArrayRecordReader(
-                    str(self._folder / self._shards[shard]["file"]),
-                    options="readahead_buffer_size:0,max_parallelism:0",
+                path, stated = (
+                    self._folder / self._shards[shard]["file"],
+                    self._shards[shard]["records"],
                 )
+                reader = ArrayRecordReader(
+                    str(path), options="readahead_buffer_size:0,max_parallelism:0"
+                )
+                if (found := reader.num_records()) != stated:
+                    raise DatasetError(
+                        f"{path}: {found} records where the index says {stated}. {self._rebuild}"
+                    )
+                self._readers[shard] = reader
             return self._readers[shard]
 
 
@@ -269,11 +292,51 @@ def read_index(directory) -> dict:
                 f"{path}: format {index['format']!r}; this version reads {FORMAT}. {rebuild}"
             )
         missing = {"features", "splits", "provenance"} - index.keys()
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, DatasetError):
+            raise
         raise DatasetError(f"{path}: not an index of this format ({error!r}). {rebuild}") from error
     if missing:
         raise DatasetError(f"{path}: the index lacks {sorted(missing)}. {rebuild}")
+    if wrong := _wrong(index):
+        raise DatasetError(f"{path}: {wrong}. {rebuild}")
     return index
+
+
+def _wrong(index: Mapping) -> str:
+    """What of an index is not as `DatasetWriter` writes it; "" where all is."""
+    for name in ("features", "splits", "provenance"):
+        if not isinstance(index[name], dict):
+            return f"{name} is not a table"
+    for name, feature in index["features"].items():
+        shape = feature.get("shape") if isinstance(feature, dict) else None
+        sides = isinstance(shape, list) and all(n is None or _count(n) for n in shape)
+        if not sides or not isinstance(feature.get("dtype"), str):
+            return f"the feature {name!r} has no dtype and shape"
+    for split, summary in index["splits"].items():
+        shards = summary.get("shards") if isinstance(summary, dict) else None
+        if not isinstance(shards, list) or not shards or not isinstance(summary.get("digest"), str):
+            return f"the split {split!r} has no list of shards, or no digest"
+        for shard in shards:
+            texts = ("file", "sha256")
+            if not (
+                isinstance(shard, dict)
+                and all(isinstance(shard.get(name), str) for name in texts)
+                and all(_count(shard.get(name)) for name in ("records", "bytes"))
+            ):
+                return f"a shard of {split!r} has no file, records, bytes and sha256"
+            if Path(shard["file"]).name != shard["file"]:
+                return f"the shard {shard['file']!r} of {split!r} lies elsewhere"
+        total, count = summary.get("records"), len(shards)
+        if not _count(total) or [shard["records"] for shard in shards] != [
+            len(range(k, total, count)) for k in range(count)
+        ]:
+            return f"the records of the shards of {split!r} are not dealt out of {total!r}"
+    return ""
+
+
+def _count(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 class _Split:
@@ -289,13 +352,16 @@ class _Split:
         self._records, self._digest = 0, hashlib.sha256()
 
     def write(self, blob):
-        self._writers[self._records % len(self._writers)].write(blob)
+        shard = self._records % len(self._writers)
+        with writing(_aside(self.paths[shard])):
+            self._writers[shard].write(blob)
         self._digest.update(blob)
         self._records += 1
 
     def close(self):
-        for writer in self._writers:
-            writer.close()
+        for writer, path in zip(self._writers, self.paths, strict=True):
+            with writing(_aside(path)):
+                writer.close()
 
     def summary(self):
         count = len(self.paths)
@@ -312,6 +378,17 @@ class _Split:
                 for k, path in enumerate(self.paths)
             ],
         }
+
+
+@contextlib.contextmanager
+def writing(path: Path):
+    """What an ArrayRecord writer raises, such as on a full disk, as a DatasetError that names the file."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DatasetError(
+            f"{path}: cannot be written, perhaps because the disk is full: {error}"
+        ) from error
 
 
 def _aside(path: Path) -> Path:
@@ -333,4 +410,6 @@ def _sha256(path: Path) -> str:
 
 def _rebuild(directory: Path, index: Mapping) -> str:
     general = f"python -m vidmotion.data.prepare NAME --out={directory} --force (see --help)"
-    return f"Rebuild it with: {index.get('provenance', {}).get('command', general)}"
+    provenance = index.get("provenance")
+    known = provenance.get("command") if isinstance(provenance, dict) else None
+    return f"Rebuild it with: {known or general}"

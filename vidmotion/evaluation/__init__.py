@@ -3,9 +3,10 @@
 import importlib
 from collections.abc import Callable
 
+from vidmotion.data.records import DatasetError
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.driven import keeping
-from vidmotion.evaluation.pictures import pictures
+from vidmotion.evaluation.pictures import grid, pictures
 from vidmotion.metrics.result import MetricResult
 
 EVALUATORS = {
@@ -40,6 +41,7 @@ __all__ = [
     "EVALUATORS",
     "PROTOCOLS",
     "analyse",
+    "check",
     "evaluate",
     "evaluators",
     "keeping",
@@ -68,6 +70,36 @@ def evaluators(system) -> tuple[str, ...]:
     return (*own, *(name for name, needs in PROTOCOLS.items() if needs in own and name not in own))
 
 
+def check(run) -> None:
+    """Refuse now what pictures and evaluations would refuse after hours of training.
+
+    Args:
+      run: a `vidmotion.run.Run` that is about to be trained.
+
+    Raises:
+      ConfigError, DatasetError: as `evaluate` and `pictures`; says how to train without.
+    """
+    protocol = run.config.eval.get("protocol", "")
+    names = (protocol,) if protocol else tuple(run.config.eval.run)
+    if not names and not run.config.sample.rows:
+        return
+    try:
+        if run.config.sample.rows:
+            grid(run, run.source("eval"))
+        for name in names:
+            _known(name, run)
+            if name in PROTOCOLS:
+                module = importlib.import_module("vidmotion.evaluation.protocols")
+                module.check(name, run)
+                continue
+            module = importlib.import_module(EVALUATORS[name])
+            getattr(module, "check", lambda run: run.source("eval"))(run)
+    except (ConfigError, DatasetError) as error:
+        raise type(error)(
+            f"{error}. To train without it: --config.sample.rows=0 --config.eval.run='()' --config.eval.protocol=''"
+        ) from error
+
+
 def evaluate(name: str, run, vars, companion: Callable) -> list[MetricResult]:
     """Run one evaluator or protocol.
 
@@ -80,13 +112,18 @@ def evaluate(name: str, run, vars, companion: Callable) -> list[MetricResult]:
     Raises:
       ConfigError: unknown protocol, or one that makes no sense for this system.
     """
+    _known(name, run)
+    if name in PROTOCOLS:
+        protocols = importlib.import_module("vidmotion.evaluation.protocols")
+        return protocols.evaluate(name, run, vars, companion)
+    return importlib.import_module(EVALUATORS[name]).evaluate(run, vars, companion)
+
+
+def _known(name: str, run) -> None:
+    """Refuse an evaluator that makes no sense for the system of `run`."""
     known = evaluators(run.system)
     if name not in known:
         raise ConfigError(
             f"config.eval asks for {name!r}; {run.config.system.name} can be evaluated by "
             f"{', '.join(known) or 'nothing yet'}"
         )
-    if name in PROTOCOLS:
-        protocols = importlib.import_module("vidmotion.evaluation.protocols")
-        return protocols.evaluate(name, run, vars, companion)
-    return importlib.import_module(EVALUATORS[name]).evaluate(run, vars, companion)

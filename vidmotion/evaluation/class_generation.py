@@ -27,6 +27,13 @@ log = logging.getLogger(__name__)
 SHOWN = 4  # clips of each class in the pictures
 
 
+def check(run) -> None:
+    """Refuse before training what `evaluate` would refuse after it."""
+    run.source("eval")
+    if run.config.eval.autoencoder:
+        decoder(run)
+
+
 def evaluate(run, vars, companion) -> list[MetricResult]:
     """Accuracy of the judge on generated and on rebuilt clips, the spread of looks, and the pictures.
 

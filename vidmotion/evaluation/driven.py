@@ -56,19 +56,8 @@ class Driven:
 
     def __init__(self, run, vars, split: str):
         self.run, self.vars, self.split = run, vars, split
-        source = run.source(split)
-        if not hasattr(source, "swap"):  # training reads pairs of frames off such clips
-            source = getattr(source, "clips", source)
-        if not hasattr(source, "swap"):
-            kind = run.config.data.get(split, {}).get("kind", run.config.data.kind)
-            raise ConfigError(
-                f"config.eval asks for swaps, and data of kind {kind!r} cannot render the true answer; "
-                "heads and sprites can"
-            )
-        self.source = source
-        self.count = min(run.config.eval.pairs or len(source), len(source))
-        if self.count < 2:
-            raise ConfigError(f"swaps need two clips at least, and config.data.{split} gives one")
+        self.source, self.count = renderer(run, split)
+        source = self.source
         self.paired = derangement(self.count)
         self.clips = [source[i]["video"] for i in range(self.count)]
         self._boxes = [
@@ -145,6 +134,27 @@ class Driven:
             part = range(done, done + len(outputs["video"]))
             yield part, outputs
             done = part.stop
+
+
+def renderer(run, split: str = "eval"):
+    """The source of a split, which renders the true answers of swaps, and how many of its clips are asked for.
+
+    Raises:
+      ConfigError: data that cannot render the true answer, or fewer than two clips.
+    """
+    source = run.source(split)
+    if not hasattr(source, "swap"):  # training reads pairs of frames off such clips
+        source = getattr(source, "clips", source)
+    if not hasattr(source, "swap"):
+        kind = run.config.data.get(split, {}).get("kind", run.config.data.kind)
+        raise ConfigError(
+            f"config.eval asks for swaps, and data of kind {kind!r} cannot render the true answer; "
+            "heads and sprites can"
+        )
+    count = min(run.config.eval.pairs or len(source), len(source))
+    if count < 2:
+        raise ConfigError(f"swaps need two clips at least, and config.data.{split} gives one")
+    return source, count
 
 
 class _Score:

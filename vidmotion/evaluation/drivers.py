@@ -5,8 +5,13 @@ gets clearly worse when it is given none (A itself) or the motion of a third cli
 is given a third clip's. Where nothing gets worse, it was not looked at. Not in any paper.
 """
 
-from vidmotion.evaluation.driven import METRICS, driven
+from vidmotion.evaluation.driven import METRICS, driven, renderer
 from vidmotion.metrics.result import MetricResult, not_computed
+
+
+def check(run) -> None:
+    """Refuse before training what `evaluate` would refuse after it."""
+    renderer(run, _split(run))
 
 
 def evaluate(run, vars, companion) -> list[MetricResult]:
@@ -19,7 +24,7 @@ def evaluate(run, vars, companion) -> list[MetricResult]:
     Raises:
       ConfigError: data that cannot render a swap.
     """
-    split = run.config.eval.get("drivers", {}).get("split", "eval")
+    split = _split(run)
     made, convention = driven(run, vars, split), f"{METRICS['psnr'][2]}; {split} clips"
     copies = made.copies(("psnr",))
     wrong_driver, wrong_source = made.wrong or (None, None)
@@ -43,3 +48,7 @@ def evaluate(run, vars, companion) -> list[MetricResult]:
         )
         for name, value in values.items()
     ]
+
+
+def _split(run) -> str:
+    return run.config.eval.get("drivers", {}).get("split", "eval")

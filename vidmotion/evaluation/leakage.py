@@ -10,6 +10,7 @@ the same reading after the factors have been shuffled among the clips, which is 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -27,16 +28,13 @@ READINGS = {  # factors and code: what is wanted
 }
 
 
-def evaluate(run, vars, companion: Callable) -> list[MetricResult]:
-    """R^2 of continuous factors and accuracy of classes, each with its interval, for every reading and probe.
+def check(run) -> None:
+    """Refuse before training what `evaluate` would refuse after it."""
+    _clips(run)
 
-    ``config.eval``: `probe_clips` (0, or absent: all of the eval split; of a procedural source any number),
-    `batch` at a time. Rows ``probe/<factors>_from_<code>/<probe>/<score>`` are means over the factors, beside
-    ``.../low`` and ``.../high``, the ends of their 95 % interval, and of accuracies ``.../chance``.
 
-    Raises:
-      ConfigError: data that do not know their factors, a system without codes, or too few clips.
-    """
+def _clips(run) -> tuple[Any, np.ndarray]:
+    """The eval split, and the identity of each of its clips that are asked for."""
     wanted = run.config.eval.get("probe_clips", 0)
     drawn = wanted and "clips" in run.config.data.eval
     source = run.source("eval", **({"clips": wanted} if drawn else {}))
@@ -47,17 +45,32 @@ def evaluate(run, vars, companion: Callable) -> list[MetricResult]:
         )
     count = min(wanted or len(source), len(source))
     groups = np.array([source.identity_id(i) for i in range(count)])
+    if len(np.unique(groups)) < 5:
+        raise ConfigError(
+            f"{count} clips of {len(np.unique(groups))} identities: probes are fitted and tested on different "
+            "ones and need five or more; raise config.eval.probe_clips, or give the eval split more clips"
+        )
+    return source, groups
+
+
+def evaluate(run, vars, companion: Callable) -> list[MetricResult]:
+    """R^2 of continuous factors and accuracy of classes, each with its interval, for every reading and probe.
+
+    ``config.eval``: `probe_clips` (0, or absent: all of the eval split; of a procedural source any number),
+    `batch` at a time. Rows ``probe/<factors>_from_<code>/<probe>/<score>`` are means over the factors, beside
+    ``.../low`` and ``.../high``, the ends of their 95 % interval, and of accuracies ``.../chance``.
+
+    Raises:
+      ConfigError: data that do not know their factors, a system without codes, or too few clips.
+    """
+    source, groups = _clips(run)
+    count = len(groups)
     made_of = [source.factors(i) for i in range(count)]
     factors = {
         f"{kind}/{name}": np.array([clip[kind][name] for clip in made_of])
         for kind in ("identity", "motion")
         for name in made_of[0][kind]
     }
-    if len(np.unique(groups)) < 5:
-        raise ConfigError(
-            f"{count} clips of {len(np.unique(groups))} identities: probes are fitted and tested on different "
-            "ones and need five or more; raise config.eval.probe_clips, or give the eval split more clips"
-        )
     parts = probe.split(groups, run.config.seed)
     order = np.random.default_rng(run.config.seed).permutation(count)
     everything = factors | {f"shuffled/{key}": value[order] for key, value in factors.items()}

@@ -21,6 +21,13 @@ from vidmotion.run import open_run
 log = logging.getLogger(__name__)
 
 
+def check(run) -> None:
+    """Refuse before training what `evaluate` would refuse after it."""
+    run.source("eval")
+    if run.config.eval.bcd:
+        _open_bcd(run)
+
+
 def evaluate(run, vars, companion) -> list[MetricResult]:
     """Score the eval split, generate as many sequences, and render `clips` of them with the BCD run `bcd`.
 
@@ -88,25 +95,11 @@ def render(run, vars) -> None:
     Raises:
       ConfigError: as `evaluate`.
     """
-    settings, system = run.config.eval, run.system
+    settings = run.config.eval
     if not settings.bcd:
         log.info("nothing is rendered: config.eval.bcd names no BCD run")
         return
-    bcd = open_run(settings.bcd)
-    if not hasattr(bcd.system, "render"):
-        raise ConfigError(
-            f"config.eval.bcd={settings.bcd!r} holds a {bcd.config.system.name}, which renders no motion"
-        )
-    bcd_vars = bcd.trained_vars()
-    theirs = paths.flatten(bcd_vars.params["model"]["quantizer"])
-    ours = codes.read_quantizer(system.codes)
-    if theirs.keys() != ours.keys() or any(
-        not np.array_equal(ours[path], theirs[path]) for path in ours
-    ):
-        raise ConfigError(
-            f"config.eval.bcd={settings.bcd!r} is not the run, or not the checkpoint, that wrote the "
-            f"codes {system.codes!r}: its codebooks differ"
-        )
+    bcd, bcd_vars = _open_bcd(run)
     source, pictures = run.source("eval"), bcd.source("eval")
     clips = min(settings.clips, len(source))
     picked = [min(i, clips - 1) for i in range(run.rows(clips))]
@@ -129,3 +122,24 @@ def render(run, vars) -> None:
         strips = [media.strip(clip, 8) for clip in sheet]
         media.write_png(folder / "generated.png", np.concatenate(strips))
         log.info("pictures: %s", folder / "generated.png")
+
+
+def _open_bcd(run):
+    """The BCD run ``config.eval.bcd`` with its variables."""
+    settings, system = run.config.eval, run.system
+    bcd = open_run(settings.bcd)
+    if not hasattr(bcd.system, "render"):
+        raise ConfigError(
+            f"config.eval.bcd={settings.bcd!r} holds a {bcd.config.system.name}, which renders no motion"
+        )
+    bcd_vars = bcd.trained_vars()
+    theirs = paths.flatten(bcd_vars.params["model"]["quantizer"])
+    ours = codes.read_quantizer(system.codes)
+    if theirs.keys() != ours.keys() or any(
+        not np.array_equal(ours[path], theirs[path]) for path in ours
+    ):
+        raise ConfigError(
+            f"config.eval.bcd={settings.bcd!r} is not the run, or not the checkpoint, that wrote the "
+            f"codes {system.codes!r}: its codebooks differ"
+        )
+    return bcd, bcd_vars

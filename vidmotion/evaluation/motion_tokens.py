@@ -22,6 +22,12 @@ from vidmotion.run import Run, open_run
 log = logging.getLogger(__name__)
 
 
+def check(run) -> None:
+    """Refuse before training what `evaluate` would refuse after it."""
+    run.source("eval")
+    open_xnemo(run, run.system.codes, "X-NeMo")
+
+
 def evaluate(run, vars, companion) -> list[MetricResult]:
     """Errors on the eval split, use of the codebook, and pictures of `clips` of them by the X-NeMo run `xnemo`.
 

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def pictures(run, vars, step: int | None) -> dict[str, np.ndarray]:
-    """Sample ``config.sample.rows`` contents x ``columns`` motions and write the grid.
+    """Sample ``config.sample.rows`` contents x ``columns`` motions, or as many as there are clips, and write the grid.
 
     Of a system with `parts`, a sheet ``parts`` has a row for each content A and the clip B after it: A, A rebuilt,
     each part of A alone, A with the motion of B, B.
@@ -28,14 +28,8 @@ def pictures(run, vars, step: int | None) -> dict[str, np.ndarray]:
     Returns:
       ``{sheet: uint8 (H, W, 3)}`` for the metric writer: ``transfer``, and ``parts`` where there is one.
     """
-    layout = run.config.sample
     source = run.source("eval")
-    rows, columns = layout.rows, layout.columns
-    if len(source) < rows + columns:
-        raise ConfigError(
-            f"config.sample: {rows} contents and {columns} motions need {rows + columns} clips, the eval "
-            f"split has {len(source)}"
-        )
+    rows, columns = grid(run, source)
     picked = np.random.default_rng(run.config.seed).permutation(len(source))[: rows + columns]
     elements = [source[int(i)] for i in picked]
     clips = [clip_of(element) for element in elements]
@@ -63,6 +57,31 @@ def pictures(run, vars, step: int | None) -> dict[str, np.ndarray]:
     for sheet, video in sheets.items():
         _write(run, sheet if step is None else f"{sheet}-{step}", video)
     return {name: video[len(video) // 2] for name, video in sheets.items()}
+
+
+def grid(run, source) -> tuple[int, int]:
+    """(rows, columns) of the grid: those of ``config.sample``, the larger one lessened until there are clips for both.
+
+    Raises:
+      ConfigError: fewer than two clips in the eval split `source`.
+    """
+    rows, columns = run.config.sample.rows, run.config.sample.columns
+    if len(source) < 2:
+        raise ConfigError(
+            f"config.sample: a content and a motion need two clips, the eval split has {len(source)}"
+        )
+    while rows + columns > len(source):
+        rows, columns = (rows - 1, columns) if rows > columns else (rows, columns - 1)
+    if (rows, columns) != (run.config.sample.rows, run.config.sample.columns):
+        log.warning(
+            "config.sample asks for %d contents and %d motions; the eval split has %d clips, which give %d and %d",
+            run.config.sample.rows,
+            run.config.sample.columns,
+            len(source),
+            rows,
+            columns,
+        )
+    return rows, columns
 
 
 def _parts(run, vars, clips: list[np.ndarray], rebuilt, crossed) -> np.ndarray:

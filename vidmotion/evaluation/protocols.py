@@ -10,6 +10,7 @@ and ``.md``.
 """
 
 import dataclasses
+import fnmatch
 import functools
 import hashlib
 import io
@@ -497,6 +498,13 @@ PROTOCOLS = {
 }
 
 
+def check(name: str, run) -> None:
+    """Refuse before training what `evaluate` would refuse after it."""
+    settings = Settings.of(run.config.eval)
+    work = PROTOCOLS[name][0](run, None, settings)
+    Measured(settings.measured, work.clips, work.resolution).rows(())
+
+
 def evaluate(name: str, run, vars, companion: Callable) -> list[MetricResult]:
     """Run a protocol, or the rest of it, and write its results.
 
@@ -625,7 +633,7 @@ class Kept:
             _together("vidmotion protocol looked")
             if self._process == 0:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                for path in self._folder.glob("*.npz"):
+                for path in self._files("*.npz"):
                     path.unlink()
                 record.write(self._folder / IDENTITY, self._identity)
             _together("vidmotion protocol begun")
@@ -641,7 +649,7 @@ class Kept:
         aside.write_bytes(buffer.getvalue())
         aside.replace(path)
         _together(f"vidmotion protocol saved {batches}")
-        for old in self._folder.glob(f"*.{self._process}of{self._processes}.npz"):
+        for old in self._files(f"*.{self._process}of{self._processes}.npz"):
             if old.name != path.name:
                 old.unlink()
 
@@ -655,10 +663,16 @@ class Kept:
 
     def _done(self) -> int:
         counts = [
-            {int(path.name.split(".")[0]) for path in self._folder.glob(f"*.{p}of*.npz")}
+            {int(path.name.split(".")[0]) for path in self._files(f"*.{p}of*.npz")}
             for p in range(self._processes)
         ]
         return max(set.intersection(*counts), default=0)
+
+    def _files(self, pattern: str) -> list[epath.Path]:
+        """By their names alone: `epath.Path.glob` takes brackets in the folder's own name for a pattern."""
+        if not self._folder.exists():
+            return []
+        return [path for path in self._folder.iterdir() if fnmatch.fnmatchcase(path.name, pattern)]
 
     def _path(self, batches: int, process: int) -> epath.Path:
         return self._folder / f"{batches:07d}.{process}of{self._processes}.npz"

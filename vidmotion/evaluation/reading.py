@@ -6,13 +6,24 @@ true renders of the same swaps, which is the most that can be asked. Not in any 
 
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation import heads_reader
-from vidmotion.evaluation.driven import driven
+from vidmotion.evaluation.driven import driven, renderer
 from vidmotion.metrics.result import MetricResult, not_computed
 from vidmotion.run import Run, open_run
 from vidmotion.system import Vars, fingerprint
 from vidmotion.systems.heads_reader import HeadsReader
 
 NEEDS = "config.eval.weights.heads_reader, the shipped one or a run of configs/heads_reader.py"
+
+
+def check(run) -> None:
+    """Refuse before training what `evaluate` would refuse after it."""
+    source, _ = renderer(run)
+    if not (hasattr(source, "identity") and hasattr(source, "motion")):
+        raise ConfigError(
+            f"config.eval asks for 'reading', and data of kind {run.config.data.kind!r} are not drawn from "
+            "factors that a reader knows; heads are"
+        )
+    trained_reader(run, source[0]["video"].shape[1])
 
 
 def evaluate(run, vars, companion) -> list[MetricResult]:
@@ -24,13 +35,9 @@ def evaluate(run, vars, companion) -> list[MetricResult]:
     Raises:
       ConfigError: data that were not drawn from factors, or a reader that does not fit.
     """
+    check(run)
     made = driven(run, vars)
     source, side = made.source, made.clips[0].shape[1]
-    if not (hasattr(source, "identity") and hasattr(source, "motion")):
-        raise ConfigError(
-            f"config.eval asks for 'reading', and data of kind {run.config.data.kind!r} are not drawn from "
-            "factors that a reader knows; heads are"
-        )
     found = trained_reader(run, side)
     if found is None:
         text = "R^2 and accuracies of single frames"

@@ -7,9 +7,14 @@ itself (``self``) tells what the same network loses without any transfer.
 import jax
 import numpy as np
 
-from vidmotion.evaluation.driven import METRICS, driven
+from vidmotion.evaluation.driven import METRICS, driven, renderer
 from vidmotion.metrics import codebook
 from vidmotion.metrics.result import MetricResult
+
+
+def check(run) -> None:
+    """Refuse before training what `evaluate` would refuse after it."""
+    renderer(run)
 
 
 def evaluate(run, vars, companion) -> list[MetricResult]:

@@ -18,6 +18,12 @@ from vidmotion.metrics.result import MetricResult
 RIDGE = 1e-2  # of the mean variance of the standardised mean codes
 
 
+def check(run) -> None:
+    """Refuse before training what `evaluate` would refuse after it."""
+    run.source("eval")
+    open_xnemo(run, run.system.codes, "motion tokenizer")
+
+
 def evaluate(run, vars, companion) -> list[MetricResult]:
     """Score the eval split, continue `prefix` tokens of each of its sequences by `count`, and render `clips` of them.
 

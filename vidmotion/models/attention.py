@@ -7,6 +7,8 @@ Shape suffixes: n rows (batch and frames, or batch and places), l queries, s key
 of one head, c channels.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -93,7 +95,8 @@ class Attention(nn.Module):
 
         Args:
           x_nlc: what queries are made of.
-          context_nsc: what keys and values are made of; `x_nlc` where None.
+          context_nsc: what keys and values are made of; `x_nlc` where None. To a single token every place pays all
+            its attention, so that neither queries nor keys are computed, and their layers have no gradient.
           bank: further keys and values, each (b, s', h, d); b is 1 or divides n, and each of its
             rows serves n / b rows in a run.
           mask_bs: bool (b or 1, s'), False for keys of the bank that are left out.
@@ -108,6 +111,10 @@ class Attention(nn.Module):
             y = forms.Dense(width, use_bias=False, dtype=self.dtype, name=name)(y)
             return y.reshape(*y.shape[:-1], self.heads, -1)
 
+        out = functools.partial(forms.Dense, width, dtype=self.dtype, name="out")
+        if context_nsc.shape[1] == 1 and bank is None and not self.is_initializing():
+            only_n1c = out()(project("v", context_nsc).reshape(rows, 1, width))
+            return jnp.broadcast_to(only_n1c, x_nlc.shape)
         q, k, v = project("q", x_nlc), project("k", context_nsc), project("v", context_nsc)
         mask_ns = None
         if bank is not None:
@@ -123,8 +130,7 @@ class Attention(nn.Module):
             if mask_bs is not None:
                 mask_bs = jnp.pad(mask_bs, ((0, 0), (own, 0)), constant_values=True)
                 mask_ns = jnp.repeat(mask_bs, rows // len(mask_bs), 0)
-        y = attend(q, k, v, mask_ns).reshape(x_nlc.shape)
-        return forms.Dense(width, dtype=self.dtype, name="out")(y)
+        return out()(attend(q, k, v, mask_ns).reshape(x_nlc.shape))
 
 
 class FeedForward(nn.Module):

@@ -436,24 +436,27 @@ def project_banks(net: UNet, params: Mapping[str, Any], banks: Banks) -> Pairs:
     return {block: (project(block, "k"), project(block, "v")) for block in banks}
 
 
-def random_bank_mask(key: jax.Array, banks: Pairs, batch: int, ratio: float) -> Banks:
-    """Leaves out a share of the reference tokens, drawn per sample and per block.
+def random_banks(key: jax.Array, banks: Banks, ratio: float) -> Banks:
+    """The reference's features less a share of their tokens, drawn per sample and per block.
 
-    Reference feature masking of X-NeMo (spec xnemo.md, 1.3 and 2.4).
+    Reference feature masking of X-NeMo (spec xnemo.md, 1.3 and 2.4). Tokens that are left out are neither projected nor
+    attended to.
 
     Args:
       key: of the draw.
-      banks: as the network takes them; only names and numbers of tokens are read.
-      batch: samples.
+      banks: block -> (b, l, c).
       ratio: share that is left out, 0 to 1; of l tokens, floor(l (1 - ratio)) stay.
 
     Returns:
-      block -> bool (batch, l), True for those that stay; `bank_mask` of the network. And it with
-      bool (batch, 1) to leave out a sample's reference altogether.
+      block -> (b, floor(l (1 - ratio)), c), in the order of the draw, which means nothing to an attention.
     """
-    mask = {}
-    for i, (block, (k, _)) in enumerate(banks.items()):
-        tokens = k.shape[1]
-        rank = jax.random.uniform(jax.random.fold_in(key, i), (batch, tokens)).argsort().argsort()
-        mask[block] = rank < int(tokens * (1 - ratio))
-    return mask
+    if not ratio:
+        return banks
+    kept = {}
+    for i, (block, bank_blc) in enumerate(banks.items()):
+        samples, tokens, _ = bank_blc.shape
+        count = int(tokens * (1 - ratio))
+        rank_bl = jax.random.uniform(jax.random.fold_in(key, i), (samples, tokens)).argsort()
+        stay_bk = rank_bl[:, :count]
+        kept[block] = jnp.take_along_axis(bank_blc, stay_bk[..., None], axis=1)
+    return kept

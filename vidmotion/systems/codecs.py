@@ -6,6 +6,7 @@ A codec is a frozen record with `latent_shape`, `consts`, `encode` and `decode`.
 
 import dataclasses
 import logging
+import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ import numpy as np
 from vidmotion import paths, pieces
 from vidmotion import weights as own_weights
 from vidmotion.config_schema import from_config
-from vidmotion.convert import engine, read
+from vidmotion.convert import engine, folder, read
 from vidmotion.convert.maps import temporal_vae as temporal_vae_maps
 from vidmotion.convert.maps import vae as vae_maps
 from vidmotion.errors import ConfigError
@@ -76,6 +77,13 @@ class PixelCodec:
         p = self.patch
         return einops.rearrange(x, "b t (h p) (w q) c -> b t h w (p q c)", p=p, q=p)
 
+    def encode_and_draw(
+        self, consts: PyTree, video: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """What `encode` returns, twice: pixels have no posterior to draw from."""
+        x = self.encode(consts, video)
+        return x, x
+
     def decode(self, consts: PyTree, latent: jax.Array) -> jax.Array:
         """Latents -> float32 video in [0, 1] (1 is pixel value 255)."""
         p = self.patch
@@ -94,8 +102,9 @@ class LatentCodec:
         channels (needs `weights`); ``svd`` and ``svd_tiny``, those of Stable Video Diffusion, whose
         decoder takes frames together; ``patch``, a fixed projection of 8x8 patches without weights, for
         tests; or a mapping of `AutoencoderKL`'s sizes, an autoencoder that this package trained.
-      weights: file with the autoencoder in the diffusers layout; of one that this package trained with
-        configs/heads_codec.py the workdir of its run, or its name among the shipped `weights`.
+      weights: file with the autoencoder in the diffusers layout, or the folder that ``python -m vidmotion.convert
+        sd_vae`` (or ``svd_vae``) made of it; of one that this package trained with configs/heads_codec.py the workdir
+        of its run, or its name among the shipped `weights`.
       mean, std: per channel, of z over the training set.
       chunk: frames of each clip encoded or decoded at a time, which bounds memory: one frame of 256 px
         takes ``sd`` about 0.1 GiB to encode and 0.25 GiB to decode (XLA's estimate, float32), times
@@ -198,13 +207,17 @@ class LatentCodec:
         return self._load_own() if self._own else self._load_published()
 
     def _load_own(self) -> PyTree:
-        field, want = "config.system.codec.weights", self._shapes()
+        field = "config.system.codec.weights"
         if not self.weights:
             raise ConfigError(
                 f"{field} is empty: give the workdir of a run of configs/heads_codec.py, or the name of shipped "
                 f"weights ({', '.join(own_weights.names()) or 'none'})"
             )
-        params = own_weights.read(self.weights, field).get("model", {})
+        return self._fitting(own_weights.read(self.weights, field).get("model", {}))
+
+    def _fitting(self, params: PyTree) -> PyTree:
+        """`params`, if they are of this autoencoder."""
+        field, want = "config.system.codec.weights", self._shapes()
         wrong = paths.misfits(params, want)
         others = paths.flatten(params).keys() - paths.flatten(want).keys()
         wrong += [f"{path}: not of this autoencoder" for path in sorted(others)]
@@ -230,6 +243,10 @@ class LatentCodec:
         field = f"config.system.codec.weights={self.weights!r}"
         if not self.weights:
             raise ConfigError(f"config.system.codec.weights is empty: give the file of {wanted}")
+        if pathlib.Path(self.weights).is_dir():
+            network = "svd_vae" if temporal else "sd_vae"
+            hint = f"`python -m vidmotion.convert {network}` makes that folder of {wanted}"
+            return self._fitting(folder.load_wanted(field, self.weights, network, hint)[1])
         try:
             source = read.read(self.weights, float32=True)
         except FileNotFoundError as error:
@@ -260,30 +277,35 @@ class LatentCodec:
         Returns:
           float32 (B, T, H/f, W/f, C), f the autoencoder's factor.
         """
-        pixels = video.dtype == jnp.uint8
-        latent = self._moments(consts, video, key) if pixels else video.astype(jnp.float32)
-        return (latent - self._row(self.mean)) * (0.5 / self._row(self.std))
+        if video.dtype != jnp.uint8:
+            return self._normalised(video.astype(jnp.float32))
+        if key is None:
+            return self._normalised(self.posterior_mean(consts, video))
+        return self.encode_and_draw(consts, video, key)[1]
+
+    def encode_and_draw(
+        self, consts: Mapping[str, PyTree], video: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The posterior's mean and a draw from it, each as `encode` returns it, of one run of the autoencoder; `video`
+        is uint8."""
+
+        def both(pair):
+            frames, noise = pair
+            mean, logvar = self._apply(consts, signed(frames), "encode")
+            return mean, mean + jnp.exp(0.5 * logvar) * noise
+
+        side = video.shape[2] // self._factor, video.shape[3] // self._factor
+        noise = jax.random.normal(key, (*video.shape[:2], *side, self._channels))
+        mean, drawn = self._in_chunks(both, (video, noise))
+        return self._normalised(mean), self._normalised(drawn)
 
     def posterior_mean(self, consts: Mapping[str, PyTree], video: jax.Array) -> jax.Array:
         """uint8 (B, T, H, W, 3) -> the autoencoder's own latents, float32 (B, T, H/8, W/8, C)."""
-        return self._moments(consts, video, None)
-
-    def _moments(self, consts, video, key):
-        """The posterior's mean, or a draw from it."""
 
         def mean(frames):
             return self._apply(consts, signed(frames), "encode")[0]
 
-        def draw(pair):
-            frames, noise = pair
-            mean, logvar = self._apply(consts, signed(frames), "encode")
-            return mean + jnp.exp(0.5 * logvar) * noise
-
-        if key is None:
-            return self._in_chunks(mean, video)
-        side = video.shape[2] // self._factor, video.shape[3] // self._factor
-        noise = jax.random.normal(key, (*video.shape[:2], *side, self._channels))
-        return self._in_chunks(draw, (video, noise))
+        return self._in_chunks(mean, video)
 
     def decode(self, consts: Mapping[str, PyTree], latent: jax.Array) -> jax.Array:
         """Latents -> float32 video (B, T, H, W, 3) in [0, 1]."""
@@ -305,8 +327,14 @@ class LatentCodec:
 
     def _in_chunks(self, function, x_bthwc):
         """Map over time, `chunk` frames of every clip at a time; the batch stays cut over the mesh."""
-        frames_tbhwc = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), x_bthwc)
-        return jnp.moveaxis(pieces.each(function, frames_tbhwc, self.chunk), 0, 1)
+
+        def turned(tree):
+            return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
+
+        return turned(pieces.each(function, turned(x_bthwc), self.chunk))
+
+    def _normalised(self, latent):
+        return (latent - self._row(self.mean)) * (0.5 / self._row(self.std))
 
     def _row(self, values):
         return jnp.asarray(np.asarray(values, np.float32))[None, None, None, None]

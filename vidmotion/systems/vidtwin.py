@@ -526,13 +526,15 @@ class VidTwinAutoencoder(System):
         return self._decode(vars, batch.get("structure"), batch.get("dynamics"))
 
     def read_codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
-        """``content``: the structure of clips ``content``, (B, numbers); ``motion``: the dynamics of clips
-        ``motion``, (B, T, numbers of a frame)."""
-        content = self.read(vars, {"video": batch["content"]})["structure"]
-        motion = self.read(vars, {"video": batch["motion"]})["dynamics"]
+        """``content``: the structure of the first window of clips ``content``, (B, numbers); ``motion``: the dynamics
+        of clips ``motion`` of any length T, (B, T, numbers of a frame)."""
+        content = self.read(vars, {"video": self._windows(batch["content"])[:, 0]})["structure"]
+        windows = self._windows(batch["motion"])
+        motion = self.read(vars, {"video": windows.reshape(-1, *windows.shape[2:])})["dynamics"]
+        clips, frames = batch["motion"].shape[:2]
         return {
             "content": content.reshape(len(content), -1),
-            "motion": motion.reshape(*motion.shape[:2], -1),
+            "motion": motion.reshape(clips, -1, math.prod(motion.shape[2:]))[:, :frames],
         }
 
     # -- parts ------------------------------------------------------------------------------------

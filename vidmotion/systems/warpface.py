@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from vidmotion.config_schema import from_config
+from vidmotion.convert.maps import unet as unet_maps
+from vidmotion.convert.maps.warpface import WANTED
 from vidmotion.diffusion import samplers
 from vidmotion.diffusion.guidance import guide
 from vidmotion.diffusion.process import DDPM, PREDICTIONS
@@ -27,7 +29,7 @@ from vidmotion.losses.motion import adaptive_weight, symmetry_loss
 from vidmotion.models import mgme, warpca
 from vidmotion.models.keypoints import KeypointMotion
 from vidmotion.models.mgme import MGME, MotionCodes
-from vidmotion.models.unet import ReferenceUNet, UNet, project_banks
+from vidmotion.models.unet import SIZES, ReferenceUNet, UNet, project_banks
 from vidmotion.models.warp_unet import BLOCKS, WarpUNet, keep_blocks
 from vidmotion.system import Const, Out, System, Vars, dtype
 from vidmotion.systems import codecs
@@ -270,6 +272,26 @@ class WarpFace(System):
             params["motion"] = self._encoder.init(motion_key, z)["params"]
         return {"model": params}
 
+    def released(self, params: PyTree) -> PyTree:
+        """Both networks from Stable Diffusion's UNet, of which ``python -m vidmotion.convert warpface`` wrote the
+        folder, without its attention to a text. Motion encoder and WarpCA are in none.
+
+        Raises:
+          ConfigError: another network.
+        """
+        if "unet" not in params:
+            raise ConfigError(
+                f"config.init_from holds {', '.join(params)}, but WarpFace begins with a UNet of Stable Diffusion: "
+                f"`python -m vidmotion.convert warpface --base=FILE --vae=FILE --out=DIR` makes that folder. {WANTED}"
+            )
+        trunk = unet_maps.without_text(params["unet"])
+        return {"model": {"reference": trunk, "denoiser": trunk}}
+
+    def facts(self, params: PyTree) -> dict[str, str]:
+        """What training begins with, where the UNets have Stable Diffusion's sizes."""
+        size = SIZES["sd15"]["channels"]
+        return {"begins with": WANTED} if tuple(self.unet.get("channels", size)) == size else {}
+
     def tokens(self, batch: int) -> int:
         """Latent pixels of the denoised frames."""
         return batch * self.codec.latent_shape(self.size)[0] ** 2
@@ -302,9 +324,11 @@ class WarpFace(System):
         params = vars.params["model"]
         time_key, noise_key, drop_key, bend_key, draw_key = jax.random.split(key, 5)
         size = len(batch["reference"])
-        z_s, mean_d = self._latent(vars.consts, batch["reference"], batch["target"][:, 0])
+        z_s = self.codec.encode(vars.consts, batch["reference"][:, None])[:, 0]
         # Only what is to be made is drawn from the autoencoder's posterior; all else is its mean.
-        z_d = self.codec.encode(vars.consts, batch["target"], draw_key)[:, 0]
+        mean_d, z_d = (
+            z[:, 0] for z in self.codec.encode_and_draw(vars.consts, batch["target"], draw_key)
+        )
         views = batch["reference_driving"], batch["driving"][:, 0]
         seen = self._see(params, vars.consts, *views)
         theta = self._code(params, *seen)
@@ -471,11 +495,6 @@ class WarpFace(System):
         )
 
     # -- parts ------------------------------------------------------------------------------------
-
-    def _latent(self, consts, *pictures):
-        """uint8 frames (B, H, W, 3) -> their latents, encoded together."""
-        latents = self.codec.encode(consts, jnp.stack(pictures, axis=1))
-        return jnp.moveaxis(latents, 1, 0)
 
     def _motion(self, params, *inputs, method=None):
         return self._encoder.apply({"params": params["motion"]}, *inputs, method=method)

@@ -46,7 +46,7 @@ from vidmotion.models.motion_encoder import MotionEncoder
 from vidmotion.models.projection_discriminator import Discriminator
 from vidmotion.models.resnet import AppearanceEncoder
 from vidmotion.models.stylegan import Synthesis
-from vidmotion.models.unet import SIZES, Pairs, ReferenceUNet, project_banks, random_bank_mask
+from vidmotion.models.unet import SIZES, Pairs, ReferenceUNet, project_banks, random_banks
 from vidmotion.system import (
     Const,
     Out,
@@ -553,10 +553,12 @@ class XNeMo(System):
         noise = jax.random.normal(keys[3], z_bfhwc.shape)
         noisy = self.diffusion.noised(z_bfhwc, noise, time_b)
         banks, context = self._reference_features(vars, batch["reference"])
+        banks = random_banks(keys[5], banks, self.stage.masking)
         pairs = project_banks(self._denoiser, vars.params["model"]["denoiser"], banks)
         keep_b = jax.random.bernoulli(keys[4], 1.0 - self.guidance.drop, (size,))
-        mask = random_bank_mask(keys[5], pairs, size, self.stage.masking)
-        mask = {name: seen & keep_b[:, None] for name, seen in mask.items()}
+        mask = {
+            name: jnp.broadcast_to(keep_b[:, None], k.shape[:2]) for name, (k, _) in pairs.items()
+        }
         if context is not None:
             context = context * keep_b[:, None, None]
         out = self._predict(vars, noisy, time_b, context, tokens, pairs, mask)

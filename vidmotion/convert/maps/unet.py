@@ -5,11 +5,13 @@ X-NeMo spells its motion cross-attention `motion_modules` and its temporal atten
 `temporal_modules`; AnimateDiff spells its temporal attention `motion_modules` (`as_temporal`).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from vidmotion import paths
 from vidmotion.convert.engine import ConversionError, Ignore, Rule, layer, norm
 from vidmotion.convert.maps.vae import res_block
 from vidmotion.convert.transforms import conv2d, linear, pointwise
@@ -93,12 +95,14 @@ REFERENCE = (
     Ignore("conv_norm_out.*", "the reference network has no output layer"),
     Ignore("conv_out.*", "the reference network has no output layer"),
 )
-# A UNet without text cross-attention (``context_width=0``) from one that has it.
-WITHOUT_TEXT = (
-    *RULES,
-    Ignore("*.attn2.*", "this network attends to no text"),
-    Ignore("*.norm2.*", "the norm before the attention to the text"),
-)
+# Leaves of the attention to a text, and of the norm before it.
+TEXT = re.compile(r".*/attn_\d+/(norm2|cross)/.*")
+
+
+def without_text(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a UNet that attends to a text as those of one that does not (``context_width=0``)."""
+    flat = paths.flatten(params)
+    return paths.unflatten({path: leaf for path, leaf in flat.items() if not TEXT.fullmatch(path)})
 
 
 def as_temporal(source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -149,14 +153,29 @@ def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     attention = [
         f"down_blocks.{i}.attentions.0.norm.weight" in shapes for i in range(len(channels))
     ]
-    text = shapes.get("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight", (0, 0))
+    texts = [shape for key, shape in shapes.items() if key.endswith(".attn2.to_k.weight")]
     return {
         "channels": channels,
         "attention": attention,
         "layers_per_block": layers,
-        "context_width": text[1],
+        "context_width": texts[0][-1] if texts else 0,
         "head": "conv_out.weight" in shapes,
     }
+
+
+def other_texts(shapes: Mapping[str, tuple[int, ...]], width: int) -> list[str]:
+    """A line for every layer that reads a text of another width, as those of Stable Diffusion 2 do.
+
+    Args:
+      shapes: checkpoint keys to shapes.
+      width: of the text that is expected.
+    """
+    reads = (".attn2.to_k.weight", ".attn2.to_v.weight")
+    return [
+        f"source {key}: reads a text of {shape[-1]} numbers, expected is one of {width}"
+        for key, shape in shapes.items()
+        if key.endswith(reads) and shape[-1] != width
+    ]
 
 
 def temporal_codes(channels: Sequence[int], layers: int) -> dict[str, int]:

@@ -1,6 +1,9 @@
 """`models.vae.AutoencoderKL` from Stable Diffusion's, in the spelling of diffusers or CompVis."""
 
-from vidmotion.convert.engine import Ignore, Names, Rule, layer, norm
+from collections.abc import Mapping
+from typing import Any
+
+from vidmotion.convert.engine import ConversionError, Ignore, Names, Rule, layer, norm
 from vidmotion.convert.transforms import Transform, conv2d, linear, pointwise
 
 
@@ -99,3 +102,26 @@ def compvis(levels: int = 4) -> tuple[Rule | Ignore, ...]:
         rules += norm(f"{half}/norm_out", f"{half}.norm_out")
         rules += layer(f"{half}/conv_out", f"{half}.conv_out", conv2d)
     return tuple(rules)
+
+
+def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Attributes of `models.vae.AutoencoderKL` that the shapes of a checkpoint in the spelling of diffusers tell: all
+    but the groups of the norms.
+
+    Args:
+      shapes: checkpoint keys to shapes.
+
+    Raises:
+      ConversionError: there is no first layer.
+    """
+    first = "encoder.down_blocks.{}.resnets.{}.conv1.weight"
+    if first.format(0, 0) not in shapes:
+        raise ConversionError(
+            [f"source {first.format(0, 0)}: not there, so this is not an autoencoder's file"]
+        )
+    channels, layers = [], 0
+    while (key := first.format(len(channels), 0)) in shapes:
+        channels.append(shapes[key][0])
+    while first.format(0, layers) in shapes:
+        layers += 1
+    return {"channels": channels, "layers_per_block": layers}

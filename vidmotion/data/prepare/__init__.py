@@ -25,6 +25,7 @@ from vidmotion.data.prepare import folders, portrait_sets
 from vidmotion.data.prepare.cutting import Cutting
 from vidmotion.data.records import INDEX, DatasetError, DatasetWriter, RecordSource, read_index
 from vidmotion.errors import ConfigError
+from vidmotion.media import MediaError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ def plan_sprites(args) -> Plan:
 
 def plan_videos(args) -> Plan:
     """Any folder of videos, as clips of equal length, frame rate and size."""
-    files, ignored = folders.find_videos(args.src)
+    files, ignored = folders.find_videos(args.src, pictures=True)
     boxes = args.boxes and faces.read_boxes(args.boxes)
     share = folders.TEST_SHARE if args.test_share is None else args.test_share
     if split := folders.split_by_folder(files):
@@ -108,7 +109,7 @@ def plan_ucf101(args) -> Plan:
 
 def plan_portraits(args) -> Plan:
     """Any folder of videos of one face each, as tubes about that face with its boxes."""
-    files, ignored = folders.find_videos(args.src)
+    files, ignored = folders.find_videos(args.src, pictures=True)
     people = [dataclasses.replace(file, person=file.name) for file in files]
     return _plan_portraits("that of the videos", args, people, ignored)
 
@@ -122,10 +123,7 @@ def plan_hdtf(args) -> Plan:
 
 def plan_vfhq(args) -> Plan:
     """VFHQ, folders of pictures or videos."""
-    files = portrait_sets.find_frame_folders(args.src, least=16)
-    ignored = {}
-    if not files:
-        files, ignored = folders.find_videos(args.src)
+    files, ignored = folders.find_videos(args.src, pictures=True)
     files = portrait_sets.split_vfhq(files, args.test_share, args.seed)
     return _plan_portraits("see the VFHQ terms", args, files, ignored)
 
@@ -229,7 +227,7 @@ def main(argv: list[str] | None = None, plan_latents: Callable[..., Plan] | None
             force=args.force,
             command=_command(args),
         )
-    except (ConfigError, DatasetError, ImportError, OSError) as error:
+    except (ConfigError, DatasetError, ImportError, MediaError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -330,7 +328,7 @@ def _clip_flags(size: int, crop: str, least: int = 0):
     """Options of clips of videos, a parser to build on. Their defaults: size, crop, least."""
     clips = argparse.ArgumentParser(add_help=False)
     flag = clips.add_argument
-    flag("--src", type=Path, required=True, help="folder of video files, at any depth")
+    flag("--src", type=Path, required=True, help="folder of videos, at any depth")
     flag("--fps", type=_number(0, 1000), default=25.0, help="frames per second (default 25)")
     flag(
         "--size", type=_even, default=size, help=f"height and width, pixels, even (default {size})"

@@ -7,25 +7,20 @@ of their times, and a varying one keeps its speed.
 """
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from fractions import Fraction
 
-import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from vidmotion.data import faces
 from vidmotion.data.clips import encode_clip, frame_rate
-from vidmotion.media import MediaError
+from vidmotion.video import Picture, read_frames, resample
 
 HOLD = 1.0  # seconds: a picture that stands longer is a gap in the video, which ends a clip
 THUMB = 32  # side of the grey pictures that are compared to find cuts, pixels
 LOOKS = 5  # pictures of a clip in which its face is looked for
 TUBE_STEP = 5  # pictures from one to the next in which the face of a tube is looked for
-FRAME_RATE = 25  # frames per second of a folder of pictures, which does not say
-FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +117,7 @@ def cut_video(
             tally.seconds = float(end)
             yield start, end, picture
 
-    ticks = resample(counted(read_frames(path, threads)), cutting.fps)
+    ticks = resample(counted(read_frames(path, threads)), frame_rate(cutting.fps), HOLD)
     for first, pictures in _pieces(ticks, cutting, tally):
         size, track = pictures[0].size, None
         if box is not None:
@@ -169,109 +164,6 @@ def cut_video(
         }
 
 
-class Picture:
-    """A decoded frame, seen upright and with square pixels.
-
-    Attributes:
-      frame: as decoded.
-      size: width and height, pixels.
-    """
-
-    def __init__(self, frame: av.VideoFrame, aspect: Fraction | None):
-        """`aspect`: width over height of a stored pixel; None where the file does not say."""
-        self.frame = frame
-        self._turns = round(
-            frame.rotation / 90
-        )  # counter-clockwise: phones store the sensor's view
-        self._stretch = (float(aspect or 1), 1.0)
-        size = (frame.width * self._stretch[0], float(frame.height))
-        if self._turns % 2:
-            self._stretch, size = self._stretch[::-1], size[::-1]
-        self.size = size
-
-    def render(self, reformatter: VideoReformatter, box=None, size=None) -> np.ndarray:
-        """A region, scaled without aliasing.
-
-        Args:
-          reformatter: of one thread, for pictures of one kind: it keeps what it has set up.
-          box: x0, y0, x1, y1; the whole by default; black where it leaves the picture.
-          size: width and height of the result; unscaled by default.
-
-        Returns:
-          uint8 (H, W, 3).
-        """
-        box = (0.0, 0.0, *self.size) if box is None else box
-        size = tuple(max(1, round(side)) for side in self.size) if size is None else size
-        stored = reformatter.reformat(self.frame, format="rgb24", threads=1).to_ndarray()
-        upright = np.rot90(stored, self._turns)
-        return faces.crop(upright, [x / s for x, s in zip(box, self._stretch * 2)], size)
-
-
-def read_frames(
-    path: str | os.PathLike, threads: int = 1
-) -> Iterator[tuple[Fraction, Fraction, Picture]]:
-    """The frames of a file's main video stream with the times at which each begins and ends.
-
-    A folder of numbered pictures is a video of `FRAME_RATE`. Times are seconds from the first frame.
-    A frame ends where its stated duration does, which need not be where the next begins.
-
-    Raises:
-      MediaError: the file cannot be read, holds no video, is damaged or cut short, or its times run
-        backwards; at the frame where it shows. The message does not name the file.
-    """
-    count, origin, last = 0, None, Fraction(-1)
-    try:
-        with _open(path) as container:
-            stream = container.streams.best("video")  # not the cover picture
-            if stream is None:
-                raise MediaError("no video stream in it")
-            stream.codec_context.thread_count = threads
-            stream.thread_type = "AUTO"
-            period = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
-            aspect = stream.sample_aspect_ratio
-            for packet in container.demux(stream):
-                if packet.is_corrupt:  # FFmpeg itself passes over a file cut short in silence
-                    raise MediaError(f"damaged or cut short after {count} frames")
-                for frame in packet.decode():
-                    time = last + period if frame.pts is None else frame.pts * frame.time_base
-                    if origin is None:
-                        origin, last = time, time
-                    if time < last:
-                        raise MediaError(f"times run backwards after {count} frames")
-                    lasts = frame.duration * frame.time_base if frame.duration else period
-                    yield time - origin, time - origin + lasts, Picture(frame, aspect)
-                    count, last = count + 1, time
-    except (av.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        what = f"damaged after {count} frames" if count else "no video that can be read, or damaged"
-        raise MediaError(f"{what} ({reason})") from error
-    if not count:
-        raise MediaError("a video stream without frames")
-
-
-def resample(
-    shown: Iterable[tuple[Fraction, Fraction, Picture]], fps: float
-) -> Iterator[tuple[int, Picture]]:
-    """Frames at a constant rate: pairs of tick and the picture that is shown then.
-
-    Ticks ascend by one, except past a picture that stands longer than `HOLD` (given once).
-    """
-    rate = frame_rate(fps)
-
-    def tick(time):
-        return math.floor(time * rate + Fraction(1, 2))
-
-    def hold(picture, since, until):
-        for k in range(since, until if until - since <= HOLD * rate else since + 1):
-            yield k, picture
-
-    held, since, until = None, 0, 0
-    for start, end, picture in shown:
-        yield from hold(held, since, tick(start))
-        held, since, until = picture, tick(start), tick(end)
-    yield from hold(held, since, until)
-
-
 def _pieces(
     ticks: Iterable[tuple[int, Picture]], cutting: Cutting, tally: Tally
 ) -> Iterator[tuple[int, list[Picture]]]:
@@ -299,16 +191,6 @@ def _pieces(
             full, pictures = pictures, []
             yield tick + 1 - cutting.frames, full
     tally.short += bool(pictures)
-
-
-def _open(path):
-    if not os.path.isdir(path):
-        return av.open(os.fspath(path))
-    numbered = [name for name in os.listdir(path) if name.lower().endswith(FRAME_SUFFIXES)]
-    stem, suffix = os.path.splitext(min(numbered))
-    pattern = os.path.join(os.fspath(path).replace("%", "%%"), f"%0{len(stem)}d{suffix}")
-    options = {"framerate": str(FRAME_RATE), "start_number": stem}
-    return av.open(pattern, format="image2", options=options)
 
 
 def _track(pictures: list[Picture]) -> faces.Track | None:

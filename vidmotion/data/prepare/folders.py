@@ -25,16 +25,18 @@ import numpy as np
 import safetensors.numpy
 
 from vidmotion.data.prepare.cutting import Cutting, Tally, cut_video
-from vidmotion.data.records import DatasetError
+from vidmotion.data.records import DatasetError, writing
 from vidmotion.media import MediaError
+from vidmotion.video import FRAME_SUFFIXES
 
 SUFFIXES = tuple(
     f".{kind}"
     for kind in (
-        *("3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4"),
+        *("3gp", "avi", "flv", "gif", "m2ts", "m4v", "mkv", "mov", "mp4"),
         *("mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv"),
     )
 )
+LEAST_PICTURES = 16  # numbered, of a folder that is a video
 PARTS, REPORT = "parts", "report.json"
 TEST_SHARE = 0.1
 UCF101_LISTS = "ucfTrainTestlist"  # the folder of lists as it comes
@@ -124,27 +126,55 @@ class FolderJob:
         return found
 
 
-def find_videos(folder: Path) -> tuple[list[SourceFile], dict[str, int]]:
-    """All video files below a folder, by suffix and sorted by name; hidden ones do not count.
+def find_videos(folder: Path, pictures: bool = False) -> tuple[list[SourceFile], dict[str, int]]:
+    """All videos below a folder, sorted by name; hidden ones do not count, links to folders are followed.
+
+    Args:
+      folder: where.
+      pictures: whether a folder of at least `LEAST_PICTURES` numbered pictures is a video, too.
 
     Returns:
-      (files without splits, number of other files by suffix).
+      (files without splits, number of other files by suffix, and of folders that are not read).
 
     Raises:
-      DatasetError: no such folder, or no video files in it.
+      DatasetError: no such folder, or no videos in it.
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder of videos")
-    files, others = [], Counter()
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(parent, name) for name in names if not name.startswith(".")):
-            if path.suffix.lower() in SUFFIXES and path.is_file():
-                relative = os.fsencode(path.relative_to(folder).as_posix())
-                name = relative.decode("utf-8", "replace")
-                files.append(SourceFile(name, path, path.stat().st_size))
-            else:
-                others[path.suffix.lower()] += 1
+    files, others, seen = [], Counter(), set()
+
+    def relative(path: Path) -> str:
+        return os.fsencode(path.relative_to(folder).as_posix()).decode("utf-8", "replace")
+
+    def unreadable(_: OSError) -> None:
+        others["folders that cannot be read"] += 1
+
+    waiting = [folder]  # links come last, so that a folder goes by its own name
+    while waiting:
+        top = waiting.pop(0)
+        for parent, folders, names in os.walk(top, onerror=unreadable):
+            if Path(parent).resolve() in seen:
+                folders.clear()
+                others["links to folders that are in it already"] += 1
+                continue
+            seen.add(Path(parent).resolve())
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            waiting += [path for path in (Path(parent, n) for n in folders) if path.is_symlink()]
+            paths = [Path(parent, name) for name in names if not name.startswith(".")]
+            numbered = [
+                path
+                for path in paths
+                if path.suffix.lower() in FRAME_SUFFIXES and path.stem.isdecimal()
+            ]
+            if pictures and len(numbered) >= LEAST_PICTURES:
+                size = sum(path.stat().st_size for path in numbered)
+                files.append(SourceFile(relative(Path(parent)), Path(parent), size))
+                paths = [path for path in paths if path not in set(numbered)]
+            for path in paths:
+                if path.suffix.lower() in SUFFIXES and path.is_file():
+                    files.append(SourceFile(relative(path), path, path.stat().st_size))
+                else:
+                    others[path.suffix.lower()] += 1
     if not files:
         raise DatasetError(f"{folder}: no video files in it or below ({' '.join(SUFFIXES)})")
     return sorted(files, key=lambda file: file.name), dict(sorted(others.items()))
@@ -337,6 +367,9 @@ class FolderRun:
         if self._frames:
             rate = self._frames / self._seconds
             print(f"{self._frames:,} frames in {self._seconds:.1f} s: {rate:.0f} frames/s")
+        if self._job.ignored:
+            kinds = (f"{n:,} {kind or 'without suffix'}" for kind, n in self._job.ignored.items())
+            print(f"passed over, no videos: {', '.join(kinds)}")
         self._print_failures()
 
     def _open_parts(self):
@@ -401,11 +434,13 @@ class FolderRun:
                 file.path, self._job.cutting, tally, box=box, threads=threads, check=self._check
             ):
                 arrays = {name: np.asarray(value) for name, value in record.items()}
-                writer.write(safetensors.numpy.save(arrays))
+                with writing(aside):
+                    writer.write(safetensors.numpy.save(arrays))
         except MediaError as error:
             return str(error)
         finally:
-            writer.close()
+            with writing(aside):
+                writer.close()
         os.replace(aside, self._part(file, ".array_record"))
         _write_json(self._part(file, ".json"), dataclasses.asdict(tally))
         return dataclasses.asdict(tally)

@@ -19,11 +19,8 @@ MEAD (github.com/uniBruce/Mead) has <actor>/video/<view>/<emotion>/level_<1..3>/
 import dataclasses
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-from vidmotion.data.prepare.cutting import FRAME_SUFFIXES
 from vidmotion.data.prepare.folders import TEST_SHARE, SourceFile
 from vidmotion.data.records import DatasetError
 
@@ -161,33 +158,6 @@ def split_mead(
     where = f"<actor>/video/<{'|'.join(views)}>/<emotion>/level_<1..3>/<number>.mp4 (MEAD)"
     _some(found, files, where)
     return split_by_person(found, share, seed)
-
-
-def find_frame_folders(folder: Path, least: int) -> list[SourceFile]:
-    """Folders of numbered pictures below a folder, each as one video; at least `least` pictures.
-
-    Raises:
-      DatasetError: the numbers of a folder have gaps, or pictures are of several kinds.
-    """
-    parents = Counter(
-        path.parent
-        for path in folder.rglob("*")
-        if path.suffix.lower() in FRAME_SUFFIXES and path.stem.isdigit()
-    )
-    found = []
-    for parent, count in sorted(parents.items()):
-        if count < least:
-            continue
-        pictures = sorted(path for path in parent.iterdir() if path.stem.isdigit())
-        first, last = int(pictures[0].stem), int(pictures[-1].stem)
-        if last - first + 1 != count or len({path.suffix for path in pictures}) != 1:
-            raise DatasetError(
-                f"{parent}: {count} pictures numbered {first} to {last}: some are missing, or are of "
-                "another kind"
-            )
-        size = sum(path.stat().st_size for path in pictures)
-        found.append(SourceFile(parent.relative_to(folder).as_posix(), parent, size))
-    return found
 
 
 def _some(found, files, where):

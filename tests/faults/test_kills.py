@@ -1,0 +1,220 @@
+"""The kill campaign: SIGKILL at random moments, and what is there in the end is bit for bit what it would have been.
+
+    pytest tests/faults/test_kills.py --kills=200 --faults_record=FILE
+
+A training of tests/tiny.py, which saves after every step, and the preparation of a dataset are started and killed over
+and over in the same folders, so that kills meet starting, restoring, training, saving and preparing alike. After each
+kill every checkpoint under a final name must be whole; each time that one comes to its end, it is compared.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from etils import epath
+
+from vidmotion import media, record
+from vidmotion.checkpoint import Checkpointer
+from vidmotion.run import Run
+from vidmotion.writer import read_metrics
+
+SEED = 0
+PREPARING = 0.25  # of the kills
+STEPS = 8
+
+# Imports once, then forks a child for each command line: a start costs seconds, a fork nothing.
+SERVER = """
+    import json, os, signal, sys, time
+    import vidmotion.evaluation, vidmotion.plan, vidmotion.train
+    from vidmotion import main, system
+    from vidmotion.data import prepare
+    system.SYSTEMS["tiny"] = "tiny:Tiny"
+    print("ready", flush=True)
+    for line in sys.stdin:
+        log, name, words, kill_after = json.loads(line)
+        child = os.fork()
+        if not child:
+            stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(stream, 1)
+            os.dup2(stream, 2)
+            if name == "prepare":
+                os._exit(prepare.main(words))
+            sys.argv = ["vidmotion", *words]
+            main.cli()
+        if kill_after is not None:
+            time.sleep(kill_after)
+            os.kill(child, signal.SIGKILL)  # not waited for yet: its number is its own, even if it has ended
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Server:
+    """Starts commands in processes of their own, and kills them."""
+
+    def __init__(self, folder: Path):
+        tests = Path(tiny.__file__).parent
+        self.log = folder / "log"
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SERVER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
+                "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+                # Of its own: kills tear entries of it too.
+                "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+            },
+        )
+        assert self._process.stdout.readline() == "ready\n"
+
+    def run(self, name: str, words: list[str], kill_after: float | None = None) -> int:
+        """The exit code of a command, -9 if it was still running `kill_after` seconds from its start."""
+        self._process.stdin.write(json.dumps([str(self.log), name, words, kill_after]) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+@dataclasses.dataclass
+class Training:
+    """A run of eight steps, each of which is saved."""
+
+    folder: Path
+    name = "train"
+
+    @property
+    def words(self):
+        return [
+            f"--config={tiny.__file__}",
+            f"--workdir={self.folder}",
+            "--config.checkpoint.every=1",
+            "--config.log_every=1",
+        ]
+
+    def moment(self) -> str:
+        """What the kill met, as far as the folder tells; and each checkpoint there is whole."""
+        with Checkpointer(self.folder, read_only=True) as checkpointer:
+            for step in checkpointer.steps():
+                assert checkpointer._damage(step) is None
+            done = checkpointer.steps()
+        if not done:
+            return "starting"
+        if any("tmp" in path.name for path in (self.folder / "checkpoints").iterdir()):
+            return "saving"
+        last = max(row["step"] for row in read_metrics(self.folder / "metrics.jsonl"))
+        return "training" if last > done[-1] else "restoring or between steps"
+
+    def end(self):
+        """All that a finished run holds: its state, its place in the data, and each number of each step, once."""
+        config = tiny.get_config()
+        run = Run(config, str(self.folder))
+        with Checkpointer(self.folder, read_only=True) as checkpointer:
+            state, position = run.restore(checkpointer)
+        numbers = [
+            (row["step"], name, value)
+            for row in read_metrics(self.folder / "metrics.jsonl")
+            for name, value in row.items()
+            if name.startswith(("loss/", "grad_norm/"))
+        ]
+        leaves = jax.tree.leaves(jax.tree.map(np.asarray, state))
+        bits = hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()
+        return bits, position, sorted(numbers)
+
+
+@dataclasses.dataclass
+class Preparing:
+    """A dataset of the clips of three videos."""
+
+    folder: Path
+    videos: Path
+    name = "prepare"
+
+    @property
+    def words(self):
+        words = ["videos", f"--src={self.videos}", f"--out={self.folder}", "--size=16"]
+        return [
+            *words,
+            "--fps=8",
+            "--cut=255",
+            "--seconds=0.5",
+            "--codec=raw",
+            "--jobs=1",
+            "--test_share=0.4",
+        ]
+
+    def moment(self) -> str:
+        complete = (self.folder / "dataset.json").exists()
+        return "preparing, complete" if complete else "preparing"
+
+    def end(self):
+        """Bytes of all files but the report, which tells times, and the command, which names the folder."""
+        index = json.loads((self.folder / "dataset.json").read_text())
+        del index["provenance"]["command"]
+        shards = {path.name: path.read_bytes() for path in self.folder.glob("*.array_record")}
+        return index, shards, sorted(path.name for path in self.folder.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_what_was_killed_ends_bit_for_bit_as_what_was_not(tmp_path, monkeypatch, request):
+    tiny.register(monkeypatch)
+    kills = request.config.getoption("--kills")
+    rng = np.random.default_rng(SEED)
+    (tmp_path / "videos").mkdir()
+    for i in range(3):
+        frames = rng.integers(0, 256, (40, 16, 16, 3), np.uint8)
+        media.write_mp4(tmp_path / "videos" / f"{i}.mp4", frames, fps=8)
+
+    def begin(kind, number):
+        folder = tmp_path / f"{kind}-{number}"
+        return Training(folder) if kind == "train" else Preparing(folder, tmp_path / "videos")
+
+    server = Server(tmp_path)
+    try:
+        expected, seconds = {}, {}
+        for kind in ("train", "prepare"):
+            for name in ("warm", "whole"):  # the first compiles
+                task, start = begin(kind, name), time.perf_counter()
+                assert server.run(task.name, task.words) == 0, server.log.read_text()
+                seconds[kind] = time.perf_counter() - start
+            expected[kind] = task.end()
+        moments, ended, there = Counter(), Counter(), {}
+        while moments.total() < kills:
+            kind = "prepare" if rng.random() < PREPARING else "train"
+            task = there.setdefault(kind, begin(kind, ended[kind]))
+            code = server.run(task.name, task.words, rng.uniform(0, 1.1 * seconds[kind]))
+            assert code in (0, -signal.SIGKILL), server.log.read_text()
+            if code:
+                moments[task.moment()] += 1
+            else:
+                assert task.end() == expected[kind]
+                ended[kind] += 1
+                del there[kind]
+        for kind, task in there.items():
+            assert server.run(task.name, task.words) == 0, server.log.read_text()
+            assert task.end() == expected[kind]
+            ended[kind] += 1
+    finally:
+        server.close()
+    figures = {"kills": kills, "moments": dict(moments), "compared": dict(ended), "seed": SEED}
+    print(figures)
+    if path := request.config.getoption("--faults_record"):
+        record.write(epath.Path(path), {**record.environment(), **figures, "differing": 0})

@@ -1,0 +1,353 @@
+"""Videos on disk, frame by frame as they are meant to be seen, each with the time at which it is shown.
+
+Everything that reads a video reads it here: upright, with square pixels, without interlacing, in sRGB
+(high dynamic range with white at 203 cd/m2, ITU-R BT.2408), and with white behind transparent parts.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from vidmotion.data import faces
+from vidmotion.media import MediaError
+
+FRAME_RATE = 25  # frames per second of a folder of pictures, which does not say
+FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
+SPARE = 50  # one frame in so many may be missing before a video counts as damaged
+WHITE = 203.0  # cd/m2 of diffuse white (ITU-R BT.2408, table 1)
+PQ, HLG = 16, 18  # transfer characteristics (ITU-T H.273, table 3)
+# Linear BT.2020 to linear BT.709 (ITU-R BT.2087, section 3).
+TO_709 = np.float32(
+    [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]]
+)
+
+
+class Picture:
+    """A decoded frame, seen upright and with square pixels.
+
+    Attributes:
+      frame: as decoded.
+      size: width and height, pixels.
+    """
+
+    def __init__(self, frame: av.VideoFrame, aspect: Fraction | None):
+        """`aspect`: width over height of a stored pixel; None where the file does not say."""
+        self.frame = frame
+        # Counter-clockwise: phones store the sensor's view.
+        self._turns = round(frame.rotation / 90)
+        self._stretch = (float(aspect or 1), 1.0)
+        size = (frame.width * self._stretch[0], float(frame.height))
+        if self._turns % 2:
+            self._stretch, size = self._stretch[::-1], size[::-1]
+        self.size = size
+
+    def render(self, reformatter: VideoReformatter, box=None, size=None) -> np.ndarray:
+        """A region, scaled without aliasing.
+
+        Args:
+          reformatter: of one thread, for pictures of one kind: it keeps what it has set up.
+          box: x0, y0, x1, y1; the whole by default; black where it leaves the picture.
+          size: width and height of the result; unscaled by default.
+
+        Returns:
+          uint8 (H, W, 3).
+        """
+        whole = box is None and size is None and self._stretch == (1.0, 1.0)
+        upright = np.rot90(_rgb(self.frame, reformatter), self._turns)
+        if whole:
+            return upright
+        box = (0.0, 0.0, *self.size) if box is None else box
+        size = tuple(max(1, round(side)) for side in self.size) if size is None else size
+        return faces.crop(upright, [x / s for x, s in zip(box, self._stretch * 2)], size)
+
+
+class Survey(NamedTuple):
+    """What a look at a file's packets tells, without decoding them.
+
+    Attributes:
+      rate: frames per second at which the video can be shown with every frame at its time.
+      steady: whether frame k is shown at tick k, from the first on.
+      frames: ticks from the first frame to the end of the last; 0 where times are not known.
+      start: seconds, on the file's own clock, of the first frame.
+    """
+
+    rate: Fraction
+    steady: bool
+    frames: int
+    start: float
+
+
+def survey(path: str | os.PathLike) -> Survey:
+    """Rate, length and beginning of a video.
+
+    Where frames come at varying times, the rate is the file's own if it is about that of the busiest
+    second, and else the number of frames in that second.
+
+    Raises:
+      MediaError: the file cannot be read or holds no video. The message does not name the file.
+    """
+    times, lasting = [], Fraction(0)
+    with _opened(path) as (container, stream):
+        rates = [stream.average_rate, stream.guessed_rate, Fraction(FRAME_RATE)]
+        rates = [rate for rate in rates if rate]
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                times.append(None if packet.pts is None else packet.pts * packet.time_base)
+                if packet.duration and times[-1] is not None:
+                    lasting = max(lasting, times[-1] + packet.duration * packet.time_base)
+    if None in times or not times:
+        known = next((time for time in times if time is not None), 0)
+        return Survey(rates[0], True, len(times), float(known))
+    times.sort()
+    since = [time - times[0] for time in times]
+    for rate in rates:
+        if all(abs(time * rate - k) < Fraction(1, 2) for k, time in enumerate(since)):
+            return Survey(rate, True, len(times), float(times[0]))
+    seconds = np.array(since, np.float64)
+    busiest = int(max(np.searchsorted(seconds, seconds + 0.98) - np.arange(len(seconds))))
+    near = [rate for rate in rates[:-1] if abs(rate / busiest - 1) < 0.1]
+    rate = near[0] if near else Fraction(busiest)
+    end = max(lasting, times[-1] + 1 / rate) - times[0]
+    return Survey(rate, False, _tick(end, rate), float(times[0]))
+
+
+def read_steadily(path: str | os.PathLike) -> Iterator[np.ndarray]:
+    """All of a video at the rate of its `survey`, uint8 (H, W, 3), every picture of the first one's size.
+
+    A picture of another size is shown whole within the first one's, on black.
+
+    Raises:
+      MediaError: as `read_frames`.
+    """
+    found = survey(path)
+    shown = read_frames(path, threads=0)
+    pictures = (
+        (picture for _, _, picture in shown)
+        if found.steady
+        else (picture for _, picture in resample(shown, found.rate, hold=math.inf))
+    )
+    reformatter, first, last, pixels = VideoReformatter(), None, None, None
+    for picture in pictures:
+        if picture is not last:
+            first, last = first or picture, picture
+            if picture.size == first.size:
+                pixels = picture.render(reformatter)
+            else:
+                scale = max(a / b for a, b in zip(picture.size, first.size))
+                middle = np.array(picture.size) / 2
+                half = np.array(first.size) * scale / 2
+                target = tuple(max(1, round(side)) for side in first.size)
+                box = [*(middle - half), *(middle + half)]
+                pixels = picture.render(reformatter, box, target)
+        yield pixels
+
+
+def read_frames(
+    path: str | os.PathLike, threads: int = 1
+) -> Iterator[tuple[Fraction, Fraction, Picture]]:
+    """The frames of a file's main video stream with the times at which each begins and ends.
+
+    A folder of numbered pictures is a video of `FRAME_RATE`. Times are seconds from the first frame.
+    A frame ends where its stated duration does, which need not be where the next begins.
+
+    Raises:
+      MediaError: the file cannot be read, holds no video, is damaged or cut short, or its times run
+        backwards; at the frame where it shows. The message does not name the file.
+    """
+    count, origin, last, woven = 0, None, Fraction(-1), False
+    times, unshown = [], 0
+    try:
+        with _opened(path) as (container, stream):
+            stream.codec_context.thread_count = threads
+            stream.thread_type = "AUTO"
+            period = 1 / (stream.average_rate or stream.guessed_rate or Fraction(FRAME_RATE))
+            aspect, stated = stream.sample_aspect_ratio, stream.frames
+
+            def decoded() -> Iterator[av.VideoFrame]:
+                nonlocal unshown
+                for packet in container.demux(stream):
+                    if packet.is_corrupt:  # FFmpeg itself passes over a file cut short in silence
+                        raise MediaError(f"damaged or cut short after {count} frames")
+                    if packet.is_discard or not packet.size:
+                        unshown += 1
+                    elif packet.pts is not None:
+                        times.append(packet.pts * packet.time_base)
+                    yield from packet.decode()
+
+            for frame in _progressive(decoded()):
+                time = last + period if frame.pts is None else frame.pts * frame.time_base
+                if origin is None:
+                    origin, last = time, time
+                if time < last:
+                    raise MediaError(f"times run backwards after {count} frames")
+                woven |= frame.interlaced_frame
+                lasts = frame.duration * frame.time_base if frame.duration else period
+                yield time - origin, time - origin + lasts, Picture(frame, aspect)
+                count, last = count + 1, time
+    except (av.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        what = f"damaged after {count} frames" if count else "no video that can be read, or damaged"
+        raise MediaError(f"{what} ({reason})") from error
+    if not count:
+        raise MediaError("a video stream without frames")
+    # Not what leans on frames before the file begins; and a packet may be one field of a frame.
+    early = sum(time < origin for time in times)
+    expected = stated - unshown - early if stated else 0 if woven else len(times) - early
+    if expected - count > max(2, expected // SPARE):
+        raise MediaError(f"damaged: {count} of the {expected} frames in it can be decoded")
+
+
+def resample(
+    shown: Iterable[tuple[Fraction, Fraction, Any]], rate: Fraction, hold: float
+) -> Iterator[tuple[int, Any]]:
+    """Frames at a constant rate: pairs of tick and the picture that is shown then.
+
+    Ticks ascend by one, except past a picture that stands longer than `hold` seconds (given once).
+    """
+
+    def held_for(picture, since, until):
+        for k in range(since, until if until - since <= hold * rate else since + 1):
+            yield k, picture
+
+    held, since, until = None, 0, 0
+    for start, end, picture in shown:
+        yield from held_for(held, since, _tick(start, rate))
+        held, since, until = picture, _tick(start, rate), _tick(end, rate)
+    yield from held_for(held, since, until)
+
+
+def _tick(time: Fraction, rate: Fraction) -> int:
+    return math.floor(time * rate + Fraction(1, 2))
+
+
+class _opened:
+    """Context: the container of a file or of a folder of numbered pictures, and its main video stream."""
+
+    def __init__(self, path: str | os.PathLike):
+        self._path = path
+
+    def __enter__(self):
+        try:
+            self._container = _open(os.fspath(self._path))
+        except (av.FFmpegError, OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise MediaError(f"no video that can be read, or damaged ({reason})") from error
+        stream = self._container.streams.best("video")  # not the cover picture
+        if stream is None:
+            self._container.close()
+            raise MediaError("no video stream in it")
+        if stream.codec_context is None:
+            self._container.close()
+            raise MediaError("its codec is unknown, or it is damaged")
+        return self._container, stream
+
+    def __exit__(self, *_):
+        self._container.close()
+
+
+def _open(path: str):
+    if not os.path.isdir(path):
+        if not os.path.exists(path):
+            raise MediaError("there is no such file")
+        if not os.path.isfile(path):  # a pipe would be waited for without an end
+            raise MediaError("not a file")
+        # A name with a colon is no protocol, and a playlist leads nowhere else.
+        return av.open(f"file:{path}", container_options={"protocol_whitelist": "file"})
+    names = sorted(
+        name
+        for name in os.listdir(path)
+        if name.lower().endswith(FRAME_SUFFIXES) and os.path.splitext(name)[0].isdecimal()
+    )
+    if not names:
+        raise MediaError("a folder without numbered pictures")
+    stem, suffix = os.path.splitext(names[0])
+    first, last = int(stem), int(os.path.splitext(names[-1])[0])
+    kinds = {os.path.splitext(name)[1] for name in names}
+    if last - first + 1 != len(names) or len(kinds) != 1:
+        raise MediaError(
+            f"{len(names)} pictures numbered {first} to {last}: some are missing, or are of another kind"
+        )
+    pattern = os.path.join(path.replace("%", "%%"), f"%0{len(stem)}d{suffix}")
+    options = {"framerate": str(FRAME_RATE), "start_number": stem}
+    return av.open(pattern, format="image2", options=options)
+
+
+# --- Fields and colours ---------------------------------------------------------------------------
+
+
+def _progressive(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    """Frames as they are, and from the first woven one on, each with its missing lines made from its
+    neighbours' (bwdif)."""
+    graph, kind = None, None
+    for frame in frames:
+        if graph is None and not frame.interlaced_frame:
+            yield frame
+            continue
+        if kind != (frame.width, frame.height, frame.format.name):
+            if graph:
+                yield from _pull(graph, None)
+            kind = frame.width, frame.height, frame.format.name
+            graph = _deinterlacer(frame)
+        yield from _pull(graph, frame)
+    if graph:
+        yield from _pull(graph, None)
+
+
+def _deinterlacer(frame: av.VideoFrame) -> av.filter.Graph:
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base
+    )
+    weave = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+    source.link_to(weave)
+    weave.link_to(graph.add("buffersink"))
+    graph.configure()
+    return graph
+
+
+def _pull(graph: av.filter.Graph, frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
+    graph.push(frame)
+    while True:
+        try:
+            yield graph.pull()
+        except (av.BlockingIOError, av.EOFError):
+            return
+
+
+def _rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
+    """uint8 (H, W, 3) of a frame as it is stored, in sRGB."""
+
+    def as_format(name: str) -> np.ndarray:
+        return reformatter.reformat(frame, format=name, threads=1).to_ndarray()
+
+    if frame.color_trc in (PQ, HLG):
+        return _standard_range(as_format("rgb48le"), frame.color_trc)
+    if any(component.is_alpha for component in frame.format.components):
+        rgba = as_format("rgba").astype(np.uint16)
+        alpha = rgba[..., 3:]
+        return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return as_format("rgb24")
+
+
+def _standard_range(signal: np.ndarray, transfer: int) -> np.ndarray:
+    """PQ or HLG signal uint16 (H, W, 3) in BT.2020 -> sRGB uint8; what is brighter than white is cut off."""
+    level = np.linspace(0, 1, 65536, dtype=np.float64)
+    if transfer == PQ:  # SMPTE ST 2084, equation 4.1
+        root = level ** (1 / 78.84375)
+        ratio = np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)
+        light = (10000 * ratio ** (1 / 0.1593017578125) / WHITE).astype(np.float32)[signal]
+    else:  # ITU-R BT.2100, table 5: the scene's light, then that of a display of 1000 cd/m2
+        a, b, c = 0.17883277, 0.28466892, 0.55991073
+        scene = np.where(level <= 0.5, level**2 / 3, (np.exp((level - c) / a) + b) / 12)
+        light = scene.astype(np.float32)[signal]
+        luminance = light @ np.float32([0.2627, 0.6780, 0.0593])
+        light *= (1000 / WHITE) * luminance[..., None] ** np.float32(0.2)
+    linear = np.clip(light @ TO_709.T, 0, 1)
+    curve = np.where(level <= 0.0031308, 12.92 * level, 1.055 * level ** (1 / 2.4) - 0.055)
+    return np.rint(255 * curve).astype(np.uint8)[np.rint(linear * 65535).astype(np.uint16)]

@@ -290,8 +290,8 @@ def test_files_that_cannot_be_used_are_one_sentence(say, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     for changes, message in (
-        (dict(motion=folder / "none.avi"), "none.avi has a video stream without frames"),
-        (dict(content=folder / "none.avi"), "none.avi has a video stream without frames"),
+        (dict(motion=folder / "none.avi"), "none.avi: a video stream without frames"),
+        (dict(content=folder / "none.avi"), "none.avi: a video stream without frames"),
         (dict(motion=folder / "tail.mp4"), "tail.mp4: damaged"),
         (dict(content=folder / "tail.mp4"), "tail.mp4: damaged"),
         (dict(content=folder / "text.png"), "text.png is not a picture"),

@@ -342,6 +342,7 @@ def read_mutable(workdir: str) -> dict[str, Any]:
 def _read_newest(workdir: str) -> dict[str, Any]:
     """Parameters, averages and non-gradient state of the newest whole and finite checkpoint, where not empty."""
     directory = _absolute(workdir) / "checkpoints"
+    passed = []
     with Checkpointer(workdir, read_only=True) as checkpointer:
         for step in reversed(checkpointer.steps()):
             if (problem := checkpointer._damage(step)) is None:
@@ -352,7 +353,10 @@ def _read_newest(workdir: str) -> dict[str, Any]:
                     return parts
                 problem = "not finite"
             log.warning("checkpoint %s is passed over: %s", directory / str(step), problem)
-    raise CheckpointError(f"{workdir}: no whole checkpoint under {directory}")
+            passed.append(f"; step {step}: {problem}")
+    raise CheckpointError(
+        f"{workdir}: no whole and finite checkpoint under {directory}{''.join(passed)}"
+    )
 
 
 def _read_parts(folder: epath.Path) -> dict[str, Any]:

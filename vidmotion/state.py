@@ -46,8 +46,3 @@ def broken_leaves(tree: PyTree) -> PyTree:
         return ~jnp.all(jnp.isfinite(leaf))
 
     return jax.tree.map(broken, tree)
-
-
-def count_broken(tree: PyTree) -> jax.Array:
-    """() float32 number of leaves of `tree` that hold a NaN or an infinity; jit-able."""
-    return sum(jax.tree.leaves(broken_leaves(tree)), jnp.zeros((), jnp.float32))

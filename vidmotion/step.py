@@ -15,11 +15,10 @@ import optax
 from vidmotion import paths
 from vidmotion.errors import ConfigError
 from vidmotion.optim import Optimizer
-from vidmotion.state import TrainState, count_broken
+from vidmotion.state import TrainState
 from vidmotion.system import Out, Player, System, Vars, begun, when, within
 
 PyTree = Any
-BROKEN = "broken_leaves"  # of the metrics: how many leaves of the new state are not finite
 SHORTEST_PHASE = 50  # steps: what comes and goes sooner is not worth a program of its own
 
 
@@ -165,8 +164,8 @@ class Stepper:
 
         Returns:
           The next state and ``{name: () float32}``: the system's metrics, ``loss/<player>``, and
-          ``grad_norm/<player>`` before clipping, in all and per top-level module; and `BROKEN`, because a
-          finite loss and gradient can still make parameters overflow. A player that is not due reports zeros.
+          ``grad_norm/<player>`` before clipping, in all and per top-level module. A player that is
+          not due reports zeros.
         """
         with within(*phase):
             return self._update(state, consts, batch)
@@ -192,14 +191,16 @@ class Stepper:
             params[player.name], opt[player.name], mutable, carry, seen = result
             shared = carry if index == 0 else shared
             metrics |= seen
-        after = TrainState(
-            step=state.step + 1,
-            params=params,
-            mutable=mutable,
-            opt=opt,
-            ema=self._average(state, params),
+        return (
+            TrainState(
+                step=state.step + 1,
+                params=params,
+                mutable=mutable,
+                opt=opt,
+                ema=self._average(state, params),
+            ),
+            metrics,
         )
-        return after, {**metrics, BROKEN: count_broken(after)}
 
     def _cut(self, x_b: jax.Array) -> jax.Array:
         """(B, ...) -> (A, B/A, ...); microbatch a takes rows a::A, which keeps rows on their device."""

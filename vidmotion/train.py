@@ -30,7 +30,6 @@ from vidmotion.media import MediaError
 from vidmotion.metrics.result import MetricResult
 from vidmotion.run import Run
 from vidmotion.state import TrainState, broken_leaves
-from vidmotion.step import BROKEN
 from vidmotion.system import check_batch
 from vidmotion.writer import (
     METRICS_FILE,
@@ -361,13 +360,10 @@ class Session:
 
     def _take(self, step: int, metrics: dict[str, float]) -> None:
         """Look at one finished step's numbers."""
-        broken = metrics.pop(BROKEN)
         losses = [name for name in metrics if name.startswith("loss/")]
         for name in losses + [name for name in metrics if name.startswith("grad_norm/")]:
             if not np.isfinite(metrics[name]):
                 self._give_up(step, metrics, f"{name} is {metrics[name]}")
-        if broken:
-            self._give_up(step, metrics, f"{self._broken()} became NaN or infinite")
         self._latest = metrics
         self._meter.add(metrics)
         if jax.process_index() == 0:
@@ -382,10 +378,13 @@ class Session:
             "gradients, or compute in float32."
         )
 
-    def _broken(self) -> str:
-        """The leaves of the state that are not finite: of the newest, which is a step later at most."""
+    def _check_state(self) -> None:
+        """Give up if a leaf of the state is not finite, as after an update that overflows where loss and gradient do
+        not. A program of its own, once before a save: inside the step it makes that several times dearer to compile."""
         names = name_broken(self.run.jit(broken_leaves)(self.state))
-        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        if names:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            self._give_up(self.step, self._latest, f"{shown} became NaN or infinite")
 
     def _log(self, waited: float, timed: bool) -> None:
         """Write down the averages since the last time; the speed too, if these steps were `timed`."""
@@ -398,6 +397,7 @@ class Session:
 
     def _save(self, wait: bool) -> None:
         """Save this step. One that is waited for must succeed; any other may be made up for later."""
+        self._check_state()
         try:
             position = self.run.position(self.loader, self.step)
             self.checkpointer.save(self.step, self.state, position, wait)

@@ -231,6 +231,7 @@ class Session:
             log.info("all %d steps are done", total)
             return EXIT_DONE
         update, end, stop = self._compile(), self.phase[1], False
+        self._broken_leaves = self.run.jit(broken_leaves).lower(self.state).compile()
         with (
             device_prefetch(self.loader.iterate(self.step), self.run.put) as batches,
             Progress(total, self.step) as self._progress,
@@ -381,7 +382,7 @@ class Session:
     def _check_state(self) -> None:
         """Give up if a leaf of the state is not finite, as after an update that overflows where loss and gradient do
         not. A program of its own, once before a save: inside the step it makes that several times dearer to compile."""
-        names = name_broken(self.run.jit(broken_leaves)(self.state))
+        names = name_broken(self._broken_leaves(self.state))
         if names:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             self._give_up(self.step, self._latest, f"{shown} became NaN or infinite")

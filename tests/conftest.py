@@ -54,37 +54,30 @@ def pytest_addoption(parser):
     parser.addoption("--faults_record", default="", help="JSON file for the campaign's figures")
 
 
-def _shared(variable: str, default: str) -> Path:
-    return Path(os.environ.get(variable, ROOT.parent / "shared" / default))
+def _shared(what: str, variable: str, default: str) -> Path:
+    """A folder that is given beside the repository; the test is skipped where it is not."""
+    path = Path(os.environ.get(variable, ROOT.parent / "shared" / default))
+    if not path.is_dir():
+        pytest.skip(f"{what} not found at {path}; set {variable} to run this test")
+    return path
 
 
 @pytest.fixture(scope="session")
 def sheets_dir() -> Path:
     """The public Sprites sheets (README, section Data); absent on most machines."""
-    path = _shared("VIDMOTION_SHEETS", "data/sprite_sheets")
-    if not path.is_dir():
-        pytest.skip(f"Sprites sheets not found at {path}; set VIDMOTION_SHEETS to run this test")
-    return path
+    return _shared("Sprites sheets", "VIDMOTION_SHEETS", "data/sprite_sheets")
 
 
 @pytest.fixture(scope="session")
 def hard() -> Path:
     """Small videos and pictures that are easily read wrong; absent on most machines."""
-    path = _shared("VIDMOTION_HARD_INPUTS", "hard_inputs")
-    if not path.is_dir():
-        pytest.skip(f"hard inputs not found at {path}; set VIDMOTION_HARD_INPUTS to run this test")
-    return path
+    return _shared("hard inputs", "VIDMOTION_HARD_INPUTS", "hard_inputs")
 
 
 @pytest.fixture(scope="session")
 def fixtures_dir() -> Path:
     """Inputs and outputs of reference networks; absent on most machines."""
-    path = _shared("VIDMOTION_FIXTURES", "fixtures")
-    if not path.is_dir():
-        pytest.skip(
-            f"reference fixtures not found at {path}; set VIDMOTION_FIXTURES to run this test"
-        )
-    return path
+    return _shared("reference fixtures", "VIDMOTION_FIXTURES", "fixtures")
 
 
 @pytest.fixture(scope="session")

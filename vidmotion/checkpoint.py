@@ -143,7 +143,7 @@ class Checkpointer:
                 if not broken:
                     self._set_aside(list(damaged))
                     return state, data
-                problem = f"not finite: {_listed(broken)}"
+                problem = f"not finite: {broken}"
             damaged[step] = problem
             log.error("checkpoint %s is damaged: %s", self.directory / str(step), problem)
         if damaged:
@@ -206,8 +206,8 @@ class Checkpointer:
 
     def _read(
         self, step: int, like: TrainState, partial: bool
-    ) -> tuple[TrainState, dict[str, Any], list[str]]:
-        """State and position of a step, and the paths of its leaves that are not finite."""
+    ) -> tuple[TrainState, dict[str, Any], str]:
+        """State and position of a step, and what `name_broken` says of the state."""
         wanted = _as_dict(like)
         try:
             if partial:
@@ -295,14 +295,17 @@ class Checkpointer:
         self._manager = self._open()
 
 
-def name_broken(broken: PyTree) -> list[str]:
-    """Paths of the leaves that are True in what `state.broken_leaves` returned."""
+def name_broken(broken: PyTree, most: int = 3) -> str:
+    """For a message: the first `most` leaves that are True in what `state.broken_leaves` returned, and how many more
+    there are; empty where none is."""
     leaves = jax.tree_util.tree_leaves_with_path(broken)
-    return [
+    names = [
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, leaf in leaves
         if np.asarray(leaf)
     ]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def read_position(workdir: str) -> dict[str, Any] | None:
@@ -354,9 +357,7 @@ def _read_newest(workdir: str) -> dict[str, Any]:
                 problem = "not finite"
             log.warning("checkpoint %s is passed over: %s", directory / str(step), problem)
             passed.append(f"; step {step}: {problem}")
-    raise CheckpointError(
-        f"{workdir}: no whole and finite checkpoint under {directory}{''.join(passed)}"
-    )
+    raise CheckpointError(f"{workdir}: no whole checkpoint under {directory}{''.join(passed)}")
 
 
 def _read_parts(folder: epath.Path) -> dict[str, Any]:
@@ -488,8 +489,3 @@ def _first_line(error: BaseException, limit: int = 300) -> str:
 
 def _joined(error: BaseException, limit: int = 1000) -> str:
     return " ".join(str(error).split())[:limit]
-
-
-def _listed(names: list[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -8,7 +8,6 @@ class ConfigError(ValueError):
 EXIT_DONE = 0
 EXIT_REFUSED = 2  # a config, dataset, file or checkpoint error; the message says what to do
 EXIT_NONFINITE = 3  # a loss, a gradient or a parameter became NaN or infinite
-EXIT_UNMEASURED = (
-    4  # trained and saved, but not all was measured; the record says what, the same command does it
-)
+# Trained and saved, but not all was measured; the record says what, the same command does it.
+EXIT_UNMEASURED = 4
 EXIT_PREEMPTED = 75  # interrupted, state saved: the same command resumes (EX_TEMPFAIL)

@@ -298,7 +298,9 @@ class Session:
 
     def _asked(self) -> list[str]:
         """Names of what `_sample` and `_evaluate` attempt."""
-        return ["pictures"] * bool(self.run.config.sample.rows) + list(asked(self.run.config))
+        return ["pictures"] * bool(self.run.config.sample.rows) + list(
+            evaluation.asked(self.run.config)
+        )
 
     def _record(self) -> None:
         """Write ``record.json``, whatever is known by now."""
@@ -382,10 +384,8 @@ class Session:
     def _check_state(self) -> None:
         """Give up if a leaf of the state is not finite, as after an update that overflows where loss and gradient do
         not. A program of its own, once before a save: inside the step it makes that several times dearer to compile."""
-        names = name_broken(self._broken_leaves(self.state))
-        if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            self._give_up(self.step, self._latest, f"{shown} became NaN or infinite")
+        if broken := name_broken(self._broken_leaves(self.state)):
+            self._give_up(self.step, self._latest, f"{broken} became NaN or infinite")
 
     def _log(self, waited: float, timed: bool) -> None:
         """Write down the averages since the last time; the speed too, if these steps were `timed`."""
@@ -448,12 +448,6 @@ class Session:
         return None
 
 
-def asked(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-    """Names of the evaluators, or of the one protocol, that a config asks for."""
-    protocol = config.eval.get("protocol", "")
-    return (protocol,) if protocol else tuple(config.eval.run)
-
-
 def evaluate_vars(
     run: Run, vars, attempt: Callable[[str, Callable], Any] = lambda _, measure: measure()
 ) -> list[MetricResult]:
@@ -468,7 +462,7 @@ def evaluate_vars(
     """
     results = []
     with evaluation.keeping():
-        for name in asked(run.config):
+        for name in evaluation.asked(run.config):
             results += attempt(name, functools.partial(_evaluate, name, run, vars)) or []
     if results and jax.process_index() == 0:
         attempt("table of results", lambda: _report(run, results))

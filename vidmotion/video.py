@@ -4,6 +4,7 @@ Everything that reads a video reads it here: upright, with square pixels, withou
 (high dynamic range with white at 203 cd/m2, ITU-R BT.2408), and with white behind transparent parts.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,9 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 
 from vidmotion.data import faces
 from vidmotion.media import MediaError
@@ -226,29 +229,21 @@ def _tick(time: Fraction, rate: Fraction) -> int:
     return math.floor(time * rate + Fraction(1, 2))
 
 
-class _opened:
-    """Context: the container of a file or of a folder of numbered pictures, and its main video stream."""
-
-    def __init__(self, path: str | os.PathLike):
-        self._path = path
-
-    def __enter__(self):
-        try:
-            self._container = _open(os.fspath(self._path))
-        except (av.FFmpegError, OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise MediaError(f"no video that can be read, or damaged ({reason})") from error
-        stream = self._container.streams.best("video")  # not the cover picture
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container of a file or of a folder of numbered pictures, and its main video stream."""
+    try:
+        container = _open(os.fspath(path))
+    except (av.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MediaError(f"no video that can be read, or damaged ({reason})") from error
+    with container:
+        stream = container.streams.best("video")  # not the cover picture
         if stream is None:
-            self._container.close()
             raise MediaError("no video stream in it")
         if stream.codec_context is None:
-            self._container.close()
             raise MediaError("its codec is unknown, or it is damaged")
-        return self._container, stream
-
-    def __exit__(self, *_):
-        self._container.close()
+        yield container, stream
 
 
 def _open(path: str):

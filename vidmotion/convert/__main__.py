@@ -320,9 +320,8 @@ NETWORKS = {
 }
 
 
-FIRST = unet.SIZES["sd15"]["channels"][
-    :1
-]  # by which a file is known to be of Stable Diffusion's own size
+# By which a file is known to be of Stable Diffusion's own size.
+FIRST = unet.SIZES["sd15"]["channels"][:1]
 
 
 def bring_in(name: str, src: Path, out: Path, options: Mapping[str, int | Path | None]) -> str:

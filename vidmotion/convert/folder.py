@@ -38,10 +38,9 @@ def write(
     params_file, written = folder / PARAMS, folder / f"{os.getpid()}.tmp.{PARAMS}"
     try:
         write_safetensors(written, paths.flatten(params))
-        content = {"network": network, "arguments": dict(arguments), DIGEST: _digest(written)}
-        params_file.unlink(
-            missing_ok=True
-        )  # never the weights of one network by the name of another
+        content = {"network": network, "arguments": dict(arguments), DIGEST: digest(written)}
+        # Never the weights of one network by the name of another.
+        params_file.unlink(missing_ok=True)
         aside = folder / f"{NETWORK}.{os.getpid()}.tmp"
         aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         aside.replace(folder / NETWORK)
@@ -105,20 +104,21 @@ def describe(folder: str | os.PathLike) -> tuple[str, dict[str, Any], dict[str, 
     return _load(Path(folder), _empty, None)
 
 
-def _checked(path: Path, digest: str | None) -> dict[str, np.ndarray]:
-    if digest is not None and _digest(path) != digest:
+def _checked(path: Path, stated: str | None) -> dict[str, np.ndarray]:
+    if stated is not None and digest(path) != stated:
         raise ValueError(
             f"{path}: its sha256 is not that in {NETWORK}: damaged or replaced; convert it again"
         )
     return read(path)
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """Hex sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _empty(path: Path, digest: str | None) -> dict[str, np.ndarray]:
+def _empty(path: Path, stated: str | None) -> dict[str, np.ndarray]:
     return {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes_of(path).items()}
 
 
@@ -139,10 +139,10 @@ def _load(folder: Path, read_file: Callable[[Path, str | None], Any], only: Sequ
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         network, arguments = content["network"], dict(content["arguments"])
-        digest = content.get(DIGEST)
+        stated = content.get(DIGEST)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file}: does not name a network and its arguments: {error!r}") from error
-    return network, arguments, paths.unflatten(read_file(folder / PARAMS, digest))
+    return network, arguments, paths.unflatten(read_file(folder / PARAMS, stated))
 
 
 def _parts(folder: Path) -> tuple[str, list[str]] | None:

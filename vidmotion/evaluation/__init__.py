@@ -41,6 +41,7 @@ __all__ = [
     "EVALUATORS",
     "PROTOCOLS",
     "analyse",
+    "asked",
     "check",
     "evaluate",
     "evaluators",
@@ -70,6 +71,12 @@ def evaluators(system) -> tuple[str, ...]:
     return (*own, *(name for name, needs in PROTOCOLS.items() if needs in own and name not in own))
 
 
+def asked(config) -> tuple[str, ...]:
+    """Names of the evaluators, or of the one protocol, that a config asks for."""
+    protocol = config.eval.get("protocol", "")
+    return (protocol,) if protocol else tuple(config.eval.run)
+
+
 def check(run) -> None:
     """Refuse now what pictures and evaluations would refuse after hours of training.
 
@@ -79,8 +86,7 @@ def check(run) -> None:
     Raises:
       ConfigError, DatasetError: as `evaluate` and `pictures`; says how to train without.
     """
-    protocol = run.config.eval.get("protocol", "")
-    names = (protocol,) if protocol else tuple(run.config.eval.run)
+    names = asked(run.config)
     if not names and not run.config.sample.rows:
         return
     try:

@@ -6,7 +6,6 @@ long, what it reached, and the sha256 of the parameters' file. Wherever a field 
 weights, it takes such a name as well. ``python -m vidmotion.weights`` lists them, and makes them of runs.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vidmotion import checkpoint, paths
+from vidmotion.convert.folder import digest
 from vidmotion.convert.read import read as read_file
 from vidmotion.convert.read import write_safetensors
 from vidmotion.errors import ConfigError
@@ -74,11 +74,6 @@ def _shipped(name: str) -> dict[str, PyTree]:
             f"{file} is damaged: its sha256 is not that of its card; install vidmotion again"
         )
     return paths.unflatten(read_file(file, float32=True))
-
-
-def digest(file: Path) -> str:
-    """Hex sha256 of a file."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def ship(workdir: str, name: str, folder: Path = FOLDER) -> Path:

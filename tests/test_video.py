@@ -174,6 +174,38 @@ def test_frames_that_cannot_be_decoded_are_missed(tmp_path):
         media.read_video(path)
 
 
+def test_a_few_frames_that_cannot_be_decoded_are_said(tmp_path, caplog):
+    """Frames that the container counts and whose units the decoder passes over: filler (type 12)."""
+    path = film(tmp_path / "a.mp4", "libx264", count=100, at=3, g="1", bf="0")
+    with av.open(str(path)) as file:
+        places = [(p.pos, p.size) for p in file.demux(video=0) if p.size]
+    data = bytearray(path.read_bytes())
+    for place, size in (places[40], places[70]):
+        unit = place
+        while unit < place + size:
+            data[unit + 4] = 12
+            unit += 4 + int.from_bytes(data[unit : unit + 4])
+    path.write_bytes(data)
+    assert len(media.read_video(path).frames) == 100 - 2
+    assert "a.mp4: 2 of its 100 frames cannot be decoded" in caplog.text
+    caplog.clear()
+    assert len(media.read_video(film(tmp_path / "b.mp4", "libx264", bf="3")).frames) == 50
+    assert not caplog.text
+
+
+def test_frames_of_a_varying_rate_know_their_own(hard):
+    """25 a second in the first second, 10 in the next two: at 25 a second, each of these stands for 2.5."""
+    numbers, count = media.own_frames(hard / "vfr.mp4")
+    frames = media.read_video(hard / "vfr.mp4").frames
+    assert count == 45 and len(numbers) == len(frames) == 75
+    assert numbers[:25].tolist() == list(range(25))
+    lasting = np.bincount(numbers)[25:]
+    assert set(lasting) == {2, 3} and lasting.sum() == 50
+    for k in range(1, 75):  # a frame is new where its number is
+        if numbers[k] == numbers[k - 1]:
+            np.testing.assert_array_equal(frames[k], frames[k - 1])
+
+
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.mp4")
     for read in (media.probe, media.read_video, media.read_picture):

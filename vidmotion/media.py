@@ -568,6 +568,21 @@ def iter_video(path: str | os.PathLike) -> Iterator[np.ndarray]:
         yield from video.read_steadily(path)
 
 
+def own_frames(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+    """Which of the file's frames each frame of `iter_video` is: int (T,), from 0 on, and how many the file has.
+
+    Where the rate varies, some are shown several times and others not at all. Nothing but times is looked at, so
+    this is faster than `iter_video`.
+
+    Raises:
+        MediaError: as `read_video`.
+    """
+    from vidmotion import video
+
+    with _named(path):
+        return video.own_frames(path)
+
+
 @contextlib.contextmanager
 def _named(path: str | os.PathLike) -> Iterator[None]:
     try:

@@ -199,8 +199,8 @@ def test_a_driver_without_any_face_is_refused(run, drive):
 
 
 def test_boxes_of_a_file_follow_a_rate_that_varies(run, hard, tmp_path):
-    """A line for each of the file's 45 frames, and 75 are shown."""
-    lines = [f"vfr.mp4,{k / 10},0,{20 + k / 10},20" for k in range(45)]
+    """A line for each of the file's 35 frames, and 75 are shown."""
+    lines = [f"vfr.mp4,{k / 10},0,{20 + k / 10},20" for k in range(35)]
     path = tmp_path / "boxes.csv"
     path.write_text("\n".join(["file,x0,y0,x1,y1", *lines]))
     where = Faces("whole", str(path))

@@ -270,7 +270,9 @@ def read_codes(path: str) -> tuple[np.ndarray, float, str]:
       ConfigError: no such file.
     """
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for without an end
+        if os.path.exists(path) and not os.path.isfile(
+            path
+        ):  # a pipe would be waited for without an end
             raise OSError("not a file")
         with safetensors.safe_open(path, "numpy") as file:
             motion, kept = file.get_tensor("motion"), file.metadata() or {}

@@ -252,7 +252,7 @@ class Checkpointer:
             sums = dict(json.loads((folder / CHECKSUMS).read_text()).items())
         except FileNotFoundError:
             return f"{CHECKSUMS} is missing"
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             return f"{CHECKSUMS} cannot be read: {_first_line(error)}"
         for name, expected in sums.items():
             if not name.startswith(within):

@@ -245,7 +245,9 @@ def read_frames(
     if lost > 0 and missed:
         missed(lost)
     elif lost > 0:
-        log.warning("%s: %d of its %d frames cannot be decoded and are left out", path, lost, expected)
+        log.warning(
+            "%s: %d of its %d frames cannot be decoded and are left out", path, lost, expected
+        )
 
 
 def resample(

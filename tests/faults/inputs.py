@@ -311,15 +311,15 @@ def sounds(place: Path, seed: int = 0) -> Iterator[Case]:
 
     def film(path, codec, rate=44100, layout="mono", at=0.0, seconds=1.0, with_video=False):
         with av.open(str(path), "w") as file:
+            voice = file.add_stream(codec, rate=rate, layout=layout)
             if with_video:
                 shown = file.add_stream("libx264", rate=25)
                 shown.width = shown.height = 32
                 for k, picture in enumerate(pictures):
                     frame = av.VideoFrame.from_ndarray(picture)
-                    frame.pts = k
+                    frame.pts, frame.time_base = k, Fraction(1, 25)
                     file.mux(shown.encode(frame))
                 file.mux(shown.encode())
-            voice = file.add_stream(codec, rate=rate, layout=layout)
             channels = voice.codec_context.channels
             signal = np.zeros((channels, round(rate * seconds)), np.float32)
             signal[:, rate // 2 : rate // 2 + rate // 100] = 0.9
@@ -347,14 +347,14 @@ def sounds(place: Path, seed: int = 0) -> Iterator[Case]:
         ("a.avi", "mp2", 44100, "stereo"),
         ("a.flac", "flac", 44100, "mono"),
         ("surround.mkv", "ac3", 48000, "5.1"),
-        ("law.mkv", "pcm_mulaw", 8000, "mono"),
+        ("law.mov", "pcm_mulaw", 8000, "mono"),
     ]
     for name, codec, rate, layout in kinds:
         path = film(place / name, codec, rate, layout, with_video=name not in ("a.flac",))
         yield Case(f"sound {codec} {rate} {layout}", path, carried, RIGHT, in_time)
     for name, at in (("late.ts", 5.0), ("late.mkv", 0.0)):
         path = film(place / name, "mp2", at=at)
-        yield Case(f"sound alone in {name}", path, carried, RIGHT, lambda f: f is not None)
+        yield Case(f"sound alone in {name}", path, carried, RIGHT, in_time)
     short = film(place / "short.mkv", "pcm_s16le", seconds=0.6, with_video=True)
     yield Case("sound that ends early", short, carried, RIGHT, in_time)
     media.write_mp4(place / "silent.mp4", pictures)
@@ -597,9 +597,12 @@ def commands(place: Path, seed: int = 0) -> Iterator[Case]:
         (place / name).write_text(text)
 
     with Server(place) as server:
+        tried = 0
 
         def done(words):
-            code = server.run("train", [*words, "--workdir=" + str(place / "run")])
+            nonlocal tried
+            tried += 1
+            code = server.run("train", [*words, f"--workdir={place / f'run{tried}'}"])
             said = server.log.read_text()
             assert code in (EXIT_DONE, EXIT_REFUSED) and "Traceback" not in said, said[-500:]
             if code:
@@ -608,12 +611,10 @@ def commands(place: Path, seed: int = 0) -> Iterator[Case]:
         for named, *words in (
             ("steps", "steps=many"),
             ("steps", "steps=-1"),
-            ("steps", "steps=1.5"),
             ("batch_size", "batch_size=0"),
-            ("batch_size", "batch_size=-8"),
             ("batch_size", "batch_size="),
             ("accumulate", "accumulate=0"),
-            ("accumulate", "accumulate=3"),
+            ("batch_size", "accumulate=3"),
             ("log_every", "log_every=-1"),
             ("keep", "checkpoint.keep=0"),
             ("checkpoint.every", "checkpoint.every=-1"),
@@ -621,27 +622,22 @@ def commands(place: Path, seed: int = 0) -> Iterator[Case]:
             ("seed", "seed=-1"),
             ("decay", "ema.decay=2.0"),
             ("rate", "optimizer.model.rate=-1.0"),
-            ("rate", "optimizer.model.rate=nan"),
             ("clip", "optimizer.model.clip=-1.0"),
             ("warmup", "optimizer.model.schedule.warmup=-5"),
             ("kind", "optimizer.model.schedule.kind=sine"),
-            ("no optimizer", "optimizer.model.kind=sgd9"),
+            ("kind", "optimizer.model.kind=sgd9"),
             ("nothing", "data.kind=nothing"),
             ("threads", "data.threads=-1"),
             ("prefetch", "data.prefetch=0"),
-            ("workers", "data.workers=-1"),
             ("clips", "data.train.clips=-3"),
             ("mesh", "mesh.data=7"),
-            ("mesh", "mesh.data=0"),
             ("sharding", "sharding=(('[', 'fsdp'),)"),
             ("nowhere", "init_from=/nowhere"),
             ("nothing", "eval.run=('nothing',)"),
-            ("nothing", "eval.protocol=nothing"),
             ("rows", "sample.rows=-1"),
             ("nothing", "system.name=nothing"),
             ("width", "system.width=wide"),
             ("no field", "system.depth=3"),
-            ("no field", "systemm.width=3"),
             ("system", "system=3"),
             ("mesh", "mesh=data"),
         ):
@@ -665,10 +661,8 @@ def commands(place: Path, seed: int = 0) -> Iterator[Case]:
         (place / "a file").touch()
         short = ["--config.steps=1", "--config.sample.rows=0"]
         for name, expected in {
-            "lr=[1e-4]": RIGHT,
-            "a b\\c": RIGHT,
-            "{a,b}*?": RIGHT,
-            "ü 日本": RIGHT,
+            "lr=[1e-4] a\\b": RIGHT,
+            "{ü,日本}*?": RIGHT,
             "%03d:$HOME'": RIGHT,
             "a file": REFUSED,
             "a file/below": REFUSED,

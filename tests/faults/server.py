@@ -42,8 +42,8 @@ class Server:
       log: the file with what the last command said.
     """
 
-    def __init__(self, folder: Path):
-        """`folder`: for the log, and for a compilation cache of its own, since kills tear entries of it too."""
+    def __init__(self, folder: Path, cache: str = ""):
+        """`folder`: for the log. `cache`: of compiled programs, where not that of the tests."""
         tests = Path(tiny.__file__).parent
         self.log = folder / "log"
         self._process = subprocess.Popen(
@@ -55,7 +55,7 @@ class Server:
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
                 "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-                "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+                **({"JAX_COMPILATION_CACHE_DIR": cache} if cache else {}),
             },
         )
         assert self._process.stdout.readline() == "ready\n"

@@ -126,7 +126,8 @@ def test_what_was_killed_ends_bit_for_bit_as_what_was_not(tmp_path, monkeypatch,
         folder = tmp_path / f"{kind}-{number}"
         return Training(folder) if kind == "train" else Preparing(folder, tmp_path / "videos")
 
-    with Server(tmp_path) as server:
+    # Kills tear entries of the cache too.
+    with Server(tmp_path, cache=str(tmp_path / "cache")) as server:
         expected, seconds = {}, {}
         for kind in ("train", "prepare"):
             for name in ("warm", "whole"):  # the first compiles

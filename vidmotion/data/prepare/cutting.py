@@ -122,9 +122,7 @@ def cut_video(
             tally.seconds = float(end)
             yield start, end, picture
 
-    ticks = resample(
-        counted(read_frames(path, threads, lose)), frame_rate(cutting.fps), HOLD
-    )
+    ticks = resample(counted(read_frames(path, threads, lose)), frame_rate(cutting.fps), HOLD)
     for first, pictures in _pieces(ticks, cutting, tally):
         size, track = pictures[0].size, None
         if box is not None:

@@ -505,7 +505,7 @@ def _read_json(path: Path):
     """What `_write_json` wrote; None where that is not there or is torn."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
 
 

@@ -6,9 +6,11 @@ networks run one after the other, and of the large ones, reference and denoiser,
 """
 
 import dataclasses
+import functools
 import logging
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -51,7 +53,12 @@ class Faces:
             raise ConfigError(f"--follow={self.follow}: choose {' or '.join(FOLLOWS)}")
 
 
-def locate(pictures: Iterable[np.ndarray], name: str, how: str) -> faces.Track:
+def locate(
+    pictures: Iterable[np.ndarray],
+    name: str,
+    how: str,
+    own: Callable[[], tuple[np.ndarray, int]] | None = None,
+) -> faces.Track:
     """`faces.locate`, or the box that `how` spells out in every picture.
 
     Raises:
@@ -64,7 +71,7 @@ def locate(pictures: Iterable[np.ndarray], name: str, how: str) -> faces.Track:
         count = sum(1 for _ in pictures)
         return faces.Track(np.tile(box, (count, 1)), np.ones(count, bool))
     try:
-        return faces.locate(pictures, name, how)
+        return faces.locate(pictures, name, how, own)
     except ImportError as error:
         raise ConfigError(f"{name}: {error}; or say where the face is, or --box=whole") from error
 
@@ -159,7 +166,8 @@ def animated(
         chunks = [np.stack(filled[i : i + CROPS]) for i in range(0, len(filled), CROPS)]
         vectors = between(np.concatenate(list(map(look, chunks)))[: len(shown)], drive.between)
     else:
-        track = locate(media.iter_video(motion), motion, where.driver)
+        own = functools.partial(media.own_frames, motion)
+        track = locate(media.iter_video(motion), motion, where.driver, own)
         if remarks := track.report():
             log.warning("%s: %s", motion, remarks)
         chunks = _crops(motion, track.boxes, side, where.driver == "whole")
@@ -262,6 +270,10 @@ def read_codes(path: str) -> tuple[np.ndarray, float, str]:
       ConfigError: no such file.
     """
     try:
+        if os.path.exists(path) and not os.path.isfile(
+            path
+        ):  # a pipe would be waited for without an end
+            raise OSError("not a file")
         with safetensors.safe_open(path, "numpy") as file:
             motion, kept = file.get_tensor("motion"), file.metadata() or {}
             return motion, float(kept["fps"]), kept["encoder"]

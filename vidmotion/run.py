@@ -55,6 +55,13 @@ FREE_FIELDS = (
     r"|system/(remat|codes|latents|sampler/.*|guidance/scale|diffusion/sigma_(min|max))"
 )
 
+# Least values of fields that count something; 0 is never or none.
+LEAST = {
+    **dict.fromkeys(("batch_size", "accumulate", "checkpoint/keep"), 1),
+    **dict.fromkeys(("steps", "log_every", "checkpoint/every", "checkpoint/keep_period"), 0),
+    **dict.fromkeys(("sample/rows", "sample/every", "eval/every"), 0),
+}
+
 
 def load_config(name: str) -> ml_collections.ConfigDict:
     """The config ``<file>:<argument>`` of this project, for example ``sprites_judge:demo``.
@@ -128,14 +135,20 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> "Run":
     check_place(workdir)
     path = epath.Path(workdir) / CONFIG_FILE
     try:
-        config = ml_collections.ConfigDict(json.loads(path.read_text()))
+        content = dict(json.loads(path.read_text()).items())
+        config = ml_collections.ConfigDict(content)
     except FileNotFoundError as error:
         shipped = ", ".join(own_weights.names())
         raise ConfigError(
             f"{workdir} holds no run: there is no {path}, and the shipped ones are {shipped}"
         ) from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{workdir} holds no run: {path} cannot be read ({error})") from error
+    trained = (checkpoint.read_position(workdir) or {}).get("config", content)
+    if differing := _differing(trained, content):
+        raise ConfigError(
+            f"{path} is not what the checkpoints beside it were trained with ({differing}): put that file back"
+        )
     return Run(_used_here(config, changes), workdir)
 
 
@@ -200,6 +213,28 @@ def _change(config: ml_collections.ConfigDict, name: str, text: str) -> None:
         raise ConfigError(f"--config.{name}={text}: not like {fields[path]!r}") from error
 
 
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any], most: int = 8) -> str:
+    """For a message: the fields in which two configs differ, `FREE_FIELDS` apart; empty where there are none."""
+    there, here = paths.flatten(there), paths.flatten(here)
+    differing = [
+        f"{name}: {there.get(name, 'absent')!r} there, {here.get(name, 'absent')!r} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name) and not re.fullmatch(FREE_FIELDS, name)
+    ]
+    more = f"; and {len(differing) - most} more" if len(differing) > most else ""
+    return "; ".join(differing[:most]) + more
+
+
+def _check_numbers(config: ml_collections.ConfigDict) -> None:
+    """Refuse counts that would fail, or lose something, only later."""
+    fields = paths.flatten(config.to_dict())
+    for name, least in LEAST.items():
+        if name in fields and fields[name] < least:
+            raise ConfigError(
+                f"config.{name.replace('/', '.')} is at least {least}, got {fields[name]}"
+            )
+
+
 class Run:
     """Everything built from a config: system, mesh, shardings, data, state.
 
@@ -219,6 +254,7 @@ class Run:
     """
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: str, abstract: bool = False):
+        _check_numbers(config)
         self.config = config
         self.workdir = epath.Path(workdir)
         self.system = systems.build(config.system)
@@ -566,7 +602,7 @@ class Run:
             try:
                 old = json.loads(path.read_text())
                 steps = paths.flatten(old).get("steps")
-            except (ValueError, AttributeError) as error:
+            except (ValueError, AttributeError, RecursionError) as error:
                 raise ConfigError(
                     f"{path} is not a config written by this program: {error}"
                 ) from error
@@ -590,17 +626,10 @@ class Run:
 
     def _check_config(self, old: Mapping[str, Any], whose: str) -> None:
         """Refuse an `old` config that differs from this one in more than `FREE_FIELDS`."""
-        old, new = paths.flatten(old), paths.flatten(json.loads(self.config.to_json()))
-        differing = [
-            f"{name}: {old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} here"
-            for name in sorted(old.keys() | new.keys())
-            if old.get(name) != new.get(name) and not re.fullmatch(FREE_FIELDS, name)
-        ]
-        if differing:
+        if differing := _differing(old, json.loads(self.config.to_json())):
             raise ConfigError(
-                f"{whose} with another config ({'; '.join(differing[:8])}"
-                + (f"; and {len(differing) - 8} more" if len(differing) > 8 else "")
-                + "). Choose another --workdir, or start from its weights with --config.init_from."
+                f"{whose} with another config ({differing}). Choose another --workdir, or start from its weights "
+                "with --config.init_from."
             )
 
 

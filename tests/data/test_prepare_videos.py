@@ -19,7 +19,7 @@ from PIL import Image
 
 from vidmotion.data import faces, prepare
 from vidmotion.data.clips import encode_clip
-from vidmotion.data.prepare import folders
+from vidmotion.data.prepare import cutting, folders
 from vidmotion.data.prepare.cutting import Cutting, Tally, cut_video
 from vidmotion.data.records import RecordSource
 from vidmotion.data.videos import VideoSource
@@ -526,6 +526,43 @@ def test_wrong_box_files_are_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(folders.DatasetError, match=message):
         faces.read_boxes(tmp_path / name)
+
+
+def test_what_a_lost_machine_tore_is_made_again(videos, prepared, tmp_path, capsys, monkeypatch):
+    """Names of files are on disk before what is in them."""
+    cut, started = folders.cut_video, []
+
+    def interrupted(path, *rest, **options):
+        if len(started) == 6:
+            raise KeyboardInterrupt
+        started.append(path)
+        return cut(path, *rest, **options)
+
+    monkeypatch.setattr(folders, "cut_video", interrupted)
+    assert run(capsys, *arguments(videos, tmp_path, "--jobs=1"))[0] == 130
+    monkeypatch.undo()
+    outcomes = [p for p in (tmp_path / "parts").glob("*.json") if p.stem != "settings"]
+    outcomes[0].write_bytes(b"")
+    outcomes[1].with_suffix(".array_record").write_bytes(bytes(100))
+    outcomes[2].with_suffix(".array_record").unlink()
+    code, printed, _ = run(capsys, *arguments(videos, tmp_path, "--jobs=1"))
+    assert code == 0 and f"{len(outcomes) - 3} files are finished" in printed
+    assert content(tmp_path) == content(prepared[0])
+
+
+def test_a_few_lost_frames_are_counted(tmp_path, capsys, monkeypatch):
+    write(tmp_path / "src/a.mp4", [numbered(k) for k in range(10)])
+    read = cutting.read_frames
+
+    def losing(path, threads, missed):
+        yield from read(path, threads)
+        missed(2)
+
+    monkeypatch.setattr(cutting, "read_frames", losing)
+    out = tmp_path / "out"
+    code, printed, _ = run(capsys, *arguments(tmp_path / "src", out, "--test_share=0"))
+    assert code == 0 and "2 frames of 1 files cannot be decoded: a.mp4" in printed
+    assert json.loads((out / "report.json").read_text())["per file"]["a.mp4"]["lost"] == 2
 
 
 # --- folders as people have them ------------------------------------------------------------------

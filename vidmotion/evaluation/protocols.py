@@ -686,7 +686,7 @@ class Kept:
     def _read_identity(self) -> dict[str, str]:
         try:
             return json.loads((self._folder / IDENTITY).read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
 
 

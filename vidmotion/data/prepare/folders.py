@@ -7,6 +7,7 @@ effect on the result. Once the dataset is complete, `parts` is removed; until th
 their room twice.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -364,6 +365,10 @@ class FolderRun:
             f"{total['faceless']:,} without a face and {total['small']:,} with one too small; "
             f"{total['cuts']:,} cuts"
         )
+        if total["lost"]:
+            names = [name for name, tally in self._done.items() if tally.get("lost")]
+            shown = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+            print(f"{total['lost']:,} frames of {len(names):,} files cannot be decoded: {shown}")
         if self._frames:
             rate = self._frames / self._seconds
             print(f"{self._frames:,} frames in {self._seconds:.1f} s: {rate:.0f} frames/s")
@@ -374,8 +379,9 @@ class FolderRun:
 
     def _open_parts(self):
         mark = self._parts / "settings.json"
-        if mark.exists() and json.loads(mark.read_text()) != self._job.settings:
-            if not self._force:
+        there = _read_json(mark)
+        if mark.exists() and there != self._job.settings:
+            if there is not None and not self._force:
                 raise DatasetError(
                     f"{self._out}: holds an unfinished preparation with other settings. Run its "
                     "command again to finish it, or discard it with --force."
@@ -387,9 +393,9 @@ class FolderRun:
     def _cut_files(self):
         todo = []
         for file in self._job.files:
-            outcome = self._part(file, ".json")
-            if outcome.exists():
-                self._done[file.name] = json.loads(outcome.read_text())
+            outcome = _read_json(self._part(file, ".json"))
+            if outcome is not None and self._is_whole(file, outcome):
+                self._done[file.name] = outcome
             else:
                 todo.append(file)
         if self._done:
@@ -450,15 +456,30 @@ class FolderRun:
             raise _StoppedError
 
     def _read_part(self, file):
+        with self._reader(file) as reader:
+            for row in range(self._done[file.name]["clips"]):
+                yield safetensors.numpy.load(reader.read([row])[0])
+
+    def _is_whole(self, file: SourceFile, outcome: Mapping) -> bool:
+        """Whether the clips of a finished file are there: a machine that stops at once may lose what it wrote last."""
+        try:
+            with self._reader(file) as reader:
+                return reader.num_records() == outcome["clips"]
+        except (RuntimeError, KeyError, TypeError):
+            return False
+
+    @contextlib.contextmanager
+    def _reader(self, file: SourceFile):
         from array_record.python.array_record_module import ArrayRecordReader
 
         reader = ArrayRecordReader(
             str(self._part(file, ".array_record")),
             options="readahead_buffer_size:0,max_parallelism:0",
         )
-        for row in range(self._done[file.name]["clips"]):
-            yield safetensors.numpy.load(reader.read([row])[0])
-        reader.close()
+        try:
+            yield reader
+        finally:
+            reader.close()
 
     def _part(self, file: SourceFile, suffix: str) -> Path:
         return self._parts / (_digest(f"{file.name}/{file.size}")[:32] + suffix)
@@ -478,6 +499,14 @@ class _StoppedError(Exception):
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_json(path: Path):
+    """What `_write_json` wrote; None where that is not there or is torn."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
 
 
 def _write_json(path: Path, value):

@@ -14,8 +14,8 @@ DRIVEN = ("swap", "drivers", "reading")
 # Not in any paper: no decay on norms, biases, codebooks, queries, nulls and position tables.
 DECAY = ((r".*/kernel", True), (r".*", False))
 SHEETS = os.environ.get("VIDMOTION_SHEETS", "../shared/data/sprite_sheets")
-# Mean and standard deviation of v / 256 over clips of each kind.
-PIXELS = {"heads": (0.639, 0.238), "sprites": (0.0903, 0.2222)}
+# Mean and standard deviation of v / 256 over clips of each kind; videos: a dozen of talking heads.
+PIXELS = {"heads": (0.639, 0.238), "sprites": (0.0903, 0.2222), "videos": (0.403, 0.218)}
 
 # Stable Diffusion 1.5: `UNet` and the process.
 STABLE_DIFFUSION_UNET = {
@@ -118,7 +118,7 @@ def trunk() -> ConfigDict:
 
 
 def pixels(kind: str, deviation: float = 0.5, patch: int = 1) -> dict:
-    """``config.system.codec`` without an autoencoder, for clips of ``heads`` or ``sprites``.
+    """``config.system.codec`` without an autoencoder, for clips of ``heads``, ``sprites`` or ``videos``.
 
     Args:
       kind: a key of `PIXELS`.

@@ -28,6 +28,11 @@ from configs import _shared
 STEPS = {1: 30_000, 2: 100_000, 3: 10_000, 4: 10_000}  # not in paper; 1 and 3: AnimateAnyone's
 LAST = r"(self|norm2|cross|norm3|ff|proj_out)"  # of the reference's last transformer: never read
 FUSION = r"motion/(box_in|box_out|fusion)/.*"  # what follows f_mot in E_mot
+# Stable Diffusion's UNet has none of these, another run of X-NeMo all.
+FROM_BASE = (
+    (r"(head|disc|model/motion|model/denoiser/.*/(motion|temporal)_\d+)/.*", None),
+    (".*", True),
+)
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -54,6 +59,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "weights": "",  # diffusion_pytorch_model.safetensors, folder vae of ...-img2vid-xt
                 "mean": (0.0,) * 4,
                 "std": (0.5 / 0.18215,) * 4,
+                "compute": "bfloat16",  # not in paper
             },
             "unet": {**_shared.STABLE_DIFFUSION_UNET, "context_width": 768},  # both of them
             "clip": {"network": "vit_l14", "weights": ""},  # released, not in paper
@@ -114,9 +120,8 @@ def get_config(argument: str = "") -> ConfigDict:
         config.optimizer.update({"head": player, "disc": player})
     config.batch_size = 16 if clips else 64
     config.steps = STEPS[stage]
-    if stage == 1:  # Stable Diffusion's has the rest
-        fresh = r"(head|disc|model/motion|model/denoiser/.*/(motion|temporal)_\d+)/.*"
-        config.init_rules = ((fresh, False), (".*", True))
+    if stage == 1:
+        config.init_rules = FROM_BASE
     config.data.kind = "portraits"
     config.data.common = ConfigDict({"directory": "data/portraits"})
     pair = {

@@ -131,6 +131,29 @@ def test_targets_are_drawn_beyond_the_gap(tmp_path):
         results("self_reenactment", StubRun(tmp_path, targets=3, gap=0.25))
 
 
+def test_targets_are_drawn_from_the_driver_across_people(tmp_path):
+    """Table 2 of WarpFace: so many frames of each pair's driver, any of them, in their order."""
+    run = StubRun(tmp_path / "two", targets=2)
+    rows = results("cross_reenactment", run)
+    motions = np.concatenate([batch["motion"] for batch in run.seen])[:COUNT]
+    by = protocols.partners([Clips().name(i) for i in range(COUNT)])
+    drawn = [
+        [t for frame in motion for t in range(FRAMES) if (CLIPS[j, t] == frame).all()]
+        for motion, j in zip(motions, by)
+    ]
+    assert all(len(frames) == 2 and frames[0] < frames[1] for frames in drawn)
+    assert {t for frames in drawn for t in frames} == set(range(FRAMES))  # the first is one of them
+    assert "three consecutive frames" in rows["flicker"].note
+    again = StubRun(tmp_path / "again", targets=2)
+    results("cross_reenactment", again)
+    np.testing.assert_array_equal(again.seen[0]["motion"], run.seen[0]["motion"])
+    # Where the true answer is rendered, it is that of the frames drawn: the driver inverted.
+    known = StubRun(tmp_path / "known", Clips(rendered=True), made=lambda x: 1 - x, targets=2)
+    assert results("cross_reenactment", known)["l1"].value == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ConfigError, match=r"targets=5: clips of 4 frames have 4$"):
+        results("cross_reenactment", StubRun(tmp_path / "five", targets=5))
+
+
 def test_cross_reenactment_pairs_people_and_has_no_truth(tmp_path):
     run = StubRun(tmp_path)
     rows = results("cross_reenactment", run)

@@ -3,7 +3,7 @@
     python -m vidmotion.data.prepare sprites --sheets=DIR --out=DIR [--shards=N] [--force]
     python -m vidmotion.data.prepare videos --src=DIR --out=DIR --fps=25 --size=256 --seconds=4
     python -m vidmotion.data.prepare lrs3 --src=DIR --out=DIR
-    python -m vidmotion.data.prepare hdtf|vfhq|nersemble|mead|portraits --src=DIR --out=DIR
+    python -m vidmotion.data.prepare hdtf|vfhq|hallo3|nersemble|mead|portraits --src=DIR --out=DIR
     python -m vidmotion.data.prepare ucf101 --src=DIR --out=DIR --fps=8 --size=224 --seconds=2
     python -m vidmotion.data.prepare latents --src=DATASET --weights=FILE --out=DIR
 
@@ -126,6 +126,13 @@ def plan_vfhq(args) -> Plan:
     files, ignored = folders.find_videos(args.src, pictures=True)
     files = portrait_sets.split_vfhq(files, args.test_share, args.seed)
     return _plan_portraits("see the VFHQ terms", args, files, ignored)
+
+
+def plan_hallo3(args) -> Plan:
+    """Hallo3's training videos."""
+    files, ignored = folders.find_videos(args.src)
+    files = portrait_sets.split_hallo3(files, args.test_share, args.seed)
+    return _plan_portraits("CC BY-NC-ND 4.0 (Hallo3's training data)", args, files, ignored)
 
 
 def plan_nersemble(args) -> Plan:
@@ -294,6 +301,7 @@ def _parser(plan_latents):
         ("portraits", plan_portraits, "any folder of videos of one face each"),
         ("hdtf", plan_hdtf, "HDTF: <video>_<index>.mp4"),
         ("vfhq", plan_vfhq, "VFHQ: Clip+..., folders of pictures or videos"),
+        ("hallo3", plan_hallo3, "Hallo3's training data: videos/<name>.mp4"),
         ("nersemble", plan_nersemble, "NeRSemble: <participant>/sequences/..."),
         ("mead", plan_mead, "MEAD: <actor>/video/<view>/<emotion>/level_<n>/..."),
     ):

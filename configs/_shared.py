@@ -97,6 +97,7 @@ def trunk() -> ConfigDict:
     # frames drawn of a clip beyond `gap` seconds (0: all after the first).
     config.eval.update({"data": "", "frames": 0, "decimate": 1})
     config.eval.update({"clips": 0, "batch": 8, "save_every": 20, "targets": 0, "gap": 0.2})
+    config.eval.size = 0  # pixels at which clips are measured; 0: as they are
     # Clips kept as pictures for other programs, and folder and head model of what these measured.
     config.eval.update({"keep_clips": False, "measured": "", "head_model": ""})
     config.eval.update({"fid": "pytorch_fid", "fvd": "styleganv_np"})

@@ -14,7 +14,9 @@ surroundings as the portrait, and makes the whole length of B in overlapping win
 pictures a second at a time. With --follow=first the face moves and grows within the picture as B's does. It also
 takes motion that no video has: --keys=A.png,B.mp4,... are key frames, whose codes are interpolated over --between=N
 frames from each to the next; --codes=FILE are codes that a run of configs/xnemo_gpt.py generated; and
---outpaint=RUN --more=N lets such a run go on for N frames where B ends.
+--outpaint=RUN --more=N lets such a run go on for N frames where B ends. --strength=S scales how far the expression goes
+from the portrait's own; with --relative=N (or best) what is taken of B is how it differs from its frame N (from the one
+that is most like A). --paste puts the animated square back into the whole picture A.
 
 Where weights lie elsewhere than in training, or for other sampling: --config.system.codec.weights=FILE,
 --config.system.sampler.steps=16.
@@ -143,7 +145,7 @@ def reenact(
         )
     if (where != ANYWHERE or drive != animate.VIDEO) and not system.face_side:
         raise ConfigError(
-            "--box, --motion_box, --follow, --keys, --codes, --outpaint: "
+            "--box, --motion_box, --follow, --keys, --codes, --outpaint, --strength, --relative, --paste: "
             f"{run.workdir} holds a {run.config.system.name}, which looks "
             "at whole pictures"
         )
@@ -207,7 +209,7 @@ def _by_faces(
     video, or no longer."""
     picture = animate.first_picture(content)
     made = animate.animated(run, picture, content, motion, where, seed, drive)
-    size = run.system.size
+    size = picture.shape[0] if where.paste else run.system.size
     shown = (fit(frame, size) for frame in media.iter_video(motion)) if motion else iter(())
     grey = np.full((size, size, 3), 128, np.uint8)
     for portrait, result in made:
@@ -236,6 +238,9 @@ def main(argv: list[str] | None = None) -> int:
     flag("--box", default="detect", help=f"the content's face, for an X-NeMo: {place}")
     flag("--motion_box", default="detect", help="the motion's, likewise; one box holds throughout")
     flag("--follow", choices=animate.FOLLOWS, default="still", help="let the face move as B's does")
+    flag("--paste", action="store_true", help="give back the whole picture, at its own size")
+    flag("--strength", type=float, default=1.0, help="of the expression, for an X-NeMo (default 1)")
+    flag("--relative", default="", help="motion against a frame of the driver: its number, or best")
     flag("--between", type=startup.at_least(1), default=24, help="frames from key to key")
     flag("--outpaint", default="", help="for an X-NeMo: run of a generator that goes on with B")
     flag("--more", type=startup.at_least(0), default=0, help="frames that it makes")
@@ -254,13 +259,15 @@ def main(argv: list[str] | None = None) -> int:
             args.windows,
             args.seed,
             args.part,
-            animate.Faces(args.box, args.motion_box, args.follow),
+            animate.Faces(args.box, args.motion_box, args.follow, args.paste),
             animate.Drive(
                 tuple(filter(None, args.keys.split(","))),
                 args.between,
                 args.codes,
                 args.outpaint,
                 args.more,
+                args.strength,
+                args.relative,
             ),
         )
         log.info("%d frames: %s", count, args.out)

@@ -131,6 +131,38 @@ def test_targets_are_drawn_beyond_the_gap(tmp_path):
         results("self_reenactment", StubRun(tmp_path, targets=3, gap=0.25))
 
 
+def test_clips_are_measured_at_the_size_that_is_asked_for(tmp_path):
+    """Pillow's own bicubic of what was made and of the truth; the boxes go along."""
+    from PIL import Image
+
+    run = StubRun(tmp_path, size=8)
+    rows = results("self_reenactment", run)
+
+    def small(clip):
+        channels = [
+            Image.fromarray(c).resize((8, 8), Image.Resampling.BICUBIC)
+            for c in np.moveaxis(clip.astype(np.float32), -1, 0)
+        ]
+        return np.stack([np.asarray(c) for c in channels], axis=-1)
+
+    truth = [
+        np.clip(np.rint(small(frame)), 0, 255) / 255
+        for frame in CLIPS[:, 1:].reshape(-1, SIZE, SIZE, 3)
+    ]
+    made = [
+        np.clip(small(frame), 0, 1)
+        for frame in shifted(CLIPS[:, 1:] / np.float32(255)).reshape(-1, SIZE, SIZE, 3)
+    ]
+    assert rows["l1"].value == pytest.approx(
+        np.abs(np.stack(truth) - np.stack(made)).mean(), abs=1e-4
+    )
+    assert rows["l1"].resolution == "8x8"
+    work = protocols.Transfers(run, VARS, protocols.Settings(size=8), "self")
+    np.testing.assert_array_equal(work.make(0, 0, 1).boxes[0, 0], BOXES[0] / 2)
+    with pytest.raises(ConfigError, match=r"config\.eval\.size=-1"):
+        results("self_reenactment", StubRun(tmp_path / "b", size=-1))
+
+
 def test_targets_are_drawn_from_the_driver_across_people(tmp_path):
     """Table 2 of WarpFace: so many frames of each pair's driver, any of them, in their order."""
     run = StubRun(tmp_path / "two", targets=2)

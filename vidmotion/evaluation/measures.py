@@ -24,6 +24,7 @@ from vidmotion.metrics import (
     frechet,
     identity,
     pixel,
+    resize,
     stability,
 )
 from vidmotion.metrics.accumulate import Mean
@@ -94,6 +95,35 @@ class Batch:
             raise ConfigError(
                 f"the reference is {self.reference.shape[1:3]} pixels, what was made {shape[2:4]}"
             )
+
+    def at(self, side: int) -> "Batch":
+        """All of it at `side` by `side` pixels, by Pillow's smoothing bicubic, the boxes moved along."""
+        old = self.made.shape[2:4]
+
+        def resized(x: np.ndarray | None) -> np.ndarray | None:
+            if x is None:
+                return None
+            flat = x.reshape(-1, *x.shape[-3:])
+            made = np.asarray(resize.resize(flat, "pil_bicubic", (side, side)))
+            if x.dtype == np.uint8:
+                made = np.clip(np.rint(made), 0, 255).astype(np.uint8)
+            else:
+                made = np.clip(made, 0, 1)
+            return made.reshape(*x.shape[:-3], side, side, x.shape[-1])
+
+        def moved(boxes: np.ndarray | None) -> np.ndarray | None:
+            return None if boxes is None else boxes * (side / np.tile(old[::-1], 2))
+
+        return dataclasses.replace(
+            self,
+            **{
+                name: resized(getattr(self, name))
+                for name in ("made", "driving", "reference", "truth")
+            },
+            baselines={name: resized(x) for name, x in self.baselines.items()},
+            boxes=moved(self.boxes),
+            reference_boxes=moved(self.reference_boxes),
+        )
 
     @functools.cached_property
     def exact(self) -> np.ndarray:

@@ -58,6 +58,7 @@ class Settings:
         the first, in cross-reenactment among all of the driver; 0: all of these in their order (in
         self-reenactment all after the first).
       gap: see there.
+      size: pixels at which clips are measured, whatever the system's (X-NeMo: 256); 0: the system's.
       per_class: generated clips of each class.
       keep_clips: leave all clips as pictures, for other programs to measure.
       measured: folder of what those measured, "": none; see `vidmotion.evaluation.measured`.
@@ -74,6 +75,7 @@ class Settings:
     save_every: int = 20
     targets: int = 0
     gap: float = 0.2
+    size: int = 0
     per_class: int = 0
     keep_clips: bool = False
     measured: str = ""
@@ -91,7 +93,7 @@ class Settings:
         """
         names = [field.name for field in dataclasses.fields(cls)]
         made = cls(**{name: section[name] for name in names if name in section})
-        for name in ("frames", "clips", "save_every", "targets", "gap"):
+        for name in ("frames", "clips", "save_every", "targets", "gap", "size"):
             if getattr(made, name) < 0:
                 raise ConfigError(
                     f"config.eval.{name}={getattr(made, name)}: it cannot be negative"
@@ -221,7 +223,8 @@ class Transfers:
                 f"{', '.join(sorted(first))}: name the prepared clips, with --config.data.kind=videos"
             )
         self._shape = first["video"].shape
-        self.resolution = "x".join(map(str, self._shape[1:3]))
+        sides = [settings.size] * 2 if settings.size else self._shape[1:3]
+        self.resolution = "x".join(map(str, sides))
         self.rows = run.rows(settings.batch)
         self.rendered = kind in ("cross", "transfer") and hasattr(source, "swap")
         self._partners = np.arange(self.clips)
@@ -265,7 +268,7 @@ class Transfers:
         boxes = None
         if like.boxes is not None:
             boxes = [np.stack([pair.boxes[side] for pair in pairs]) for side in (0, 1)]
-        return Batch(
+        batch = Batch(
             made=np.asarray(outputs["video"])[process * share :][: len(own)],
             driving=driving,
             reference=still[:, 0],
@@ -275,6 +278,8 @@ class Transfers:
             reference_boxes=boxes and boxes[0][:, 0],
             consecutive=self._consecutive,
         )
+        side = self._settings.size
+        return batch.at(side) if side and (side, side) != self._shape[1:3] else batch
 
     @property
     def baselines(self) -> tuple[str, ...]:

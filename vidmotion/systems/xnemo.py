@@ -486,14 +486,26 @@ class XNeMo(System):
         return {"unet": {**SIZES["sd15"], **own}, "motion": arguments["motion"]}
 
     def released(self, params: PyTree) -> PyTree:
-        """``{"model": tree}`` of this system from what ``python -m vidmotion.convert xnemo`` wrote; of Stable
-        Diffusion's UNet there is only a part."""
-        motion = {"motion": params["motion"]["params"]} if "motion" in params else {}
-        return {"model": {**params, **motion}}
+        """``{player: tree}`` of this system from what ``python -m vidmotion.convert xnemo`` wrote.
+
+        Of the released files all of ``model``. Of what training begins with, both UNets as far as Stable Diffusion has
+        them, and where the folder has them the denoiser's temporal modules and, in ``head``, the trunk of E_app.
+        """
+        model = {name: params[name] for name in ("reference", "denoiser") if name in params}
+        if "motion" in params:
+            model["motion"] = params["motion"]["params"]
+        if "temporal" in params:
+            both = paths.flatten(model["denoiser"]) | paths.flatten(params["temporal"])
+            model["denoiser"] = paths.unflatten(both)
+        if "appearance" not in params:
+            return {"model": model}
+        return {"model": model, "head": {"appearance": {"trunk": params["appearance"]["params"]}}}
 
     def released_mutable(self, params: PyTree) -> PyTree:
-        """Running statistics of E_mot."""
+        """Running statistics of E_mot and of E_app's trunk, where the folder has them."""
         there = {"motion": params["motion"]["batch_stats"]} if "motion" in params else {}
+        if "appearance" in params:
+            there["appearance"] = {"trunk": params["appearance"]["batch_stats"]}
         return self.inherit(self.init_mutable(), there)
 
     @property

@@ -53,6 +53,7 @@ FREE_FIELDS = (
     r"|data/.*/(sheets_dir|directory)"  # the same data may lie elsewhere; a fingerprint guards them
     r"|system/(.*/)?weights"  # so may a never-trained network, guarded likewise
     r"|system/(remat|codes|latents|sampler/.*|guidance/scale|diffusion/sigma_(min|max))"
+    r"|system/overlap"
     r"|system/codec/compute"  # of a frozen network: rounding, as another mesh has
 )
 

@@ -135,12 +135,12 @@ def test_clips_are_measured_at_the_size_that_is_asked_for(tmp_path):
     """Pillow's own bicubic of what was made and of the truth; the boxes go along."""
     from PIL import Image
 
-    run = StubRun(tmp_path, size=8)
+    run = StubRun(tmp_path, size=12)
     rows = results("self_reenactment", run)
 
     def small(clip):
         channels = [
-            Image.fromarray(c).resize((8, 8), Image.Resampling.BICUBIC)
+            Image.fromarray(c).resize((12, 12), Image.Resampling.BICUBIC)
             for c in np.moveaxis(clip.astype(np.float32), -1, 0)
         ]
         return np.stack([np.asarray(c) for c in channels], axis=-1)
@@ -156,9 +156,9 @@ def test_clips_are_measured_at_the_size_that_is_asked_for(tmp_path):
     assert rows["l1"].value == pytest.approx(
         np.abs(np.stack(truth) - np.stack(made)).mean(), abs=1e-4
     )
-    assert rows["l1"].resolution == "8x8"
-    work = protocols.Transfers(run, VARS, protocols.Settings(size=8), "self")
-    np.testing.assert_array_equal(work.make(0, 0, 1).boxes[0, 0], BOXES[0] / 2)
+    assert rows["l1"].resolution == "12x12"
+    work = protocols.Transfers(run, VARS, protocols.Settings(size=12), "self")
+    np.testing.assert_array_equal(work.make(0, 0, 1).boxes[0, 0], BOXES[0] * 0.75)
     with pytest.raises(ConfigError, match=r"config\.eval\.size=-1"):
         results("self_reenactment", StubRun(tmp_path / "b", size=-1))
 

@@ -467,6 +467,28 @@ def steadiness() -> Measure:
     return Measure("steadiness", {name: Mean() for name in meaning}, update, rows)
 
 
+def seams(window: int, overlap: int) -> Measure:
+    """`metrics.stability.seam` of clips longer than a window: the change error at its borders over that elsewhere."""
+    find = jax.jit(functools.partial(stability.seam, window=window, overlap=overlap))
+
+    def update(state: State, batch: Batch) -> State:
+        if batch.truth is None or not batch.consecutive or batch.made.shape[1] <= window:
+            return state
+        found = find(batch.exact, batch.made)
+        return {name: state[name].update(np.asarray(x)) for name, x in zip(state, found)}
+
+    def rows(state: State, resolution: str, n: int) -> list[MetricResult]:
+        at, elsewhere = state.values()
+        convention = f"windows_of_{window}_sharing_{overlap}"
+        if not at.count:
+            needs = f"clips of more than {window} frames"
+            return [not_computed("seam", convention, needs, resolution, n)]
+        ratio = at.compute() / max(elsewhere.compute(), 1e-12)
+        return [MetricResult("seam", ratio, convention, "none", resolution, at.count)]
+
+    return Measure("seams", {"at": Mean(), "elsewhere": Mean()}, update, rows)
+
+
 def constant(metric: str, value: float, convention: str) -> Measure:
     """A number that no clip changes."""
     return Measure(

@@ -469,6 +469,7 @@ def _reconstruction(run, work, settings: Settings) -> list[Measure]:
         measures.steadiness(),
     ]
     if hasattr(run.system, "share_kept"):
+        found.append(measures.seams(run.system.window, run.system.overlap))
         kept = 100.0 * run.system.share_kept
         found.append(measures.constant("rate", kept, "percent_of_clip"))
     return found

@@ -211,7 +211,7 @@ def test_motion_transfer_against_what_the_source_can_render(tmp_path):
 
 def test_reconstruction_in_vidtoks_conventions(tmp_path):
     run = StubRun(tmp_path)
-    run.system.share_kept = 0.002
+    run.system.share_kept, run.system.window, run.system.overlap = 0.002, FRAMES - 1, 1
     rows = results("reconstruction", run)
     expected = -10 * np.log10(SHIFT**2 + 1e-8)
     assert rows["psnr/reconstruction"].value == pytest.approx(expected, abs=1e-4)
@@ -224,6 +224,11 @@ def test_reconstruction_in_vidtoks_conventions(tmp_path):
     assert rows["psnr/mean_frame"].value == pytest.approx(np.mean(psnr), abs=1e-3)
     assert rows["ssim/mean_frame"].value == pytest.approx(np.mean(ssim), abs=1e-4)
     assert rows["rate"].value == pytest.approx(0.2)
+    # Windows of three frames begin at 0 and 2: the changes into frames 2 and 3 are a border's.
+    wrong = np.abs(np.diff(shifted(CLIPS / np.float32(255)) - truth, axis=1)).mean(
+        axis=(0, 2, 3, 4)
+    )
+    assert rows["seam"].value == pytest.approx(wrong[1:].mean() / wrong[0], abs=1e-4)
     assert results("reconstruction", StubRun(tmp_path / "few", clips=3))["flicker"].n == 3
 
 

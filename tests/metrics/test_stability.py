@@ -28,8 +28,8 @@ def test_a_seam_by_hand():
     np.testing.assert_allclose(seam(x, y, 3), [0.1, 0.0], atol=1e-6)
     faded = video([0.1, 0.2, 0.3, 0.45, 0.6, 0.7, 0.8])
     longer = video([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
-    # Windows of four: the changes into frames 3, 4 and 6 are the borders', the first two of them wrong by 0.05.
-    np.testing.assert_allclose(seam(longer, faded, 4, 1), [0.1 / 3, 0.0], atol=1e-6)
+    # Windows of four begin at 0 and 3: the changes into frames 3 and 4 are the border's, both wrong by 0.05.
+    np.testing.assert_allclose(seam(longer, faded, 4, 1), [0.05, 0.0], atol=1e-6)
     with pytest.raises(ValueError, match="shapes"):
         seam(x, longer, 3)
 

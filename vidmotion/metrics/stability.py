@@ -69,8 +69,10 @@ def seam(x: Video, y: Video, window: int, overlap: int = 0) -> tuple[jax.Array, 
         raise ValueError(f"videos to compare have shapes {x.shape} and {y.shape}")
     x, y = _checked(x, 2), _checked(y, 2)
     error = jnp.mean(jnp.abs(_change(y) - _change(x)), axis=(-3, -2, -1))
-    later = np.arange(1, x.shape[-4])  # the frame that a change leads to
-    border = (later >= window - overlap) & (later % (window - overlap) <= overlap)
+    frames, step = x.shape[-4], window - overlap
+    later = np.arange(1, frames)  # the frame that a change leads to
+    begins = np.arange(step, frames - overlap, step)[:, None]  # of the windows but the first
+    border = ((begins <= later[None]) & (later[None] <= begins + overlap)).any(axis=0)
     return error[..., border].mean(axis=-1), error[..., ~border].mean(axis=-1)
 
 

@@ -107,6 +107,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "steps": 0,
                 "scale": 0.0,
                 "start": "blur",
+                "null": "both",
                 "window": 24,
                 "overlap": 4,
             },

@@ -172,8 +172,16 @@ class TfdsVideoSource:
         try:
             import tensorflow_datasets as tfds
 
-            undecoded = {"video": tfds.decode.SkipDecoding()}
-            self._data = tfds.data_source(name, split=split, data_dir=data_dir, decoders=undecoded)
+            class Undecoded(tfds.decode.SkipDecoding):
+                """Its own has no such methods for what is read without TensorFlow's pipelines."""
+
+                def decode_example_np(self, pictures):
+                    return pictures
+
+                decode_batch_example_np = decode_example_np
+
+            decoders = {"video": Undecoded()}
+            self._data = tfds.data_source(name, split=split, data_dir=data_dir, decoders=decoders)
         except ImportError as error:
             raise ImportError(
                 f"the data source 'tfds_videos' needs tensorflow-datasets and TensorFlow ({error}): "

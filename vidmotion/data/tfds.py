@@ -1,7 +1,7 @@
 """The clips of this package as TensorFlow Datasets: Sprites, Heads and any folder that `vidmotion.data.prepare` wrote.
 
     pip install 'vidmotion[tfds]'
-    tfds build vidmotion/data/tfds.py --data_dir=DIR --file_format=array_record --datasets=vidmotion_folder \
+    tfds build vidmotion_folder --imports=vidmotion.data.tfds --data_dir=DIR --file_format=array_record \
         --config='{"name": "faces", "directory": "data/faces"}'
 
 `vidmotion_sprites` has the config field ``sheets`` (else the variable VIDMOTION_SHEETS), `vidmotion_heads` those of

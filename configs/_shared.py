@@ -14,8 +14,8 @@ DRIVEN = ("swap", "drivers", "reading")
 # Not in any paper: no decay on norms, biases, codebooks, queries, nulls and position tables.
 DECAY = ((r".*/kernel", True), (r".*", False))
 SHEETS = os.environ.get("VIDMOTION_SHEETS", "../shared/data/sprite_sheets")
-# Mean and standard deviation of v / 256 over clips of each kind.
-PIXELS = {"heads": (0.639, 0.238), "sprites": (0.0903, 0.2222)}
+# Mean and standard deviation of v / 256 over clips of each kind; videos: a dozen of talking heads.
+PIXELS = {"heads": (0.639, 0.238), "sprites": (0.0903, 0.2222), "videos": (0.403, 0.218)}
 
 # Stable Diffusion 1.5: `UNet` and the process.
 STABLE_DIFFUSION_UNET = {
@@ -97,6 +97,7 @@ def trunk() -> ConfigDict:
     # frames drawn of a clip beyond `gap` seconds (0: all after the first).
     config.eval.update({"data": "", "frames": 0, "decimate": 1})
     config.eval.update({"clips": 0, "batch": 8, "save_every": 20, "targets": 0, "gap": 0.2})
+    config.eval.size = 0  # pixels at which clips are measured; 0: as they are
     # Clips kept as pictures for other programs, and folder and head model of what these measured.
     config.eval.update({"keep_clips": False, "measured": "", "head_model": ""})
     config.eval.update({"fid": "pytorch_fid", "fvd": "styleganv_np"})
@@ -118,7 +119,7 @@ def trunk() -> ConfigDict:
 
 
 def pixels(kind: str, deviation: float = 0.5, patch: int = 1) -> dict:
-    """``config.system.codec`` without an autoencoder, for clips of ``heads`` or ``sprites``.
+    """``config.system.codec`` without an autoencoder, for clips of ``heads``, ``sprites`` or ``videos``.
 
     Args:
       kind: a key of `PIXELS`.

@@ -53,6 +53,8 @@ FREE_FIELDS = (
     r"|data/.*/(sheets_dir|directory)"  # the same data may lie elsewhere; a fingerprint guards them
     r"|system/(.*/)?weights"  # so may a never-trained network, guarded likewise
     r"|system/(remat|codes|latents|sampler/.*|guidance/scale|diffusion/sigma_(min|max))"
+    r"|system/overlap"
+    r"|system/codec/compute"  # of a frozen network: rounding, as another mesh has
 )
 
 # Least values of fields that count something; 0 is never or none.

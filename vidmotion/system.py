@@ -175,6 +175,11 @@ class System(abc.ABC):
         return 0
 
     @property
+    def overlap(self) -> int:
+        """Frames that a window shares with the next, in which one is to fade into the other."""
+        return 0
+
+    @property
     def parts(self) -> tuple[str, ...]:
         """Codes that `sample` decodes alone, with the option ``part``; none where it has no such option."""
         return ()

@@ -317,6 +317,49 @@ def test_parallel_is_serial(videos, prepared, tmp_path, capsys, jobs):
     assert content(tmp_path) == content(prepared[0])
 
 
+def test_parts_done_by_several_jobs_give_the_dataset_of_one(videos, prepared, tmp_path, capsys):
+    out = tmp_path / "shared"
+    for part in (3, 1, 2):
+        code, printed, _ = run(capsys, *arguments(videos, out, f"--part={part}/3"))
+        assert code == 0 and f"part {part} of 3 is done" in printed
+        assert not (out / "dataset.json").exists()
+    finished = {path.name: path.read_bytes() for path in (out / "parts").glob("*.array_record")}
+    assert len(finished) == len(GOOD) + len(EMPTY)
+    code, printed, _ = run(capsys, *arguments(videos, out))
+    # What cannot be read is tried again.
+    assert code == 0 and f"{len(finished)} files are finished, {len(BAD)} to go" in printed
+    assert content(out) == content(prepared[0])
+    assert not (out / "parts").exists()
+    code, _, error = run(capsys, *arguments(videos, out, "--part=1/3"))
+    assert code == 2 and "all parts of which are done" in error
+    code, _, error = run(capsys, *arguments(videos, tmp_path / "b", "--part=1/3", "--force"))
+    assert code == 2 and "--force discards" in error
+    for wrong in ("0/3", "4/3", "1", "a/b"):
+        with pytest.raises(SystemExit):
+            prepare.main(arguments(videos, tmp_path / "b", f"--part={wrong}"))
+
+
+def test_two_processes_that_make_the_same_part_do_not_write_into_one_file(monkeypatch):
+    mine = folders._partial()
+    monkeypatch.setattr(folders.os, "getpid", lambda: -1)
+    assert folders._partial() != mine and mine.endswith(".partial")
+
+
+def test_a_pipeline_gives_the_dataset_of_one_process(videos, prepared, tmp_path, capsys):
+    pytest.importorskip("apache_beam")
+    code, printed, error = run(capsys, *arguments(videos, tmp_path, "--runner=DirectRunner"))
+    assert code == 0, error
+    good = len(GOOD) + len(EMPTY)
+    assert f"{good} files are finished, {len(BAD)} to go" in printed
+    assert content(tmp_path) == content(prepared[0])
+
+
+def test_a_pipeline_without_beam_says_what_to_install(videos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    code, _, error = run(capsys, *arguments(videos, tmp_path, "--runner=DirectRunner"))
+    assert code == 2 and "pip install 'vidmotion[beam]'" in error
+
+
 def test_bytes_do_not_depend_on_what_else_is_encoded_at_the_time():
     """Sizes of partial macroblocks, with light that changes, in one, two and four threads at once."""
     k, y, x = np.mgrid[:12, :100, :100]

@@ -54,9 +54,11 @@ class Settings:
       clips: of the split; 0: all.
       batch: clips at a time, over all processes; rounded up to what the mesh divides.
       save_every: batches from one saving of the accumulators to the next; 0: only at the end.
-      targets: frames of each clip that self-reenactment makes, drawn among those more than `gap` seconds after
-        the first; 0: all frames after the first, in their order.
+      targets: frames that are made of each clip, drawn in self-reenactment among those more than `gap` seconds after
+        the first, in cross-reenactment among all of the driver; 0: all of these in their order (in
+        self-reenactment all after the first).
       gap: see there.
+      size: pixels at which clips are measured, whatever the system's (X-NeMo: 256); 0: the system's.
       per_class: generated clips of each class.
       keep_clips: leave all clips as pictures, for other programs to measure.
       measured: folder of what those measured, "": none; see `vidmotion.evaluation.measured`.
@@ -73,6 +75,7 @@ class Settings:
     save_every: int = 20
     targets: int = 0
     gap: float = 0.2
+    size: int = 0
     per_class: int = 0
     keep_clips: bool = False
     measured: str = ""
@@ -90,7 +93,7 @@ class Settings:
         """
         names = [field.name for field in dataclasses.fields(cls)]
         made = cls(**{name: section[name] for name in names if name in section})
-        for name in ("frames", "clips", "save_every", "targets", "gap"):
+        for name in ("frames", "clips", "save_every", "targets", "gap", "size"):
             if getattr(made, name) < 0:
                 raise ConfigError(
                     f"config.eval.{name}={getattr(made, name)}: it cannot be negative"
@@ -220,17 +223,16 @@ class Transfers:
                 f"{', '.join(sorted(first))}: name the prepared clips, with --config.data.kind=videos"
             )
         self._shape = first["video"].shape
-        self.resolution = "x".join(map(str, self._shape[1:3]))
+        sides = [settings.size] * 2 if settings.size else self._shape[1:3]
+        self.resolution = "x".join(map(str, sides))
         self.rows = run.rows(settings.batch)
         self.rendered = kind in ("cross", "transfer") and hasattr(source, "swap")
         self._partners = np.arange(self.clips)
         if kind in ("cross", "transfer"):
             self._partners = partners(_names(source, self.clips), run.config.seed)
-        self.frames = self._shape[0]
-        if kind == "self":
-            if self.frames < 2:
-                raise ConfigError("self-reenactment needs clips of two frames or more")
-            self.frames = len(self._targets(0, first))
+        if kind == "self" and len(first["video"]) < 2:
+            raise ConfigError("self-reenactment needs clips of two frames or more")
+        self.frames = len(self._targets(0, first))
         self.fingerprint = getattr(source, "fingerprint", "unknown")
         self._sample = run.jit_sample()
         self._key = jax.random.key(run.config.seed)
@@ -260,13 +262,13 @@ class Transfers:
         still = np.stack([pair.inputs["content"][:1] for pair in pairs])
         truth = None
         if self.rendered:
-            truth = np.stack([self._source.swap(i, int(self._partners[i])) for i in own])
+            truth = np.stack([self._swap(i) for i in own])
         elif self._kind in ("self", "reconstruction"):
             truth = driving
         boxes = None
         if like.boxes is not None:
             boxes = [np.stack([pair.boxes[side] for pair in pairs]) for side in (0, 1)]
-        return Batch(
+        batch = Batch(
             made=np.asarray(outputs["video"])[process * share :][: len(own)],
             driving=driving,
             reference=still[:, 0],
@@ -274,8 +276,10 @@ class Transfers:
             baselines={} if truth is None else self._trivial(still, driving),
             boxes=boxes and boxes[1],
             reference_boxes=boxes and boxes[0][:, 0],
-            consecutive=self._kind != "self" or not self._settings.targets,
+            consecutive=self._consecutive,
         )
+        side = self._settings.size
+        return batch.at(side) if side and (side, side) != self._shape[1:3] else batch
 
     @property
     def baselines(self) -> tuple[str, ...]:
@@ -303,12 +307,11 @@ class Transfers:
         element = self._element(i)
         own, boxes = element["video"], boxes_of(self._source, i, element)
         other, placed, j = own, boxes, int(self._partners[i])
-        if self._kind == "self":
-            targets = self._targets(i, element)
-            other, placed = own[targets], None if boxes is None else boxes[targets]
-        elif j != i:
+        if j != i:
             element = self._element(j)
             other, placed = element["video"], boxes_of(self._source, j, element)
+        targets = self._targets(i, element)
+        other, placed = other[targets], None if placed is None else placed[targets]
         if self._kind in ("self", "cross"):
             own, boxes = own[:1], None if boxes is None else boxes[:1]
         inputs, both = {"content": own, "motion": other}, None
@@ -318,17 +321,29 @@ class Transfers:
                 inputs |= face_views(side, own, boxes, other, placed)
         return _Pair(inputs, both)
 
+    @property
+    def _consecutive(self) -> bool:
+        return self._kind not in ("self", "cross") or not self._settings.targets
+
+    def _swap(self, i: int) -> np.ndarray:
+        """The true answer where it can be rendered."""
+        j = int(self._partners[i])
+        return self._source.swap(i, j)[self._targets(i, {})]
+
     def _targets(self, i: int, element) -> np.ndarray:
-        """Frames of clip i that self-reenactment makes."""
-        count, length = self._settings.targets, len(element["video"])
-        if not count:
-            return np.arange(1, length)
-        fps = float(element.get("fps", self._run.config.data.get("common", {}).get("fps", 25.0)))
-        earliest = int(np.floor(self._settings.gap * fps + 1e-6)) + 1
+        """Frames of the driver of clip i that are made; in self-reenactment `element`, the clip, may tell its rate."""
+        count, length = self._settings.targets, self._shape[0]
+        if self._consecutive:
+            return np.arange(self._kind == "self", length)
+        earliest, where = 0, ""
+        if self._kind == "self":
+            common = self._run.config.data.get("common", {})
+            fps = float(element.get("fps", common.get("fps", 25.0)))
+            earliest = int(np.floor(self._settings.gap * fps + 1e-6)) + 1
+            where = f" that lie more than {self._settings.gap:g} s after the first"
         if earliest + count > length:
             raise ConfigError(
-                f"config.eval.targets={count}: clips of {length} frames have "
-                f"{max(length - earliest, 0)} that lie more than {self._settings.gap:g} s after the first"
+                f"config.eval.targets={count}: clips of {length} frames have {max(length - earliest, 0)}{where}"
             )
         chosen = np.random.default_rng([self._run.config.seed, i]).choice(
             np.arange(earliest, length), count, replace=False
@@ -454,6 +469,7 @@ def _reconstruction(run, work, settings: Settings) -> list[Measure]:
         measures.steadiness(),
     ]
     if hasattr(run.system, "share_kept"):
+        found.append(measures.seams(run.system.window, run.system.overlap))
         kept = 100.0 * run.system.share_kept
         found.append(measures.constant("rate", kept, "percent_of_clip"))
     return found

@@ -11,11 +11,13 @@ import tiny
 
 # Imports once, then forks a child for each command line: a start costs seconds, a fork nothing.
 CODE = """
-    import json, os, signal, sys, time
-    import vidmotion.evaluation, vidmotion.plan, vidmotion.train
+    import gc, json, os, signal, sys, time
+    import configs._shared, tiny
+    import vidmotion.data.heads, vidmotion.evaluation.pictures, vidmotion.plan, vidmotion.train
     from vidmotion import main, system
     from vidmotion.data import prepare
     system.SYSTEMS["tiny"] = "tiny:Tiny"
+    gc.freeze()  # what a child does not touch, it does not copy
     print("ready", flush=True)
     for line in sys.stdin:
         log, name, words, kill_after = json.loads(line)

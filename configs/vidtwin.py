@@ -170,7 +170,7 @@ def _demo_heads(config: ConfigDict) -> None:
     config.ema.decay = 0.99
     config.data.common.update({"frames": 16, "fps": 4.0})  # two windows
     config.data.train.clips = 2000
-    config.batch_size, config.steps = 4, 700  # videos: eight clips
+    config.batch_size, config.steps = 8, 400  # videos: sixteen clips
     config.eval.update({"run": ("reconstruction", *_shared.DRIVEN), "pairs": 64, "batch": 16})
 
 

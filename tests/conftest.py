@@ -29,13 +29,14 @@ FAST = (
     *("diffusion/", "losses/", "metrics/", "data/test_records", "evaluation/test_measured"),
     *(
         "test_config_schema",
+        "test_files",
         "test_imports",
         "test_optim",
         "test_paths",
-        "test_pieces",
-        "test_record",
+        "test_chunked_map",
+        "test_run_record",
     ),
-    *("test_sharding", "test_startup", "test_step", "test_system", "test_writer"),
+    *("test_sharding", "test_startup", "test_step", "test_system", "test_metric_writer"),
     "test_train.py::test_a_run_that_is_used_reads_no_optimizer",
     "test_configs.py::test_every_variant_builds_its_run[heads-debug]",
 )

@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 from configs import _shared, benchmark
 from vidmotion.checkpoint import Checkpointer
 from vidmotion.errors import EXIT_DONE
+from vidmotion.metric_writer import read_metrics
 from vidmotion.run import Run, load_config
 from vidmotion.train import train
-from vidmotion.writer import read_metrics
 
 FOLDER = Path(_shared.__file__).parent
 NAMES = sorted(

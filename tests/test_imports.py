@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PURE = {"numpy", "jax", "paths", "pieces"}
+PURE = {"numpy", "jax", "paths", "chunked_map"}
 TRUNK = PURE | {
     "optax",
     "orbax",
@@ -26,8 +26,9 @@ BUILDS_ON_ALL = None
 ALLOWED = {
     "errors": set(),
     "paths": set(),
+    "files": set(),
     "config_schema": set(),
-    "pieces": {"jax"},
+    "chunked_map": {"jax"},
     "metrics": PURE,
     "losses": PURE,
     "diffusion": PURE,
@@ -41,8 +42,8 @@ ALLOWED = {
     "sharding": TRUNK,
     "step": TRUNK,
     "checkpoint": TRUNK,
-    "convert": {"numpy", "paths", "torch", "safetensors", "ml_dtypes"},
-    "weights": {"numpy", "paths", "checkpoint", "convert"},
+    "convert": {"numpy", "paths", "files", "torch", "safetensors", "ml_dtypes"},
+    "weights": {"numpy", "paths", "files", "checkpoint", "convert"},
     "startup": {"absl", "jax", "checkpoint", "data", "media"},
     "evaluation": BUILDS_ON_ALL,
     "run": BUILDS_ON_ALL,
@@ -57,8 +58,8 @@ ALLOWED = {
 NETWORKS = {"flax", "flax.linen", "models", "systems"}
 FORBIDDEN = {
     "data": NETWORKS | {"jax"},
-    "writer": NETWORKS,
-    "record": NETWORKS,
+    "metric_writer": NETWORKS,
+    "run_record": NETWORKS,
     "media": NETWORKS | {"jax"},
 }
 

@@ -18,14 +18,14 @@ import pytest
 import tiny
 from etils import epath
 
-from vidmotion import lock, paths, writer
+from vidmotion import lock, metric_writer, paths
 from vidmotion import train as training
 from vidmotion.checkpoint import Checkpointer, CheckpointError
 from vidmotion.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_UNMEASURED, ConfigError
+from vidmotion.metric_writer import Mirror, read_metrics
 from vidmotion.metrics.result import MetricResult
 from vidmotion.run import Run
 from vidmotion.train import NonFiniteError, train
-from vidmotion.writer import Mirror, read_metrics
 
 HERE = Path(__file__).resolve().parent
 MESH = {"data": 4, "fsdp": 2, "tensor": 1}
@@ -470,7 +470,7 @@ def test_a_failed_save_does_not_stop_training_but_the_last_must_succeed(
 def test_the_loop_neither_waits_nor_transfers_nor_compiles(tmp_path, monkeypatch):
     """Numbers of step n are read when step n + 1 is under way; steady steps only run."""
     events, compiled = [], []
-    compile_, to_host = training.Session._compile, writer._to_host
+    compile_, to_host = training.Session._compile, metric_writer._to_host
 
     def watched(self):
         update = compile_(self)
@@ -491,7 +491,7 @@ def test_the_loop_neither_waits_nor_transfers_nor_compiles(tmp_path, monkeypatch
             compiled.append(len([e for e in events if e[0] == "run"]))
 
     monkeypatch.setattr(training.Session, "_compile", watched)
-    monkeypatch.setattr(writer, "_to_host", read)
+    monkeypatch.setattr(metric_writer, "_to_host", read)
     jax.monitoring.register_event_duration_secs_listener(on_compile)
     try:
         config = tiny_config(**{"log_every": 0, "checkpoint.every": 0, "steps": 6})

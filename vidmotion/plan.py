@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from vidmotion import hardware, paths, record, sharding
+from vidmotion import hardware, paths, run_record, sharding
 from vidmotion.errors import ConfigError
 from vidmotion.models import forms
 from vidmotion.run import Run
@@ -59,11 +59,11 @@ def plan(run: Run) -> str:
         lines += ["", *_describe(figures)]
         if run.config.plan.record:
             kept = {
-                **record.environment(),
-                "config": record.without_places(run.config.to_dict()),
+                **run_record.environment(),
+                "config": run_record.without_places(run.config.to_dict()),
                 **figures,
             }
-            record.write(epath.Path(run.config.plan.record), kept)
+            run_record.write(epath.Path(run.config.plan.record), kept)
     return "\n".join(lines)
 
 

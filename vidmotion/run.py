@@ -23,7 +23,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
-from vidmotion import checkpoint, lock, paths, pieces, record, sharding
+from vidmotion import checkpoint, chunked_map, lock, paths, run_record, sharding
 from vidmotion import system as systems
 from vidmotion import weights as own_weights
 from vidmotion.config_schema import from_config, plain
@@ -489,7 +489,7 @@ class Run:
         state = jax.eval_shape(stepper.init_state, params)
 
         def update(*args):
-            with pieces.all_at_once():
+            with chunked_map.all_at_once():
                 return stepper.update(*args, phase=stepper.phase(self.config.steps - 1))
 
         lowered = jax.jit(update).lower(state, self.abstract_consts, self.batch)
@@ -551,7 +551,7 @@ class Run:
           ConfigError: see `check_workdir`.
         """
         if not self.check_workdir() and jax.process_index() == 0:
-            record.write(self.workdir / CONFIG_FILE, json.loads(self.config.to_json()))
+            run_record.write(self.workdir / CONFIG_FILE, json.loads(self.config.to_json()))
 
     def check_workdir(self) -> bool:
         """Whether a run of this config has begun in the workdir, and its ``config.json`` is there.

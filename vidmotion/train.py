@@ -21,17 +21,14 @@ import numpy as np
 from clu import parameter_overview
 from jax.experimental import multihost_utils
 
-from vidmotion import evaluation, hardware, record
+from vidmotion import evaluation, hardware, run_record
 from vidmotion.checkpoint import Checkpointer, CheckpointError, name_broken
 from vidmotion.data.pipeline import device_prefetch
 from vidmotion.data.records import DatasetError
 from vidmotion.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_UNMEASURED, ConfigError
+from vidmotion.files import atomic_write
 from vidmotion.media import MediaError
-from vidmotion.metrics.result import MetricResult
-from vidmotion.run import Run
-from vidmotion.state import TrainState, broken_leaves
-from vidmotion.system import check_batch
-from vidmotion.writer import (
+from vidmotion.metric_writer import (
     METRICS_FILE,
     DeferredMetrics,
     MetricWriter,
@@ -39,6 +36,10 @@ from vidmotion.writer import (
     Progress,
     read_metrics,
 )
+from vidmotion.metrics.result import MetricResult
+from vidmotion.run import Run
+from vidmotion.state import TrainState, broken_leaves
+from vidmotion.system import check_batch
 
 log = logging.getLogger(__name__)
 
@@ -308,8 +309,8 @@ class Session:
         meter = self._meter
         speed = meter.speed(meter.steps, meter.seconds) if meter.steps else {}
         content = {
-            **record.environment(),
-            "config": record.without_places(config.to_dict()),
+            **run_record.environment(),
+            "config": run_record.without_places(config.to_dict()),
             "seed": config.seed,
             "data_fingerprint": self.loader.fingerprint,
             "parameters": {
@@ -323,7 +324,7 @@ class Session:
             "data_wait_share": meter.waited / meter.seconds if meter.steps else None,
             "mfu": speed.get("speed/mfu", "unknown"),
             **{name.removeprefix("speed/"): value for name, value in speed.items()},
-            "peak_memory": record.peak_memory(),
+            "peak_memory": run_record.peak_memory(),
             "last_metrics": self._latest,
             "results": [row.to_dict() for row in self._results],
             "not_measured": self._missed,
@@ -331,15 +332,15 @@ class Session:
         self.writer.flush()
         self._files.copy_out()
         if jax.process_index() == 0:
-            path = self.run.workdir / record.RECORD
-            old = record.read(path) if self.step == self.start else None
+            path = self.run.workdir / run_record.RECORD
+            old = run_record.read(path) if self.step == self.start else None
             if old:  # nothing trained: keep what was measured then, and results in the place of which none came
                 results = content["results"] + (
                     _others(old, content["results"]) if self._missed else []
                 )
                 content = {**old, "results": results, "not_measured": self._missed}
             try:
-                record.write(path, content)
+                run_record.write(path, content)
                 log.info("run record: %s", path)
             except OSError as error:  # the trained state is safe: a full disk here is no failure
                 log.error("the run record could not be written: %s", error)
@@ -477,10 +478,10 @@ def _evaluate(name: str, run: Run, vars) -> list[MetricResult]:
 
 
 def _report(run: Run, results: list[MetricResult]) -> None:
-    print(record.table(results), flush=True)
+    print(run_record.table(results), flush=True)
     if not run.config.eval.get("protocol", ""):
         rows = [row.to_dict() for row in results]
-        record.write(run.workdir / "eval.json", {**record.environment(), "results": rows})
+        run_record.write(run.workdir / "eval.json", {**run_record.environment(), "results": rows})
 
 
 def _others(old: dict[str, Any], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -506,10 +507,10 @@ def _check_fresh(run: Run) -> None:
     Raises:
       ConfigError: there is a record, which is written only beside a checkpoint.
     """
-    steps = (record.read(run.workdir / record.RECORD) or {}).get("steps_done", 0)
+    steps = (run_record.read(run.workdir / run_record.RECORD) or {}).get("steps_done", 0)
     if steps:
         raise ConfigError(
-            f"{run.workdir / record.RECORD} says that this run was trained to step {steps}, and there is no "
+            f"{run.workdir / run_record.RECORD} says that this run was trained to step {steps}, and there is no "
             "checkpoint: put the folder checkpoints back, or move record.json away to begin from scratch"
         )
     if jax.process_index() != 0:
@@ -534,7 +535,7 @@ def _head(loader) -> dict[str, np.ndarray]:
 def _introduce(run: Run, state: TrainState, writer: MetricWriter, start: int) -> None:
     overview = parameter_overview.get_parameter_overview(run.abstract_params, include_stats=False)
     if jax.process_index() == 0:
-        record.write_text(run.workdir / "parameters.txt", overview + "\n")
+        atomic_write(run.workdir / "parameters.txt", overview + "\n")
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     log.info(
         "%s: %s parameters on mesh %s, batch %d, %d tokens a step",

@@ -26,7 +26,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from vidmotion import record
+from vidmotion import files, run_record
 from vidmotion.data import vidtwin_latents
 from vidmotion.data.videos import VideoSource
 from vidmotion.errors import ConfigError
@@ -546,15 +546,15 @@ def write(run, name: str, clips: int, rows: Sequence[MetricResult]) -> None:
     if jax.process_index() != 0:
         return
     content = {
-        **record.environment(),
+        **run_record.environment(),
         "protocol": name,
         "clips": clips,
-        "config": record.without_places(run.config.to_dict()),
+        "config": run_record.without_places(run.config.to_dict()),
         "results": [row.to_dict() for row in rows],
     }
     folder = run.workdir / "eval"
-    record.write(folder / f"{name}.json", content)
-    record.write_text(folder / f"{name}.md", f"# {name}\n\n{result.markdown(rows)}\n")
+    run_record.write(folder / f"{name}.json", content)
+    files.atomic_write(folder / f"{name}.md", f"# {name}\n\n{result.markdown(rows)}\n")
     log.info("results: %s", folder / f"{name}.md")
 
 
@@ -635,7 +635,7 @@ class Kept:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 for path in self._files("*.npz"):
                     path.unlink()
-                record.write(self._folder / IDENTITY, self._identity)
+                run_record.write(self._folder / IDENTITY, self._identity)
             _together("vidmotion protocol begun")
         done = self._done()
         _together("vidmotion protocol resumed")
@@ -645,9 +645,7 @@ class Kept:
         """Keep `states` of the first `batches` batches; older ones go once all processes have kept theirs."""
         path, buffer = self._path(batches, self._process), io.BytesIO()
         np.savez(buffer, **_pack(states))
-        aside = path.parent / f"{path.name}.tmp"
-        aside.write_bytes(buffer.getvalue())
-        aside.replace(path)
+        files.atomic_write(path, buffer.getvalue())
         _together(f"vidmotion protocol saved {batches}")
         for old in self._files(f"*.{self._process}of{self._processes}.npz"):
             if old.name != path.name:

@@ -26,6 +26,7 @@ import safetensors.numpy
 
 from vidmotion.data.prepare.cutting import Cutting, Tally, cut_video
 from vidmotion.data.records import DatasetError, writing
+from vidmotion.files import atomic_write
 from vidmotion.media import MediaError
 from vidmotion.video import FRAME_SUFFIXES
 
@@ -481,6 +482,4 @@ def _digest(text: str) -> str:
 
 
 def _write_json(path: Path, value):
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    atomic_write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -29,6 +29,7 @@ from vidmotion import weights as own_weights
 from vidmotion.config_schema import from_config, plain
 from vidmotion.convert import folder as converted
 from vidmotion.data import pipeline
+from vidmotion.data.clip_source import ClipSource
 from vidmotion.errors import ConfigError
 from vidmotion.optim import Optimizer
 from vidmotion.state import TrainState
@@ -247,7 +248,7 @@ class Run:
 
     # -- data -------------------------------------------------------------------------------------
 
-    def source(self, split: str, **changes) -> Any:
+    def source(self, split: str, **changes) -> ClipSource:
         """The random-access source of ``config.data.<split>`` (``train`` or ``eval``), of the `kind` given there,
         or else of ``config.data.kind``.
 
@@ -263,7 +264,7 @@ class Run:
         arguments = {**data.get("common", {}), **data[split], **changes}
         # Training may read pairs of frames where evaluation reads whole clips.
         source = pipeline.make_source(arguments.pop("kind", data.kind), **arguments)
-        self._check_networks(getattr(source, "networks", {}), arguments.get("directory"))
+        self._check_networks(source.networks, arguments.get("directory"))
         return source
 
     def loader(self, split: str, batch_size: int | None = None) -> pipeline.Loader:
@@ -271,7 +272,7 @@ class Run:
         data, source = self.config.data, self.source(split)
         return pipeline.Loader(
             source,
-            transforms=getattr(source, "transforms", ()),
+            transforms=source.transforms,
             batch_size=batch_size or self.config.batch_size,
             seed=self.config.seed,
             process_index=jax.process_index(),
@@ -347,7 +348,9 @@ class Run:
     @functools.cached_property
     def networks(self) -> dict[str, str]:
         """Fingerprint of each never-trained network."""
-        return self.system.fingerprints(self.consts)
+        if isinstance(self.system, systems.Describes):
+            return self.system.fingerprints(self.consts)
+        return {name: systems.fingerprint(tree) for name, tree in self.consts.items()}
 
     def _check_networks(self, recorded: Mapping[str, str], what: Any) -> None:
         """Refuse `what`, which was made with networks of the `recorded` fingerprints, where they are not these."""
@@ -373,7 +376,7 @@ class Run:
             log.info("parameters initialised from %s", self.config.init_from)
         state = jax.jit(self.stepper.init_state, out_shardings=shardings)(params)
         if self.config.init_from and state.mutable:
-            mutable = self.system.inherit(state.mutable, mutable)
+            mutable = systems.inherited(state.mutable, mutable)
             mutable = jax.device_put(mutable, shardings.mutable)
             state = dataclasses.replace(state, mutable=mutable)
         return state
@@ -387,6 +390,10 @@ class Run:
             params = converted.load(folder)[2]
         except (OSError, ValueError) as error:
             raise ConfigError(f"config.init_from={folder}: {error}") from error
+        if not isinstance(self.system, systems.Released):
+            raise ConfigError(
+                f"config.init_from={folder} holds a published network, and {self.config.system.name} starts from none"
+            )
         return self.system.released(params), self.system.released_mutable(params)
 
     def restore(
@@ -482,7 +489,7 @@ class Run:
         that each operation of the model counts once; a player that updates now and then counts as if it always did. The
         step is one of the run's last phase, in which all parts work.
         """
-        loops = [name for name in ("remat", "scan") if getattr(self.system, name, False)]
+        loops = {"remat", "scan"} & {field.name for field in dataclasses.fields(self.system)}
         system = dataclasses.replace(self.system, **dict.fromkeys(loops, False))
         stepper = dataclasses.replace(self.stepper, system=system, accumulate=1)
         params = jax.eval_shape(stepper.init_params, self.batch)

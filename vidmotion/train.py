@@ -39,7 +39,7 @@ from vidmotion.metric_writer import (
 from vidmotion.metrics.result import MetricResult
 from vidmotion.run import Run
 from vidmotion.state import TrainState, broken_leaves
-from vidmotion.system import check_batch
+from vidmotion.system import Describes, check_batch
 
 log = logging.getLogger(__name__)
 
@@ -537,13 +537,14 @@ def _introduce(run: Run, state: TrainState, writer: MetricWriter, start: int) ->
     if jax.process_index() == 0:
         atomic_write(run.workdir / "parameters.txt", overview + "\n")
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    batch = run.config.batch_size
     log.info(
         "%s: %s parameters on mesh %s, batch %d, %d tokens a step",
         run.config.system.name,
         f"{count:,}",
         dict(run.mesh.shape),
-        run.config.batch_size,
-        run.system.tokens(run.config.batch_size),
+        batch,
+        run.system.tokens(batch) if isinstance(run.system, Describes) else 0,
     )
     if start == 0:
         writer.text(0, {"config": f"```\n{run.config.to_json(indent=1)}\n```"})

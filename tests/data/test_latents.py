@@ -177,7 +177,7 @@ def test_windows_are_those_of_the_clips(folders):
     whole = RecordSource(folders[1], "test")[1]["latents"]
     np.testing.assert_array_equal(element["latents"], whole[3:8:2])  # a span of 5 in the middle
     assert (element["fps"], element["start"]) == (pixels["fps"], pixels["start"])
-    assert len(source) == 4 and source.name(1) == "test/ü 1.mp4"
+    assert len(source) == 4 and source.origin(1) == "test/ü 1.mp4"
 
     sources = [VideoSource(folders[0], random=True, **options)]
     sources.append(LatentSource(folders[1], random=True, **options))

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from vidmotion.data.clip_source import Renders
 from vidmotion.data.heads import IDENTITY_FACTORS, MOTION_FACTORS, HeadsSource
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation import leakage
-from vidmotion.system import System
+from vidmotion.system import MotionTransfer
 
 CLIPS, FRAMES = 320, 2
 REAL = [f.name for f in IDENTITY_FACTORS if f.kind == "continuous"]
 
 
-class Numbered:
+class Numbered(Renders):
     """Heads whose pictures are not drawn: the first two bytes of a clip are its number."""
 
     def __init__(self, clips):
@@ -151,7 +152,7 @@ def test_what_cannot_be_probed_is_said(truth):
     with pytest.raises(ConfigError, match="'videos' do not know what"):
         leakage.evaluate(run, None, None)
     with pytest.raises(ConfigError, match="Stub has no codes"):
-        System.read_codes(type("Stub", (), {})(), None, None)
+        MotionTransfer.read_codes(type("Stub", (), {})(), None, None)
 
 
 def test_factors_of_heads_are_those_of_its_elements():

@@ -14,6 +14,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from vidmotion.convert import folder
 from vidmotion.convert.__main__ import NETWORKS
+from vidmotion.data.clip_source import ClipSource, Renders
 from vidmotion.data.records import DatasetWriter
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation import evaluate, evaluators, feature_networks, measures, protocols
@@ -29,15 +30,13 @@ BOXES = np.tile(np.float32([4, 4, 12, 12]), (FRAMES, 1))
 SHIFT = 0.125
 
 
-class Clips:
-    """Clips of three people in turn; with `rendered`, also person i moving as clip j: clip j, inverted."""
+class Clips(ClipSource):
+    """Clips of three people in turn."""
 
     fingerprint = "0123456789abcdef"
 
-    def __init__(self, clips=CLIPS, boxes=True, rendered=False):
+    def __init__(self, clips=CLIPS, boxes=True):
         self.clips, self.with_boxes = clips, boxes
-        if rendered:
-            self.swap = lambda i, j: 255 - clips[j]
 
     def __len__(self):
         return len(self.clips)
@@ -46,8 +45,15 @@ class Clips:
         boxes = {"boxes": BOXES} if self.with_boxes else {}
         return {"video": self.clips[i], "fps": np.float32(4.0), **boxes}
 
-    def name(self, i):
+    def origin(self, i):
         return f"person {i % 3}.mp4"
+
+
+class Rendered(Clips, Renders):
+    """Knows person i moving as clip j: clip j, inverted."""
+
+    def swap(self, i, j):
+        return 255 - self.clips[j]
 
 
 class StubRun:
@@ -61,7 +67,9 @@ class StubRun:
         self.config.system = {"name": "stub"}
         self.config.data = {"kind": "videos", "common": {}}
         self.workdir = epath.Path(workdir)
-        self.system = types.SimpleNamespace(face_side=0, evaluators=lambda: evaluators)
+        self.system = types.SimpleNamespace(
+            face_side=0, share_kept=None, evaluators=lambda: evaluators
+        )
         self.data, self.seen, self.made = Clips() if source is None else source, [], made or shifted
 
     def source(self, split):
@@ -144,7 +152,7 @@ def test_cross_reenactment_pairs_people_and_has_no_truth(tmp_path):
 
 
 def test_motion_transfer_against_what_the_source_can_render(tmp_path):
-    rows = results("motion_transfer", StubRun(tmp_path, Clips(rendered=True), lambda v: 1 - v))
+    rows = results("motion_transfer", StubRun(tmp_path, Rendered(), lambda v: 1 - v))
     assert rows["l1"].value == pytest.approx(0, abs=1e-6)
     assert rows["l1/copy_driving"].value == pytest.approx(
         np.abs(2.0 * CLIPS / 255 - 1).mean(), abs=1e-5
@@ -343,7 +351,7 @@ def test_what_was_measured_otherwise_is_begun_anew(tmp_path, caplog, changes, va
 
 
 def test_two_hosts_together_measure_what_one_does(tmp_path, networks, monkeypatch):
-    run = StubRun(tmp_path, Clips(rendered=True), weights=networks)
+    run = StubRun(tmp_path, Rendered(), weights=networks)
     one = evaluate("motion_transfer", run, VARS, None)
     monkeypatch.setattr(protocols, "_together", lambda what: None)
     settings = protocols.Settings.of(run.config.eval)

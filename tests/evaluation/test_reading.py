@@ -9,6 +9,7 @@ from test_drivers import stub
 from test_transfer import rows_of
 
 from vidmotion.data import heads
+from vidmotion.data.clip_source import Renders
 from vidmotion.data.heads import HeadsSource
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation import heads_reader, reading
@@ -161,7 +162,7 @@ def test_data_without_factors_are_refused(source):
     run = stub(source, source.swap)
     listed = [source[i] for i in range(3)]
 
-    class Clips(list):
+    class Clips(list, Renders):
         swap = staticmethod(source.swap)
 
     run._source, run.config.data.kind = Clips(listed), "sprites"

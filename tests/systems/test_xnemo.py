@@ -137,7 +137,7 @@ def test_the_head_sets_in_by_steps(system, vars):
     steps = {"start": 100, "pull_start": 200, "adversarial_start": 300}
     timed = dataclasses.replace(system, gan=dataclasses.replace(system.gan, **steps, clip=1e-3))
     batch = batch_of(timed)
-    starts = [0, *(player.start for player in timed.players), *timed.switches]
+    starts = [0, *(step for seat in timed.players for step in (seat.start, *seat.switches))]
     assert sorted(set(starts)) == [0, 100, 200, 300]
 
     @functools.partial(quick_jit, static_argnums=(1, 2))

@@ -29,7 +29,7 @@ REAL = systems.SYSTEMS["xnemo"]
 
 
 @dataclasses.dataclass(frozen=True)
-class StandIn(systems.System):
+class StandIn(systems.System, systems.MotionTransfer):
     """What generation asks of an X-NeMo; a code is the means of eight strips of the crop, times a gain.
 
     A portrait is moved by having the code's strips laid over it, so that the picture tells the code.

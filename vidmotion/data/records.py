@@ -26,6 +26,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from vidmotion import files, lock
+from vidmotion.data.clip_source import ClipSource
 
 INDEX = "dataset.json"
 FORMAT = 1
@@ -159,7 +160,7 @@ class DatasetWriter:
         files.atomic_write(target, json.dumps(index, indent=1) + "\n")
 
 
-class RecordSource:
+class RecordSource(ClipSource):
     """Random access to one split of a dataset folder: `source[i]` is the i-th record written.
 
     Opening reads the index and compares the sizes of the files with it; `verify` compares their

@@ -10,6 +10,7 @@ import hashlib
 import grain
 import numpy as np
 
+from vidmotion.data.clip_source import Classes, ClipSource
 from vidmotion.data.clips import decode_clip
 from vidmotion.data.records import DatasetError, RecordSource
 from vidmotion.errors import ConfigError
@@ -63,7 +64,7 @@ class Window(grain.transforms.RandomMap):
         }
 
 
-class VideoSource:
+class VideoSource(ClipSource, Classes):
     """Random access to windows of the clips of one split; elements as `Window` makes them.
 
     With `random`, the place of a window is drawn anew each time, which takes the loader's random
@@ -124,7 +125,7 @@ class VideoSource:
         """Index into `classes`."""
         return int(element["label"])
 
-    def name(self, index) -> str:
+    def origin(self, index) -> str:
         """The video file that a clip is from."""
         return self._records[index]["source"].tobytes().decode()
 

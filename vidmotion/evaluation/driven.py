@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vidmotion.data.clip_source import Boxes, Renders
+from vidmotion.data.portraits import DrawnPortraitSource
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.transfer import derangement, to_uint8, transfer
 from vidmotion.metrics import pixel
@@ -61,7 +63,7 @@ class Driven:
         self.paired = derangement(self.count)
         self.clips = [source[i]["video"] for i in range(self.count)]
         self._boxes = [
-            source.boxes(i) if hasattr(source, "boxes") else None for i in range(self.count)
+            source.boxes(i) if isinstance(source, Boxes) else None for i in range(self.count)
         ]
 
     @property
@@ -143,9 +145,9 @@ def renderer(run, split: str = "eval"):
       ConfigError: data that cannot render the true answer, or fewer than two clips.
     """
     source = run.source(split)
-    if not hasattr(source, "swap"):  # training reads pairs of frames off such clips
-        source = getattr(source, "clips", source)
-    if not hasattr(source, "swap"):
+    if isinstance(source, DrawnPortraitSource):  # training reads pairs of frames off such clips
+        source = source.clips
+    if not isinstance(source, Renders):
         kind = run.config.data.get(split, {}).get("kind", run.config.data.kind)
         raise ConfigError(
             f"config.eval asks for swaps, and data of kind {kind!r} cannot render the true answer; "

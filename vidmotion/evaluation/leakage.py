@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from vidmotion.data.clip_source import Boxes, Renders
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.transfer import face_views
 from vidmotion.metrics import probe
@@ -38,7 +39,7 @@ def _clips(run) -> tuple[Any, np.ndarray]:
     wanted = run.config.eval.get("probe_clips", 0)
     drawn = wanted and "clips" in run.config.data.eval
     source = run.source("eval", **({"clips": wanted} if drawn else {}))
-    if not hasattr(source, "factors"):
+    if not isinstance(source, Renders):
         raise ConfigError(
             f"config.eval asks for 'leakage', and data of kind {run.config.data.kind!r} do not know what "
             "their clips were made of; heads and sprites do"
@@ -100,7 +101,7 @@ def _codes(run, vars, source, count: int) -> tuple[dict[str, np.ndarray], str]:
         clips = [source[i]["video"] for i in range(start, min(start + rows, count))]
         video = np.stack(clips + [clips[-1]] * (rows - len(clips)))
         inputs = {"content": video, "motion": video}
-        if run.system.face_side and hasattr(source, "boxes"):
+        if run.system.face_side and isinstance(source, Boxes):
             side, last = run.system.face_side, start + len(clips) - 1
             boxes = [source.boxes(min(start + i, last)) for i in range(rows)]
             views = [face_views(side, x, box, x, box) for x, box in zip(video, boxes)]

@@ -154,7 +154,7 @@ def pixels(metric: str, convention: str, baselines: Sequence[str] = (), label: s
       baselines: of the batches, to be compared likewise.
       label: of what was made, "reconstruction": it follows the name of the metric.
     """
-    function = getattr(pixel, metric)
+    function = {"l1": pixel.l1, "psnr": pixel.psnr, "ssim": pixel.ssim}[metric]
     compare = jax.jit(
         functools.partial(function, convention=convention) if convention else function
     )

@@ -17,6 +17,7 @@ from vidmotion.metrics import codebook
 from vidmotion.metrics.accumulate import Mean
 from vidmotion.metrics.result import MetricResult
 from vidmotion.run import open_run
+from vidmotion.systems.bcd import BCD
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def _open_bcd(run):
     """The BCD run ``config.eval.bcd`` with its variables."""
     settings, system = run.config.eval, run.system
     bcd = open_run(settings.bcd)
-    if not hasattr(bcd.system, "render"):
+    if not isinstance(bcd.system, BCD):
         raise ConfigError(
             f"config.eval.bcd={settings.bcd!r} holds a {bcd.config.system.name}, which renders no motion"
         )

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from vidmotion import files, run_record
 from vidmotion.data import vidtwin_latents
+from vidmotion.data.clip_source import Renders
 from vidmotion.data.videos import VideoSource
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation import class_generation, feature_networks, measures
@@ -160,14 +161,6 @@ def partners(names: Sequence[str], seed: int = 0) -> np.ndarray:
     return paired
 
 
-def _names(source, count: int) -> list[str]:
-    if hasattr(source, "identity_id"):
-        return [str(source.identity_id(i)) for i in range(count)]
-    if hasattr(source, "name"):
-        return [source.name(i) for i in range(count)]
-    return [str(i) for i in range(count)]
-
-
 # --- Work -----------------------------------------------------------------------------------------
 
 
@@ -222,16 +215,17 @@ class Transfers:
         self._shape = first["video"].shape
         self.resolution = "x".join(map(str, self._shape[1:3]))
         self.rows = run.rows(settings.batch)
-        self.rendered = kind in ("cross", "transfer") and hasattr(source, "swap")
+        self.rendered = kind in ("cross", "transfer") and isinstance(source, Renders)
         self._partners = np.arange(self.clips)
         if kind in ("cross", "transfer"):
-            self._partners = partners(_names(source, self.clips), run.config.seed)
+            origins = [source.origin(i) for i in range(self.clips)]
+            self._partners = partners(origins, run.config.seed)
         self.frames = self._shape[0]
         if kind == "self":
             if self.frames < 2:
                 raise ConfigError("self-reenactment needs clips of two frames or more")
             self.frames = len(self._targets(0, first))
-        self.fingerprint = getattr(source, "fingerprint", "unknown")
+        self.fingerprint = source.fingerprint
         self._sample = run.jit_sample()
         self._key = jax.random.key(run.config.seed)
 
@@ -367,7 +361,7 @@ class Generated:
         self._real = autoencoder.source("eval")
         shape = self._real[0]["video"].shape
         self.frames, self.resolution = shape[0], f"{shape[1]}x{shape[2]}"
-        self.fingerprint = getattr(self._real, "fingerprint", "unknown")
+        self.fingerprint = self._real.fingerprint
 
     def make(self, first: int, process: int, processes: int) -> Batch | None:
         """As of `Work`."""
@@ -444,8 +438,8 @@ def _motion_transfer(run, work, settings: Settings) -> list[Measure]:
 
 def _reconstruction(run, work, settings: Settings) -> list[Measure]:
     beside, label = work.baselines, "reconstruction"
-    perceptual = getattr(run.system, "perceptual", None)
-    vgg = _network("lpips_vgg", settings, getattr(perceptual, "weights", ""))
+    trained_with = run.config.system.get("perceptual", {}).get("weights", "")
+    vgg = _network("lpips_vgg", settings, trained_with)
     found = [
         measures.pixels("psnr", "vidtok", beside, label),
         measures.pixels("ssim", "vidtok", beside, label),
@@ -453,7 +447,7 @@ def _reconstruction(run, work, settings: Settings) -> list[Measure]:
         *_sets(work, settings)[1:],
         measures.steadiness(),
     ]
-    if hasattr(run.system, "share_kept"):
+    if run.system.share_kept is not None:
         kept = 100.0 * run.system.share_kept
         found.append(measures.constant("rate", kept, "percent_of_clip"))
     return found

@@ -4,6 +4,7 @@ The miniature of what AED, APD and CSIM ask of photographs. Beside every number 
 true renders of the same swaps, which is the most that can be asked. Not in any paper.
 """
 
+from vidmotion.data.heads import HeadsSource
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation import heads_reader
 from vidmotion.evaluation.driven import driven, renderer
@@ -18,7 +19,7 @@ NEEDS = "config.eval.weights.heads_reader, the shipped one or a run of configs/h
 def check(run) -> None:
     """Refuse before training what `evaluate` would refuse after it."""
     source, _ = renderer(run)
-    if not (hasattr(source, "identity") and hasattr(source, "motion")):
+    if not isinstance(source, HeadsSource):
         raise ConfigError(
             f"config.eval asks for 'reading', and data of kind {run.config.data.kind!r} are not drawn from "
             "factors that a reader knows; heads are"

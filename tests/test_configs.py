@@ -12,7 +12,8 @@ from configs import _shared, benchmark
 from vidmotion.checkpoint import Checkpointer
 from vidmotion.errors import EXIT_DONE
 from vidmotion.metric_writer import read_metrics
-from vidmotion.run import Run, load_config
+from vidmotion.open_run import load_config
+from vidmotion.run import Run
 from vidmotion.train import train
 
 FOLDER = Path(_shared.__file__).parent

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from vidmotion.evaluation import PROTOCOLS
-from vidmotion.run import load_config
+from vidmotion.open_run import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "fidelity.md"

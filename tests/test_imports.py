@@ -19,7 +19,7 @@ TRUNK = PURE | {
     "system",
     "config_schema",
 }
-COMMANDS = {"main", "encode", "reenact"}
+COMMANDS = {"main", "encode", "reenact", "__main__"}
 BUILDS_ON_ALL = None
 
 # part of the package: what it may import beside the standard library, `errors` and itself.
@@ -47,6 +47,8 @@ ALLOWED = {
     "startup": {"absl", "jax", "checkpoint", "data", "media"},
     "evaluation": BUILDS_ON_ALL,
     "run": BUILDS_ON_ALL,
+    "open_run": BUILDS_ON_ALL,
+    "trace": {"jax", "etils"},
     "train": BUILDS_ON_ALL,
     "plan": BUILDS_ON_ALL,
     "main": BUILDS_ON_ALL,

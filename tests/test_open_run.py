@@ -10,7 +10,7 @@ import pytest
 
 from vidmotion import encode, paths, startup
 from vidmotion.errors import ConfigError
-from vidmotion.run import FREE_FIELDS, load_config, open_run
+from vidmotion.open_run import FREE_FIELDS, load_config, open_run
 
 
 @pytest.fixture

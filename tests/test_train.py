@@ -24,6 +24,7 @@ from vidmotion.checkpoint import Checkpointer, CheckpointError
 from vidmotion.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_UNMEASURED, ConfigError
 from vidmotion.metric_writer import Mirror, read_metrics
 from vidmotion.metrics.result import MetricResult
+from vidmotion.open_run import check_workdir, claim_workdir
 from vidmotion.run import Run
 from vidmotion.train import NonFiniteError, train
 
@@ -239,7 +240,7 @@ def test_a_workdir_of_another_config_is_refused(uninterrupted, changes, named):
 
 def test_free_fields_may_change(uninterrupted):
     changes = {"log_every": 7, "checkpoint.keep": 5, "data.threads": 1, "eval.every": 100}
-    assert Run(tiny_config(**changes), str(uninterrupted)).check_workdir()
+    assert check_workdir(Run(tiny_config(**changes), str(uninterrupted)))
 
 
 def test_changed_data_are_refused_at_a_resume(uninterrupted, monkeypatch):
@@ -266,13 +267,13 @@ def test_a_lost_config_file_is_made_up_for_by_the_checkpoints(finished, monkeypa
     with pytest.raises(ConfigError, match=r"checkpoints of .*optimizer/model/rate: 0.01 there"):
         train(tiny_config(**{"optimizer.model.rate": 0.5}), str(finished))
     assert not (finished / "config.json").exists()
-    Run(tiny_config(log_every=5), str(finished)).claim_workdir()
+    claim_workdir(Run(tiny_config(log_every=5), str(finished)))
     assert json.loads((finished / "config.json").read_text())["log_every"] == 5
     (finished / "config.json").unlink()
     # Checkpoints of before do not say what they were trained with.
     monkeypatch.setattr("vidmotion.checkpoint.read_position", lambda _: {"step": 8})
     with pytest.raises(ConfigError, match=r"config\.json is missing, and the checkpoints"):
-        Run(tiny_config(), str(finished)).claim_workdir()
+        claim_workdir(Run(tiny_config(), str(finished)))
 
 
 def test_an_edited_config_file_does_not_pass_for_another_training(finished):

@@ -16,7 +16,7 @@ from vidmotion.data.vidtwin_latents import VidTwinLatentsSource
 from vidmotion.encode import encode
 from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.evaluation import evaluate
-from vidmotion.run import load_config, open_run
+from vidmotion.open_run import load_config, open_run
 from vidmotion.train import train
 
 SIZE, FRAMES = 16, 4

@@ -19,7 +19,8 @@ from vidmotion import files, media, sharding
 from vidmotion.data import faces
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.transfer import to_uint8
-from vidmotion.run import Run, open_run
+from vidmotion.open_run import open_run
+from vidmotion.run import Run
 from vidmotion.systems.motion_tokenizer import ENCODER
 
 log = logging.getLogger("vidmotion.reenact")

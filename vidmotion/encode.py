@@ -27,7 +27,8 @@ from vidmotion.data.clip_source import Classes
 from vidmotion.data.records import DatasetWriter
 from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.evaluation.transfer import boxes_of, clip_of, face_views
-from vidmotion.run import Run, open_run, open_weights
+from vidmotion.open_run import open_run, open_weights
+from vidmotion.run import Run
 from vidmotion.system import fingerprint
 
 log = logging.getLogger("vidmotion.encode")

@@ -35,7 +35,8 @@ from tqdm import tqdm
 from vidmotion import animate, media, startup
 from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.evaluation.transfer import to_uint8
-from vidmotion.run import Run, open_run, open_weights
+from vidmotion.open_run import open_run, open_weights
+from vidmotion.run import Run
 from vidmotion.system import MotionTransfer, System
 
 log = logging.getLogger("vidmotion.reenact")

@@ -37,9 +37,11 @@ from vidmotion.metric_writer import (
     read_metrics,
 )
 from vidmotion.metrics.result import MetricResult
+from vidmotion.open_run import claim_workdir
 from vidmotion.run import Run
 from vidmotion.state import TrainState, broken_leaves
 from vidmotion.system import Describes, check_batch
+from vidmotion.trace import Trace
 
 log = logging.getLogger(__name__)
 
@@ -163,8 +165,13 @@ class Meter:
         return rates
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> int:
+def train(config: ml_collections.ConfigDict, workdir: str, profile: int = 0) -> int:
     """Train until ``config.steps``, resuming whatever the workdir holds.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      profile: how many steps to trace into ``<workdir>/profile`` (`Trace`).
 
     Returns:
       `EXIT_DONE`; `EXIT_UNMEASURED` if an evaluation or the pictures failed after it; `EXIT_PREEMPTED` after a
@@ -182,7 +189,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> int:
     evaluation.check(run)
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.hold())
-        run.claim_workdir()
+        claim_workdir(run)
         checkpointer = stack.enter_context(
             Checkpointer(workdir, config.checkpoint.keep, config.checkpoint.keep_period)
         )
@@ -206,7 +213,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> int:
         _introduce(run, state, writer, start)
         session = Session(run, writer, files, checkpointer, loader, state, start, interruption)
         stack.callback(loader.close)
-        return session.finish(session.loop())
+        with Trace(run.workdir, start, profile) as trace:
+            code = session.loop(trace)
+        return session.finish(code)
 
 
 class Session:
@@ -225,7 +234,7 @@ class Session:
         self._missed: dict[str, str] = {}  # what could not be measured the last time, and why
         self._meter = Meter(run)
 
-    def loop(self) -> int:
+    def loop(self, trace: Trace) -> int:
         """Run the steps; returns `EXIT_DONE` or `EXIT_PREEMPTED`."""
         config, total = self.run.config, self.run.config.steps
         if self.step >= total:
@@ -242,8 +251,10 @@ class Session:
                 if self.step == end:
                     update, end = self._compile(), self.phase[1]
                     self._meter.resume(batches.wait_seconds)
-                self.state, metrics = update(self.state, self.run.consts, next(batches))
+                with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
+                    self.state, metrics = update(self.state, self.run.consts, next(batches))
                 self.step += 1
+                trace.completed(self.step, self.state)
                 for ready in self._deferred.push(self.step, metrics):
                     self._take(*ready)
                 first, last = self.step == self.start + 1, self.step == total

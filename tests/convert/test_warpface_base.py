@@ -16,7 +16,8 @@ from vidmotion.convert.maps import vae as vae_maps
 from vidmotion.convert.read import read_manifest, write_safetensors
 from vidmotion.errors import EXIT_DONE, EXIT_REFUSED, ConfigError
 from vidmotion.models.vae import SIZES as VAE_SIZES
-from vidmotion.run import Run, load_config
+from vidmotion.open_run import load_config
+from vidmotion.run import Run
 from vidmotion.system import build
 from vidmotion.train import train
 

@@ -22,7 +22,8 @@ from vidmotion.data.videos import LatentSource, VideoSource
 from vidmotion.encode import encode
 from vidmotion.errors import ConfigError
 from vidmotion.models import vae
-from vidmotion.run import Run, load_config, open_run
+from vidmotion.open_run import load_config, open_run
+from vidmotion.run import Run
 from vidmotion.system import Vars
 from vidmotion.systems import codecs
 from vidmotion.train import train

@@ -177,7 +177,7 @@ def test_factors_of_sprites_are_those_of_its_elements(sheets_dir):
 def test_a_trained_run_is_probed(heads_run):
     """The command's own path, with a real system: two steps of the smallest BCD."""
     from vidmotion.evaluation import evaluate
-    from vidmotion.run import open_run
+    from vidmotion.open_run import open_run
 
     run = open_run(str(heads_run), {"eval.probe_clips": "20"})
     vars = run.trained_vars()

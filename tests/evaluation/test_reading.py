@@ -14,7 +14,7 @@ from vidmotion.data.heads import HeadsSource
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation import heads_reader, reading
 from vidmotion.evaluation.transfer import derangement
-from vidmotion.run import load_config, open_run
+from vidmotion.open_run import load_config, open_run
 from vidmotion.systems.heads_reader import CLASSES, MOTION, NUMBERS
 from vidmotion.train import train
 

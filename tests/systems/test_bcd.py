@@ -11,7 +11,7 @@ from vidmotion import system as systems
 from vidmotion.errors import ConfigError
 from vidmotion.metrics import codebook
 from vidmotion.models.quantizer import temperature
-from vidmotion.run import load_config
+from vidmotion.open_run import load_config
 from vidmotion.system import Vars
 from vidmotion.systems import codecs
 

@@ -17,7 +17,8 @@ from vidmotion.data.records import DatasetError
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation import motion_generation
 from vidmotion.models.quantizer import GroupedQuantizer
-from vidmotion.run import Run, load_config
+from vidmotion.open_run import load_config
+from vidmotion.run import Run
 from vidmotion.system import Vars
 from vidmotion.train import train
 

@@ -17,7 +17,8 @@ from vidmotion.convert.read import write_safetensors
 from vidmotion.data import heads
 from vidmotion.errors import EXIT_DONE, EXIT_REFUSED, ConfigError
 from vidmotion.evaluation.transfer import face_views
-from vidmotion.run import Run, load_config, open_run
+from vidmotion.open_run import load_config, open_run
+from vidmotion.run import Run
 from vidmotion.system import Vars, build, within
 from vidmotion.systems import xnemo
 from vidmotion.systems.xnemo import Gan, Guidance

@@ -21,7 +21,8 @@ from vidmotion.encode import encode
 from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.evaluation.token_generation import _unigram, reader
 from vidmotion.models.token_gpt import SIZES
-from vidmotion.run import Run, load_config, open_run
+from vidmotion.open_run import load_config, open_run
+from vidmotion.run import Run
 from vidmotion.train import evaluate_vars, train
 
 SIZE, FRAMES, WIDTH = 16, 16, 8  # WIDTH: numbers of a code, as in `xnemo_gpt:debug`

@@ -18,7 +18,7 @@ from vidmotion.evaluation.sprites_judge import judge_clips, trained_judge
 from vidmotion.evaluation.transfer import to_uint8
 from vidmotion.metrics import judge
 from vidmotion.metrics.result import MetricResult, not_computed
-from vidmotion.run import open_run
+from vidmotion.open_run import open_run
 from vidmotion.system import fingerprint
 from vidmotion.systems.sprites_judge import LABELS
 

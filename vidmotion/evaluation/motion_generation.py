@@ -16,7 +16,7 @@ from vidmotion.evaluation.transfer import as_pictures, clip_of, to_uint8
 from vidmotion.metrics import codebook
 from vidmotion.metrics.accumulate import Mean
 from vidmotion.metrics.result import MetricResult
-from vidmotion.run import open_run
+from vidmotion.open_run import open_run
 from vidmotion.systems.bcd import BCD
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from vidmotion.evaluation.transfer import boxes_of, face_views, to_uint8
 from vidmotion.metrics import codebook
 from vidmotion.metrics.accumulate import Mean
 from vidmotion.metrics.result import MetricResult
-from vidmotion.run import Run, open_run
+from vidmotion.open_run import open_run
+from vidmotion.run import Run
 
 log = logging.getLogger(__name__)
 

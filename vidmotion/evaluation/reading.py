@@ -9,7 +9,8 @@ from vidmotion.errors import ConfigError
 from vidmotion.evaluation import heads_reader
 from vidmotion.evaluation.driven import driven, renderer
 from vidmotion.metrics.result import MetricResult, not_computed
-from vidmotion.run import Run, open_run
+from vidmotion.open_run import open_run
+from vidmotion.run import Run
 from vidmotion.system import Vars, fingerprint
 from vidmotion.systems.heads_reader import HeadsReader
 

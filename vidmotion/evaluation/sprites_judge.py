@@ -8,7 +8,8 @@ import numpy as np
 from vidmotion.evaluation.transfer import through
 from vidmotion.metrics import judge as metrics
 from vidmotion.metrics.result import MetricResult
-from vidmotion.run import Run, load_config
+from vidmotion.open_run import load_config
+from vidmotion.run import Run
 from vidmotion.systems.sprites_judge import LABELS, labels_of
 
 log = logging.getLogger(__name__)

@@ -23,10 +23,12 @@ from vidmotion.models.vidtwin import (
     LATENTS,
     SIZES,
     STARTS,
+    DynamicsDecoder,
     DynamicsEncoder,
     Gaussian,
     StructureDecoder,
     VidTwin,
+    interpolation,
 )
 
 TINY = {
@@ -548,6 +550,28 @@ def test_structure_starts_alive_if_scaled():
     for gaussian in scaled:
         np.testing.assert_array_equal(gaussian.logvar, -4.0)
     assert np.abs(released.structure.logvar).max() < 0.5
+
+
+def test_no_frame_and_no_place_starts_silent_if_scaled():
+    """What the two decoders of latents hand on, for each frame and place: half of the random channels of a ReLU."""
+    key = jax.random.key(0, impl="rbg")
+    start = STARTS["scaled"]
+    structure = StructureDecoder(8, 4, 64, 32, width=32, blocks=1, start=start)
+    made = quick_jit(structure.init_with_output)(key, clip((2, 4, 2, 2, 8)))[0]
+    assert made.shape == (2, 8, 4, 4, 64)
+    shares = [(made > 0).mean(axis=(0, -1))]
+    made = quick_jit(DynamicsDecoder(4, 64, start).init_with_output)(key, clip((2, 8, 4, 8)))[0]
+    assert made.shape == (2, 8, 4, 4, 64)
+    shares.append((made > 0).mean(axis=(0, -1)))
+    for share in shares:
+        assert share.min() > 0.3
+
+
+def test_interpolation_is_torch_s():
+    torch = pytest.importorskip("torch")
+    for n, m in (2, 4), (3, 8), (4, 8), (5, 5), (6, 3):
+        want = torch.nn.functional.interpolate(torch.eye(n)[None], m, mode="linear")[0]
+        np.testing.assert_allclose(interpolation(None, (n, m)), want, atol=1e-6)
 
 
 def test_the_order_of_tokens_is_nothing_to_the_q_former():

@@ -34,6 +34,15 @@ lecun = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 he = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
+def interpolation(
+    key: jax.Array, shape: tuple[int, int], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """The kernel (n, m) that resamples n places to m by linear interpolation, as an initialiser; `key` is not used."""
+    n, m = shape
+    at = jnp.clip((jnp.arange(m) + 0.5) * n / m - 0.5, 0, n - 1)
+    return jnp.maximum(0, 1 - jnp.abs(jnp.arange(n)[:, None] - at[None])).astype(dtype)
+
+
 class Start(NamedTuple):
     """How the layers between the two transformers begin.
 
@@ -41,6 +50,7 @@ class Start(NamedTuple):
       kernel: of a layer without activation.
       relu: of the kernel of a layer that a ReLU follows.
       bias: fan-in -> initialiser of a bias.
+      places: of the kernel of a layer that mixes queries or places, and that a ReLU follows.
       qformer: of all kernels of the Q-Former.
       steady: the log-variances begin at `LOGVAR_START` whatever the clip, and not at what the kernel gives.
     """
@@ -48,16 +58,19 @@ class Start(NamedTuple):
     kernel: Initializer
     relu: Initializer
     bias: Callable[[int], Initializer]
+    places: Initializer
     qformer: Initializer
     steady: bool
 
 
 # Released: PyTorch's defaults and BERT's, whose layers each make the signal smaller: of what differs
 # between clips 6e-6 is left in the means of the structure latent, beside a posterior's deviation of 1.
-# Scaled: every layer keeps the size of its signal.
+# Scaled: every layer keeps the size of its signal. Queries and places are mixed by interpolation: what is mixed there
+# went through a ReLU and is positive and much alike, so that a column of random weights whose sum is negative silences
+# a whole frame or place in all channels, which is half of them.
 STARTS = {
-    "released": Start(uniform_kernel, uniform_kernel, uniform_bias, BERT, False),
-    "scaled": Start(lecun, he, lambda fan_in: nn.initializers.zeros, lecun, True),
+    "released": Start(uniform_kernel, uniform_kernel, uniform_bias, uniform_kernel, BERT, False),
+    "scaled": Start(lecun, he, lambda fan_in: nn.initializers.zeros, interpolation, lecun, True),
 }
 
 # Supplement, Table 1. Parameters with LATENTS["released"]: small 106,133,298, base 311,518,770,
@@ -142,12 +155,14 @@ def _conv(
     return nn.relu(y) if relu else y
 
 
-def _dense(x: jax.Array, features: int, start: Start, name: str, axis: int = -1) -> jax.Array:
-    """Dense layer over `axis`, whose result is the last axis, and ReLU."""
+def _dense(
+    x: jax.Array, features: int, start: Start, name: str, axis: int = -1, places: bool = False
+) -> jax.Array:
+    """Dense layer over `axis`, of queries or places if `places`, whose result is the last axis, and ReLU."""
     y = nn.DenseGeneral(
         features,
         axis=axis,
-        kernel_init=start.relu,
+        kernel_init=start.places if places else start.relu,
         bias_init=start.bias(x.shape[axis]),
         dtype=jnp.float32,
         name=name,
@@ -237,7 +252,7 @@ class StructureDecoder(nn.Module):
         middle = slice(first, first + self.side)
         x = rearrange(x[:, middle, middle], "(b q) h w c -> b q h w c", b=batch)
         x = _dense(x, self.features, start, "widen")
-        x = _dense(x, self.frames, start, "mix", axis=1)
+        x = _dense(x, self.frames, start, "mix", axis=1, places=True)
         return rearrange(x, "b h w c t -> b t h w c")
 
 
@@ -289,8 +304,8 @@ class DynamicsDecoder(nn.Module):
         x = _dense(dynamics_btpn, self.features, start, "dense_0")
         x = _dense(x, self.features, start, "dense_1")
         x = rearrange(x, "b t (z p) c -> b t z p c", z=2)
-        x = _dense(x, self.side, start, "stretch_0", axis=3)
-        x = _dense(x, self.side, start, "stretch_1")
+        x = _dense(x, self.side, start, "stretch_0", axis=3, places=True)
+        x = _dense(x, self.side, start, "stretch_1", places=True)
         along_width, along_height = rearrange(x, "b t z c p -> z b t p c")
         return along_width[:, :, None] + along_height[:, :, :, None]
 

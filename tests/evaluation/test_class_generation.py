@@ -5,6 +5,7 @@ import types
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from test_transfer import evaluated
 
 from vidmotion.data.records import DatasetWriter
 from vidmotion.errors import ConfigError
@@ -115,7 +116,10 @@ def scene(tmp_path, monkeypatch):
 
     def evaluate(**changes):
         run.config.eval.update(changes)
-        return {row.metric: row for row in class_generation.evaluate(run, None, companion)}
+        return {
+            row.metric: row
+            for row in evaluated(class_generation.ClassGeneration, run, None, companion)
+        }
 
     return evaluate, run, twin, asked
 

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from test_transfer import evaluated
 
 from vidmotion.data.clip_source import Renders
 from vidmotion.data.heads import IDENTITY_FACTORS, MOTION_FACTORS, HeadsSource
 from vidmotion.errors import ConfigError
-from vidmotion.evaluation import leakage
+from vidmotion.evaluation.leakage import READINGS, Leakage
 from vidmotion.system import MotionTransfer
 
 CLIPS, FRAMES = 320, 2
@@ -81,7 +82,7 @@ def test_codes_that_hold_what_they_should_not(truth):
     identity, motion, _ = truth
     who_in_motion = np.concatenate([motion, identity[:, None].repeat(FRAMES, axis=1)], axis=2)
     run = StubRun(motion.reshape(CLIPS, -1), who_in_motion)
-    results = leakage.evaluate(run, None, None)
+    results = evaluated(Leakage, run)
     rows = rows_of(results)
     assert len(rows) == len(results) == 2 * (2 * (3 + 4) + 2 * 3)
     for reading in ("identity_from_motion", "motion_from_content", "motion_from_motion"):
@@ -104,8 +105,8 @@ def test_codes_that_hold_what_they_should_not(truth):
 def test_codes_of_noise_read_at_chance(truth):
     noise = truth[2]
     for probe in ("linear", "mlp"):
-        rows = rows_of(leakage.evaluate(StubRun(noise.reshape(CLIPS, -1), noise), None, None))
-        for reading in leakage.READINGS:
+        rows = rows_of(evaluated(Leakage, StubRun(noise.reshape(CLIPS, -1), noise)))
+        for reading in READINGS:
             row = rows[f"probe/{'_from_'.join(reading)}/{probe}/r2"]
             assert abs(row.value) < 0.05
             low, high = (rows[f"{row.metric}/{end}"].value for end in ("low", "high"))
@@ -119,7 +120,7 @@ def test_untrained_encoders_read_at_chance_what_they_were_not_shown():
     weights = np.random.default_rng(0).normal(size=(2, pixels.shape[-1], 64)) / 16
     motion, content = (np.maximum((pixels - 0.5) @ w, 0).astype(np.float32) for w in weights)
     run = StubRun(content.mean(axis=1), motion)
-    seen = rows_of(leakage.evaluate(run, None, None))
+    seen = rows_of(evaluated(Leakage, run))
     row = seen["probe/identity_from_content/linear/r2"]
     assert seen[f"{row.metric}/low"].value > 0.02
 
@@ -127,7 +128,7 @@ def test_untrained_encoders_read_at_chance_what_they_were_not_shown():
     factors, identity = other.factors, other.identity_id
     other.factors, other.identity_id = (lambda i: factors(order[i])), (lambda i: identity(order[i]))
     run.source = lambda split, **changes: other
-    rows = rows_of(leakage.evaluate(run, None, None))
+    rows = rows_of(evaluated(Leakage, run))
     intervals = [name.removesuffix("/low") for name in rows if name.endswith("/low")]
     assert len(intervals) == 2 * (4 + 2)
     for name in intervals:
@@ -138,19 +139,19 @@ def test_untrained_encoders_read_at_chance_what_they_were_not_shown():
 
 def test_a_procedural_source_draws_as_many_clips_as_are_asked_for(truth):
     noise = truth[2]
-    rows = leakage.evaluate(StubRun(noise[:, 0], noise, clips=4, probe_clips=50), None, None)
+    rows = evaluated(Leakage, StubRun(noise[:, 0], noise, clips=4, probe_clips=50))
     assert {row.n for row in rows} == {10}
 
 
 def test_what_cannot_be_probed_is_said(truth):
     noise = truth[2]
     with pytest.raises(ConfigError, match="4 clips of 4 identities"):
-        leakage.evaluate(StubRun(noise[:, 0], noise, clips=4), None, None)
+        evaluated(Leakage, StubRun(noise[:, 0], noise, clips=4))
     run = StubRun(noise[:, 0], noise)
     run.config.data.kind = "videos"
     run.source = lambda split, **changes: [{}]
     with pytest.raises(ConfigError, match="'videos' do not know what"):
-        leakage.evaluate(run, None, None)
+        evaluated(Leakage, run)
     with pytest.raises(ConfigError, match="Stub has no codes"):
         MotionTransfer.read_codes(type("Stub", (), {})(), None, None)
 

@@ -354,9 +354,9 @@ def test_two_hosts_together_measure_what_one_does(tmp_path, networks, monkeypatc
     run = StubRun(tmp_path, Rendered(), weights=networks)
     one = evaluate("motion_transfer", run, VARS, None)
     monkeypatch.setattr(protocols, "_together", lambda what: None)
-    settings = protocols.Settings.of(run.config.eval)
-    work = protocols.PROTOCOLS["motion_transfer"][0](run, VARS, settings)
-    found = protocols.PROTOCOLS["motion_transfer"][1](run, work, settings)
+    protocol = protocols.MotionTransfer.of(run.config.eval)
+    work = protocol.work(run, VARS)
+    found = protocol.measures(run, work)
     start, folder, counted = (
         {each.name: each.start for each in found},
         run.workdir / "two [1-3]",
@@ -480,7 +480,7 @@ def test_generated_clips_resemble_held_out_ones(tmp_path, networks, monkeypatch)
     twin = types.SimpleNamespace(source=lambda split: real)
     made = []
 
-    def generate(run, vars, labels, first):
+    def generate(run, vars, labels, batch, first):
         made.append((labels.tolist(), first))
         return {"grey": 10 * (first + np.arange(len(labels)))}
 
@@ -490,7 +490,7 @@ def test_generated_clips_resemble_held_out_ones(tmp_path, networks, monkeypatch)
 
     generation = protocols.class_generation
     monkeypatch.setattr(generation, "generate", generate)
-    monkeypatch.setattr(generation, "decoder", lambda run: (twin, decode))
+    monkeypatch.setattr(generation, "decoder", lambda run, *_: (twin, decode))
     monkeypatch.setattr(
         protocols.vidtwin_latents, "read_provenance", lambda path: {"classes": ["a", "b"]}
     )

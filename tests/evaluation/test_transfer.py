@@ -11,8 +11,10 @@ from skimage.metrics import peak_signal_noise_ratio
 from vidmotion.data.heads import HeadsSource
 from vidmotion.data.sprites import SpritesSource
 from vidmotion.errors import ConfigError
-from vidmotion.evaluation import evaluate, sprites_judge, sprites_transfer, swap
+from vidmotion.evaluation import evaluate, sprites_judge
 from vidmotion.evaluation.pictures import grid
+from vidmotion.evaluation.sprites_transfer import SpritesTransfer
+from vidmotion.evaluation.swap import Swap
 from vidmotion.evaluation.transfer import derangement, to_uint8, transfer
 
 
@@ -50,6 +52,11 @@ class StubRun:
             return self._sample(vars, batch, **options)
 
         return sample
+
+
+def evaluated(cls, run, vars=None, companion=None):
+    """What an evaluator with the fields of the run's ``config.eval`` says."""
+    return cls.of(run.config.eval).evaluate(run, vars, companion)
 
 
 def rows_of(results):
@@ -128,7 +135,7 @@ def test_swap_of_the_true_render_is_perfect_and_copies_are_not():
         return {"video": videos.astype(np.float32) / 255, "ids": ids}
 
     run = StubRun(sample, source, pairs=6, batch=4)
-    rows = rows_of(swap.evaluate(run, None, None))
+    rows = rows_of(evaluated(Swap, run))
     assert set(rows) == {
         *(
             f"{m}/{n}"
@@ -163,7 +170,7 @@ def test_swap_takes_all_clips_and_needs_no_codes():
         pairs=0,
         batch=8,
     )
-    rows = rows_of(swap.evaluate(run, None, None))
+    rows = rows_of(evaluated(Swap, run))
     assert "bits_per_frame/hard" not in rows
     assert rows["numbers_per_frame/motion"].value == 5
     assert rows["psnr/self"].value == 100
@@ -180,14 +187,14 @@ def test_swap_on_sprites_and_data_that_cannot_render_one(sheets_dir):
         pairs=4,
         batch=4,
     )
-    rows = rows_of(swap.evaluate(run, None, None))
+    rows = rows_of(evaluated(Swap, run))
     paired = derangement(4)
     whom, what = source[0]["character"], source[int(paired[0])]["action"]
     np.testing.assert_array_equal(source.swap(0, int(paired[0])), source.render(whom, what))
     assert rows["psnr/swap"].value == rows["psnr/copy_content"].value < 100
     run._source, run.config.data.kind = [source[0], source[1]], "videos"
     with pytest.raises(ConfigError, match="cannot render the true answer"):
-        swap.evaluate(run, None, None)
+        evaluated(Swap, run)
 
 
 # -- Sprites --------------------------------------------------------------------------------------
@@ -229,7 +236,7 @@ def run_transfer(sprites, sample):
         asked.append(needed)
         return judge_run
 
-    rows = rows_of(sprites_transfer.evaluate(run, None, companion))
+    rows = rows_of(evaluated(SpritesTransfer, run, None, companion))
     assert asked[0].system.width == 4  # the judge of the config, in its debug shape
     assert asked[0].config.data.common.sheets_dir == source.sheets_dir
     assert all(row.n == CLIPS for row in rows.values())

@@ -15,7 +15,7 @@ from vidmotion import system as systems
 from vidmotion.data import codes
 from vidmotion.data.records import DatasetError
 from vidmotion.errors import ConfigError
-from vidmotion.evaluation import motion_generation
+from vidmotion.evaluation.motion_generation import MotionGeneration
 from vidmotion.models.quantizer import GroupedQuantizer
 from vidmotion.open_run import load_config
 from vidmotion.run import Run
@@ -271,7 +271,7 @@ def test_only_the_run_that_wrote_the_codes_renders_them(
 ):
     run = Run(config_of(heads_codes, **{"eval.bcd": str(judge_workdir)}), str(tmp_path))
     with pytest.raises(ConfigError, match="holds a sprites_judge, which renders no motion"):
-        motion_generation.render(run, None)
+        MotionGeneration.of(run.config.eval).render(run, None)
     other = tmp_path / "other"
     other.mkdir()
     books = codes.read_quantizer(heads_codes)
@@ -279,7 +279,7 @@ def test_only_the_run_that_wrote_the_codes_renders_them(
     (other / codes.QUANTIZER).write_bytes(safetensors.numpy.save(books))
     run = Run(config_of(other, **{"eval.bcd": str(heads_run)}), str(tmp_path))
     with pytest.raises(ConfigError, match=r"is not the run.*its codebooks differ"):
-        motion_generation.render(run, None)
+        MotionGeneration.of(run.config.eval).render(run, None)
 
 
 def test_evaluation_scores_each_clip_once(heads_codes, tmp_path):
@@ -301,7 +301,9 @@ def test_evaluation_scores_each_clip_once(heads_codes, tmp_path):
             return {"ids": jnp.resize(truth, (8, *truth.shape[1:]))}
 
     run.system = Oracle(run.system)
-    results = {row.metric: row for row in motion_generation.evaluate(run, None, None)}
+    results = {
+        row.metric: row for row in MotionGeneration.of(run.config.eval).evaluate(run, None, None)
+    }
     assert results["cross_entropy"].value == pytest.approx(truth[:, 0, 0].mean())
     assert results["perplexity"].value == pytest.approx(math.exp(truth[:, 0, 0].mean()))
     assert results["histogram_distance"].value == 0.0

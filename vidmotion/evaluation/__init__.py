@@ -1,4 +1,4 @@
-"""Protocols: each joins a system, a dataset and metrics, and returns rows of results."""
+"""Evaluators: each joins a system, a dataset and metrics, and returns rows of results."""
 
 import importlib
 from collections.abc import Callable
@@ -6,26 +6,32 @@ from collections.abc import Callable
 from vidmotion.data.records import DatasetError
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.driven import keeping
+from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.pictures import grid, pictures
 from vidmotion.metrics.result import MetricResult
 
 EVALUATORS = {
-    "class_generation": "vidmotion.evaluation.class_generation",
-    "codec": "vidmotion.evaluation.codec",
-    "denoising": "vidmotion.evaluation.denoising",
-    "drivers": "vidmotion.evaluation.drivers",
-    "heads_reader": "vidmotion.evaluation.heads_reader",
-    "leakage": "vidmotion.evaluation.leakage",
-    "motion_generation": "vidmotion.evaluation.motion_generation",
-    "motion_tokens": "vidmotion.evaluation.motion_tokens",
-    "reading": "vidmotion.evaluation.reading",
-    "sprites_transfer": "vidmotion.evaluation.sprites_transfer",
-    "sprites_judge": "vidmotion.evaluation.sprites_judge",
-    "swap": "vidmotion.evaluation.swap",
-    "token_generation": "vidmotion.evaluation.token_generation",
+    "class_generation": "class_generation:ClassGeneration",
+    "codec": "codec:Codec",
+    "cross_reenactment": "protocols:CrossReenactment",
+    "denoising": "denoising:Denoising",
+    "drivers": "drivers:Drivers",
+    "generation": "protocols:Generation",
+    "heads_reader": "heads_reader:HeadsReading",
+    "leakage": "leakage:Leakage",
+    "motion_generation": "motion_generation:MotionGeneration",
+    "motion_tokens": "motion_tokens:TokenizerErrors",
+    "motion_transfer": "protocols:MotionTransfer",
+    "reading": "reading:Reading",
+    "reconstruction": "protocols:Reconstruction",
+    "self_reenactment": "protocols:SelfReenactment",
+    "sprites_judge": "sprites_judge:JudgeAccuracy",
+    "sprites_transfer": "sprites_transfer:SpritesTransfer",
+    "swap": "swap:Swap",
+    "token_generation": "token_generation:TokenGeneration",
 }
 
-# Protocols of `vidmotion.evaluation.protocols`: which of the above a system must know for one to make sense.
+# The papers' protocols, and which other evaluator makes sense for the same systems.
 PROTOCOLS = {
     "self_reenactment": "swap",
     "cross_reenactment": "swap",
@@ -40,8 +46,10 @@ __all__ = [
     "ANALYSES",
     "EVALUATORS",
     "PROTOCOLS",
+    "Evaluator",
     "analyse",
     "asked",
+    "build",
     "check",
     "evaluate",
     "evaluators",
@@ -93,13 +101,7 @@ def check(run) -> None:
         if run.config.sample.rows:
             grid(run, run.source("eval"))
         for name in names:
-            _known(name, run)
-            if name in PROTOCOLS:
-                module = importlib.import_module("vidmotion.evaluation.protocols")
-                module.check(name, run)
-                continue
-            module = importlib.import_module(EVALUATORS[name])
-            getattr(module, "check", lambda run: run.source("eval"))(run)
+            build(name, run).check(run)
     except (ConfigError, DatasetError) as error:
         raise type(error)(
             f"{error}. To train without it: --config.sample.rows=0 --config.eval.run='()' --config.eval.protocol=''"
@@ -107,29 +109,30 @@ def check(run) -> None:
 
 
 def evaluate(name: str, run, vars, companion: Callable) -> list[MetricResult]:
-    """Run one evaluator or protocol.
+    """Run one evaluator.
 
     Args:
       name: one of `evaluators` of the run's system.
-      run: a `vidmotion.run.Run`.
-      vars: the system's variables.
-      companion: gives a protocol a second, trained run that it needs (a judge).
+      run, vars, companion: as of `Evaluator.evaluate`.
 
     Raises:
-      ConfigError: unknown protocol, or one that makes no sense for this system.
+      ConfigError: as of `build` and of the evaluator.
     """
-    _known(name, run)
-    if name in PROTOCOLS:
-        protocols = importlib.import_module("vidmotion.evaluation.protocols")
-        return protocols.evaluate(name, run, vars, companion)
-    return importlib.import_module(EVALUATORS[name]).evaluate(run, vars, companion)
+    return build(name, run).evaluate(run, vars, companion)
 
 
-def _known(name: str, run) -> None:
-    """Refuse an evaluator that makes no sense for the system of `run`."""
+def build(name: str, run) -> Evaluator:
+    """The evaluator of that name, with its fields of the run's ``config.eval``.
+
+    Raises:
+      ConfigError: there is none, it makes no sense for the run's system, or its fields do not.
+    """
     known = evaluators(run.system)
     if name not in known:
         raise ConfigError(
             f"config.eval asks for {name!r}; {run.config.system.name} can be evaluated by "
             f"{', '.join(known) or 'nothing yet'}"
         )
+    module, _, attribute = EVALUATORS[name].partition(":")
+    found = importlib.import_module(f"vidmotion.evaluation.{module}")
+    return vars(found)[attribute].of(run.config.eval)

@@ -9,6 +9,7 @@ give bit for bit what it would have given without the stop. The results come as 
 and ``.md``.
 """
 
+import abc
 import dataclasses
 import fnmatch
 import functools
@@ -17,7 +18,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ from vidmotion.data.clip_source import Renders
 from vidmotion.data.videos import VideoSource
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation import class_generation, feature_networks, measures
+from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.measured import Measured, keep_pictures
 from vidmotion.evaluation.measures import Batch, Measure
 from vidmotion.evaluation.transfer import boxes_of, derangement, face_views
@@ -45,10 +47,12 @@ States = dict[str, Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """What protocols read of ``config.eval``.
+class PaperProtocol(Evaluator):
+    """A protocol of a paper: the work, and what is measured of it.
 
     Attributes:
+      name: of the protocol, and of its files in ``<workdir>/eval``.
+      outside: metrics, with their conventions, that other programs measure.
       data: folder of clips that ``python -m vidmotion.data.prepare videos`` wrote, of which the test split is taken;
         "": ``config.data.eval``, whatever it is.
       frames, decimate: of each clip in `data`: so many frames (0: all), every how-manieth.
@@ -81,29 +85,56 @@ class Settings:
     fid: str = resize.FID_DEFAULT
     fvd: str = resize.FVD_DEFAULT
     weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    name: ClassVar[str]
+    outside: ClassVar[tuple[tuple[str, str], ...]] = ()
 
-    @classmethod
-    def of(cls, section: Mapping[str, Any]) -> "Settings":
-        """From ``config.eval``, of which other fields belong to other evaluators.
+    def __post_init__(self):
+        counts = {"frames": self.frames, "clips": self.clips, "save_every": self.save_every}
+        for name, value in {**counts, "targets": self.targets, "gap": self.gap}.items():
+            if value < 0:
+                raise ConfigError(f"config.eval.{name}={value}: it cannot be negative")
+        if self.batch < 1:
+            raise ConfigError(f"config.eval.batch={self.batch}: at least one clip at a time")
+        for name, value, known in (
+            ("fid", self.fid, resize.IMAGE_CONVENTIONS),
+            ("fvd", self.fvd, resize.CLIP_CONVENTIONS),
+        ):
+            if value not in known:
+                raise ConfigError(f"config.eval.{name}={value!r}: choose one of {', '.join(known)}")
 
-        Raises:
-          ConfigError: a value that makes no sense.
-        """
-        names = [field.name for field in dataclasses.fields(cls)]
-        made = cls(**{name: section[name] for name in names if name in section})
-        for name in ("frames", "clips", "save_every", "targets", "gap"):
-            if getattr(made, name) < 0:
-                raise ConfigError(
-                    f"config.eval.{name}={getattr(made, name)}: it cannot be negative"
-                )
-        if made.batch < 1:
-            raise ConfigError(f"config.eval.batch={made.batch}: at least one clip at a time")
-        for name, known in (("fid", resize.IMAGE_CONVENTIONS), ("fvd", resize.CLIP_CONVENTIONS)):
-            if getattr(made, name) not in known:
-                raise ConfigError(
-                    f"config.eval.{name}={getattr(made, name)!r}: choose one of {', '.join(known)}"
-                )
-        return made
+    @abc.abstractmethod
+    def work(self, run, vars) -> "Work":
+        """What makes the clips."""
+
+    @abc.abstractmethod
+    def measures(self, run, work: "Work") -> list[Measure]:
+        """What is measured of them."""
+
+    def more(self, run, vars, outside: Measured, companion: Callable) -> list[MetricResult]:
+        """Further rows, of this protocol alone."""
+        return []
+
+    def check(self, run) -> None:
+        """As of `Evaluator`."""
+        work = self.work(run, None)
+        Measured(self.measured, work.clips, work.resolution).rows(())
+
+    def evaluate(self, run, vars, companion: Callable) -> list[MetricResult]:
+        """Makes and measures the clips, or the rest of them, and writes the results."""
+        work = self.work(run, vars)
+        found = self.measures(run, work)
+        folder, identity = run.workdir / "eval" / self.name, _identity(run, vars, work, found, self)
+        states = measure(work, found, folder, identity, self)
+        rows = [
+            row
+            for each in found
+            for row in each.rows(states[each.name], work.resolution, work.clips)
+        ]
+        outside = Measured(self.measured, work.clips, work.resolution)
+        rows += outside.rows(self.outside)
+        rows += self.more(run, vars, outside, companion)
+        write(run, self.name, work.clips, rows)
+        return rows
 
 
 class Work(Protocol):
@@ -164,7 +195,7 @@ def partners(names: Sequence[str], seed: int = 0) -> np.ndarray:
 # --- Work -----------------------------------------------------------------------------------------
 
 
-def _source(run, settings: Settings):
+def _source(run, settings: PaperProtocol):
     if not settings.data:
         return run.source("eval")
     return VideoSource(settings.data, "test", settings.frames or None, settings.decimate)
@@ -200,7 +231,7 @@ class Transfers:
       ConfigError: the eval split holds no pictures, or too few clips or frames.
     """
 
-    def __init__(self, run, vars, settings: Settings, kind: str):
+    def __init__(self, run, vars, settings: PaperProtocol, kind: str):
         self._run, self._vars, self._kind, self._settings = run, vars, kind, settings
         self._source = source = _source(run, settings)
         self.clips = min(settings.clips or len(source), len(source))
@@ -346,9 +377,9 @@ class Generated:
       ConfigError: no autoencoder of the latents; and as `class_generation.decoder`.
     """
 
-    def __init__(self, run, vars, settings: Settings):
-        self._run, self._vars = run, vars
-        if not run.config.eval.autoencoder:
+    def __init__(self, run, vars, settings: "Generation"):
+        self._run, self._vars, self._batch = run, vars, settings.batch
+        if not settings.autoencoder:
             raise ConfigError(
                 "config.eval.autoencoder names no VidTwin run: what is generated are latents, and it decodes them"
             )
@@ -357,7 +388,9 @@ class Generated:
         self.clips, self.rows = len(self._labels), run.rows(settings.batch)
         if not self.clips:
             raise ConfigError("config.eval.per_class=0: at least one clip of each class")
-        autoencoder, self._decode = class_generation.decoder(run)
+        autoencoder, self._decode = class_generation.decoder(
+            run, settings.autoencoder, settings.batch
+        )
         self._real = autoencoder.source("eval")
         shape = self._real[0]["video"].shape
         self.frames, self.resolution = shape[0], f"{shape[1]}x{shape[2]}"
@@ -366,7 +399,7 @@ class Generated:
     def make(self, first: int, process: int, processes: int) -> Batch | None:
         """As of `Work`."""
         labels = self._labels[np.minimum(np.arange(first, first + self.rows), self.clips - 1)]
-        latents = class_generation.generate(self._run, self._vars, labels, first)
+        latents = class_generation.generate(self._run, self._vars, labels, self._batch, first)
         share = self.rows // processes
         own = np.arange(first + process * share, first + (process + 1) * share)
         own = own[own < self.clips]
@@ -384,13 +417,13 @@ class Generated:
 # --- The protocols --------------------------------------------------------------------------------
 
 
-def _network(name: str, settings: Settings, default: str = ""):
+def _network(name: str, settings: PaperProtocol, default: str = ""):
     path = settings.weights.get(name, "") or default
     conventions = {"fid_inception": settings.fid, "i3d": settings.fvd}
     return feature_networks.load(name, path, conventions.get(name, "")) if path else None
 
 
-def _compared(work, settings: Settings) -> list[Measure]:
+def _compared(work, settings: PaperProtocol) -> list[Measure]:
     """With the true answer, frame by frame: tables of X-NeMo and WarpFace."""
     beside = work.baselines
     return [
@@ -404,60 +437,12 @@ def _compared(work, settings: Settings) -> list[Measure]:
     ]
 
 
-def _sets(work, settings: Settings) -> list[Measure]:
+def _sets(work, settings: PaperProtocol) -> list[Measure]:
     inception, i3d = (_network(name, settings) for name in ("fid_inception", "i3d"))
     frames = 0 if settings.targets else work.frames
     return [
         measures.fid(inception, settings.fid, work.resolution),
         measures.fvd(i3d, settings.fvd, work.resolution, frames),
-    ]
-
-
-def _reenactment(against: str) -> Callable:
-    def listed(run, work, settings: Settings) -> list[Measure]:
-        known = work.rendered or against == "driving"
-        return [
-            *(_compared(work, settings) if known else ()),
-            *_sets(work, settings),
-            measures.csim(_network("arcface", settings), against),
-            measures.emo_sim(_network("emonet", settings)),
-            measures.steadiness(),
-        ]
-
-    return listed
-
-
-def _motion_transfer(run, work, settings: Settings) -> list[Measure]:
-    return [
-        *(_compared(work, settings) if work.rendered else ()),
-        *_sets(work, settings),
-        measures.csim(_network("arcface", settings), "reference"),
-        measures.steadiness(),
-    ]
-
-
-def _reconstruction(run, work, settings: Settings) -> list[Measure]:
-    beside, label = work.baselines, "reconstruction"
-    trained_with = run.config.system.get("perceptual", {}).get("weights", "")
-    vgg = _network("lpips_vgg", settings, trained_with)
-    found = [
-        measures.pixels("psnr", "vidtok", beside, label),
-        measures.pixels("ssim", "vidtok", beside, label),
-        measures.perceptual(vgg, "vgg", beside, label),
-        *_sets(work, settings)[1:],
-        measures.steadiness(),
-    ]
-    if run.system.share_kept is not None:
-        kept = 100.0 * run.system.share_kept
-        found.append(measures.constant("rate", kept, "percent_of_clip"))
-    return found
-
-
-def _generation(run, work, settings: Settings) -> list[Measure]:
-    i3d = _network("i3d", settings)
-    return [
-        measures.fvd(i3d, settings.fvd, work.resolution, work.frames, "gfvd"),
-        measures.steadiness(),
     ]
 
 
@@ -477,62 +462,131 @@ HEAD_MOTION = (
 )
 
 
-def _clips(kind: str) -> Callable[..., Work]:
-    return functools.partial(Transfers, kind=kind)
+@dataclasses.dataclass(frozen=True)
+class SelfReenactment(PaperProtocol):
+    """The first frame of a clip, moved as the clip goes on."""
+
+    name = "self_reenactment"
+    outside = FACE_MOTION
+
+    def work(self, run, vars) -> Work:
+        """As of `PaperProtocol`."""
+        return Transfers(run, vars, self, "self")
+
+    def measures(self, run, work) -> list[Measure]:
+        """As of `PaperProtocol`."""
+        return [*_compared(work, self), *_reenactment(work, self, "driving")]
 
 
-# protocol: its work, (run, vars, settings) -> Work; what is measured, (run, work, settings) -> measures; and what other
-# programs measure.
-PROTOCOLS = {
-    "self_reenactment": (_clips("self"), _reenactment("driving"), FACE_MOTION),
-    "cross_reenactment": (_clips("cross"), _reenactment("reference"), FACE_MOTION),
-    "motion_transfer": (_clips("transfer"), _motion_transfer, HEAD_MOTION),
-    "reconstruction": (_clips("reconstruction"), _reconstruction, ()),
-    "generation": (Generated, _generation, ()),
-}
+@dataclasses.dataclass(frozen=True)
+class CrossReenactment(PaperProtocol):
+    """The first frame of a clip, moved by a clip of somebody else."""
+
+    name = "cross_reenactment"
+    outside = FACE_MOTION
+
+    def work(self, run, vars) -> Work:
+        """As of `PaperProtocol`."""
+        return Transfers(run, vars, self, "cross")
+
+    def measures(self, run, work) -> list[Measure]:
+        """As of `PaperProtocol`."""
+        compared = _compared(work, self) if work.rendered else ()
+        return [*compared, *_reenactment(work, self, "reference")]
 
 
-def check(name: str, run) -> None:
-    """Refuse before training what `evaluate` would refuse after it."""
-    settings = Settings.of(run.config.eval)
-    work = PROTOCOLS[name][0](run, None, settings)
-    Measured(settings.measured, work.clips, work.resolution).rows(())
-
-
-def evaluate(name: str, run, vars, companion: Callable) -> list[MetricResult]:
-    """Run a protocol, or the rest of it, and write its results.
-
-    Args:
-      name: a key of `PROTOCOLS`.
-      run: a `vidmotion.run.Run`.
-      vars: the system's variables.
-      companion: gives the judge of generated classes, if ``config.eval.judge`` names one.
-
-    Raises:
-      ConfigError: settings, weights or data that do not fit; says which.
-    """
-    settings = Settings.of(run.config.eval)
-    make_work, listed, others = PROTOCOLS[name]
-    work = make_work(run, vars, settings)
-    found = listed(run, work, settings)
-    states = measure(
-        work,
-        found,
-        run.workdir / "eval" / name,
-        _identity(run, vars, work, found, settings),
-        settings,
-    )
-    rows = [
-        row for each in found for row in each.rows(states[each.name], work.resolution, work.clips)
+def _reenactment(work, settings: PaperProtocol, against: str) -> list[Measure]:
+    return [
+        *_sets(work, settings),
+        measures.csim(_network("arcface", settings), against),
+        measures.emo_sim(_network("emonet", settings)),
+        measures.steadiness(),
     ]
-    outside = Measured(settings.measured, work.clips, work.resolution)
-    rows += outside.rows(others)
-    if name == "motion_transfer":
-        rows += outside.mesh_rows(settings.head_model)
-    if name == "generation" and run.config.eval.get("judge"):
-        rows += class_generation.evaluate(run, vars, companion)
-    write(run, name, work.clips, rows)
-    return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class MotionTransfer(PaperProtocol):
+    """A clip, moved by a clip of somebody else."""
+
+    name = "motion_transfer"
+    outside = HEAD_MOTION
+
+    def work(self, run, vars) -> Work:
+        """As of `PaperProtocol`."""
+        return Transfers(run, vars, self, "transfer")
+
+    def measures(self, run, work) -> list[Measure]:
+        """As of `PaperProtocol`."""
+        return [
+            *(_compared(work, self) if work.rendered else ()),
+            *_sets(work, self),
+            measures.csim(_network("arcface", self), "reference"),
+            measures.steadiness(),
+        ]
+
+    def more(self, run, vars, outside: Measured, companion: Callable) -> list[MetricResult]:
+        """Errors of head meshes."""
+        return outside.mesh_rows(self.head_model)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction(PaperProtocol):
+    """The clip itself."""
+
+    name = "reconstruction"
+
+    def work(self, run, vars) -> Work:
+        """As of `PaperProtocol`."""
+        return Transfers(run, vars, self, "reconstruction")
+
+    def measures(self, run, work) -> list[Measure]:
+        """As of `PaperProtocol`."""
+        beside, label = work.baselines, "reconstruction"
+        trained_with = run.config.system.get("perceptual", {}).get("weights", "")
+        found = [
+            measures.pixels("psnr", "vidtok", beside, label),
+            measures.pixels("ssim", "vidtok", beside, label),
+            measures.perceptual(_network("lpips_vgg", self, trained_with), "vgg", beside, label),
+            *_sets(work, self)[1:],
+            measures.steadiness(),
+        ]
+        if run.system.share_kept is not None:
+            kept = 100.0 * run.system.share_kept
+            found.append(measures.constant("rate", kept, "percent_of_clip"))
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation(PaperProtocol):
+    """Clips of every class; with a judge, also `class_generation`.
+
+    Attributes:
+      autoencoder, judge, judge_workdir: as of `class_generation.ClassGeneration`.
+    """
+
+    name = "generation"
+    autoencoder: str = ""
+    judge: str = ""
+    judge_workdir: str = ""
+
+    def work(self, run, vars) -> Work:
+        """As of `PaperProtocol`."""
+        return Generated(run, vars, self)
+
+    def measures(self, run, work) -> list[Measure]:
+        """As of `PaperProtocol`."""
+        i3d = _network("i3d", self)
+        return [
+            measures.fvd(i3d, self.fvd, work.resolution, work.frames, "gfvd"),
+            measures.steadiness(),
+        ]
+
+    def more(self, run, vars, outside: Measured, companion: Callable) -> list[MetricResult]:
+        """What a judge says."""
+        if not self.judge:
+            return []
+        judged = class_generation.ClassGeneration.of(dataclasses.asdict(self))
+        return judged.evaluate(run, vars, companion)
 
 
 def write(run, name: str, clips: int, rows: Sequence[MetricResult]) -> None:
@@ -560,7 +614,7 @@ def measure(
     found: Sequence[Measure],
     folder: epath.Path,
     identity: Mapping[str, str],
-    settings: Settings,
+    settings: PaperProtocol,
 ) -> States:
     """The accumulators of all clips; those that `folder` has from before are not made again.
 
@@ -714,16 +768,16 @@ def _parts(value: Any) -> dict[str, Any] | None:
     return dict(value) if isinstance(value, Mapping) else None
 
 
-def _identity(run, vars, work, found: Sequence[Measure], settings: Settings) -> dict[str, str]:
+def _identity(run, vars, work, found: Sequence[Measure], settings: PaperProtocol) -> dict[str, str]:
     """What the accumulators depend on, as text."""
     config = run.config.to_dict()
-    plain = dataclasses.replace(
-        settings, data="", save_every=0, measured="", head_model="", weights={}
-    )
+    fields = {field.name for field in dataclasses.fields(PaperProtocol)}
+    own = {name: value for name, value in dataclasses.asdict(settings).items() if name in fields}
+    own |= {"data": "", "save_every": 0, "measured": "", "head_model": "", "weights": {}}
     start = {each.name: each.start for each in found}
     return {
         "checkpoint": digest(vars),
-        "config.eval": _short({**dataclasses.asdict(plain), "batch": work.rows}),
+        "config.eval": _short({**own, "batch": work.rows}),
         "config.system": _short(config.get("system", {})),
         "config.seed": str(config.get("seed", 0)),
         "clips": f"{work.clips} of {work.fingerprint[:12]}",

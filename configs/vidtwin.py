@@ -151,11 +151,12 @@ def _demo(config: ConfigDict, clips: str) -> None:
 
 
 def _demo_heads(config: ConfigDict) -> None:
-    """Heads in the latents of the shipped codec; structure from another window of the clip in every second video, so
-    that there only dynamics can say how the head moves. No GAN: in latents there are no pixels to judge."""
+    """Heads in the latents of the shipped codec; structure from another window of the clip, which has other colours, so
+    that only dynamics can say how the head moves and only structure what it looks like. No GAN: in latents there are no
+    pixels to judge."""
     system = config.system
     system.codec = ConfigDict(_shared.heads_codec())
-    system.structure_from = "either"
+    system.structure_from, system.recolour = "other", 0.75
     system.network.update({"width": 192, "patch": (1, 8, 8), "start": "scaled"})
     system.network.update({"queries": 4, "structure_channels": 64, "structure_width": 64})
     system.network.update({"query_width": 64, "query_mlp": 128, "dynamics_channels": 16})
@@ -167,7 +168,7 @@ def _demo_heads(config: ConfigDict) -> None:
     config.ema.decay = 0.99
     config.data.common.update({"frames": 16, "fps": 4.0})  # two windows
     config.data.train.clips = 2000
-    config.batch_size, config.steps = 8, 600  # videos: sixteen clips
+    config.batch_size, config.steps = 4, 700  # videos: eight clips
     config.eval.update({"run": ("reconstruction", *_shared.DRIVEN), "pairs": 64, "batch": 16})
 
 

@@ -166,7 +166,7 @@ def _demo(config: ConfigDict) -> None:
     model.rate = ((flow + "kernel", 5e-4), (flow + "bias", 1e-4), (r".*/within/.*kernel", 4e-3))
     model.rate += ((".*/kernel", 2e-2), (".*", 1e-3))
     model.schedule.update({"kind": "cosine", "warmup": 50})
-    config.batch_size, config.steps, config.log_every = 16, 600, 25
+    config.batch_size, config.steps, config.log_every = 16, 900, 25
     config.ema.decay = 0.99
     pair = config.data.train.pair
     _shared.heads(config, frames=8, fps=2.0, clips=4000, cache=True)

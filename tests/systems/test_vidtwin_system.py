@@ -13,6 +13,7 @@ from vidmotion import paths, system
 from vidmotion.errors import ConfigError
 from vidmotion.losses.kl import gaussian_kl
 from vidmotion.models.vidtwin import LATENTS, SIZES
+from vidmotion.systems import vidtwin
 from vidmotion.systems.vidtwin import LAST_KERNEL, Gan, VidTwinAutoencoder
 
 DEBUG = config.get_config("debug")
@@ -238,6 +239,37 @@ def test_structure_is_that_of_either_window(plain_network):
     assert set(ways) == {0, 1}
 
 
+def test_colours_go_with_structure(plain_network):
+    """Of a video that shows the same frames twice, one window seen in the other's colours is the other window."""
+    made, vars = plain_network
+    half = np.concatenate([batch(seed=k)["video"] for k in (0, 1)])  # four
+    video = {"video": np.concatenate([half, half], axis=1)}
+    either = dataclasses.replace(made, structure_from="either", recolour=1.0)
+    seen, aim, crossed = either._views(vars, video, jax.random.key(3))
+    pairs = seen.reshape(4, 2, *seen.shape[1:])
+    assert np.abs(pairs[:, 0] - pairs[:, 1]).max(axis=(1, 2, 3, 4)).min() > 0.1
+    crossed = np.asarray(crossed).reshape(4, 2)
+    assert set(crossed[:, 0]) == {True, False} and (crossed[:, 0] == crossed[:, 1]).all()
+    for pair, goal, other in zip(pairs, aim.reshape(pairs.shape), crossed[:, 0]):
+        np.testing.assert_array_equal(goal, pair[::-1] if other else pair)
+    off = dataclasses.replace(either, recolour=1e-9)._views(vars, video, jax.random.key(3))
+    np.testing.assert_allclose(off[0], half.repeat(2, axis=0) / 127.5 - 1, atol=1e-6)
+
+
+def test_a_turn_of_the_hue_leaves_grey_and_distances():
+    matrix, offset = (np.asarray(x) for x in vidtwin._colours(jax.random.key(0), 400, 0.75))
+    gain = matrix.sum(axis=-1)  # what becomes of white
+    turn = matrix / gain[..., None]
+    np.testing.assert_allclose(
+        turn @ turn.transpose(0, 2, 1), np.tile(np.eye(3), (400, 1, 1)), atol=1e-5
+    )
+    np.testing.assert_allclose(np.linalg.det(turn), 1, atol=1e-5)
+    assert np.exp(-0.5) <= gain.min() < 0.65 and 1.3 < gain.max() <= np.exp(0.3) + 1e-5
+    still = (matrix == np.eye(3)).all(axis=(1, 2))
+    assert 0.18 < still.mean() < 0.32  # three deviations of a binomial
+    assert not offset[still].any() and np.abs(offset).max() <= 0.2
+
+
 def test_structure_of_shuffled_frames(plain_network):
     made, vars = plain_network
     video = batch()["video"]
@@ -405,6 +437,12 @@ def test_what_does_not_fit_is_named():
         ConfigError, match="structure_from='window': choose clip, shuffled, other, either"
     ):
         make(structure_from="window")
+    with pytest.raises(
+        ConfigError, match=r"recolour=0\.5 needs config\.system\.structure_from to be one of other"
+    ):
+        make(recolour=0.5)
+    with pytest.raises(ConfigError, match="recolour=2: a share, from 0 to 1"):
+        make(recolour=2, structure_from="other")
     codec = {"mean": 0.5, "std": 0.25, "patch": 8}
     with pytest.raises(ConfigError, match=r"network.patch=\(1, 4, 4\).* is 8 of them"):
         make(codec=codec, gan={"weight": 0.0})

@@ -105,6 +105,9 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         that motion can only come from the dynamics; ``either``, as ``other`` in half of the videos, drawn anew at each
         step, and as ``clip`` in the rest, so that a clip's own structure still tells its details. With these two,
         training reads videos of two windows.
+      recolour: share of the windows that are seen in other colours, each in its own, in training; what is decoded then
+        has the colours of the window that the structure was read from, so that the dynamics cannot tell them. 0, as in
+        the paper: none. Needs ``structure_from`` ``other`` or ``either``, and pixels.
       kl_weight: of the divergence summed over the latents of a clip.
       perceptual, gan: the records above.
       compute: ``float32`` or ``bfloat16``; parameters, latents and losses are float32 either way.
@@ -117,6 +120,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
     network: Mapping[str, Any]
     codec: PixelCodec | LatentCodec | Mapping[str, Any] | None = None
     structure_from: str = "clip"
+    recolour: float = 0.0
     kl_weight: float = 1e-3
     perceptual: Perceptual = Perceptual()
     gan: Gan = Gan()
@@ -129,6 +133,13 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         if self.structure_from not in SOURCES:
             raise ConfigError(
                 f"config.system.structure_from={self.structure_from!r}: choose {', '.join(SOURCES)}"
+            )
+        if not 0 <= self.recolour <= 1:
+            raise ConfigError(f"config.system.recolour={self.recolour}: a share, from 0 to 1")
+        if self.recolour and self.structure_from not in PAIRED:
+            raise ConfigError(
+                f"config.system.recolour={self.recolour} needs config.system.structure_from to be one of "
+                f"{', '.join(PAIRED)}: the colours go with another window's structure"
             )
         from_config(VidTwin, self.network, "system.network")
         if self.codec is not None:
@@ -153,6 +164,10 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
             raise ConfigError(
                 f"config.system.network.patch={patch}: rows and columns are pixels, and a place of this codec's "
                 f"latents is {factor} of them"
+            )
+        if self.recolour and self.codec.cached:
+            raise ConfigError(
+                f"config.system.recolour={self.recolour} changes pixels: set config.system.codec.cached=False"
             )
         if self.perceptual.weights:
             raise ConfigError(
@@ -339,23 +354,17 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
     ) -> tuple[jax.Array, Out]:
         """The player's loss on a batch of clips (see the module's docstring)."""
-        cached = self.codec is not None and self.codec.cached
-        x_bthwc = self._windows(self._read(vars, batch["latents" if cached else "video"]))
-        x_bthwc = x_bthwc.reshape(-1, *x_bthwc.shape[2:])
+        seen_bthwc, x_bthwc, crossed_b = self._views(vars, batch, key)
         x_nhwc = x_bthwc.reshape(-1, *x_bthwc.shape[2:])
         if player == "disc":
             return self._disc_loss(vars, x_nhwc, carry["reconstruction"])
         params = vars.params["model"]
         net = params["autoencoder"]
         dropout_key, draw_key = jax.random.split(key)
-        latents = self._gaussians(net, x_bthwc, dropout_key)
+        latents = self._gaussians(net, seen_bthwc, dropout_key)
         structure, dynamics = (g.sample(k) for g, k in zip(latents, jax.random.split(draw_key)))
-        if self.structure_from in PAIRED:  # the two windows of each video lie side by side
-            share = 1.0 if self.structure_from == "other" else 0.5
-            coins = jax.random.bernoulli(jax.random.fold_in(key, 2), share, (len(structure) // 2,))
-            own = structure.reshape(-1, 2, *structure.shape[1:])
-            structure = jnp.where(coins.reshape(-1, *[1] * (own.ndim - 1)), own[:, ::-1], own)
-            structure = structure.reshape(-1, *structure.shape[2:])
+        if self.structure_from in PAIRED:
+            structure = _crossed(structure, crossed_b)
         features = self._apply(net, structure, dynamics, method="decode_features")
         made = self._crop(self._apply(net, features, method="to_pixels"))
         made_nhwc = made.reshape(x_nhwc.shape)
@@ -377,6 +386,25 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
             metrics["psnr"] = -10.0 * jnp.log10(metrics["mse"] / 4.0)
         carry = {"reconstruction": jax.lax.stop_gradient(made_nhwc)}
         return loss, Out(metrics, mutable, carry)
+
+    def _views(self, vars, batch, key):
+        """(clips that are encoded, clips that are to be decoded, which of them take the other window's structure and so
+        its colours)."""
+        cached = self.codec is not None and self.codec.cached
+        clips = self._windows(batch["latents" if cached else "video"])
+        clips = clips.reshape(-1, *clips.shape[2:])
+        crossed_b = None
+        if self.structure_from in PAIRED:
+            share = 1.0 if self.structure_from == "other" else 0.5
+            coins = jax.random.bernoulli(jax.random.fold_in(key, 2), share, (len(clips) // 2,))
+            crossed_b = jnp.repeat(coins, 2)
+        if not self.recolour:
+            x_bthwc = self._read(vars, clips)
+            return x_bthwc, x_bthwc, crossed_b
+        own = _colours(jax.random.fold_in(key, 3), len(clips), self.recolour)
+        theirs = [_crossed(part, crossed_b) for part in own]
+        seen, made = (self._read(vars, _painted(clips, *colours)) for colours in (own, theirs))
+        return seen, made, crossed_b
 
     def _gaussians(self, net, x_bthwc, key):
         """Both latents' Gaussians in training; structure as `structure_from` says, but that of two
@@ -566,6 +594,38 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         return video_bthwc[:, index].reshape(
             len(video_bthwc), count, length, *video_bthwc.shape[2:]
         )
+
+
+def _crossed(x: jax.Array, crossed_b: jax.Array) -> jax.Array:
+    """x (B, ...), the two windows of each video side by side -> where `crossed_b`, the other window's."""
+    other = x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
+    return jnp.where(crossed_b.reshape(-1, *[1] * (x.ndim - 1)), other, x)
+
+
+def _colours(key: jax.Array, count: int, share: float) -> tuple[jax.Array, jax.Array]:
+    """Random maps of colours about grey: matrices (count, 3, 3) and offsets (count, 1).
+
+    Each is a turn of the hue, a gain from 0.6 to 1.35 of every channel and a brightness from -0.2 to 0.2. All but
+    `share` of them change nothing.
+    """
+    hue_key, gain_key, light_key, share_key = jax.random.split(key, 4)
+    angle = jax.random.uniform(hue_key, (count, 1, 1), minval=-math.pi, maxval=math.pi)
+    # Rodrigues' formula about the axis of the greys
+    axis = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], np.float32) / math.sqrt(3)
+    turn = np.eye(3, dtype=np.float32)[None] + jnp.sin(angle) * axis[None]
+    turn += (1 - jnp.cos(angle)) * (axis @ axis)[None]
+    gain = jnp.exp(jax.random.uniform(gain_key, (count, 3, 1), minval=-0.5, maxval=0.3))
+    light = jax.random.uniform(light_key, (count, 1), minval=-0.2, maxval=0.2)
+    changed = jax.random.bernoulli(share_key, share, (count, 1))
+    matrix = jnp.where(changed[..., None], gain * turn, np.eye(3, dtype=np.float32)[None])
+    return matrix, jnp.where(changed, light, 0.0)
+
+
+def _painted(clips_bthwc: jax.Array, matrix: jax.Array, offset: jax.Array) -> jax.Array:
+    """Clips uint8 in other colours, uint8."""
+    about_grey = clips_bthwc.astype(jnp.float32) / 255.0 - 0.5
+    painted = jnp.einsum("bthwc,bdc->bthwd", about_grey, matrix) + offset[:, :, None, None, None]
+    return jnp.clip(jnp.round((painted + 0.5) * 255.0), 0, 255).astype(jnp.uint8)
 
 
 def _count(tree: PyTree) -> int:

@@ -140,6 +140,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.threads = 8
     config.checkpoint.every = 5000
     config.sample = ConfigDict({"every": 20_000, "rows": 3, "columns": 4, "fps": 12.5})
+    _shared.transfers(config)
     if options.variant == "demo":
         _demo(config)
     if options.latents == "cached":

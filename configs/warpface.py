@@ -130,7 +130,7 @@ def get_config(argument: str = "") -> ConfigDict:
     # Of --mode=sample: canonical, subspace, vector, curves, collapse; see `evaluation.warpface_analysis`.
     config.sample.update({"analyses": (), "clips": 64})
     config.sample.vectors = ()  # (group, vector), from 1; empty: of each group the one that varies most
-    config.eval.update({"every": 0, "run": (), "pairs": 0, "batch": 8, "probe_clips": 0})
+    _shared.transfers(config)
     if options.variant:
         _demo(config)
     if options.variant == "debug":
@@ -179,7 +179,7 @@ def _demo(config: ConfigDict) -> None:
     config.data.threads = 2
     config.checkpoint.every = 100
     config.sample.update({"every": 0, "fps": 6.0})
-    config.eval.update({"run": _shared.DRIVEN, "pairs": 64, "batch": 16, "probe_clips": 1000})
+    _shared.transfers(config, _shared.DRIVEN, pairs=64, batch=16, probe_clips=1000)
 
 
 def _debug(config: ConfigDict) -> None:
@@ -197,4 +197,4 @@ def _debug(config: ConfigDict) -> None:
     config.data.common.update({"size": 32, "frames": 4})
     config.data.train.clips, config.data.eval.clips = 16, 8
     config.sample.update({"rows": 1, "columns": 2})
-    config.eval.update({"run": ("swap",), "pairs": 4, "batch": 4, "probe_clips": 16})
+    _shared.transfers(config, ("swap",), pairs=4, batch=4, probe_clips=16)

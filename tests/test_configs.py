@@ -69,7 +69,7 @@ def test_every_variant_builds_its_run(name, variant):
     run = Run(config, "", abstract=True)
     state = run.abstract_state  # every path rule is applied to every leaf
     assert jax.tree.leaves(state.params)
-    for evaluator in config.eval.run:
+    for evaluator in config.evals:
         evaluation.build(evaluator, run)
     if variant == "debug":
         assert config.steps == 2
@@ -156,7 +156,7 @@ def test_lrs3(tmp_path):
 def test_lrs3_gpt(heads_run, heads_codes, tmp_path):
     config = load_config("lrs3_gpt:debug")
     config.system.codes = str(heads_codes)
-    config.eval.bcd = str(heads_run)
+    config.evals.motion_generation.bcd = str(heads_run)
     assert train(config, str(tmp_path)) == EXIT_DONE
     assert_complete(tmp_path, ("cross_entropy", "perplexity", "histogram_distance"), ["generated"])
 

@@ -239,7 +239,7 @@ def test_a_workdir_of_another_config_is_refused(uninterrupted, changes, named):
 
 
 def test_free_fields_may_change(uninterrupted):
-    changes = {"log_every": 7, "checkpoint.keep": 5, "data.threads": 1, "eval.every": 100}
+    changes = {"log_every": 7, "checkpoint.keep": 5, "data.threads": 1, "sample.fps": 4.0}
     assert check_workdir(Run(tiny_config(**changes), str(uninterrupted)))
 
 
@@ -303,7 +303,7 @@ def test_a_second_training_of_a_workdir_names_the_first(finished):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"eval.run": ("swap",)}, r"asks for 'swap'; tiny can be evaluated by nothing"),
+        ({"evals": {"swap": {"every": 0}}}, r"asks for 'swap'; tiny can be evaluated by nothing"),
         ({"sample.rows": 2, "sample.columns": 2, "data.eval.clips": 1}, r"need two clips"),
         ({"sample.rows": 2, "data.eval.split": "dev"}, r"'dev'"),
     ],
@@ -317,37 +317,39 @@ def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path, changes, 
 def test_evaluation_never_costs_training(uninterrupted, tmp_path, monkeypatch, caplog):
     """An evaluator that fails, then a signal that ends it, then one that works: training is done the first time."""
     row = MetricResult("b", 0.5, "share", "none", "16x16", 8)
-    behave = {}
+    behave, asked = {}, []
 
     def evaluate(name, *_):
+        asked.append(name)
         return behave[name]()
 
     def full_disk():
         raise OSError(28, "No space left on device", "/full/transfer.png")
 
-    monkeypatch.setattr(training.evaluation, "check", lambda run: None)
+    monkeypatch.setattr(training.evaluation, "check", lambda run, names: None)
     monkeypatch.setattr(training.evaluation, "evaluate", evaluate)
-    config = tiny_config(**{"eval.run": ("a", "b"), "eval.every": 4})
+    config = tiny_config(evals={"a": {"every": 4}, "b": {"every": -1}})
 
     def measured():
         content = json.loads((tmp_path / "record.json").read_text())
         return [entry["metric"] for entry in content["results"]], content["not_measured"]
 
     behave.update(a=full_disk, b=lambda: [row])
-    assert train(config, str(tmp_path)) == EXIT_UNMEASURED
+    assert train(config, str(tmp_path), evals=("a", "b")) == EXIT_UNMEASURED
+    assert asked == ["a", "a", "b"]  # each at its own steps, and all of them in the end
     assert "a at step 4 failed" in caplog.text and "a at step 8 failed" in caplog.text
     results, missed = measured()
     assert results == ["b"] and list(missed) == ["a"] and "No space left" in missed["a"]
     assert_equal_runs(uninterrupted, tmp_path, {"config"})
 
     behave.update(a=lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert train(config, str(tmp_path)) == EXIT_PREEMPTED
+    assert train(config, str(tmp_path), evals=("a", "b")) == EXIT_PREEMPTED
     results, missed = measured()
     assert results == ["b"] and missed == {"a": "interrupted", "b": "interrupted"}
 
     (tmp_path / "record.json").write_text('{"torn')
     behave.update(a=lambda: [dataclasses.replace(row, metric="a")])
-    assert train(config, str(tmp_path)) == EXIT_DONE
+    assert train(config, str(tmp_path), evals=("a", "b")) == EXIT_DONE
     assert measured() == (["a", "b"], {})
     assert json.loads((tmp_path / "record.json").read_text())["steps_done"] == 8
 

@@ -26,6 +26,11 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "plan"], "What to do.")
 
 
+_EVALS = flags.DEFINE_list(
+    "evals",
+    None,
+    "Evaluators to run, sections of config.evals, in the place of those that run by themselves; none: no evaluator.",
+)
 _PROFILE = flags.DEFINE_integer(
     "profile",
     0,
@@ -34,7 +39,9 @@ _PROFILE = flags.DEFINE_integer(
 )
 
 
-def run_mode(mode: str, config, workdir: str | None, profile: int = 0) -> int:
+def run_mode(
+    mode: str, config, workdir: str | None, profile: int = 0, evals: list[str] | None = None
+) -> int:
     """Do what `mode` says; returns an exit code."""
     from vidmotion import evaluation, plan, train
     from vidmotion.open_run import check_place, check_workdir
@@ -51,11 +58,11 @@ def run_mode(mode: str, config, workdir: str | None, profile: int = 0) -> int:
         raise ConfigError(f"--mode={mode} needs --workdir=DIR, the folder of the run")
     check_place(workdir)
     if mode == "train":
-        return train.train(config, workdir, profile)
+        return train.train(config, workdir, profile, evals)
     run = Run(config, workdir)
     check_workdir(run)
     if mode == "eval":
-        train.evaluate_vars(run, run.trained_vars())
+        train.evaluate_vars(run, run.trained_vars(), evals)
     else:
         vars = run.trained_vars()
         evaluation.pictures(run, vars, step=None)
@@ -73,7 +80,8 @@ def main(argv: list[str]) -> None:
         if _MODE.value == "plan":
             startup.simulate_devices(_CONFIG.value.get("plan", {}).get("devices", 0))
         startup.set_up_devices()
-        return run_mode(_MODE.value, _CONFIG.value, _WORKDIR.value, _PROFILE.value)
+        evals = [] if _EVALS.value == ["none"] else _EVALS.value
+        return run_mode(_MODE.value, _CONFIG.value, _WORKDIR.value, _PROFILE.value, evals)
 
     try:
         code = startup.exit_code_of(

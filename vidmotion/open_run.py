@@ -38,7 +38,7 @@ RELEASED = {
 # for a given state, but `steps`, which is announced.
 FREE_FIELDS = (
     r"(steps|log_every|sharding|init_from|init_rules)"
-    r"|(mesh|checkpoint|eval|sample|plan)/.*"
+    r"|(mesh|checkpoint|evals?|sample|plan)/.*"
     r"|data/(threads|workers|prefetch|eval/.*)"
     r"|data/.*/(sheets_dir|directory)"  # the same data may lie elsewhere; a fingerprint guards them
     r"|system/(.*/)?weights"  # so may a never-trained network, guarded likewise
@@ -170,6 +170,11 @@ def _used_here(
     config: ml_collections.ConfigDict, changes: Mapping[str, str] | None
 ) -> ml_collections.ConfigDict:
     """A recorded config with its batches cut over the devices that are here, and the `changes` of `open_run`."""
+    from vidmotion import evaluation  # which opens runs itself
+
+    if "eval" in config:  # of a run from before evaluators had sections of their own
+        config.evals = evaluation.sections_of(config.eval.to_dict())
+        del config["eval"]
     config.mesh = {"data": -1}  # whatever it was trained on
     config.batch_size, config.accumulate = jax.device_count(), 1
     for name, text in (changes or {}).items():

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -165,13 +165,19 @@ class Meter:
         return rates
 
 
-def train(config: ml_collections.ConfigDict, workdir: str, profile: int = 0) -> int:
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    profile: int = 0,
+    evals: Sequence[str] | None = None,
+) -> int:
     """Train until ``config.steps``, resuming whatever the workdir holds.
 
     Args:
       config: of the run.
       workdir: of the run.
       profile: how many steps to trace into ``<workdir>/profile`` (`Trace`).
+      evals: evaluators to run in the place of those that the config runs (`evaluation.asked`).
 
     Returns:
       `EXIT_DONE`; `EXIT_UNMEASURED` if an evaluation or the pictures failed after it; `EXIT_PREEMPTED` after a
@@ -186,7 +192,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, profile: int = 0) -> 
     # Weights that are missing are refused now, not after minutes of compilation and with a workdir begun.
     jax.block_until_ready(run.consts)
     check_batch(run.system, _head(loader), config.batch_size // jax.process_count())
-    evaluation.check(run)
+    names = evaluation.asked(config, evals)
+    evaluation.check(run, names)
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.hold())
         claim_workdir(run)
@@ -211,7 +218,9 @@ def train(config: ml_collections.ConfigDict, workdir: str, profile: int = 0) -> 
             )
         )
         _introduce(run, state, writer, start)
-        session = Session(run, writer, files, checkpointer, loader, state, start, interruption)
+        session = Session(
+            run, writer, files, checkpointer, loader, state, start, interruption, names
+        )
         stack.callback(loader.close)
         with Trace(run.workdir, start, profile) as trace:
             code = session.loop(trace)
@@ -222,9 +231,18 @@ class Session:
     """One uninterrupted stretch of training: from `start` to the end or to a signal."""
 
     def __init__(
-        self, run, writer, files, checkpointer, loader, state: TrainState, start: int, interruption
+        self,
+        run,
+        writer,
+        files,
+        checkpointer,
+        loader,
+        state: TrainState,
+        start: int,
+        interruption,
+        evals: Sequence[str],
     ):
-        self._interruption = interruption
+        self._interruption, self._evals = interruption, evals
         self.run, self.writer, self.checkpointer, self.loader = run, writer, checkpointer, loader
         self.state, self.start, self.step = state, start, start
         self._files = files
@@ -262,12 +280,12 @@ class Session:
                     self._meter.flops = counting.submit(self.run.flops_per_step)
                 stop = self._interruption.reached(self.step)
                 due = {
-                    name: bool(every) and self.step % every == 0 and not (last or stop)
+                    name: every > 0 and self.step % every == 0 and not (last or stop)
                     for name, every in (
                         ("log", config.log_every),
                         ("save", config.checkpoint.every),
                         ("sample", config.sample.every),
-                        ("eval", config.eval.every),
+                        *((name, config.evals[name].get("every", 0)) for name in self._evals),
                     )
                 }
                 if first or last or stop or any(due.values()):
@@ -276,8 +294,8 @@ class Session:
                         self._save(wait=False)
                     if due["sample"]:
                         self._sample()
-                    if due["eval"]:
-                        self._evaluate()
+                    if names := [name for name in self._evals if due[name]]:
+                        self._evaluate(names)
                     self._meter.resume(batches.wait_seconds)
                 if stop:
                     break
@@ -295,7 +313,8 @@ class Session:
             self._record()
             self._missed = {}
             self._sample()
-            self._evaluate()
+            self._results = []
+            self._evaluate(self._evals)
             if self._interruption.asked:
                 log.warning("stopped while evaluating; the same command evaluates again")
                 code = EXIT_PREEMPTED
@@ -310,9 +329,7 @@ class Session:
 
     def _asked(self) -> list[str]:
         """Names of what `_sample` and `_evaluate` attempt."""
-        return ["pictures"] * bool(self.run.config.sample.rows) + list(
-            evaluation.asked(self.run.config)
-        )
+        return ["pictures"] * bool(self.run.config.sample.rows) + list(self._evals)
 
     def _record(self) -> None:
         """Write ``record.json``, whatever is known by now."""
@@ -430,11 +447,12 @@ class Session:
 
         self._attempt("pictures", draw)
 
-    def _evaluate(self) -> None:
-        self._results = evaluate_vars(self.run, self.run.vars_of(self.state), self._attempt) or []
-        numbers = {
-            f"eval/{row.metric}": row.value for row in self._results if row.value is not None
-        }
+    def _evaluate(self, names: Sequence[str]) -> None:
+        results = evaluate_vars(self.run, self.run.vars_of(self.state), names, self._attempt)
+        new = {(row.metric, row.convention) for row in results}
+        kept = [row for row in self._results if (row.metric, row.convention) not in new]
+        self._results = [*results, *kept]
+        numbers = {f"eval/{row.metric}": row.value for row in results if row.value is not None}
         if numbers:
             self.writer.scalars(self.step, numbers)
 
@@ -461,20 +479,23 @@ class Session:
 
 
 def evaluate_vars(
-    run: Run, vars, attempt: Callable[[str, Callable], Any] = lambda _, measure: measure()
+    run: Run,
+    vars,
+    names: Sequence[str] | None = None,
+    attempt: Callable[[str, Callable], Any] = lambda _, measure: measure(),
 ) -> list[MetricResult]:
-    """Run ``config.eval.protocol``, or else ``config.eval.run``, on given variables; prints the table.
-
-    Of the latter the rows are also written to ``eval.json``; a protocol writes its own files.
+    """Run evaluators on given variables, print the table and write it to ``eval.json``; a protocol writes its own files
+    as well.
 
     Args:
       run: whose config.
       vars: the system's variables.
+      names: of the evaluators; None: those that the config runs (`evaluation.asked`).
       attempt: name and function of each evaluator -> what the function returns, or None for no results.
     """
     results = []
     with evaluation.keeping():
-        for name in evaluation.asked(run.config):
+        for name in evaluation.asked(run.config, names):
             results += attempt(name, functools.partial(_evaluate, name, run, vars)) or []
     if results and jax.process_index() == 0:
         attempt("table of results", lambda: _report(run, results))
@@ -482,17 +503,16 @@ def evaluate_vars(
 
 
 def _evaluate(name: str, run: Run, vars) -> list[MetricResult]:
-    """One evaluator or protocol; the latter keeps what it counted in a folder, which is for one process alone."""
-    alone = name == run.config.eval.get("protocol", "")
+    """One evaluator; a protocol keeps what it counted in a folder, which is for one job alone."""
+    alone = name in evaluation.PROTOCOLS
     with run.hold(f"eval/{name}") if alone else contextlib.nullcontext():
         return evaluation.evaluate(name, run, vars, companion)
 
 
 def _report(run: Run, results: list[MetricResult]) -> None:
     print(run_record.table(results), flush=True)
-    if not run.config.eval.get("protocol", ""):
-        rows = [row.to_dict() for row in results]
-        run_record.write(run.workdir / "eval.json", {**run_record.environment(), "results": rows})
+    rows = [row.to_dict() for row in results]
+    run_record.write(run.workdir / "eval.json", {**run_record.environment(), "results": rows})
 
 
 def _others(old: dict[str, Any], results: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -96,7 +96,7 @@ def test_the_mean_picture_of_all_clips_is_a_row(source):
 
 def test_the_clips_of_training_are_taken_where_asked_for(source):
     train = HeadsSource(size=16, frames=3, clips=4, split="train")
-    run = stub(train, train.swap, drivers={"split": "train"})
+    run = stub(train, train.swap, split="train")
     splits = []
     # Training reads pairs of frames off the clips; the test takes the clips themselves.
     pairs = DrawnPortraitSource(train, 25.0, pair={"recipe": "face", "frames": 1, "size": 8})

@@ -45,7 +45,11 @@ class StubRun:
 
         tables = {"content": content, "motion": motion}
         self.config = ConfigDict(
-            {"seed": 0, "eval": {"batch": 64, **settings}, "data": {"kind": "heads", "eval": {}}}
+            {
+                "seed": 0,
+                "evals": {"stub": {"batch": 64, **settings}},
+                "data": {"kind": "heads", "eval": {}},
+            }
         )
         self.config.data.eval.clips = clips
         self.system = types.SimpleNamespace(read_codes=read_codes, face_side=0)
@@ -180,7 +184,7 @@ def test_a_trained_run_is_probed(heads_run):
     from vidmotion.evaluation import evaluate
     from vidmotion.open_run import open_run
 
-    run = open_run(str(heads_run), {"eval.probe_clips": "20"})
+    run = open_run(str(heads_run), {"evals.leakage.probe_clips": "20"})
     vars = run.trained_vars()
     rows = rows_of(evaluate("leakage", run, vars, None))
     assert rows["probe/identity_from_motion/linear/accuracy"].n == 4

@@ -12,12 +12,21 @@ from etils import epath
 from ml_collections import ConfigDict
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from configs import _shared
 from vidmotion.convert import folder
 from vidmotion.convert.__main__ import NETWORKS
 from vidmotion.data.clip_source import ClipSource, Renders
 from vidmotion.data.records import DatasetWriter
 from vidmotion.errors import ConfigError
-from vidmotion.evaluation import evaluate, evaluators, feature_networks, measures, protocols
+from vidmotion.evaluation import (
+    PROTOCOLS,
+    build,
+    evaluate,
+    evaluators,
+    feature_networks,
+    measures,
+    protocols,
+)
 from vidmotion.evaluation.feature_networks import FeatureNetwork
 from vidmotion.evaluation.measures import Batch
 from vidmotion.metrics import frechet
@@ -62,8 +71,9 @@ class StubRun:
     def __init__(
         self, workdir, source=None, made=None, evaluators=("swap", "reconstruction"), **settings
     ):
-        section = {"clips": 0, "batch": 4, "save_every": 1, "protocol": "", "run": (), **settings}
-        self.config = ConfigDict({"seed": 0, "eval": section})
+        section = _shared.protocol(**{"batch": 4, "save_every": 1, **settings})
+        names = [name for name in PROTOCOLS if name != "generation"]
+        self.config = ConfigDict({"seed": 0, "evals": dict.fromkeys(names, section)})
         self.config.system = {"name": "stub"}
         self.config.data = {"kind": "videos", "common": {}}
         self.workdir = epath.Path(workdir)
@@ -214,7 +224,7 @@ def networks(monkeypatch):
         "lpips_alex": FeatureNetwork("differ", differ, {}, rows=2),
         "lpips_vgg": FeatureNetwork("differ", differ, {}, rows=2, least=31),
     }
-    monkeypatch.setattr(feature_networks, "load", lambda name, path, convention: made[name])
+    monkeypatch.setattr(feature_networks, "load", lambda name, *_: made[name])
     return dict.fromkeys(made, "folder")
 
 
@@ -290,11 +300,9 @@ def test_a_network_from_a_folder_does_not_depend_on_the_batch(tmp_path):
     want = np.asarray(jax.jit(net.apply)(variables, faces))
     np.testing.assert_allclose(network(faces), want, atol=1e-5)
     np.testing.assert_allclose(network(faces[3:]), want[3:], atol=1e-5)
-    with pytest.raises(
-        ConfigError, match=r"config.eval.weights.emonet=.* holds arcface, wanted is emonet"
-    ):
+    with pytest.raises(ConfigError, match=r"weights.emonet=.* holds arcface, wanted is emonet"):
         feature_networks.load("emonet", str(tmp_path / "arcface"))
-    with pytest.raises(ConfigError, match=r"config.eval.weights.i3d='nowhere'"):
+    with pytest.raises(ConfigError, match=r"weights.i3d='nowhere'"):
         feature_networks.load("i3d", "nowhere")
 
 
@@ -337,7 +345,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, networks, monke
     "changes, vars, said",
     [
         ({}, Vars({"kernel": np.array([0.0, 1.0, 2.001])}, {}, {}), "checkpoint "),
-        ({"batch": 9}, VARS, "config.eval "),
+        ({"batch": 9}, VARS, "config.evals "),
         ({"clips": 9}, VARS, "clips 11 of 0123456789ab there, 9 of 0123456789ab here"),
     ],
 )
@@ -354,7 +362,7 @@ def test_two_hosts_together_measure_what_one_does(tmp_path, networks, monkeypatc
     run = StubRun(tmp_path, Rendered(), weights=networks)
     one = evaluate("motion_transfer", run, VARS, None)
     monkeypatch.setattr(protocols, "_together", lambda what: None)
-    protocol = protocols.MotionTransfer.of(run.config.eval)
+    protocol = build("motion_transfer", run)
     work = protocol.work(run, VARS)
     found = protocol.measures(run, work)
     start, folder, counted = (
@@ -418,9 +426,9 @@ def test_clips_that_do_not_fit_are_refused(tmp_path, made, said):
 @pytest.mark.parametrize(
     "settings, said",
     [
-        ({"batch": 0}, "config.eval.batch=0"),
-        ({"clips": -1}, "config.eval.clips=-1"),
-        ({"fid": "png"}, "config.eval.fid='png': choose one of pytorch_fid"),
+        ({"batch": 0}, "config.evals.reconstruction.batch=0"),
+        ({"clips": -1}, "config.evals.reconstruction.clips=-1"),
+        ({"fid": "png"}, "config.evals.reconstruction.fid='png': choose one of pytorch_fid"),
     ],
 )
 def test_settings_that_make_no_sense(tmp_path, settings, said):
@@ -495,7 +503,9 @@ def test_generated_clips_resemble_held_out_ones(tmp_path, networks, monkeypatch)
         protocols.vidtwin_latents, "read_provenance", lambda path: {"classes": ["a", "b"]}
     )
     settings = {"per_class": 6, "autoencoder": "twin", "weights": networks}
-    run = StubRun(tmp_path, evaluators=("class_generation",), **settings)
+    run = StubRun(tmp_path, evaluators=("class_generation",))
+    section = _shared.protocol(batch=4, **settings, judge="", judge_workdir="")
+    run.config.evals.generation = section
     run.system.latents = "latents"
     rows = results("generation", run)
     assert made == [([0, 1] * 4, 0), ([0, 1, 0, 1, 1, 1, 1, 1], 8)]
@@ -505,8 +515,10 @@ def test_generated_clips_resemble_held_out_ones(tmp_path, networks, monkeypatch)
     assert rows["gfvd"].value == pytest.approx(frechet.frechet_distance(*sets), rel=1e-5)
     assert rows["gfvd"].note == "12 generated and 5 real clips of 4 frames"
     assert rows["flicker"].value == 0 and rows["flicker/driving"].n == 5
-    run.config.eval.autoencoder = ""
-    with pytest.raises(ConfigError, match=r"config\.eval\.autoencoder names no VidTwin run"):
+    run.config.evals.generation.autoencoder = ""
+    with pytest.raises(
+        ConfigError, match=r"config\.evals\.generation\.autoencoder names no VidTwin run"
+    ):
         results("generation", run)
 
 
@@ -517,7 +529,7 @@ def test_a_folder_of_prepared_clips_in_the_place_of_the_runs_own(tmp_path):
             numbers = {"length": np.int32(FRAMES), "fps": np.float32(4), "start": np.float64(0)}
             writer.write("test", {"video": clip, "source": source, **numbers})
     run = StubRun(tmp_path, data=str(tmp_path / "clips"), frames=2, decimate=2)
-    run.source, run.config.eval.keep_clips = None, True
+    run.source, run.config.evals.reconstruction.keep_clips = None, True
     assert results("reconstruction", run)["flicker"].note.endswith("three consecutive frames")
     seen = np.concatenate([batch["motion"] for batch in run.seen])[:COUNT]
     assert sorted(map(bytes, seen)) == sorted(map(bytes, CLIPS[:, :3:2]))

@@ -115,10 +115,10 @@ def test_hidden_factors_are_left_out():
 
 
 def test_without_a_reader_the_row_says_what_it_needs(source):
-    for settings in ({}, {"weights": {"heads_reader": ""}}):
+    for settings in ({}, {"reader": ""}):
         (row,) = evaluated(Reading, stub(source, source.swap, **settings))
         assert row.value is None and row.n == CLIPS
-        assert row.note.startswith("not computed: needs config.eval.weights.heads_reader")
+        assert row.note.startswith("not computed: needs config.evals.reading.reader")
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ def test_a_trained_reader_is_found_and_checked(tmp_path, judge_workdir):
     workdir = str(tmp_path / "reader")
     assert train(load_config("heads_reader:debug"), workdir) == 0
     source = HeadsSource(size=16, frames=2, clips=3, split="eval")
-    run = stub(source, source.swap, weights={"heads_reader": workdir})
+    run = stub(source, source.swap, reader=workdir)
     rows = rows_of(evaluated(Reading, run))
     for name, row in rows.items():  # the answers are the true renders, byte for byte
         assert row.value is None or row.note == f"true renders {row.value:.4f}", name
@@ -141,7 +141,7 @@ def test_a_trained_reader_is_found_and_checked(tmp_path, judge_workdir):
 @pytest.mark.slow
 def test_the_shipped_reader_reads_faces_that_nobody_has_seen():
     source = HeadsSource(size=64, frames=4, clips=24, split="eval", seed=7, fps=1.0)
-    run = stub(source, source.swap, weights={"heads_reader": "heads_reader"})
+    run = stub(source, source.swap, reader="heads_reader")
     rows = rows_of(evaluated(Reading, run))
     for name in ("yaw", "pitch", "roll", "x", "y", "scale", "mouth_open"):
         assert rows[f"read/motion/{name}"].value > 0.9, name

@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from skimage.metrics import peak_signal_noise_ratio
 
+from vidmotion.config_schema import from_config
 from vidmotion.data.heads import HeadsSource
 from vidmotion.data.sprites import SpritesSource
 from vidmotion.errors import ConfigError
@@ -22,7 +23,7 @@ class StubRun:
     """A run whose `System.sample` is a numpy function; batches are multiples of `unit`."""
 
     def __init__(self, sample, source=None, unit=4, entries=4, **settings):
-        self.config = ConfigDict({"seed": 3, "eval": settings, "data": {"common": {}}})
+        self.config = ConfigDict({"seed": 3, "evals": {"stub": settings}, "data": {"common": {}}})
         self.config.data.common.sheets_dir = getattr(source, "sheets_dir", "")
         self.system = types.SimpleNamespace(
             face_side=0,
@@ -55,8 +56,9 @@ class StubRun:
 
 
 def evaluated(cls, run, vars=None, companion=None):
-    """What an evaluator with the fields of the run's ``config.eval`` says."""
-    return cls.of(run.config.eval).evaluate(run, vars, companion)
+    """What an evaluator with the fields of the run's ``config.evals.stub`` says."""
+    evaluator = from_config(cls, run.config.evals.stub, "evals.stub")
+    return evaluator.evaluate(run, vars, companion)
 
 
 def rows_of(results):

@@ -10,12 +10,11 @@ import pytest
 import safetensors.numpy
 from quick import quick_jit, random_like
 
-from vidmotion import paths, sharding
+from vidmotion import evaluation, paths, sharding
 from vidmotion import system as systems
 from vidmotion.data import codes
 from vidmotion.data.records import DatasetError
 from vidmotion.errors import ConfigError
-from vidmotion.evaluation.motion_generation import MotionGeneration
 from vidmotion.models.quantizer import GroupedQuantizer
 from vidmotion.open_run import load_config
 from vidmotion.run import Run
@@ -269,17 +268,19 @@ def test_fields_that_do_not_fit_are_named(folder, fields, message):
 def test_only_the_run_that_wrote_the_codes_renders_them(
     heads_run, heads_codes, judge_workdir, tmp_path
 ):
-    run = Run(config_of(heads_codes, **{"eval.bcd": str(judge_workdir)}), str(tmp_path))
+    run = Run(
+        config_of(heads_codes, **{"evals.motion_generation.bcd": str(judge_workdir)}), str(tmp_path)
+    )
     with pytest.raises(ConfigError, match="holds a sprites_judge, which renders no motion"):
-        MotionGeneration.of(run.config.eval).render(run, None)
+        evaluation.build("motion_generation", run).render(run, None)
     other = tmp_path / "other"
     other.mkdir()
     books = codes.read_quantizer(heads_codes)
     books["codebooks"] = books["codebooks"] + 1e-3
     (other / codes.QUANTIZER).write_bytes(safetensors.numpy.save(books))
-    run = Run(config_of(other, **{"eval.bcd": str(heads_run)}), str(tmp_path))
+    run = Run(config_of(other, **{"evals.motion_generation.bcd": str(heads_run)}), str(tmp_path))
     with pytest.raises(ConfigError, match=r"is not the run.*its codebooks differ"):
-        MotionGeneration.of(run.config.eval).render(run, None)
+        evaluation.build("motion_generation", run).render(run, None)
 
 
 def test_evaluation_scores_each_clip_once(heads_codes, tmp_path):
@@ -300,10 +301,9 @@ def test_evaluation_scores_each_clip_once(heads_codes, tmp_path):
         def sample(self, vars, batch, key, frames, temperature, top_k):
             return {"ids": jnp.resize(truth, (8, *truth.shape[1:]))}
 
+    evaluator = evaluation.build("motion_generation", run)
     run.system = Oracle(run.system)
-    results = {
-        row.metric: row for row in MotionGeneration.of(run.config.eval).evaluate(run, None, None)
-    }
+    results = {row.metric: row for row in evaluator.evaluate(run, None, None)}
     assert results["cross_entropy"].value == pytest.approx(truth[:, 0, 0].mean())
     assert results["perplexity"].value == pytest.approx(math.exp(truth[:, 0, 0].mean()))
     assert results["histogram_distance"].value == 0.0

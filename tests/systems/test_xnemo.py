@@ -494,7 +494,7 @@ def test_four_stages_and_a_video(tmp_path, unoptimised):
     for stage in (1, 2, 3, 4):
         config = load_config(f"xnemo:debug,stage={stage}")
         config.batch_size = 8  # one for each of the devices that tests pretend to have
-        config.eval.run, config.init_from = (), str(workdir or "")
+        config.evals, config.init_from = {}, str(workdir or "")
         config.sample.rows = 0
         # One resolution: four layers with all their modules, which is what has to be compiled.
         config.system.unet.update({"channels": (32,), "attention": (True,)})

@@ -1,8 +1,11 @@
 """Evaluators: each joins a system, a dataset and metrics, and returns rows of results."""
 
+import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from vidmotion.config_schema import from_config
 from vidmotion.data.records import DatasetError
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.driven import keeping
@@ -55,6 +58,7 @@ __all__ = [
     "evaluators",
     "keeping",
     "pictures",
+    "sections_of",
 ]
 
 
@@ -79,22 +83,24 @@ def evaluators(system) -> tuple[str, ...]:
     return (*own, *(name for name, needs in PROTOCOLS.items() if needs in own and name not in own))
 
 
-def asked(config) -> tuple[str, ...]:
-    """Names of the evaluators, or of the one protocol, that a config asks for."""
-    protocol = config.eval.get("protocol", "")
-    return (protocol,) if protocol else tuple(config.eval.run)
+def asked(config, chosen: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Names of the evaluators that run after training: those that are `chosen`; or, where that is None, those of
+    ``config.evals`` whose `Evaluator.every` is not -1."""
+    if chosen is not None:
+        return tuple(chosen)
+    return tuple(name for name, section in config.evals.items() if section.get("every", 0) >= 0)
 
 
-def check(run) -> None:
+def check(run, names: Sequence[str]) -> None:
     """Refuse now what pictures and evaluations would refuse after hours of training.
 
     Args:
       run: a `vidmotion.run.Run` that is about to be trained.
+      names: of its evaluators, see `asked`.
 
     Raises:
       ConfigError, DatasetError: as `evaluate` and `pictures`; says how to train without.
     """
-    names = asked(run.config)
     if not names and not run.config.sample.rows:
         return
     try:
@@ -104,7 +110,7 @@ def check(run) -> None:
             build(name, run).check(run)
     except (ConfigError, DatasetError) as error:
         raise type(error)(
-            f"{error}. To train without it: --config.sample.rows=0 --config.eval.run='()' --config.eval.protocol=''"
+            f"{error}. To train without it: --config.sample.rows=0 --evals=none"
         ) from error
 
 
@@ -122,17 +128,44 @@ def evaluate(name: str, run, vars, companion: Callable) -> list[MetricResult]:
 
 
 def build(name: str, run) -> Evaluator:
-    """The evaluator of that name, with its fields of the run's ``config.eval``.
+    """The evaluator that the section ``config.evals.<name>`` of a run describes.
 
     Raises:
-      ConfigError: there is none, it makes no sense for the run's system, or its fields do not.
+      ConfigError: there is no such evaluator or section, it makes no sense for the run's system, or its fields do not.
     """
     known = evaluators(run.system)
     if name not in known:
         raise ConfigError(
-            f"config.eval asks for {name!r}; {run.config.system.name} can be evaluated by "
+            f"config.evals asks for {name!r}; {run.config.system.name} can be evaluated by "
             f"{', '.join(known) or 'nothing yet'}"
         )
+    if name not in run.config.evals:
+        raise ConfigError(
+            f"config.evals has no section {name!r}; it has {', '.join(run.config.evals) or 'none'}"
+        )
+    return from_config(_class(name), run.config.evals[name], f"evals.{name}")
+
+
+def _class(name: str) -> type[Evaluator]:
     module, _, attribute = EVALUATORS[name].partition(":")
-    found = importlib.import_module(f"vidmotion.evaluation.{module}")
-    return vars(found)[attribute].of(run.config.eval)
+    return vars(importlib.import_module(f"vidmotion.evaluation.{module}"))[attribute]
+
+
+def sections_of(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """``config.evals`` of an old run, whose config has the section ``eval`` that all evaluators shared.
+
+    Args:
+      flat: that section.
+    """
+    weights = dict(flat.get("weights", {}))
+    old = {**flat, "weights": weights, "reader": weights.pop("heads_reader", "")}
+    old["split"] = flat.get("drivers", {}).get("split", "eval")
+    protocol = flat.get("protocol", "")
+    run = (protocol,) if protocol else flat.get("run", ())
+    sections = {}
+    for name in EVALUATORS:
+        fields = [field for field in dataclasses.fields(_class(name)) if field.name != "every"]
+        if all(field.name in old or field.default is not dataclasses.MISSING for field in fields):
+            sections[name] = {f.name: old[f.name] for f in fields if f.name in old}
+            sections[name]["every"] = flat.get("every", 0) if name in run else -1
+    return sections

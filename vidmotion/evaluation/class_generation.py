@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 SHOWN = 4  # clips of each class in the pictures
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassGeneration(Evaluator):
     """Whether a judge finds the class that was asked for.
 
@@ -66,7 +66,9 @@ class ClassGeneration(Evaluator):
         if not self.autoencoder:
             return [
                 _unjudged(
-                    "config.eval.autoencoder, the VidTwin run of the latents", "latents", count
+                    "config.evals.class_generation.autoencoder, the VidTwin run of the latents",
+                    "latents",
+                    count,
                 )
             ]
         autoencoder, decode = decoder(run, self.autoencoder, self.batch)
@@ -75,10 +77,16 @@ class ClassGeneration(Evaluator):
         show(run, made, labels, names)
         resolution = f"{made.shape[2]}x{made.shape[3]}"
         if not self.judge:
-            return [_unjudged("config.eval.judge, a judge of these classes", resolution, count)]
+            return [
+                _unjudged(
+                    "config.evals.class_generation.judge, a judge of these classes",
+                    resolution,
+                    count,
+                )
+            ]
         if autoencoder.config.data.kind != "sprites":
             raise ConfigError(
-                f"config.eval.judge={self.judge!r} reads Sprites, but config.eval.autoencoder="
+                f"config.evals.class_generation: the judge {self.judge!r} reads Sprites, but the autoencoder "
                 f"{self.autoencoder!r} learnt from {autoencoder.config.data.kind}: leave the judge empty"
             )
         source = run.source("eval")
@@ -155,14 +163,14 @@ def decoder(run, workdir: str, batch: int):
     system, autoencoder = run.system, open_run(workdir)
     if autoencoder.config.system.name != "vidtwin":
         raise ConfigError(
-            f"config.eval.autoencoder={workdir!r} holds a "
+            f"config.evals.class_generation.autoencoder={workdir!r} holds a "
             f"{autoencoder.config.system.name}, which decodes no structure and dynamics"
         )
     weights = autoencoder.trained_vars()
     wrote = vidtwin_latents.read_provenance(system.latents)["weights"]
     if fingerprint(weights.params["model"]) != wrote:
         raise ConfigError(
-            f"config.eval.autoencoder={workdir!r} is not the run, or not the checkpoint, "
+            f"config.evals.class_generation.autoencoder={workdir!r} is not the run, or not the checkpoint, "
             f"that wrote the latents {system.latents!r}: its weights differ"
         )
     rows = autoencoder.rows(batch)

@@ -14,7 +14,7 @@ from vidmotion.metrics.result import MetricResult
 SHOWN = 8  # pictures on the strip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Codec(Evaluator):
     """What an image autoencoder loses of held-out pictures.
 

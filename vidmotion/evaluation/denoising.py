@@ -15,7 +15,7 @@ LEVELS = (1.0, 0.75, 0.5, 0.25)  # of the process's times, from the highest nois
 COLUMNS, ROWS = 8, 4  # of the sheet of samples
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoising(Evaluator):
     """How much of a picture a picture diffusion makes of noise in one step.
 

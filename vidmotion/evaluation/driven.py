@@ -157,7 +157,7 @@ def renderer(run, pairs: int, split: str = "eval"):
     if not isinstance(source, Renders):
         kind = run.config.data.get(split, {}).get("kind", run.config.data.kind)
         raise ConfigError(
-            f"config.eval asks for swaps, and data of kind {kind!r} cannot render the true answer; "
+            f"config.evals asks for swaps, and data of kind {kind!r} cannot render the true answer; "
             "heads and sprites can"
         )
     count = min(pairs or len(source), len(source))
@@ -194,7 +194,7 @@ def keeping() -> Iterator[None]:
         _kept.reset(token)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OnPairs(Evaluator):
     """An evaluator of clips that are moved by other clips, whose true answers can be rendered.
 
@@ -206,22 +206,18 @@ class OnPairs(Evaluator):
     pairs: int
     batch: int
 
-    @property
-    def split(self) -> str:
-        """Whose clips it takes: ``eval`` or ``train``."""
-        return "eval"
-
     def check(self, run) -> None:
         """As of `Evaluator`."""
-        renderer(run, self.pairs, self.split)
+        renderer(run, self.pairs)
 
-    def driven(self, run, vars) -> Driven:
-        """What the system makes of the pairs; shared with other evaluators of the same pairs within `keeping`.
+    def driven(self, run, vars, split: str = "eval") -> Driven:
+        """What the system makes of the pairs of a split; shared with other evaluators of the same pairs within
+        `keeping`.
 
         Raises:
           ConfigError: data that cannot render the true answer, or fewer than two clips.
         """
-        key, kept = (run, vars, self.pairs, self.batch, self.split), _kept.get()
+        key, kept = (run, vars, self.pairs, self.batch, split), _kept.get()
         for made in kept or ():
             if made.key[0] is run and made.key[1] is vars and made.key[2:] == key[2:]:
                 return made

@@ -6,26 +6,24 @@ is given a third clip's. Where nothing gets worse, it was not looked at. Not in 
 """
 
 import dataclasses
-from collections.abc import Mapping
 
-from vidmotion.evaluation.driven import METRICS, OnPairs
+from vidmotion.evaluation.driven import METRICS, OnPairs, renderer
 from vidmotion.metrics.result import MetricResult, not_computed
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Drivers(OnPairs):
     """The four-driver test.
 
     Attributes:
-      drivers: `split` ``train`` asks of the clips that were learnt, for a system that is to know a few by heart.
+      split: whose clips it takes: ``eval``; or ``train``, for a system that is to know a few clips by heart.
     """
 
-    drivers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    split: str = "eval"
 
-    @property
-    def split(self) -> str:
-        """As of `OnPairs`."""
-        return self.drivers.get("split", "eval")
+    def check(self, run) -> None:
+        """As of `Evaluator`."""
+        renderer(run, self.pairs, self.split)
 
     def evaluate(self, run, vars, companion) -> list[MetricResult]:
         """PSNR with the true driver, without one, with a wrong one and with a wrong source; what each wrong answer
@@ -34,8 +32,10 @@ class Drivers(OnPairs):
         Raises:
           ConfigError: data that cannot render a swap.
         """
-        split = self.split
-        made, convention = self.driven(run, vars), f"{METRICS['psnr'][2]}; {split} clips"
+        made, convention = (
+            self.driven(run, vars, self.split),
+            f"{METRICS['psnr'][2]}; {self.split} clips",
+        )
         copies = made.copies(("psnr",))
         wrong_driver, wrong_source = made.wrong or (None, None)
         values = {

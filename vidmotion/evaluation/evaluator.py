@@ -2,30 +2,24 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, Self
+from collections.abc import Callable
 
-from vidmotion.config_schema import from_config
 from vidmotion.metrics.result import MetricResult
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluator(abc.ABC):
     """One question that is put to a trained system.
 
-    A subclass is a frozen dataclass whose fields are those of ``config.eval`` that it reads, and has a line in
+    A subclass is a frozen dataclass of the fields of its section, ``config.evals.<name>``, and has a line in
     `vidmotion.evaluation.EVALUATORS`.
+
+    Attributes:
+      every: steps of a training from one evaluation to the next; 0: only after training; -1: only where it is asked for
+        by name.
     """
 
-    @classmethod
-    def of(cls, section: Mapping[str, Any]) -> Self:
-        """The evaluator that ``config.eval`` describes; fields of the section that it lacks belong to others.
-
-        Raises:
-          ConfigError: a field is missing, or a value makes no sense.
-        """
-        names = [field.name for field in dataclasses.fields(cls)]
-        return from_config(cls, {name: section[name] for name in names if name in section}, "eval")
+    every: int = 0
 
     def check(self, run) -> None:
         """Refuse before training what `evaluate` would refuse after it.

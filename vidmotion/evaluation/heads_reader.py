@@ -36,7 +36,7 @@ class Score(NamedTuple):
     n: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadsReading(Evaluator):
     """What a reader reads in held-out true renders."""
 

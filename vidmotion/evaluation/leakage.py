@@ -37,7 +37,7 @@ def _clips(run, wanted: int) -> tuple[Any, np.ndarray]:
     source = run.source("eval", **({"clips": wanted} if drawn else {}))
     if not isinstance(source, Renders):
         raise ConfigError(
-            f"config.eval asks for 'leakage', and data of kind {run.config.data.kind!r} do not know what "
+            f"config.evals asks for 'leakage', and data of kind {run.config.data.kind!r} do not know what "
             "their clips were made of; heads and sprites do"
         )
     count = min(wanted or len(source), len(source))
@@ -45,12 +45,12 @@ def _clips(run, wanted: int) -> tuple[Any, np.ndarray]:
     if len(np.unique(groups)) < 5:
         raise ConfigError(
             f"{count} clips of {len(np.unique(groups))} identities: probes are fitted and tested on different "
-            "ones and need five or more; raise config.eval.probe_clips, or give the eval split more clips"
+            "ones and need five or more; raise config.evals.leakage.probe_clips, or give the eval split more clips"
         )
     return source, groups
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Leakage(Evaluator):
     """What each code says of the other's business.
 

@@ -169,7 +169,7 @@ def perceptual(
     convention = f"{trunk}_v0.1"
     name = _joined(f"lpips_{trunk}", label)
     if network is None:
-        needs = f"config.eval.weights.lpips_{trunk} (python -m vidmotion.convert lpips_{trunk})"
+        needs = f"weights.lpips_{trunk} (python -m vidmotion.convert lpips_{trunk})"
         return missing(
             name, lambda resolution, n: [not_computed(name, convention, needs, resolution, n)]
         )

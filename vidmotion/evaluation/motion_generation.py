@@ -24,7 +24,7 @@ from vidmotion.systems.bcd import BCD
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MotionGeneration(Evaluator):
     """Cross-entropy on held-out codes, the histogram of generated ones, and rendered clips.
 
@@ -118,7 +118,7 @@ class MotionGeneration(Evaluator):
           ConfigError: as `evaluate`.
         """
         if not self.bcd:
-            log.info("nothing is rendered: config.eval.bcd names no BCD run")
+            log.info("nothing is rendered: config.evals.motion_generation.bcd names no BCD run")
             return
         bcd, bcd_vars = _open_bcd(run, self.bcd)
         source, pictures = run.source("eval"), bcd.source("eval")
@@ -150,7 +150,7 @@ def _open_bcd(run, workdir: str):
     system, bcd = run.system, open_run(workdir)
     if not isinstance(bcd.system, BCD):
         raise ConfigError(
-            f"config.eval.bcd={workdir!r} holds a {bcd.config.system.name}, which renders no motion"
+            f"config.evals.motion_generation.bcd={workdir!r} holds a {bcd.config.system.name}, which renders no motion"
         )
     bcd_vars = bcd.trained_vars()
     theirs = paths.flatten(bcd_vars.params["model"]["quantizer"])
@@ -159,7 +159,7 @@ def _open_bcd(run, workdir: str):
         not np.array_equal(ours[path], theirs[path]) for path in ours
     ):
         raise ConfigError(
-            f"config.eval.bcd={workdir!r} is not the run, or not the checkpoint, that wrote the "
+            f"config.evals.motion_generation.bcd={workdir!r} is not the run, or not the checkpoint, that wrote the "
             f"codes {system.codes!r}: its codebooks differ"
         )
     return bcd, bcd_vars

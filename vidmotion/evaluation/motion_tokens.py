@@ -25,7 +25,7 @@ from vidmotion.run import Run
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerErrors(Evaluator):
     """What motion tokens keep of held-out codes, and how many of them are in use.
 
@@ -126,13 +126,11 @@ def open_xnemo(workdir: str, folder: str, of: str) -> tuple[Run, object] | None:
       ConfigError: no X-NeMo there, or not the one that read these codes.
     """
     if not workdir:
-        log.info("nothing is rendered: config.eval.xnemo names no X-NeMo run")
+        log.info("nothing is rendered: the evaluator's field xnemo names no X-NeMo run")
         return None
     xnemo = open_run(workdir)
     if xnemo.config.system.name != "xnemo":
-        raise ConfigError(
-            f"config.eval.xnemo={workdir!r} holds a {xnemo.config.system.name}, not an X-NeMo"
-        )
+        raise ConfigError(f"xnemo={workdir!r} holds a {xnemo.config.system.name}, not an X-NeMo")
     vars = xnemo.trained_vars()
     encoder = motion_codes.read_provenance(folder, of)["encoder"]
     animate.check_encoder(xnemo, vars, encoder, f"config.system.codes={folder!r}")

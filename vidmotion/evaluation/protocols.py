@@ -1,6 +1,6 @@
 """The papers' protocols: one command each, over a prepared dataset, on any number of devices and hosts.
 
-    python -m vidmotion.main --config=... --workdir=RUN --mode=eval --config.eval.protocol=self_reenactment
+    python -m vidmotion.main --config=... --workdir=RUN --mode=eval --evals=self_reenactment
 
 A protocol is work, which makes batches of clips and knows what they are to be compared with, and a list of measures.
 Every process works on its own clips; batches are cut over the devices. Accumulators are kept in
@@ -43,26 +43,30 @@ from vidmotion.metrics.result import MetricResult
 log = logging.getLogger(__name__)
 
 IDENTITY = "identity.json"
+NO_MATTER = {
+    *("every", "data", "save_every", "measured", "head_model", "weights"),
+    *("autoencoder", "judge", "judge_workdir"),
+}
 States = dict[str, Mapping[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PaperProtocol(Evaluator):
     """A protocol of a paper: the work, and what is measured of it.
 
     Attributes:
       name: of the protocol, and of its files in ``<workdir>/eval``.
+      kind: of `Transfers`, which make the clips.
       outside: metrics, with their conventions, that other programs measure.
       data: folder of clips that ``python -m vidmotion.data.prepare videos`` wrote, of which the test split is taken;
         "": ``config.data.eval``, whatever it is.
-      frames, decimate: of each clip in `data`: so many frames (0: all), every how-manieth.
+      frames, decimate: of each clip in `data`: so many frames (0: all), every `decimate`-th frame.
       clips: of the split; 0: all.
       batch: clips at a time, over all processes; rounded up to what the mesh divides.
       save_every: batches from one saving of the accumulators to the next; 0: only at the end.
       targets: frames of each clip that self-reenactment makes, drawn among those more than `gap` seconds after
         the first; 0: all frames after the first, in their order.
       gap: see there.
-      per_class: generated clips of each class.
       keep_clips: leave all clips as pictures, for other programs to measure.
       measured: folder of what those measured, "": none; see `vidmotion.evaluation.measured`.
       head_model: .npz of the head model that clips were fitted with; "": none.
@@ -70,41 +74,45 @@ class PaperProtocol(Evaluator):
       weights: of each feature network, the folder that ``python -m vidmotion.convert`` wrote; "": none.
     """
 
-    data: str = ""
-    frames: int = 0
-    decimate: int = 1
-    clips: int = 0
-    batch: int = 8
-    save_every: int = 20
-    targets: int = 0
-    gap: float = 0.2
-    per_class: int = 0
-    keep_clips: bool = False
-    measured: str = ""
-    head_model: str = ""
-    fid: str = resize.FID_DEFAULT
-    fvd: str = resize.FVD_DEFAULT
-    weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    data: str
+    frames: int
+    decimate: int
+    clips: int
+    batch: int
+    save_every: int
+    targets: int
+    gap: float
+    keep_clips: bool
+    measured: str
+    head_model: str
+    fid: str
+    fvd: str
+    weights: Mapping[str, str]
     name: ClassVar[str]
+    kind: ClassVar[str]
     outside: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def __post_init__(self):
         counts = {"frames": self.frames, "clips": self.clips, "save_every": self.save_every}
         for name, value in {**counts, "targets": self.targets, "gap": self.gap}.items():
             if value < 0:
-                raise ConfigError(f"config.eval.{name}={value}: it cannot be negative")
+                raise ConfigError(f"config.evals.{self.name}.{name}={value}: it cannot be negative")
         if self.batch < 1:
-            raise ConfigError(f"config.eval.batch={self.batch}: at least one clip at a time")
+            raise ConfigError(
+                f"config.evals.{self.name}.batch={self.batch}: at least one clip at a time"
+            )
         for name, value, known in (
             ("fid", self.fid, resize.IMAGE_CONVENTIONS),
             ("fvd", self.fvd, resize.CLIP_CONVENTIONS),
         ):
             if value not in known:
-                raise ConfigError(f"config.eval.{name}={value!r}: choose one of {', '.join(known)}")
+                raise ConfigError(
+                    f"config.evals.{self.name}.{name}={value!r}: choose one of {', '.join(known)}"
+                )
 
-    @abc.abstractmethod
     def work(self, run, vars) -> "Work":
         """What makes the clips."""
+        return Transfers(run, vars, self, self.kind)
 
     @abc.abstractmethod
     def measures(self, run, work: "Work") -> list[Measure]:
@@ -352,7 +360,7 @@ class Transfers:
         earliest = int(np.floor(self._settings.gap * fps + 1e-6)) + 1
         if earliest + count > length:
             raise ConfigError(
-                f"config.eval.targets={count}: clips of {length} frames have "
+                f"config.evals.{self._settings.name}.targets={count}: clips of {length} frames have "
                 f"{max(length - earliest, 0)} that lie more than {self._settings.gap:g} s after the first"
             )
         chosen = np.random.default_rng([self._run.config.seed, i]).choice(
@@ -381,13 +389,16 @@ class Generated:
         self._run, self._vars, self._batch = run, vars, settings.batch
         if not settings.autoencoder:
             raise ConfigError(
-                "config.eval.autoencoder names no VidTwin run: what is generated are latents, and it decodes them"
+                "config.evals.generation.autoencoder names no VidTwin run, which decodes the latents that are "
+                "generated"
             )
         classes = vidtwin_latents.read_provenance(run.system.latents)["classes"]
         self._labels = np.tile(np.arange(len(classes), dtype=np.int32), settings.per_class)
         self.clips, self.rows = len(self._labels), run.rows(settings.batch)
         if not self.clips:
-            raise ConfigError("config.eval.per_class=0: at least one clip of each class")
+            raise ConfigError(
+                "config.evals.generation.per_class=0: at least one clip of each class"
+            )
         autoencoder, self._decode = class_generation.decoder(
             run, settings.autoencoder, settings.batch
         )
@@ -420,7 +431,8 @@ class Generated:
 def _network(name: str, settings: PaperProtocol, default: str = ""):
     path = settings.weights.get(name, "") or default
     conventions = {"fid_inception": settings.fid, "i3d": settings.fvd}
-    return feature_networks.load(name, path, conventions.get(name, "")) if path else None
+    field = f"config.evals.{settings.name}.weights"
+    return feature_networks.load(name, path, conventions.get(name, ""), field) if path else None
 
 
 def _compared(work, settings: PaperProtocol) -> list[Measure]:
@@ -462,32 +474,24 @@ HEAD_MOTION = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SelfReenactment(PaperProtocol):
     """The first frame of a clip, moved as the clip goes on."""
 
-    name = "self_reenactment"
+    name, kind = "self_reenactment", "self"
     outside = FACE_MOTION
-
-    def work(self, run, vars) -> Work:
-        """As of `PaperProtocol`."""
-        return Transfers(run, vars, self, "self")
 
     def measures(self, run, work) -> list[Measure]:
         """As of `PaperProtocol`."""
         return [*_compared(work, self), *_reenactment(work, self, "driving")]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CrossReenactment(PaperProtocol):
     """The first frame of a clip, moved by a clip of somebody else."""
 
-    name = "cross_reenactment"
+    name, kind = "cross_reenactment", "cross"
     outside = FACE_MOTION
-
-    def work(self, run, vars) -> Work:
-        """As of `PaperProtocol`."""
-        return Transfers(run, vars, self, "cross")
 
     def measures(self, run, work) -> list[Measure]:
         """As of `PaperProtocol`."""
@@ -504,16 +508,12 @@ def _reenactment(work, settings: PaperProtocol, against: str) -> list[Measure]:
     ]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MotionTransfer(PaperProtocol):
     """A clip, moved by a clip of somebody else."""
 
-    name = "motion_transfer"
+    name, kind = "motion_transfer", "transfer"
     outside = HEAD_MOTION
-
-    def work(self, run, vars) -> Work:
-        """As of `PaperProtocol`."""
-        return Transfers(run, vars, self, "transfer")
 
     def measures(self, run, work) -> list[Measure]:
         """As of `PaperProtocol`."""
@@ -529,15 +529,11 @@ class MotionTransfer(PaperProtocol):
         return outside.mesh_rows(self.head_model)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruction(PaperProtocol):
     """The clip itself."""
 
-    name = "reconstruction"
-
-    def work(self, run, vars) -> Work:
-        """As of `PaperProtocol`."""
-        return Transfers(run, vars, self, "reconstruction")
+    name, kind = "reconstruction", "reconstruction"
 
     def measures(self, run, work) -> list[Measure]:
         """As of `PaperProtocol`."""
@@ -556,15 +552,16 @@ class Reconstruction(PaperProtocol):
         return found
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Generation(PaperProtocol):
     """Clips of every class; with a judge, also `class_generation`.
 
     Attributes:
-      autoencoder, judge, judge_workdir: as of `class_generation.ClassGeneration`.
+      per_class, autoencoder, judge, judge_workdir: as of `class_generation.ClassGeneration`.
     """
 
     name = "generation"
+    per_class: int
     autoencoder: str = ""
     judge: str = ""
     judge_workdir: str = ""
@@ -585,8 +582,9 @@ class Generation(PaperProtocol):
         """What a judge says."""
         if not self.judge:
             return []
-        judged = class_generation.ClassGeneration.of(dataclasses.asdict(self))
-        return judged.evaluate(run, vars, companion)
+        names = [field.name for field in dataclasses.fields(class_generation.ClassGeneration)]
+        judged = {name: getattr(self, name) for name in names}
+        return class_generation.ClassGeneration(**judged).evaluate(run, vars, companion)
 
 
 def write(run, name: str, clips: int, rows: Sequence[MetricResult]) -> None:
@@ -771,13 +769,12 @@ def _parts(value: Any) -> dict[str, Any] | None:
 def _identity(run, vars, work, found: Sequence[Measure], settings: PaperProtocol) -> dict[str, str]:
     """What the accumulators depend on, as text."""
     config = run.config.to_dict()
-    fields = {field.name for field in dataclasses.fields(PaperProtocol)}
-    own = {name: value for name, value in dataclasses.asdict(settings).items() if name in fields}
-    own |= {"data": "", "save_every": 0, "measured": "", "head_model": "", "weights": {}}
+    # Places, and what the accumulators do not depend on, are left out.
+    own = {k: v for k, v in dataclasses.asdict(settings).items() if k not in NO_MATTER}
     start = {each.name: each.start for each in found}
     return {
         "checkpoint": digest(vars),
-        "config.eval": _short({**own, "batch": work.rows}),
+        "config.evals": _short({**own, "batch": work.rows}),
         "config.system": _short(config.get("system", {})),
         "config.seed": str(config.get("seed", 0)),
         "clips": f"{work.clips} of {work.fingerprint[:12]}",

@@ -5,7 +5,6 @@ true renders of the same swaps, which is the most that can be asked. Not in any 
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 from vidmotion.data.heads import HeadsSource
 from vidmotion.errors import ConfigError
@@ -17,28 +16,28 @@ from vidmotion.run import Run
 from vidmotion.system import Vars, fingerprint
 from vidmotion.systems.heads_reader import HeadsReader
 
-NEEDS = "config.eval.weights.heads_reader, the shipped one or a run of configs/heads_reader.py"
+NEEDS = "config.evals.reading.reader, the shipped one or a run of configs/heads_reader.py"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading(OnPairs):
     """What a trained reader of Heads reads in swaps.
 
     Attributes:
-      weights: `heads_reader` is the workdir of the reader, or the name of a shipped one; "": there is none.
+      reader: workdir of the reader, or the name of a shipped one; "": there is none.
     """
 
-    weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    reader: str = ""
 
     def check(self, run) -> None:
         """As of `Evaluator`."""
         source, _ = renderer(run, self.pairs)
         if not isinstance(source, HeadsSource):
             raise ConfigError(
-                f"config.eval asks for 'reading', and data of kind {run.config.data.kind!r} are not drawn from "
+                f"config.evals asks for 'reading', and data of kind {run.config.data.kind!r} are not drawn from "
                 "factors that a reader knows; heads are"
             )
-        trained_reader(self.weights.get("heads_reader", ""), source[0]["video"].shape[1])
+        trained_reader(self.reader, source[0]["video"].shape[1])
 
     def evaluate(self, run, vars, companion) -> list[MetricResult]:
         """R^2 of the driver's motion factors and of the numbers of the source's identity, accuracy of its classes, and
@@ -50,7 +49,7 @@ class Reading(OnPairs):
         self.check(run)
         made = self.driven(run, vars)
         source, side = made.source, made.clips[0].shape[1]
-        found = trained_reader(self.weights.get("heads_reader", ""), side)
+        found = trained_reader(self.reader, side)
         if found is None:
             text = "R^2 and accuracies of single frames"
             return [not_computed("read/swap", text, NEEDS, made.resolution, made.count)]
@@ -78,7 +77,7 @@ def trained_reader(workdir: str, side: int) -> tuple[Run, Vars] | None:
     """
     if not workdir:
         return None
-    reader, field = open_run(workdir), f"config.eval.weights.heads_reader={workdir!r}"
+    reader, field = open_run(workdir), f"config.evals.reading.reader={workdir!r}"
     if not isinstance(reader.system, HeadsReader):
         raise ConfigError(
             f"{field} holds a run of {reader.config.system.name!r}; needed is one of configs/heads_reader.py"

@@ -17,7 +17,7 @@ from vidmotion.systems.sprites_judge import LABELS, labels_of
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeAccuracy(Evaluator):
     """How well the Sprites judge reads real test clips."""
 

@@ -18,7 +18,7 @@ from vidmotion.metrics.result import MetricResult
 from vidmotion.systems.sprites_judge import LABELS
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SpritesTransfer(Evaluator):
     """Cross-driven attribute accuracy on Sprites, with the judge of C-DSVAE.
 

@@ -14,7 +14,7 @@ from vidmotion.metrics import codebook
 from vidmotion.metrics.result import MetricResult
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Swap(OnPairs):
     """Motion transfer against the true answer, beside the two trivial ones."""
 

@@ -21,7 +21,7 @@ from vidmotion.metrics.result import MetricResult
 RIDGE = 1e-2  # of the mean variance of the standardised mean codes
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenGeneration(Evaluator):
     """Cross-entropy on held-out tokens, what is generated, and pictures of it.
 

@@ -52,7 +52,9 @@ setup(
         # Reference implementations that the comparison tests run against.
         # The exact torch pin selects a CPU build where one is offered.
         "oracle": ["torch==2.13.0", "transformers>=5,<6", "diffusers>=0.42,<0.43"],
-        "tfds": ["tensorflow-datasets>=4.9.10"],
+        # Its builders ask for importlib_resources without saying so.
+        "tfds": ["tensorflow-datasets>=4.9.10", "importlib_resources>=6"],
+        "beam": ["apache-beam>=2.70"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.12"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12", "gcsfs>=2025.2"],
         "gcs": ["gcsfs>=2025.2"],  # workdirs in buckets, gs://

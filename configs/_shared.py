@@ -14,8 +14,8 @@ DRIVEN = ("swap", "drivers", "reading")
 # Not in any paper: no decay on norms, biases, codebooks, queries, nulls and position tables.
 DECAY = ((r".*/kernel", True), (r".*", False))
 SHEETS = os.environ.get("VIDMOTION_SHEETS", "../shared/data/sprite_sheets")
-# Mean and standard deviation of v / 256 over clips of each kind.
-PIXELS = {"heads": (0.639, 0.238), "sprites": (0.0903, 0.2222)}
+# Mean and standard deviation of v / 256 over clips of each kind; videos: a dozen of talking heads.
+PIXELS = {"heads": (0.639, 0.238), "sprites": (0.0903, 0.2222), "videos": (0.403, 0.218)}
 
 # Stable Diffusion 1.5: `UNet` and the process.
 STABLE_DIFFUSION_UNET = {
@@ -107,20 +107,25 @@ def protocol(**changes) -> ConfigDict:
 
     A folder of prepared clips in the place of data.eval, frames of each (0: all) and the stride between them; clips
     (0: all), how many at a time, and batches from one saving of the accumulators to the next; frames drawn of a clip
-    beyond `gap` seconds (0: all after the first). Clips kept as pictures for other programs, and folder and head model
-    of what these measured. Folders that `python -m vidmotion.convert` wrote; "": rows of that network say what they
-    need.
+    beyond `gap` seconds (0: all after the first); pixels at which clips are measured (0: as they are). Clips kept as
+    pictures for other programs, and folder and head model of what these measured. Folders that `python -m
+    vidmotion.convert` wrote; "": rows of that network say what they need.
     """
     networks = ("fid_inception", "i3d", "arcface", "emonet", "lpips_alex", "lpips_vgg")
     fields = {"every": -1, "data": "", "frames": 0, "decimate": 1, "clips": 0, "batch": 8}
-    fields |= {"save_every": 20, "targets": 0, "gap": 0.2}
+    fields |= {"save_every": 20, "targets": 0, "gap": 0.2, "size": 0}
     fields |= {"keep_clips": False, "measured": "", "head_model": ""}
     fields |= {"fid": "pytorch_fid", "fvd": "styleganv_np", "weights": dict.fromkeys(networks, "")}
     return ConfigDict({**fields, **changes})
 
 
 def transfers(
-    config: ConfigDict, run: tuple = (), pairs: int = 0, batch: int = 8, probe_clips: int = 0
+    config: ConfigDict,
+    run: tuple = (),
+    pairs: int = 0,
+    batch: int = 8,
+    probe_clips: int = 0,
+    **protocols,
 ) -> None:
     """Sections of the evaluators of a system that transfers motion.
 
@@ -130,6 +135,7 @@ def transfers(
       pairs: clips to pair with others; 0: all.
       batch: clips at a time.
       probe_clips: clips that `leakage` reads, which draws as many as it is given; 0: all of the eval split.
+      protocols: further fields of the papers' protocols.
     """
     each = {"every": -1, "batch": batch}
     config.evals.swap = ConfigDict({**each, "pairs": pairs})
@@ -138,7 +144,7 @@ def transfers(
     config.evals.reading = ConfigDict({**each, "pairs": pairs, "reader": "heads_reader"})
     config.evals.leakage = ConfigDict({**each, "probe_clips": probe_clips})
     for name in ("self_reenactment", "cross_reenactment", "motion_transfer"):
-        config.evals[name] = protocol(batch=batch)
+        config.evals[name] = protocol(batch=batch, **protocols)
     evaluate(config, run)
 
 
@@ -149,7 +155,7 @@ def evaluate(config: ConfigDict, run: tuple) -> None:
 
 
 def pixels(kind: str, deviation: float = 0.5, patch: int = 1) -> dict:
-    """``config.system.codec`` without an autoencoder, for clips of ``heads`` or ``sprites``.
+    """``config.system.codec`` without an autoencoder, for clips of ``heads``, ``sprites`` or ``videos``.
 
     Args:
       kind: a key of `PIXELS`.

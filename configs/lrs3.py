@@ -1,21 +1,26 @@
-"""BCD on LRS3: Table A4 of the supplement. The project's best-known command:
+r"""BCD on LRS3: Table A4 of the supplement. The project's best-known command:
 
     python -m vidmotion.data.prepare lrs3 --src=DIR --out=data/lrs3
+    python -m vidmotion.data.prepare latents --src=data/lrs3 --weights=FILE --out=data/lrs3_latents
     python -m vidmotion.main --config=configs/lrs3.py --workdir=runs/lrs3 --config.system.codec.weights=FILE
 
-FILE is the image autoencoder. To encode every frame once rather than at each step (``latents=cached``; 8 KB a frame):
-
-    python -m vidmotion.data.prepare latents --src=data/lrs3 --weights=FILE --out=data/lrs3_latents
-    python -m vidmotion.main --config=configs/lrs3.py:latents=cached --workdir=runs/lrs3 ...
+FILE is the image autoencoder. The second command runs each frame through it once (8 KB a frame), since at each step it
+would be 91 % of the arithmetic; with ``latents=fresh`` training reads the folder of the first and does just that.
 
 Hardware in the paper: 8 A100, batch 4 on each, 4 to 5 days: 30 epochs without temporal blocks, then 15 with them. Both
 stages are one run here: temperature, warm-up, moments and averages go on, and the temporal blocks join with moments of
 their own, untouched until then. Paper's figures on cross-identity transfer: FID 86.0, CSIM 0.692, shape error 0.41e-1,
 motion error 3.13e-2, cross error 3.67e-2 (Tables A2, A3).
 
-Ablations of the paper as arguments: ``bitrate=2|4|6|8`` (kbps), ``rate_loss=off`` (Table A3), ``cross=off``,
-``content_frames=1|5|15|20`` (Table A2). `:demo` trains a small network on any prepared videos with a codec that needs
-no weights; `:debug` is two steps on procedural heads.
+Ablations of the paper as arguments: ``bitrate=2|4|6|8`` (kbps), and ``12`` or ``16`` with twice the codebooks (Figure
+A2: 64 of them hold 8), ``rate_loss=off`` (Table A3), ``cross=off``. Table A2 cuts what content is read from when motion
+is transferred, so its four rows are evaluations of one run:
+
+    python -m vidmotion.main --config=configs/lrs3.py:content_frames=5 --workdir=runs/lrs3 --mode=eval \
+        --evals=motion_transfer ...
+
+with ``content_frames=1|5|15|20``. `:demo` trains a small network on any prepared videos with a codec that needs
+no weights and no cache; `:debug` is two steps on procedural heads.
 """
 
 from ml_collections import ConfigDict
@@ -29,12 +34,15 @@ def get_config(argument: str = "") -> ConfigDict:
     """Arguments: ``bitrate``, ``rate_loss``, ``cross``, ``content_frames``, ``latents``; variants."""
     options = _shared.parse(
         argument,
-        bitrate=(4, 2, 6, 8),
+        bitrate=(4, 2, 6, 8, 12, 16),
         rate_loss=("on", "off"),
         cross=("on", "off"),
         content_frames=("all", 1, 5, 15, 20),
-        latents=("fresh", "cached"),
+        latents=("usual", "cached", "fresh"),
     )
+    usual = "fresh" if options.variant else "cached"
+    cached = (usual if options.latents == "usual" else options.latents) == "cached"
+    seen = 0 if options.content_frames == "all" else options.content_frames
     config = _shared.trunk()
     config.system = ConfigDict(
         {
@@ -49,7 +57,8 @@ def get_config(argument: str = "") -> ConfigDict:
                 # measure your own set's to hold sigma_data = 0.5 exactly.
                 "mean": (5.81, 3.25, 0.12, -2.15),
                 "std": (4.17, 4.62, 3.71, 3.28),
-                "cached": options.latents == "cached",
+                "cached": cached,
+                "compute": "bfloat16",  # not in paper
             },
             # Disentangle encoder: T5 encoder
             "encoder": {
@@ -86,10 +95,10 @@ def get_config(argument: str = "") -> ConfigDict:
                 "sigma_max": 80.0,
             },
             # window, not in paper: 25 frames, all windows from the same noise
-            "sampler": {"method": "heun", "steps": 128, "window": 25},
+            "sampler": {"method": "heun", "steps": 128, "window": 25, "content_frames": seen},
             # Bitrate-controlled vector quantization
             "quantizer": {
-                "books": 64,
+                "books": 64 if options.bitrate <= 8 else 128,
                 "dim": 16,
                 "entries": 32,
                 "tau_max": 1.5,
@@ -109,7 +118,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "cross": {
                 "enabled": options.cross == "on",
                 "symmetric": False,
-                "content_frames": 0 if options.content_frames == "all" else options.content_frames,
+                "content_frames": 0,
             },
             "compute": "bfloat16",  # not in paper
             "remat": False,
@@ -133,7 +142,7 @@ def get_config(argument: str = "") -> ConfigDict:
     _shared.join_temporal_blocks(config, 30 * EPOCH)
     config.steps = (30 + 15) * EPOCH
     config.ema.decay = 0.9999  # not in paper
-    config.data.kind = "latents" if options.latents == "cached" else "videos"
+    config.data.kind = "latents" if cached else "videos"
     config.data.common = ConfigDict({"directory": "data/lrs3", "frames": 50, "decimate": 2})
     config.data.train = ConfigDict({"split": "train", "random": True})
     config.data.eval = ConfigDict({"split": "test"})
@@ -143,7 +152,7 @@ def get_config(argument: str = "") -> ConfigDict:
     _shared.transfers(config)
     if options.variant == "demo":
         _demo(config)
-    if options.latents == "cached":
+    if cached:
         config.data.common.directory += "_latents"
     if options.variant == "debug":
         _debug(config)
@@ -165,11 +174,11 @@ def _demo(config: ConfigDict) -> None:
         {"patch": 2, "width": 128, "layers": 4, "heads": 4, "mlp_dim": 512, "groups": 16}
     )
     system.denoiser.temporal_blocks = (0, 2)
-    system.quantizer.update({"books": 16, "tau_decay": 0.99})
+    system.quantizer.update({"books": system.quantizer.books // 4, "tau_decay": 0.99})
     system.rate.target /= 4  # a quarter of the books
-    system.cross.content_frames = min(system.cross.content_frames, 8)  # a half
     system.sampler.update({"method": "euler", "steps": 16, "window": 8})
-    system.compute = "float32"
+    system.sampler.content_frames = min(system.sampler.content_frames, 8)  # a half
+    system.compute = system.codec.compute = "float32"
     config.optimizer.model.rate = ((".*", 1e-3),)
     config.optimizer.model.schedule.warmup = 50
     _shared.join_temporal_blocks(config, 400)
@@ -193,8 +202,8 @@ def _debug(config: ConfigDict) -> None:
     system.denoiser.temporal_blocks = (0,)
     system.quantizer.update({"books": 2, "dim": 8, "entries": 8})
     system.rate.target *= 6 / 80  # 6 bits where the demo has 80
-    system.cross.content_frames = min(system.cross.content_frames, 2)
     system.sampler.update({"steps": 2, "window": 2})
+    system.sampler.content_frames = min(system.sampler.content_frames, 2)
     _shared.join_temporal_blocks(config, 1)
     _shared.two_steps(config)
     config.data.kind = "heads"

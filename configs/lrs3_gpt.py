@@ -1,6 +1,6 @@
 r"""BCD's motion generation: Table A6 of the supplement. GPT-2 on the codes of a trained BCD.
 
-    python -m vidmotion.encode --workdir=runs/lrs3 --out=data/lrs3_codes --frames=100
+    python -m vidmotion.encode --workdir=runs/lrs3 --out=data/lrs3_codes --frames=50
     python -m vidmotion.main --config=configs/lrs3_gpt.py --workdir=runs/lrs3_gpt
 
 Hardware in the paper: 8 H100, batch 32 on each. The paper gives no number for generation. `:demo` learns from the codes
@@ -25,7 +25,7 @@ def get_config(argument: str = "") -> ConfigDict:
         {
             "name": "motion_gpt",
             "codes": "data/lrs3_codes",
-            "frames": 50,  # not in paper
+            "frames": 25,  # not in paper: of 50 at BCD's 12.5 frames/s, as many as there are at double speed
             # Model: GPT-2
             "width": 1024,
             "layers": 12,
@@ -62,7 +62,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "batch": 64,
             "bcd": "",  # workdir of the BCD that wrote the codes: renders what is generated
             "clips": 4,  # rendered
-            "frames": 50,
+            "frames": 25,
             "temperature": 0.0,  # 0 is greedy, as in the paper
             "top_k": 0,
         }

@@ -69,6 +69,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "structure_width": 128,  # not in paper: the released code's
                 "dropout": 0.1,  # not in paper: the released code's
             },
+            "overlap": 4,  # not in paper: of windows of longer clips, so that no border shows
             "kl_weight": 1e-3,
             "perceptual": {"weight": 0.05, "weights": ""},
             # start and discriminator, not in paper: the released code's
@@ -119,6 +120,7 @@ def _evaluate(config: ConfigDict, run: tuple, pairs: int, batch: int) -> None:
 def _small(config: ConfigDict, clips: str) -> None:
     """What demo and debug share."""
     config.system.compute = "float32"
+    config.system.overlap = 0
     for player in ("model", "disc"):
         config.optimizer[player].schedule.warmup = 50
     config.data.threads = 2

@@ -7,7 +7,14 @@ r"""VidTwin's generation: class-conditional latent diffusion on UCF-101 (arXiv 2
         --config.evals.class_generation.autoencoder=runs/vidtwin
 
 ``runs/vidtwin`` is a trained run of ``configs/vidtwin.py``. Hardware in the paper: 8 A100 of 40 GB. Paper's figure:
-gFVD 193; neither the number of clips nor the reference set is given, and it is not computed here: it needs I3D weights.
+gFVD 193; neither the number of clips nor the reference set is given. With I3D's weights, which ``python -m
+vidmotion.convert i3d`` makes a folder of, it is one command, against the test split and in the convention
+``config.evals.generation.fvd``:
+
+    python -m vidmotion.main --config=configs/vidtwin_dit.py --workdir=runs/vidtwin_dit --mode=eval \
+        --config.evals.class_generation.autoencoder=runs/vidtwin --evals=generation \
+        --config.evals.generation.weights.i3d=weights/i3d
+
 No code was published, so most of the values are ours and marked so. 493,439,296 parameters with latent setting 1.
 
 `:demo` generates the nine actions of Sprites from the latents of a small VidTwin, and a judge, trained first, says

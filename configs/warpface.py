@@ -1,6 +1,6 @@
 r"""WarpFace: self-supervised face reenactment by warping inside cross-attention (tables of the paper's appendix).
 
-    python -m vidmotion.data.prepare videos --src=DIR --out=data/faces --fps=25 --size=256 --seconds=10
+    python -m vidmotion.data.prepare videos --src=DIR --out=data/faces --fps=25 --size=256 --seconds=10   # or hdtf, ...
     python -m vidmotion.convert warpface --base=UNET.safetensors --vae=VAE.safetensors --out=weights/sd15
     python -m vidmotion.main --config=configs/warpface.py --workdir=runs/warpface \
         --config.init_from=weights/sd15 --config.system.codec.weights=weights/sd15/vae
@@ -54,6 +54,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "weights": "",  # vae/diffusion_pytorch_model.safetensors, or the folder made of it
                 "mean": (0.0, 0.0, 0.0, 0.0),
                 "std": (2.745, 2.745, 2.745, 2.745),
+                "compute": "bfloat16",  # not in paper
             },
             "unet": _shared.STABLE_DIFFUSION_UNET,
             "reference": options.msa,
@@ -123,14 +124,18 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.common = ConfigDict({"directory": "data/faces"})
     pair = {"recipe": "pcavs", "gap": 0.2, "flip": 0.0, "size": 256}
     config.data.train = ConfigDict({"split": "train", "random": True, "pair": pair})
-    config.data.eval = ConfigDict({"kind": "videos", "split": "test", "frames": 16})
+    # Two seconds: 20 targets beyond 0.2 s of the first frame, as in Table 2.
+    config.data.eval = ConfigDict({"kind": "videos", "split": "test", "frames": 50})
     config.data.threads = 16
     config.checkpoint.every = 2500
     config.sample = ConfigDict({"every": 10_000, "rows": 3, "columns": 4, "fps": 25.0})
-    # Of --mode=sample: canonical, subspace, vector, curves, collapse; see `evaluation.warpface_analysis`.
+    # Of --mode=sample: noises, canonical, subspace, vector, curves, collapse of `evaluation.warpface_analysis`,
+    # comparison and failures of `evaluation.sheets`.
     config.sample.update({"analyses": (), "clips": 64})
     config.sample.vectors = ()  # (group, vector), from 1; empty: of each group the one that varies most
     _shared.transfers(config)
+    for name in ("self_reenactment", "cross_reenactment"):
+        config.evals[name].targets = 20
     if options.variant:
         _demo(config)
     if options.variant == "debug":

@@ -7,12 +7,23 @@ r"""X-NeMo: section 4.1 of the paper (ICLR 2025) and appendix C; four stages, ea
           --config.system.clip.weights=weights/clip_vision
     done
 
-runs/xnemo_0 is ``python -m vidmotion.convert xnemo --base=UNET.safetensors --out=runs/xnemo_0``, from the UNet of
-sd-image-variations-diffusers. Stage 1 learns appearance, that is both UNets; 2 motion, with E_mot, the motion modules
-and the GAN head; 3 the temporal modules alone; 4 everything. Hardware in the paper: 8 A100. Paper's figures (Table 1):
-L1 .055, SSIM .826, LPIPS .168 in self-reenactment; ID-SIM .787, AED/APD .039/3.42, EMO-SIM .65, FVD 152.8 across
-identities. Of its code only inference was published: much of what follows is ours and marked so; "released" is what
-that does.
+runs/xnemo_0 is what this makes of the UNet of sd-image-variations-diffusers, AnimateDiff's mm_sd_v15_v2.ckpt and
+torchvision's ResNet-50 (without the last two, temporal modules and E_app begin at random):
+
+    python -m vidmotion.convert xnemo --base=UNET.safetensors --temporal=MM.ckpt --appearance=RESNET.pth \
+        --out=runs/xnemo_0
+
+Stage 1 learns appearance, that is both UNets; 2 motion, with E_mot, the motion modules and the GAN head; 3 the temporal
+modules alone; 4 everything. Hardware in the paper: 8 A100. Paper's figures (Table 1): L1 .055, SSIM .826, LPIPS .168 in
+self-reenactment; ID-SIM .787, AED/APD .039/3.42, EMO-SIM .65, FVD 152.8 across identities. Of its code only inference
+was published: much of what follows is ours and marked so; "released" is what that does.
+
+``stage=all`` trains everything at once from the base weights, for as many steps as the four stages have together (Table
+3, simultaneous training). It also refines released weights, which ``python -m vidmotion.convert xnemo --src=DIR
+--out=weights/xnemo`` converts, on clips of your own:
+
+    python -m vidmotion.main --config=configs/xnemo.py:stage=all --workdir=runs/xnemo_own --config.steps=2000 \
+        --config.init_from=weights/xnemo --config.system.codec.weights=SVD_VAE.safetensors ...
 
 Ablations of the paper as arguments (Table 2, section 4.4, appendix C): ``gan_head=off``; ``joint=off``, E_mot learns
 from L_gan alone in stage 1 and is then frozen; ``rfm=0|75|95`` (%); ``augment=off``; ``latent=128|1024``.
@@ -28,19 +39,28 @@ from configs import _shared
 STEPS = {1: 30_000, 2: 100_000, 3: 10_000, 4: 10_000}  # not in paper; 1 and 3: AnimateAnyone's
 LAST = r"(self|norm2|cross|norm3|ff|proj_out)"  # of the reference's last transformer: never read
 FUSION = r"motion/(box_in|box_out|fusion)/.*"  # what follows f_mot in E_mot
+# Stable Diffusion's UNet has none of these, another run of X-NeMo all.
+FROM_BASE = (
+    (r"(head|disc|model/motion|model/denoiser/.*/(motion|temporal)_\d+)/.*", None),
+    (".*", True),
+)
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """Arguments: ``stage``, ``gan_head``, ``joint``, ``rfm``, ``augment``, ``latent``; variants."""
     options = _shared.parse(
         argument,
-        stage=(2, 1, 3, 4),
+        stage=(2, 1, 3, 4, "all"),
         gan_head=("on", "off"),
         joint=("on", "off"),
         rfm=(30, 0, 75, 95),
         augment=("on", "off"),
         latent=(512, 128, 1024),
     )
+    together = options.stage == "all"
+    if together:
+        with options.ignore_type():
+            options.stage = 4
     stage, clips = options.stage, options.stage > 2
     frames = 24 if clips else 1
     config = _shared.trunk()
@@ -54,6 +74,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "weights": "",  # diffusion_pytorch_model.safetensors, folder vae of ...-img2vid-xt
                 "mean": (0.0,) * 4,
                 "std": (0.5 / 0.18215,) * 4,
+                "compute": "bfloat16",  # not in paper
             },
             "unet": {**_shared.STABLE_DIFFUSION_UNET, "context_width": 768},  # both of them
             "clip": {"network": "vit_l14", "weights": ""},  # released, not in paper
@@ -86,6 +107,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "steps": 0,
                 "scale": 0.0,
                 "start": "blur",
+                "null": "both",
                 "window": 24,
                 "overlap": 4,
             },
@@ -113,10 +135,9 @@ def get_config(argument: str = "") -> ConfigDict:
         player = {"rate": 1e-4, "betas": (0.0, 0.99), "eps": 1e-8, "trainable": learns}  # PD-FGC's
         config.optimizer.update({"head": player, "disc": player})
     config.batch_size = 16 if clips else 64
-    config.steps = STEPS[stage]
-    if stage == 1:  # Stable Diffusion's has the rest
-        fresh = r"(head|disc|model/motion|model/denoiser/.*/(motion|temporal)_\d+)/.*"
-        config.init_rules = ((fresh, False), (".*", True))
+    config.steps = sum(STEPS.values()) if together else STEPS[stage]
+    if stage == 1 or together:
+        config.init_rules = FROM_BASE
     config.data.kind = "portraits"
     config.data.common = ConfigDict({"directory": "data/portraits"})
     pair = {
@@ -133,7 +154,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.threads = 8
     config.checkpoint.every = 5000
     config.sample = ConfigDict({"every": 0, "rows": 2, "columns": 2, "fps": 25.0})
-    _shared.transfers(config, batch=1)
+    _shared.transfers(config, batch=1, size=256)
     if options.variant:
         _demo(config, options)
     if options.variant == "debug":

@@ -13,16 +13,24 @@ RECORDS = HERE / "results" / "records" / "faults"
 
 
 def build() -> str:
-    """The whole page, its section between the two marks made anew; empty as long as there is no record."""
-    lines = ["<!-- campaign -->", *_campaign(RECORDS / "kills.json"), "<!-- end -->"]
+    """The whole page, each section between two marks made anew; empty as long as there is no record."""
     text = PAGE.read_text(encoding="utf-8")
-    return re.sub(r"<!-- campaign -->.*<!-- end -->", lambda _: "\n".join(lines), text, flags=re.S)
+    for name, table in (("campaign", _campaign), ("inputs", _inputs)):
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        lines = "\n".join([begin, *table(), end])
+        text = re.sub(f"{begin}.*{end}", lambda _, lines=lines: lines, text, flags=re.S)
+    return text
 
 
-def _campaign(path: Path) -> list[str]:
-    if not path.exists():
+def _read(name: str) -> dict | None:
+    path = RECORDS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _campaign() -> list[str]:
+    kills = _read("kills")
+    if not kills:
         return []
-    kills = json.loads(path.read_text())
     rows = [
         ("kills", kills["kills"]),
         *((f"while {moment}", count) for moment, count in sorted(kills["moments"].items())),
@@ -30,9 +38,27 @@ def _campaign(path: Path) -> list[str]:
         ("datasets compared", kills["compared"].get("prepare", 0)),
         ("that differed in a bit", kills["differing"]),
         ("seed", kills["seed"]),
-        ("commit", kills["commit"].partition("+")[0][:12]),
+        ("commit", _commit(kills)),
     ]
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+
+
+def _inputs() -> list[str]:
+    found = _read("inputs")
+    if not found:
+        return []
+    classes = ("refused", "skipped", "right", "either")
+    kinds = {
+        kind: [counts.get(name, 0) for name in classes] for kind, counts in found["inputs"].items()
+    }
+    kinds["all"] = [sum(column) for column in zip(*kinds.values())]
+    rows = [f"| {kind} | {' | '.join(map(str, row))} | {sum(row)} |" for kind, row in kinds.items()]
+    head = [f"| | {' | '.join(classes)} | all |", "|---|" + "---|" * (len(classes) + 1)]
+    return [*head, *rows, "", f"Commit {_commit(found)}."]
+
+
+def _commit(record: dict) -> str:
+    return record["commit"].partition("+")[0][:12]
 
 
 if __name__ == "__main__":

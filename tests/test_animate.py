@@ -198,6 +198,16 @@ def test_a_driver_without_any_face_is_refused(run, drive):
         made(run, flat(100))
 
 
+def test_boxes_of_a_file_follow_a_rate_that_varies(run, hard, tmp_path):
+    """A line for each of the file's 35 frames, and 75 are shown."""
+    lines = [f"vfr.mp4,{k / 10},0,{20 + k / 10},20" for k in range(35)]
+    path = tmp_path / "boxes.csv"
+    path.write_text("\n".join(["file,x0,y0,x1,y1", *lines]))
+    where = Faces("whole", str(path))
+    shown = animate.animated(run, flat(100), "a.png", str(hard / "vfr.mp4"), where)
+    assert len(list(shown)) == 75
+
+
 def test_motion_relative_to_the_first_frame(run, drive):
     """The face goes down by half its side: a shift of 0.5 against the first frame, wherever the portrait's is."""
     drive(

@@ -138,6 +138,7 @@ DERIVED = {
     "heads": {"sprites"},
     "lrs3_gpt": {"lrs3", "heads"},
     "vidtwin_dit": {"vidtwin"},
+    "own": {"benchmark", "lrs3", "vidtwin", "warpface", "xnemo"},
     "benchmark": {"heads", "vidtwin", "warpface", "xnemo"},
 }
 

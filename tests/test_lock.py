@@ -1,5 +1,6 @@
 """One writer in a folder: refusals that name the owner, and locks that go with their process."""
 
+import contextlib
 import json
 import os
 import signal
@@ -119,3 +120,21 @@ def test_a_process_that_lost_its_lease_is_asked_to_stop(tmp_path, monkeypatch):
         assert told.wait(10)
     assert asked == [(os.getpid(), signal.SIGTERM)]
     assert json.loads(path.read_text())["host"] == "other"  # it is that one's
+
+
+def test_a_bucket_gets_a_lease_and_one_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    leased = []
+
+    @contextlib.contextmanager
+    def lease(folder):
+        leased.append(str(folder))
+        yield
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lock, "_lease", lease)
+        with lock.hold("gs://bucket/run"):
+            assert leased == ["gs://bucket/run"]
+
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"lease\.json cannot be written"):
+        lock._lease(epath.Path(tmp_path / "file" / "run"), 0.3).__enter__()

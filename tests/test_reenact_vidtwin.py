@@ -1,5 +1,6 @@
 """Released VidTwin weights on your own videos: windows in pairs, latents alone, and what is refused."""
 
+import dataclasses
 import functools
 
 import jax
@@ -50,7 +51,7 @@ def weights(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(weights):
     """The weights on one device, programs compiled fast."""
-    run = open_weights(weights[0])
+    run = open_weights(weights[0], {"system.overlap": "0"})
     run.mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     compiled = functools.cache(
         lambda part: quick_jit(functools.partial(run.system.sample, part=part))
@@ -142,6 +143,34 @@ def test_a_picture_serves_every_window(weights, made, films):
     np.testing.assert_allclose(frames, pixels(expected, 10), atol=1.0)
 
 
+def test_windows_that_share_frames_fade_and_chunks_leave_no_trace(weights, run, films, monkeypatch):
+    """The frames are those of `System.sample` on the whole clip, however it is cut to be read."""
+    system = dataclasses.replace(run.system, overlap=2)
+    film = read(films, "long.mp4")
+    batch = {"content": film[None], "motion": film[None]}
+    vars = run.trained_vars()
+    sample = quick_jit(system.sample)
+    whole = 255 * np.asarray(sample(vars, batch, jax.random.key(0))["video"][0])
+    assert len(whole) == 10
+    plain = 255 * np.asarray(
+        quick_jit(run.system.sample)(vars, batch, jax.random.key(0))["video"][0]
+    )
+    np.testing.assert_allclose(whole[:2], plain[:2], atol=1e-2)  # the first window's own
+    assert np.abs(whole[2:4] - plain[2:4]).max() > 0.5
+    monkeypatch.setattr(run, "system", system)
+    monkeypatch.setattr(run, "jit_sample", lambda: sample)
+    for together in (1, 2, 3):
+        rows = reenact._by_windows(
+            run, str(films / "long.mp4"), str(films / "long.mp4"), together, 0, {}
+        )
+        shown, moved, frames = (np.stack(x) for x in zip(*rows, strict=True))
+        # Three windows at a time, the second chunk is filled up, and the last real window fades into that.
+        exact = 8 if together == 3 else 10
+        np.testing.assert_allclose(frames[:exact], whole[:exact], atol=1.0)
+        np.testing.assert_array_equal(shown, film)
+        np.testing.assert_array_equal(moved, film)
+
+
 def test_what_cannot_be_used_is_one_sentence(weights, films, tmp_path):
     path, params = weights
     with pytest.raises(ConfigError, match=r"--weights=.*gone.*no such file"):
@@ -154,13 +183,13 @@ def test_what_cannot_be_used_is_one_sentence(weights, films, tmp_path):
     del flat["encoder/patch_embed/bias"]
     folder.write(tmp_path / "cut", "vidtwin", ARGUMENTS, paths.unflatten(flat))
     with pytest.raises(ConfigError) as caught:
-        open_weights(str(tmp_path / "cut"))
+        open_weights(str(tmp_path / "cut"), {"system.overlap": "0"})
     assert "encoder/patch_embed/bias: missing" in str(caught.value)
     assert "decoder/out/kernel: (16, 191) there, (16, 192) expected" in str(caught.value)
     file = tmp_path / "cut" / folder.PARAMS
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ConfigError, match="--weights="):
-        open_weights(str(tmp_path / "cut"))
+        open_weights(str(tmp_path / "cut"), {"system.overlap": "0"})
     bcd = Run(load_config("heads:debug"), str(tmp_path / "bcd"))
     arguments = (str(films / "still.png"), str(films / "long.mp4"), str(tmp_path / "out.mp4"))
     with pytest.raises(ConfigError, match=r"--part=structure.* holds a bcd, not a VidTwin"):

@@ -135,6 +135,71 @@ def test_from_the_command_line(run, weights, files, tmp_path, monkeypatch):
     assert not (tmp_path / "c.mp4").exists()
 
 
+# -- strength, relative motion, pasting back ----------------------------------------------------------
+
+
+def test_strength_and_relative_motion_of_codes_by_hand():
+    own = np.float32([1, 0])
+    driver = np.float32([[3, 0], [1, 1], [5, 4]])
+    assert animate.redirected(driver, own, None, 1.0) is driver  # as in the paper
+    np.testing.assert_array_equal(animate.redirected(driver, own, None, 0.0), [own] * 3)
+    np.testing.assert_array_equal(animate.redirected(driver, own, None, 2.0)[2], [9, 8])
+    np.testing.assert_array_equal(
+        animate.redirected(driver, own, 0, 0.5), [[1, 0], [0, 0.5], [2, 2]]
+    )
+    assert animate.rest_frame(driver, own, "best") == 1  # distances 2, 1 and sqrt 32
+    assert animate.rest_frame(driver, own, "2") == 2 and animate.rest_frame(driver, own, "") is None
+    with pytest.raises(ConfigError, match="--relative=3: the driver has the frames 0 to 2"):
+        animate.rest_frame(driver, own, "3")
+    with pytest.raises(ConfigError, match="--relative=-1"):
+        animate.Drive(relative="-1")
+    with pytest.raises(ConfigError, match="--strength=-2"):
+        animate.Drive(strength=-2.0)
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_a_square_is_pasted_where_it_was_cut_out(size):
+    """White into black: whole in the middle, half at half of the fading edge, nothing outside; none at the border."""
+    picture = np.zeros((60, 80, 3), np.uint8)
+    whole = animate.pasted(
+        picture, np.full((size, size, 3), 255, np.uint8), np.array([16.0, -8, 48, 24])
+    )
+    assert whole.shape == picture.shape and not picture.any()
+    inside = whole[..., 0].astype(int)
+    assert (
+        inside[0:20, 20:44] == 255
+    ).all()  # the fade is 32 / 8 = 4 px wide; the upper edge lies outside
+    assert not inside[24:].any() and not inside[:, :16].any() and not inside[:, 48:].any()
+    for edge in (inside[5, 16:20], inside[5, 47:43:-1], inside[23:19:-1, 30]):
+        assert (
+            edge[0] < edge[1] < edge[2] < edge[3] and edge[1] + edge[2] == 255
+        )  # symmetric about its half
+
+
+def test_what_was_cut_out_goes_back_unchanged():
+    rng = np.random.default_rng(0)
+    picture = np.kron(rng.integers(0, 256, (6, 8, 3)), np.ones((10, 10, 1))).astype(np.uint8)
+    region = np.array([20.0, 10, 52, 42])
+    frame = animate.faces.crop(picture, region, 32)
+    np.testing.assert_array_equal(animate.pasted(picture, frame, region), picture)
+
+
+def test_the_animated_square_goes_back_into_the_whole_picture(run, files):
+    small = media.read_picture(files / "a.png")
+    picture = np.pad(small, ((10, 20), (30, 8), (0, 0)), constant_values=200)
+    x0, y0, x1, y1 = (int(n) for n in BOX.split(","))
+    box = f"{x0 + 30},{y0 + 10},{x1 + 30},{y1 + 10}"
+    arguments = picture, "a.png", str(files / "b.mp4")
+    plain = list(animate.animated(run, *arguments, Faces(box, BOX), 3))
+    made = list(animate.animated(run, *arguments, Faces(box, BOX, paste=True), 3))
+    assert len(made) == FRAMES
+    for (shown, frame), (_, square) in zip(made, plain):
+        np.testing.assert_array_equal(shown, picture)
+        np.testing.assert_array_equal(
+            frame, animate.pasted(picture, square, np.array([30, 10, 62, 42]))
+        )
+
+
 # -- weights that are missing or are others ---------------------------------------------------------
 
 

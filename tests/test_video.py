@@ -174,6 +174,33 @@ def test_frames_that_cannot_be_decoded_are_missed(tmp_path):
         media.read_video(path)
 
 
+def test_a_few_frames_that_cannot_be_decoded_are_said(tmp_path, caplog):
+    """MPEG-2's decoder passes over zeros in silence."""
+    path = film(tmp_path / "a.mkv", "mpeg2video", count=100, at=3, g="1", bf="0")
+    with av.open(str(path)) as file:
+        packets = [bytes(packet) for packet in file.demux(video=0) if packet.size]
+    data = path.read_bytes()
+    for k in (40, 70):
+        data = data.replace(packets[k], bytes(len(packets[k])), 1)
+    path.write_bytes(data)
+    assert len(media.read_video(path).frames) == 98
+    assert "a.mkv: 2 of its 100 frames cannot be decoded" in caplog.text
+    caplog.clear()
+    assert len(media.read_video(film(tmp_path / "b.mp4", "libx264", bf="3")).frames) == 50
+    assert not caplog.text
+
+
+def test_frames_of_a_varying_rate_know_their_own(hard):
+    """25 in the first second, 10 in the next two: at 25 a second, each of these is shown five times."""
+    numbers, count = media.own_frames(hard / "vfr.mp4")
+    frames = media.read_video(hard / "vfr.mp4").frames
+    assert count == 35 and len(numbers) == len(frames) == 75
+    assert numbers.tolist() == [*range(25), *np.repeat(range(25, 35), 5)]
+    for k in range(1, 75):  # a frame is new where its number is
+        if numbers[k] == numbers[k - 1]:
+            np.testing.assert_array_equal(frames[k], frames[k - 1])
+
+
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.mp4")
     for read in (media.probe, media.read_video, media.read_picture):

@@ -6,9 +6,12 @@ networks run one after the other, and of the large ones, reference and denoiser,
 """
 
 import dataclasses
+import functools
 import logging
+import math
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -31,6 +34,7 @@ CROPS = 16  # seen together
 DECODED = 25  # frames decoded together, as released
 NUMBER = r"-?\d+(?:\.\d+)?"
 FOLLOWS = ("still", "first")
+FEATHER = 1 / 8  # of the side of the animated square: over it the edge fades into the picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,19 +44,26 @@ class Faces:
     Attributes:
       portrait, driver: as `how` of `faces.locate`, or a box x0,y0,x1,y1 in pixels that holds for all frames.
       follow: ``still``: the face stays where the portrait has it, as released; ``first``: it moves and grows
-        as the driver's does from its first frame on.
+        as the driver's does from its first frame on, or from that of `Drive.relative`.
+      paste: give back the whole picture, the animated square put into it at its own resolution.
     """
 
     portrait: str = "detect"
     driver: str = "detect"
     follow: str = "still"
+    paste: bool = False
 
     def __post_init__(self):
         if self.follow not in FOLLOWS:
             raise ConfigError(f"--follow={self.follow}: choose {' or '.join(FOLLOWS)}")
 
 
-def locate(pictures: Iterable[np.ndarray], name: str, how: str) -> faces.Track:
+def locate(
+    pictures: Iterable[np.ndarray],
+    name: str,
+    how: str,
+    own: Callable[[], tuple[np.ndarray, int]] | None = None,
+) -> faces.Track:
     """`faces.locate`, or the box that `how` spells out in every picture.
 
     Raises:
@@ -65,7 +76,7 @@ def locate(pictures: Iterable[np.ndarray], name: str, how: str) -> faces.Track:
         count = sum(1 for _ in pictures)
         return faces.Track(np.tile(box, (count, 1)), np.ones(count, bool))
     try:
-        return faces.locate(pictures, name, how)
+        return faces.locate(pictures, name, how, own)
     except ImportError as error:
         raise ConfigError(f"{name}: {error}; or say where the face is, or --box=whole") from error
 
@@ -80,6 +91,11 @@ class Drive:
       codes: file of generated codes, as `write_codes` leaves it.
       outpaint: workdir of a token generator that goes on where the video ends.
       more: frames that it makes.
+      strength: how far each code lies from the portrait's own, over how far it was given; 0 leaves the portrait's
+        expression, more than 1 exaggerates.
+      relative: what is added to the portrait's own code: "" the code of each frame against it, so that the portrait
+        takes the driver's very expression; a number, against that frame of the driver, counted from 0; ``best``,
+        against the driver's frame whose code is nearest to the portrait's. `Faces.follow` counts from there, too.
     """
 
     keys: tuple[str, ...] = ()
@@ -87,6 +103,8 @@ class Drive:
     codes: str = ""
     outpaint: str = ""
     more: int = 0
+    strength: float = 1.0
+    relative: str = ""
 
     def __post_init__(self):
         if len(self.keys) == 1:
@@ -95,6 +113,10 @@ class Drive:
             )
         if bool(self.outpaint) != bool(self.more):
             raise ConfigError("--outpaint=RUN and --more=FRAMES go together")
+        if self.strength < 0:
+            raise ConfigError(f"--strength={self.strength:g}: at least 0")
+        if not (self.relative in ("", "best") or self.relative.isdecimal()):
+            raise ConfigError(f"--relative={self.relative}: best, or the number of a frame, from 0")
 
 
 VIDEO = Drive()
@@ -121,7 +143,7 @@ def animated(
       drive: see `Drive`.
 
     Yields:
-      Two uint8 (size, size, 3).
+      Two uint8 (size, size, 3), or of the picture's own size where `where` asks to paste.
 
     Raises:
       MediaError, ConfigError: before the first frame is made.
@@ -160,27 +182,101 @@ def animated(
         chunks = [np.stack(filled[i : i + CROPS]) for i in range(0, len(filled), CROPS)]
         vectors = between(np.concatenate(list(map(look, chunks)))[: len(shown)], drive.between)
     else:
-        track = locate(media.iter_video(motion), motion, where.driver)
+        own = functools.partial(media.own_frames, motion)
+        track = locate(media.iter_video(motion), motion, where.driver, own)
         if remarks := track.report():
             log.warning("%s: %s", motion, remarks)
         chunks = _crops(motion, track.boxes, side, where.driver == "whole")
         vectors = np.concatenate([look(chunk)[:real] for chunk, real in chunks])
+    own = look(np.repeat(still[None], CROPS, axis=0))[:1]
+    rest = rest_frame(vectors, own[0], drive.relative)
     moves = np.tile(np.float32([0, 0, 1]), (len(vectors), 1))
     if where.follow == "first" and not drive.codes and not drive.keys:
-        moves = faces.f_rts(track.boxes, track.boxes[0])
+        moves = faces.f_rts(track.boxes, track.boxes[rest or 0])
     if drive.outpaint:
         vectors = np.concatenate([vectors, outpainted(run, vars, vectors, drive, seed)])
         moves = np.concatenate([moves, np.repeat(moves[-1:], drive.more, axis=0)])
-    own = look(np.repeat(still[None], CROPS, axis=0))[None, :1]
+    vectors = redirected(vectors, own[0], rest, drive.strength)
     known = know(read("reference"), portrait[None])
     jax.block_until_ready(known)  # before the next network is read
     key = jax.random.key(seed)
-    latent = move(read("denoiser", "motion"), known, vectors[None], moves[None], own, key)
+    latent = move(read("denoiser", "motion"), known, vectors[None], moves[None], own[None], key)
     jax.block_until_ready(latent)
     for start in range(0, latent.shape[1], DECODED):
         video = decode(vars.consts, latent[:, start : start + DECODED])
         for frame in to_uint8(np.asarray(video[0])):
-            yield portrait, frame
+            yield (picture, pasted(picture, frame, around)) if where.paste else (portrait, frame)
+
+
+def rest_frame(vectors_td: np.ndarray, own_d: np.ndarray, relative: str) -> int | None:
+    """The driver's frame that `Drive.relative` names; None: motion is not relative.
+
+    Raises:
+      ConfigError: the driver has no such frame.
+    """
+    if relative == "best":
+        found = int(np.argmin(np.square(vectors_td - own_d).sum(axis=-1)))
+        log.info(
+            "frame %d of the driver is the most like the portrait: motion counts from it", found
+        )
+        return found
+    if not relative:
+        return None
+    if int(relative) >= len(vectors_td):
+        raise ConfigError(
+            f"--relative={relative}: the driver has the frames 0 to {len(vectors_td) - 1}"
+        )
+    return int(relative)
+
+
+def redirected(
+    vectors_td: np.ndarray, own_d: np.ndarray, rest: int | None, strength: float
+) -> np.ndarray:
+    """Codes (T, D) of a driver as those that a portrait is given: own + strength (v - v_rest), where v_rest is the
+    portrait's own code or, with `rest`, that of the driver's frame."""
+    if rest is None and strength == 1:
+        return vectors_td
+    reference = own_d if rest is None else vectors_td[rest]
+    return own_d + np.float32(strength) * (vectors_td - reference)
+
+
+def pasted(picture: np.ndarray, frame: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """A square of a picture replaced by an animated one, with an edge that fades over `FEATHER` of its side.
+
+    Args:
+      picture: uint8 (H, W, 3).
+      frame: uint8 (S, S, 3), of any size.
+      region: x0, y0, x1, y1 of the square in the picture; it may leave it, and the edge does not fade where it does.
+
+    Returns:
+      uint8 (H, W, 3).
+    """
+    height, width = picture.shape[:2]
+    x0, y0, x1, y1 = region
+    left, top = max(math.ceil(x0), 0), max(math.ceil(y0), 0)
+    right, bottom = min(math.floor(x1), width), min(math.floor(y1), height)
+    # Of the frame, the part that lies on whole pixels of the picture.
+    scale = len(frame) / (x1 - x0)
+    part = (np.array([left, top, right, bottom]) - [x0, y0, x0, y0]) * scale
+    shown = faces.crop(frame, part, (right - left, bottom - top)).astype(np.float32)
+    reach = FEATHER * (x1 - x0)
+
+    def ramp(first: int, last: int, end: int) -> np.ndarray:
+        at = np.arange(first, last) + 0.5
+        near = np.full(len(at), np.inf)
+        if first > 0:
+            near = np.minimum(near, at - first)
+        if last < end:
+            near = np.minimum(near, last - at)
+        t = np.clip(near / reach, 0, 1)
+        return t * t * (3 - 2 * t)
+
+    weight = ramp(top, bottom, height)[:, None] * ramp(left, right, width)[None]
+    whole = picture.copy()
+    under = picture[top:bottom, left:right].astype(np.float32)
+    mixed = under + weight[..., None].astype(np.float32) * (shown - under)
+    whole[top:bottom, left:right] = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+    return whole
 
 
 # -- codes instead of a video ---------------------------------------------------------------------
@@ -262,6 +358,10 @@ def read_codes(path: str) -> tuple[np.ndarray, float, str]:
       ConfigError: no such file.
     """
     try:
+        if os.path.exists(path) and not os.path.isfile(
+            path
+        ):  # a pipe would be waited for without an end
+            raise OSError("not a file")
         with safetensors.safe_open(path, "numpy") as file:
             motion, kept = file.get_tensor("motion"), file.metadata() or {}
             return motion, float(kept["fps"]), kept["encoder"]

@@ -25,7 +25,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from vidmotion import paths
-from vidmotion.state import TrainState, broken_leaves
+from vidmotion.state import TrainState, name_broken
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ class Checkpointer:
                 data = self._manager.restore(
                     step, args=ocp.args.Composite(data=ocp.args.JsonRestore())
                 )
-                return state, data["data"], name_broken(jax.jit(broken_leaves)(state))
+                return state, data["data"], name_broken(state)
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -231,13 +231,9 @@ class Checkpointer:
             ) from error
         # Restored arrays may not be donatable; one pass through a jitted identity makes them so.
         shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
-        adopt = jax.jit(
-            lambda state: (state, broken_leaves(state)),
-            donate_argnums=0,
-            out_shardings=(shardings, None),
-        )
-        state, broken = adopt(TrainState(**restored["state"]))
-        return state, restored["data"], name_broken(broken)
+        adopt = jax.jit(lambda state: state, donate_argnums=0, out_shardings=shardings)
+        state = adopt(TrainState(**restored["state"]))
+        return state, restored["data"], name_broken(state)
 
     def _seal(self) -> None:
         """Checksum every file of the step just written, while it still has its temporary name."""
@@ -256,7 +252,7 @@ class Checkpointer:
             sums = dict(json.loads((folder / CHECKSUMS).read_text()).items())
         except FileNotFoundError:
             return f"{CHECKSUMS} is missing"
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             return f"{CHECKSUMS} cannot be read: {_first_line(error)}"
         for name, expected in sums.items():
             if not name.startswith(within):
@@ -293,19 +289,6 @@ class Checkpointer:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._manager = self._open()
-
-
-def name_broken(broken: PyTree, most: int = 3) -> str:
-    """For a message: the first `most` leaves that are True in what `state.broken_leaves` returned, and how many more
-    there are; empty where none is."""
-    leaves = jax.tree_util.tree_leaves_with_path(broken)
-    names = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, leaf in leaves
-        if np.asarray(leaf)
-    ]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def read_position(workdir: str) -> dict[str, Any] | None:

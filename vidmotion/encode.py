@@ -3,7 +3,7 @@
     python -m vidmotion.encode --workdir=RUN|--weights=DIR --out=DIR [--frames=T] [--fps=R] [--config.<field>=<value>]
 
 Both splits of the run's data are read. Of a BCD, content and motion codes are kept: of `--frames` frames of each clip
-(default: the run's own clip length) at the rate at which they are stored, and once more with every second frame left
+(default: the run's own clip length) at the rate at which it was trained, and once more with every second frame left
 out (supplement A.2). Motion is encoded in the same windows as in sampling, content from as many frames as in training.
 Of a VidTwin, the means of structure and dynamics and the clip's class. Of an X-NeMo, the motion code f_mot of each
 frame of whole clips, and their emotion where it is known; of a motion tokenizer, the tokens of the codes that it learnt
@@ -119,11 +119,10 @@ class MotionCodes(Kind):
     def __init__(self, run: Run, vars, sources):
         self.provenance = {}
         self._run, self._vars, self._read = run, vars, jax.jit(run.system.read)
-        self._step = run.config.data.get("common", {}).get("decimate", 1)
 
     @staticmethod
     def source(run: Run, split: str, frames: int):
-        """The split's clips at the rate they are stored with, windows in the middle, `frames` long."""
+        """The split's clips at the rate that the run was trained at, windows in the middle, `frames` long."""
         data = run.config.data
         given = _given(run, split)
         changes = {}
@@ -133,14 +132,12 @@ class MotionCodes(Kind):
                     f"--frames={frames}: clips of {data.kind} have one length; leave it out"
                 )
             changes["frames"] = frames
-        if "decimate" in given:
-            changes["decimate"] = 1
         return _still(run, split, **changes)
 
     def records(self, split: str, elements: list, count: int) -> list[dict[str, np.ndarray]]:
         """Of the first `count` of a batch of elements."""
         video = np.stack([clip_of(element) for element in elements])
-        content = video[:, :: self._step][:, : self._run.system.half]
+        content = video[:, : self._run.system.half]
         full, fast = (
             jax.device_get(
                 self._read(self._vars, self._run.put_rows({"content": content, "motion": motion}))

@@ -6,6 +6,7 @@ Paths are `pathlib.Path`, or `etils.epath.Path` where a file may lie in a bucket
 import contextlib
 import hashlib
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def aside(path: Path) -> Iterator[Path]:
       OSError: from within the block; it names `path` where the library that raised it named no file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    written = path.parent / f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp"
     try:
         yield written
         written.replace(path)

@@ -39,7 +39,7 @@ def hold(folder: str | os.PathLike) -> Iterator[None]:
       folder: local, or a URL.
 
     Raises:
-      ConfigError: another process holds it; says its pid, its host and since when.
+      ConfigError: another process holds it; says its pid, its host and since when. Or nothing can be written there.
     """
     held = _lease(epath.Path(folder)) if "://" in str(folder) else _lock(Path(folder))
     with held:
@@ -105,11 +105,16 @@ def _lease(folder: epath.Path, seconds: float = LEASE_SECONDS) -> Iterator[None]
     Clocks of two machines are never compared: a newcomer watches a lease for `seconds` of its own.
     """
     path = folder / LEASE
-    if (there := _read(path)) is not None:
-        _watch(folder, path, there, seconds)
-    folder.mkdir(parents=True, exist_ok=True)
     mine = {**_owner(), "token": uuid.uuid4().hex, "renewed": 0}
-    path.write_text(json.dumps(mine))
+    try:
+        if (there := _read(path)) is not None:
+            _watch(folder, path, there, seconds)
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(mine))
+    except ConfigError:
+        raise
+    except Exception as error:  # of several libraries below
+        raise ConfigError(f"{path} cannot be written, which holds the folder: {error}") from error
     time.sleep(seconds / 30)  # two newcomers at once: the later writer has it
     if (there := _read(path) or {}).get("token") != mine["token"]:
         raise _in_use(folder, there)
@@ -163,7 +168,7 @@ def _read(path: epath.Path) -> dict | None:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -106,11 +106,16 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise flags.Error(f"unexpected arguments: {' '.join(rest[1:])}")
         _ = _CONFIG.value.is_locked  # a config file that could not be read says so only when used
         return rest
+    except SyntaxError as error:
+        message = f"{error.filename}, line {error.lineno}: {error.msg}"
     except (AttributeError, KeyError) as error:
-        if not any(word.lstrip("-").startswith("config.") for word in argv):
-            raise
         name = str(error.args[0]).strip("'\"")
-        message = f"an override --config.<field>=... names no field of the config: {name}"
+        if "get_config" in name:
+            message = f"the file of --config has no function get_config ({name})"
+        elif any(word.lstrip("-").startswith("config.") for word in argv):
+            message = f"an override --config.<field>=... names no field of the config: {name}"
+        else:
+            raise
     except (flags.Error, OSError, TypeError, ValueError) as error:
         message = str(error).strip()
         last = message.splitlines()[-1]

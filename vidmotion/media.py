@@ -341,16 +341,25 @@ class _AudioCopy:
 
         self._path, self._container = path, container
         self._target = self._resampler = None
+        if os.path.exists(path) and not os.path.isfile(
+            path
+        ):  # a pipe would be waited for without an end
+            raise MediaError(f"no audio can be read from {path}: not a file")
         try:
             self._input = av.open(f"file:{os.fspath(path)}")
         except (av.FFmpegError, OSError) as error:
             raise MediaError(f"no audio can be read from {path}: {error}") from error
-        # Sound is shown from the first picture on, wherever the file's clock stands then.
-        self._origin = probe(path).start if self._input.streams.best("video") else 0.0
         self._source = next(iter(self._input.streams.audio), None)
         if self._source is None:
             return
+        # Sound begins with the first picture, or its own first sample, wherever the file's clock stands then.
+        if self._input.streams.best("video"):
+            self._origin = probe(path).start
+        else:
+            self._origin = float((self._source.start_time or 0) * self._source.time_base)
         codec = self._source.codec_context
+        if codec is None or not codec.sample_rate or not codec.channels:
+            raise MediaError(f"the audio of {path} is damaged, or its codec is unknown")
         if codec.codec.canonical_name in _AUDIO_OF_MP4:
             self._target = container.add_stream_from_template(self._source)
             return
@@ -564,6 +573,21 @@ def iter_video(path: str | os.PathLike) -> Iterator[np.ndarray]:
 
     with _named(path):
         yield from video.read_steadily(path)
+
+
+def own_frames(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+    """Which of the file's frames each frame of `iter_video` is: int (T,), from 0 on, and how many the file has.
+
+    Where the rate varies, some are shown several times and others not at all. Nothing but times is looked at, so
+    this is faster than `iter_video`.
+
+    Raises:
+        MediaError: as `read_video`.
+    """
+    from vidmotion import video
+
+    with _named(path):
+        return video.own_frames(path)
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ def read_metrics(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:  # torn: not JSON, or cut inside a character
+    except (ValueError, RecursionError):  # torn: not JSON, or cut inside a character
         return None
     whole = isinstance(record, dict) and isinstance(record.get("step"), int)
     return record if whole else None

@@ -42,6 +42,8 @@ FREE_FIELDS = (
     r"|data/(threads|workers|prefetch|eval/.*)"
     r"|data/.*/(sheets_dir|directory)"  # the same data may lie elsewhere; a fingerprint guards them
     r"|system/(.*/)?weights"  # so may a never-trained network, guarded likewise
+    r"|system/overlap"
+    r"|system/codec/compute"  # of a frozen network: rounding, as another mesh has
     r"|system/(remat|codes|latents|sampler/.*|guidance/scale|diffusion/sigma_(min|max))"
 )
 
@@ -122,14 +124,20 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
     check_place(workdir)
     path = epath.Path(workdir) / CONFIG_FILE
     try:
-        config = ml_collections.ConfigDict(json.loads(path.read_text()))
+        content = dict(json.loads(path.read_text()).items())
+        config = ml_collections.ConfigDict(content)
     except FileNotFoundError as error:
         shipped = ", ".join(own_weights.names())
         raise ConfigError(
             f"{workdir} holds no run: there is no {path}, and the shipped ones are {shipped}"
         ) from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{workdir} holds no run: {path} cannot be read ({error})") from error
+    trained = (checkpoint.read_position(workdir) or {}).get("config", content)
+    if differing := _differing(trained, content):
+        raise ConfigError(
+            f"{path} is not what the checkpoints beside it were trained with ({differing}): put that file back"
+        )
     return Run(_used_here(config, changes), workdir)
 
 
@@ -222,7 +230,7 @@ def check_workdir(run: Run) -> bool:
         try:
             old = json.loads(path.read_text())
             steps = paths.flatten(old).get("steps")
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ConfigError(f"{path} is not a config written by this program: {error}") from error
         _check_config(run, old, f"{run.workdir} belongs to a run")
         if steps != run.config.steps:
@@ -245,18 +253,23 @@ def check_workdir(run: Run) -> bool:
 
 def _check_config(run: Run, old: Mapping[str, Any], whose: str) -> None:
     """Refuse an `old` config that differs from this one in more than `FREE_FIELDS`."""
-    old, new = paths.flatten(old), paths.flatten(json.loads(run.config.to_json()))
-    differing = [
-        f"{name}: {old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} here"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not re.fullmatch(FREE_FIELDS, name)
-    ]
-    if differing:
+    if differing := _differing(old, json.loads(run.config.to_json())):
         raise ConfigError(
-            f"{whose} with another config ({'; '.join(differing[:8])}"
-            + (f"; and {len(differing) - 8} more" if len(differing) > 8 else "")
-            + "). Choose another --workdir, or start from its weights with --config.init_from."
+            f"{whose} with another config ({differing}). Choose another --workdir, or start from its weights "
+            "with --config.init_from."
         )
+
+
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any], most: int = 8) -> str:
+    """For a message: the fields in which two configs differ, `FREE_FIELDS` apart; empty where there are none."""
+    there, here = paths.flatten(there), paths.flatten(here)
+    differing = [
+        f"{name}: {there.get(name, 'absent')!r} there, {here.get(name, 'absent')!r} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name) and not re.fullmatch(FREE_FIELDS, name)
+    ]
+    more = f"; and {len(differing) - most} more" if len(differing) > most else ""
+    return "; ".join(differing[:most]) + more
 
 
 class GivenRun(Run):

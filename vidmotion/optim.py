@@ -5,6 +5,7 @@ is a factor on top.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -89,6 +90,10 @@ class Optimizer:
     def __post_init__(self):
         if self.kind not in ("adamw", "muon"):
             raise ConfigError(f"kind={self.kind!r}: choose adamw or muon")
+        for name in ("rate", "clip"):
+            value = getattr(self, name)
+            if not all(0 <= number < math.inf for _, number in _rules(value)):
+                raise ConfigError(f"{name}={value!r}: finite numbers, 0 or more")
 
     def trainable_mask(self, params: PyTree) -> PyTree:
         """Tree of bools like `params`.

@@ -14,7 +14,9 @@ surroundings as the portrait, and makes the whole length of B in overlapping win
 pictures a second at a time. With --follow=first the face moves and grows within the picture as B's does. It also
 takes motion that no video has: --keys=A.png,B.mp4,... are key frames, whose codes are interpolated over --between=N
 frames from each to the next; --codes=FILE are codes that a run of configs/xnemo_gpt.py generated; and
---outpaint=RUN --more=N lets such a run go on for N frames where B ends.
+--outpaint=RUN --more=N lets such a run go on for N frames where B ends. --strength=S scales how far the expression goes
+from the portrait's own; with --relative=N (or best) what is taken of B is how it differs from its frame N (from the one
+that is most like A). --paste puts the animated square back into the whole picture A.
 
 Where weights lie elsewhere than in training, or for other sampling: --config.system.codec.weights=FILE,
 --config.system.sampler.steps=16.
@@ -68,21 +70,26 @@ def read_content(path: str, frames: int, size: int) -> np.ndarray:
     return np.stack(picked)
 
 
-def windows(path: str, length: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
+def windows(
+    path: str, length: int, size: int, overlap: int = 0
+) -> Iterator[tuple[np.ndarray, int]]:
     """Chunks (length, size, size, 3) of a video and how many frames of each are real.
 
-    The last chunk is filled up by repeating its last frame, so that all have one shape.
+    The last chunk is filled up by repeating its last frame, so that all have one shape. Each begins with the last
+    `overlap` frames of the one before.
 
     Raises:
       MediaError: not a video that can be read, at the frame where it shows.
     """
     chunk: list[np.ndarray] = []
+    begun = 0  # frames of the chunk that the last one had
     for frame in media.iter_video(path):
         chunk.append(fit(frame, size))
         if len(chunk) == length:
             yield np.stack(chunk), length
-            chunk = []
-    if chunk:
+            chunk = chunk[length - overlap :]
+            begun = overlap
+    if len(chunk) > begun:
         real = len(chunk)
         yield np.stack(chunk + chunk[-1:] * (length - real)), real
 
@@ -96,7 +103,7 @@ def contents(path: str, system: System, length: int) -> Iterator[tuple[np.ndarra
     if system.content_frames or media.is_picture(path):
         still = read_content(path, system.content_frames, system.size)
         return itertools.repeat((still, length))
-    return windows(path, length, system.size)
+    return windows(path, length, system.size, system.overlap)
 
 
 def reenact(
@@ -144,7 +151,7 @@ def reenact(
         )
     if (where != ANYWHERE or drive != animate.VIDEO) and not system.face_side:
         raise ConfigError(
-            "--box, --motion_box, --follow, --keys, --codes, --outpaint: "
+            "--box, --motion_box, --follow, --keys, --codes, --outpaint, --strength, --relative, --paste: "
             f"{run.workdir} holds a {run.config.system.name}, which looks "
             "at whole pictures"
         )
@@ -182,23 +189,42 @@ def reenact(
 def _by_windows(
     run: Run, content: str, motion: str, together: int, seed: int, options: Mapping[str, str]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Content, motion and result of each frame: windows of whole pictures are sampled one after the other."""
+    """Content, motion and result of each frame: windows of whole pictures are sampled one after the other, and fade
+    into the next where they share frames."""
     system = run.system
-    length = system.window * together
+    overlap = system.overlap
+    length = system.window * together - overlap * (together - 1)
     shown = contents(content, system, length)
     vars = run.trained_vars()
     sample = run.jit_sample(**options)
     rows = run.rows(1)  # the mesh may want more than one row; the extra ones repeat the first
     key = jax.random.key(seed)  # the same noise for every window: less flicker
-    for (chunk, moved), (still, lasts) in zip(windows(motion, length, system.size), shown):
+    held = np.zeros(
+        (0, system.size, system.size, 3), np.float32
+    )  # the last frames of the chunk before
+    rest = (None, None, None, range(0))
+    chunks = windows(motion, length, system.size, overlap)
+    for (chunk, moved), (still, lasts) in zip(chunks, shown):
         batch = {
             "content": np.repeat(still[None], rows, axis=0),
             "motion": np.repeat(chunk[None], rows, axis=0),
         }
-        result = to_uint8(np.asarray(sample(vars, run.put_rows(batch), key)["video"][0]))
-        for i in range(min(moved, lasts)):
-            beside = len(still) // 2 if system.content_frames else min(i, len(still) - 1)
-            yield still[beside], chunk[i], result[i]
+        made = np.array(sample(vars, run.put_rows(batch), key)["video"][0])
+        share = (np.arange(1, len(held) + 1) / (len(held) + 1)).astype(np.float32)
+        made[: len(held)] += (1 - share)[:, None, None, None] * (held - made[: len(held)])
+        real = min(moved, lasts)
+        # Of a full chunk the last frames are made again with the next, should there be one.
+        ready = real - overlap if real == length else real
+        yield from _rows(system, still, chunk, made, range(ready))
+        held, rest = made[ready:real], (still, chunk, made, range(ready, real))
+    yield from _rows(system, *rest)
+
+
+def _rows(system: System, still, chunk, made, frames: range):
+    """Content, motion and result of some frames of a chunk."""
+    for i in frames:
+        beside = len(still) // 2 if system.content_frames else min(i, len(still) - 1)
+        yield still[beside], chunk[i], to_uint8(made[i])
 
 
 def _by_faces(
@@ -208,7 +234,7 @@ def _by_faces(
     video, or no longer."""
     picture = animate.first_picture(content)
     made = animate.animated(run, picture, content, motion, where, seed, drive)
-    size = run.system.size
+    size = picture.shape[0] if where.paste else run.system.size
     shown = (fit(frame, size) for frame in media.iter_video(motion)) if motion else iter(())
     grey = np.full((size, size, 3), 128, np.uint8)
     for portrait, result in made:
@@ -237,6 +263,9 @@ def main(argv: list[str] | None = None) -> int:
     flag("--box", default="detect", help=f"the content's face, for an X-NeMo: {place}")
     flag("--motion_box", default="detect", help="the motion's, likewise; one box holds throughout")
     flag("--follow", choices=animate.FOLLOWS, default="still", help="let the face move as B's does")
+    flag("--paste", action="store_true", help="give back the whole picture, at its own size")
+    flag("--strength", type=float, default=1.0, help="of the expression, for an X-NeMo (default 1)")
+    flag("--relative", default="", help="motion against a frame of the driver: its number, or best")
     flag("--between", type=startup.at_least(1), default=24, help="frames from key to key")
     flag("--outpaint", default="", help="for an X-NeMo: run of a generator that goes on with B")
     flag("--more", type=startup.at_least(0), default=0, help="frames that it makes")
@@ -255,13 +284,15 @@ def main(argv: list[str] | None = None) -> int:
             args.windows,
             args.seed,
             args.part,
-            animate.Faces(args.box, args.motion_box, args.follow),
+            animate.Faces(args.box, args.motion_box, args.follow, args.paste),
             animate.Drive(
                 tuple(filter(None, args.keys.split(","))),
                 args.between,
                 args.codes,
                 args.outpaint,
                 args.more,
+                args.strength,
+                args.relative,
             ),
         )
         log.info("%d frames: %s", count, args.out)

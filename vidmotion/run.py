@@ -35,6 +35,22 @@ from vidmotion.system import Vars
 log = logging.getLogger(__name__)
 
 PyTree = Any
+# Least values of fields that count something; 0 is never or none.
+LEAST = {
+    **dict.fromkeys(("batch_size", "accumulate", "checkpoint/keep"), 1),
+    **dict.fromkeys(("steps", "log_every", "checkpoint/every", "checkpoint/keep_period"), 0),
+    **dict.fromkeys(("sample/rows", "sample/every"), 0),
+}
+
+
+def _check_numbers(config: ml_collections.ConfigDict) -> None:
+    """Refuse counts that would fail, or lose something, only later."""
+    fields = paths.flatten(config.to_dict())
+    for name, least in LEAST.items():
+        if name in fields and fields[name] < least:
+            raise ConfigError(
+                f"config.{name.replace('/', '.')} is at least {least}, got {fields[name]}"
+            )
 
 
 class Run:
@@ -56,6 +72,7 @@ class Run:
     """
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: str, abstract: bool = False):
+        _check_numbers(config)
         self.config = config
         self.workdir = epath.Path(workdir)
         self.system = systems.build(config.system)

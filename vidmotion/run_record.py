@@ -68,12 +68,15 @@ def read(path: epath.Path) -> dict[str, Any] | None:
     """What `write` wrote; None without a file, and, with a warning, where it cannot be read."""
     try:
         content = json.loads(path.read_text())
+        if isinstance(content, dict):
+            return content
+        why = "no table of names and values"
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        log.warning("%s cannot be read and counts as absent: %s", path, error)
-        return None
-    return content if isinstance(content, dict) else None
+    except (OSError, ValueError, RecursionError) as error:
+        why = error
+    log.warning("%s cannot be read and counts as absent: %s", path, why)
+    return None
 
 
 def table(results: Sequence[MetricResult]) -> str:

@@ -37,12 +37,23 @@ class TrainState:
         return paths.merge(self.params, self.ema)
 
 
-def broken_leaves(tree: PyTree) -> PyTree:
-    """Tree of () bool like `tree`: whether a leaf holds a NaN or an infinity; integers never do. Jit-able."""
+@jax.jit
+def _is_finite(leaf: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(leaf))
 
-    def broken(leaf):
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            return jnp.zeros((), bool)
-        return ~jnp.all(jnp.isfinite(leaf))
 
-    return jax.tree.map(broken, tree)
+def name_broken(tree: PyTree, most: int = 3) -> str:
+    """For a message: the paths of the first `most` leaves that hold a NaN or an infinity, and how many more there are;
+    empty where none does.
+
+    There is a program for each shape and not one for the tree: states have thousands of leaves of tens of shapes, and
+    one program of all of them takes many times as long to compile.
+    """
+    finite = jax.device_get(jax.tree.map(_is_finite, tree))
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(finite)
+        if not leaf
+    ]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -34,6 +34,10 @@ class Ema:
     decay: float = 0.0
     warmup: bool = True
 
+    def __post_init__(self):
+        if not 0 <= self.decay < 1:
+            raise ConfigError(f"decay={self.decay!r}: from 0 to less than 1")
+
     def at(self, step: jax.Array) -> jax.Array:
         """() float32 decay of the update that follows `step` completed ones."""
         decay = jnp.float32(self.decay)

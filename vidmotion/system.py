@@ -156,6 +156,11 @@ class MotionTransfer(Protocol):
         return 0
 
     @property
+    def overlap(self) -> int:
+        """Frames that a window shares with the next, in which one is to fade into the other."""
+        return 0
+
+    @property
     def parts(self) -> tuple[str, ...]:
         """Codes that `sample` can decode alone, with the option ``part``."""
         return ()

@@ -22,7 +22,7 @@ from clu import parameter_overview
 from jax.experimental import multihost_utils
 
 from vidmotion import evaluation, hardware, run_record
-from vidmotion.checkpoint import Checkpointer, CheckpointError, name_broken
+from vidmotion.checkpoint import Checkpointer, CheckpointError
 from vidmotion.data.pipeline import device_prefetch
 from vidmotion.data.records import DatasetError
 from vidmotion.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_UNMEASURED, ConfigError
@@ -39,7 +39,7 @@ from vidmotion.metric_writer import (
 from vidmotion.metrics.result import MetricResult
 from vidmotion.open_run import claim_workdir
 from vidmotion.run import Run
-from vidmotion.state import TrainState, broken_leaves
+from vidmotion.state import TrainState, name_broken
 from vidmotion.system import Describes, check_batch
 from vidmotion.trace import Trace
 
@@ -259,7 +259,7 @@ class Session:
             log.info("all %d steps are done", total)
             return EXIT_DONE
         update, end, stop = self._compile(), self.phase[1], False
-        self._broken_leaves = self.run.jit(broken_leaves).lower(self.state).compile()
+        self._check_state()  # what it takes is compiled now, and not when the first checkpoint is due
         with (
             device_prefetch(self.loader.iterate(self.step), self.run.put) as batches,
             Progress(total, self.step) as self._progress,
@@ -412,8 +412,8 @@ class Session:
 
     def _check_state(self) -> None:
         """Give up if a leaf of the state is not finite, as after an update that overflows where loss and gradient do
-        not. A program of its own, once before a save: inside the step it makes that several times dearer to compile."""
-        if broken := name_broken(self._broken_leaves(self.state)):
+        not. Before a save alone: inside the step it makes that several times dearer to compile."""
+        if broken := name_broken(self.state):
             self._give_up(self.step, self._latest, f"{broken} became NaN or infinite")
 
     def _log(self, waited: float, timed: bool) -> None:

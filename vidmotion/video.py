@@ -5,9 +5,10 @@ Everything that reads a video reads it here: upright, with square pixels, withou
 """
 
 import contextlib
+import logging
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from av.video.stream import VideoStream
 
 from vidmotion.data import faces
 from vidmotion.media import MediaError
+
+log = logging.getLogger(__name__)
 
 FRAME_RATE = 25  # frames per second of a folder of pictures, which does not say
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -128,15 +131,8 @@ def read_steadily(path: str | os.PathLike) -> Iterator[np.ndarray]:
     Raises:
       MediaError: as `read_frames`.
     """
-    found = survey(path)
-    shown = read_frames(path, threads=0)
-    pictures = (
-        (picture for _, _, picture in shown)
-        if found.steady
-        else (picture for _, picture in resample(shown, found.rate, hold=math.inf))
-    )
     reformatter, first, last, pixels = VideoReformatter(), None, None, None
-    for picture in pictures:
+    for _, picture in _steadily(path):
         if picture is not last:
             first, last = first or picture, picture
             if picture.size == first.size:
@@ -151,13 +147,54 @@ def read_steadily(path: str | os.PathLike) -> Iterator[np.ndarray]:
         yield pixels
 
 
+def own_frames(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+    """Which of the file's frames each frame of `read_steadily` is.
+
+    Returns:
+      Their numbers, int (T,), ascending and counted from 0; and how many frames the file has.
+
+    Raises:
+      MediaError: as `read_frames`.
+    """
+    count = 0
+
+    def counted(shown):
+        nonlocal count
+        for item in shown:
+            count += 1
+            yield item
+
+    numbers = [number for number, _ in _steadily(path, counted)]
+    return np.array(numbers), count
+
+
+def _steadily(
+    path: str | os.PathLike, watch: Callable[[Iterator], Iterator] = iter
+) -> Iterator[tuple[int, Picture]]:
+    """The pictures of `read_steadily` and their numbers in the file, whose frames go through `watch`."""
+    found = survey(path)
+    numbered = (
+        (start, end, (number, picture))
+        for number, (start, end, picture) in enumerate(watch(read_frames(path, threads=0)))
+    )
+    if found.steady:
+        return (item for _, _, item in numbered)
+    return (item for _, item in resample(numbered, found.rate, hold=math.inf))
+
+
 def read_frames(
-    path: str | os.PathLike, threads: int = 1
+    path: str | os.PathLike, threads: int = 1, missed: Callable[[int], None] | None = None
 ) -> Iterator[tuple[Fraction, Fraction, Picture]]:
     """The frames of a file's main video stream with the times at which each begins and ends.
 
     A folder of numbered pictures is a video of `FRAME_RATE`. Times are seconds from the first frame.
     A frame ends where its stated duration does, which need not be where the next begins.
+
+    Args:
+      path: of the file or folder.
+      threads: of the decoder; 0 lets it choose.
+      missed: called at the end with the number of frames that could not be decoded, if there are any and yet too
+        few for an error; a warning that names the file by default.
 
     Raises:
       MediaError: the file cannot be read, holds no video, is damaged or cut short, or its times run
@@ -202,8 +239,15 @@ def read_frames(
     # Not what leans on frames before the file begins; and a packet may be one field of a frame.
     early = sum(time < origin for time in times)
     expected = stated - unshown - early if stated else 0 if woven else len(times) - early
-    if expected - count > max(2, expected // SPARE):
+    lost = expected - count
+    if lost > max(2, expected // SPARE):
         raise MediaError(f"damaged: {count} of the {expected} frames in it can be decoded")
+    if lost > 0 and missed:
+        missed(lost)
+    elif lost > 0:
+        log.warning(
+            "%s: %d of its %d frames cannot be decoded and are left out", path, lost, expected
+        )
 
 
 def resample(

@@ -15,6 +15,7 @@ KNOWS = {
     "sprites": {"Renders", "Classes"},
     "videos": {"Classes"},
     "latents": {"Classes"},
+    "tfds_videos": {"Classes"},
 }
 
 

@@ -139,6 +139,12 @@ def test_boxes_of_a_file(tmp_path):
         faces.locate([portrait()] * 3, "b.mp4", path)
     with pytest.raises(faces.FaceError, match=r"no box for c\.mp4; it has b\.mp4, me\.png"):
         faces.locate([portrait()], "c.mp4", path)
+    shown = np.array([0, 1, 1])  # of a video of two frames, the second of which stands for two
+    followed = faces.locate(iter(()), "b.mp4", path, own=lambda: (shown, 2))
+    assert followed.boxes.tolist() == [moving[0], moving[1], moving[1]]
+    assert len(faces.locate(iter(()), "me.png", path, own=lambda: (shown, 2)).boxes) == 3
+    steady = faces.locate(iter(()), "b.mp4", path, own=lambda: (np.array([0, 2]), 3))
+    assert steady.boxes.tolist() == moving  # boxes of a copy that was made at a constant rate
     lines = tmp_path / "boxes.csv"
     lines.write_text("file,x0,y0,x1,y1\nb.mp4,1,2,3,4\nb.mp4,2,2,4,4\nme.png,1,2,3,4\n")
     read = faces.read_boxes(lines, per_frame=True)

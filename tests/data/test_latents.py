@@ -332,9 +332,11 @@ def test_pixels_and_latents_are_not_mixed_up(refused, folders):
     assert "video: missing (the data yield ['fps', 'latents', 'start'])" in refused(config)
 
 
-def test_the_recipe_reads_the_cache_where_it_is_asked_to():
-    config = load_config("lrs3:latents=cached")
+def test_the_recipe_reads_the_cache_unless_it_is_asked_not_to():
+    config = load_config("lrs3")
     assert config.data.kind == "latents" and config.data.common.directory == "data/lrs3_latents"
     spec = systems.build(config.system).input_spec(32)
     assert (spec["latents"].shape, spec["latents"].dtype) == ((32, 50, 32, 32, 4), jnp.float16)
-    assert json.loads(load_config("lrs3").to_json())["system"]["codec"]["cached"] is False
+    assert load_config("lrs3:demo,latents=cached").data.common.directory == "data/videos_latents"
+    for name in ("lrs3:latents=fresh", "lrs3:demo", "lrs3:debug"):
+        assert json.loads(load_config(name).to_json())["system"]["codec"]["cached"] is False

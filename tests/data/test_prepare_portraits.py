@@ -195,6 +195,15 @@ def test_nersemble():
     assert people(found) == {names[1]: "017"}
 
 
+def test_hallo3_has_a_person_in_each_video():
+    names = ["part1/videos/0001.mp4", "part1/videos/a b.mp4", "videos/0003.mp4", "other/0004.mp4"]
+    found = portrait_sets.split_hallo3(files(*names), 0.4)
+    assert people(found) == {names[0]: "0001", names[1]: "a b", names[2]: "0003"}
+    assert sorted(file.split for file in found) == ["test", "train", "train"]
+    with pytest.raises(DatasetError, match=r"is videos/<name>.mp4 \(Hallo3\); there is a.mp4"):
+        portrait_sets.split_hallo3(files("a.mp4"))
+
+
 def test_mead_keeps_emotion_and_level():
     names = [
         "M003/video/front/angry/level_2/001.mp4",

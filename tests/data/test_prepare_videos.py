@@ -19,7 +19,7 @@ from PIL import Image
 
 from vidmotion.data import faces, prepare
 from vidmotion.data.clips import encode_clip
-from vidmotion.data.prepare import folders
+from vidmotion.data.prepare import cutting, folders
 from vidmotion.data.prepare.cutting import Cutting, Tally, cut_video
 from vidmotion.data.records import RecordSource
 from vidmotion.data.videos import VideoSource
@@ -317,6 +317,49 @@ def test_parallel_is_serial(videos, prepared, tmp_path, capsys, jobs):
     assert content(tmp_path) == content(prepared[0])
 
 
+def test_parts_done_by_several_jobs_give_the_dataset_of_one(videos, prepared, tmp_path, capsys):
+    out = tmp_path / "shared"
+    for part in (3, 1, 2):
+        code, printed, _ = run(capsys, *arguments(videos, out, f"--part={part}/3"))
+        assert code == 0 and f"part {part} of 3 is done" in printed
+        assert not (out / "dataset.json").exists()
+    finished = {path.name: path.read_bytes() for path in (out / "parts").glob("*.array_record")}
+    assert len(finished) == len(GOOD) + len(EMPTY)
+    code, printed, _ = run(capsys, *arguments(videos, out))
+    # What cannot be read is tried again.
+    assert code == 0 and f"{len(finished)} files are finished, {len(BAD)} to go" in printed
+    assert content(out) == content(prepared[0])
+    assert not (out / "parts").exists()
+    code, _, error = run(capsys, *arguments(videos, out, "--part=1/3"))
+    assert code == 2 and "all parts of which are done" in error
+    code, _, error = run(capsys, *arguments(videos, tmp_path / "b", "--part=1/3", "--force"))
+    assert code == 2 and "--force discards" in error
+    for wrong in ("0/3", "4/3", "1", "a/b"):
+        with pytest.raises(SystemExit):
+            prepare.main(arguments(videos, tmp_path / "b", f"--part={wrong}"))
+
+
+def test_two_processes_that_make_the_same_part_do_not_write_into_one_file(monkeypatch):
+    mine = folders._partial()
+    monkeypatch.setattr(folders.os, "getpid", lambda: -1)
+    assert folders._partial() != mine and mine.endswith(".partial")
+
+
+def test_a_pipeline_gives_the_dataset_of_one_process(videos, prepared, tmp_path, capsys):
+    pytest.importorskip("apache_beam")
+    code, printed, error = run(capsys, *arguments(videos, tmp_path, "--runner=DirectRunner"))
+    assert code == 0, error
+    good = len(GOOD) + len(EMPTY)
+    assert f"{good} files are finished, {len(BAD)} to go" in printed
+    assert content(tmp_path) == content(prepared[0])
+
+
+def test_a_pipeline_without_beam_says_what_to_install(videos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    code, _, error = run(capsys, *arguments(videos, tmp_path, "--runner=DirectRunner"))
+    assert code == 2 and "pip install 'vidmotion[beam]'" in error
+
+
 def test_bytes_do_not_depend_on_what_else_is_encoded_at_the_time():
     """Sizes of partial macroblocks, with light that changes, in one, two and four threads at once."""
     k, y, x = np.mgrid[:12, :100, :100]
@@ -526,6 +569,43 @@ def test_wrong_box_files_are_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(folders.DatasetError, match=message):
         faces.read_boxes(tmp_path / name)
+
+
+def test_what_a_lost_machine_tore_is_made_again(videos, prepared, tmp_path, capsys, monkeypatch):
+    """Names of files are on disk before what is in them."""
+    cut, started = folders.cut_video, []
+
+    def interrupted(path, *rest, **options):
+        if len(started) == 6:
+            raise KeyboardInterrupt
+        started.append(path)
+        return cut(path, *rest, **options)
+
+    monkeypatch.setattr(folders, "cut_video", interrupted)
+    assert run(capsys, *arguments(videos, tmp_path, "--jobs=1"))[0] == 130
+    monkeypatch.undo()
+    outcomes = [p for p in (tmp_path / "parts").glob("*.json") if p.stem != "settings"]
+    outcomes[0].write_bytes(b"")
+    outcomes[1].with_suffix(".array_record").write_bytes(bytes(100))
+    outcomes[2].with_suffix(".array_record").unlink()
+    code, printed, _ = run(capsys, *arguments(videos, tmp_path, "--jobs=1"))
+    assert code == 0 and f"{len(outcomes) - 3} files are finished" in printed
+    assert content(tmp_path) == content(prepared[0])
+
+
+def test_a_few_lost_frames_are_counted(tmp_path, capsys, monkeypatch):
+    write(tmp_path / "src/a.mp4", [numbered(k) for k in range(10)])
+    read = cutting.read_frames
+
+    def losing(path, threads, missed):
+        yield from read(path, threads)
+        missed(2)
+
+    monkeypatch.setattr(cutting, "read_frames", losing)
+    out = tmp_path / "out"
+    code, printed, _ = run(capsys, *arguments(tmp_path / "src", out, "--test_share=0"))
+    assert code == 0 and "2 frames of 1 files cannot be decoded: a.mp4" in printed
+    assert json.loads((out / "report.json").read_text())["per file"]["a.mp4"]["lost"] == 2
 
 
 # --- folders as people have them ------------------------------------------------------------------

@@ -149,6 +149,61 @@ def test_targets_are_drawn_beyond_the_gap(tmp_path):
         results("self_reenactment", StubRun(tmp_path, targets=3, gap=0.25))
 
 
+def test_clips_are_measured_at_the_size_that_is_asked_for(tmp_path):
+    """Pillow's own bicubic of what was made and of the truth; the boxes go along."""
+    from PIL import Image
+
+    run = StubRun(tmp_path, size=12)
+    rows = results("self_reenactment", run)
+
+    def small(clip):
+        channels = [
+            Image.fromarray(c).resize((12, 12), Image.Resampling.BICUBIC)
+            for c in np.moveaxis(clip.astype(np.float32), -1, 0)
+        ]
+        return np.stack([np.asarray(c) for c in channels], axis=-1)
+
+    truth = [
+        np.clip(np.rint(small(frame)), 0, 255) / 255
+        for frame in CLIPS[:, 1:].reshape(-1, SIZE, SIZE, 3)
+    ]
+    made = [
+        np.clip(small(frame), 0, 1)
+        for frame in shifted(CLIPS[:, 1:] / np.float32(255)).reshape(-1, SIZE, SIZE, 3)
+    ]
+    assert rows["l1"].value == pytest.approx(
+        np.abs(np.stack(truth) - np.stack(made)).mean(), abs=1e-4
+    )
+    assert rows["l1"].resolution == "12x12"
+    work = build("self_reenactment", run).work(run, VARS)
+    np.testing.assert_array_equal(work.make(0, 0, 1).boxes[0, 0], BOXES[0] * 0.75)
+    with pytest.raises(ConfigError, match=r"config\.evals\.self_reenactment\.size=-1"):
+        results("self_reenactment", StubRun(tmp_path / "b", size=-1))
+
+
+def test_targets_are_drawn_from_the_driver_across_people(tmp_path):
+    """Table 2 of WarpFace: so many frames of each pair's driver, any of them, in their order."""
+    run = StubRun(tmp_path / "two", targets=2)
+    rows = results("cross_reenactment", run)
+    motions = np.concatenate([batch["motion"] for batch in run.seen])[:COUNT]
+    by = protocols.partners([Clips().origin(i) for i in range(COUNT)])
+    drawn = [
+        [t for frame in motion for t in range(FRAMES) if (CLIPS[j, t] == frame).all()]
+        for motion, j in zip(motions, by)
+    ]
+    assert all(len(frames) == 2 and frames[0] < frames[1] for frames in drawn)
+    assert {t for frames in drawn for t in frames} == set(range(FRAMES))  # the first is one of them
+    assert "three consecutive frames" in rows["flicker"].note
+    again = StubRun(tmp_path / "again", targets=2)
+    results("cross_reenactment", again)
+    np.testing.assert_array_equal(again.seen[0]["motion"], run.seen[0]["motion"])
+    # Where the true answer is rendered, it is that of the frames drawn: the driver inverted.
+    known = StubRun(tmp_path / "known", Rendered(), made=lambda x: 1 - x, targets=2)
+    assert results("cross_reenactment", known)["l1"].value == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ConfigError, match=r"targets=5: clips of 4 frames have 4$"):
+        results("cross_reenactment", StubRun(tmp_path / "five", targets=5))
+
+
 def test_cross_reenactment_pairs_people_and_has_no_truth(tmp_path):
     run = StubRun(tmp_path)
     rows = results("cross_reenactment", run)
@@ -174,7 +229,7 @@ def test_motion_transfer_against_what_the_source_can_render(tmp_path):
 
 def test_reconstruction_in_vidtoks_conventions(tmp_path):
     run = StubRun(tmp_path)
-    run.system.share_kept = 0.002
+    run.system.share_kept, run.system.window, run.system.overlap = 0.002, FRAMES - 1, 1
     rows = results("reconstruction", run)
     expected = -10 * np.log10(SHIFT**2 + 1e-8)
     assert rows["psnr/reconstruction"].value == pytest.approx(expected, abs=1e-4)
@@ -187,6 +242,11 @@ def test_reconstruction_in_vidtoks_conventions(tmp_path):
     assert rows["psnr/mean_frame"].value == pytest.approx(np.mean(psnr), abs=1e-3)
     assert rows["ssim/mean_frame"].value == pytest.approx(np.mean(ssim), abs=1e-4)
     assert rows["rate"].value == pytest.approx(0.2)
+    # Windows of three frames begin at 0 and 2: the changes into frames 2 and 3 are a border's.
+    wrong = np.abs(np.diff(shifted(CLIPS / np.float32(255)) - truth, axis=1)).mean(
+        axis=(0, 2, 3, 4)
+    )
+    assert rows["seam"].value == pytest.approx(wrong[1:].mean() / wrong[0], abs=1e-4)
     assert results("reconstruction", StubRun(tmp_path / "few", clips=3))["flicker"].n == 3
 
 

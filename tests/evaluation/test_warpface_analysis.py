@@ -80,11 +80,16 @@ def run_of(config, system, folder, **sample):
 
 def test_every_analysis_writes_its_file(trained, tmp_path):
     config, system, vars = trained()
-    names = ("canonical", "subspace", "vector", "curves", "collapse")
+    names = ("canonical", "subspace", "vector", "curves", "collapse", "noises")
     analyse(run_of(config, system, tmp_path, analyses=names, vectors=((2, 4), (1, 1))), vars)
     folder = tmp_path / "samples"
     cell = 3 * 32 + 2  # enlarged to 96 at least, and the line between
-    for name, rows, columns in (("canonical", 1, 3), ("subspace", 2, 13), ("vector", 2, 8)):
+    for name, rows, columns in (
+        ("canonical", 1, 3),
+        ("subspace", 2, 13),
+        ("vector", 2, 8),
+        ("noises", 1, 3),
+    ):
         width, height = Image.open(folder / f"{name}.png").size
         assert (width, height) == (columns * cell + 2, rows * cell + 2), name
     curves = json.loads((folder / "curves.json").read_text())
@@ -97,6 +102,18 @@ def test_every_analysis_writes_its_file(trained, tmp_path):
         "within",
         "still",
     }
+
+
+def test_without_a_motion_encoder_there_are_noises_alone(trained, tmp_path):
+    config, system, vars = trained(",motion=none")
+    analyse(run_of(config, system, tmp_path, analyses=("noises",), rows=2, columns=3), vars)
+    picture = np.asarray(Image.open(tmp_path / "samples" / "noises.png"))
+    cell = 3 * 32 + 2
+    assert picture.shape == (2 * cell + 2, 4 * cell + 2, 3)
+    first, second = (picture[2 : cell - 20, 2 + k * cell : (k + 1) * cell] for k in (1, 2))
+    assert not np.array_equal(first, second)  # another noise, another picture
+    with pytest.raises(ConfigError, match="needs motion codes, not 'none'"):
+        analyse(run_of(config, system, tmp_path, analyses=("collapse",)), vars)
 
 
 def test_keypoints_have_a_collapse_indicator_and_no_sheets(trained, tmp_path):
@@ -112,7 +129,10 @@ def test_keypoints_have_a_collapse_indicator_and_no_sheets(trained, tmp_path):
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        ({"analyses": ("faces",)}, "choose from canonical, subspace, vector, curves, collapse"),
+        (
+            {"analyses": ("faces",)},
+            "choose from canonical, subspace, vector, curves, collapse, noises",
+        ),
         (
             {"analyses": ("vector",), "vectors": ((3, 1),)},
             "group 3 vector 1; there are groups 1 to 2",
@@ -132,5 +152,5 @@ def test_nothing_is_done_unasked_and_other_systems_have_none(tmp_path):
     analyse(run, None)
     assert not list(tmp_path.iterdir())
     config.sample.analyses = ("collapse",)
-    with pytest.raises(ConfigError, match="there are none for bcd"):
+    with pytest.raises(ConfigError, match="there is no 'collapse' for bcd, only comparison"):
         analyse(run, None)

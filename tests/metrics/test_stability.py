@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vidmotion.metrics.stability import change_error, flicker
+from vidmotion.metrics.stability import change_error, flicker, seam
 
 
 def video(levels):
@@ -19,6 +19,19 @@ def test_flicker_by_hand():
     both = np.stack([video([0.0, 1.0, 0.0]), video([0.0, 0.0, 1.0])])
     np.testing.assert_allclose(flicker(both), [2, 1])
     np.testing.assert_allclose(flicker((255 * both).astype(np.uint8)), [2, 1])
+
+
+def test_a_seam_by_hand():
+    """The second window a tenth brighter; windows share no frame, or one."""
+    x = video([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    y = video([0.1, 0.2, 0.3, 0.5, 0.6, 0.7])
+    np.testing.assert_allclose(seam(x, y, 3), [0.1, 0.0], atol=1e-6)
+    faded = video([0.1, 0.2, 0.3, 0.45, 0.6, 0.7, 0.8])
+    longer = video([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+    # Windows of four begin at 0 and 3: the changes into frames 3 and 4 are the border's, both wrong by 0.05.
+    np.testing.assert_allclose(seam(longer, faded, 4, 1), [0.05, 0.0], atol=1e-6)
+    with pytest.raises(ValueError, match="shapes"):
+        seam(x, longer, 3)
 
 
 def test_change_error_by_hand():

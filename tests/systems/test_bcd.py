@@ -1,5 +1,7 @@
 """BCD as a system: who sees what, every alternative trains, sampling, errors."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -404,6 +406,30 @@ def test_shapes_and_ranges(sampled):
     assert out["ids"].dtype == jnp.int32
     assert out["soft_usage"].shape == (2, 2, 8)
     np.testing.assert_allclose(np.sum(out["soft_usage"], axis=-1), 1, rtol=1e-5)
+
+
+def test_content_is_read_from_as_many_frames_as_the_sampler_says(tiny):
+    """Table A2: the rest of the content clip says nothing, and the motion is read whole as ever."""
+    system, _, params, _ = tiny
+    content, motion, key = clips(), clips(seed=5), jax.random.key(3)
+    cut = dataclasses.replace(system, sampler=dataclasses.replace(system.sampler, content_frames=1))
+    assert cut.content_frames == 1 and system.content_frames == system.half
+    made = jit_sample(cut)(params, content, motion, key)
+    first = jit_sample(system)(params, content[:, :1], motion, key)
+    whole = jit_sample(system)(params, content, motion, key)
+    np.testing.assert_array_equal(made["ids"], whole["ids"])
+    np.testing.assert_allclose(made["video"], first["video"], atol=1e-6)
+    assert np.abs(np.asarray(made["video"]) - np.asarray(whole["video"])).max() > 1e-3
+    with pytest.raises(ConfigError, match=r"sampler\.content_frames=99: a half has only"):
+        dataclasses.replace(system, sampler=dataclasses.replace(system.sampler, content_frames=99))
+
+
+def test_more_than_eight_kbps_take_more_books():
+    """The largest entropy that the books can have, in bits per second, against the target (Figure A2)."""
+    for kbps in (8, 12, 16):
+        system = load_config(f"lrs3:bitrate={kbps}").system
+        capacity = system.quantizer.books * np.log2(system.quantizer.entries) * 25
+        assert system.rate.target == 1000 * kbps <= capacity <= 2 * system.rate.target
 
 
 def test_long_drives_are_the_same_windows_one_by_one(tiny, sampled):

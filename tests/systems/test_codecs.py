@@ -126,6 +126,21 @@ def test_mean_and_draw_come_of_one_run(weights, monkeypatch):
         np.testing.assert_array_equal(x, pixels.encode({}, jnp.asarray(video)))
 
 
+def test_half_precision_is_of_the_network_alone(weights):
+    """bfloat16 has eight bits: the latents of random weights, and what is decoded from them, move by about 2^-8."""
+    exact, half = make(), make(compute="bfloat16")
+    video = videos()
+    latents = [codec.encode({"vae": weights}, video) for codec in (exact, half)]
+    pictures = [codec.decode({"vae": weights}, latents[0]) for codec in (exact, half)]
+    for a, b in (latents, pictures):
+        assert a.dtype == b.dtype == jnp.float32
+        moved = np.abs(np.asarray(a) - np.asarray(b)).mean() / np.asarray(a).std()
+        assert 1e-5 < moved < 0.03
+    assert exact.fingerprints({"vae": weights}) == half.fingerprints({"vae": weights})
+    with pytest.raises(ConfigError, match="float16"):
+        make(compute="float16")
+
+
 @pytest.mark.parametrize("chunk", [2, 5, 8])
 def test_chunks_do_not_show(weights, chunk):
     def latents(chunk):

@@ -12,9 +12,10 @@ from configs import vidtwin as config
 from vidmotion import paths, system
 from vidmotion.errors import ConfigError
 from vidmotion.losses.kl import gaussian_kl
+from vidmotion.metrics.stability import seam
 from vidmotion.models.vidtwin import LATENTS, SIZES
 from vidmotion.systems import vidtwin
-from vidmotion.systems.vidtwin import LAST_KERNEL, Gan, VidTwinAutoencoder
+from vidmotion.systems.vidtwin import LAST_KERNEL, Gan, VidTwinAutoencoder, crossfade
 
 DEBUG = config.get_config("debug")
 
@@ -164,6 +165,45 @@ def test_switching_the_adversary_on_is_finite_in_bfloat16(built):
     (loss, out), grad = model_gradient(low, wild, step=5)
     assert np.isfinite(loss) and out.metrics["gan_weight"] > 0.0 and out.metrics["l1"] > 3.0
     assert all(np.isfinite(g).all() for g in jax.tree.leaves((grad, out.metrics, out.mutable)))
+
+
+def test_windows_fade_by_shares_that_add_up():
+    """Three windows of four frames of the values 0, 30 and 60, two shared: the earlier one weighs 2/3, then 1/3."""
+    windows = np.broadcast_to(
+        np.float32([0, 30, 60])[None, :, None, None, None, None], (1, 3, 4, 2, 2, 3)
+    )
+    joined = np.asarray(crossfade(windows, 2))
+    assert joined.shape == (1, 8, 2, 2, 3)
+    np.testing.assert_allclose(joined[0, :, 0, 0, 0], [0, 0, 10, 20, 40, 50, 60, 60], rtol=1e-5)
+    np.testing.assert_array_equal(crossfade(windows, 0), windows.reshape(1, 12, 2, 2, 3))
+    np.testing.assert_allclose(crossfade(windows[:, :1] + 7, 2), 7)  # one window fades nowhere
+
+
+def test_where_windows_share_frames_a_border_is_a_fade(built, monkeypatch):
+    """A decoder that makes each window brighter than the last by 0.3: a step of it, or three of 0.1."""
+    made, vars = built
+    frames = made.net.frames
+
+    def flat(self, vars, structure, dynamics):
+        levels = 0.1 + 0.3 * jnp.arange(len(dynamics)) % 0.9
+        return jnp.broadcast_to(levels[:, None, None, None, None], (len(levels), frames, 16, 16, 3))
+
+    monkeypatch.setattr(VidTwinAutoencoder, "_decode", flat)
+
+    def seams(overlap):
+        system = dataclasses.replace(made, overlap=overlap)
+        clip = jnp.zeros((1, 2 * frames - overlap, 16, 16, 3), jnp.uint8)
+        made_of = quick_jit(system.sample)(
+            vars, {"content": clip, "motion": clip}, jax.random.key(0)
+        )
+        video = np.asarray(made_of["video"])
+        steps = np.diff(video[0, :, 0, 0, 0])
+        return steps.max(), *(float(x[0]) for x in seam(0 * video, video, frames, overlap))
+
+    np.testing.assert_allclose(seams(0), [0.3, 0.3, 0], atol=1e-6)
+    np.testing.assert_allclose(seams(2), [0.1, 0.1, 0], atol=1e-6)
+    with pytest.raises(ConfigError, match="overlap=9: at most half"):
+        dataclasses.replace(made, overlap=9)
 
 
 def test_players_start_as_the_config_says():

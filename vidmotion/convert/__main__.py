@@ -248,6 +248,28 @@ def _unet_inputs(net: unet.UNet) -> list[tuple[int, ...]]:
     return [(1, 1, 8, 8, 4), (1,), (1, 1, net.context_width)]
 
 
+def _animatediff_shapes(given: Arguments) -> Mapping[str, Any]:
+    try:
+        channels = tuple(given["channels"])
+        net = motion_attention.DenoisingUNet(
+            channels, (False,) * len(channels), given["layers_per_block"], context_width=0
+        )
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"these are not the arguments of a motion module: {error}") from error
+    inputs = [(1, 1, 8, 8, 4), (1,), (1, 1, *motion_attention.MOTION)]
+    x, time, tokens = (jax.ShapeDtypeStruct(shape, np.float32) for shape in inputs)
+    whole = jax.eval_shape(
+        lambda *given: net.init(jax.random.key(0), *given), x, time, None, tokens
+    )
+    return paths.unflatten(
+        {
+            path: leaf
+            for path, leaf in paths.flatten(whole["params"]).items()
+            if "/temporal_" in path
+        }
+    )
+
+
 def _sd_vae_shapes(given: Arguments) -> Mapping[str, Any]:
     try:
         # One group in every norm: no shape tells how many there are, and no parameter depends on it.
@@ -271,6 +293,11 @@ NETWORKS = {
         motion_attention.DenoisingUNet,
         lambda net: [*_unet_inputs(net), (1, 1, *motion_attention.MOTION)],
         text=unet.SIZES["sd15"]["context_width"],
+    ),
+    "animatediff": Network(
+        rules=unet_maps.ANIMATEDIFF,
+        arguments=lambda found, options: unet_maps.temporal_sizes(found),
+        shapes=_animatediff_shapes,
     ),
     "sd_vae": Network(
         rules=vae_maps.DIFFUSERS,
@@ -363,7 +390,9 @@ def bring_in(name: str, src: Path, out: Path, options: Mapping[str, int | Path |
 def bring_in_xnemo(src: Path | None, out: Path, options: Mapping[str, int | Path | None]) -> str:
     """The released files -> a folder with a folder for each network; returns what to tell the user.
 
-    Without `src` both UNets of `options["base"]`, the denoiser without motion and temporal modules.
+    Without `src` what training begins with: both UNets of `options["base"]`; the denoiser's temporal modules of
+    `options["temporal"]`, AnimateDiff's file, and the trunk of E_app of `options["appearance"]`, ImageNet's ResNet-50,
+    where these are given; no motion modules.
 
     Raises:
       As `bring_in`; what does not fit in any of the networks is in one message.
@@ -372,11 +401,18 @@ def bring_in_xnemo(src: Path | None, out: Path, options: Mapping[str, int | Path
         raise ValueError(f"{out}: is a file; --out must be a folder")
     base = xnemo_maps.unwrapped(read(options["base"], float32=True)) if options.get("base") else {}
     names = dict(xnemo_maps.FILES)
+    if src is not None and (extra := [p for p in ("temporal", "appearance") if options.get(p)]):
+        raise ValueError(
+            f"--{extra[0]}: the released files have all of X-NeMo; it goes with --base alone, for training"
+        )
     if src is None:
         if not base:
             raise ValueError("give --src, the folder of the released files, or --base, or both")
-        names["denoiser"] = "sd_unet"
+        names |= xnemo_maps.BEGINNINGS
         sources = {"reference": xnemo_maps.headless(base), "denoiser": base}
+        for part in ("temporal", "appearance"):
+            if options.get(part):
+                sources[part] = xnemo_maps.unwrapped(read(options[part], float32=True))
     else:
         files, missing = xnemo_maps.find(src)
         if absent := [name for name in missing if "temporal" not in name]:
@@ -539,6 +575,14 @@ def _parser() -> argparse.ArgumentParser:
     whole.add_argument("--out", type=Path, required=True, help="folder to write")
     whole.add_argument(
         "--base", type=Path, help="Stable Diffusion UNet, where the files lack its part"
+    )
+    whole.add_argument(
+        "--temporal",
+        type=Path,
+        help="with --base alone: AnimateDiff's motion module, mm_sd_v15_v2.ckpt",
+    )
+    whole.add_argument(
+        "--appearance", type=Path, help="with --base alone: ImageNet's ResNet-50 of torchvision"
     )
     whole.add_argument("--heads", type=int, help="attention heads (default 8)")
     begins = kinds.add_parser(

@@ -12,7 +12,7 @@ import functools
 import json
 import math
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -195,7 +195,12 @@ class Track:
         return "; ".join(remarks)
 
 
-def locate(pictures: Iterable[np.ndarray], name: str, how: str | Path = "detect") -> Track:
+def locate(
+    pictures: Iterable[np.ndarray],
+    name: str,
+    how: str | Path = "detect",
+    own: Callable[[], tuple[np.ndarray, int]] | None = None,
+) -> Track:
     """The face of a portrait (one picture) or of a driving video (its frames, one by one).
 
     Args:
@@ -203,6 +208,8 @@ def locate(pictures: Iterable[np.ndarray], name: str, how: str | Path = "detect"
       name: of the file, for messages and for its entry in a box file.
       how: "detect"; "whole", the whole picture is the face; or a box file (`read_boxes`), with one
         box, or one for each frame.
+      own: `media.own_frames` of the video; boxes, one for each frame of the file, then follow a rate that varies.
+        A box file is used without looking at `pictures` then.
 
     Raises:
       FaceError: no face anywhere, or none given for this file; says what else can be done.
@@ -223,14 +230,24 @@ def locate(pictures: Iterable[np.ndarray], name: str, how: str | Path = "detect"
     if how == "whole":
         whole = [(0.0, 0.0, *picture.shape[1::-1]) for picture in pictures]
         return Track(np.array(whole), np.ones(len(whole), bool))
-    known, count = read_boxes(Path(how), per_frame=True), sum(1 for _ in pictures)
+    known = read_boxes(Path(how), per_frame=True)
     found = known.get(name, known.get(Path(name).name))
     if found is None:
         raise FaceError(f"{how}: no box for {name}; it has {', '.join(sorted(known)[:5])}")
-    boxes = np.broadcast_to(found, (count, 4)) if found.ndim == 1 else found
-    if len(boxes) != count:
-        raise FaceError(f"{how}: {len(boxes)} boxes for the {count} frames of {name}")
-    return Track(np.array(boxes), np.ones(count, bool))
+    if own is None:
+        count = sum(1 for _ in pictures)
+        numbers = np.arange(count)
+    else:
+        numbers, count = own()
+    if found.ndim == 1:
+        boxes = np.tile(found, (len(numbers), 1))
+    elif len(found) == count:
+        boxes = found[numbers]
+    elif len(found) == len(numbers):  # made of a copy at a constant rate
+        boxes = found
+    else:
+        raise FaceError(f"{how}: {len(found)} boxes for the {count} frames of {name}")
+    return Track(boxes, np.ones(len(boxes), bool))
 
 
 def follow(faces: Iterable[np.ndarray]) -> tuple[np.ndarray, int]:

@@ -40,6 +40,7 @@ SOURCES = {
     "sprite_portraits": ("vidmotion.data.portraits", "sprite_portraits"),
     "sprites": ("vidmotion.data.sprites", "SpritesSource"),
     "tfds": ("vidmotion.data.pipeline", "TfdsSource"),
+    "tfds_videos": ("vidmotion.data.videos", "TfdsVideoSource"),
     "videos": ("vidmotion.data.videos", "VideoSource"),
     "vidtwin_latents": ("vidmotion.data.vidtwin_latents", "VidTwinLatentsSource"),
 }
@@ -76,7 +77,8 @@ class TfdsSource(ClipSource):
     """A split of a TensorFlow dataset, read without TensorFlow (`file_format="array_record"`).
 
     The element is what the dataset's features give, a flat dict of numpy arrays; features that
-    need TensorFlow to decode (Image, Video, Audio) are not supported.
+    need TensorFlow to decode (Image, Video, Audio) are not supported; for videos there is
+    `videos.TfdsVideoSource`. `vidmotion.data.tfds` writes the sources of this package so.
     """
 
     def __init__(self, name: str, split: str = "train", data_dir: str | None = None):
@@ -101,7 +103,14 @@ class TfdsSource(ClipSource):
         return len(self._data)
 
     def __getitem__(self, index) -> dict[str, np.ndarray]:
-        return self._data[index]
+        features = self._data.dataset_info.features
+        # Numbers come as Python's, which have no width.
+        return {
+            name: value
+            if isinstance(value, np.ndarray)
+            else np.asarray(value, features[name].np_dtype)
+            for name, value in self._data[index].items()
+        }
 
 
 class Loader:

@@ -22,6 +22,7 @@ Both come from folders that `python -m vidmotion.data.prepare hdtf|vfhq|nersembl
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping
 
 import grain
@@ -35,6 +36,8 @@ from vidmotion.data.clips import decode_clip
 from vidmotion.data.records import DatasetError, RecordSource
 from vidmotion.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 RECIPES = {"face": FaceAugment, "pcavs": PcAvsAugment}
 
 
@@ -43,7 +46,7 @@ class Pair(grain.transforms.RandomMap):
     """Clip -> pair, as described at the top of the file.
 
     The clip has `clip` or `video`, `length`, `fps` and, for "face", `boxes` (T, 4): see
-    `vidmotion.data.clips`.
+    `vidmotion.data.clips`. Without `boxes` the whole picture is the face.
 
     Attributes:
       frames: F, successive target frames.
@@ -81,8 +84,9 @@ class Pair(grain.transforms.RandomMap):
         reference, start = self._picked(int(element["length"]), float(element["fps"]), rng)
         picked = range(start, start + (self.frames - 1) * self.decimate + 1, self.decimate)
         video, stored = self._frames(element, [reference, *picked])
-        if self.recipe == "pcavs":
-            boxes = np.zeros((len(video), 4))
+        if self.recipe == "pcavs" or "boxes" not in element:
+            height, width = video.shape[1:3]
+            boxes = np.tile(np.float64([0, 0, width, height]), (len(video), 1))
         else:
             indices = [reference, *picked]
             boxes = np.asarray(element["boxes"], np.float64)[indices] * (video.shape[1] / stored)
@@ -201,7 +205,12 @@ class PortraitSource(ClipSource):
     """
 
     def __init__(
-        self, directory, split: str = "train", random: bool = False, pair: Mapping | None = None
+        self,
+        directory,
+        split: str = "train",
+        random: bool = False,
+        pair: Mapping | None = None,
+        whole: bool = False,
     ):
         """Opens a split.
 
@@ -210,23 +219,27 @@ class PortraitSource(ClipSource):
           split: of it.
           random: draw pairs and augment them; otherwise as `Pair` says.
           pair: fields of `Pair`, see `make_pair`.
+          whole: take the whole picture as the face where the clips have no boxes, which the log then says.
 
         Raises:
-          DatasetError: as `RecordSource`, or the folder does not hold clips with faces.
+          DatasetError: as `RecordSource`, or the folder does not hold clips, or not their faces and not `whole`.
           ConfigError: as `make_pair`, or clips too short.
         """
         self._pair = make_pair(random, pair)
         self._records = RecordSource(directory, split)
         held = self._records.features.keys()
-        needed = {"length", "fps"} | ({"boxes"} if self._pair.recipe == "face" else set())
+        boxless = self._pair.recipe == "face" and "boxes" not in held
+        needed = {"length", "fps"} | ({"boxes"} if boxless and not whole else set())
         if not {"clip", "video"} & held or not needed <= held:
             raise DatasetError(
                 f"{directory}: holds {', '.join(held)}: not clips with their faces' boxes, as written "
                 "by python -m vidmotion.data.prepare hdtf, vfhq, nersemble, mead or portraits"
             )
+        if boxless:
+            log.info("%s has no boxes of faces: the whole picture is taken as the face", directory)
         self.transforms = (self._pair,) if random else ()
         self.fingerprint = _fingerprint(self._records.fingerprint, self._pair)
-        self._arguments = (directory, split, random, pair)
+        self._arguments = (directory, split, random, pair, whole)
         dataclasses.replace(self._pair, random=False).random_map(self._records[0], None)
 
     def __len__(self):
@@ -276,14 +289,11 @@ class DrawnPortraitSource(ClipSource):
         """Raises: IndexError out of range."""
         video = self.clips.video(index)
         clip = {"video": video, "length": np.int32(len(video)), "fps": np.float32(self._fps)}
-        if self._pair.recipe == "face":
-            clip["boxes"] = self._box(index, video)
+        if self._pair.recipe == "face" and isinstance(self.clips, Boxes):
+            clip["boxes"] = self._box(index)
         return clip if self._pair.random else self._pair.random_map(clip, None)
 
-    def _box(self, index, video):
-        if not isinstance(self.clips, Boxes):
-            height, width = video.shape[1:3]
-            return np.tile(np.float32([0, 0, width, height]), (len(video), 1))
+    def _box(self, index):
         if index not in self._boxes:
             # Kept, for finding them takes longer than all the rest of a clip that is kept itself.
             self._boxes[index] = self.clips.boxes(index)

@@ -6,9 +6,11 @@ the place of the clip: what a frozen image autoencoder makes of every stored fra
 
 import dataclasses
 import hashlib
+import io
 
 import grain
 import numpy as np
+from PIL import Image
 
 from vidmotion.data.clip_source import Classes, ClipSource
 from vidmotion.data.clips import decode_clip
@@ -134,6 +136,109 @@ class VideoSource(ClipSource, Classes):
 
     def __repr__(self):
         return f"{type(self).__name__}{self._arguments!r}"
+
+
+class TfdsVideoSource(ClipSource, Classes):
+    """Windows of a TensorFlow dataset of videos with labels, such as its `ucf101`; elements and attributes as of
+    `VideoSource`.
+
+    Its pictures are decoded here, of the window alone. To write such a dataset, and to know its features, TensorFlow
+    Datasets needs TensorFlow.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str = "train",
+        data_dir: str | None = None,
+        fps: float = 25.0,
+        size: int = 0,
+        frames: int | None = None,
+        decimate: int = 1,
+        random: bool = False,
+    ):
+        """Opens a dataset that `download_and_prepare` has written with ``file_format="array_record"``.
+
+        Args:
+          name: ``ucf101/ucf101_1_256`` is the first of the three official splits.
+          split, data_dir: of it.
+          fps: of its videos, which it does not tell.
+          size: to which pictures are scaled, square; 0: as they are.
+          frames, decimate, random: of `Window`.
+
+        Raises:
+          ImportError: tensorflow-datasets or TensorFlow is not installed.
+          ConfigError: `frames` or `decimate` below 1, or the first video is too short.
+        """
+        try:
+            import tensorflow_datasets as tfds
+
+            class Undecoded(tfds.decode.SkipDecoding):
+                """Its own has no such methods for what is read without TensorFlow's pipelines."""
+
+                def decode_example_np(self, pictures):
+                    return pictures
+
+                decode_batch_example_np = decode_example_np
+
+            decoders = {"video": Undecoded()}
+            self._data = tfds.data_source(name, split=split, data_dir=data_dir, decoders=decoders)
+        except ImportError as error:
+            raise ImportError(
+                f"the data source 'tfds_videos' needs tensorflow-datasets and TensorFlow ({error}): "
+                "pip install 'vidmotion[tfds]' tensorflow"
+            ) from error
+        if decimate < 1 or (frames is not None and frames < 1):
+            raise ConfigError(f"frames and decimate are at least 1, got {frames=}, {decimate=}")
+        info = self._data.dataset_info
+        self._window, self._size, self._fps = Window(frames, decimate, random), size, fps
+        self.transforms = (_Decoded(self._window, size, fps),) if random else ()
+        self.classes = tuple(info.features["label"].names)
+        content = [(part.name, part.num_examples, part.num_bytes) for part in info.splits.values()]
+        self.fingerprint = hashlib.sha256(
+            f"{info.full_name}/{split}/{content}/{fps}/{size}/{self._window}".encode()
+        ).hexdigest()
+        _Decoded(dataclasses.replace(self._window, random=False), size, fps).random_map(
+            self._data[0], None
+        )
+
+    def __len__(self):
+        return len(self._data)
+
+    def __getitem__(self, index) -> dict[str, np.ndarray]:
+        element = self._data[index]
+        decoded = _Decoded(self._window, self._size, self._fps)
+        return element if self._window.random else decoded.random_map(element, None)
+
+    def class_of(self, element) -> int:
+        """Index into `classes`."""
+        return int(element["label"])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decoded(grain.transforms.RandomMap):
+    """An element of TensorFlow Datasets with encoded pictures `video` -> the window of it."""
+
+    window: Window
+    size: int
+    fps: float
+
+    def random_map(self, element, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Raises: ConfigError as of `Window`."""
+        frames = np.arange(len(element["video"]), dtype=np.int32)
+        stored = {
+            "video": frames,
+            "length": np.int32(len(frames)),
+            "fps": np.float32(self.fps),
+            "start": np.float64(0),
+            "label": np.int32(element["label"]),
+        }
+        picked = self.window.random_map(stored, rng)
+        pictures = [Image.open(io.BytesIO(element["video"][k])) for k in picked["video"]]
+        if self.size:
+            side = (self.size, self.size)
+            pictures = [p.resize(side, Image.Resampling.LANCZOS) for p in pictures]
+        return {**picked, "video": np.stack([np.asarray(p.convert("RGB")) for p in pictures])}
 
 
 class LatentSource(VideoSource):

@@ -68,12 +68,17 @@ def analyse(run, vars) -> None:
     Raises:
       ConfigError: an unknown analysis, or one that makes no sense for this system.
     """
-    asked = run.config.sample.get("analyses", ())
+    sheets = importlib.import_module("vidmotion.evaluation.sheets")
+    asked = tuple(run.config.sample.get("analyses", ()))
+    sheets.draw(run, vars, tuple(name for name in asked if name in sheets.SHEETS))
+    asked = tuple(name for name in asked if name not in sheets.SHEETS)
     if not asked:
         return
     name = run.config.system.name
     if name not in ANALYSES:
-        raise ConfigError(f"config.sample.analyses: there are none for {name}")
+        raise ConfigError(
+            f"config.sample.analyses: there is no {asked[0]!r} for {name}, only {', '.join(sheets.SHEETS)}"
+        )
     importlib.import_module(ANALYSES[name]).analyse(run, vars, asked)
 
 

@@ -24,6 +24,7 @@ from vidmotion.metrics import (
     frechet,
     identity,
     pixel,
+    resize,
     stability,
 )
 from vidmotion.metrics.accumulate import Mean
@@ -94,6 +95,35 @@ class Batch:
             raise ConfigError(
                 f"the reference is {self.reference.shape[1:3]} pixels, what was made {shape[2:4]}"
             )
+
+    def at(self, side: int) -> "Batch":
+        """All of it at `side` by `side` pixels, by Pillow's smoothing bicubic, the boxes moved along."""
+        old = self.made.shape[2:4]
+
+        def resized(x: np.ndarray | None) -> np.ndarray | None:
+            if x is None:
+                return None
+            flat = x.reshape(-1, *x.shape[-3:])
+            made = np.asarray(resize.resize(flat, "pil_bicubic", (side, side)))
+            if x.dtype == np.uint8:
+                made = np.clip(np.rint(made), 0, 255).astype(np.uint8)
+            else:
+                made = np.clip(made, 0, 1)
+            return made.reshape(*x.shape[:-3], side, side, x.shape[-1])
+
+        def moved(boxes: np.ndarray | None) -> np.ndarray | None:
+            return None if boxes is None else boxes * (side / np.tile(old[::-1], 2))
+
+        return dataclasses.replace(
+            self,
+            **{
+                name: resized(getattr(self, name))
+                for name in ("made", "driving", "reference", "truth")
+            },
+            baselines={name: resized(x) for name, x in self.baselines.items()},
+            boxes=moved(self.boxes),
+            reference_boxes=moved(self.reference_boxes),
+        )
 
     @functools.cached_property
     def exact(self) -> np.ndarray:
@@ -435,6 +465,28 @@ def steadiness() -> Measure:
         ]
 
     return Measure("steadiness", {name: Mean() for name in meaning}, update, rows)
+
+
+def seams(window: int, overlap: int) -> Measure:
+    """`metrics.stability.seam` of clips longer than a window: the change error at its borders over that elsewhere."""
+    find = jax.jit(functools.partial(stability.seam, window=window, overlap=overlap))
+
+    def update(state: State, batch: Batch) -> State:
+        if batch.truth is None or not batch.consecutive or batch.made.shape[1] <= window:
+            return state
+        found = find(batch.exact, batch.made)
+        return {name: state[name].update(np.asarray(x)) for name, x in zip(state, found)}
+
+    def rows(state: State, resolution: str, n: int) -> list[MetricResult]:
+        at, elsewhere = state.values()
+        convention = f"windows_of_{window}_sharing_{overlap}"
+        if not at.count:
+            needs = f"clips of more than {window} frames"
+            return [not_computed("seam", convention, needs, resolution, n)]
+        ratio = at.compute() / max(elsewhere.compute(), 1e-12)
+        return [MetricResult("seam", ratio, convention, "none", resolution, at.count)]
+
+    return Measure("seams", {"at": Mean(), "elsewhere": Mean()}, update, rows)
 
 
 def constant(metric: str, value: float, convention: str) -> Measure:

@@ -64,9 +64,11 @@ class PaperProtocol(Evaluator):
       clips: of the split; 0: all.
       batch: clips at a time, over all processes; rounded up to what the mesh divides.
       save_every: batches from one saving of the accumulators to the next; 0: only at the end.
-      targets: frames of each clip that self-reenactment makes, drawn among those more than `gap` seconds after
-        the first; 0: all frames after the first, in their order.
+      targets: frames that are made of each clip, drawn in self-reenactment among those more than `gap` seconds after
+        the first, in cross-reenactment among all of the driver; 0: all of these in their order (in
+        self-reenactment all after the first).
       gap: see there.
+      size: pixels at which clips are measured, whatever the system's (X-NeMo: 256); 0: the system's.
       keep_clips: leave all clips as pictures, for other programs to measure.
       measured: folder of what those measured, "": none; see `vidmotion.evaluation.measured`.
       head_model: .npz of the head model that clips were fitted with; "": none.
@@ -82,6 +84,7 @@ class PaperProtocol(Evaluator):
     save_every: int
     targets: int
     gap: float
+    size: int = 0  # sections of earlier versions have none
     keep_clips: bool
     measured: str
     head_model: str
@@ -94,7 +97,8 @@ class PaperProtocol(Evaluator):
 
     def __post_init__(self):
         counts = {"frames": self.frames, "clips": self.clips, "save_every": self.save_every}
-        for name, value in {**counts, "targets": self.targets, "gap": self.gap}.items():
+        counts |= {"targets": self.targets, "gap": self.gap, "size": self.size}
+        for name, value in counts.items():
             if value < 0:
                 raise ConfigError(f"config.evals.{self.name}.{name}={value}: it cannot be negative")
         if self.batch < 1:
@@ -252,18 +256,17 @@ class Transfers:
                 f"{', '.join(sorted(first))}: name the prepared clips, with --config.data.kind=videos"
             )
         self._shape = first["video"].shape
-        self.resolution = "x".join(map(str, self._shape[1:3]))
+        sides = [settings.size] * 2 if settings.size else self._shape[1:3]
+        self.resolution = "x".join(map(str, sides))
         self.rows = run.rows(settings.batch)
         self.rendered = kind in ("cross", "transfer") and isinstance(source, Renders)
         self._partners = np.arange(self.clips)
         if kind in ("cross", "transfer"):
             origins = [source.origin(i) for i in range(self.clips)]
             self._partners = partners(origins, run.config.seed)
-        self.frames = self._shape[0]
-        if kind == "self":
-            if self.frames < 2:
-                raise ConfigError("self-reenactment needs clips of two frames or more")
-            self.frames = len(self._targets(0, first))
+        if kind == "self" and len(first["video"]) < 2:
+            raise ConfigError("self-reenactment needs clips of two frames or more")
+        self.frames = len(self._targets(0, first))
         self.fingerprint = source.fingerprint
         self._sample = run.jit_sample()
         self._key = jax.random.key(run.config.seed)
@@ -293,13 +296,13 @@ class Transfers:
         still = np.stack([pair.inputs["content"][:1] for pair in pairs])
         truth = None
         if self.rendered:
-            truth = np.stack([self._source.swap(i, int(self._partners[i])) for i in own])
+            truth = np.stack([self._swap(i) for i in own])
         elif self._kind in ("self", "reconstruction"):
             truth = driving
         boxes = None
         if like.boxes is not None:
             boxes = [np.stack([pair.boxes[side] for pair in pairs]) for side in (0, 1)]
-        return Batch(
+        batch = Batch(
             made=np.asarray(outputs["video"])[process * share :][: len(own)],
             driving=driving,
             reference=still[:, 0],
@@ -307,8 +310,10 @@ class Transfers:
             baselines={} if truth is None else self._trivial(still, driving),
             boxes=boxes and boxes[1],
             reference_boxes=boxes and boxes[0][:, 0],
-            consecutive=self._kind != "self" or not self._settings.targets,
+            consecutive=self._consecutive,
         )
+        side = self._settings.size
+        return batch.at(side) if side and (side, side) != self._shape[1:3] else batch
 
     @property
     def baselines(self) -> tuple[str, ...]:
@@ -336,12 +341,11 @@ class Transfers:
         element = self._element(i)
         own, boxes = element["video"], boxes_of(self._source, i, element)
         other, placed, j = own, boxes, int(self._partners[i])
-        if self._kind == "self":
-            targets = self._targets(i, element)
-            other, placed = own[targets], None if boxes is None else boxes[targets]
-        elif j != i:
+        if j != i:
             element = self._element(j)
             other, placed = element["video"], boxes_of(self._source, j, element)
+        targets = self._targets(i, element)
+        other, placed = other[targets], None if placed is None else placed[targets]
         if self._kind in ("self", "cross"):
             own, boxes = own[:1], None if boxes is None else boxes[:1]
         inputs, both = {"content": own, "motion": other}, None
@@ -351,17 +355,30 @@ class Transfers:
                 inputs |= face_views(side, own, boxes, other, placed)
         return _Pair(inputs, both)
 
+    @property
+    def _consecutive(self) -> bool:
+        return self._kind not in ("self", "cross") or not self._settings.targets
+
+    def _swap(self, i: int) -> np.ndarray:
+        """The true answer where it can be rendered."""
+        j = int(self._partners[i])
+        return self._source.swap(i, j)[self._targets(i, {})]
+
     def _targets(self, i: int, element) -> np.ndarray:
-        """Frames of clip i that self-reenactment makes."""
-        count, length = self._settings.targets, len(element["video"])
-        if not count:
-            return np.arange(1, length)
-        fps = float(element.get("fps", self._run.config.data.get("common", {}).get("fps", 25.0)))
-        earliest = int(np.floor(self._settings.gap * fps + 1e-6)) + 1
+        """Frames of the driver of clip i that are made; in self-reenactment `element`, the clip, may tell its rate."""
+        count, length = self._settings.targets, self._shape[0]
+        if self._consecutive:
+            return np.arange(self._kind == "self", length)
+        earliest, where = 0, ""
+        if self._kind == "self":
+            common = self._run.config.data.get("common", {})
+            fps = float(element.get("fps", common.get("fps", 25.0)))
+            earliest = int(np.floor(self._settings.gap * fps + 1e-6)) + 1
+            where = f" that lie more than {self._settings.gap:g} s after the first"
         if earliest + count > length:
             raise ConfigError(
                 f"config.evals.{self._settings.name}.targets={count}: clips of {length} frames have "
-                f"{max(length - earliest, 0)} that lie more than {self._settings.gap:g} s after the first"
+                f"{max(length - earliest, 0)}{where}"
             )
         chosen = np.random.default_rng([self._run.config.seed, i]).choice(
             np.arange(earliest, length), count, replace=False
@@ -547,6 +564,7 @@ class Reconstruction(PaperProtocol):
             measures.steadiness(),
         ]
         if run.system.share_kept is not None:
+            found.append(measures.seams(run.system.window, run.system.overlap))
             kept = 100.0 * run.system.share_kept
             found.append(measures.constant("rate", kept, "percent_of_clip"))
         return found
@@ -730,7 +748,7 @@ class Kept:
     def _read_identity(self) -> dict[str, str]:
         try:
             return json.loads((self._folder / IDENTITY).read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
 
 

@@ -3,6 +3,7 @@
     python -m vidmotion.main --config=configs/warpface.py:demo --workdir=DIR --mode=sample \
         --config.sample.analyses='("canonical","subspace","vector","curves","collapse")'
 
+With ``motion=none`` there is ``noises`` alone; ``comparison`` and ``failures`` are in `vidmotion.evaluation.sheets`.
 All start from the first ``config.sample.clips`` clips of the eval split. Sheets show ``config.sample.rows`` of them;
 all pictures of a sheet begin with the same noise.
 
@@ -43,7 +44,8 @@ def analyse(run, vars, asked) -> None:
             raise ConfigError(
                 f"config.sample.analyses: {name!r}; choose from {', '.join(ANALYSES)}"
             )
-        if motion == "none" or (motion == "ip" and name in ("canonical", "subspace", "vector")):
+        needs_codes = name in ("canonical", "subspace", "vector")
+        if (motion == "none" and name != "noises") or (motion == "ip" and needs_codes):
             raise ConfigError(
                 f"config.sample.analyses: {name!r} needs motion codes, not {motion!r}"
             )
@@ -111,6 +113,16 @@ def _canonical(run, vars, clips, codes: MotionCodes, folder) -> None:
     made = _render(run, vars, sources, np.stack([np.zeros_like(canonical), canonical], axis=1))
     cells = [cell for source, row in zip(sources, made) for cell in (source, *row)]
     _sheet(folder, "canonical", cells, 3, ["source", "no motion", "canonical"])
+
+
+def _noises(run, vars, clips, codes, folder) -> None:
+    """Figure 1, top: each source under several noises and no motion; without a motion encoder its poses are random."""
+    sources, columns = clips[: run.config.sample.rows, 0], run.config.sample.columns
+    still = np.zeros((len(sources), 1, run.system.code_width), np.float32)
+    made = [_render(run, vars, sources, still, seed)[:, 0] for seed in range(columns)]
+    cells = [cell for source, row in zip(sources, zip(*made)) for cell in (source, *row)]
+    titles = ["source", *(f"noise {seed}" for seed in range(columns))]
+    _sheet(folder, "noises", cells, columns + 1, titles)
 
 
 def _subspace(run, vars, clips, codes: MotionCodes, folder) -> None:
@@ -190,6 +202,7 @@ ANALYSES = {
     "vector": _vector,
     "curves": _curves,
     "collapse": _collapse,
+    "noises": _noises,
 }
 
 
@@ -211,13 +224,13 @@ def _codes(run, vars, clips):
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def _render(run, vars, sources_bhwc, theta_bnm) -> np.ndarray:
-    """Sources shown under given codes, uint8 (b, n, H, W, 3)."""
+def _render(run, vars, sources_bhwc, theta_bnm, seed: int = 0) -> np.ndarray:
+    """Sources shown under given codes, uint8 (b, n, H, W, 3), from the noise of `seed`."""
 
     @jax.jit
     def show(vars, sources, theta):
         system = run.system
-        return system.render(vars, system.latents(vars, sources), theta, jax.random.key(0))
+        return system.render(vars, system.latents(vars, sources), theta, jax.random.key(seed))
 
     return to_uint8(np.asarray(show(vars, sources_bhwc, theta_bnm)))
 

@@ -51,6 +51,31 @@ def change_error(x: Video, y: Video) -> jax.Array:
     return jnp.mean(jnp.abs(_change(y) - _change(x)), axis=(-4, -3, -2, -1))
 
 
+def seam(x: Video, y: Video, window: int, overlap: int = 0) -> tuple[jax.Array, jax.Array]:
+    """`change_error` at the borders of the windows that y was made in, and elsewhere: equal where no border shows.
+
+    Args:
+      x, y: equal shapes, at least 2 frames.
+      window: frames of a window.
+      overlap: that it shares with the next: their changes, and that after them, are the border's.
+
+    Returns:
+      two (...,) float32, NaN where there are no such frames.
+
+    Raises:
+      ValueError: shapes differ, and as `flicker`.
+    """
+    if x.shape != y.shape:
+        raise ValueError(f"videos to compare have shapes {x.shape} and {y.shape}")
+    x, y = _checked(x, 2), _checked(y, 2)
+    error = jnp.mean(jnp.abs(_change(y) - _change(x)), axis=(-3, -2, -1))
+    frames, step = x.shape[-4], window - overlap
+    later = np.arange(1, frames)  # the frame that a change leads to
+    begins = np.arange(step, frames - overlap, step)[:, None]  # of the windows but the first
+    border = ((begins <= later[None]) & (later[None] <= begins + overlap)).any(axis=0)
+    return error[..., border].mean(axis=-1), error[..., ~border].mean(axis=-1)
+
+
 def _change(x: jax.Array) -> jax.Array:
     return x[..., 1:, :, :, :] - x[..., :-1, :, :, :]
 

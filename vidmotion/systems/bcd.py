@@ -69,7 +69,8 @@ class Cross:
     Attributes:
       enabled: False takes c and m from the same half (an ablation; it collapses in the paper).
       symmetric: also rebuild A from (content of B, motion of A). The paper states A -> B.
-      content_frames: frames of A that content may see; 0 is all (Table A2 tries 1, 5, 15, 20).
+      content_frames: frames of A that content may see in training; 0 is all, as in the paper (for inference see
+        `Sampler`).
     """
 
     enabled: bool = True
@@ -142,11 +143,14 @@ class Sampler:
       method: ``heun`` (2 * steps - 1 evaluations) or ``euler``.
       window: frames per window of motion encoding and denoising, all windows from the same noise;
         0 is the half-clip length seen in training. Not in paper.
+      content_frames: the first frames of the content clip that content is read from; 0: all (Table A2 tries 1, 5, 15
+        and 20 at inference).
     """
 
     steps: int
     method: str = "heun"
     window: int = 0
+    content_frames: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,11 +203,12 @@ class BCD(System, MotionTransfer, Describes):
             raise ConfigError(
                 f"config.system.frames={self.frames}: two halves need an even number >= 2"
             )
-        if not 0 <= self.cross.content_frames <= self.half:
-            raise ConfigError(
-                f"config.system.cross.content_frames={self.cross.content_frames}: a half has only "
-                f"{self.half} frames"
-            )
+        for name in ("cross", "sampler"):
+            frames = getattr(self, name).content_frames
+            if not 0 <= frames <= self.half:
+                raise ConfigError(
+                    f"config.system.{name}.content_frames={frames}: a half has only {self.half} frames"
+                )
         if self.encoder.width % self.encoder.heads:
             raise ConfigError(
                 f"config.system.encoder.width={self.encoder.width} must divide by "
@@ -247,8 +252,8 @@ class BCD(System, MotionTransfer, Describes):
 
     @property
     def content_frames(self) -> int:
-        """Content is read from as many frames as in training."""
-        return self.half
+        """Content is read from as many frames as in training, or from fewer where the sampler says so."""
+        return self.sampler.content_frames or self.half
 
     @property
     def motion_width(self) -> int:
@@ -388,7 +393,8 @@ class BCD(System, MotionTransfer, Describes):
           ``content`` float32 (B, K, C_c); ``ids`` int32 (B, T, N); ``soft_usage`` float32 (B, N, J).
         """
         params = vars.params["model"]
-        c, _ = self._encode(params, self.codec.encode(vars.consts, batch["content"]))
+        seen = batch["content"][:, : self.sampler.content_frames or None]
+        c, _ = self._encode(params, self.codec.encode(vars.consts, seen))
         z = self.codec.encode(vars.consts, batch["motion"])
         _, m = self._encode(params, self._cut_windows(z))
         code = self._quantize(params, m)

@@ -23,7 +23,7 @@ from vidmotion.convert.maps import temporal_vae as temporal_vae_maps
 from vidmotion.convert.maps import vae as vae_maps
 from vidmotion.errors import ConfigError
 from vidmotion.models import temporal_vae, vae
-from vidmotion.system import Const, fingerprint
+from vidmotion.system import Const, dtype, fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +109,8 @@ class LatentCodec:
       chunk: frames of each clip encoded or decoded at a time, which bounds memory: one frame of 256 px
         takes ``sd`` about 0.1 GiB to encode and 0.25 GiB to decode (XLA's estimate, float32), times
         the clips that a device holds. ``svd`` decodes runs of 25 frames whatever it is.
+      compute: ``float32``, or ``bfloat16``, in which the network then runs; latents and pictures are float32 again, and
+        its weights stay as they are, and so does the fingerprint.
       cached: training reads latents that ``python -m vidmotion.data.prepare latents`` stored, in place of
         pixels; `weights` then still decode what is sampled.
 
@@ -122,6 +124,7 @@ class LatentCodec:
     weights: str = ""
     chunk: int = 1
     cached: bool = False
+    compute: str = "float32"
 
     def __post_init__(self):
         if self._own:
@@ -138,6 +141,7 @@ class LatentCodec:
             )
         if self.chunk < 1:
             raise ConfigError(f"config.system.codec.chunk={self.chunk}: at least 1")
+        dtype(self.compute)
 
     @property
     def _own(self) -> bool:
@@ -150,16 +154,15 @@ class LatentCodec:
 
     @property
     def _net(self) -> vae.AutoencoderKL | vae.PatchCodec | temporal_vae.TemporalAutoencoder:
+        computed = {"dtype": dtype(self.compute)}
         if self._own:
-            return vae.AutoencoderKL(**self.network)
+            return vae.AutoencoderKL(**self.network, **computed)
         if self._temporal:
             sizes = temporal_vae.SIZES[TEMPORAL[self.network]]
-            return temporal_vae.TemporalAutoencoder(**sizes)
-        return (
-            vae.PatchCodec()
-            if self.network == "patch"
-            else vae.AutoencoderKL(**vae.SIZES[self.network])
-        )
+            return temporal_vae.TemporalAutoencoder(**sizes, **computed)
+        if self.network == "patch":
+            return vae.PatchCodec()
+        return vae.AutoencoderKL(**vae.SIZES[self.network], **computed)
 
     @property
     def _factor(self) -> int:
@@ -316,14 +319,15 @@ class LatentCodec:
         raw = latent * (self._row(self.std) / 0.5) + self._row(self.mean)
         if self._temporal:
             variables = {"params": consts["vae"]}
-            video = temporal_vae.decode_in_chunks(self._net, variables, raw)
+            video = temporal_vae.decode_in_chunks(self._net, variables, raw).astype(jnp.float32)
         else:
             video = self._in_chunks(pixels, raw)
         return jnp.clip(video * 0.5 + 0.5, 0.0, 1.0)
 
     def _apply(self, consts, x_bhwc, method):
         variables = {"params": consts["vae"]} if "vae" in consts else {}
-        return self._net.apply(variables, x_bhwc, method=method)
+        made = self._net.apply(variables, x_bhwc, method=method)
+        return jax.tree.map(lambda x: x.astype(jnp.float32), made)
 
     def _in_chunks(self, function, x_bthwc):
         """Map over time, `chunk` frames of every clip at a time; the batch stays cut over the mesh."""

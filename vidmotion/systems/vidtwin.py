@@ -110,6 +110,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         the paper: none. Needs ``structure_from`` ``other`` or ``either``, and pixels.
       kl_weight: of the divergence summed over the latents of a clip.
       perceptual, gan: the records above.
+      overlap: frames that a window shares with the next in `sample`, of clips that are longer than one; at most half.
       compute: ``float32`` or ``bfloat16``; parameters, latents and losses are float32 either way.
       remat, scan: of both transformers; see `models.spacetime.Trunk`.
 
@@ -124,6 +125,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
     kl_weight: float = 1e-3
     perceptual: Perceptual = Perceptual()
     gan: Gan = Gan()
+    overlap: int = 0
     compute: str = "float32"
     remat: bool = False
     scan: bool = False
@@ -149,6 +151,10 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
             self.net.check()
         except ValueError as error:
             raise ConfigError(f"config.system.network: {error}") from error
+        if not 0 <= self.overlap <= self.net.frames // 2:
+            raise ConfigError(
+                f"config.system.overlap={self.overlap}: at most half of a window's {self.net.frames} frames"
+            )
         least = 3 * 2**self.gan.layers
         if self.gan.weight and self.net.size < least:
             raise ConfigError(
@@ -504,7 +510,8 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         """Cross-reenactment: the structure of one clip with the dynamics of another (section 10).
 
         Both are cut into windows of the network's length and paired in order; the last window of each is filled
-        up with its last frame, and the content's last window serves what is longer.
+        up with its last frame, and the content's last window serves what is longer. Where windows share frames
+        (`overlap`), what is made of these fades from one window to the next.
 
         Args:
           vars: parameters.
@@ -523,7 +530,9 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         if part not in PARTS:
             raise ConfigError(f"part={part!r}: choose {', '.join(PARTS)}")
         clips, frames = batch["motion"].shape[:2]
-        content, motion = (self._windows(batch[name]) for name in ("content", "motion"))
+        content, motion = (
+            self._windows(batch[name], self.overlap) for name in ("content", "motion")
+        )
         count = motion.shape[1]
         shown = content[:, jnp.minimum(jnp.arange(count), content.shape[1] - 1)]
         keys = jax.random.split(key)
@@ -535,7 +544,8 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         structure = latents(shown, keys[0])[0] if part != "dynamics" else None
         dynamics = latents(motion, keys[1])[1] if part != "structure" else None
         video = self._decode(vars, structure, dynamics)
-        return {"video": video.reshape(clips, -1, *video.shape[2:])[:, :frames]}
+        video = video.reshape(clips, count, *video.shape[1:])
+        return {"video": crossfade(video, self.overlap)[:, :frames]}
 
     def read(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
         """Means of the latents: ``video`` uint8 (B, T, H, W, 3) -> ``structure`` and ``dynamics``, float32,
@@ -586,14 +596,31 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
             return jnp.clip(video * 0.5 + 0.5, 0.0, 1.0)
         return self.codec.decode(vars.consts, video)
 
-    def _windows(self, video_bthwc):
-        """(B, T, ...) -> (B, windows, frames, ...), the last one filled up with the last frame."""
-        length = self.net.frames
-        count = -(-video_bthwc.shape[1] // length)
-        index = np.minimum(np.arange(count * length), video_bthwc.shape[1] - 1)
-        return video_bthwc[:, index].reshape(
-            len(video_bthwc), count, length, *video_bthwc.shape[2:]
-        )
+    def _windows(self, video_bthwc, overlap=0):
+        """(B, T, ...) -> (B, windows, frames, ...), `overlap` frames of each also in the next, the last window filled
+        up with the last frame."""
+        frames, length = video_bthwc.shape[1], self.net.frames
+        count = max(1, -(-(frames - overlap) // (length - overlap)))
+        index = np.arange(count)[:, None] * (length - overlap) + np.arange(length)[None]
+        return video_bthwc[:, np.minimum(index, frames - 1)]
+
+
+def crossfade(windows_bkfhwc: jax.Array, overlap: int) -> jax.Array:
+    """Windows (B, K, F, H, W, C) that share n = `overlap` frames with the next -> (B, K (F - n) + n, H, W, C).
+
+    The shared frames weigh n/(n+1), ..., 1/(n+1) in the earlier window and the rest in the later one.
+    """
+    clips, count, length = windows_bkfhwc.shape[:3]
+    if not overlap:
+        return windows_bkfhwc.reshape(clips, count * length, *windows_bkfhwc.shape[3:])
+    step = length - overlap
+    # A window's shares rise over its first frames and fall over its last, but where there is no other window.
+    rise = np.minimum(np.arange(1, length + 1) / (overlap + 1), 1)
+    share = np.tile(np.minimum(rise, rise[::-1]), (count, 1)).astype(np.float32)
+    share[0, :overlap] = share[-1, length - overlap :] = 1
+    index = np.arange(count)[:, None] * step + np.arange(length)[None]
+    joined = jnp.zeros((clips, count * step + overlap, *windows_bkfhwc.shape[3:]))
+    return joined.at[:, index].add(windows_bkfhwc * share[None, :, :, None, None, None])
 
 
 def _crossed(x: jax.Array, crossed_b: jax.Array) -> jax.Array:

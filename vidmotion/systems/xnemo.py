@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vidmotion import paths
 from vidmotion.config_schema import from_config
 from vidmotion.convert import folder
 from vidmotion.convert.maps.xnemo import PUBLISHED
@@ -67,6 +68,7 @@ log = logging.getLogger(__name__)
 
 PyTree = Any
 STARTS = ("blur", "noise")
+NULLS = ("both", "appearance", "motion")
 MODULES = ("motion", "temporal")
 BURKOV = Weights()  # of the latent pose descriptors, as in the paper
 SOURCES = {  # of never-trained networks
@@ -181,6 +183,8 @@ class Sampler:
       steps: instead of the preset's; 0: the preset's.
       scale: s of neg + s * (pos - neg), instead of the preset's; 0: the preset's.
       start: ``blur``, the reference's latent, blurred and noised, as released; ``noise``, as in the paper.
+      null: what the null branch of guidance lacks (Figure 6): ``both``, in the paper, the reference and the driver's
+        motion, in whose place is the portrait's own; ``appearance`` or ``motion``, one of the two.
       window, overlap: frames of a window, and shared with the next.
     """
 
@@ -188,6 +192,7 @@ class Sampler:
     steps: int = 0
     scale: float = 0.0
     start: str = "blur"
+    null: str = "both"
     window: int = 24
     overlap: int = 4
 
@@ -250,6 +255,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
             ("clip.network", self.clip.network, (*CLIP_SIZES, "none")),
             ("sampler.preset", sampler.preset, tuple(XNEMO_PRESETS)),
             ("sampler.start", sampler.start, STARTS),
+            ("sampler.null", sampler.null, NULLS),
             ("prediction", self.prediction, PREDICTIONS),
             *(("stage.skip", name, MODULES) for name in stage.skip),
         ):
@@ -475,14 +481,26 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         return {"unet": {**SIZES["sd15"], **own}, "motion": arguments["motion"]}
 
     def released(self, params: PyTree) -> PyTree:
-        """``{"model": tree}`` of this system from what ``python -m vidmotion.convert xnemo`` wrote; of Stable
-        Diffusion's UNet there is only a part."""
-        motion = {"motion": params["motion"]["params"]} if "motion" in params else {}
-        return {"model": {**params, **motion}}
+        """``{player: tree}`` of this system from what ``python -m vidmotion.convert xnemo`` wrote.
+
+        Of the released files all of ``model``. Of what training begins with, both UNets as far as Stable Diffusion has
+        them, and where the folder has them the denoiser's temporal modules and, in ``head``, the trunk of E_app.
+        """
+        model = {name: params[name] for name in ("reference", "denoiser") if name in params}
+        if "motion" in params:
+            model["motion"] = params["motion"]["params"]
+        if "temporal" in params:
+            both = paths.flatten(model["denoiser"]) | paths.flatten(params["temporal"])
+            model["denoiser"] = paths.unflatten(both)
+        if "appearance" not in params:
+            return {"model": model}
+        return {"model": model, "head": {"appearance": {"trunk": params["appearance"]["params"]}}}
 
     def released_mutable(self, params: PyTree) -> PyTree:
-        """Running statistics of E_mot."""
+        """Running statistics of E_mot and of E_app's trunk, where the folder has them."""
         there = {"motion": params["motion"]["batch_stats"]} if "motion" in params else {}
+        if "appearance" in params:
+            there["appearance"] = {"trunk": params["appearance"]["batch_stats"]}
         return inherited(self.init_mutable(), there)
 
     @property
@@ -722,9 +740,12 @@ class XNeMo(System, MotionTransfer, Released, Describes):
             with_cond = self._predict(vars, x, time_b, context, tokens, pairs)
             if scale == 1.0:
                 return with_cond
-            # Two calls and not one batch of both: this one has no reference to attend to.
-            still = jnp.broadcast_to(null, tokens.shape)
-            return guide(with_cond, self._predict(vars, x, time_b, nothing, still), scale)
+            # Two calls and not one batch of both: this one may have no reference to attend to.
+            lacks = self.sampler.null
+            seen = (context, pairs) if lacks == "motion" else (nothing, None)
+            moved = tokens if lacks == "appearance" else jnp.broadcast_to(null, tokens.shape)
+            without = self._predict(vars, x, time_b, seen[0], moved, seen[1])
+            return guide(with_cond, without, scale)
 
         start_key, window_key = jax.random.split(key)
         times = samplers.leading_times(steps, self.diffusion.steps)

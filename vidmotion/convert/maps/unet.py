@@ -95,6 +95,15 @@ REFERENCE = (
     Ignore("conv_norm_out.*", "the reference network has no output layer"),
     Ignore("conv_out.*", "the reference network has no output layer"),
 )
+# The temporal modules of `DenoisingUNet` from AnimateDiff's file, which has nothing else.
+ANIMATEDIFF = (
+    *(
+        rule
+        for ours, theirs in _STAGES.items()
+        for rule in _module(f"{ours}/temporal_{{j}}", f"{theirs}.motion_modules.{{j}}")
+    ),
+    Ignore("*.pos_encoder.pe", "a fixed position code, recomputed"),
+)
 # Leaves of the attention to a text, and of the norm before it.
 TEXT = re.compile(r".*/attn_\d+/(norm2|cross)/.*")
 
@@ -161,6 +170,28 @@ def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "context_width": texts[0][-1] if texts else 0,
         "head": "conv_out.weight" in shapes,
     }
+
+
+def temporal_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """What the shapes of AnimateDiff's file tell of the UNet that its modules are of: `channels`, `layers_per_block`.
+
+    Raises:
+      ConversionError: there is no first module.
+    """
+
+    def width(i: int, j: int) -> int:
+        key = f"down_blocks.{i}.motion_modules.{j}.temporal_transformer.norm.weight"
+        return shapes.get(key, (0,))[0]
+
+    if not width(0, 0):
+        raise ConversionError(
+            [
+                "source down_blocks.0.motion_modules.0.temporal_transformer.norm.weight: not there, so this is not "
+                "AnimateDiff's motion module"
+            ]
+        )
+    channels = [c for c in (width(i, 0) for i in range(8)) if c]
+    return {"channels": channels, "layers_per_block": sum(width(0, j) > 0 for j in range(8))}
 
 
 def other_texts(shapes: Mapping[str, tuple[int, ...]], width: int) -> list[str]:

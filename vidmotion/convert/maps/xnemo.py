@@ -18,6 +18,13 @@ FILES = {
     "temporal": "xnemo_temporal_module",
     "motion": "xnemo_motion_encoder",
 }
+# What training begins with: network of each part of the folder.
+BEGINNINGS = {
+    "reference": "xnemo_reference_unet",
+    "denoiser": "sd_unet",
+    "temporal": "animatediff",
+    "appearance": "resnet50",
+}
 PUBLISHED = "the four files that the README of github.com/bytedance/X-NeMo links to (CC BY-NC 4.0)"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 Arrays = Mapping[str, np.ndarray]

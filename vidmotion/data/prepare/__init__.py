@@ -3,9 +3,13 @@
     python -m vidmotion.data.prepare sprites --sheets=DIR --out=DIR [--shards=N] [--force]
     python -m vidmotion.data.prepare videos --src=DIR --out=DIR --fps=25 --size=256 --seconds=4
     python -m vidmotion.data.prepare lrs3 --src=DIR --out=DIR
-    python -m vidmotion.data.prepare hdtf|vfhq|nersemble|mead|portraits --src=DIR --out=DIR
+    python -m vidmotion.data.prepare hdtf|vfhq|hallo3|nersemble|mead|portraits --src=DIR --out=DIR
     python -m vidmotion.data.prepare ucf101 --src=DIR --out=DIR --fps=8 --size=224 --seconds=2
     python -m vidmotion.data.prepare latents --src=DATASET --weights=FILE --out=DIR
+
+Clips of more video than one machine holds are cut by several: --part=I/N does every N-th file and leaves the dataset
+to the same command without it (SLURM: --part=$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT), --runner=NAME makes an
+Apache Beam pipeline of it (`vidmotion.data.prepare.beam`). All ways give the same dataset.
 
 One subcommand per kind of data (`videos --help` lists its options). Each turns its arguments into a
 `Plan`, what will be written and from what; `write` does the rest for all of them.
@@ -13,6 +17,7 @@ One subcommand per kind of data (`videos --help` lists its options). Each turns 
 
 import argparse
 import dataclasses
+import functools
 import os
 import shlex
 import sys
@@ -21,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from vidmotion.data import faces, sprites
-from vidmotion.data.prepare import folders, portrait_sets
+from vidmotion.data.prepare import beam, folders, portrait_sets
 from vidmotion.data.prepare.cutting import Cutting
 from vidmotion.data.records import INDEX, DatasetError, DatasetWriter, RecordSource, read_index
 from vidmotion.errors import ConfigError
@@ -40,6 +45,8 @@ class Plan:
       records: () -> iterator of (split, record) in the order to be written; shows its own progress.
       provenance: JSON-able; kept beside the command, inputs and licence.
       finish: called once the dataset is complete, to print remarks and to clean up.
+      share: (part, parts) -> what to tell; does a part of the work that `records` needs, and writes no dataset. None:
+        it cannot be shared.
     """
 
     name: str
@@ -49,6 +56,7 @@ class Plan:
     records: Callable[[], Iterator[tuple[str, Mapping]]]
     provenance: Mapping = dataclasses.field(default_factory=dict)
     finish: Callable[[], None] = lambda: None
+    share: Callable[[int, int], str] | None = None
 
 
 def plan_sprites(args) -> Plan:
@@ -128,6 +136,13 @@ def plan_vfhq(args) -> Plan:
     return _plan_portraits("see the VFHQ terms", args, files, ignored)
 
 
+def plan_hallo3(args) -> Plan:
+    """Hallo3's training videos."""
+    files, ignored = folders.find_videos(args.src)
+    files = portrait_sets.split_hallo3(files, args.test_share, args.seed)
+    return _plan_portraits("CC BY-NC-ND 4.0 (Hallo3's training data)", args, files, ignored)
+
+
 def plan_nersemble(args) -> Plan:
     """NeRSemble, some of its cameras."""
     files, ignored = folders.find_videos(args.src)
@@ -159,14 +174,25 @@ def _plan_folder(name, licence, args, files, ignored, boxes=None, **dealing) -> 
     job = folders.FolderJob(tuple(files), Cutting(**settings), boxes, ignored, **dealing)
     jobs = args.jobs or _cores()
     run = folders.FolderRun(job, args.out, jobs=jobs, force=args.force, progress=progress)
+    records = run.records
+    if args.runner:
+        records = functools.partial(_by_pipeline, run, job, args)
     return Plan(
         name=name,
         version="1",
         inputs=job.inputs,
         licence=licence,
-        records=run.records,
+        records=records,
         finish=run.finish,
+        share=run.cut_share,
     )
+
+
+def _by_pipeline(run: folders.FolderRun, job: folders.FolderJob, args):
+    """`FolderRun.records`, the files cut by a pipeline before."""
+    run.open_parts()
+    beam.cut(job, args.out, args.runner, shlex.split(args.beam))
+    return run.records()
 
 
 def write(plan: Plan, out: Path, *, shards: int, force: bool, command: str):
@@ -220,8 +246,16 @@ def main(argv: list[str] | None = None, plan_latents: Callable[..., Plan] | None
     """
     args = _parser(plan_latents).parse_args(argv)
     try:
+        plan = args.plan(args)
+        if part := getattr(args, "part", None):
+            if args.force:
+                raise ConfigError(
+                    "--force discards what other parts have done; leave one of the two out"
+                )
+            print(plan.share(*part))
+            return 0
         write(
-            args.plan(args),
+            plan,
             args.out,
             shards=args.shards,
             force=args.force,
@@ -294,6 +328,7 @@ def _parser(plan_latents):
         ("portraits", plan_portraits, "any folder of videos of one face each"),
         ("hdtf", plan_hdtf, "HDTF: <video>_<index>.mp4"),
         ("vfhq", plan_vfhq, "VFHQ: Clip+..., folders of pictures or videos"),
+        ("hallo3", plan_hallo3, "Hallo3's training data: videos/<name>.mp4"),
         ("nersemble", plan_nersemble, "NeRSemble: <participant>/sequences/..."),
         ("mead", plan_mead, "MEAD: <actor>/video/<view>/<emotion>/level_<n>/..."),
     ):
@@ -368,6 +403,11 @@ def _clip_flags(size: int, crop: str, least: int = 0):
     )
     flag("--codec", choices=("h264", "raw"), default="h264", help="how clips are stored")
     flag("--jobs", type=_positive, help="threads (default: one per core)")
+    flag(
+        "--part", type=_part, help="I/N: cut every N-th file from the I-th on, and write no dataset"
+    )
+    flag("--runner", help="cut by an Apache Beam pipeline: DirectRunner, DataflowRunner, ...")
+    flag("--beam", default="", help="options of Beam and of that runner, in one string")
     return clips
 
 
@@ -376,6 +416,13 @@ def _positive(text):
     if number < 1:
         raise argparse.ArgumentTypeError(f"at least 1, got {number}")
     return number
+
+
+def _part(text):
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"I/N with I from 1 to N, got {text}")
+    return int(part), int(parts)
 
 
 def _even(text):
@@ -402,7 +449,14 @@ def _cores() -> int:
 
 def _command(args) -> str:
     """The command that builds this dataset again, from any folder, whatever is there by then."""
-    left_out = ("kind", "plan", "force")
+    left_out = (
+        "kind",
+        "plan",
+        "force",
+        "part",
+        "runner",
+        "beam",
+    )  # of these none changes the dataset
     values = {k: v for k, v in vars(args).items() if k not in left_out and v is not None}
     flags = [
         f"--{name}={value.resolve() if isinstance(value, Path) else value}"

@@ -70,6 +70,7 @@ class Tally:
       short: remainders of scenes, each less than a clip, that were left out.
       faceless: clips left out because no face was found in them.
       small: clips left out because the face in them is too small.
+      lost: frames that the file has and that cannot be decoded; a few, or it would not be read at all.
     """
 
     clips: int = 0
@@ -79,6 +80,7 @@ class Tally:
     short: int = 0
     faceless: int = 0
     small: int = 0
+    lost: int = 0
 
 
 def cut_video(
@@ -110,6 +112,9 @@ def cut_video(
       MediaError: the file cannot be read, or not to its end; clips before that have been given.
     """
 
+    def lose(count):
+        tally.lost += count
+
     def counted(shown):
         for start, end, picture in shown:
             check()
@@ -117,7 +122,7 @@ def cut_video(
             tally.seconds = float(end)
             yield start, end, picture
 
-    ticks = resample(counted(read_frames(path, threads)), frame_rate(cutting.fps), HOLD)
+    ticks = resample(counted(read_frames(path, threads, lose)), frame_rate(cutting.fps), HOLD)
     for first, pictures in _pieces(ticks, cutting, tally):
         size, track = pictures[0].size, None
         if box is not None:

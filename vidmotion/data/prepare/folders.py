@@ -3,10 +3,11 @@
 Work goes file by file into `<out>/parts`: a file that is finished has its clips there and, written
 last, a JSON of what became of it. An interrupted preparation goes on with the files that are not
 finished (those that could not be read are tried again); which thread does a file and when has no
-effect on the result. Once the dataset is complete, `parts` is removed; until then the clips take
-their room twice.
+effect on the result, nor has which machine: several may share the work where all of them reach that folder (`share`,
+`beam`). Once the dataset is complete, `parts` is removed; until then the clips take their room twice.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -14,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import threading
 import time
 from collections import Counter
@@ -25,7 +27,7 @@ import numpy as np
 import safetensors.numpy
 
 from vidmotion.data.prepare.cutting import Cutting, Tally, cut_video
-from vidmotion.data.records import DatasetError, writing
+from vidmotion.data.records import INDEX, DatasetError, writing
 from vidmotion.files import atomic_write
 from vidmotion.media import MediaError
 from vidmotion.video import FRAME_SUFFIXES
@@ -325,8 +327,8 @@ class FolderRun:
         Raises:
           DatasetError: unfinished work with other settings in `out`, or not a single clip.
         """
-        self._open_parts()
-        self._cut_files()
+        self.open_parts()
+        self._cut_files(self._job.files)
         counts = Counter()
         splits = self._job.splits(name for name, tally in self._done.items() if tally["clips"])
         for file in (file for file in self._job.files if file.name in splits):
@@ -352,6 +354,31 @@ class FolderRun:
             self._print_failures()
             raise DatasetError(f"no clip came of {len(self._job.files)} files; see {REPORT}")
 
+    def cut_share(self, part: int, parts: int) -> str:
+        """Do every `parts`-th file, from the one of number `part` (from 1) on, and leave the dataset to others.
+
+        Returns:
+          what to tell the user.
+
+        Raises:
+          DatasetError: as `records`, or the dataset is there.
+        """
+        if (self._out / INDEX).exists():
+            raise DatasetError(f"{self._out}: holds a dataset already, all parts of which are done")
+        self.open_parts()
+        files = self._job.files[part - 1 :: parts]
+        self._cut_files(files)
+        return (
+            f"{self._parts}: part {part} of {parts} is done, {len(self._done):,} of its {len(files):,} files; the "
+            "same command without --part writes the dataset, once all parts are done"
+        )
+
+    def cut(self, file: SourceFile) -> None:
+        """Make the part of one file, if it is not there; for workers of a pipeline, who each have a run of their own.
+        What cannot be read is left to be told by `records`."""
+        if not self._part(file, ".json").exists():
+            self._cut_file(file, 1)
+
     def finish(self):
         """After the dataset is complete: prints what happened and removes `parts`."""
         shutil.rmtree(self._parts)
@@ -365,6 +392,10 @@ class FolderRun:
             f"{total['faceless']:,} without a face and {total['small']:,} with one too small; "
             f"{total['cuts']:,} cuts"
         )
+        if total["lost"]:
+            names = [name for name, tally in self._done.items() if tally.get("lost")]
+            shown = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+            print(f"{total['lost']:,} frames of {len(names):,} files cannot be decoded: {shown}")
         if self._frames:
             rate = self._frames / self._seconds
             print(f"{self._frames:,} frames in {self._seconds:.1f} s: {rate:.0f} frames/s")
@@ -373,24 +404,26 @@ class FolderRun:
             print(f"passed over, no videos: {', '.join(kinds)}")
         self._print_failures()
 
-    def _open_parts(self):
+    def open_parts(self):
+        """The folder of the parts, begun or gone on with. Raises: DatasetError as `records`."""
         mark = self._parts / "settings.json"
-        if mark.exists() and json.loads(mark.read_text()) != self._job.settings:
-            if not self._force:
+        there = _read_json(mark)
+        if mark.exists() and there != self._job.settings:
+            if there is not None and not self._force:
                 raise DatasetError(
                     f"{self._out}: holds an unfinished preparation with other settings. Run its "
                     "command again to finish it, or discard it with --force."
                 )
             shutil.rmtree(self._parts)
-        self._parts.mkdir(exist_ok=True)
+        self._parts.mkdir(parents=True, exist_ok=True)
         _write_json(mark, self._job.settings)
 
-    def _cut_files(self):
+    def _cut_files(self, files: Iterable[SourceFile]):
         todo = []
-        for file in self._job.files:
-            outcome = self._part(file, ".json")
-            if outcome.exists():
-                self._done[file.name] = json.loads(outcome.read_text())
+        for file in files:
+            outcome = _read_json(self._part(file, ".json"))
+            if outcome is not None and self._is_whole(file, outcome):
+                self._done[file.name] = outcome
             else:
                 todo.append(file)
         if self._done:
@@ -416,7 +449,7 @@ class FolderRun:
                 pool.shutdown(cancel_futures=True)
                 raise
         self._seconds = time.perf_counter() - start
-        order = [file.name for file in self._job.files]
+        order = [file.name for file in files]
         self._failed = {name: self._failed[name] for name in order if name in self._failed}
         self._done = {name: self._done[name] for name in order if name in self._done}
 
@@ -428,7 +461,7 @@ class FolderRun:
         if boxes is not None and file.name not in boxes:
             return "no box for it in the box file"
         box = boxes and boxes[file.name]
-        aside = self._part(file, ".partial")
+        aside = self._part(file, _partial())
         writer = ArrayRecordWriter(str(aside), "group_size:1,uncompressed")
         try:
             for record in cut_video(
@@ -451,15 +484,30 @@ class FolderRun:
             raise _StoppedError
 
     def _read_part(self, file):
+        with self._reader(file) as reader:
+            for row in range(self._done[file.name]["clips"]):
+                yield safetensors.numpy.load(reader.read([row])[0])
+
+    def _is_whole(self, file: SourceFile, outcome: Mapping) -> bool:
+        """Whether the clips of a finished file are there: a machine that stops at once may lose what it wrote last."""
+        try:
+            with self._reader(file) as reader:
+                return reader.num_records() == outcome["clips"]
+        except (RuntimeError, KeyError, TypeError):
+            return False
+
+    @contextlib.contextmanager
+    def _reader(self, file: SourceFile):
         from array_record.python.array_record_module import ArrayRecordReader
 
         reader = ArrayRecordReader(
             str(self._part(file, ".array_record")),
             options="readahead_buffer_size:0,max_parallelism:0",
         )
-        for row in range(self._done[file.name]["clips"]):
-            yield safetensors.numpy.load(reader.read([row])[0])
-        reader.close()
+        try:
+            yield reader
+        finally:
+            reader.close()
 
     def _part(self, file: SourceFile, suffix: str) -> Path:
         return self._parts / (_digest(f"{file.name}/{file.size}")[:32] + suffix)
@@ -477,8 +525,21 @@ class _StoppedError(Exception):
     """Ends a thread's work on a file; never seen, for the interruption itself is what is raised."""
 
 
+def _partial() -> str:
+    """Suffix of a file that is being written: another process that does the same has another."""
+    return f".{socket.gethostname()}-{os.getpid()}.partial"
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_json(path: Path):
+    """What `_write_json` wrote; None where that is not there or is torn."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
 
 
 def _write_json(path: Path, value):

@@ -12,6 +12,8 @@ VFHQ (liangbinxie.github.io/projects/vfhq) names clips Clip+<YouTube id>+P<perso
     clips comes apart, in folders whose names say "test" or "GT".
 NeRSemble v2 (github.com/tobias-kirschstein/nersemble-data) has a video for each of 16 cameras:
     <participant>/sequences/<sequence>/images/cam_<serial>.mp4, at 73 frames/s.
+Hallo3 (huggingface.co/datasets/fudan-generative-ai/hallo3_training_data) unpacks to videos/<name>.mp4, a caption beside
+    each; who is in them is not said, so every video is a person of its own. Its wild scenes have no face to follow.
 MEAD (github.com/uniBruce/Mead) has <actor>/video/<view>/<emotion>/level_<1..3>/<number>.mp4, eight
     emotions at three levels, the neutral one at level 1 only.
 """
@@ -35,6 +37,7 @@ NERSEMBLE_EMPTY = ("BACKGROUND",)  # sequences without a person
 MEAD_FILE = re.compile(
     r"(?P<person>[MW]\d{3})/video/(?P<view>\w+)/(?P<emotion>\w+)/level_(?P<level>[123])/\d+\.\w+"
 )
+HALLO3_FILE = re.compile(r"(.*/)?videos/(?P<video>[^/]+)\.\w+")
 MEAD_EMOTIONS = (
     *("angry", "contempt", "disgusted", "fear"),
     *("happy", "neutral", "sad", "surprised"),
@@ -110,6 +113,22 @@ def split_vfhq(
         dataclasses.replace(file, split=other.split)
         for file, other in zip(found, dealt, strict=True)
     ]
+
+
+def split_hallo3(
+    files: Iterable[SourceFile], share: float = TEST_SHARE, seed: int = 0
+) -> list[SourceFile]:
+    """Hallo3's training videos; each counts as one person.
+
+    Raises:
+      DatasetError: no file lies in a folder `videos`.
+    """
+    found = []
+    for file in files:
+        if match := HALLO3_FILE.fullmatch(file.name):
+            found.append(dataclasses.replace(file, person=match["video"]))
+    _some(found, files, "videos/<name>.mp4 (Hallo3)")
+    return split_by_person(found, share, seed)
 
 
 def split_nersemble(

@@ -22,6 +22,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["vidmotion", "vidmotion.*", "configs", "configs.*"]),
+    entry_points={"console_scripts": ["vidmotion = vidmotion.__main__:main"]},
     package_data={"vidmotion.weights": ["*.json", "*.safetensors"]},
     install_requires=[
         "absl-py>=2.1",

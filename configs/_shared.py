@@ -91,23 +91,7 @@ def trunk() -> ConfigDict:
     config.init_from = ""  # workdir of another run whose parameters to start from
     config.init_rules = ((".*", True),)
     config.sample = ConfigDict({"every": 0, "rows": 0, "columns": 0, "fps": 8.0})
-    config.eval = ConfigDict({"every": 0, "run": (), "protocol": ""})  # a protocol before `run`
-    # Of protocols (docs/evaluation.md): a folder of prepared clips in the place of data.eval, frames of each (0: all),
-    # every how-manieth; clips (0: all), so many at a time, batches from one saving of the accumulators to the next;
-    # frames drawn of a clip beyond `gap` seconds (0: all after the first).
-    config.eval.update({"data": "", "frames": 0, "decimate": 1})
-    config.eval.update({"clips": 0, "batch": 8, "save_every": 20, "targets": 0, "gap": 0.2})
-    config.eval.size = 0  # pixels at which clips are measured; 0: as they are
-    # Clips kept as pictures for other programs, and folder and head model of what these measured.
-    config.eval.update({"keep_clips": False, "measured": "", "head_model": ""})
-    config.eval.update({"fid": "pytorch_fid", "fvd": "styleganv_np"})
-    # Folders that `python -m vidmotion.convert` wrote; "": rows of that network say what they need.
-    config.eval.weights = ConfigDict(
-        dict.fromkeys(("fid_inception", "i3d", "arcface", "emonet", "lpips_alex", "lpips_vgg"), "")
-    )
-    # The shipped reader of Heads of 64 px, or the workdir of a run of configs/heads_reader.py.
-    config.eval.weights.heads_reader = "heads_reader"
-    config.eval.drivers = ConfigDict({"split": "eval"})  # whose clips it takes: eval or train
+    config.evals = ConfigDict()  # evaluators by name, see `transfers` and docs/evaluation.md
     # Of --mode=plan: simulated devices (0: compile nothing), chip, its memory (0: all of it), share of its peak that
     # compute reaches, whether to look for the largest batch, whether to run the update and weigh this process (one
     # device), and a JSON file for the figures ("": none).
@@ -116,6 +100,58 @@ def trunk() -> ConfigDict:
     # Prefetch counts batches made ahead; threads beat worker processes where work releases the GIL.
     config.data = ConfigDict({"threads": 2, "workers": 0, "prefetch": 4, "common": {}})
     return config
+
+
+def protocol(**changes) -> ConfigDict:
+    """The section of one of the papers' protocols, which runs only where it is asked for by name.
+
+    A folder of prepared clips in the place of data.eval, frames of each (0: all) and the stride between them; clips
+    (0: all), how many at a time, and batches from one saving of the accumulators to the next; frames drawn of a clip
+    beyond `gap` seconds (0: all after the first); pixels at which clips are measured (0: as they are). Clips kept as
+    pictures for other programs, and folder and head model of what these measured. Folders that `python -m
+    vidmotion.convert` wrote; "": rows of that network say what they need.
+    """
+    networks = ("fid_inception", "i3d", "arcface", "emonet", "lpips_alex", "lpips_vgg")
+    fields = {"every": -1, "data": "", "frames": 0, "decimate": 1, "clips": 0, "batch": 8}
+    fields |= {"save_every": 20, "targets": 0, "gap": 0.2, "size": 0}
+    fields |= {"keep_clips": False, "measured": "", "head_model": ""}
+    fields |= {"fid": "pytorch_fid", "fvd": "styleganv_np", "weights": dict.fromkeys(networks, "")}
+    return ConfigDict({**fields, **changes})
+
+
+def transfers(
+    config: ConfigDict,
+    run: tuple = (),
+    pairs: int = 0,
+    batch: int = 8,
+    probe_clips: int = 0,
+    **protocols,
+) -> None:
+    """Sections of the evaluators of a system that transfers motion.
+
+    Args:
+      config: to change.
+      run: evaluators to run after training; the others wait to be asked for by name.
+      pairs: clips to pair with others; 0: all.
+      batch: clips at a time.
+      probe_clips: clips that `leakage` reads, which draws as many as it is given; 0: all of the eval split.
+      protocols: further fields of the papers' protocols.
+    """
+    each = {"every": -1, "batch": batch}
+    config.evals.swap = ConfigDict({**each, "pairs": pairs})
+    config.evals.drivers = ConfigDict({**each, "pairs": pairs, "split": "eval"})  # or train
+    # The shipped reader of Heads of 64 px, or the workdir of a run of configs/heads_reader.py.
+    config.evals.reading = ConfigDict({**each, "pairs": pairs, "reader": "heads_reader"})
+    config.evals.leakage = ConfigDict({**each, "probe_clips": probe_clips})
+    for name in ("self_reenactment", "cross_reenactment", "motion_transfer"):
+        config.evals[name] = protocol(batch=batch, **protocols)
+    evaluate(config, run)
+
+
+def evaluate(config: ConfigDict, run: tuple) -> None:
+    """Run these evaluators after training, and no others."""
+    for name, section in config.evals.items():
+        section.every = 0 if name in run else -1
 
 
 def pixels(kind: str, deviation: float = 0.5, patch: int = 1) -> dict:

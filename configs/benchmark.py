@@ -30,16 +30,16 @@ def get_config(argument: str = "") -> ConfigDict:
     debug = options.variant == "debug"
     make = {"bcd": _bcd, "vidtwin": _vidtwin, "xnemo": _xnemo, "warpface": _warpface}
     config = make[options.system]("debug" if debug else "demo", options.clips)
-    config.eval.run = ("swap", "leakage")
     if not debug:
         config.steps = max(1, round(flops / (1e9 * STEP[options.system])))
         for player in config.optimizer.values():
             player.schedule = ConfigDict({"kind": "cosine", "warmup": 50})
         config.checkpoint.every = 500
         config.sample.update({"every": 0, "rows": 3, "columns": 4})
-        config.eval.update({"pairs": 32, "batch": 16, "probe_clips": 600})
+        _shared.transfers(config, pairs=32, batch=16, probe_clips=600)
         if config.system.name == "vidtwin":
             config.system.gan.start = 3 * config.steps // 4
+    _shared.evaluate(config, ("swap", "leakage"))
     return config
 
 

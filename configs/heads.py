@@ -28,9 +28,8 @@ def get_config(argument: str = "") -> ConfigDict:
     system.rate.target = 600.0  # 24 of 40 bits per frame
     _shared.heads(config, frames=16, fps=12.5, clips=20_000)
     config.sample.fps = 12.5
-    # probe_clips: of `leakage`, which draws as many as it is given
-    config.eval.update({"every": 0, "run": ("swap",), "pairs": 256, "batch": 64})
-    config.eval.probe_clips = 2000
+    del config.evals["sprites_transfer"]
+    _shared.transfers(config, ("swap",), pairs=256, batch=64, probe_clips=2000)
     if variant == "demo":
         _demo(config)
     if variant == "debug":
@@ -40,7 +39,7 @@ def get_config(argument: str = "") -> ConfigDict:
         system.rate.target = 100.0
         config.data.common.update({"size": 16, "frames": 4})
         config.data.train.clips, config.data.eval.clips = 16, 4
-        config.eval.update({"pairs": 4, "batch": 4, "probe_clips": 40})
+        _shared.transfers(config, ("swap",), pairs=4, batch=4, probe_clips=40)
     system.rate.target = float(options.bitrate) or system.rate.target
     system.rate.weight *= options.rate_loss == "on"
     system.cross.enabled = options.cross == "on"
@@ -67,7 +66,7 @@ def _demo(config: ConfigDict) -> None:
     config.data.common.update({"frames": 8, "fps": 2.0})
     config.data.train.update({"clips": 4000, "cache": True})
     config.sample.fps = 2.0
-    config.eval.update({"run": _shared.DRIVEN, "pairs": 64, "batch": 16})
+    _shared.transfers(config, _shared.DRIVEN, pairs=64, batch=16, probe_clips=2000)
     config.optimizer.model.schedule.warmup = 30
     config.batch_size, config.steps = 8, 1200
     # For the last third of the steps, as in the paper on LRS3.

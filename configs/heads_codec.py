@@ -48,12 +48,12 @@ def get_config(argument: str = "") -> ConfigDict:
     config.ema.decay = 0.998
     _shared.head_pictures(config)
     config.checkpoint.every = 500
-    config.eval.update({"run": ("codec",), "batch": 16})
+    config.evals.codec = ConfigDict({"every": 0, "batch": 16})
     if variant == "debug":
         config.system.network.update({"channels": (8,), "norm_groups": 4})
         config.system.size = config.data.common.size = 16
         config.batch_size, config.steps, config.log_every = 8, 2, 1
         config.data.train.clips, config.data.eval.clips = 16, 4
         config.checkpoint.every = 0
-        config.eval.batch = 4
+        config.evals.codec.batch = 4
     return config

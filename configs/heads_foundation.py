@@ -55,7 +55,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.ema.decay = 0.998
     _shared.head_pictures(config)
     config.checkpoint.every = 250
-    config.eval.update({"run": ("denoising",), "batch": 16})
+    config.evals.denoising = ConfigDict({"every": 0, "batch": 16})
     if variant == "debug":
         config.system.codec = ConfigDict(_shared.pixels("heads", deviation=1.0, patch=4))
         config.system.unet.update({"channels": (16, 16), "heads": 2, "norm_groups": 4})
@@ -64,5 +64,5 @@ def get_config(argument: str = "") -> ConfigDict:
         config.batch_size, config.steps, config.log_every = 8, 2, 1
         config.data.train.clips, config.data.eval.clips = 16, 4
         config.checkpoint.every = 0
-        config.eval.batch = 4
+        config.evals.denoising.batch = 4
     return config

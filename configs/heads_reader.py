@@ -4,7 +4,7 @@
 
 Not in any paper: it is the miniature of AED, APD and CSIM. Of a run on Heads, ``reading`` says with it whether what was
 made moves as its driver and looks like its source. A trained one is shipped; name a workdir of your own
-in ``config.eval.weights.heads_reader`` of that run. About twenty minutes on two CPU cores; `:demo` is a tenth.
+in ``config.evals.reading.reader`` of that run. About twenty minutes on two CPU cores; `:demo` is a tenth.
 """
 
 from ml_collections import ConfigDict
@@ -55,7 +55,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.eval = ConfigDict({"split": "eval", "clips": 512})
     config.batch_size, config.steps = 16, 3000  # clips: 64 frames
     config.checkpoint.every = 250
-    config.eval.run = ("heads_reader",)
+    config.evals.heads_reader = ConfigDict({"every": 0})
 
     if variant == "demo":
         config.steps = 300

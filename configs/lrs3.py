@@ -17,7 +17,7 @@ A2: 64 of them hold 8), ``rate_loss=off`` (Table A3), ``cross=off``. Table A2 cu
 is transferred, so its four rows are evaluations of one run:
 
     python -m vidmotion.main --config=configs/lrs3.py:content_frames=5 --workdir=runs/lrs3 --mode=eval \
-        --config.eval.protocol=motion_transfer ...
+        --evals=motion_transfer ...
 
 with ``content_frames=1|5|15|20``. `:demo` trains a small network on any prepared videos with a codec that needs
 no weights and no cache; `:debug` is two steps on procedural heads.
@@ -149,6 +149,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.threads = 8
     config.checkpoint.every = 5000
     config.sample = ConfigDict({"every": 20_000, "rows": 3, "columns": 4, "fps": 12.5})
+    _shared.transfers(config)
     if options.variant == "demo":
         _demo(config)
     if cached:

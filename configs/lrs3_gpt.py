@@ -1,4 +1,4 @@
-"""BCD's motion generation: Table A6 of the supplement. GPT-2 on the codes of a trained BCD.
+r"""BCD's motion generation: Table A6 of the supplement. GPT-2 on the codes of a trained BCD.
 
     python -m vidmotion.encode --workdir=runs/lrs3 --out=data/lrs3_codes --frames=50
     python -m vidmotion.main --config=configs/lrs3_gpt.py --workdir=runs/lrs3_gpt
@@ -8,7 +8,8 @@ of ``configs/heads.py:demo`` and has its motion rendered by that run's denoiser:
 
     python -m vidmotion.main --config=configs/heads.py:demo --workdir=runs/heads
     python -m vidmotion.encode --workdir=runs/heads --out=data/heads_codes --frames=32
-    python -m vidmotion.main --config=configs/lrs3_gpt.py:demo --workdir=runs/heads_gpt --config.eval.bcd=runs/heads
+    python -m vidmotion.main --config=configs/lrs3_gpt.py:demo --workdir=runs/heads_gpt \
+        --config.evals.motion_generation.bcd=runs/heads
 """
 
 from ml_collections import ConfigDict
@@ -55,10 +56,9 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.train = ConfigDict({"split": "train", "fast": 0.5})
     config.data.eval = ConfigDict({"split": "eval"})
     config.checkpoint.every = 5000
-    config.eval.update(
+    config.evals.motion_generation = ConfigDict(
         {
             "every": 5000,
-            "run": ("motion_generation",),
             "batch": 64,
             "bcd": "",  # workdir of the BCD that wrote the codes: renders what is generated
             "clips": 4,  # rendered
@@ -79,14 +79,12 @@ def get_config(argument: str = "") -> ConfigDict:
         config.batch_size, config.steps, config.log_every = 32, 1500, 100
         config.ema.decay = 0.99
         config.checkpoint.every = 500
-        config.eval.every, config.eval.frames = 500, 32
-        config.eval.temperature = (
-            1.0  # greedy, as in the paper, hardly moves after so short a training
-        )
+        # Greedy, as in the paper, hardly moves after so short a training.
+        config.evals.motion_generation.update({"every": 500, "frames": 32, "temperature": 1.0})
     if variant == "debug":
         system.width, system.layers, system.heads, system.frames = 16, 1, 2, 2
         _shared.two_steps(config)
-        config.eval.every, config.eval.frames, config.eval.clips = 0, 4, 1
+        config.evals.motion_generation.update({"every": 0, "frames": 4, "clips": 1})
     config.system.books = bcd.system.quantizer.books
     config.system.entries = bcd.system.quantizer.entries
     config.system.dim = bcd.system.quantizer.dim

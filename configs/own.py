@@ -104,8 +104,9 @@ def _clips(config: ConfigDict, debug: bool) -> None:
     config.sample.update({"every": 0, "rows": 2, "columns": 2 if debug else 3})
     config.sample.fps = FPS / decimate
     # VidTwin's structure runs beside the motion, for which one frame is too little.
-    config.eval.protocol = "reconstruction" if name == "vidtwin" else "self_reenactment"
-    config.eval.update({"run": (), "batch": 4})
+    protocol = "reconstruction" if name == "vidtwin" else "self_reenactment"
+    _shared.evaluate(config, (protocol,))
+    config.evals[protocol].batch = 4
 
 
 def _bcd(size: int) -> ConfigDict:

@@ -108,17 +108,11 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.train.random = True
     config.checkpoint.every = 5000
     config.sample = ConfigDict({"every": 20_000, "rows": 4, "columns": 6, "fps": 8.0})
-    config.eval.update(
-        {
-            "every": 0,
-            "run": ("sprites_transfer",),
-            "pairs": 0,  # all test clips
-            "probe_clips": 0,  # of `leakage`; all
-            "batch": 64,
-            "judge": "sprites_judge",
-            "judge_workdir": "",  # <workdir>/judge
-        }
-    )
+    _shared.transfers(config, batch=64)
+    config.evals.sprites_transfer = ConfigDict(
+        {"every": 0, "pairs": 0, "batch": 64}
+    )  # all test clips
+    config.evals.sprites_transfer.update({"judge": "sprites_judge", "judge_workdir": ""})
     if variant == "demo":
         _demo(config)
     if variant == "debug":
@@ -156,7 +150,7 @@ def _demo(config: ConfigDict) -> None:
     config.ema.decay = 0.99
     config.checkpoint.every = 300
     config.sample.every = 0
-    config.eval.update({"pairs": 512, "batch": 32, "judge": "sprites_judge:demo"})
+    _evaluate(config, 512, 32, "demo")
 
 
 def _debug(config: ConfigDict) -> None:
@@ -171,4 +165,10 @@ def _debug(config: ConfigDict) -> None:
     system.compute = "float32"
     _shared.two_steps(config)
     config.sample.update({"every": 0, "rows": 1, "columns": 2})
-    config.eval.update({"pairs": 4, "batch": 4, "judge": "sprites_judge:debug"})
+    _evaluate(config, 4, 4, "debug")
+
+
+def _evaluate(config: ConfigDict, pairs: int, batch: int, judge: str) -> None:
+    _shared.transfers(config, ("sprites_transfer",), pairs, batch)
+    judged = {"pairs": pairs, "batch": batch, "judge": f"sprites_judge:{judge}"}
+    config.evals.sprites_transfer.update(judged)

@@ -45,7 +45,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.eval = ConfigDict({"split": "test"})
     config.batch_size = 64
     config.steps = 2000
-    config.eval.run = ("sprites_judge",)
+    config.evals.sprites_judge = ConfigDict({"every": 0})
 
     if variant == "demo":
         config.system.width, config.system.features = 16, 64
@@ -56,5 +56,5 @@ def get_config(argument: str = "") -> ConfigDict:
         config.system.width, config.system.features = 4, 8
         config.system.hidden, config.system.head = 8, 8
         config.batch_size, config.steps, config.log_every = 8, 2, 1
-        config.eval.run = ()
+        config.evals.sprites_judge.every = -1
     return config

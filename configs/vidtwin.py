@@ -101,23 +101,20 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.threads = 8
     config.checkpoint.every = 5000
     config.sample = ConfigDict({"every": 20_000, "rows": 3, "columns": 4, "fps": 8.0})
-    config.eval.update(
-        {
-            "every": 0,
-            "run": ("reconstruction",),
-            "clips": 0,  # all of the eval split
-            "batch": 8,
-            "pairs": 0,
-            "probe_clips": 0,  # of `leakage`
-        }
-    )
+    config.evals.reconstruction = _shared.protocol()
+    _evaluate(config, ("reconstruction",), pairs=0, batch=8)
     if variant:
         _small(config, options.clips)
     if variant == "demo":
         _demo(config, options.clips)
     if variant == "debug":
-        _debug(config)
+        _debug(config, options.clips)
     return config
+
+
+def _evaluate(config: ConfigDict, run: tuple, pairs: int, batch: int) -> None:
+    _shared.transfers(config, run, pairs, batch)
+    config.evals.reconstruction.batch = batch
 
 
 def _small(config: ConfigDict, clips: str) -> None:
@@ -132,7 +129,6 @@ def _small(config: ConfigDict, clips: str) -> None:
         _shared.sprites(config)
     else:
         _shared.heads(config, frames=4, fps=4.0, clips=4000, cache=True)
-        config.eval.run = ("reconstruction", "swap")
 
 
 def _demo(config: ConfigDict, clips: str) -> None:
@@ -147,7 +143,7 @@ def _demo(config: ConfigDict, clips: str) -> None:
     config.batch_size = 8
     config.steps, config.log_every = 1300, 50
     config.checkpoint.every = 500
-    config.eval.update({"pairs": 256, "batch": 32})
+    _evaluate(config, ("reconstruction",), 256, 32)
     if clips == "heads":
         _demo_heads(config)
 
@@ -171,10 +167,10 @@ def _demo_heads(config: ConfigDict) -> None:
     config.data.common.update({"frames": 16, "fps": 4.0})  # two windows
     config.data.train.clips = 2000
     config.batch_size, config.steps = 8, 400  # videos: sixteen clips
-    config.eval.update({"run": ("reconstruction", *_shared.DRIVEN), "pairs": 64, "batch": 16})
+    _evaluate(config, ("reconstruction", *_shared.DRIVEN), 64, 16)
 
 
-def _debug(config: ConfigDict) -> None:
+def _debug(config: ConfigDict, clips: str) -> None:
     """Two steps of the smallest network with every part in it."""
     network = config.system.network
     network.update({"width": 16, "depth": 1, "heads": 2, "patch": (1, 4, 4), "frames": 4})
@@ -186,4 +182,5 @@ def _debug(config: ConfigDict) -> None:
     config.data.common.update({"size": 16, "frames": 4})
     config.data.train.clips, config.data.eval.clips = 16, 8
     config.sample.update({"rows": 1, "columns": 2})
-    config.eval.update({"pairs": 4, "batch": 4})
+    run = ("reconstruction", "swap") if clips == "heads" else ("reconstruction",)
+    _evaluate(config, run, pairs=4, batch=4)

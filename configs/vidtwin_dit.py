@@ -4,15 +4,16 @@ r"""VidTwin's generation: class-conditional latent diffusion on UCF-101 (arXiv 2
     python -m vidmotion.encode --workdir=runs/vidtwin --out=data/ucf101_latents \
         --config.data.common.directory=data/ucf101
     python -m vidmotion.main --config=configs/vidtwin_dit.py --workdir=runs/vidtwin_dit \
-        --config.eval.autoencoder=runs/vidtwin
+        --config.evals.class_generation.autoencoder=runs/vidtwin
 
 ``runs/vidtwin`` is a trained run of ``configs/vidtwin.py``. Hardware in the paper: 8 A100 of 40 GB. Paper's figure:
 gFVD 193; neither the number of clips nor the reference set is given. With I3D's weights, which ``python -m
 vidmotion.convert i3d`` makes a folder of, it is one command, against the test split and in the convention
-``config.eval.fvd``:
+``config.evals.generation.fvd``:
 
     python -m vidmotion.main --config=configs/vidtwin_dit.py --workdir=runs/vidtwin_dit --mode=eval \
-        --config.eval.autoencoder=runs/vidtwin --config.eval.protocol=generation --config.eval.weights.i3d=weights/i3d
+        --config.evals.class_generation.autoencoder=runs/vidtwin --evals=generation \
+        --config.evals.generation.weights.i3d=weights/i3d
 
 No code was published, so most of the values are ours and marked so. 493,439,296 parameters with latent setting 1.
 
@@ -22,7 +23,7 @@ how many are of the right class (chance 11 %):
     python -m vidmotion.main --config=configs/vidtwin.py:demo,clips=sprites --workdir=runs/sprites_twin
     python -m vidmotion.encode --workdir=runs/sprites_twin --out=data/sprites_latents
     python -m vidmotion.main --config=configs/vidtwin_dit.py:demo --workdir=runs/sprites_dit \
-        --config.eval.autoencoder=runs/sprites_twin
+        --config.evals.class_generation.autoencoder=runs/sprites_twin
 """
 
 from ml_collections import ConfigDict
@@ -84,17 +85,19 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.eval = ConfigDict({"split": "eval"})
     config.checkpoint.every = 5000
     config.sample.fps = 8.0  # of what the evaluation shows
-    config.eval.update(
+    config.evals.class_generation = ConfigDict(
         {
             "every": 0,
-            "run": ("class_generation",),
             "batch": 32,
             "per_class": 20,  # not in paper: about 2,048 in all
             "autoencoder": "",  # workdir of the VidTwin that wrote the latents: decodes what is generated
             "judge": "",  # config of a judge of these classes; there is one of Sprites
-            "judge_workdir": "",
+            "judge_workdir": "",  # <workdir>/judge
         }
     )
+    same = config.evals.class_generation
+    fields = ("batch", "per_class", "autoencoder", "judge", "judge_workdir")
+    config.evals.generation = _shared.protocol(**{name: same.get_ref(name) for name in fields})
     if variant == "demo":
         _demo(config)
     if variant == "debug":
@@ -136,7 +139,7 @@ def _demo(config: ConfigDict) -> None:
     config.batch_size, config.steps, config.log_every = 64, 600, 50
     config.ema.decay = 0.99
     config.checkpoint.every = 200
-    config.eval.update({"per_class": 20, "judge": "sprites_judge:demo"})
+    config.evals.class_generation.update({"per_class": 20, "judge": "sprites_judge:demo"})
 
 
 def _debug(config: ConfigDict) -> None:
@@ -147,4 +150,4 @@ def _debug(config: ConfigDict) -> None:
     system.update({"class_width": 8, "width": 16, "layers": 1, "heads": 2, "compute": "float32"})
     system.sampler.steps = 2
     _shared.two_steps(config)
-    config.eval.update({"batch": 8, "per_class": 1})
+    config.evals.class_generation.update({"batch": 8, "per_class": 1})

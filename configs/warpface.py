@@ -126,7 +126,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.train = ConfigDict({"split": "train", "random": True, "pair": pair})
     # Two seconds: 20 targets beyond 0.2 s of the first frame, as in Table 2.
     config.data.eval = ConfigDict({"kind": "videos", "split": "test", "frames": 50})
-    config.eval.targets = 20
     config.data.threads = 16
     config.checkpoint.every = 2500
     config.sample = ConfigDict({"every": 10_000, "rows": 3, "columns": 4, "fps": 25.0})
@@ -134,7 +133,9 @@ def get_config(argument: str = "") -> ConfigDict:
     # comparison and failures of `evaluation.sheets`.
     config.sample.update({"analyses": (), "clips": 64})
     config.sample.vectors = ()  # (group, vector), from 1; empty: of each group the one that varies most
-    config.eval.update({"every": 0, "run": (), "pairs": 0, "batch": 8, "probe_clips": 0})
+    _shared.transfers(config)
+    for name in ("self_reenactment", "cross_reenactment"):
+        config.evals[name].targets = 20
     if options.variant:
         _demo(config)
     if options.variant == "debug":
@@ -174,7 +175,6 @@ def _demo(config: ConfigDict) -> None:
     config.ema.decay = 0.99
     pair = config.data.train.pair
     _shared.heads(config, frames=8, fps=2.0, clips=4000, cache=True)
-    config.eval.targets = 0
     config.data.kind = "head_portraits"
     config.data.train.update({"random": True, "pair": pair})
     # The recipe's bends are for faces of 256 px: here colour alone differs, and in each frame by itself.
@@ -184,7 +184,7 @@ def _demo(config: ConfigDict) -> None:
     config.data.threads = 2
     config.checkpoint.every = 100
     config.sample.update({"every": 0, "fps": 6.0})
-    config.eval.update({"run": _shared.DRIVEN, "pairs": 64, "batch": 16, "probe_clips": 1000})
+    _shared.transfers(config, _shared.DRIVEN, pairs=64, batch=16, probe_clips=1000)
 
 
 def _debug(config: ConfigDict) -> None:
@@ -202,4 +202,4 @@ def _debug(config: ConfigDict) -> None:
     config.data.common.update({"size": 32, "frames": 4})
     config.data.train.clips, config.data.eval.clips = 16, 8
     config.sample.update({"rows": 1, "columns": 2})
-    config.eval.update({"run": ("swap",), "pairs": 4, "batch": 4, "probe_clips": 16})
+    _shared.transfers(config, ("swap",), pairs=4, batch=4, probe_clips=16)

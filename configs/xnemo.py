@@ -154,8 +154,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.threads = 8
     config.checkpoint.every = 5000
     config.sample = ConfigDict({"every": 0, "rows": 2, "columns": 2, "fps": 25.0})
-    config.eval.update({"every": 0, "run": (), "pairs": 0, "batch": 1, "probe_clips": 0})
-    config.eval.size = 256
+    _shared.transfers(config, batch=1, size=256)
     if options.variant:
         _demo(config, options)
     if options.variant == "debug":
@@ -257,8 +256,7 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
         config.data.train.fps = 2.0  # frames that differ as much as a driver's and a portrait's
     config.data.threads = 2
     config.sample.update({"rows": 3, "columns": 4, "fps": 6.0})
-    config.eval.size = 0
-    config.eval.update({"run": _shared.DRIVEN, "pairs": 32, "batch": 8, "probe_clips": 200})
+    _shared.transfers(config, _shared.DRIVEN, pairs=32, batch=8, probe_clips=200)
 
 
 def _debug(config: ConfigDict, options: ConfigDict) -> None:
@@ -286,4 +284,4 @@ def _debug(config: ConfigDict, options: ConfigDict) -> None:
     config.data.train.pair.augment.size = 32
     config.data.train.clips, config.data.eval.clips = 16, 8
     config.sample.update({"rows": 1, "columns": 2})
-    config.eval.update({"run": ("swap",), "pairs": 4, "batch": 4, "probe_clips": 40})
+    _shared.transfers(config, ("swap",), pairs=4, batch=4, probe_clips=40)

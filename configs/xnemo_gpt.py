@@ -4,7 +4,7 @@ r"""X-NeMo's generation: motion tokens and GPT-2 over them (appendix E of the pa
     python -m vidmotion.main --config=configs/xnemo_gpt.py:task=tokenizer --workdir=runs/xnemo_tokenizer
     python -m vidmotion.encode --workdir=runs/xnemo_tokenizer --out=data/xnemo_tokens
     python -m vidmotion.main --config=configs/xnemo_gpt.py:task=outpaint --workdir=runs/xnemo_outpaint \
-        --config.eval.xnemo=runs/xnemo_4
+        --config.evals.token_generation.xnemo=runs/xnemo_4
     python -m vidmotion.reenact --workdir=runs/xnemo_4 --content=A.png --motion=B.mp4 --out=C.mp4 \
         --outpaint=runs/xnemo_outpaint --more=100
 
@@ -35,7 +35,8 @@ def get_config(argument: str = "") -> ConfigDict:
         _generator(config, options.variant, options.task == "emotion")
     if options.variant == "debug":
         _shared.two_steps(config)
-        config.eval.update({"every": 0, "batch": 8, "clips": 1})
+        for section in config.evals.values():
+            section.update({"every": 0, "batch": 8, "clips": 1})
     return config
 
 
@@ -88,10 +89,9 @@ def _tokenizer(config: ConfigDict, variant: str) -> None:
     config.batch_size = 256
     config.steps = 300_000
     config.data.kind = "motion_codes"
-    config.eval.update(
+    config.evals.motion_tokens = ConfigDict(
         {
             "every": 10_000,
-            "run": ("motion_tokens",),
             "batch": 64,
             "xnemo": "",  # workdir of the X-NeMo whose codes these are: shows what the tokens keep
             "clips": 4,  # shown
@@ -102,7 +102,7 @@ def _tokenizer(config: ConfigDict, variant: str) -> None:
         config.optimizer.model.rate = 1e-3
         config.optimizer.model.schedule.warmup = 50
         config.batch_size, config.steps, config.log_every = 64, 1000, 100
-        config.checkpoint.every, config.eval.every = 500, 0
+        config.checkpoint.every, config.evals.motion_tokens.every = 500, 0
     if variant == "debug":
         config.system.frames = 8
     config.data.common = ConfigDict(
@@ -149,10 +149,9 @@ def _generator(config: ConfigDict, variant: str, emotion: bool) -> None:
     config.batch_size = 128
     config.steps = 300_000
     config.data.kind = "motion_tokens"
-    config.eval.update(
+    evaluator = config.evals.token_generation = ConfigDict(
         {
             "every": 10_000,
-            "run": ("token_generation",),
             "batch": 64,
             "xnemo": "",  # workdir of the X-NeMo whose codes these are: renders what is generated
             "clips": 4,  # shown
@@ -170,12 +169,12 @@ def _generator(config: ConfigDict, variant: str, emotion: bool) -> None:
         config.optimizer.model.betas = (0.9, 0.99)
         config.optimizer.model.schedule.warmup = 50
         config.batch_size, config.steps, config.log_every = 64, 600, 50
-        config.checkpoint.every, config.eval.every = 200, 100
-        config.eval.update({"prefix": 0 if emotion else 4, "count": 16 if emotion else 12})
+        config.checkpoint.every, evaluator.every = 200, 100
+        evaluator.update({"prefix": 0 if emotion else 4, "count": 16 if emotion else 12})
     if variant == "debug":
         system.update({"width": 16, "layers": 1, "heads": 2, "length": 4})
         system.sampler.top_k = 4
-        config.eval.update({"prefix": 0 if emotion else 2, "count": 3})
+        evaluator.update({"prefix": 0 if emotion else 2, "count": 3})
     config.data.common = ConfigDict(
         {"directory": config.system.get_ref("codes"), "length": config.system.get_ref("length")}
     )

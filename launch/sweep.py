@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from etils import epath
 
-from vidmotion import record
+from vidmotion import run_record
 from vidmotion.errors import EXIT_UNMEASURED
 
 
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _record(folder: Path) -> dict | None:
-    return record.read(epath.Path(folder) / record.RECORD)
+    return run_record.read(epath.Path(folder) / run_record.RECORD)
 
 
 def _values(record: dict) -> dict[str, float | None]:

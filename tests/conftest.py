@@ -29,13 +29,14 @@ FAST = (
     *("diffusion/", "losses/", "metrics/", "data/test_records", "evaluation/test_measured"),
     *(
         "test_config_schema",
+        "test_files",
         "test_imports",
         "test_optim",
         "test_paths",
-        "test_pieces",
-        "test_record",
+        "test_chunked_map",
+        "test_run_record",
     ),
-    *("test_sharding", "test_startup", "test_step", "test_system", "test_writer"),
+    *("test_sharding", "test_startup", "test_step", "test_system", "test_metric_writer"),
     "test_train.py::test_a_run_that_is_used_reads_no_optimizer",
     "test_configs.py::test_every_variant_builds_its_run[heads-debug]",
 )
@@ -83,7 +84,7 @@ def fixtures_dir() -> Path:
 @pytest.fixture(scope="session")
 def heads_run(tmp_path_factory) -> Path:
     """The workdir of a finished ``configs/heads.py:debug`` run: a BCD of untrained quality."""
-    from vidmotion.run import load_config
+    from vidmotion.open_run import load_config
     from vidmotion.train import train
 
     workdir = tmp_path_factory.mktemp("heads_run")
@@ -95,7 +96,7 @@ def heads_run(tmp_path_factory) -> Path:
 def heads_codes(heads_run, tmp_path_factory) -> Path:
     """The motion codes of that run's clips, eight frames of each."""
     from vidmotion.encode import encode
-    from vidmotion.run import open_run
+    from vidmotion.open_run import open_run
 
     folder = tmp_path_factory.mktemp("codes") / "heads"
     assert encode(open_run(str(heads_run)), str(folder), frames=8) == {"train": 16, "eval": 4}
@@ -105,7 +106,7 @@ def heads_codes(heads_run, tmp_path_factory) -> Path:
 @pytest.fixture
 def judge_workdir(tmp_path) -> Path:
     """A workdir begun for a system that has neither motion codes nor a renderer."""
-    from vidmotion.run import load_config
+    from vidmotion.open_run import load_config
 
     workdir = tmp_path / "judge"
     workdir.mkdir()

@@ -17,9 +17,9 @@ import tiny
 from vidmotion import train as training
 from vidmotion.checkpoint import Checkpointer
 from vidmotion.errors import EXIT_DONE, EXIT_PREEMPTED
+from vidmotion.metric_writer import read_metrics
 from vidmotion.run import Run
 from vidmotion.train import train
-from vidmotion.writer import read_metrics
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).resolve().parent

@@ -15,7 +15,7 @@ from vidmotion.data.heads import HeadsSource
 from vidmotion.data.records import DatasetError, DatasetWriter, RecordSource
 from vidmotion.encode import encode
 from vidmotion.errors import ConfigError
-from vidmotion.run import open_run
+from vidmotion.open_run import open_run
 
 FRAMES = 8
 

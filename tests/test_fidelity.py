@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from vidmotion.evaluation import PROTOCOLS
-from vidmotion.run import load_config
+from vidmotion.open_run import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "fidelity.md"
@@ -113,7 +113,7 @@ def faults_of(span: str) -> tuple[list[str], list]:
     elif match := OF_CODE.fullmatch(span):
         path, text = match.groups()
         look = lambda: in_code(path)  # noqa: E731
-    elif match := re.fullmatch(r"--config\.eval\.protocol=(\w+)", span):
+    elif match := re.fullmatch(r"--evals=(\w+)", span):
         return ([] if match[1] in PROTOCOLS else [f"{span}: no such protocol"]), []
     elif match := re.fullmatch(r"python -m ([\w.]+)( \w+)?", span):
         try:
@@ -223,7 +223,7 @@ def test_every_table_and_equation_of_the_paper_has_a_row(page, paper):
         ("| x | - | `vidmotion.models.t6` | as in the paper |", "there is none"),
         ("| x | - | `vidmotion.models.t5.T6` | our choice: so |", "there is none"),
         ("| x | - | `configs/lrs4.py` | as in the paper |", "no such file"),
-        ("| x | - | `--config.eval.protocol=swap` | as in the paper |", "no such protocol"),
+        ("| x | - | `--evals=swap` | as in the paper |", "no such protocol"),
         ("| x | - | `python -m vidmotion.mane` | as in the paper |", "no such command"),
         ("| x | - | see `configs/lrs3.py` | as in the paper |", "code alone"),
         ("| x | - |  | as in the paper |", "where is it"),

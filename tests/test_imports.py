@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PURE = {"numpy", "jax", "paths", "pieces"}
+PURE = {"numpy", "jax", "paths", "chunked_map"}
 TRUNK = PURE | {
     "optax",
     "orbax",
@@ -19,15 +19,16 @@ TRUNK = PURE | {
     "system",
     "config_schema",
 }
-COMMANDS = {"main", "encode", "reenact"}
+COMMANDS = {"main", "encode", "reenact", "__main__"}
 BUILDS_ON_ALL = None
 
 # part of the package: what it may import beside the standard library, `errors` and itself.
 ALLOWED = {
     "errors": set(),
     "paths": set(),
+    "files": set(),
     "config_schema": set(),
-    "pieces": {"jax"},
+    "chunked_map": {"jax"},
     "metrics": PURE,
     "losses": PURE,
     "diffusion": PURE,
@@ -41,11 +42,13 @@ ALLOWED = {
     "sharding": TRUNK,
     "step": TRUNK,
     "checkpoint": TRUNK,
-    "convert": {"numpy", "paths", "torch", "safetensors", "ml_dtypes"},
-    "weights": {"numpy", "paths", "checkpoint", "convert"},
+    "convert": {"numpy", "paths", "files", "torch", "safetensors", "ml_dtypes"},
+    "weights": {"numpy", "paths", "files", "checkpoint", "convert"},
     "startup": {"absl", "jax", "checkpoint", "data", "media"},
     "evaluation": BUILDS_ON_ALL,
     "run": BUILDS_ON_ALL,
+    "open_run": BUILDS_ON_ALL,
+    "trace": {"jax", "etils"},
     "train": BUILDS_ON_ALL,
     "plan": BUILDS_ON_ALL,
     "main": BUILDS_ON_ALL,
@@ -57,8 +60,8 @@ ALLOWED = {
 NETWORKS = {"flax", "flax.linen", "models", "systems"}
 FORBIDDEN = {
     "data": NETWORKS | {"jax"},
-    "writer": NETWORKS,
-    "record": NETWORKS,
+    "metric_writer": NETWORKS,
+    "run_record": NETWORKS,
     "media": NETWORKS | {"jax"},
 }
 

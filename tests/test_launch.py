@@ -133,7 +133,7 @@ def test_local_trains_two_processes_is_killed_and_resumes(tmp_path):
         "--config.steps=8",
         "--config.sample.rows=0",
     ]
-    command += ["--config.checkpoint.every=1", "--config.log_every=1", "--config.eval.run=()"]
+    command += ["--config.checkpoint.every=1", "--config.log_every=1", "--evals=none"]
     environment = {
         **os.environ,
         "PYTHON": sys.executable,

@@ -79,7 +79,14 @@ CASES = {
         3,
         ["loss/model is nan at step 2", "no checkpoint yet"],
     ),
+    "no such recipe": (["--config=hads:demo"], 2, ["no config 'hads'", "heads, heads_codec"]),
+    "traced evaluation": (
+        [f"--config={TINY}", "--workdir={tmp}/w", "--mode=eval", "--profile=3"],
+        2,
+        ["--profile traces a training"],
+    ),
     "plan": ([f"--config={TINY}", "--mode=plan"], 0, ["26,113"]),
+    "plan by name": (["--config", "heads:debug", "--mode=plan"], 0, ["tokens per batch"]),
 }
 
 # Imports once, then forks a child for each command line: a start costs seconds, a fork nothing.

@@ -5,12 +5,14 @@ import json
 import re
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
-from vidmotion import encode, paths, startup
+from vidmotion import encode, evaluation, paths, startup
 from vidmotion.errors import ConfigError
-from vidmotion.run import FREE_FIELDS, load_config, open_run
+from vidmotion.open_run import FREE_FIELDS, check_workdir, load_config, open_run
+from vidmotion.run import Run
 
 
 @pytest.fixture
@@ -64,6 +66,28 @@ def test_weights_of_every_system_are_free_and_guarded_by_their_fingerprint():
         ("system/codec/network", False),
     ):
         assert bool(re.fullmatch(FREE_FIELDS, path)) == free, path
+
+
+def test_a_run_of_before_evaluators_had_sections_opens_with_them(tmp_path):
+    """``config.json`` of heads:demo as it was then, with an interval, fewer clips and the drivers of training."""
+    recorded = Path(__file__).parent / "config_before_evals.json"
+    (tmp_path / "config.json").write_text(recorded.read_text())
+    run = open_run(str(tmp_path), {"evals.swap.pairs": "3"})
+    assert "eval" not in run.config
+    assert set(evaluation.asked(run.config)) == {"swap", "drivers", "reading"}
+    evals = run.config.evals
+    assert {evals[name].every for name in ("swap", "drivers", "reading")} == {100}
+    assert evals.leakage.to_dict() == {"every": -1, "batch": 16, "probe_clips": 2000}
+    assert (evals.swap.pairs, evals.drivers.pairs, evals.drivers.split) == (3, 64, "train")
+    assert evals.reading.reader == "heads_reader"
+    protocol = evaluation.build("self_reenactment", run)
+    assert (protocol.clips, protocol.gap, protocol.fvd) == (7, 0.2, "styleganv_np")
+    assert "heads_reader" not in protocol.weights
+    for name in evaluation.evaluators(run.system):
+        evaluation.build(name, run)
+    # The same training goes on under the recipe of today.
+    config = load_config("heads:demo")
+    assert check_workdir(Run(config, str(tmp_path)))
 
 
 def test_overrides_are_taken_apart(capsys):

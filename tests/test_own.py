@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from configs import benchmark, own
+from vidmotion import evaluation
 from vidmotion.data.records import DatasetError, DatasetWriter
 from vidmotion.errors import EXIT_DONE, ConfigError
-from vidmotion.run import Run, load_config
+from vidmotion.open_run import load_config
+from vidmotion.run import Run
 from vidmotion.train import train
 
 SIDE = {"bcd": 16, "vidtwin": 16, "xnemo": 32, "warpface": 32}
@@ -46,7 +48,7 @@ def config_of(system, folder):
 def test_two_steps_on_a_folder_of_clips(system, tmp_path):
     config = config_of(system, clips(tmp_path / "data", SIDE[system]))
     assert train(config, str(tmp_path / "run")) == EXIT_DONE
-    protocol = config.eval.protocol
+    (protocol,) = evaluation.asked(config)
     rows = json.loads((tmp_path / "run" / "eval" / f"{protocol}.json").read_text())["results"]
     values = {row["metric"]: row["value"] for row in rows}
     made, copied = {

@@ -11,7 +11,7 @@ from PIL import Image
 from quick import quick_jit, random_like
 
 from vidmotion import media, reenact, sharding, startup
-from vidmotion.run import open_run
+from vidmotion.open_run import open_run
 
 SIZE, HALF = 16, 2  # of heads:debug
 TOGETHER = 2

@@ -12,7 +12,8 @@ from vidmotion import media, paths, reenact, sharding
 from vidmotion.convert import folder
 from vidmotion.errors import ConfigError
 from vidmotion.models.vidtwin import VidTwin
-from vidmotion.run import Run, load_config, open_run, open_weights
+from vidmotion.open_run import load_config, open_run, open_weights
+from vidmotion.run import Run
 
 FRAMES, SIZE = 4, 24
 ARGUMENTS = {

@@ -9,13 +9,13 @@ import pytest
 from quick import quick_jit, random_like
 
 from vidmotion import animate, media, paths, reenact, sharding, startup
-from vidmotion import run as runs
+from vidmotion import open_run as runs
 from vidmotion.animate import Faces
 from vidmotion.convert import folder
 from vidmotion.data import heads
 from vidmotion.errors import EXIT_DONE, EXIT_REFUSED, ConfigError
 from vidmotion.evaluation.transfer import face_views
-from vidmotion.run import load_config, open_weights
+from vidmotion.open_run import load_config, open_weights
 from vidmotion.system import build
 
 CONFIG = "xnemo:debug,stage=4,gan_head=off"

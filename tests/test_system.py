@@ -62,3 +62,32 @@ def test_compute_dtypes():
 def test_a_system_without_pictures_says_so():
     with pytest.raises(ConfigError, match="Tiny has nothing to sample"):
         tiny.Tiny().sample(None, None, None)
+
+
+def test_a_paper_provides_eight_members_and_what_it_chooses_of_three_protocols():
+    public = {name for name in vars(system.System) if not name.startswith("_")}
+    assert public == {
+        *("players", "input_spec", "init", "init_mutable", "consts_spec", "loss", "sample"),
+        "evaluators",
+    }
+    built = tiny.Tiny()
+    for protocol in (system.MotionTransfer, system.Released, system.Describes):
+        assert not isinstance(built, protocol)
+    transfers = {name for name in system.SYSTEMS if issubclass_of(name, system.MotionTransfer)}
+    released = {name for name in system.SYSTEMS if issubclass_of(name, system.Released)}
+    assert transfers == {"bcd", "vidtwin", "warpface", "xnemo"}
+    assert released == {"vidtwin", "warpface", "xnemo"}
+
+
+def issubclass_of(name, protocol):
+    return name != "tiny" and protocol in system.find(name).__mro__
+
+
+def test_state_is_inherited_where_place_and_shape_agree():
+    fresh = {"disc": {"mean": np.zeros(2), "var": np.ones(2)}, "count": np.zeros(3)}
+    there = {"disc": {"mean": np.full(2, 5.0)}, "count": np.ones(4), "more": np.ones(1)}
+    taken = system.inherited(fresh, there)
+    assert taken.keys() == {"disc", "count"}
+    np.testing.assert_array_equal(taken["disc"]["mean"], [5, 5])
+    np.testing.assert_array_equal(taken["disc"]["var"], [1, 1])
+    np.testing.assert_array_equal(taken["count"], [0, 0, 0])

@@ -18,14 +18,15 @@ import pytest
 import tiny
 from etils import epath
 
-from vidmotion import lock, paths, writer
+from vidmotion import lock, metric_writer, paths
 from vidmotion import train as training
 from vidmotion.checkpoint import Checkpointer, CheckpointError
 from vidmotion.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_UNMEASURED, ConfigError
+from vidmotion.metric_writer import Mirror, read_metrics
 from vidmotion.metrics.result import MetricResult
+from vidmotion.open_run import check_workdir, claim_workdir
 from vidmotion.run import Run
 from vidmotion.train import NonFiniteError, train
-from vidmotion.writer import Mirror, read_metrics
 
 HERE = Path(__file__).resolve().parent
 MESH = {"data": 4, "fsdp": 2, "tensor": 1}
@@ -238,8 +239,8 @@ def test_a_workdir_of_another_config_is_refused(uninterrupted, changes, named):
 
 
 def test_free_fields_may_change(uninterrupted):
-    changes = {"log_every": 7, "checkpoint.keep": 5, "data.threads": 1, "eval.every": 100}
-    assert Run(tiny_config(**changes), str(uninterrupted)).check_workdir()
+    changes = {"log_every": 7, "checkpoint.keep": 5, "data.threads": 1, "sample.fps": 4.0}
+    assert check_workdir(Run(tiny_config(**changes), str(uninterrupted)))
 
 
 def test_changed_data_are_refused_at_a_resume(uninterrupted, monkeypatch):
@@ -266,13 +267,13 @@ def test_a_lost_config_file_is_made_up_for_by_the_checkpoints(finished, monkeypa
     with pytest.raises(ConfigError, match=r"checkpoints of .*optimizer/model/rate: 0.01 there"):
         train(tiny_config(**{"optimizer.model.rate": 0.5}), str(finished))
     assert not (finished / "config.json").exists()
-    Run(tiny_config(log_every=5), str(finished)).claim_workdir()
+    claim_workdir(Run(tiny_config(log_every=5), str(finished)))
     assert json.loads((finished / "config.json").read_text())["log_every"] == 5
     (finished / "config.json").unlink()
     # Checkpoints of before do not say what they were trained with.
     monkeypatch.setattr("vidmotion.checkpoint.read_position", lambda _: {"step": 8})
     with pytest.raises(ConfigError, match=r"config\.json is missing, and the checkpoints"):
-        Run(tiny_config(), str(finished)).claim_workdir()
+        claim_workdir(Run(tiny_config(), str(finished)))
 
 
 def test_an_edited_config_file_does_not_pass_for_another_training(finished):
@@ -302,7 +303,7 @@ def test_a_second_training_of_a_workdir_names_the_first(finished):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"eval.run": ("swap",)}, r"asks for 'swap'; tiny can be evaluated by nothing"),
+        ({"evals": {"swap": {"every": 0}}}, r"asks for 'swap'; tiny can be evaluated by nothing"),
         ({"sample.rows": 2, "sample.columns": 2, "data.eval.clips": 1}, r"need two clips"),
         ({"sample.rows": 2, "data.eval.split": "dev"}, r"'dev'"),
     ],
@@ -316,37 +317,39 @@ def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path, changes, 
 def test_evaluation_never_costs_training(uninterrupted, tmp_path, monkeypatch, caplog):
     """An evaluator that fails, then a signal that ends it, then one that works: training is done the first time."""
     row = MetricResult("b", 0.5, "share", "none", "16x16", 8)
-    behave = {}
+    behave, asked = {}, []
 
     def evaluate(name, *_):
+        asked.append(name)
         return behave[name]()
 
     def full_disk():
         raise OSError(28, "No space left on device", "/full/transfer.png")
 
-    monkeypatch.setattr(training.evaluation, "check", lambda run: None)
+    monkeypatch.setattr(training.evaluation, "check", lambda run, names: None)
     monkeypatch.setattr(training.evaluation, "evaluate", evaluate)
-    config = tiny_config(**{"eval.run": ("a", "b"), "eval.every": 4})
+    config = tiny_config(evals={"a": {"every": 4}, "b": {"every": -1}})
 
     def measured():
         content = json.loads((tmp_path / "record.json").read_text())
         return [entry["metric"] for entry in content["results"]], content["not_measured"]
 
     behave.update(a=full_disk, b=lambda: [row])
-    assert train(config, str(tmp_path)) == EXIT_UNMEASURED
+    assert train(config, str(tmp_path), evals=("a", "b")) == EXIT_UNMEASURED
+    assert asked == ["a", "a", "b"]  # each at its own steps, and all of them in the end
     assert "a at step 4 failed" in caplog.text and "a at step 8 failed" in caplog.text
     results, missed = measured()
     assert results == ["b"] and list(missed) == ["a"] and "No space left" in missed["a"]
     assert_equal_runs(uninterrupted, tmp_path, {"config"})
 
     behave.update(a=lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert train(config, str(tmp_path)) == EXIT_PREEMPTED
+    assert train(config, str(tmp_path), evals=("a", "b")) == EXIT_PREEMPTED
     results, missed = measured()
     assert results == ["b"] and missed == {"a": "interrupted", "b": "interrupted"}
 
     (tmp_path / "record.json").write_text('{"torn')
     behave.update(a=lambda: [dataclasses.replace(row, metric="a")])
-    assert train(config, str(tmp_path)) == EXIT_DONE
+    assert train(config, str(tmp_path), evals=("a", "b")) == EXIT_DONE
     assert measured() == (["a", "b"], {})
     assert json.loads((tmp_path / "record.json").read_text())["steps_done"] == 8
 
@@ -470,7 +473,7 @@ def test_a_failed_save_does_not_stop_training_but_the_last_must_succeed(
 def test_the_loop_neither_waits_nor_transfers_nor_compiles(tmp_path, monkeypatch):
     """Numbers of step n are read when step n + 1 is under way; steady steps only run."""
     events, compiled = [], []
-    compile_, to_host = training.Session._compile, writer._to_host
+    compile_, to_host = training.Session._compile, metric_writer._to_host
 
     def watched(self):
         update = compile_(self)
@@ -491,7 +494,7 @@ def test_the_loop_neither_waits_nor_transfers_nor_compiles(tmp_path, monkeypatch
             compiled.append(len([e for e in events if e[0] == "run"]))
 
     monkeypatch.setattr(training.Session, "_compile", watched)
-    monkeypatch.setattr(writer, "_to_host", read)
+    monkeypatch.setattr(metric_writer, "_to_host", read)
     jax.monitoring.register_event_duration_secs_listener(on_compile)
     try:
         config = tiny_config(**{"log_every": 0, "checkpoint.every": 0, "steps": 6})

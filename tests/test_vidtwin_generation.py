@@ -16,7 +16,7 @@ from vidmotion.data.vidtwin_latents import VidTwinLatentsSource
 from vidmotion.encode import encode
 from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.evaluation import evaluate
-from vidmotion.run import load_config, open_run
+from vidmotion.open_run import load_config, open_run
 from vidmotion.train import train
 
 SIZE, FRAMES = 16, 4
@@ -65,7 +65,7 @@ def twin(stand_in, tmp_path_factory):
     config = load_config("heads:debug")
     config.system = {"name": "vidtwin"}
     config.optimizer.model.clip = 0.0
-    config.eval.run, config.sample.rows = (), 0
+    config.evals, config.sample.rows = {}, 0
     config.data.common.frames = FRAMES
     workdir = tmp_path_factory.mktemp("twin")
     assert train(config, str(workdir)) == EXIT_DONE
@@ -142,18 +142,22 @@ def test_two_steps_of_the_real_ones_and_pictures_of_every_class(monkeypatch, tmp
     monkeypatch.setitem(systems.SYSTEMS, "vidtwin", REAL)
     twin, latents, out = (tmp_path / name for name in ("twin", "latents", "dit"))
     autoencoder = load_config("vidtwin:debug")
-    autoencoder.eval.run, autoencoder.sample.rows = (), 0
+    autoencoder.evals, autoencoder.sample.rows = {}, 0
     assert train(autoencoder, str(twin)) == EXIT_DONE
     assert encode(open_run(str(twin)), str(latents)) == {"train": 16, "eval": 8}
 
     config = load_config("vidtwin_dit:debug")
-    config.system.latents, config.eval.autoencoder = str(latents), str(twin)
+    config.system.latents = str(latents)
+    config.evals.class_generation.autoencoder = str(twin)
     assert train(config, str(out)) == EXIT_DONE
     for suffix in ("png", "mp4", "gif"):
         assert (out / "samples" / f"generated.{suffix}").stat().st_size > 0
     results = json.loads((out / "eval.json").read_text())["results"]
     assert [row["metric"] for row in results] == ["class_accuracy/generated"]
-    assert "needs config.eval.judge" in results[0]["note"] and results[0]["resolution"] == "16x16"
+    assert (
+        "needs config.evals.class_generation.judge" in results[0]["note"]
+        and results[0]["resolution"] == "16x16"
+    )
 
     run = open_run(str(out))
     rows = {row.metric: row for row in evaluate("generation", run, run.trained_vars(), None)}

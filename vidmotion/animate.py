@@ -18,11 +18,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from vidmotion import media, sharding
+from vidmotion import files, media, sharding
 from vidmotion.data import faces
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.transfer import to_uint8
-from vidmotion.run import Run, open_run
+from vidmotion.open_run import open_run
+from vidmotion.run import Run
 from vidmotion.systems.motion_tokenizer import ENCODER
 
 log = logging.getLogger("vidmotion.reenact")
@@ -345,10 +346,9 @@ def check_encoder(run: Run, vars, encoder: str, what: str) -> None:
 
 def write_codes(path, motion: np.ndarray, encoder: str, fps: float) -> None:
     """Codes (F, D), the fingerprint of the motion encoder that they belong to, and frames per second."""
-    aside = path.parent / f"{path.name}.tmp"
-    kept = {"encoder": encoder, "fps": f"{fps:g}"}
-    aside.write_bytes(safetensors.numpy.save({"motion": np.ascontiguousarray(motion)}, kept))
-    aside.replace(path)
+    arrays = {"motion": np.ascontiguousarray(motion)}
+    content = safetensors.numpy.save(arrays, {"encoder": encoder, "fps": f"{fps:g}"})
+    files.atomic_write(path, content)
 
 
 def read_codes(path: str) -> tuple[np.ndarray, float, str]:

@@ -23,10 +23,12 @@ from tqdm import tqdm
 
 from vidmotion import paths, startup
 from vidmotion.data import codes, motion_codes, pipeline, vidtwin_latents
+from vidmotion.data.clip_source import Classes
 from vidmotion.data.records import DatasetWriter
 from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.evaluation.transfer import boxes_of, clip_of, face_views
-from vidmotion.run import Run, open_run, open_weights
+from vidmotion.open_run import open_run, open_weights
+from vidmotion.run import Run
 from vidmotion.system import fingerprint
 
 log = logging.getLogger("vidmotion.encode")
@@ -175,7 +177,7 @@ class VidTwinLatents(Kind):
                 f"--frames={frames}: a VidTwin reads clips of one length; leave it out"
             )
         source = _still(run, split)
-        if not getattr(source, "classes", ()):
+        if not isinstance(source, Classes) or not source.classes:
             raise ConfigError(
                 f"the clips of config.data ({run.config.data.kind}) belong to no classes, so a "
                 "class-conditional generator cannot learn from them: heads, sprites and the videos of "

@@ -14,7 +14,6 @@ weights, which training compares with its own.
 import hashlib
 import itertools
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from vidmotion import sharding, startup
+from vidmotion import files, sharding, startup
 from vidmotion.data.pipeline import Loader
 from vidmotion.data.prepare import Plan, progress
 from vidmotion.data.records import DatasetError, RecordSource, read_index
@@ -163,9 +162,7 @@ def _write(path: Path, records: list[dict[str, np.ndarray]]):
     arrays = {
         f"{i}/{name}": value for i, each in enumerate(records) for name, value in each.items()
     }
-    aside = path.with_suffix(".partial")
-    safetensors.numpy.save_file(arrays, aside)
-    os.replace(aside, path)
+    files.atomic_write(path, safetensors.numpy.save(arrays))
 
 
 def _read(path: Path) -> Iterator[dict[str, np.ndarray]]:

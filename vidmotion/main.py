@@ -1,9 +1,9 @@
 """Command line: ``python -m vidmotion.main --config=configs/<name>.py[:argument] --workdir=DIR [--mode=MODE]``.
 
-Modes: ``train`` (resumes what the workdir holds), ``eval``, ``sample``, ``plan``. Any field of the config can be
-overridden: ``--config.batch_size=64``. Exit codes: 0 done, 2 refused (the message says why), 3 a loss or
-a parameter became non-finite, 4 trained and saved but not all measured, 75 interrupted and saved (the same command
-resumes), 130 stopped by a second Ctrl-C.
+Modes: ``train`` (resumes what the workdir holds), ``eval``, ``sample``, ``plan``. From any folder, the name of a recipe
+serves as well: ``--config=<name>[:argument]``. Any field of the config can be overridden: ``--config.batch_size=64``.
+Exit codes: 0 done, 2 refused (the message says why), 3 a loss or a parameter became non-finite, 4 trained and saved but
+not all measured, 75 interrupted and saved (the same command resumes), 130 stopped by a second Ctrl-C.
 """
 
 import logging
@@ -18,7 +18,7 @@ from vidmotion.errors import EXIT_DONE, EXIT_REFUSED, ConfigError
 log = logging.getLogger("vidmotion.main")
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "configs/<name>.py[:argument]", lock_config=True
+    "config", None, "configs/<name>.py[:argument] or <name>[:argument]", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of this run: checkpoints, metrics, pictures."
@@ -26,11 +26,31 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "plan"], "What to do.")
 
 
-def run_mode(mode: str, config, workdir: str | None) -> int:
+_EVALS = flags.DEFINE_list(
+    "evals",
+    None,
+    "Evaluators to run, sections of config.evals, in the place of those that run by themselves; none: no evaluator.",
+)
+_PROFILE = flags.DEFINE_integer(
+    "profile",
+    0,
+    "Of --mode=train: trace so many steps into WORKDIR/profile, for TensorBoard and ui.perfetto.dev.",
+    lower_bound=0,
+)
+
+
+def run_mode(
+    mode: str, config, workdir: str | None, profile: int = 0, evals: list[str] | None = None
+) -> int:
     """Do what `mode` says; returns an exit code."""
     from vidmotion import evaluation, plan, train
-    from vidmotion.run import Run, check_place
+    from vidmotion.open_run import check_place, check_workdir
+    from vidmotion.run import Run
 
+    if profile and (mode != "train" or (workdir or "").startswith("gs://")):
+        raise ConfigError(
+            "--profile traces a training with --mode=train and a workdir on a local disk"
+        )
     if mode == "plan":
         print(plan.plan(Run(config, workdir or "", abstract=not plan.asked(config))))
         return EXIT_DONE
@@ -38,11 +58,11 @@ def run_mode(mode: str, config, workdir: str | None) -> int:
         raise ConfigError(f"--mode={mode} needs --workdir=DIR, the folder of the run")
     check_place(workdir)
     if mode == "train":
-        return train.train(config, workdir)
+        return train.train(config, workdir, profile, evals)
     run = Run(config, workdir)
-    run.check_workdir()
+    check_workdir(run)
     if mode == "eval":
-        train.evaluate_vars(run, run.trained_vars())
+        train.evaluate_vars(run, run.trained_vars(), evals)
     else:
         vars = run.trained_vars()
         evaluation.pictures(run, vars, step=None)
@@ -60,7 +80,8 @@ def main(argv: list[str]) -> None:
         if _MODE.value == "plan":
             startup.simulate_devices(_CONFIG.value.get("plan", {}).get("devices", 0))
         startup.set_up_devices()
-        return run_mode(_MODE.value, _CONFIG.value, _WORKDIR.value)
+        evals = [] if _EVALS.value == ["none"] else _EVALS.value
+        return run_mode(_MODE.value, _CONFIG.value, _WORKDIR.value, _PROFILE.value, evals)
 
     try:
         code = startup.exit_code_of(
@@ -78,7 +99,7 @@ def main(argv: list[str]) -> None:
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; what is wrong with it is one message and exit code 2."""
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(_with_files(argv))
         if _CONFIG.value is None:
             raise flags.Error("--config=configs/<name>.py is missing; --help lists the flags")
         if rest[1:]:
@@ -102,6 +123,19 @@ def parse_flags(argv: list[str]) -> list[str]:
             message = last  # raised by the config file itself, whose traceback says no more
     print(message, file=sys.stderr)
     sys.exit(EXIT_REFUSED)
+
+
+def _with_files(argv: list[str]) -> list[str]:
+    """A command line whose config is given by its file."""
+    words = list(argv)
+    for i, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag in ("--config", "-config"):
+            if equals:
+                words[i] = f"{flag}={startup.config_file(value)}"
+            elif i + 1 < len(words):
+                words[i + 1] = startup.config_file(words[i + 1])
+    return words
 
 
 def cli() -> None:

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 
+from vidmotion.files import aside
+
 log = logging.getLogger(__name__)
 
 # Names of files that are pictures, not videos, and what may be in them whatever their names.
@@ -218,8 +220,8 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     Raises:
         ValueError: another dtype or shape.
     """
-    with _aside(path) as aside:
-        Image.fromarray(_frame(image)).save(aside, format="PNG")
+    with _written(path) as written:
+        Image.fromarray(_frame(image)).save(written, format="PNG")
 
 
 def write_gif(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float = 25) -> None:
@@ -248,9 +250,9 @@ def write_gif(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float 
         for frame in clip
     ]
     ticks = np.diff(np.round(np.arange(len(clip) + 1) * 100 / fps)).astype(int)
-    with _aside(path) as aside:
+    with _written(path) as written:
         images[0].save(
-            aside,
+            written,
             format="GIF",
             save_all=True,
             append_images=images[1:],
@@ -292,9 +294,11 @@ def write_mp4(
         raise ValueError(f"no frames to write to {path}")
     height, width, _ = _frame(first).shape
     with (
-        _aside(path) as aside,
+        _written(path) as written,
         # The index goes to the front so that playback starts before the download ends.
-        av.open(os.fspath(aside), "w", options={"movflags": "+faststart"}) as container,
+        av.open(
+            os.fspath(written), "w", format="mp4", options={"movflags": "+faststart"}
+        ) as container,
     ):
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.pix_fmt = "yuv420p"
@@ -422,24 +426,18 @@ def _frame(image: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _aside(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path with the suffix of `path`, renamed to it on success, removed otherwise."""
+def _written(path: str | os.PathLike) -> Iterator[Path]:
+    """`files.aside`; what a library raises with an error number, such as on a full disk, becomes an OSError."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        yield aside
-        os.replace(aside, path)
-    except OSError as error:  # a full disk, which libraries report without the file
-        if error.filename is not None or error.errno is None:
+    with aside(path) as written:
+        try:
+            yield written
+        except (OSError, MediaError):
             raise
-        raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
-    except Exception as error:
-        if not getattr(error, "errno", None) or isinstance(error, MediaError):
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
-    finally:
-        aside.unlink(missing_ok=True)
+        except Exception as error:
+            if not getattr(error, "errno", None):
+                raise
+            raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
 
 
 # --- Reading --------------------------------------------------------------------------------------

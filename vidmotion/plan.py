@@ -20,10 +20,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from vidmotion import hardware, paths, record, sharding
+from vidmotion import hardware, paths, run_record, sharding
 from vidmotion.errors import ConfigError
 from vidmotion.models import forms
 from vidmotion.run import Run
+from vidmotion.system import Describes
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 GIB = 2**30
@@ -59,11 +60,11 @@ def plan(run: Run) -> str:
         lines += ["", *_describe(figures)]
         if run.config.plan.record:
             kept = {
-                **record.environment(),
-                "config": record.without_places(run.config.to_dict()),
+                **run_record.environment(),
+                "config": run_record.without_places(run.config.to_dict()),
                 **figures,
             }
-            record.write(epath.Path(run.config.plan.record), kept)
+            run_record.write(epath.Path(run.config.plan.record), kept)
     return "\n".join(lines)
 
 
@@ -480,7 +481,7 @@ def _parameters(run: Run) -> list[str]:
 
 def _facts(run: Run) -> list[str]:
     """What the system adds."""
-    facts = run.system.facts(run.abstract_params)
+    facts = run.system.facts(run.abstract_params) if isinstance(run.system, Describes) else {}
     width = max(map(len, facts), default=0)
     return ["", *(f"{label:<{width}}  {text}" for label, text in facts.items())] if facts else []
 
@@ -489,6 +490,7 @@ def _cost(run: Run, flops: float | None) -> list[str]:
     state = sharding.bytes_per_device(run.abstract_state, run.state_shardings)
     rows = sharding.batch_shards(run.mesh)
     mesh = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+    tokens = run.system.tokens(run.config.batch_size) if isinstance(run.system, Describes) else 0
     return [
         f"model FLOPs per step        {'unknown' if flops is None else f'{flops:.4g}'}"
         "  (forward, backward and optimizer; no recomputation)",
@@ -497,5 +499,5 @@ def _cost(run: Run, flops: float | None) -> list[str]:
         f"mesh                        {mesh}; here {jax.device_count()} device(s)",
         f"batch                       {run.config.batch_size} examples, "
         f"{run.config.batch_size // rows} per shard, {run.config.accumulate} microbatch(es)",
-        f"tokens per batch            {run.system.tokens(run.config.batch_size):,}",
+        f"tokens per batch            {tokens:,}",
     ]

@@ -37,8 +37,9 @@ from tqdm import tqdm
 from vidmotion import animate, media, startup
 from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.evaluation.transfer import to_uint8
-from vidmotion.run import Run, open_run, open_weights
-from vidmotion.system import System
+from vidmotion.open_run import open_run, open_weights
+from vidmotion.run import Run
+from vidmotion.system import MotionTransfer, System
 
 log = logging.getLogger("vidmotion.reenact")
 
@@ -138,7 +139,7 @@ def reenact(
       MediaError, ConfigError, CheckpointError: nothing is then left under the name `out`.
     """
     system = run.system
-    if not system.window:
+    if not isinstance(system, MotionTransfer) or not system.window:
         raise ConfigError(
             f"{run.workdir} holds a {run.config.system.name}, which cannot transfer motion"
         )

@@ -18,12 +18,12 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vidmotion import paths, pieces
+from vidmotion import chunked_map, paths
 from vidmotion.errors import ConfigError
 
 PyTree = Any
 AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(pieces.BATCH_AXES)
+BATCH = PartitionSpec(chunked_map.BATCH_AXES)
 MIN_SIZE = 1024
 DEFAULT_RULES = ((".*", "fsdp"),)
 
@@ -69,7 +69,7 @@ def make_mesh(
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Number of pieces the batch is cut into: every axis but ``tensor`` divides it."""
-    return math.prod(mesh.shape[axis] for axis in pieces.BATCH_AXES)
+    return math.prod(mesh.shape[axis] for axis in chunked_map.BATCH_AXES)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int, processes: int) -> None:
@@ -172,7 +172,7 @@ def bytes_per_device(abstract: PyTree, shardings: PyTree) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class OnMesh:
-    """`function`, traced where `pieces.row_shards` knows the mesh; two of the same are equal, so `jit` compiles once.
+    """`function`, traced where `chunked_map.row_shards` knows the mesh; two of the same are equal: `jit` compiles once.
 
     Attributes:
       function: of arrays whose batch is cut over the mesh.

@@ -1,8 +1,10 @@
 """How every command begins and ends: log, devices, and exit codes for what its user can mend."""
 
 import argparse
+import importlib.util
 import logging
 import os
+import pathlib
 import signal
 from collections.abc import Callable
 
@@ -11,6 +13,27 @@ from absl import logging as absl_logging
 from vidmotion.errors import EXIT_REFUSED, ConfigError
 
 log = logging.getLogger(__name__)
+
+
+def config_file(name: str) -> str:
+    """The file of a config, followed by its argument: ``heads:demo`` -> ``/.../configs/heads.py:demo``.
+
+    Args:
+      name: of a recipe of this project; or a path, which ends in ``.py`` and is returned as it is.
+
+    Raises:
+      ConfigError: there is no such recipe; lists all of them.
+    """
+    stem, colon, argument = name.partition(":")
+    if stem.endswith(".py"):
+        return name
+    folder = pathlib.Path(importlib.util.find_spec("configs").origin).parent
+    if not (folder / f"{stem}.py").is_file():
+        recipes = ", ".join(sorted(path.stem for path in folder.glob("[a-z]*.py")))
+        raise ConfigError(
+            f"there is no config {stem!r}; there are {recipes}, or give a path that ends in .py"
+        )
+    return f"{folder / stem}.py{colon}{argument}"
 
 
 def set_up_log() -> None:

@@ -141,7 +141,7 @@ class Stepper:
 
         A new phase begins where a player or a part of a loss sets in, so that what has not set in costs nothing.
         """
-        starts = {player.start for player in self.system.players} | set(self.system.switches)
+        starts = {step for seat in self.system.players for step in (seat.start, *seat.switches)}
         first = 0
         for start in sorted(starts):
             if start < first + SHORTEST_PHASE or start >= self.steps:

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import importlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,7 @@ class Player:
         recomputing them with that player's updated parameters.
       whole_schedule: its learning rate's schedule is that of the whole run, as though it had learnt from step 0; else
         the schedule begins with its first update and ends with its last.
+      switches: steps from which its loss has a term that it did not have before, as the loss asks `begun` about them.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Player:
     period: int = 1
     shares_forward: bool = False
     whole_schedule: bool = False
+    switches: tuple[int, ...] = ()
 
 
 class Vars(NamedTuple):
@@ -98,17 +100,16 @@ class Const(NamedTuple):
 
 
 class System(abc.ABC):
-    """What every paper provides. Subclasses are frozen dataclasses."""
+    """What every paper provides. Subclasses are frozen dataclasses.
+
+    A system that also moves one clip as another, starts from published weights or has more to say of itself inherits
+    `MotionTransfer`, `Released` or `Describes` too.
+    """
 
     @property
     def players(self) -> tuple[Player, ...]:
         """Players in the order in which they update."""
         return (Player("model"),)
-
-    @property
-    def switches(self) -> tuple[int, ...]:
-        """Steps from which something of the loss counts that did not before, as `begun` is asked about them."""
-        return ()
 
     @abc.abstractmethod
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -119,45 +120,15 @@ class System(abc.ABC):
         """Parameters ``{player: tree}`` for ALL stages; the tree never changes between stages."""
 
     def init_mutable(self) -> PyTree:
-        """Non-gradient state (code usage, running statistics)."""
+        """Non-gradient state (running statistics, codebooks) of a run that begins.
+
+        A run that starts from another's parameters takes over that run's state too (`inherited`).
+        """
         return {}
-
-    def inherit(self, fresh: PyTree, there: PyTree) -> PyTree:
-        """The non-gradient state with which a run begins whose parameters come from another (``init_from``).
-
-        Args:
-          fresh: `init_mutable`.
-          there: the other run's.
-
-        Returns:
-          like `fresh`, which it is here: what was counted there is begun anew.
-        """
-        return fresh
-
-    @staticmethod
-    def released_fields(arguments: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-        """Fields of this system that the arguments of a converted network decide."""
-        return {"network": arguments}
-
-    def released(self, params: PyTree) -> PyTree:
-        """``{player: tree}`` of this system from the parameters of a converted network.
-
-        Raises:
-          ConfigError: no published network is known for it.
-        """
-        raise ConfigError(f"{type(self).__name__} knows no converted network")
-
-    def released_mutable(self, params: PyTree) -> PyTree:
-        """The non-gradient state that comes with a converted network."""
-        return self.init_mutable()
 
     def consts_spec(self) -> dict[str, Const]:
         """Networks this paper never trains, by name."""
         return {}
-
-    def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """Hex text that names the content of each never-trained network; kept with what was made of them."""
-        return {name: fingerprint(tree) for name, tree in consts.items()}
 
     @abc.abstractmethod
     def loss(
@@ -169,9 +140,19 @@ class System(abc.ABC):
         """Outputs for pictures and evaluators; pure and jit-able."""
         raise ConfigError(f"{type(self).__name__} has nothing to sample")
 
+    def evaluators(self) -> tuple[str, ...]:
+        """Names from `vidmotion.evaluation` that make sense for this system."""
+        return ()
+
+
+@runtime_checkable
+class MotionTransfer(Protocol):
+    """A system whose `System.sample` shows one clip, ``content``, moving as another, ``motion``."""
+
     @property
     def window(self) -> int:
-        """Frames of motion that `sample` takes together; 0 for a system that transfers no motion."""
+        """Frames of motion that `sample` takes together where a video of any length moves the content
+        (`vidmotion.reenact`); 0: only clips as in training can."""
         return 0
 
     @property
@@ -181,7 +162,7 @@ class System(abc.ABC):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Codes that `sample` decodes alone, with the option ``part``; none where it has no such option."""
+        """Codes that `sample` can decode alone, with the option ``part``."""
         return ()
 
     @property
@@ -189,31 +170,63 @@ class System(abc.ABC):
         """Frames of a content video that serve a motion of any length; 0: content runs beside the motion."""
         return 0
 
-    def read_codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
-        """What a probe reads of clips as `sample` takes them; pure and jit-able.
-
-        Returns:
-          ``content`` floats (B, Dc) of each content clip; ``motion`` floats (B, T, Dm) of each motion clip.
-        """
-        raise ConfigError(f"{type(self).__name__} has no codes of content and motion to read")
-
-    def evaluators(self) -> tuple[str, ...]:
-        """Names from `vidmotion.evaluation` that make sense for this system."""
-        return ()
-
     @property
     def face_side(self) -> int:
         """Pixels of the face crops that `sample` reads where faces are known, beside whole pictures: then the
         batch has ``driving``, ``reference_face`` and ``f_rts`` as in `data.portraits`. 0: it reads none."""
         return 0
 
+    def read_codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
+        """The codes of clips as `sample` takes them, for probes; pure and jit-able.
+
+        Returns:
+          ``content`` floats (B, Dc) of each content clip; ``motion`` floats (B, T, Dm) of each motion clip.
+        """
+        raise ConfigError(f"{type(self).__name__} has no codes of content and motion to read")
+
+
+@runtime_checkable
+class Released(Protocol):
+    """A system that can start from a published network, as ``python -m vidmotion.convert`` wrote it."""
+
+    @staticmethod
+    def released_fields(arguments: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        """Fields of this system that the arguments of the published network decide."""
+        return {"network": arguments}
+
+    @abc.abstractmethod
+    def released(self, params: PyTree) -> PyTree:
+        """``{player: tree}`` of this system from the parameters of the published network; it may lack players.
+
+        Raises:
+          ConfigError: another network than this system starts from.
+        """
+
+    def released_mutable(self, params: PyTree) -> PyTree:
+        """The non-gradient state that comes with the published network."""
+        return self.init_mutable()
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """A system that says more of itself, for the plan, the log and the checks of what was made with it."""
+
+    def tokens(self, batch: int) -> int:
+        """Tokens that the largest network processes for `batch` examples; 0 where the word has no meaning."""
+        return 0
+
     def facts(self, params: PyTree) -> dict[str, str]:
         """Further lines of ``--mode=plan``, label and text, given the abstract parameters ``{player: tree}``."""
         return {}
 
-    def tokens(self, batch: int) -> int:
-        """Tokens the largest network processes for `batch` examples (0 where the word has no meaning)."""
-        return 0
+    def fingerprints(self, consts: PyTree) -> dict[str, str]:
+        """Hex text that names the content of each never-trained network; kept with what was made of them."""
+        return {name: fingerprint(tree) for name, tree in consts.items()}
+
+    @property
+    def share_kept(self) -> float | None:
+        """Numbers of a clip's codes over the numbers of the clip; None where nothing is to be rebuilt from codes."""
+        return None
 
 
 _SPAN: contextvars.ContextVar[tuple[int, int | None]] = contextvars.ContextVar("span")
@@ -263,6 +276,17 @@ def fresh_statistics(shapes: PyTree) -> PyTree:
         {
             path: (jnp.ones if path.endswith("var") else jnp.zeros)(leaf.shape)
             for path, leaf in paths.flatten(shapes).items()
+        }
+    )
+
+
+def inherited(fresh: PyTree, there: PyTree) -> PyTree:
+    """Non-gradient state `fresh`, with each leaf replaced that `there` has in the same place and shape."""
+    found = paths.flatten(there)
+    return paths.unflatten(
+        {
+            path: found[path] if path in found and found[path].shape == leaf.shape else leaf
+            for path, leaf in paths.flatten(fresh).items()
         }
     )
 

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -21,17 +21,14 @@ import numpy as np
 from clu import parameter_overview
 from jax.experimental import multihost_utils
 
-from vidmotion import evaluation, hardware, record
+from vidmotion import evaluation, hardware, run_record
 from vidmotion.checkpoint import Checkpointer, CheckpointError
 from vidmotion.data.pipeline import device_prefetch
 from vidmotion.data.records import DatasetError
 from vidmotion.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_UNMEASURED, ConfigError
+from vidmotion.files import atomic_write
 from vidmotion.media import MediaError
-from vidmotion.metrics.result import MetricResult
-from vidmotion.run import Run
-from vidmotion.state import TrainState, name_broken
-from vidmotion.system import check_batch
-from vidmotion.writer import (
+from vidmotion.metric_writer import (
     METRICS_FILE,
     DeferredMetrics,
     MetricWriter,
@@ -39,6 +36,12 @@ from vidmotion.writer import (
     Progress,
     read_metrics,
 )
+from vidmotion.metrics.result import MetricResult
+from vidmotion.open_run import claim_workdir
+from vidmotion.run import Run
+from vidmotion.state import TrainState, name_broken
+from vidmotion.system import Describes, check_batch
+from vidmotion.trace import Trace
 
 log = logging.getLogger(__name__)
 
@@ -162,8 +165,19 @@ class Meter:
         return rates
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> int:
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    profile: int = 0,
+    evals: Sequence[str] | None = None,
+) -> int:
     """Train until ``config.steps``, resuming whatever the workdir holds.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      profile: how many steps to trace into ``<workdir>/profile`` (`Trace`).
+      evals: evaluators to run in the place of those that the config runs (`evaluation.asked`).
 
     Returns:
       `EXIT_DONE`; `EXIT_UNMEASURED` if an evaluation or the pictures failed after it; `EXIT_PREEMPTED` after a
@@ -178,10 +192,11 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> int:
     # Weights that are missing are refused now, not after minutes of compilation and with a workdir begun.
     jax.block_until_ready(run.consts)
     check_batch(run.system, _head(loader), config.batch_size // jax.process_count())
-    evaluation.check(run)
+    names = evaluation.asked(config, evals)
+    evaluation.check(run, names)
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.hold())
-        run.claim_workdir()
+        claim_workdir(run)
         checkpointer = stack.enter_context(
             Checkpointer(workdir, config.checkpoint.keep, config.checkpoint.keep_period)
         )
@@ -203,18 +218,31 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> int:
             )
         )
         _introduce(run, state, writer, start)
-        session = Session(run, writer, files, checkpointer, loader, state, start, interruption)
+        session = Session(
+            run, writer, files, checkpointer, loader, state, start, interruption, names
+        )
         stack.callback(loader.close)
-        return session.finish(session.loop())
+        with Trace(run.workdir, start, profile) as trace:
+            code = session.loop(trace)
+        return session.finish(code)
 
 
 class Session:
     """One uninterrupted stretch of training: from `start` to the end or to a signal."""
 
     def __init__(
-        self, run, writer, files, checkpointer, loader, state: TrainState, start: int, interruption
+        self,
+        run,
+        writer,
+        files,
+        checkpointer,
+        loader,
+        state: TrainState,
+        start: int,
+        interruption,
+        evals: Sequence[str],
     ):
-        self._interruption = interruption
+        self._interruption, self._evals = interruption, evals
         self.run, self.writer, self.checkpointer, self.loader = run, writer, checkpointer, loader
         self.state, self.start, self.step = state, start, start
         self._files = files
@@ -224,7 +252,7 @@ class Session:
         self._missed: dict[str, str] = {}  # what could not be measured the last time, and why
         self._meter = Meter(run)
 
-    def loop(self) -> int:
+    def loop(self, trace: Trace) -> int:
         """Run the steps; returns `EXIT_DONE` or `EXIT_PREEMPTED`."""
         config, total = self.run.config, self.run.config.steps
         if self.step >= total:
@@ -241,8 +269,10 @@ class Session:
                 if self.step == end:
                     update, end = self._compile(), self.phase[1]
                     self._meter.resume(batches.wait_seconds)
-                self.state, metrics = update(self.state, self.run.consts, next(batches))
+                with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
+                    self.state, metrics = update(self.state, self.run.consts, next(batches))
                 self.step += 1
+                trace.completed(self.step, self.state)
                 for ready in self._deferred.push(self.step, metrics):
                     self._take(*ready)
                 first, last = self.step == self.start + 1, self.step == total
@@ -250,12 +280,12 @@ class Session:
                     self._meter.flops = counting.submit(self.run.flops_per_step)
                 stop = self._interruption.reached(self.step)
                 due = {
-                    name: bool(every) and self.step % every == 0 and not (last or stop)
+                    name: every > 0 and self.step % every == 0 and not (last or stop)
                     for name, every in (
                         ("log", config.log_every),
                         ("save", config.checkpoint.every),
                         ("sample", config.sample.every),
-                        ("eval", config.eval.every),
+                        *((name, config.evals[name].get("every", 0)) for name in self._evals),
                     )
                 }
                 if first or last or stop or any(due.values()):
@@ -264,8 +294,8 @@ class Session:
                         self._save(wait=False)
                     if due["sample"]:
                         self._sample()
-                    if due["eval"]:
-                        self._evaluate()
+                    if names := [name for name in self._evals if due[name]]:
+                        self._evaluate(names)
                     self._meter.resume(batches.wait_seconds)
                 if stop:
                     break
@@ -283,7 +313,8 @@ class Session:
             self._record()
             self._missed = {}
             self._sample()
-            self._evaluate()
+            self._results = []
+            self._evaluate(self._evals)
             if self._interruption.asked:
                 log.warning("stopped while evaluating; the same command evaluates again")
                 code = EXIT_PREEMPTED
@@ -298,9 +329,7 @@ class Session:
 
     def _asked(self) -> list[str]:
         """Names of what `_sample` and `_evaluate` attempt."""
-        return ["pictures"] * bool(self.run.config.sample.rows) + list(
-            evaluation.asked(self.run.config)
-        )
+        return ["pictures"] * bool(self.run.config.sample.rows) + list(self._evals)
 
     def _record(self) -> None:
         """Write ``record.json``, whatever is known by now."""
@@ -308,8 +337,8 @@ class Session:
         meter = self._meter
         speed = meter.speed(meter.steps, meter.seconds) if meter.steps else {}
         content = {
-            **record.environment(),
-            "config": record.without_places(config.to_dict()),
+            **run_record.environment(),
+            "config": run_record.without_places(config.to_dict()),
             "seed": config.seed,
             "data_fingerprint": self.loader.fingerprint,
             "parameters": {
@@ -323,7 +352,7 @@ class Session:
             "data_wait_share": meter.waited / meter.seconds if meter.steps else None,
             "mfu": speed.get("speed/mfu", "unknown"),
             **{name.removeprefix("speed/"): value for name, value in speed.items()},
-            "peak_memory": record.peak_memory(),
+            "peak_memory": run_record.peak_memory(),
             "last_metrics": self._latest,
             "results": [row.to_dict() for row in self._results],
             "not_measured": self._missed,
@@ -331,15 +360,15 @@ class Session:
         self.writer.flush()
         self._files.copy_out()
         if jax.process_index() == 0:
-            path = self.run.workdir / record.RECORD
-            old = record.read(path) if self.step == self.start else None
+            path = self.run.workdir / run_record.RECORD
+            old = run_record.read(path) if self.step == self.start else None
             if old:  # nothing trained: keep what was measured then, and results in the place of which none came
                 results = content["results"] + (
                     _others(old, content["results"]) if self._missed else []
                 )
                 content = {**old, "results": results, "not_measured": self._missed}
             try:
-                record.write(path, content)
+                run_record.write(path, content)
                 log.info("run record: %s", path)
             except OSError as error:  # the trained state is safe: a full disk here is no failure
                 log.error("the run record could not be written: %s", error)
@@ -418,11 +447,12 @@ class Session:
 
         self._attempt("pictures", draw)
 
-    def _evaluate(self) -> None:
-        self._results = evaluate_vars(self.run, self.run.vars_of(self.state), self._attempt) or []
-        numbers = {
-            f"eval/{row.metric}": row.value for row in self._results if row.value is not None
-        }
+    def _evaluate(self, names: Sequence[str]) -> None:
+        results = evaluate_vars(self.run, self.run.vars_of(self.state), names, self._attempt)
+        new = {(row.metric, row.convention) for row in results}
+        kept = [row for row in self._results if (row.metric, row.convention) not in new]
+        self._results = [*results, *kept]
+        numbers = {f"eval/{row.metric}": row.value for row in results if row.value is not None}
         if numbers:
             self.writer.scalars(self.step, numbers)
 
@@ -449,20 +479,23 @@ class Session:
 
 
 def evaluate_vars(
-    run: Run, vars, attempt: Callable[[str, Callable], Any] = lambda _, measure: measure()
+    run: Run,
+    vars,
+    names: Sequence[str] | None = None,
+    attempt: Callable[[str, Callable], Any] = lambda _, measure: measure(),
 ) -> list[MetricResult]:
-    """Run ``config.eval.protocol``, or else ``config.eval.run``, on given variables; prints the table.
-
-    Of the latter the rows are also written to ``eval.json``; a protocol writes its own files.
+    """Run evaluators on given variables, print the table and write it to ``eval.json``; a protocol writes its own files
+    as well.
 
     Args:
       run: whose config.
       vars: the system's variables.
+      names: of the evaluators; None: those that the config runs (`evaluation.asked`).
       attempt: name and function of each evaluator -> what the function returns, or None for no results.
     """
     results = []
     with evaluation.keeping():
-        for name in evaluation.asked(run.config):
+        for name in evaluation.asked(run.config, names):
             results += attempt(name, functools.partial(_evaluate, name, run, vars)) or []
     if results and jax.process_index() == 0:
         attempt("table of results", lambda: _report(run, results))
@@ -470,17 +503,16 @@ def evaluate_vars(
 
 
 def _evaluate(name: str, run: Run, vars) -> list[MetricResult]:
-    """One evaluator or protocol; the latter keeps what it counted in a folder, which is for one process alone."""
-    alone = name == run.config.eval.get("protocol", "")
+    """One evaluator; a protocol keeps what it counted in a folder, which is for one job alone."""
+    alone = name in evaluation.PROTOCOLS
     with run.hold(f"eval/{name}") if alone else contextlib.nullcontext():
         return evaluation.evaluate(name, run, vars, companion)
 
 
 def _report(run: Run, results: list[MetricResult]) -> None:
-    print(record.table(results), flush=True)
-    if not run.config.eval.get("protocol", ""):
-        rows = [row.to_dict() for row in results]
-        record.write(run.workdir / "eval.json", {**record.environment(), "results": rows})
+    print(run_record.table(results), flush=True)
+    rows = [row.to_dict() for row in results]
+    run_record.write(run.workdir / "eval.json", {**run_record.environment(), "results": rows})
 
 
 def _others(old: dict[str, Any], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -506,10 +538,10 @@ def _check_fresh(run: Run) -> None:
     Raises:
       ConfigError: there is a record, which is written only beside a checkpoint.
     """
-    steps = (record.read(run.workdir / record.RECORD) or {}).get("steps_done", 0)
+    steps = (run_record.read(run.workdir / run_record.RECORD) or {}).get("steps_done", 0)
     if steps:
         raise ConfigError(
-            f"{run.workdir / record.RECORD} says that this run was trained to step {steps}, and there is no "
+            f"{run.workdir / run_record.RECORD} says that this run was trained to step {steps}, and there is no "
             "checkpoint: put the folder checkpoints back, or move record.json away to begin from scratch"
         )
     if jax.process_index() != 0:
@@ -534,15 +566,16 @@ def _head(loader) -> dict[str, np.ndarray]:
 def _introduce(run: Run, state: TrainState, writer: MetricWriter, start: int) -> None:
     overview = parameter_overview.get_parameter_overview(run.abstract_params, include_stats=False)
     if jax.process_index() == 0:
-        record.write_text(run.workdir / "parameters.txt", overview + "\n")
+        atomic_write(run.workdir / "parameters.txt", overview + "\n")
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    batch = run.config.batch_size
     log.info(
         "%s: %s parameters on mesh %s, batch %d, %d tokens a step",
         run.config.system.name,
         f"{count:,}",
         dict(run.mesh.shape),
-        run.config.batch_size,
-        run.system.tokens(run.config.batch_size),
+        batch,
+        run.system.tokens(batch) if isinstance(run.system, Describes) else 0,
     )
     if start == 0:
         writer.text(0, {"config": f"```\n{run.config.to_json(indent=1)}\n```"})

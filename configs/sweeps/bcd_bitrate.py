@@ -20,7 +20,9 @@ OVERRIDES = {
     "checkpoint.every": 0,
     "sample.rows": 2,
     "sample.columns": 4,
-    "eval.run": ("swap", "leakage"),
+    "evals.leakage.every": 0,
+    "evals.drivers.every": -1,
+    "evals.reading.every": -1,
 }
 COLUMNS = (
     "psnr/swap",

@@ -5,11 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from vidmotion.system import Out, System
+from vidmotion.system import Describes, Out, System
 
 
 @dataclasses.dataclass(frozen=True)
-class Brightness(System):
+class Brightness(System, Describes):
     """Predicts mean brightness.
 
     Attributes:

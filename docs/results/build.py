@@ -94,7 +94,7 @@ def compare(name: str, records: dict[str, dict]) -> list[str]:
 
 
 def protocols(files: list[Path]) -> list[str]:
-    """Markdown lines of what `--mode=eval --config.eval.protocol=...` wrote, a table for each file."""
+    """Markdown lines of what `--mode=eval --evals=...` wrote, a table for each file."""
     lines = []
     for file in files:
         record = json.loads(file.read_text())

@@ -16,7 +16,8 @@ from vidmotion.convert.maps import vae as vae_maps
 from vidmotion.convert.read import read_manifest, write_safetensors
 from vidmotion.errors import EXIT_DONE, EXIT_REFUSED, ConfigError
 from vidmotion.models.vae import SIZES as VAE_SIZES
-from vidmotion.run import Run, load_config
+from vidmotion.open_run import load_config
+from vidmotion.run import Run
 from vidmotion.system import build
 from vidmotion.train import train
 
@@ -76,7 +77,7 @@ def test_a_run_begins_with_both_files_and_learns(files, unet, vae, tmp_path, uno
     config.init_from = str(files)
     config.optimizer.model.rate = ((".*", 1e-6),)
     config.ema.decay = 0.0
-    config.eval.run, config.sample.rows = (), 0
+    config.evals, config.sample.rows = {}, 0
     assert config.steps == 2
     assert train(config, str(tmp_path / "run")) == EXIT_DONE
     run = Run(config, str(tmp_path / "run"))

@@ -13,7 +13,8 @@ from vidmotion.convert.maps import resnet as resnet_maps
 from vidmotion.convert.maps import unet as unet_maps
 from vidmotion.convert.read import write_safetensors
 from vidmotion.errors import EXIT_DONE, EXIT_REFUSED
-from vidmotion.run import Run, load_config
+from vidmotion.open_run import load_config
+from vidmotion.run import Run
 from vidmotion.system import build
 from vidmotion.train import train
 
@@ -116,7 +117,7 @@ def test_every_part_lands_where_it_belongs_and_the_rest_stays_fresh(files, begun
 def test_a_run_begins_with_them_and_trains(files, begun, tmp_path):
     config = config_of(begun, 1)
     config.system.codec = {"network": "patch", "mean": (0.0,) * 4, "std": (2.745,) * 4}
-    config.eval.run, config.sample.rows = (), 0
+    config.evals, config.sample.rows = {}, 0
     config.ema.decay = 0.0
     assert train(config, str(tmp_path / "run")) == EXIT_DONE
     learnt = paths.flatten(Run(config, str(tmp_path / "run")).trained_vars().params)

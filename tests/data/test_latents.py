@@ -22,7 +22,8 @@ from vidmotion.data.videos import LatentSource, VideoSource
 from vidmotion.encode import encode
 from vidmotion.errors import ConfigError
 from vidmotion.models import vae
-from vidmotion.run import Run, load_config, open_run
+from vidmotion.open_run import load_config, open_run
+from vidmotion.run import Run
 from vidmotion.system import Vars
 from vidmotion.systems import codecs
 from vidmotion.train import train
@@ -177,7 +178,7 @@ def test_windows_are_those_of_the_clips(folders):
     whole = RecordSource(folders[1], "test")[1]["latents"]
     np.testing.assert_array_equal(element["latents"], whole[3:8:2])  # a span of 5 in the middle
     assert (element["fps"], element["start"]) == (pixels["fps"], pixels["start"])
-    assert len(source) == 4 and source.name(1) == "test/ü 1.mp4"
+    assert len(source) == 4 and source.origin(1) == "test/ü 1.mp4"
 
     sources = [VideoSource(folders[0], random=True, **options)]
     sources.append(LatentSource(folders[1], random=True, **options))

@@ -58,7 +58,7 @@ def test_ucf101(tmp_path, capsys):
     assert [train.class_of(train[i]) for i in range(3)] == [0, 1, 1]
     element = test[1]
     assert element["label"] == 1 and element["label"].dtype == np.int32
-    assert test.name(1).endswith("YoYo/v_YoYo_g01_c01.avi")
+    assert test.origin(1).endswith("YoYo/v_YoYo_g01_c01.avi")
     assert numbers(element["video"]) == [80 + 3, 80 + 4, 80 + 5, 80 + 6]
     window = train.transforms[0].random_map(train[0], np.random.default_rng(0))
     assert window["label"] == 0 and window["video"].shape == (4, 32, 32, 3)

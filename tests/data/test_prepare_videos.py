@@ -288,9 +288,9 @@ def test_everything_readable_is_there_and_the_rest_is_reported(videos, prepared)
     for split in ("train", "test"):
         source = VideoSource(out, split)
         for k in range(len(source)):
-            counts[source.name(k)] = counts.get(source.name(k), 0) + 1
+            counts[source.origin(k)] = counts.get(source.origin(k), 0) + 1
             video, start = source[k]["video"], source[k]["start"]
-            if source.name(k) != "deep/er/clip.MKV":
+            if source.origin(k) != "deep/er/clip.MKV":
                 assert numbers(video) == list(range(round(start * 25), round(start * 25) + 10))
         RecordSource(out, split).verify()
     assert counts == GOOD
@@ -522,7 +522,7 @@ def test_lrs3(tmp_path, capsys):
         capsys, "lrs3", f"--src={source}", f"--out={out}", "--size=32", "--seconds=1"
     )
     assert code == 0 and "lrs3, train 3, test 1" in printed
-    assert VideoSource(out, "test").name(0) == "test/s3/00001.mp4"
+    assert VideoSource(out, "test").origin(0) == "test/s3/00001.mp4"
     assert VideoSource(out, "train", frames=12, decimate=2)[0]["video"].shape == (12, 32, 32, 3)
 
 
@@ -631,7 +631,7 @@ def test_gifs_folders_of_pictures_and_links_are_read_once(tmp_path, capsys):
     code, printed, _ = run(capsys, *arguments(src, out, "--test_share=0", "--codec=raw"))
     assert code == 0
     source = VideoSource(out, "train")
-    found = [source.name(k) for k in range(len(source))]
+    found = [source.origin(k) for k in range(len(source))]
     assert found == ["a.mp4", "frames", "frames", "link/b.mp4", "moving.gif", "moving.gif"]
     assert numbers(source[1]["video"]) == list(range(10))
     assert "gap: 19 pictures numbered 0 to 19: some are missing" in printed

@@ -10,7 +10,7 @@ from PIL import Image
 from vidmotion.data import sprites
 from vidmotion.data.pipeline import Loader
 from vidmotion.data.records import DatasetError
-from vidmotion.run import load_config
+from vidmotion.open_run import load_config
 
 # The generator's cells: y in pixels of the rows of (front, left, right), then the columns.
 CELLS = {

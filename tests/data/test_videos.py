@@ -98,7 +98,7 @@ def test_centred_windows(folder, part):
     assert shown(element["video"]) == [6, 9, 12, 15, 18]
     assert element["video"].shape == (5, SIDE, SIDE, 3) and element["video"].dtype == np.uint8
     assert element["fps"] == np.float32(25 / 3) and element["start"] == 10 + 6 / 25
-    assert source.name(1) == "ü 1.mp4"
+    assert source.origin(1) == "ü 1.mp4"
     assert shown(VideoSource(folder / part)[0]["video"]) == list(range(LENGTH))
     assert shown(VideoSource(folder / part, decimate=2)[0]["video"]) == list(range(0, LENGTH, 2))
 

@@ -5,6 +5,7 @@ import types
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from test_transfer import evaluated
 
 from vidmotion.data.records import DatasetWriter
 from vidmotion.errors import ConfigError
@@ -102,7 +103,7 @@ def scene(tmp_path, monkeypatch):
     monkeypatch.setattr(class_generation, "open_run", lambda workdir: twin)
     settings = dict(batch=6, per_class=PER_CLASS, autoencoder="twin", judge="sprites_judge:debug")
     run = Stub(
-        tmp_path, system, "vidtwin_dit", eval={**settings, "judge_workdir": "unused"},
+        tmp_path, system, "vidtwin_dit", evals={"stub": {**settings, "judge_workdir": "unused"}},
         sample={"fps": 8.0},
     )  # fmt: skip
     # Held out: two clips of class 1 that the autoencoder confuses with 2, and eight right ones.
@@ -114,8 +115,11 @@ def scene(tmp_path, monkeypatch):
     ]
 
     def evaluate(**changes):
-        run.config.eval.update(changes)
-        return {row.metric: row for row in class_generation.evaluate(run, None, companion)}
+        run.config.evals.stub.update(changes)
+        return {
+            row.metric: row
+            for row in evaluated(class_generation.ClassGeneration, run, None, companion)
+        }
 
     return evaluate, run, twin, asked
 
@@ -149,8 +153,8 @@ def test_without_a_judge_or_an_autoencoder_it_says_so(scene):
     with pytest.raises(ConfigError, match=r"reads Sprites, but .* learnt from heads"):
         evaluate()
     for changes, message in (
-        ({"judge": ""}, "not computed: needs config.eval.judge"),
-        ({"autoencoder": ""}, "not computed: needs config.eval.autoencoder"),
+        ({"judge": ""}, "not computed: needs config.evals.class_generation.judge"),
+        ({"autoencoder": ""}, "not computed: needs config.evals.class_generation.autoencoder"),
     ):
         rows = evaluate(**changes)
         row = rows["class_accuracy/generated"]

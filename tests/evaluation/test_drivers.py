@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio
-from test_transfer import StubRun, lookup, rows_of
+from test_transfer import StubRun, evaluated, lookup, rows_of
 
 from vidmotion.data.heads import HeadsSource
 from vidmotion.data.portraits import DrawnPortraitSource
 from vidmotion.errors import ConfigError
-from vidmotion.evaluation import drivers, keeping, swap
+from vidmotion.evaluation import keeping
+from vidmotion.evaluation.drivers import Drivers
+from vidmotion.evaluation.swap import Swap
 from vidmotion.evaluation.transfer import derangement
 
 CLIPS = 5
@@ -42,7 +44,7 @@ def mean_decibel(source, picked):
 
 
 def values_of(run):
-    return {name: row.value for name, row in rows_of(drivers.evaluate(run, None, None)).items()}
+    return {name: row.value for name, row in rows_of(evaluated(Drivers, run)).items()}
 
 
 def test_a_perfect_system_loses_what_the_renders_differ_by(source):
@@ -94,12 +96,12 @@ def test_the_mean_picture_of_all_clips_is_a_row(source):
 
 def test_the_clips_of_training_are_taken_where_asked_for(source):
     train = HeadsSource(size=16, frames=3, clips=4, split="train")
-    run = stub(train, train.swap, drivers={"split": "train"})
+    run = stub(train, train.swap, split="train")
     splits = []
     # Training reads pairs of frames off the clips; the test takes the clips themselves.
     pairs = DrawnPortraitSource(train, 25.0, pair={"recipe": "face", "frames": 1, "size": 8})
     run.source = lambda split: splits.append(split) or pairs
-    rows = rows_of(drivers.evaluate(run, None, None))
+    rows = rows_of(evaluated(Drivers, run))
     assert splits == ["train"]
     assert rows["psnr/true_driver"].value == 100 and rows["psnr/true_driver"].n == 4
     assert rows["psnr/true_driver"].convention.endswith("train clips")
@@ -107,26 +109,26 @@ def test_the_clips_of_training_are_taken_where_asked_for(source):
 
 def test_two_clips_have_no_third_and_one_has_no_other():
     two = HeadsSource(size=16, frames=2, clips=2, split="eval")
-    rows = rows_of(drivers.evaluate(stub(two, two.swap), None, None))
+    rows = rows_of(evaluated(Drivers, stub(two, two.swap)))
     for name in ("wrong_driver", "wrong_source", "true_over_wrong_driver"):
         assert rows[f"psnr/{name}"].note == "not computed: needs three clips at least"
     assert rows["psnr/true_over_no_driver"].value > 0
     one = HeadsSource(size=16, frames=2, clips=1, split="eval")
     with pytest.raises(ConfigError, match=r"two clips at least, and config\.data\.eval gives one"):
-        drivers.evaluate(stub(one, one.swap), None, None)
+        evaluated(Drivers, stub(one, one.swap))
 
 
 def test_swap_and_drivers_sample_each_pass_once(source):
     run = stub(source, source.swap, batch=8)
     early, late = {}, {}  # variables of two steps
     with keeping():
-        both = [*swap.evaluate(run, early, None), *drivers.evaluate(run, early, None)]
+        both = [*evaluated(Swap, run, early), *evaluated(Drivers, run, early)]
         assert len(run.sizes) == 3  # true driver, itself, the next but one
-        drivers.evaluate(run, late, None)
+        evaluated(Drivers, run, late)
         assert len(run.sizes) == 6
     assert len(rows_of(both)) == len(both)  # no two rows of one name
-    drivers.evaluate(run, late, None)
+    evaluated(Drivers, run, late)
     assert len(run.sizes) == 9
     alone = stub(source, source.swap, batch=8)
-    assert set(swap.evaluate(alone, early, None)) <= set(both)
+    assert set(evaluated(Swap, alone, early)) <= set(both)
     assert len(alone.sizes) == 2

@@ -7,17 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from test_transfer import evaluated
 
+from vidmotion.data.clip_source import Renders
 from vidmotion.data.heads import IDENTITY_FACTORS, MOTION_FACTORS, HeadsSource
 from vidmotion.errors import ConfigError
-from vidmotion.evaluation import leakage
-from vidmotion.system import System
+from vidmotion.evaluation.leakage import READINGS, Leakage
+from vidmotion.system import MotionTransfer
 
 CLIPS, FRAMES = 320, 2
 REAL = [f.name for f in IDENTITY_FACTORS if f.kind == "continuous"]
 
 
-class Numbered:
+class Numbered(Renders):
     """Heads whose pictures are not drawn: the first two bytes of a clip are its number."""
 
     def __init__(self, clips):
@@ -43,7 +45,11 @@ class StubRun:
 
         tables = {"content": content, "motion": motion}
         self.config = ConfigDict(
-            {"seed": 0, "eval": {"batch": 64, **settings}, "data": {"kind": "heads", "eval": {}}}
+            {
+                "seed": 0,
+                "evals": {"stub": {"batch": 64, **settings}},
+                "data": {"kind": "heads", "eval": {}},
+            }
         )
         self.config.data.eval.clips = clips
         self.system = types.SimpleNamespace(read_codes=read_codes, face_side=0)
@@ -80,7 +86,7 @@ def test_codes_that_hold_what_they_should_not(truth):
     identity, motion, _ = truth
     who_in_motion = np.concatenate([motion, identity[:, None].repeat(FRAMES, axis=1)], axis=2)
     run = StubRun(motion.reshape(CLIPS, -1), who_in_motion)
-    results = leakage.evaluate(run, None, None)
+    results = evaluated(Leakage, run)
     rows = rows_of(results)
     assert len(rows) == len(results) == 2 * (2 * (3 + 4) + 2 * 3)
     for reading in ("identity_from_motion", "motion_from_content", "motion_from_motion"):
@@ -103,8 +109,8 @@ def test_codes_that_hold_what_they_should_not(truth):
 def test_codes_of_noise_read_at_chance(truth):
     noise = truth[2]
     for probe in ("linear", "mlp"):
-        rows = rows_of(leakage.evaluate(StubRun(noise.reshape(CLIPS, -1), noise), None, None))
-        for reading in leakage.READINGS:
+        rows = rows_of(evaluated(Leakage, StubRun(noise.reshape(CLIPS, -1), noise)))
+        for reading in READINGS:
             row = rows[f"probe/{'_from_'.join(reading)}/{probe}/r2"]
             assert abs(row.value) < 0.05
             low, high = (rows[f"{row.metric}/{end}"].value for end in ("low", "high"))
@@ -118,7 +124,7 @@ def test_untrained_encoders_read_at_chance_what_they_were_not_shown():
     weights = np.random.default_rng(0).normal(size=(2, pixels.shape[-1], 64)) / 16
     motion, content = (np.maximum((pixels - 0.5) @ w, 0).astype(np.float32) for w in weights)
     run = StubRun(content.mean(axis=1), motion)
-    seen = rows_of(leakage.evaluate(run, None, None))
+    seen = rows_of(evaluated(Leakage, run))
     row = seen["probe/identity_from_content/linear/r2"]
     assert seen[f"{row.metric}/low"].value > 0.02
 
@@ -126,7 +132,7 @@ def test_untrained_encoders_read_at_chance_what_they_were_not_shown():
     factors, identity = other.factors, other.identity_id
     other.factors, other.identity_id = (lambda i: factors(order[i])), (lambda i: identity(order[i]))
     run.source = lambda split, **changes: other
-    rows = rows_of(leakage.evaluate(run, None, None))
+    rows = rows_of(evaluated(Leakage, run))
     intervals = [name.removesuffix("/low") for name in rows if name.endswith("/low")]
     assert len(intervals) == 2 * (4 + 2)
     for name in intervals:
@@ -137,21 +143,21 @@ def test_untrained_encoders_read_at_chance_what_they_were_not_shown():
 
 def test_a_procedural_source_draws_as_many_clips_as_are_asked_for(truth):
     noise = truth[2]
-    rows = leakage.evaluate(StubRun(noise[:, 0], noise, clips=4, probe_clips=50), None, None)
+    rows = evaluated(Leakage, StubRun(noise[:, 0], noise, clips=4, probe_clips=50))
     assert {row.n for row in rows} == {10}
 
 
 def test_what_cannot_be_probed_is_said(truth):
     noise = truth[2]
     with pytest.raises(ConfigError, match="4 clips of 4 identities"):
-        leakage.evaluate(StubRun(noise[:, 0], noise, clips=4), None, None)
+        evaluated(Leakage, StubRun(noise[:, 0], noise, clips=4))
     run = StubRun(noise[:, 0], noise)
     run.config.data.kind = "videos"
     run.source = lambda split, **changes: [{}]
     with pytest.raises(ConfigError, match="'videos' do not know what"):
-        leakage.evaluate(run, None, None)
+        evaluated(Leakage, run)
     with pytest.raises(ConfigError, match="Stub has no codes"):
-        System.read_codes(type("Stub", (), {})(), None, None)
+        MotionTransfer.read_codes(type("Stub", (), {})(), None, None)
 
 
 def test_factors_of_heads_are_those_of_its_elements():
@@ -176,9 +182,9 @@ def test_factors_of_sprites_are_those_of_its_elements(sheets_dir):
 def test_a_trained_run_is_probed(heads_run):
     """The command's own path, with a real system: two steps of the smallest BCD."""
     from vidmotion.evaluation import evaluate
-    from vidmotion.run import open_run
+    from vidmotion.open_run import open_run
 
-    run = open_run(str(heads_run), {"eval.probe_clips": "20"})
+    run = open_run(str(heads_run), {"evals.leakage.probe_clips": "20"})
     vars = run.trained_vars()
     rows = rows_of(evaluate("leakage", run, vars, None))
     assert rows["probe/identity_from_motion/linear/accuracy"].n == 4

@@ -12,11 +12,21 @@ from etils import epath
 from ml_collections import ConfigDict
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from configs import _shared
 from vidmotion.convert import folder
 from vidmotion.convert.__main__ import NETWORKS
+from vidmotion.data.clip_source import ClipSource, Renders
 from vidmotion.data.records import DatasetWriter
 from vidmotion.errors import ConfigError
-from vidmotion.evaluation import evaluate, evaluators, feature_networks, measures, protocols
+from vidmotion.evaluation import (
+    PROTOCOLS,
+    build,
+    evaluate,
+    evaluators,
+    feature_networks,
+    measures,
+    protocols,
+)
 from vidmotion.evaluation.feature_networks import FeatureNetwork
 from vidmotion.evaluation.measures import Batch
 from vidmotion.metrics import frechet
@@ -29,15 +39,13 @@ BOXES = np.tile(np.float32([4, 4, 12, 12]), (FRAMES, 1))
 SHIFT = 0.125
 
 
-class Clips:
-    """Clips of three people in turn; with `rendered`, also person i moving as clip j: clip j, inverted."""
+class Clips(ClipSource):
+    """Clips of three people in turn."""
 
     fingerprint = "0123456789abcdef"
 
-    def __init__(self, clips=CLIPS, boxes=True, rendered=False):
+    def __init__(self, clips=CLIPS, boxes=True):
         self.clips, self.with_boxes = clips, boxes
-        if rendered:
-            self.swap = lambda i, j: 255 - clips[j]
 
     def __len__(self):
         return len(self.clips)
@@ -46,8 +54,15 @@ class Clips:
         boxes = {"boxes": BOXES} if self.with_boxes else {}
         return {"video": self.clips[i], "fps": np.float32(4.0), **boxes}
 
-    def name(self, i):
+    def origin(self, i):
         return f"person {i % 3}.mp4"
+
+
+class Rendered(Clips, Renders):
+    """Knows person i moving as clip j: clip j, inverted."""
+
+    def swap(self, i, j):
+        return 255 - self.clips[j]
 
 
 class StubRun:
@@ -56,12 +71,15 @@ class StubRun:
     def __init__(
         self, workdir, source=None, made=None, evaluators=("swap", "reconstruction"), **settings
     ):
-        section = {"clips": 0, "batch": 4, "save_every": 1, "protocol": "", "run": (), **settings}
-        self.config = ConfigDict({"seed": 0, "eval": section})
+        section = _shared.protocol(**{"batch": 4, "save_every": 1, **settings})
+        names = [name for name in PROTOCOLS if name != "generation"]
+        self.config = ConfigDict({"seed": 0, "evals": dict.fromkeys(names, section)})
         self.config.system = {"name": "stub"}
         self.config.data = {"kind": "videos", "common": {}}
         self.workdir = epath.Path(workdir)
-        self.system = types.SimpleNamespace(face_side=0, evaluators=lambda: evaluators)
+        self.system = types.SimpleNamespace(
+            face_side=0, share_kept=None, evaluators=lambda: evaluators
+        )
         self.data, self.seen, self.made = Clips() if source is None else source, [], made or shifted
 
     def source(self, split):
@@ -157,9 +175,9 @@ def test_clips_are_measured_at_the_size_that_is_asked_for(tmp_path):
         np.abs(np.stack(truth) - np.stack(made)).mean(), abs=1e-4
     )
     assert rows["l1"].resolution == "12x12"
-    work = protocols.Transfers(run, VARS, protocols.Settings(size=12), "self")
+    work = build("self_reenactment", run).work(run, VARS)
     np.testing.assert_array_equal(work.make(0, 0, 1).boxes[0, 0], BOXES[0] * 0.75)
-    with pytest.raises(ConfigError, match=r"config\.eval\.size=-1"):
+    with pytest.raises(ConfigError, match=r"config\.evals\.self_reenactment\.size=-1"):
         results("self_reenactment", StubRun(tmp_path / "b", size=-1))
 
 
@@ -168,7 +186,7 @@ def test_targets_are_drawn_from_the_driver_across_people(tmp_path):
     run = StubRun(tmp_path / "two", targets=2)
     rows = results("cross_reenactment", run)
     motions = np.concatenate([batch["motion"] for batch in run.seen])[:COUNT]
-    by = protocols.partners([Clips().name(i) for i in range(COUNT)])
+    by = protocols.partners([Clips().origin(i) for i in range(COUNT)])
     drawn = [
         [t for frame in motion for t in range(FRAMES) if (CLIPS[j, t] == frame).all()]
         for motion, j in zip(motions, by)
@@ -180,7 +198,7 @@ def test_targets_are_drawn_from_the_driver_across_people(tmp_path):
     results("cross_reenactment", again)
     np.testing.assert_array_equal(again.seen[0]["motion"], run.seen[0]["motion"])
     # Where the true answer is rendered, it is that of the frames drawn: the driver inverted.
-    known = StubRun(tmp_path / "known", Clips(rendered=True), made=lambda x: 1 - x, targets=2)
+    known = StubRun(tmp_path / "known", Rendered(), made=lambda x: 1 - x, targets=2)
     assert results("cross_reenactment", known)["l1"].value == pytest.approx(0, abs=1e-6)
     with pytest.raises(ConfigError, match=r"targets=5: clips of 4 frames have 4$"):
         results("cross_reenactment", StubRun(tmp_path / "five", targets=5))
@@ -199,7 +217,7 @@ def test_cross_reenactment_pairs_people_and_has_no_truth(tmp_path):
 
 
 def test_motion_transfer_against_what_the_source_can_render(tmp_path):
-    rows = results("motion_transfer", StubRun(tmp_path, Clips(rendered=True), lambda v: 1 - v))
+    rows = results("motion_transfer", StubRun(tmp_path, Rendered(), lambda v: 1 - v))
     assert rows["l1"].value == pytest.approx(0, abs=1e-6)
     assert rows["l1/copy_driving"].value == pytest.approx(
         np.abs(2.0 * CLIPS / 255 - 1).mean(), abs=1e-5
@@ -266,7 +284,7 @@ def networks(monkeypatch):
         "lpips_alex": FeatureNetwork("differ", differ, {}, rows=2),
         "lpips_vgg": FeatureNetwork("differ", differ, {}, rows=2, least=31),
     }
-    monkeypatch.setattr(feature_networks, "load", lambda name, path, convention: made[name])
+    monkeypatch.setattr(feature_networks, "load", lambda name, *_: made[name])
     return dict.fromkeys(made, "folder")
 
 
@@ -342,11 +360,9 @@ def test_a_network_from_a_folder_does_not_depend_on_the_batch(tmp_path):
     want = np.asarray(jax.jit(net.apply)(variables, faces))
     np.testing.assert_allclose(network(faces), want, atol=1e-5)
     np.testing.assert_allclose(network(faces[3:]), want[3:], atol=1e-5)
-    with pytest.raises(
-        ConfigError, match=r"config.eval.weights.emonet=.* holds arcface, wanted is emonet"
-    ):
+    with pytest.raises(ConfigError, match=r"weights.emonet=.* holds arcface, wanted is emonet"):
         feature_networks.load("emonet", str(tmp_path / "arcface"))
-    with pytest.raises(ConfigError, match=r"config.eval.weights.i3d='nowhere'"):
+    with pytest.raises(ConfigError, match=r"weights.i3d='nowhere'"):
         feature_networks.load("i3d", "nowhere")
 
 
@@ -389,7 +405,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, networks, monke
     "changes, vars, said",
     [
         ({}, Vars({"kernel": np.array([0.0, 1.0, 2.001])}, {}, {}), "checkpoint "),
-        ({"batch": 9}, VARS, "config.eval "),
+        ({"batch": 9}, VARS, "config.evals "),
         ({"clips": 9}, VARS, "clips 11 of 0123456789ab there, 9 of 0123456789ab here"),
     ],
 )
@@ -403,12 +419,12 @@ def test_what_was_measured_otherwise_is_begun_anew(tmp_path, caplog, changes, va
 
 
 def test_two_hosts_together_measure_what_one_does(tmp_path, networks, monkeypatch):
-    run = StubRun(tmp_path, Clips(rendered=True), weights=networks)
+    run = StubRun(tmp_path, Rendered(), weights=networks)
     one = evaluate("motion_transfer", run, VARS, None)
     monkeypatch.setattr(protocols, "_together", lambda what: None)
-    settings = protocols.Settings.of(run.config.eval)
-    work = protocols.PROTOCOLS["motion_transfer"][0](run, VARS, settings)
-    found = protocols.PROTOCOLS["motion_transfer"][1](run, work, settings)
+    protocol = build("motion_transfer", run)
+    work = protocol.work(run, VARS)
+    found = protocol.measures(run, work)
     start, folder, counted = (
         {each.name: each.start for each in found},
         run.workdir / "two [1-3]",
@@ -470,9 +486,9 @@ def test_clips_that_do_not_fit_are_refused(tmp_path, made, said):
 @pytest.mark.parametrize(
     "settings, said",
     [
-        ({"batch": 0}, "config.eval.batch=0"),
-        ({"clips": -1}, "config.eval.clips=-1"),
-        ({"fid": "png"}, "config.eval.fid='png': choose one of pytorch_fid"),
+        ({"batch": 0}, "config.evals.reconstruction.batch=0"),
+        ({"clips": -1}, "config.evals.reconstruction.clips=-1"),
+        ({"fid": "png"}, "config.evals.reconstruction.fid='png': choose one of pytorch_fid"),
     ],
 )
 def test_settings_that_make_no_sense(tmp_path, settings, said):
@@ -532,7 +548,7 @@ def test_generated_clips_resemble_held_out_ones(tmp_path, networks, monkeypatch)
     twin = types.SimpleNamespace(source=lambda split: real)
     made = []
 
-    def generate(run, vars, labels, first):
+    def generate(run, vars, labels, batch, first):
         made.append((labels.tolist(), first))
         return {"grey": 10 * (first + np.arange(len(labels)))}
 
@@ -542,12 +558,14 @@ def test_generated_clips_resemble_held_out_ones(tmp_path, networks, monkeypatch)
 
     generation = protocols.class_generation
     monkeypatch.setattr(generation, "generate", generate)
-    monkeypatch.setattr(generation, "decoder", lambda run: (twin, decode))
+    monkeypatch.setattr(generation, "decoder", lambda run, *_: (twin, decode))
     monkeypatch.setattr(
         protocols.vidtwin_latents, "read_provenance", lambda path: {"classes": ["a", "b"]}
     )
     settings = {"per_class": 6, "autoencoder": "twin", "weights": networks}
-    run = StubRun(tmp_path, evaluators=("class_generation",), **settings)
+    run = StubRun(tmp_path, evaluators=("class_generation",))
+    section = _shared.protocol(batch=4, **settings, judge="", judge_workdir="")
+    run.config.evals.generation = section
     run.system.latents = "latents"
     rows = results("generation", run)
     assert made == [([0, 1] * 4, 0), ([0, 1, 0, 1, 1, 1, 1, 1], 8)]
@@ -557,8 +575,10 @@ def test_generated_clips_resemble_held_out_ones(tmp_path, networks, monkeypatch)
     assert rows["gfvd"].value == pytest.approx(frechet.frechet_distance(*sets), rel=1e-5)
     assert rows["gfvd"].note == "12 generated and 5 real clips of 4 frames"
     assert rows["flicker"].value == 0 and rows["flicker/driving"].n == 5
-    run.config.eval.autoencoder = ""
-    with pytest.raises(ConfigError, match=r"config\.eval\.autoencoder names no VidTwin run"):
+    run.config.evals.generation.autoencoder = ""
+    with pytest.raises(
+        ConfigError, match=r"config\.evals\.generation\.autoencoder names no VidTwin run"
+    ):
         results("generation", run)
 
 
@@ -569,7 +589,7 @@ def test_a_folder_of_prepared_clips_in_the_place_of_the_runs_own(tmp_path):
             numbers = {"length": np.int32(FRAMES), "fps": np.float32(4), "start": np.float64(0)}
             writer.write("test", {"video": clip, "source": source, **numbers})
     run = StubRun(tmp_path, data=str(tmp_path / "clips"), frames=2, decimate=2)
-    run.source, run.config.eval.keep_clips = None, True
+    run.source, run.config.evals.reconstruction.keep_clips = None, True
     assert results("reconstruction", run)["flicker"].note.endswith("three consecutive frames")
     seen = np.concatenate([batch["motion"] for batch in run.seen])[:COUNT]
     assert sorted(map(bytes, seen)) == sorted(map(bytes, CLIPS[:, :3:2]))

@@ -6,14 +6,16 @@ import types
 import numpy as np
 import pytest
 from test_drivers import stub
-from test_transfer import rows_of
+from test_transfer import evaluated, rows_of
 
 from vidmotion.data import heads
+from vidmotion.data.clip_source import Renders
 from vidmotion.data.heads import HeadsSource
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation import heads_reader, reading
+from vidmotion.evaluation.reading import Reading
 from vidmotion.evaluation.transfer import derangement
-from vidmotion.run import load_config, open_run
+from vidmotion.open_run import load_config, open_run
 from vidmotion.systems.heads_reader import CLASSES, MOTION, NUMBERS
 from vidmotion.train import train
 
@@ -54,7 +56,7 @@ def exact(source):
 def read_of(source, answer, monkeypatch):
     variables = types.SimpleNamespace(params={"weight": np.ones(2)})
     monkeypatch.setattr(reading, "trained_reader", lambda run, side: (exact(source), variables))
-    rows = rows_of(reading.evaluate(stub(source, answer), None, None))
+    rows = rows_of(evaluated(Reading, stub(source, answer)))
     assert all(row.note == "true renders 1.0000" or row.value is None for row in rows.values())
     assert len({row.weights for row in rows.values()}) == 1
     return {name.removeprefix("read/"): row.value for name, row in rows.items()}
@@ -113,10 +115,10 @@ def test_hidden_factors_are_left_out():
 
 
 def test_without_a_reader_the_row_says_what_it_needs(source):
-    for settings in ({}, {"weights": {"heads_reader": ""}}):
-        (row,) = reading.evaluate(stub(source, source.swap, **settings), None, None)
+    for settings in ({}, {"reader": ""}):
+        (row,) = evaluated(Reading, stub(source, source.swap, **settings))
         assert row.value is None and row.n == CLIPS
-        assert row.note.startswith("not computed: needs config.eval.weights.heads_reader")
+        assert row.note.startswith("not computed: needs config.evals.reading.reader")
 
 
 @pytest.mark.slow
@@ -124,28 +126,23 @@ def test_a_trained_reader_is_found_and_checked(tmp_path, judge_workdir):
     workdir = str(tmp_path / "reader")
     assert train(load_config("heads_reader:debug"), workdir) == 0
     source = HeadsSource(size=16, frames=2, clips=3, split="eval")
-    run = stub(source, source.swap, weights={"heads_reader": workdir})
-    rows = rows_of(reading.evaluate(run, None, None))
+    run = stub(source, source.swap, reader=workdir)
+    rows = rows_of(evaluated(Reading, run))
     for name, row in rows.items():  # the answers are the true renders, byte for byte
         assert row.value is None or row.note == f"true renders {row.value:.4f}", name
     with pytest.raises(ConfigError, match="reads pictures of 16 pixels, the clips have 32"):
-        reading.trained_reader(run, 32)
-    run.config.eval.weights.heads_reader = str(judge_workdir)
+        reading.trained_reader(workdir, 32)
     with pytest.raises(ConfigError, match="holds a run of 'sprites_judge'"):
-        reading.trained_reader(run, 16)
-    run.config.eval.weights.heads_reader = str(tmp_path / "nowhere")
+        reading.trained_reader(str(judge_workdir), 16)
     with pytest.raises(ConfigError, match="holds no run"):
-        reading.trained_reader(run, 16)
+        reading.trained_reader(str(tmp_path / "nowhere"), 16)
 
 
 @pytest.mark.slow
 def test_the_shipped_reader_reads_faces_that_nobody_has_seen():
     source = HeadsSource(size=64, frames=4, clips=24, split="eval", seed=7, fps=1.0)
-    rows = rows_of(
-        reading.evaluate(
-            stub(source, source.swap, weights={"heads_reader": "heads_reader"}), None, None
-        )
-    )
+    run = stub(source, source.swap, reader="heads_reader")
+    rows = rows_of(evaluated(Reading, run))
     for name in ("yaw", "pitch", "roll", "x", "y", "scale", "mouth_open"):
         assert rows[f"read/motion/{name}"].value > 0.9, name
     assert rows["read/identity/classes"].value > 0.88
@@ -161,9 +158,9 @@ def test_data_without_factors_are_refused(source):
     run = stub(source, source.swap)
     listed = [source[i] for i in range(3)]
 
-    class Clips(list):
+    class Clips(list, Renders):
         swap = staticmethod(source.swap)
 
     run._source, run.config.data.kind = Clips(listed), "sprites"
     with pytest.raises(ConfigError, match="'sprites' are not drawn from factors"):
-        reading.evaluate(run, None, None)
+        evaluated(Reading, run)

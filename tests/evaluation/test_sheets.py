@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from vidmotion.data.clip_source import ClipSource
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation import analyse, sheets
 
@@ -15,7 +16,7 @@ SIZE, FRAMES, COUNT = 96, 4, 5
 CELL = SIZE + 2
 
 
-class Clips:
+class Clips(ClipSource):
     """Clip i of grey levels 40 i + 5 t; two clips of the first video, then one of each."""
 
     def __len__(self):
@@ -26,7 +27,7 @@ class Clips:
         video = np.broadcast_to(levels[:, None, None, None], (FRAMES, SIZE, SIZE, 3))
         return {"video": video.copy()}
 
-    def name(self, i):
+    def origin(self, i):
         return f"{max(i, 1)}.mp4"
 
 
@@ -39,7 +40,12 @@ def run_of(folder, made, names, system="stub", evaluators=("swap",), source=None
         }
 
     sample = {"analyses": names, "rows": 2, "columns": 2, "clips": COUNT}
-    config = {"seed": 0, "system": {"name": system}, "sample": sample, "eval": {"batch": 2}}
+    config = {
+        "seed": 0,
+        "system": {"name": system},
+        "sample": sample,
+        "evals": {"swap": {"batch": 2}},
+    }
     return types.SimpleNamespace(
         config=ConfigDict(config),
         workdir=Path(folder),

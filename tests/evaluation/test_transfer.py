@@ -8,11 +8,14 @@ import pytest
 from ml_collections import ConfigDict
 from skimage.metrics import peak_signal_noise_ratio
 
+from vidmotion.config_schema import from_config
 from vidmotion.data.heads import HeadsSource
 from vidmotion.data.sprites import SpritesSource
 from vidmotion.errors import ConfigError
-from vidmotion.evaluation import evaluate, sprites_judge, sprites_transfer, swap
+from vidmotion.evaluation import evaluate, sprites_judge
 from vidmotion.evaluation.pictures import grid
+from vidmotion.evaluation.sprites_transfer import SpritesTransfer
+from vidmotion.evaluation.swap import Swap
 from vidmotion.evaluation.transfer import derangement, to_uint8, transfer
 
 
@@ -20,7 +23,7 @@ class StubRun:
     """A run whose `System.sample` is a numpy function; batches are multiples of `unit`."""
 
     def __init__(self, sample, source=None, unit=4, entries=4, **settings):
-        self.config = ConfigDict({"seed": 3, "eval": settings, "data": {"common": {}}})
+        self.config = ConfigDict({"seed": 3, "evals": {"stub": settings}, "data": {"common": {}}})
         self.config.data.common.sheets_dir = getattr(source, "sheets_dir", "")
         self.system = types.SimpleNamespace(
             face_side=0,
@@ -50,6 +53,12 @@ class StubRun:
             return self._sample(vars, batch, **options)
 
         return sample
+
+
+def evaluated(cls, run, vars=None, companion=None):
+    """What an evaluator with the fields of the run's ``config.evals.stub`` says."""
+    evaluator = from_config(cls, run.config.evals.stub, "evals.stub")
+    return evaluator.evaluate(run, vars, companion)
 
 
 def rows_of(results):
@@ -128,7 +137,7 @@ def test_swap_of_the_true_render_is_perfect_and_copies_are_not():
         return {"video": videos.astype(np.float32) / 255, "ids": ids}
 
     run = StubRun(sample, source, pairs=6, batch=4)
-    rows = rows_of(swap.evaluate(run, None, None))
+    rows = rows_of(evaluated(Swap, run))
     assert set(rows) == {
         *(
             f"{m}/{n}"
@@ -163,7 +172,7 @@ def test_swap_takes_all_clips_and_needs_no_codes():
         pairs=0,
         batch=8,
     )
-    rows = rows_of(swap.evaluate(run, None, None))
+    rows = rows_of(evaluated(Swap, run))
     assert "bits_per_frame/hard" not in rows
     assert rows["numbers_per_frame/motion"].value == 5
     assert rows["psnr/self"].value == 100
@@ -180,14 +189,14 @@ def test_swap_on_sprites_and_data_that_cannot_render_one(sheets_dir):
         pairs=4,
         batch=4,
     )
-    rows = rows_of(swap.evaluate(run, None, None))
+    rows = rows_of(evaluated(Swap, run))
     paired = derangement(4)
     whom, what = source[0]["character"], source[int(paired[0])]["action"]
     np.testing.assert_array_equal(source.swap(0, int(paired[0])), source.render(whom, what))
     assert rows["psnr/swap"].value == rows["psnr/copy_content"].value < 100
     run._source, run.config.data.kind = [source[0], source[1]], "videos"
     with pytest.raises(ConfigError, match="cannot render the true answer"):
-        swap.evaluate(run, None, None)
+        evaluated(Swap, run)
 
 
 # -- Sprites --------------------------------------------------------------------------------------
@@ -229,7 +238,7 @@ def run_transfer(sprites, sample):
         asked.append(needed)
         return judge_run
 
-    rows = rows_of(sprites_transfer.evaluate(run, None, companion))
+    rows = rows_of(evaluated(SpritesTransfer, run, None, companion))
     assert asked[0].system.width == 4  # the judge of the config, in its debug shape
     assert asked[0].config.data.common.sheets_dir == source.sheets_dir
     assert all(row.n == CLIPS for row in rows.values())

@@ -13,7 +13,7 @@ from PIL import Image
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation import analyse
 from vidmotion.evaluation.warpface_analysis import collapse, scaled, shifted
-from vidmotion.run import load_config
+from vidmotion.open_run import load_config
 from vidmotion.system import Vars, build
 
 

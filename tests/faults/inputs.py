@@ -26,15 +26,16 @@ import tiny
 from PIL import Image
 from server import Server
 
-from vidmotion import media, record
+from vidmotion import media, run_record
 from vidmotion.convert import folder, read
 from vidmotion.data import faces, prepare
 from vidmotion.data.records import DatasetWriter, RecordSource
 from vidmotion.data.videos import VideoSource
 from vidmotion.errors import EXIT_DONE, EXIT_REFUSED, ConfigError
-from vidmotion.run import Run, open_run
+from vidmotion.metric_writer import read_metrics
+from vidmotion.open_run import check_workdir, open_run
+from vidmotion.run import Run
 from vidmotion.train import train
-from vidmotion.writer import read_metrics
 
 REFUSED, SKIPPED, RIGHT, EITHER = "refused", "skipped", "right", "either"
 
@@ -502,7 +503,7 @@ def workdirs(place: Path, seed: int = 0) -> Iterator[Case]:
     def trained(path):
         """What a training of the same command would go on from."""
         run = Run(config, str(path))
-        run.check_workdir()
+        check_workdir(run)
         return bits(run.trained_vars())
 
     def case(name, file, data, reader, expect, same=lambda found: found == expected):
@@ -543,15 +544,19 @@ def workdirs(place: Path, seed: int = 0) -> Iterator[Case]:
     yield case("gone, trained on", "config.json", None, trained, SKIPPED)
 
     def recorded(path):
-        return record.read(path / record.RECORD)
+        return run_record.read(path / run_record.RECORD)
 
-    kept = (whole / record.RECORD).read_bytes()
+    kept = (whole / run_record.RECORD).read_bytes()
     for name, data in damaged(rng, kept, 4):
         if "flipped" not in name:
-            yield case(name, record.RECORD, data, recorded, SKIPPED, lambda found: found is None)
+            yield case(
+                name, run_record.RECORD, data, recorded, SKIPPED, lambda found: found is None
+            )
     for text in ("[]", "3", "null", "[" * 100_000):
         data = text.encode()
-        yield case(text[:9], record.RECORD, data, recorded, SKIPPED, lambda found: found is None)
+        yield case(
+            text[:9], run_record.RECORD, data, recorded, SKIPPED, lambda found: found is None
+        )
 
     def measured(path):
         return list(read_metrics(path / "metrics.jsonl"))
@@ -633,7 +638,6 @@ def commands(place: Path, seed: int = 0) -> Iterator[Case]:
             ("mesh", "mesh.data=7"),
             ("sharding", "sharding=(('[', 'fsdp'),)"),
             ("nowhere", "init_from=/nowhere"),
-            ("nothing", "eval.run=('nothing',)"),
             ("rows", "sample.rows=-1"),
             ("nothing", "system.name=nothing"),
             ("width", "system.width=wide"),
@@ -655,6 +659,7 @@ def commands(place: Path, seed: int = 0) -> Iterator[Case]:
             "--config": [],
             "mode": [f"--config={file}", "--mode=dance"],
             "stray": [f"--config={file}", "stray"],
+            "'nothing'": [f"--config={file}", "--evals=nothing"],
             "workdri": [f"--config={file}", "--workdri=x"],
         }.items():
             yield Case(f"command {' '.join(words)}", words, done, REFUSED, named=named)

@@ -7,7 +7,7 @@ import tiny
 from etils import epath
 from inputs import EITHER, KINDS, REFUSED, RIGHT, SKIPPED, weights
 
-from vidmotion import record
+from vidmotion import run_record
 from vidmotion.checkpoint import CheckpointError
 from vidmotion.data.records import DatasetError
 from vidmotion.errors import ConfigError
@@ -57,4 +57,4 @@ def test_there_are_enough(counts, request):
         pytest.skip("only some of the kinds were tried")
     assert len(KINDS) >= 8 and sum(map(sum, (kind.values() for kind in counts.values()))) >= LEAST
     if path := request.config.getoption("--faults_record"):
-        record.write(epath.Path(path), {**record.environment(), "inputs": counts})
+        run_record.write(epath.Path(path), {**run_record.environment(), "inputs": counts})

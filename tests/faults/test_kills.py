@@ -22,10 +22,10 @@ import tiny
 from etils import epath
 from server import Server
 
-from vidmotion import media, record
+from vidmotion import media, run_record
 from vidmotion.checkpoint import Checkpointer
+from vidmotion.metric_writer import read_metrics
 from vidmotion.run import Run
-from vidmotion.writer import read_metrics
 
 SEED = 0
 PREPARING = 0.25  # of the kills
@@ -156,4 +156,4 @@ def test_what_was_killed_ends_bit_for_bit_as_what_was_not(tmp_path, monkeypatch,
     figures = {"kills": kills, "moments": dict(moments), "compared": dict(ended), "seed": SEED}
     print(figures)
     if path := request.config.getoption("--faults_record"):
-        record.write(epath.Path(path), {**record.environment(), **figures, "differing": 0})
+        run_record.write(epath.Path(path), {**run_record.environment(), **figures, "differing": 0})

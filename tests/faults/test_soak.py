@@ -51,7 +51,7 @@ TRAINING = """
 
 REENACTING = """
     from vidmotion import media, reenact
-    from vidmotion.run import open_run
+    from vidmotion.open_run import open_run
 
     write = media.write_mp4
 

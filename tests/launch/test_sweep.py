@@ -107,7 +107,7 @@ def test_the_picture_shows_what_the_records_hold(tmp_path, monkeypatch, sweep):
 def test_the_sweep_draws_metrics_that_its_runs_measure(sweep):
     from configs.sweeps import bcd_bitrate
 
-    assert "leakage" in bcd_bitrate.OVERRIDES["eval.run"]
+    assert bcd_bitrate.OVERRIDES["evals.leakage.every"] == 0
     metrics = [m for _, panel in bcd_bitrate.PLOT["panels"] for m in panel.values()]
     evaluators = ("psnr/", "ssim/", "bits_per_frame/", "probe/")
     assert all(m.startswith(evaluators) for m in [*metrics, *bcd_bitrate.COLUMNS])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from quick import quick_jit, random_like
 
-from vidmotion import pieces
+from vidmotion import chunked_map
 from vidmotion.models import forms
 from vidmotion.models.attention import attend
 
@@ -136,6 +136,6 @@ def test_accelerators_keep_the_plain_form():
     assert "custom_vjp_call" in text()
     with forms.of_accelerators():
         assert "custom_vjp_call" not in text() and not forms.on_cpu()
-    with pieces.all_at_once():
+    with chunked_map.all_at_once():
         assert "custom_vjp_call" not in text() and not forms.on_cpu()
     assert forms.attention(*[jnp.asarray(q, jnp.bfloat16)] * 3) is None

@@ -10,7 +10,7 @@ from vidmotion import paths
 from vidmotion.models.latent_dit import LatentDiT, Patches
 from vidmotion.models.vidtwin import LATENTS, VidTwin
 from vidmotion.models.vidtwin import SIZES as VIDTWIN_SIZES
-from vidmotion.run import load_config
+from vidmotion.open_run import load_config
 
 PAPER = Patches((16, 7, 7, 4), (2, 2, 2)), Patches((1, 16, 14, 8), (1, 2, 2))
 TINY = Patches((3, 3, 3, 2), (2, 2, 2)), Patches((1, 4, 6, 3), (1, 2, 2))

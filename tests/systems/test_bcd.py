@@ -13,7 +13,7 @@ from vidmotion import system as systems
 from vidmotion.errors import ConfigError
 from vidmotion.metrics import codebook
 from vidmotion.models.quantizer import temperature
-from vidmotion.run import load_config
+from vidmotion.open_run import load_config
 from vidmotion.system import Vars
 from vidmotion.systems import codecs
 
@@ -238,7 +238,7 @@ def test_each_condition_is_dropped_at_the_configured_rate():
 def test_temporal_blocks_join_a_first_stage_without_a_jump(tiny):
     _, fresh, noisy, loss = tiny
     first_stage = build(denoiser={"temporal_from": int(STEP) + 1})
-    assert first_stage.switches == (STEP + 1,)
+    assert first_stage.players[0].switches == (STEP + 1,)
     loss_1 = jit_loss(first_stage)
     unit = {
         **noisy["model"]["denoiser"]["unit_0"],
@@ -277,7 +277,7 @@ def test_the_two_stages_of_lrs3_are_one_run():
     system, model = systems.build(config.system), config.optimizer.model
     first = 30 * 12_300
     assert config.steps == first * 3 // 2
-    assert system.switches == (first,)
+    assert system.players[0].switches == (first,)
     # One count of steps: where the second stage begins, the temperature has fallen to 1.5 * 0.9999972^369,000.
     q = system.quantizer
     tau = temperature(jnp.int32(first), q.tau_max, q.tau_min, q.tau_decay)

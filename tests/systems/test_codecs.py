@@ -166,7 +166,8 @@ def test_each_device_encodes_its_own_clips(weights):
 
 
 def test_no_gradient_or_parameter_of_it_is_trained(file):
-    from vidmotion.run import Run, load_config
+    from vidmotion.open_run import load_config
+    from vidmotion.run import Run
 
     config = load_config("lrs3:debug")
     config.system.codec.update({"network": "tiny", "weights": file})
@@ -210,7 +211,7 @@ def test_missing_or_foreign_weights_are_one_sentence(weights, file, tmp_path):
 
 
 def test_a_run_without_weights_leaves_no_workdir(tmp_path):
-    from vidmotion.run import load_config
+    from vidmotion.open_run import load_config
     from vidmotion.train import train
 
     config = load_config("lrs3:debug")
@@ -241,7 +242,8 @@ def test_sides_that_are_no_multiple_of_eight_are_refused():
 
 @pytest.mark.parametrize("variant", ["demo", "debug"])
 def test_a_codec_without_weights_says_so(variant, caplog, monkeypatch):
-    from vidmotion.run import Run, load_config
+    from vidmotion.open_run import load_config
+    from vidmotion.run import Run
 
     monkeypatch.setattr(logging.getLogger("vidmotion"), "propagate", True)
     with caplog.at_level(logging.INFO, "vidmotion"):

@@ -13,7 +13,8 @@ from vidmotion import weights
 from vidmotion.checkpoint import Checkpointer
 from vidmotion.convert import read
 from vidmotion.errors import ConfigError
-from vidmotion.run import Run, load_config
+from vidmotion.open_run import load_config
+from vidmotion.run import Run
 from vidmotion.system import Vars, build
 from vidmotion.systems import codecs
 from vidmotion.train import train

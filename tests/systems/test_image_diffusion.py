@@ -8,7 +8,8 @@ import pytest
 from configs import heads_foundation
 from vidmotion import checkpoint, paths
 from vidmotion.errors import ConfigError
-from vidmotion.run import Run, load_config
+from vidmotion.open_run import load_config
+from vidmotion.run import Run
 from vidmotion.system import Vars, build
 from vidmotion.train import train
 

@@ -10,14 +10,14 @@ import pytest
 import safetensors.numpy
 from quick import quick_jit, random_like
 
-from vidmotion import paths, sharding
+from vidmotion import evaluation, paths, sharding
 from vidmotion import system as systems
 from vidmotion.data import codes
 from vidmotion.data.records import DatasetError
 from vidmotion.errors import ConfigError
-from vidmotion.evaluation import motion_generation
 from vidmotion.models.quantizer import GroupedQuantizer
-from vidmotion.run import Run, load_config
+from vidmotion.open_run import load_config
+from vidmotion.run import Run
 from vidmotion.system import Vars
 from vidmotion.train import train
 
@@ -268,17 +268,19 @@ def test_fields_that_do_not_fit_are_named(folder, fields, message):
 def test_only_the_run_that_wrote_the_codes_renders_them(
     heads_run, heads_codes, judge_workdir, tmp_path
 ):
-    run = Run(config_of(heads_codes, **{"eval.bcd": str(judge_workdir)}), str(tmp_path))
+    run = Run(
+        config_of(heads_codes, **{"evals.motion_generation.bcd": str(judge_workdir)}), str(tmp_path)
+    )
     with pytest.raises(ConfigError, match="holds a sprites_judge, which renders no motion"):
-        motion_generation.render(run, None)
+        evaluation.build("motion_generation", run).render(run, None)
     other = tmp_path / "other"
     other.mkdir()
     books = codes.read_quantizer(heads_codes)
     books["codebooks"] = books["codebooks"] + 1e-3
     (other / codes.QUANTIZER).write_bytes(safetensors.numpy.save(books))
-    run = Run(config_of(other, **{"eval.bcd": str(heads_run)}), str(tmp_path))
+    run = Run(config_of(other, **{"evals.motion_generation.bcd": str(heads_run)}), str(tmp_path))
     with pytest.raises(ConfigError, match=r"is not the run.*its codebooks differ"):
-        motion_generation.render(run, None)
+        evaluation.build("motion_generation", run).render(run, None)
 
 
 def test_evaluation_scores_each_clip_once(heads_codes, tmp_path):
@@ -299,8 +301,9 @@ def test_evaluation_scores_each_clip_once(heads_codes, tmp_path):
         def sample(self, vars, batch, key, frames, temperature, top_k):
             return {"ids": jnp.resize(truth, (8, *truth.shape[1:]))}
 
+    evaluator = evaluation.build("motion_generation", run)
     run.system = Oracle(run.system)
-    results = {row.metric: row for row in motion_generation.evaluate(run, None, None)}
+    results = {row.metric: row for row in evaluator.evaluate(run, None, None)}
     assert results["cross_entropy"].value == pytest.approx(truth[:, 0, 0].mean())
     assert results["perplexity"].value == pytest.approx(math.exp(truth[:, 0, 0].mean()))
     assert results["histogram_distance"].value == 0.0

@@ -13,7 +13,7 @@ from vidmotion import paths
 from vidmotion.data.portraits import head_portraits
 from vidmotion.errors import ConfigError
 from vidmotion.losses.motion import symmetry_loss
-from vidmotion.run import load_config
+from vidmotion.open_run import load_config
 from vidmotion.system import Vars, build
 from vidmotion.systems.warpface import Guidance, WarpFace
 

@@ -17,7 +17,8 @@ from vidmotion.convert.read import write_safetensors
 from vidmotion.data import heads
 from vidmotion.errors import EXIT_DONE, EXIT_REFUSED, ConfigError
 from vidmotion.evaluation.transfer import face_views
-from vidmotion.run import Run, load_config, open_run
+from vidmotion.open_run import load_config, open_run
+from vidmotion.run import Run
 from vidmotion.system import Vars, build, within
 from vidmotion.systems import xnemo
 from vidmotion.systems.xnemo import Gan, Guidance
@@ -141,7 +142,7 @@ def test_the_head_sets_in_by_steps(system, vars, monkeypatch):
     steps = {"start": 100, "pull_start": 200, "adversarial_start": 300}
     timed = dataclasses.replace(system, gan=dataclasses.replace(system.gan, **steps, clip=1e-3))
     batch = batch_of(timed)
-    starts = [0, *(player.start for player in timed.players), *timed.switches]
+    starts = [0, *(step for seat in timed.players for step in (seat.start, *seat.switches))]
     assert sorted(set(starts)) == [0, 100, 200, 300]
 
     @functools.partial(quick_jit, static_argnums=(1, 2))
@@ -499,8 +500,8 @@ def test_four_stages_and_a_video(tmp_path, unoptimised, monkeypatch):
     before, workdir = None, None
     for stage in (1, 2, 3, 4):
         config = load_config(f"xnemo:debug,stage={stage}")
-        config.batch_size = 1
-        config.eval.run, config.init_from = (), str(workdir or "")
+        config.batch_size = 8  # one for each of the devices that tests pretend to have
+        config.evals, config.init_from = {}, str(workdir or "")
         if stage == 2:  # with the GAN head in stage 4, on clips
             config.system.stage.gan_frames = 0
         config.sample.rows = 0

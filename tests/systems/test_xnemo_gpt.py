@@ -21,7 +21,8 @@ from vidmotion.encode import encode
 from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.evaluation.token_generation import _unigram, reader
 from vidmotion.models.token_gpt import SIZES
-from vidmotion.run import Run, load_config, open_run
+from vidmotion.open_run import load_config, open_run
+from vidmotion.run import Run
 from vidmotion.train import evaluate_vars, train
 
 SIZE, FRAMES, WIDTH = 16, 16, 8  # WIDTH: numbers of a code, as in `xnemo_gpt:debug`
@@ -29,7 +30,7 @@ REAL = systems.SYSTEMS["xnemo"]
 
 
 @dataclasses.dataclass(frozen=True)
-class StandIn(systems.System):
+class StandIn(systems.System, systems.MotionTransfer):
     """What generation asks of an X-NeMo; a code is the means of eight strips of the crop, times a gain.
 
     A portrait is moved by having the code's strips laid over it, so that the picture tells the code.
@@ -98,7 +99,7 @@ def trained_xnemo(workdir, seed=0):
     config.seed = seed
     config.optimizer.model.clip = 0.0
     config.optimizer.model.rate = 0.1 + 0.1 * seed
-    config.eval.run, config.sample.rows = (), 0
+    config.evals, config.sample.rows = {}, 0
     config.data.common.frames = FRAMES
     assert train(config, str(workdir)) == EXIT_DONE
     return workdir
@@ -131,7 +132,7 @@ def task(name, codes, **changes):
 @pytest.fixture(scope="module")
 def tokenizer(xnemo, motion, folder):
     workdir = folder / "tokenizer"
-    config = task("tokenizer", motion, **{"eval.xnemo": str(xnemo)})
+    config = task("tokenizer", motion, **{"evals.motion_tokens.xnemo": str(xnemo)})
     assert train(config, str(workdir)) == EXIT_DONE
     return workdir
 
@@ -144,7 +145,7 @@ def tokens(tokenizer, folder):
 
 @pytest.fixture(scope="module")
 def outpaint(xnemo, tokens, folder):
-    config = task("outpaint", tokens, **{"eval.xnemo": str(xnemo)})
+    config = task("outpaint", tokens, **{"evals.token_generation.xnemo": str(xnemo)})
     assert train(config, str(folder / "outpaint")) == EXIT_DONE
     return folder / "outpaint"
 
@@ -455,7 +456,8 @@ def test_codes_of_another_xnemo_are_refused(other, xnemo, tokenizer, outpaint, f
     """To be rendered by it, to go on with it, or to go on learning from."""
     for workdir in (tokenizer, outpaint):
         run = open_run(str(workdir))
-        run.config.eval.xnemo = str(other)
+        for section in run.config.evals.values():
+            section.xnemo = str(other)
         with pytest.raises(ConfigError, match="codes of another X-NeMo, or another check") as error:
             evaluate_vars(run, run.trained_vars())
         one_sentence(error)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from vidmotion.errors import ConfigError
-from vidmotion.run import load_config
+from vidmotion.open_run import load_config
 from vidmotion.system import Vars, build
 from vidmotion.systems import xnemo
 

@@ -5,7 +5,6 @@
 (``encoder/patch_embed/kernel``).
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vidmotion import paths
+from vidmotion import files, paths
 from vidmotion.convert.read import read, shapes_of, write_safetensors
 from vidmotion.errors import ConfigError
 
@@ -38,12 +37,10 @@ def write(
     params_file, written = folder / PARAMS, folder / f"{os.getpid()}.tmp.{PARAMS}"
     try:
         write_safetensors(written, paths.flatten(params))
-        content = {"network": network, "arguments": dict(arguments), DIGEST: digest(written)}
+        content = {"network": network, "arguments": dict(arguments), DIGEST: files.sha256(written)}
         # Never the weights of one network by the name of another.
         params_file.unlink(missing_ok=True)
-        aside = folder / f"{NETWORK}.{os.getpid()}.tmp"
-        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        aside.replace(folder / NETWORK)
+        files.atomic_write(folder / NETWORK, json.dumps(content, indent=2) + "\n")
         written.replace(params_file)
     finally:
         written.unlink(missing_ok=True)
@@ -53,9 +50,7 @@ def join(folder: str | os.PathLike, network: str, parts: Sequence[str]) -> None:
     """Makes one network of the folders `parts` in `folder`, each of which `write` wrote: `load` then gives
     arguments and parameters by part."""
     content = {"network": network, "parts": list(parts)}
-    aside = Path(folder) / f"{NETWORK}.{os.getpid()}.tmp"
-    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    aside.replace(Path(folder) / NETWORK)
+    files.atomic_write(Path(folder) / NETWORK, json.dumps(content, indent=2) + "\n")
 
 
 def load(
@@ -105,17 +100,11 @@ def describe(folder: str | os.PathLike) -> tuple[str, dict[str, Any], dict[str, 
 
 
 def _checked(path: Path, stated: str | None) -> dict[str, np.ndarray]:
-    if stated is not None and digest(path) != stated:
+    if stated is not None and files.sha256(path) != stated:
         raise ValueError(
             f"{path}: its sha256 is not that in {NETWORK}: damaged or replaced; convert it again"
         )
     return read(path)
-
-
-def digest(path: Path) -> str:
-    """Hex sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _empty(path: Path, stated: str | None) -> dict[str, np.ndarray]:

@@ -16,6 +16,8 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
+from vidmotion import files
+
 INDEX = ".index.json"
 ALIGNED = 64  # bytes: arrays in memory that begins at a multiple are taken over by XLA on a CPU, not copied
 DTYPES = {
@@ -72,11 +74,10 @@ def write_safetensors(path: str | os.PathLike, arrays: Mapping[str, np.ndarray])
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: the name must end in .safetensors")
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     # The library writes memory as it lies, so views must be made contiguous first.
     plain = {key: np.asarray(value, order="C") for key, value in arrays.items()}
-    safetensors.numpy.save_file(plain, aside, metadata={"format": "pt"})
-    aside.replace(path)
+    with files.aside(path) as written:
+        safetensors.numpy.save_file(plain, written, metadata={"format": "pt"})
 
 
 def read_manifest(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:

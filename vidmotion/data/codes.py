@@ -15,6 +15,7 @@ import grain
 import numpy as np
 import safetensors.numpy
 
+from vidmotion.data.clip_source import ClipSource
 from vidmotion.data.records import INDEX, DatasetError, RecordSource
 from vidmotion.errors import ConfigError
 
@@ -40,7 +41,7 @@ class PickRate(grain.transforms.RandomMap):
         return {"content": element["content"], "ids": ids[start : start + self.frames]}
 
 
-class CodesSource:
+class CodesSource(ClipSource):
     """Random access to the codes of one split; elements as `PickRate` makes them.
 
     In the ``train`` split rate and start are drawn by the loader (`transforms`); in others an element is the

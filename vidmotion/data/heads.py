@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from vidmotion.data import cartoon
+from vidmotion.data.clip_source import Boxes, Classes, ClipSource, Renders
 from vidmotion.data.painter import Painter
 from vidmotion.data.raster import Canvas
 
@@ -302,7 +303,7 @@ def seen(identity: Mapping, motion: np.ndarray) -> np.ndarray:
     return shown
 
 
-class HeadsSource:
+class HeadsSource(ClipSource, Boxes, Renders, Classes):
     """Random access to seeded clips; item i is a function of (seed, split, i) and the sizes only.
 
     size: pixels, at least `MIN_SIZE`. frames: per clip. clips: `len()`. seed: non-negative.
@@ -360,6 +361,10 @@ class HeadsSource:
         ]  # fmt: skip
         text = json.dumps(["heads", VERSION, *arguments])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def origin(self, i: int) -> str:
+        """The identity that a clip shows."""
+        return str(self.identity_id(i))
 
     def identity_id(self, i: int) -> int:
         """Which of the split's identities clip i shows, 0 .. identities - 1."""

@@ -21,6 +21,7 @@ import numpy as np
 import safetensors.numpy
 
 from vidmotion.data import heads
+from vidmotion.data.clip_source import Classes, ClipSource
 from vidmotion.data.records import INDEX, DatasetError, RecordSource, read_index
 from vidmotion.data.vidtwin_latents import STATISTICS
 from vidmotion.errors import ConfigError
@@ -39,7 +40,7 @@ def conditions(source) -> tuple[str, ...]:
     """
     if isinstance(source, heads.HeadsSource):
         return EMOTIONS
-    if "neutral" not in getattr(source, "classes", ()):
+    if not isinstance(source, Classes) or "neutral" not in source.classes:
         return ()
     return tuple(
         f"{name}/{level}"
@@ -78,7 +79,7 @@ class Cut(grain.transforms.RandomMap):
         return {**element, self.name: element[self.name][start : start + self.length]}
 
 
-class _Sequences:
+class _Sequences(ClipSource):
     """Random access to the records of one split.
 
     In the ``train`` split the loader draws where a sequence begins (`transforms`); in others an element is the

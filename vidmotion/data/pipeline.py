@@ -6,10 +6,7 @@ order, for every number of processes, threads and workers: process p of P holds 
 [p * B / P, (p + 1) * B / P). The position of a run is therefore its step number; beside it
 `Loader.state` keeps what the numbers refer to, so that changed data does not go unnoticed.
 
-A source is any object with `__len__`, `__getitem__(i) -> dict of numpy arrays` and `fingerprint`
-(hex text naming its content); picklable if worker processes are to read it. One whose elements
-belong to classes also has `classes`, their names, and `class_of(element)`, the index of its class.
-One that makes several elements faster together has `fill(indices)`, which gets those of a batch ready.
+`clip_source.ClipSource` says what a source is.
 """
 
 import hashlib
@@ -26,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grain
 import numpy as np
 
+from vidmotion.data.clip_source import ClipSource, Fills
 from vidmotion.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -75,7 +73,7 @@ def make_source(kind: str, **kwargs):
         raise ConfigError(f"config.data ({kind}): {error}") from error
 
 
-class TfdsSource:
+class TfdsSource(ClipSource):
     """A split of a TensorFlow dataset, read without TensorFlow (`file_format="array_record"`).
 
     The element is what the dataset's features give, a flat dict of numpy arrays; features that
@@ -279,7 +277,7 @@ class Loader:
         if mask is not None:
             elements = elements.map_with_index(mask)
         batches = elements.batch(self.local_batch_size)[self._process]
-        if not hasattr(self.source, "fill"):
+        if not isinstance(self.source, Fills):
             return batches
         indices = order.batch(self.local_batch_size)[self._process]
         return grain.MapDataset.range(len(batches)).map(_Filled(self.source, indices, batches))

@@ -31,6 +31,7 @@ from PIL import Image
 
 from vidmotion.data import faces, heads, sprites
 from vidmotion.data.augment import FaceAugment, PcAvsAugment
+from vidmotion.data.clip_source import Boxes, ClipSource, Fills
 from vidmotion.data.clips import decode_clip
 from vidmotion.data.records import DatasetError, RecordSource
 from vidmotion.errors import ConfigError
@@ -192,7 +193,7 @@ def make_pair(random: bool, settings: Mapping | None) -> Pair:
     return pair
 
 
-class PortraitSource:
+class PortraitSource(ClipSource):
     """Pairs from prepared clips of one face each.
 
     With `random`, elements are clips as they are stored and `transforms` is to follow in the loader, as
@@ -256,7 +257,7 @@ class PortraitSource:
         return f"PortraitSource{self._arguments!r}"
 
 
-class DrawnPortraitSource:
+class DrawnPortraitSource(ClipSource):
     """Pairs from clips that are drawn here, otherwise as `PortraitSource`.
 
     The face's box is the source's own where it has `boxes` (Heads: exact), else the whole picture (Sprites).
@@ -281,15 +282,14 @@ class DrawnPortraitSource:
 
     def fill(self, clips: Iterable[int]) -> None:
         """Has clips drawn together ahead of being read, where their source can. Raises: IndexError."""
-        if hasattr(self.clips, "fill"):
+        if isinstance(self.clips, Fills):
             self.clips.fill(clips)
 
     def __getitem__(self, index) -> dict[str, np.ndarray]:
         """Raises: IndexError out of range."""
-        drawn = hasattr(self.clips, "video")  # without all else that the element has
-        video = self.clips.video(index) if drawn else self.clips[index]["video"]
+        video = self.clips.video(index)
         clip = {"video": video, "length": np.int32(len(video)), "fps": np.float32(self._fps)}
-        if self._pair.recipe == "face" and hasattr(self.clips, "boxes"):
+        if self._pair.recipe == "face" and isinstance(self.clips, Boxes):
             clip["boxes"] = self._box(index)
         return clip if self._pair.random else self._pair.random_map(clip, None)
 

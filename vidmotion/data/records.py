@@ -17,7 +17,6 @@ one that builds the dataset again.
 import contextlib
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +25,8 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from vidmotion import lock
+from vidmotion import files, lock
+from vidmotion.data.clip_source import ClipSource
 
 INDEX = "dataset.json"
 FORMAT = 1
@@ -156,12 +156,11 @@ class DatasetWriter:
             for old in self._directory.glob("*-of-?????.array_record"):
                 old.unlink()
         for path in self._paths():
-            os.replace(_aside(path), path)
-        _aside(target).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-        os.replace(_aside(target), target)
+            _aside(path).replace(path)
+        files.atomic_write(target, json.dumps(index, indent=1) + "\n")
 
 
-class RecordSource:
+class RecordSource(ClipSource):
     """Random access to one split of a dataset folder: `source[i]` is the i-th record written.
 
     Opening reads the index and compares the sizes of the files with it; `verify` compares their
@@ -245,7 +244,7 @@ class RecordSource:
         """
         for shard in self._shards:
             path = self._folder / shard["file"]
-            if _sha256(path) != shard["sha256"]:
+            if files.sha256(path) != shard["sha256"]:
                 raise DatasetError(
                     f"{path}: its sha256 is not that of the index: damaged. {self._rebuild}"
                 )
@@ -373,7 +372,7 @@ class _Split:
                     "file": path.name,
                     "records": len(range(k, self._records, count)),
                     "bytes": _aside(path).stat().st_size,
-                    "sha256": _sha256(_aside(path)),
+                    "sha256": files.sha256(_aside(path)),
                 }
                 for k, path in enumerate(self.paths)
             ],
@@ -401,11 +400,6 @@ def _as_array(value) -> np.ndarray:
     if isinstance(value, bytes):
         return np.frombuffer(value, np.uint8)
     return np.asarray(value, order="C")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _rebuild(directory: Path, index: Mapping) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 import grain
 import numpy as np
 
+from vidmotion.data.clip_source import Classes, ClipSource, Renders
 from vidmotion.data.records import DatasetError
 
 ACTIONS = ("walk", "spellcard", "slash")
@@ -205,7 +206,7 @@ class Turn(grain.transforms.RandomMap):
         return {**element, "video": np.roll(element["video"], -start, axis=0)}
 
 
-class SpritesSource:
+class SpritesSource(ClipSource, Renders, Classes):
     """Random access to the clips of one split, rendered from the sheets when asked for.
 
     Element: `video` uint8 (8, 64, 64, 3), `action` int32 () the class label 0..8, `attributes`
@@ -234,15 +235,23 @@ class SpritesSource:
     def __getitem__(self, index) -> dict[str, np.ndarray]:
         character, action = self._character[index], self._action[index]
         return {
-            "video": self.render(character, action),
+            "video": self.video(index),
             "action": action,
             "attributes": attributes_of(character),
             "character": character,
         }
 
+    def video(self, index: int) -> np.ndarray:
+        """The pictures of a clip, uint8 (8, 64, 64, 3)."""
+        return self.render(self._character[index], self._action[index])
+
     def class_of(self, element) -> int:
         """Index into `classes`: actions and directions."""
         return int(element["action"])
+
+    def origin(self, index: int) -> str:
+        """The identity that a clip shows."""
+        return str(self.identity_id(index))
 
     def identity_id(self, index: int) -> int:
         """Which character a clip shows, 0..1295."""

@@ -12,6 +12,7 @@ import grain
 import numpy as np
 from PIL import Image
 
+from vidmotion.data.clip_source import Classes, ClipSource
 from vidmotion.data.clips import decode_clip
 from vidmotion.data.records import DatasetError, RecordSource
 from vidmotion.errors import ConfigError
@@ -65,7 +66,7 @@ class Window(grain.transforms.RandomMap):
         }
 
 
-class VideoSource:
+class VideoSource(ClipSource, Classes):
     """Random access to windows of the clips of one split; elements as `Window` makes them.
 
     With `random`, the place of a window is drawn anew each time, which takes the loader's random
@@ -126,7 +127,7 @@ class VideoSource:
         """Index into `classes`."""
         return int(element["label"])
 
-    def name(self, index) -> str:
+    def origin(self, index) -> str:
         """The video file that a clip is from."""
         return self._records[index]["source"].tobytes().decode()
 
@@ -137,7 +138,7 @@ class VideoSource:
         return f"{type(self).__name__}{self._arguments!r}"
 
 
-class TfdsVideoSource:
+class TfdsVideoSource(ClipSource, Classes):
     """Windows of a TensorFlow dataset of videos with labels, such as its `ucf101`; elements and attributes as of
     `VideoSource`.
 

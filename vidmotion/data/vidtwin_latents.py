@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
+from vidmotion.data.clip_source import ClipSource
 from vidmotion.data.records import INDEX, DatasetError, RecordSource, read_index
 
 STATISTICS = "statistics.safetensors"
@@ -40,7 +41,7 @@ class Moments:
         return {"mean": mean.astype(np.float32), "std": np.sqrt(variance).astype(np.float32)}
 
 
-class VidTwinLatentsSource:
+class VidTwinLatentsSource(ClipSource):
     """Random access to the records of one split.
 
     Attributes:

@@ -1,31 +1,40 @@
-"""Protocols: each joins a system, a dataset and metrics, and returns rows of results."""
+"""Evaluators: each joins a system, a dataset and metrics, and returns rows of results."""
 
+import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from vidmotion.config_schema import from_config
 from vidmotion.data.records import DatasetError
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.driven import keeping
+from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.pictures import grid, pictures
 from vidmotion.metrics.result import MetricResult
 
 EVALUATORS = {
-    "class_generation": "vidmotion.evaluation.class_generation",
-    "codec": "vidmotion.evaluation.codec",
-    "denoising": "vidmotion.evaluation.denoising",
-    "drivers": "vidmotion.evaluation.drivers",
-    "heads_reader": "vidmotion.evaluation.heads_reader",
-    "leakage": "vidmotion.evaluation.leakage",
-    "motion_generation": "vidmotion.evaluation.motion_generation",
-    "motion_tokens": "vidmotion.evaluation.motion_tokens",
-    "reading": "vidmotion.evaluation.reading",
-    "sprites_transfer": "vidmotion.evaluation.sprites_transfer",
-    "sprites_judge": "vidmotion.evaluation.sprites_judge",
-    "swap": "vidmotion.evaluation.swap",
-    "token_generation": "vidmotion.evaluation.token_generation",
+    "class_generation": "class_generation:ClassGeneration",
+    "codec": "codec:Codec",
+    "cross_reenactment": "protocols:CrossReenactment",
+    "denoising": "denoising:Denoising",
+    "drivers": "drivers:Drivers",
+    "generation": "protocols:Generation",
+    "heads_reader": "heads_reader:HeadsReading",
+    "leakage": "leakage:Leakage",
+    "motion_generation": "motion_generation:MotionGeneration",
+    "motion_tokens": "motion_tokens:TokenizerErrors",
+    "motion_transfer": "protocols:MotionTransfer",
+    "reading": "reading:Reading",
+    "reconstruction": "protocols:Reconstruction",
+    "self_reenactment": "protocols:SelfReenactment",
+    "sprites_judge": "sprites_judge:JudgeAccuracy",
+    "sprites_transfer": "sprites_transfer:SpritesTransfer",
+    "swap": "swap:Swap",
+    "token_generation": "token_generation:TokenGeneration",
 }
 
-# Protocols of `vidmotion.evaluation.protocols`: which of the above a system must know for one to make sense.
+# The papers' protocols, and which other evaluator makes sense for the same systems.
 PROTOCOLS = {
     "self_reenactment": "swap",
     "cross_reenactment": "swap",
@@ -40,13 +49,16 @@ __all__ = [
     "ANALYSES",
     "EVALUATORS",
     "PROTOCOLS",
+    "Evaluator",
     "analyse",
     "asked",
+    "build",
     "check",
     "evaluate",
     "evaluators",
     "keeping",
     "pictures",
+    "sections_of",
 ]
 
 
@@ -76,65 +88,89 @@ def evaluators(system) -> tuple[str, ...]:
     return (*own, *(name for name, needs in PROTOCOLS.items() if needs in own and name not in own))
 
 
-def asked(config) -> tuple[str, ...]:
-    """Names of the evaluators, or of the one protocol, that a config asks for."""
-    protocol = config.eval.get("protocol", "")
-    return (protocol,) if protocol else tuple(config.eval.run)
+def asked(config, chosen: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Names of the evaluators that run after training: those that are `chosen`; or, where that is None, those of
+    ``config.evals`` whose `Evaluator.every` is not -1."""
+    if chosen is not None:
+        return tuple(chosen)
+    return tuple(name for name, section in config.evals.items() if section.get("every", 0) >= 0)
 
 
-def check(run) -> None:
+def check(run, names: Sequence[str]) -> None:
     """Refuse now what pictures and evaluations would refuse after hours of training.
 
     Args:
       run: a `vidmotion.run.Run` that is about to be trained.
+      names: of its evaluators, see `asked`.
 
     Raises:
       ConfigError, DatasetError: as `evaluate` and `pictures`; says how to train without.
     """
-    names = asked(run.config)
     if not names and not run.config.sample.rows:
         return
     try:
         if run.config.sample.rows:
             grid(run, run.source("eval"))
         for name in names:
-            _known(name, run)
-            if name in PROTOCOLS:
-                module = importlib.import_module("vidmotion.evaluation.protocols")
-                module.check(name, run)
-                continue
-            module = importlib.import_module(EVALUATORS[name])
-            getattr(module, "check", lambda run: run.source("eval"))(run)
+            build(name, run).check(run)
     except (ConfigError, DatasetError) as error:
         raise type(error)(
-            f"{error}. To train without it: --config.sample.rows=0 --config.eval.run='()' --config.eval.protocol=''"
+            f"{error}. To train without it: --config.sample.rows=0 --evals=none"
         ) from error
 
 
 def evaluate(name: str, run, vars, companion: Callable) -> list[MetricResult]:
-    """Run one evaluator or protocol.
+    """Run one evaluator.
 
     Args:
       name: one of `evaluators` of the run's system.
-      run: a `vidmotion.run.Run`.
-      vars: the system's variables.
-      companion: gives a protocol a second, trained run that it needs (a judge).
+      run, vars, companion: as of `Evaluator.evaluate`.
 
     Raises:
-      ConfigError: unknown protocol, or one that makes no sense for this system.
+      ConfigError: as of `build` and of the evaluator.
     """
-    _known(name, run)
-    if name in PROTOCOLS:
-        protocols = importlib.import_module("vidmotion.evaluation.protocols")
-        return protocols.evaluate(name, run, vars, companion)
-    return importlib.import_module(EVALUATORS[name]).evaluate(run, vars, companion)
+    return build(name, run).evaluate(run, vars, companion)
 
 
-def _known(name: str, run) -> None:
-    """Refuse an evaluator that makes no sense for the system of `run`."""
+def build(name: str, run) -> Evaluator:
+    """The evaluator that the section ``config.evals.<name>`` of a run describes.
+
+    Raises:
+      ConfigError: there is no such evaluator or section, it makes no sense for the run's system, or its fields do not.
+    """
     known = evaluators(run.system)
     if name not in known:
         raise ConfigError(
-            f"config.eval asks for {name!r}; {run.config.system.name} can be evaluated by "
+            f"config.evals asks for {name!r}; {run.config.system.name} can be evaluated by "
             f"{', '.join(known) or 'nothing yet'}"
         )
+    if name not in run.config.evals:
+        raise ConfigError(
+            f"config.evals has no section {name!r}; it has {', '.join(run.config.evals) or 'none'}"
+        )
+    return from_config(_class(name), run.config.evals[name], f"evals.{name}")
+
+
+def _class(name: str) -> type[Evaluator]:
+    module, _, attribute = EVALUATORS[name].partition(":")
+    return vars(importlib.import_module(f"vidmotion.evaluation.{module}"))[attribute]
+
+
+def sections_of(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """``config.evals`` of an old run, whose config has the section ``eval`` that all evaluators shared.
+
+    Args:
+      flat: that section.
+    """
+    weights = dict(flat.get("weights", {}))
+    old = {**flat, "weights": weights, "reader": weights.pop("heads_reader", "")}
+    old["split"] = flat.get("drivers", {}).get("split", "eval")
+    protocol = flat.get("protocol", "")
+    run = (protocol,) if protocol else flat.get("run", ())
+    sections = {}
+    for name in EVALUATORS:
+        fields = [field for field in dataclasses.fields(_class(name)) if field.name != "every"]
+        if all(field.name in old or field.default is not dataclasses.MISSING for field in fields):
+            sections[name] = {f.name: old[f.name] for f in fields if f.name in old}
+            sections[name]["every"] = flat.get("every", 0) if name in run else -1
+    return sections

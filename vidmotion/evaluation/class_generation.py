@@ -5,6 +5,7 @@ Here a trained judge reads as many clips of each class; beside it stands its acc
 autoencoder rebuilt, which is what generation can reach, and chance.
 """
 
+import dataclasses
 import logging
 
 import jax
@@ -14,11 +15,12 @@ from tqdm import tqdm
 from vidmotion import media
 from vidmotion.data import vidtwin_latents
 from vidmotion.errors import ConfigError
+from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.sprites_judge import judge_clips, trained_judge
 from vidmotion.evaluation.transfer import to_uint8
 from vidmotion.metrics import judge
 from vidmotion.metrics.result import MetricResult, not_computed
-from vidmotion.run import open_run
+from vidmotion.open_run import open_run
 from vidmotion.system import fingerprint
 from vidmotion.systems.sprites_judge import LABELS
 
@@ -27,96 +29,123 @@ log = logging.getLogger(__name__)
 SHOWN = 4  # clips of each class in the pictures
 
 
-def check(run) -> None:
-    """Refuse before training what `evaluate` would refuse after it."""
-    run.source("eval")
-    if run.config.eval.autoencoder:
-        decoder(run)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassGeneration(Evaluator):
+    """Whether a judge finds the class that was asked for.
 
-
-def evaluate(run, vars, companion) -> list[MetricResult]:
-    """Accuracy of the judge on generated and on rebuilt clips, the spread of looks, and the pictures.
-
-    ``config.eval``: `autoencoder`, workdir of the VidTwin that wrote the latents; `per_class` clips of each
-    class, `batch` at a time; `judge` the config of a Sprites judge, "" for none, and `judge_workdir`
-    where it lies or is trained (default ``<workdir>/judge``).
-
-    Raises:
-      ConfigError: `autoencoder` is not the run that the latents come from, or learnt from other data than
-        Sprites although there is a judge.
+    Attributes:
+      batch: clips at a time.
+      per_class: clips of each class.
+      autoencoder: workdir of the VidTwin that wrote the latents; "": nothing is decoded, and a row says so.
+      judge: config of a Sprites judge; "": none.
+      judge_workdir: where it lies or is trained; "": ``<workdir>/judge``.
     """
-    settings, system = run.config.eval, run.system
-    names = vidtwin_latents.read_provenance(system.latents)["classes"]
-    count = settings.per_class * len(names)
-    if not settings.autoencoder:
-        return [
-            _unjudged("config.eval.autoencoder, the VidTwin run of the latents", "latents", count)
-        ]
-    autoencoder, decode = decoder(run)
-    labels = np.tile(np.arange(len(names), dtype=np.int32), settings.per_class)
-    made = decode(generate(run, vars, labels))
-    show(run, made, labels, names)
-    resolution = f"{made.shape[2]}x{made.shape[3]}"
-    if not settings.judge:
-        return [_unjudged("config.eval.judge, a judge of these classes", resolution, count)]
-    if autoencoder.config.data.kind != "sprites":
-        raise ConfigError(
-            f"config.eval.judge={settings.judge!r} reads Sprites, but config.eval.autoencoder="
-            f"{settings.autoencoder!r} learnt from {autoencoder.config.data.kind}: leave the judge empty"
+
+    batch: int
+    per_class: int
+    autoencoder: str = ""
+    judge: str = ""
+    judge_workdir: str = ""
+
+    def check(self, run) -> None:
+        """As of `Evaluator`."""
+        run.source("eval")
+        if self.autoencoder:
+            decoder(run, self.autoencoder, self.batch)
+
+    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+        """Accuracy of the judge on generated and on rebuilt clips, the spread of looks, and the pictures.
+
+        Raises:
+          ConfigError: `autoencoder` is not the run that the latents come from, or learnt from other data than
+            Sprites although there is a judge.
+        """
+        system = run.system
+        names = vidtwin_latents.read_provenance(system.latents)["classes"]
+        count = self.per_class * len(names)
+        if not self.autoencoder:
+            return [
+                _unjudged(
+                    "config.evals.class_generation.autoencoder, the VidTwin run of the latents",
+                    "latents",
+                    count,
+                )
+            ]
+        autoencoder, decode = decoder(run, self.autoencoder, self.batch)
+        labels = np.tile(np.arange(len(names), dtype=np.int32), self.per_class)
+        made = decode(generate(run, vars, labels, self.batch))
+        show(run, made, labels, names)
+        resolution = f"{made.shape[2]}x{made.shape[3]}"
+        if not self.judge:
+            return [
+                _unjudged(
+                    "config.evals.class_generation.judge, a judge of these classes",
+                    resolution,
+                    count,
+                )
+            ]
+        if autoencoder.config.data.kind != "sprites":
+            raise ConfigError(
+                f"config.evals.class_generation: the judge {self.judge!r} reads Sprites, but the autoencoder "
+                f"{self.autoencoder!r} learnt from {autoencoder.config.data.kind}: leave the judge empty"
+            )
+        source = run.source("eval")
+        held_out = [source[i] for i in range(min(count, len(source)))]
+        rebuilt = decode(
+            {name: np.stack([e[name] for e in held_out]) for name in vidtwin_latents.LATENTS}
         )
-    source = run.source("eval")
-    held_out = [source[i] for i in range(min(count, len(source)))]
-    rebuilt = decode(
-        {name: np.stack([e[name] for e in held_out]) for name in vidtwin_latents.LATENTS}
-    )
-    truth = np.array([element["label"] for element in held_out])
-    judge_run, judge_vars, identity = trained_judge(
-        run, companion, autoencoder.config.data.common.sheets_dir
-    )
-    on_made, on_rebuilt = (
-        _judged(judge_run, judge_vars, videos, of)
-        for videos, of in ((made, labels), (rebuilt, truth))
-    )
-    chance = f"chance {1 / len(names):.3f}"
-    guided = f"guidance {system.guidance.scale:g}, {system.sampler.steps} steps"
-    spread = [
-        np.mean([judge.marginal_entropy(part[name]) for name, _ in LABELS[1:]])
-        for part in (on_made, on_rebuilt)
-    ]
-    entropy = "nats, H(y) of skin, pants, top and hair on average; at most ln 6 = 1.792"
-    rows = [
-        (
-            "class_accuracy/generated",
-            judge.accuracy(on_made["action"], labels),
-            f"{chance}; {settings.per_class} clips of each of {len(names)} classes; {guided}",
-            count,
-        ),
-        (
-            "class_accuracy/rebuilt",
-            judge.accuracy(on_rebuilt["action"], truth),
-            f"{chance}; held-out clips through the autoencoder: what generation can reach",
-            len(truth),
-        ),
-        ("H(looks)/generated", spread[0], entropy, count),
-        ("H(looks)/rebuilt", spread[1], entropy, len(truth)),
-    ]
-    return [
-        MetricResult(name, float(value), convention, identity, resolution, n)
-        for name, value, convention, n in rows
-    ]
+        truth = np.array([element["label"] for element in held_out])
+        judge_run, judge_vars, identity = trained_judge(
+            self.judge,
+            self.judge_workdir or str(run.workdir / "judge"),
+            companion,
+            autoencoder.config.data.common.sheets_dir,
+        )
+        on_made, on_rebuilt = (
+            _judged(judge_run, judge_vars, videos, of)
+            for videos, of in ((made, labels), (rebuilt, truth))
+        )
+        chance = f"chance {1 / len(names):.3f}"
+        guided = f"guidance {system.guidance.scale:g}, {system.sampler.steps} steps"
+        spread = [
+            np.mean([judge.marginal_entropy(part[name]) for name, _ in LABELS[1:]])
+            for part in (on_made, on_rebuilt)
+        ]
+        entropy = "nats, H(y) of skin, pants, top and hair on average; at most ln 6 = 1.792"
+        rows = [
+            (
+                "class_accuracy/generated",
+                judge.accuracy(on_made["action"], labels),
+                f"{chance}; {self.per_class} clips of each of {len(names)} classes; {guided}",
+                count,
+            ),
+            (
+                "class_accuracy/rebuilt",
+                judge.accuracy(on_rebuilt["action"], truth),
+                f"{chance}; held-out clips through the autoencoder: what generation can reach",
+                len(truth),
+            ),
+            ("H(looks)/generated", spread[0], entropy, count),
+            ("H(looks)/rebuilt", spread[1], entropy, len(truth)),
+        ]
+        return [
+            MetricResult(name, float(value), convention, identity, resolution, n)
+            for name, value, convention, n in rows
+        ]
 
 
 def _unjudged(needs: str, resolution: str, count: int) -> MetricResult:
     return not_computed("class_accuracy/generated", "judged", needs, resolution, count)
 
 
-def generate(run, vars, labels: np.ndarray, first: int = 0) -> dict[str, np.ndarray]:
-    """Latents (N, ...) of new clips of the classes `labels` (N,), `config.eval.batch` at a time.
+def generate(run, vars, labels: np.ndarray, batch: int, first: int = 0) -> dict[str, np.ndarray]:
+    """Latents (N, ...) of new clips of the classes `labels` (N,).
 
     Args:
+      batch: clips at a time.
       first: place of these clips among all: each batch has its own noise.
     """
-    rows = run.rows(run.config.eval.batch)
+    rows = run.rows(batch)
     sample = run.jit_sample()
     key = jax.random.key(run.config.seed)
     parts = []
@@ -129,31 +158,30 @@ def generate(run, vars, labels: np.ndarray, first: int = 0) -> dict[str, np.ndar
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def decoder(run):
-    """The VidTwin run `config.eval.autoencoder`, and latents (N, ...) -> uint8 videos (N, T, H, W, 3)."""
-    settings, system = run.config.eval, run.system
-    autoencoder = open_run(settings.autoencoder)
+def decoder(run, workdir: str, batch: int):
+    """The VidTwin run of a workdir, and latents (N, ...) -> uint8 videos (N, T, H, W, 3), `batch` clips at a time."""
+    system, autoencoder = run.system, open_run(workdir)
     if autoencoder.config.system.name != "vidtwin":
         raise ConfigError(
-            f"config.eval.autoencoder={settings.autoencoder!r} holds a "
+            f"config.evals.class_generation.autoencoder={workdir!r} holds a "
             f"{autoencoder.config.system.name}, which decodes no structure and dynamics"
         )
     weights = autoencoder.trained_vars()
     wrote = vidtwin_latents.read_provenance(system.latents)["weights"]
     if fingerprint(weights.params["model"]) != wrote:
         raise ConfigError(
-            f"config.eval.autoencoder={settings.autoencoder!r} is not the run, or not the checkpoint, "
+            f"config.evals.class_generation.autoencoder={workdir!r} is not the run, or not the checkpoint, "
             f"that wrote the latents {system.latents!r}: its weights differ"
         )
-    rows = autoencoder.rows(settings.batch)
+    rows = autoencoder.rows(batch)
     render = autoencoder.jit(autoencoder.system.render)
 
     def decode(latents: dict[str, np.ndarray]) -> np.ndarray:
         total, videos = len(latents["structure"]), []
         for start in range(0, total, rows):
             picked = np.minimum(np.arange(start, start + rows), total - 1)
-            batch = {name: latents[name][picked] for name in vidtwin_latents.LATENTS}
-            video = render(weights, autoencoder.put_rows(batch))
+            inputs = {name: latents[name][picked] for name in vidtwin_latents.LATENTS}
+            video = render(weights, autoencoder.put_rows(inputs))
             videos.append(to_uint8(np.asarray(video)[: total - start]))
         return np.concatenate(videos)
 

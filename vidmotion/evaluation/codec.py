@@ -1,9 +1,12 @@
 """What an image autoencoder loses of held-out pictures, and how its latents are spread."""
 
+import dataclasses
+
 import jax
 import numpy as np
 
 from vidmotion import media
+from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.transfer import through, to_uint8
 from vidmotion.metrics import pixel
 from vidmotion.metrics.result import MetricResult
@@ -11,34 +14,44 @@ from vidmotion.metrics.result import MetricResult
 SHOWN = 8  # pictures on the strip
 
 
-def evaluate(run, vars, companion) -> list[MetricResult]:
-    """PSNR and SSIM of every picture of the eval split, and each channel of its latents: mean and deviation.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Codec(Evaluator):
+    """What an image autoencoder loses of held-out pictures.
 
-    Writes ``<workdir>/samples/codec.png``: true pictures above, rebuilt ones below. The latents' figures are what
-    ``config.system.codec`` of a recipe that stands on this autoencoder has as ``mean`` and ``std``.
+    Attributes:
+      batch: clips at a time.
     """
-    source = run.source("eval")
-    clips = [source[i]["video"] for i in range(len(source))]
-    made = through(run, run.jit_sample(), vars, clips, run.config.eval.batch)
-    rebuilt, latent = made["video"], made["latent"]
-    truth = np.stack(clips).astype(np.float32) / 255.0
-    if jax.process_index() == 0:
-        _strip(run, clips, rebuilt)
-    size, count = f"{truth.shape[2]}x{truth.shape[3]}", truth.shape[0] * truth.shape[1]
-    flat = latent.reshape(-1, latent.shape[-1])
 
-    def row(name, value, convention):
-        return MetricResult(name, float(value), convention, "this run", size, count)
+    batch: int
 
-    return [
-        row("psnr/codec", np.mean(pixel.psnr(rebuilt, truth, "common")), "common, mean of dB"),
-        row("ssim/codec", np.mean(pixel.ssim(rebuilt, truth, "wang")), "wang, mean of frames"),
-        *(
-            row(f"latent_{name}/{channel}", value, "of the posterior's mean")
-            for name, values in (("mean", flat.mean(axis=0)), ("std", flat.std(axis=0)))
-            for channel, value in enumerate(values)
-        ),
-    ]
+    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+        """PSNR and SSIM of every picture of the eval split, and each channel of its latents: mean and deviation.
+
+        Writes ``<workdir>/samples/codec.png``: true pictures above, rebuilt ones below. The latents' figures are what
+        ``config.system.codec`` of a recipe that stands on this autoencoder has as ``mean`` and ``std``.
+        """
+        source = run.source("eval")
+        clips = [source[i]["video"] for i in range(len(source))]
+        made = through(run, run.jit_sample(), vars, clips, self.batch)
+        rebuilt, latent = made["video"], made["latent"]
+        truth = np.stack(clips).astype(np.float32) / 255.0
+        if jax.process_index() == 0:
+            _strip(run, clips, rebuilt)
+        size, count = f"{truth.shape[2]}x{truth.shape[3]}", truth.shape[0] * truth.shape[1]
+        flat = latent.reshape(-1, latent.shape[-1])
+
+        def row(name, value, convention):
+            return MetricResult(name, float(value), convention, "this run", size, count)
+
+        return [
+            row("psnr/codec", np.mean(pixel.psnr(rebuilt, truth, "common")), "common, mean of dB"),
+            row("ssim/codec", np.mean(pixel.ssim(rebuilt, truth, "wang")), "wang, mean of frames"),
+            *(
+                row(f"latent_{name}/{channel}", value, "of the posterior's mean")
+                for name, values in (("mean", flat.mean(axis=0)), ("std", flat.std(axis=0)))
+                for channel, value in enumerate(values)
+            ),
+        ]
 
 
 def _strip(run, clips, rebuilt) -> None:

@@ -1,9 +1,12 @@
 """What a picture diffusion knows: how much of a picture it makes of noise in one step, and samples to look at."""
 
+import dataclasses
+
 import jax
 import numpy as np
 
 from vidmotion import media
+from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.transfer import through, to_uint8
 from vidmotion.metrics import pixel
 from vidmotion.metrics.result import MetricResult
@@ -12,35 +15,45 @@ LEVELS = (1.0, 0.75, 0.5, 0.25)  # of the process's times, from the highest nois
 COLUMNS, ROWS = 8, 4  # of the sheet of samples
 
 
-def evaluate(run, vars, companion) -> list[MetricResult]:
-    """PSNR of one-step predictions at four noise levels, beside that of the mean picture.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoising(Evaluator):
+    """How much of a picture a picture diffusion makes of noise in one step.
 
-    Writes ``<workdir>/samples/samples.png``, a sheet of pictures sampled from noise. At the highest noise nothing of
-    the picture is left, and the best answer is the mean of all.
+    Attributes:
+      batch: clips at a time.
     """
-    source = run.source("eval")
-    clips = np.stack([source[i]["video"] for i in range(len(source))])
-    truth = clips.astype(np.float32) / 255.0
-    size, count = f"{clips.shape[2]}x{clips.shape[3]}", clips.shape[0] * clips.shape[1]
 
-    def row(name, values, convention):
-        value = float(np.mean(values))
-        return MetricResult(name, value, convention, "none", size, count)
+    batch: int
 
-    mean = np.broadcast_to(truth.mean(axis=(0, 1)), truth.shape)
-    results = [
-        row("psnr/mean_picture", pixel.psnr(mean, truth, "common"), "common, of the eval split")
-    ]
-    for level in LEVELS:
-        time = round(level * (run.system.diffusion.steps - 1))
-        rebuild = run.jit(
-            lambda vars, batch, key, time=time: run.system.denoised(vars, batch, key, time)
-        )
-        video = through(run, rebuild, vars, clips, run.config.eval.batch)["video"]
-        values = pixel.psnr(video, truth, "common")
-        results.append(row(f"psnr/one_step_{time}", values, f"common, from time {time}"))
-    _sheet(run, vars, clips)
-    return results
+    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+        """PSNR of one-step predictions at four noise levels, beside that of the mean picture.
+
+        Writes ``<workdir>/samples/samples.png``, a sheet of pictures sampled from noise. At the highest noise nothing
+        of the picture is left, and the best answer is the mean of all.
+        """
+        source = run.source("eval")
+        clips = np.stack([source[i]["video"] for i in range(len(source))])
+        truth = clips.astype(np.float32) / 255.0
+        size, count = f"{clips.shape[2]}x{clips.shape[3]}", clips.shape[0] * clips.shape[1]
+
+        def row(name, values, convention):
+            value = float(np.mean(values))
+            return MetricResult(name, value, convention, "none", size, count)
+
+        mean = np.broadcast_to(truth.mean(axis=(0, 1)), truth.shape)
+        results = [
+            row("psnr/mean_picture", pixel.psnr(mean, truth, "common"), "common, of the eval split")
+        ]
+        for level in LEVELS:
+            time = round(level * (run.system.diffusion.steps - 1))
+            rebuild = run.jit(
+                lambda vars, batch, key, time=time: run.system.denoised(vars, batch, key, time)
+            )
+            video = through(run, rebuild, vars, clips, self.batch)["video"]
+            values = pixel.psnr(video, truth, "common")
+            results.append(row(f"psnr/one_step_{time}", values, f"common, from time {time}"))
+        _sheet(run, vars, clips)
+        return results
 
 
 def _sheet(run, vars, clips: np.ndarray) -> None:

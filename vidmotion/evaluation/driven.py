@@ -11,13 +11,17 @@ the sampler serve every question:
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from vidmotion.data.clip_source import Boxes, Renders
+from vidmotion.data.portraits import DrawnPortraitSource
 from vidmotion.errors import ConfigError
+from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.transfer import derangement, to_uint8, transfer
 from vidmotion.metrics import pixel
 from vidmotion.metrics.accumulate import Mean
@@ -42,7 +46,11 @@ class Pass(NamedTuple):
 class Driven:
     """The first clips of a split and what a system makes of them, each pass when it is first asked for.
 
-    ``config.eval``: `pairs` clips (0: all), `batch` pairs at a time.
+    Args:
+      run, vars: as of `Evaluator.evaluate`.
+      pairs: how many clips; 0: all.
+      batch: pairs at a time.
+      split: ``eval`` or ``train``.
 
     Attributes:
       source: of the clips.
@@ -54,14 +62,15 @@ class Driven:
       ConfigError: data that cannot render the true answer, or fewer than two clips.
     """
 
-    def __init__(self, run, vars, split: str):
-        self.run, self.vars, self.split = run, vars, split
-        self.source, self.count = renderer(run, split)
+    def __init__(self, run, vars, pairs: int, batch: int, split: str):
+        self.key = run, vars, pairs, batch, split
+        self.run, self.vars, self._batch = run, vars, batch
+        self.source, self.count = renderer(run, pairs, split)
         source = self.source
         self.paired = derangement(self.count)
         self.clips = [source[i]["video"] for i in range(self.count)]
         self._boxes = [
-            source.boxes(i) if hasattr(source, "boxes") else None for i in range(self.count)
+            source.boxes(i) if isinstance(source, Boxes) else None for i in range(self.count)
         ]
 
     @property
@@ -129,29 +138,29 @@ class Driven:
         """Sample clip i with the motion of clip ``drivers[i]``: indices and outputs of each batch."""
         motions = [self.clips[j] for j in drivers]
         boxes = self._boxes, [self._boxes[j] for j in drivers]
-        batch, done = self.run.config.eval.batch, 0
-        for outputs in transfer(self.run, self.vars, self.clips, motions, batch, what, boxes):
+        done = 0
+        for outputs in transfer(self.run, self.vars, self.clips, motions, self._batch, what, boxes):
             part = range(done, done + len(outputs["video"]))
             yield part, outputs
             done = part.stop
 
 
-def renderer(run, split: str = "eval"):
-    """The source of a split, which renders the true answers of swaps, and how many of its clips are asked for.
+def renderer(run, pairs: int, split: str = "eval"):
+    """The source of a split, which renders the true answers of swaps, and how many of its clips make `pairs` pairs.
 
     Raises:
       ConfigError: data that cannot render the true answer, or fewer than two clips.
     """
     source = run.source(split)
-    if not hasattr(source, "swap"):  # training reads pairs of frames off such clips
-        source = getattr(source, "clips", source)
-    if not hasattr(source, "swap"):
+    if isinstance(source, DrawnPortraitSource):  # training reads pairs of frames off such clips
+        source = source.clips
+    if not isinstance(source, Renders):
         kind = run.config.data.get(split, {}).get("kind", run.config.data.kind)
         raise ConfigError(
-            f"config.eval asks for swaps, and data of kind {kind!r} cannot render the true answer; "
+            f"config.evals asks for swaps, and data of kind {kind!r} cannot render the true answer; "
             "heads and sprites can"
         )
-    count = min(run.config.eval.pairs or len(source), len(source))
+    count = min(pairs or len(source), len(source))
     if count < 2:
         raise ConfigError(f"swaps need two clips at least, and config.data.{split} gives one")
     return source, count
@@ -185,16 +194,37 @@ def keeping() -> Iterator[None]:
         _kept.reset(token)
 
 
-def driven(run, vars, split: str = "eval") -> Driven:
-    """`Driven` of these arguments: the one that is kept, where there is one."""
-    kept = _kept.get()
-    for made in kept or ():
-        if made.run is run and made.vars is vars and made.split == split:
-            return made
-    made = Driven(run, vars, split)
-    if kept is not None:
-        kept.append(made)
-    return made
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnPairs(Evaluator):
+    """An evaluator of clips that are moved by other clips, whose true answers can be rendered.
+
+    Attributes:
+      pairs: how many clips, paired by a seeded derangement; 0: all.
+      batch: pairs at a time.
+    """
+
+    pairs: int
+    batch: int
+
+    def check(self, run) -> None:
+        """As of `Evaluator`."""
+        renderer(run, self.pairs)
+
+    def driven(self, run, vars, split: str = "eval") -> Driven:
+        """What the system makes of the pairs of a split; shared with other evaluators of the same pairs within
+        `keeping`.
+
+        Raises:
+          ConfigError: data that cannot render the true answer, or fewer than two clips.
+        """
+        key, kept = (run, vars, self.pairs, self.batch, split), _kept.get()
+        for made in kept or ():
+            if made.key[0] is run and made.key[1] is vars and made.key[2:] == key[2:]:
+                return made
+        made = Driven(*key)
+        if kept is not None:
+            kept.append(made)
+        return made
 
 
 def _unit(video: np.ndarray) -> np.ndarray:

@@ -5,50 +5,56 @@ gets clearly worse when it is given none (A itself) or the motion of a third cli
 is given a third clip's. Where nothing gets worse, it was not looked at. Not in any paper.
 """
 
-from vidmotion.evaluation.driven import METRICS, driven, renderer
+import dataclasses
+
+from vidmotion.evaluation.driven import METRICS, OnPairs, renderer
 from vidmotion.metrics.result import MetricResult, not_computed
 
 
-def check(run) -> None:
-    """Refuse before training what `evaluate` would refuse after it."""
-    renderer(run, _split(run))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drivers(OnPairs):
+    """The four-driver test.
 
-
-def evaluate(run, vars, companion) -> list[MetricResult]:
-    """PSNR with the true driver, without one, with a wrong one and with a wrong source, what each wrong answer loses,
-    and three trivial answers: the mean picture of these clips, and copying source or driver.
-
-    ``config.eval``: `pairs` and `batch` as of ``swap``; `drivers.split`, the clips: those of ``eval``, or of
-    ``train``, for a system that is to know a few clips by heart.
-
-    Raises:
-      ConfigError: data that cannot render a swap.
+    Attributes:
+      split: whose clips it takes: ``eval``; or ``train``, for a system that is to know a few clips by heart.
     """
-    split = _split(run)
-    made, convention = driven(run, vars, split), f"{METRICS['psnr'][2]}; {split} clips"
-    copies = made.copies(("psnr",))
-    wrong_driver, wrong_source = made.wrong or (None, None)
-    values = {
-        "true_driver": made.true.means["psnr"],
-        "no_driver": made.itself[1],
-        "wrong_driver": wrong_driver,
-        "wrong_source": wrong_source,
-        "mean_picture": copies["mean"]["psnr"],
-        "copy_source": copies["content"]["psnr"],
-        "copy_driver": copies["motion"]["psnr"],
-    }
-    for name in ("no_driver", "wrong_driver", "wrong_source", "mean_picture"):
-        known = values[name] is not None
-        values[f"true_over_{name}"] = values["true_driver"] - values[name] if known else None
-    return [
-        MetricResult(f"psnr/{name}", value, convention, "none", made.resolution, made.count)
-        if value is not None
-        else not_computed(
-            f"psnr/{name}", convention, "three clips at least", made.resolution, made.count
+
+    split: str = "eval"
+
+    def check(self, run) -> None:
+        """As of `Evaluator`."""
+        renderer(run, self.pairs, self.split)
+
+    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+        """PSNR with the true driver, without one, with a wrong one and with a wrong source; what each wrong answer
+        loses; and three trivial answers: the mean picture of these clips, and copying source or driver.
+
+        Raises:
+          ConfigError: data that cannot render a swap.
+        """
+        made, convention = (
+            self.driven(run, vars, self.split),
+            f"{METRICS['psnr'][2]}; {self.split} clips",
         )
-        for name, value in values.items()
-    ]
-
-
-def _split(run) -> str:
-    return run.config.eval.get("drivers", {}).get("split", "eval")
+        copies = made.copies(("psnr",))
+        wrong_driver, wrong_source = made.wrong or (None, None)
+        values = {
+            "true_driver": made.true.means["psnr"],
+            "no_driver": made.itself[1],
+            "wrong_driver": wrong_driver,
+            "wrong_source": wrong_source,
+            "mean_picture": copies["mean"]["psnr"],
+            "copy_source": copies["content"]["psnr"],
+            "copy_driver": copies["motion"]["psnr"],
+        }
+        for name in ("no_driver", "wrong_driver", "wrong_source", "mean_picture"):
+            known = values[name] is not None
+            values[f"true_over_{name}"] = values["true_driver"] - values[name] if known else None
+        return [
+            MetricResult(f"psnr/{name}", value, convention, "none", made.resolution, made.count)
+            if value is not None
+            else not_computed(
+                f"psnr/{name}", convention, "three clips at least", made.resolution, made.count
+            )
+            for name, value in values.items()
+        ]

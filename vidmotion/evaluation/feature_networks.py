@@ -121,7 +121,7 @@ def _lpips(arguments, variables, convention):
     return FeatureNetwork("", apply, variables, least=31 if net.trunk == "alex" else 16)
 
 
-# Names of `vidmotion.convert`, which are the fields of ``config.eval.weights``.
+# Names of `vidmotion.convert`, which are the fields of a protocol's ``weights``.
 NETWORKS: dict[str, Callable] = {
     "fid_inception": _inception,
     "i3d": _i3d,
@@ -132,17 +132,17 @@ NETWORKS: dict[str, Callable] = {
 }
 
 
-def load(name: str, path: str, convention: str = "") -> FeatureNetwork:
+def load(name: str, path: str, convention: str = "", field: str = "weights") -> FeatureNetwork:
     """The network `name`, a key of `NETWORKS`, from a folder.
 
     Args:
       convention: of what comes before the network; see `metrics.resize`.
+      field: of the config, whose field `name` is `path`.
 
     Raises:
       ConfigError: no such folder, or it holds another network.
     """
-    field = f"config.eval.weights.{name}={path!r}"
-    arguments, variables = folder.load_wanted(field, path, name)
+    arguments, variables = folder.load_wanted(f"{field}.{name}={path!r}", path, name)
     network = NETWORKS[name](arguments, variables, convention)
     return dataclasses.replace(
         network, weights=fingerprint(variables)[:12], rows=ROWS.get(name, PICTURES)

@@ -4,12 +4,14 @@ The miniature of AED, APD and CSIM: those ask networks trained on photographs, t
 the very factors that heads are drawn from.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from vidmotion.data import heads
+from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.transfer import through
 from vidmotion.metrics.result import MetricResult
 from vidmotion.systems.heads_reader import CLASSES, MOTION, NUMBERS
@@ -34,15 +36,19 @@ class Score(NamedTuple):
     n: int
 
 
-def evaluate(run, vars, companion) -> list[MetricResult]:
-    """R^2 of each motion factor and of each number of the identity, accuracy of each of its classes, and the means of
-    groups, over the frames of the eval split in which the factor has an effect."""
-    source = run.source("eval")
-    clips = range(len(source))
-    read = read_clips(run, vars, [source.video(i) for i in clips])
-    known = scores(read, [(source.identity(i), source.motion(i)) for i in clips])
-    side = f"{run.system.size}x{run.system.size}"
-    return [row(name, score, "this run", side) for name, score in known.items()]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadsReading(Evaluator):
+    """What a reader reads in held-out true renders."""
+
+    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+        """R^2 of each motion factor and of each number of the identity, accuracy of each of its classes, and the means
+        of groups, over the frames of the eval split in which the factor has an effect."""
+        source = run.source("eval")
+        clips = range(len(source))
+        read = read_clips(run, vars, [source.video(i) for i in clips])
+        known = scores(read, [(source.identity(i), source.motion(i)) for i in clips])
+        side = f"{run.system.size}x{run.system.size}"
+        return [row(name, score, "this run", side) for name, score in known.items()]
 
 
 def row(name: str, score: Score, weights: str, resolution: str, note: str = "") -> MetricResult:

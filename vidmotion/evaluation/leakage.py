@@ -9,13 +9,16 @@ Probes are fitted, tuned and tested on clips of different identities. Chance is 
 the same reading after the factors have been shuffled among the clips, which is chance as this very procedure has it.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from vidmotion.data.clip_source import Boxes, Renders
 from vidmotion.errors import ConfigError
+from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.transfer import face_views
 from vidmotion.metrics import probe
 from vidmotion.metrics.result import MetricResult
@@ -28,19 +31,13 @@ READINGS = {  # factors and code: what is wanted
 }
 
 
-def check(run) -> None:
-    """Refuse before training what `evaluate` would refuse after it."""
-    _clips(run)
-
-
-def _clips(run) -> tuple[Any, np.ndarray]:
+def _clips(run, wanted: int) -> tuple[Any, np.ndarray]:
     """The eval split, and the identity of each of its clips that are asked for."""
-    wanted = run.config.eval.get("probe_clips", 0)
     drawn = wanted and "clips" in run.config.data.eval
     source = run.source("eval", **({"clips": wanted} if drawn else {}))
-    if not hasattr(source, "factors"):
+    if not isinstance(source, Renders):
         raise ConfigError(
-            f"config.eval asks for 'leakage', and data of kind {run.config.data.kind!r} do not know what "
+            f"config.evals asks for 'leakage', and data of kind {run.config.data.kind!r} do not know what "
             "their clips were made of; heads and sprites do"
         )
     count = min(wanted or len(source), len(source))
@@ -48,59 +45,81 @@ def _clips(run) -> tuple[Any, np.ndarray]:
     if len(np.unique(groups)) < 5:
         raise ConfigError(
             f"{count} clips of {len(np.unique(groups))} identities: probes are fitted and tested on different "
-            "ones and need five or more; raise config.eval.probe_clips, or give the eval split more clips"
+            "ones and need five or more; raise config.evals.leakage.probe_clips, or give the eval split more clips"
         )
     return source, groups
 
 
-def evaluate(run, vars, companion: Callable) -> list[MetricResult]:
-    """R^2 of continuous factors and accuracy of classes, each with its interval, for every reading and probe.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Leakage(Evaluator):
+    """What each code says of the other's business.
 
-    ``config.eval``: `probe_clips` (0, or absent: all of the eval split; of a procedural source any number),
-    `batch` at a time. Rows ``probe/<factors>_from_<code>/<probe>/<score>`` are means over the factors, beside
-    ``.../low`` and ``.../high``, the ends of their 95 % interval, and of accuracies ``.../chance``.
-
-    Raises:
-      ConfigError: data that do not know their factors, a system without codes, or too few clips.
+    Attributes:
+      batch: clips at a time.
+      probe_clips: how many clips; 0: all of the eval split. A procedural source draws any number.
     """
-    source, groups = _clips(run)
-    count = len(groups)
-    made_of = [source.factors(i) for i in range(count)]
-    factors = {
-        f"{kind}/{name}": np.array([clip[kind][name] for clip in made_of])
-        for kind in ("identity", "motion")
-        for name in made_of[0][kind]
-    }
-    parts = probe.split(groups, run.config.seed)
-    order = np.random.default_rng(run.config.seed).permutation(count)
-    everything = factors | {f"shuffled/{key}": value[order] for key, value in factors.items()}
-    codes, resolution = _codes(run, vars, source, count)
 
-    results = []
-    for code, values in codes.items():
-        for reader in probe.PROBES:
-            readings = probe.read(reader, values, everything, parts, groups)
-            for (kind, of), meaning in READINGS.items():
-                if of == code:
-                    name = f"probe/{kind}_from_{code}/{reader}"
-                    names = [key for key in factors if key.startswith(f"{kind}/")]
-                    rows = _rows(name, names, factors, readings, meaning)
-                    for metric, value, convention, *note in rows:
-                        of_row = (metric, value, convention, "none", resolution, len(parts.test))
-                        results.append(MetricResult(*of_row, *note))
-    return results
+    batch: int
+    probe_clips: int = 0
+
+    def check(self, run) -> None:
+        """As of `Evaluator`."""
+        _clips(run, self.probe_clips)
+
+    def evaluate(self, run, vars, companion: Callable) -> list[MetricResult]:
+        """R^2 of continuous factors and accuracy of classes, each with its interval, for every reading and probe.
+
+        Rows ``probe/<factors>_from_<code>/<probe>/<score>`` are means over the factors, beside
+        ``.../low`` and ``.../high``, the ends of their 95 % interval, and of accuracies ``.../chance``.
+
+        Raises:
+          ConfigError: data that do not know their factors, a system without codes, or too few clips.
+        """
+        source, groups = _clips(run, self.probe_clips)
+        count = len(groups)
+        made_of = [source.factors(i) for i in range(count)]
+        factors = {
+            f"{kind}/{name}": np.array([clip[kind][name] for clip in made_of])
+            for kind in ("identity", "motion")
+            for name in made_of[0][kind]
+        }
+        parts = probe.split(groups, run.config.seed)
+        order = np.random.default_rng(run.config.seed).permutation(count)
+        everything = factors | {f"shuffled/{key}": value[order] for key, value in factors.items()}
+        codes, resolution = _codes(run, vars, source, count, self.batch)
+
+        results = []
+        for code, values in codes.items():
+            for reader in probe.PROBES:
+                readings = probe.read(reader, values, everything, parts, groups)
+                for (kind, of), meaning in READINGS.items():
+                    if of == code:
+                        name = f"probe/{kind}_from_{code}/{reader}"
+                        names = [key for key in factors if key.startswith(f"{kind}/")]
+                        rows = _rows(name, names, factors, readings, meaning)
+                        for metric, value, convention, *note in rows:
+                            of_row = (
+                                metric,
+                                value,
+                                convention,
+                                "none",
+                                resolution,
+                                len(parts.test),
+                            )
+                            results.append(MetricResult(*of_row, *note))
+        return results
 
 
-def _codes(run, vars, source, count: int) -> tuple[dict[str, np.ndarray], str]:
+def _codes(run, vars, source, count: int, batch: int) -> tuple[dict[str, np.ndarray], str]:
     """``{"content": (N, Dc), "motion": (N, T * Dm)}`` of the first `count` clips, and their resolution."""
     read = run.jit(run.system.read_codes)
-    rows = run.rows(run.config.eval.batch)
+    rows = run.rows(batch)
     parts = []
     for start in tqdm(range(0, count, rows), desc="reading codes", disable=None):
         clips = [source[i]["video"] for i in range(start, min(start + rows, count))]
         video = np.stack(clips + [clips[-1]] * (rows - len(clips)))
         inputs = {"content": video, "motion": video}
-        if run.system.face_side and hasattr(source, "boxes"):
+        if run.system.face_side and isinstance(source, Boxes):
             side, last = run.system.face_side, start + len(clips) - 1
             boxes = [source.boxes(min(start + i, last)) for i in range(rows)]
             views = [face_views(side, x, box, x, box) for x, box in zip(video, boxes)]

@@ -1,15 +1,15 @@
 """What other programs read off the clips: MediaPipe, Deep3DFaceRecon, OpenFace and fits of a head model.
 
-Their networks are not converted (spec metrics.md, sections 7, 9, 10). With ``config.eval.keep_clips`` a protocol leaves
+Their networks are not converted (spec metrics.md, sections 7, 9, 10). With its field ``keep_clips`` a protocol leaves
 every clip as pictures, ``<workdir>/eval/<protocol>/clips/<number>/{made,driving,reference}/<frame>.png``; what a
-program measured of them comes back in a folder ``config.eval.measured`` as ``<number>/made.npz`` and ``driving.npz``,
+program measured of them comes back in a folder ``measured`` as ``<number>/made.npz`` and ``driving.npz``,
 and the same command adds its rows. Arrays of a file, any of:
 
     blendshapes  (T, 51), or 52 with _neutral first   MediaPipe Face Landmarker
     matrices     (T, 4, 4) or (T, 3, 3)               its facial transformation matrices
     deep3d       (T, 257)                             coefficients of Deep3DFaceRecon
     seen         (T,) bool                            whether there was a face; absent: there was
-    beta, psi, euler, trans                           fits of ``config.eval.head_model``; also in reference.npz
+    beta, psi, euler, trans                           fits of ``head_model``; also in reference.npz
 
 and ``made.csv``, ``driving.csv`` as OpenFace 2 writes them.
 """
@@ -76,7 +76,7 @@ class Measured:
           ConfigError: no such folder, some clips without what others have, or a file that does not fit.
         """
         if self.folder and not Path(self.folder).is_dir():
-            raise ConfigError(f"config.eval.measured={self.folder!r}: no such folder")
+            raise ConfigError(f"measured={self.folder!r}: no such folder")
         makers: dict[tuple[str, str], Callable[[], list[MetricResult]]] = {
             ("aed", "mediapipe_51"): self._blendshapes,
             ("apd", "mediapipe_degrees"): functools.partial(self._angles, "apd"),
@@ -175,7 +175,7 @@ class Measured:
             return []
         if missing:
             raise ConfigError(
-                f"config.eval.measured: of {2 * self.clips} .{kind} files {len(missing)} are missing, as "
+                f"measured: of {2 * self.clips} .{kind} files {len(missing)} are missing, as "
                 f"{missing[0]}: a mean over some clips is no result"
             )
         return pairs

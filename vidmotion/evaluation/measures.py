@@ -184,7 +184,7 @@ def pixels(metric: str, convention: str, baselines: Sequence[str] = (), label: s
       baselines: of the batches, to be compared likewise.
       label: of what was made, "reconstruction": it follows the name of the metric.
     """
-    function = getattr(pixel, metric)
+    function = {"l1": pixel.l1, "psnr": pixel.psnr, "ssim": pixel.ssim}[metric]
     compare = jax.jit(
         functools.partial(function, convention=convention) if convention else function
     )
@@ -199,7 +199,7 @@ def perceptual(
     convention = f"{trunk}_v0.1"
     name = _joined(f"lpips_{trunk}", label)
     if network is None:
-        needs = f"config.eval.weights.lpips_{trunk} (python -m vidmotion.convert lpips_{trunk})"
+        needs = f"weights.lpips_{trunk} (python -m vidmotion.convert lpips_{trunk})"
         return missing(
             name, lambda resolution, n: [not_computed(name, convention, needs, resolution, n)]
         )

@@ -4,6 +4,7 @@ The paper gives no number. Errors are of standardised codes, so that predicting 
 stands beside them, costs about 1.
 """
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 
@@ -13,90 +14,104 @@ import numpy as np
 from vidmotion import animate, media
 from vidmotion.data import motion_codes
 from vidmotion.errors import ConfigError
+from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.transfer import boxes_of, face_views, to_uint8
 from vidmotion.metrics import codebook
 from vidmotion.metrics.accumulate import Mean
 from vidmotion.metrics.result import MetricResult
-from vidmotion.run import Run, open_run
+from vidmotion.open_run import open_run
+from vidmotion.run import Run
 
 log = logging.getLogger(__name__)
 
 
-def check(run) -> None:
-    """Refuse before training what `evaluate` would refuse after it."""
-    run.source("eval")
-    open_xnemo(run, run.system.codes, "X-NeMo")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerErrors(Evaluator):
+    """What motion tokens keep of held-out codes, and how many of them are in use.
 
-
-def evaluate(run, vars, companion) -> list[MetricResult]:
-    """Errors on the eval split, use of the codebook, and pictures of `clips` of them by the X-NeMo run `xnemo`.
-
-    ``config.eval``: `batch`, `clips`, and `xnemo`, the workdir of the X-NeMo whose codes these are; without it
-    nothing is rendered, and the log says so.
-
-    Raises:
-      ConfigError: `xnemo` is not the run that the codes come from.
+    Attributes:
+      batch: clips at a time.
+      clips: how many clips to render.
+      xnemo: workdir of the X-NeMo whose codes these are; "": nothing is rendered, and the log says so.
     """
-    system, source, settings = run.system, run.source("eval"), run.config.eval
-    xnemo = open_xnemo(run, system.codes, "X-NeMo")
-    rows = run.rows(settings.batch)
-    rebuild = run.jit(system.rebuilt)
-    means: dict[str, Mean] = {}
-    ids, shown = [], []
-    for start in range(0, len(source), rows):
-        picked = np.minimum(np.arange(start, start + rows), len(source) - 1)
-        motion = np.stack([source[int(i)]["motion"] for i in picked])
-        made = rebuild(vars, run.put_rows({"motion": motion}))
-        kept = min(rows, len(source) - start)
-        target, rebuilt = (np.asarray(x)[:kept] for x in (made.target_btc, made.reconstruction_btc))
-        ids.append(np.asarray(made.ids_bu)[:kept])
-        shown += zip(target, rebuilt)
-        for name, x, y in (
-            ("mse", target, rebuilt),
-            ("mse_mean", target, 0 * target),
-            ("velocity", np.diff(target, axis=1), np.diff(rebuilt, axis=1)),
-            ("velocity_still", np.diff(target, axis=1), 0 * target[:, 1:]),
-        ):
-            errors = np.mean(np.square(x - y), axis=(1, 2))
-            means[name] = means.get(name, Mean()).update(errors)
-    standard = jax.device_get(vars.consts["standard"])
-    _show(run, xnemo, [[x * standard["deviation"] + standard["mean"] for x in p] for p in shown])
-    found = {name: mean.compute() for name, mean in means.items()}
-    counts = codebook.usage_counts(np.concatenate(ids)[..., None], system.net.entries)
-    total, entries = int(counts.sum()), system.net.entries
-    results = [
-        ("mse/reconstruction", found["mse"], "of standardised codes"),
-        ("mse/mean", found["mse_mean"], "predicting the mean of the train split"),
-        ("explained", 1 - found["mse"] / found["mse_mean"], "1 - the ratio of these"),
-        (
-            "explained/velocity",
-            1 - found["velocity"] / found["velocity_still"],
-            "the same of differences between frames, against none",
-        ),
-        (
-            "usage",
-            float(codebook.used_fraction(counts)[0]),
-            f"of {entries} entries, {total} tokens",
-        ),
-        ("usage_perplexity", float(codebook.perplexity(counts)[0]), f"of {entries}"),
-        (
-            "bits_per_frame",
-            codebook.bits_per_frame(counts) / 2**system.net.halvings,
-            "entropy of the tokens' histogram",
-        ),
-    ]
-    return [
-        MetricResult(name, value, note, "none", "codes", len(source))
-        for name, value, note in results
-    ]
+
+    batch: int
+    clips: int
+    xnemo: str = ""
+
+    def check(self, run) -> None:
+        """As of `Evaluator`."""
+        run.source("eval")
+        open_xnemo(self.xnemo, run.system.codes, "X-NeMo")
+
+    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+        """Errors on the eval split, use of the codebook, and pictures of `clips` of them by the X-NeMo run `xnemo`.
+
+        Raises:
+          ConfigError: `xnemo` is not the run that the codes come from.
+        """
+        system, source = run.system, run.source("eval")
+        xnemo = open_xnemo(self.xnemo, system.codes, "X-NeMo")
+        rows = run.rows(self.batch)
+        rebuild = run.jit(system.rebuilt)
+        means: dict[str, Mean] = {}
+        ids, shown = [], []
+        for start in range(0, len(source), rows):
+            picked = np.minimum(np.arange(start, start + rows), len(source) - 1)
+            motion = np.stack([source[int(i)]["motion"] for i in picked])
+            made = rebuild(vars, run.put_rows({"motion": motion}))
+            kept = min(rows, len(source) - start)
+            target, rebuilt = (
+                np.asarray(x)[:kept] for x in (made.target_btc, made.reconstruction_btc)
+            )
+            ids.append(np.asarray(made.ids_bu)[:kept])
+            shown += zip(target, rebuilt)
+            for name, x, y in (
+                ("mse", target, rebuilt),
+                ("mse_mean", target, 0 * target),
+                ("velocity", np.diff(target, axis=1), np.diff(rebuilt, axis=1)),
+                ("velocity_still", np.diff(target, axis=1), 0 * target[:, 1:]),
+            ):
+                errors = np.mean(np.square(x - y), axis=(1, 2))
+                means[name] = means.get(name, Mean()).update(errors)
+        standard = jax.device_get(vars.consts["standard"])
+        shown = [[x * standard["deviation"] + standard["mean"] for x in pair] for pair in shown]
+        _show(run, xnemo, shown[: self.clips])
+        found = {name: mean.compute() for name, mean in means.items()}
+        counts = codebook.usage_counts(np.concatenate(ids)[..., None], system.net.entries)
+        total, entries = int(counts.sum()), system.net.entries
+        results = [
+            ("mse/reconstruction", found["mse"], "of standardised codes"),
+            ("mse/mean", found["mse_mean"], "predicting the mean of the train split"),
+            ("explained", 1 - found["mse"] / found["mse_mean"], "1 - the ratio of these"),
+            (
+                "explained/velocity",
+                1 - found["velocity"] / found["velocity_still"],
+                "the same of differences between frames, against none",
+            ),
+            (
+                "usage",
+                float(codebook.used_fraction(counts)[0]),
+                f"of {entries} entries, {total} tokens",
+            ),
+            ("usage_perplexity", float(codebook.perplexity(counts)[0]), f"of {entries}"),
+            (
+                "bits_per_frame",
+                codebook.bits_per_frame(counts) / 2**system.net.halvings,
+                "entropy of the tokens' histogram",
+            ),
+        ]
+        return [
+            MetricResult(name, value, note, "none", "codes", len(source))
+            for name, value, note in results
+        ]
 
 
 def _show(run, xnemo, pairs: Sequence) -> None:
     """``samples/rebuilt.*``: of each clip the portrait, its codes rendered, and those that the tokens keep."""
     if xnemo is None:
         return
-    count = min(run.config.eval.clips, len(pairs))
-    codes = np.stack([np.stack(pair) for pair in pairs[:count]])
+    codes = np.stack([np.stack(pair) for pair in pairs])
     fps = motion_codes.read_provenance(run.system.codes, "X-NeMo")["fps"]
     write_sheet(run, xnemo, "rebuilt", codes, fps)
 
@@ -104,21 +119,18 @@ def _show(run, xnemo, pairs: Sequence) -> None:
 # -- pictures of codes ----------------------------------------------------------------------------
 
 
-def open_xnemo(run, folder: str, of: str) -> tuple[Run, object] | None:
-    """The X-NeMo run `config.eval.xnemo` with its variables, to render codes of `folder`; None where none is named.
+def open_xnemo(workdir: str, folder: str, of: str) -> tuple[Run, object] | None:
+    """The X-NeMo run of a workdir with its variables, to render codes of `folder`; None where `workdir` is empty.
 
     Raises:
       ConfigError: no X-NeMo there, or not the one that read these codes.
     """
-    workdir = run.config.eval.xnemo
     if not workdir:
-        log.info("nothing is rendered: config.eval.xnemo names no X-NeMo run")
+        log.info("nothing is rendered: the evaluator's field xnemo names no X-NeMo run")
         return None
     xnemo = open_run(workdir)
     if xnemo.config.system.name != "xnemo":
-        raise ConfigError(
-            f"config.eval.xnemo={workdir!r} holds a {xnemo.config.system.name}, not an X-NeMo"
-        )
+        raise ConfigError(f"xnemo={workdir!r} holds a {xnemo.config.system.name}, not an X-NeMo")
     vars = xnemo.trained_vars()
     encoder = motion_codes.read_provenance(folder, of)["encoder"]
     animate.check_encoder(xnemo, vars, encoder, f"config.system.codes={folder!r}")

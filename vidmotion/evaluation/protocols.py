@@ -1,6 +1,6 @@
 """The papers' protocols: one command each, over a prepared dataset, on any number of devices and hosts.
 
-    python -m vidmotion.main --config=... --workdir=RUN --mode=eval --config.eval.protocol=self_reenactment
+    python -m vidmotion.main --config=... --workdir=RUN --mode=eval --evals=self_reenactment
 
 A protocol is work, which makes batches of clips and knows what they are to be compared with, and a list of measures.
 Every process works on its own clips; batches are cut over the devices. Accumulators are kept in
@@ -9,6 +9,7 @@ give bit for bit what it would have given without the stop. The results come as 
 and ``.md``.
 """
 
+import abc
 import dataclasses
 import fnmatch
 import functools
@@ -17,7 +18,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +27,13 @@ from etils import epath
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from vidmotion import record
+from vidmotion import files, run_record
 from vidmotion.data import vidtwin_latents
+from vidmotion.data.clip_source import Renders
 from vidmotion.data.videos import VideoSource
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation import class_generation, feature_networks, measures
+from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.measured import Measured, keep_pictures
 from vidmotion.evaluation.measures import Batch, Measure
 from vidmotion.evaluation.transfer import boxes_of, derangement, face_views
@@ -40,17 +43,24 @@ from vidmotion.metrics.result import MetricResult
 log = logging.getLogger(__name__)
 
 IDENTITY = "identity.json"
+NO_MATTER = {
+    *("every", "data", "save_every", "measured", "head_model", "weights"),
+    *("autoencoder", "judge", "judge_workdir"),
+}
 States = dict[str, Mapping[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What protocols read of ``config.eval``.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PaperProtocol(Evaluator):
+    """A protocol of a paper: the work, and what is measured of it.
 
     Attributes:
+      name: of the protocol, and of its files in ``<workdir>/eval``.
+      kind: of `Transfers`, which make the clips.
+      outside: metrics, with their conventions, that other programs measure.
       data: folder of clips that ``python -m vidmotion.data.prepare videos`` wrote, of which the test split is taken;
         "": ``config.data.eval``, whatever it is.
-      frames, decimate: of each clip in `data`: so many frames (0: all), every how-manieth.
+      frames, decimate: of each clip in `data`: so many frames (0: all), every `decimate`-th frame.
       clips: of the split; 0: all.
       batch: clips at a time, over all processes; rounded up to what the mesh divides.
       save_every: batches from one saving of the accumulators to the next; 0: only at the end.
@@ -59,7 +69,6 @@ class Settings:
         self-reenactment all after the first).
       gap: see there.
       size: pixels at which clips are measured, whatever the system's (X-NeMo: 256); 0: the system's.
-      per_class: generated clips of each class.
       keep_clips: leave all clips as pictures, for other programs to measure.
       measured: folder of what those measured, "": none; see `vidmotion.evaluation.measured`.
       head_model: .npz of the head model that clips were fitted with; "": none.
@@ -67,45 +76,77 @@ class Settings:
       weights: of each feature network, the folder that ``python -m vidmotion.convert`` wrote; "": none.
     """
 
-    data: str = ""
-    frames: int = 0
-    decimate: int = 1
-    clips: int = 0
-    batch: int = 8
-    save_every: int = 20
-    targets: int = 0
-    gap: float = 0.2
-    size: int = 0
-    per_class: int = 0
-    keep_clips: bool = False
-    measured: str = ""
-    head_model: str = ""
-    fid: str = resize.FID_DEFAULT
-    fvd: str = resize.FVD_DEFAULT
-    weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    data: str
+    frames: int
+    decimate: int
+    clips: int
+    batch: int
+    save_every: int
+    targets: int
+    gap: float
+    size: int = 0  # sections of earlier versions have none
+    keep_clips: bool
+    measured: str
+    head_model: str
+    fid: str
+    fvd: str
+    weights: Mapping[str, str]
+    name: ClassVar[str]
+    kind: ClassVar[str]
+    outside: ClassVar[tuple[tuple[str, str], ...]] = ()
 
-    @classmethod
-    def of(cls, section: Mapping[str, Any]) -> "Settings":
-        """From ``config.eval``, of which other fields belong to other evaluators.
+    def __post_init__(self):
+        counts = {"frames": self.frames, "clips": self.clips, "save_every": self.save_every}
+        counts |= {"targets": self.targets, "gap": self.gap, "size": self.size}
+        for name, value in counts.items():
+            if value < 0:
+                raise ConfigError(f"config.evals.{self.name}.{name}={value}: it cannot be negative")
+        if self.batch < 1:
+            raise ConfigError(
+                f"config.evals.{self.name}.batch={self.batch}: at least one clip at a time"
+            )
+        for name, value, known in (
+            ("fid", self.fid, resize.IMAGE_CONVENTIONS),
+            ("fvd", self.fvd, resize.CLIP_CONVENTIONS),
+        ):
+            if value not in known:
+                raise ConfigError(
+                    f"config.evals.{self.name}.{name}={value!r}: choose one of {', '.join(known)}"
+                )
 
-        Raises:
-          ConfigError: a value that makes no sense.
-        """
-        names = [field.name for field in dataclasses.fields(cls)]
-        made = cls(**{name: section[name] for name in names if name in section})
-        for name in ("frames", "clips", "save_every", "targets", "gap", "size"):
-            if getattr(made, name) < 0:
-                raise ConfigError(
-                    f"config.eval.{name}={getattr(made, name)}: it cannot be negative"
-                )
-        if made.batch < 1:
-            raise ConfigError(f"config.eval.batch={made.batch}: at least one clip at a time")
-        for name, known in (("fid", resize.IMAGE_CONVENTIONS), ("fvd", resize.CLIP_CONVENTIONS)):
-            if getattr(made, name) not in known:
-                raise ConfigError(
-                    f"config.eval.{name}={getattr(made, name)!r}: choose one of {', '.join(known)}"
-                )
-        return made
+    def work(self, run, vars) -> "Work":
+        """What makes the clips."""
+        return Transfers(run, vars, self, self.kind)
+
+    @abc.abstractmethod
+    def measures(self, run, work: "Work") -> list[Measure]:
+        """What is measured of them."""
+
+    def more(self, run, vars, outside: Measured, companion: Callable) -> list[MetricResult]:
+        """Further rows, of this protocol alone."""
+        return []
+
+    def check(self, run) -> None:
+        """As of `Evaluator`."""
+        work = self.work(run, None)
+        Measured(self.measured, work.clips, work.resolution).rows(())
+
+    def evaluate(self, run, vars, companion: Callable) -> list[MetricResult]:
+        """Makes and measures the clips, or the rest of them, and writes the results."""
+        work = self.work(run, vars)
+        found = self.measures(run, work)
+        folder, identity = run.workdir / "eval" / self.name, _identity(run, vars, work, found, self)
+        states = measure(work, found, folder, identity, self)
+        rows = [
+            row
+            for each in found
+            for row in each.rows(states[each.name], work.resolution, work.clips)
+        ]
+        outside = Measured(self.measured, work.clips, work.resolution)
+        rows += outside.rows(self.outside)
+        rows += self.more(run, vars, outside, companion)
+        write(run, self.name, work.clips, rows)
+        return rows
 
 
 class Work(Protocol):
@@ -163,18 +204,10 @@ def partners(names: Sequence[str], seed: int = 0) -> np.ndarray:
     return paired
 
 
-def _names(source, count: int) -> list[str]:
-    if hasattr(source, "identity_id"):
-        return [str(source.identity_id(i)) for i in range(count)]
-    if hasattr(source, "name"):
-        return [source.name(i) for i in range(count)]
-    return [str(i) for i in range(count)]
-
-
 # --- Work -----------------------------------------------------------------------------------------
 
 
-def _source(run, settings: Settings):
+def _source(run, settings: PaperProtocol):
     if not settings.data:
         return run.source("eval")
     return VideoSource(settings.data, "test", settings.frames or None, settings.decimate)
@@ -210,7 +243,7 @@ class Transfers:
       ConfigError: the eval split holds no pictures, or too few clips or frames.
     """
 
-    def __init__(self, run, vars, settings: Settings, kind: str):
+    def __init__(self, run, vars, settings: PaperProtocol, kind: str):
         self._run, self._vars, self._kind, self._settings = run, vars, kind, settings
         self._source = source = _source(run, settings)
         self.clips = min(settings.clips or len(source), len(source))
@@ -226,14 +259,15 @@ class Transfers:
         sides = [settings.size] * 2 if settings.size else self._shape[1:3]
         self.resolution = "x".join(map(str, sides))
         self.rows = run.rows(settings.batch)
-        self.rendered = kind in ("cross", "transfer") and hasattr(source, "swap")
+        self.rendered = kind in ("cross", "transfer") and isinstance(source, Renders)
         self._partners = np.arange(self.clips)
         if kind in ("cross", "transfer"):
-            self._partners = partners(_names(source, self.clips), run.config.seed)
+            origins = [source.origin(i) for i in range(self.clips)]
+            self._partners = partners(origins, run.config.seed)
         if kind == "self" and len(first["video"]) < 2:
             raise ConfigError("self-reenactment needs clips of two frames or more")
         self.frames = len(self._targets(0, first))
-        self.fingerprint = getattr(source, "fingerprint", "unknown")
+        self.fingerprint = source.fingerprint
         self._sample = run.jit_sample()
         self._key = jax.random.key(run.config.seed)
 
@@ -343,7 +377,8 @@ class Transfers:
             where = f" that lie more than {self._settings.gap:g} s after the first"
         if earliest + count > length:
             raise ConfigError(
-                f"config.eval.targets={count}: clips of {length} frames have {max(length - earliest, 0)}{where}"
+                f"config.evals.{self._settings.name}.targets={count}: clips of {length} frames have "
+                f"{max(length - earliest, 0)}{where}"
             )
         chosen = np.random.default_rng([self._run.config.seed, i]).choice(
             np.arange(earliest, length), count, replace=False
@@ -367,27 +402,32 @@ class Generated:
       ConfigError: no autoencoder of the latents; and as `class_generation.decoder`.
     """
 
-    def __init__(self, run, vars, settings: Settings):
-        self._run, self._vars = run, vars
-        if not run.config.eval.autoencoder:
+    def __init__(self, run, vars, settings: "Generation"):
+        self._run, self._vars, self._batch = run, vars, settings.batch
+        if not settings.autoencoder:
             raise ConfigError(
-                "config.eval.autoencoder names no VidTwin run: what is generated are latents, and it decodes them"
+                "config.evals.generation.autoencoder names no VidTwin run, which decodes the latents that are "
+                "generated"
             )
         classes = vidtwin_latents.read_provenance(run.system.latents)["classes"]
         self._labels = np.tile(np.arange(len(classes), dtype=np.int32), settings.per_class)
         self.clips, self.rows = len(self._labels), run.rows(settings.batch)
         if not self.clips:
-            raise ConfigError("config.eval.per_class=0: at least one clip of each class")
-        autoencoder, self._decode = class_generation.decoder(run)
+            raise ConfigError(
+                "config.evals.generation.per_class=0: at least one clip of each class"
+            )
+        autoencoder, self._decode = class_generation.decoder(
+            run, settings.autoencoder, settings.batch
+        )
         self._real = autoencoder.source("eval")
         shape = self._real[0]["video"].shape
         self.frames, self.resolution = shape[0], f"{shape[1]}x{shape[2]}"
-        self.fingerprint = getattr(self._real, "fingerprint", "unknown")
+        self.fingerprint = self._real.fingerprint
 
     def make(self, first: int, process: int, processes: int) -> Batch | None:
         """As of `Work`."""
         labels = self._labels[np.minimum(np.arange(first, first + self.rows), self.clips - 1)]
-        latents = class_generation.generate(self._run, self._vars, labels, first)
+        latents = class_generation.generate(self._run, self._vars, labels, self._batch, first)
         share = self.rows // processes
         own = np.arange(first + process * share, first + (process + 1) * share)
         own = own[own < self.clips]
@@ -405,13 +445,14 @@ class Generated:
 # --- The protocols --------------------------------------------------------------------------------
 
 
-def _network(name: str, settings: Settings, default: str = ""):
+def _network(name: str, settings: PaperProtocol, default: str = ""):
     path = settings.weights.get(name, "") or default
     conventions = {"fid_inception": settings.fid, "i3d": settings.fvd}
-    return feature_networks.load(name, path, conventions.get(name, "")) if path else None
+    field = f"config.evals.{settings.name}.weights"
+    return feature_networks.load(name, path, conventions.get(name, ""), field) if path else None
 
 
-def _compared(work, settings: Settings) -> list[Measure]:
+def _compared(work, settings: PaperProtocol) -> list[Measure]:
     """With the true answer, frame by frame: tables of X-NeMo and WarpFace."""
     beside = work.baselines
     return [
@@ -425,61 +466,12 @@ def _compared(work, settings: Settings) -> list[Measure]:
     ]
 
 
-def _sets(work, settings: Settings) -> list[Measure]:
+def _sets(work, settings: PaperProtocol) -> list[Measure]:
     inception, i3d = (_network(name, settings) for name in ("fid_inception", "i3d"))
     frames = 0 if settings.targets else work.frames
     return [
         measures.fid(inception, settings.fid, work.resolution),
         measures.fvd(i3d, settings.fvd, work.resolution, frames),
-    ]
-
-
-def _reenactment(against: str) -> Callable:
-    def listed(run, work, settings: Settings) -> list[Measure]:
-        known = work.rendered or against == "driving"
-        return [
-            *(_compared(work, settings) if known else ()),
-            *_sets(work, settings),
-            measures.csim(_network("arcface", settings), against),
-            measures.emo_sim(_network("emonet", settings)),
-            measures.steadiness(),
-        ]
-
-    return listed
-
-
-def _motion_transfer(run, work, settings: Settings) -> list[Measure]:
-    return [
-        *(_compared(work, settings) if work.rendered else ()),
-        *_sets(work, settings),
-        measures.csim(_network("arcface", settings), "reference"),
-        measures.steadiness(),
-    ]
-
-
-def _reconstruction(run, work, settings: Settings) -> list[Measure]:
-    beside, label = work.baselines, "reconstruction"
-    perceptual = getattr(run.system, "perceptual", None)
-    vgg = _network("lpips_vgg", settings, getattr(perceptual, "weights", ""))
-    found = [
-        measures.pixels("psnr", "vidtok", beside, label),
-        measures.pixels("ssim", "vidtok", beside, label),
-        measures.perceptual(vgg, "vgg", beside, label),
-        *_sets(work, settings)[1:],
-        measures.steadiness(),
-    ]
-    if hasattr(run.system, "share_kept"):
-        found.append(measures.seams(run.system.window, run.system.overlap))
-        kept = 100.0 * run.system.share_kept
-        found.append(measures.constant("rate", kept, "percent_of_clip"))
-    return found
-
-
-def _generation(run, work, settings: Settings) -> list[Measure]:
-    i3d = _network("i3d", settings)
-    return [
-        measures.fvd(i3d, settings.fvd, work.resolution, work.frames, "gfvd"),
-        measures.steadiness(),
     ]
 
 
@@ -499,62 +491,118 @@ HEAD_MOTION = (
 )
 
 
-def _clips(kind: str) -> Callable[..., Work]:
-    return functools.partial(Transfers, kind=kind)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelfReenactment(PaperProtocol):
+    """The first frame of a clip, moved as the clip goes on."""
+
+    name, kind = "self_reenactment", "self"
+    outside = FACE_MOTION
+
+    def measures(self, run, work) -> list[Measure]:
+        """As of `PaperProtocol`."""
+        return [*_compared(work, self), *_reenactment(work, self, "driving")]
 
 
-# protocol: its work, (run, vars, settings) -> Work; what is measured, (run, work, settings) -> measures; and what other
-# programs measure.
-PROTOCOLS = {
-    "self_reenactment": (_clips("self"), _reenactment("driving"), FACE_MOTION),
-    "cross_reenactment": (_clips("cross"), _reenactment("reference"), FACE_MOTION),
-    "motion_transfer": (_clips("transfer"), _motion_transfer, HEAD_MOTION),
-    "reconstruction": (_clips("reconstruction"), _reconstruction, ()),
-    "generation": (Generated, _generation, ()),
-}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CrossReenactment(PaperProtocol):
+    """The first frame of a clip, moved by a clip of somebody else."""
+
+    name, kind = "cross_reenactment", "cross"
+    outside = FACE_MOTION
+
+    def measures(self, run, work) -> list[Measure]:
+        """As of `PaperProtocol`."""
+        compared = _compared(work, self) if work.rendered else ()
+        return [*compared, *_reenactment(work, self, "reference")]
 
 
-def check(name: str, run) -> None:
-    """Refuse before training what `evaluate` would refuse after it."""
-    settings = Settings.of(run.config.eval)
-    work = PROTOCOLS[name][0](run, None, settings)
-    Measured(settings.measured, work.clips, work.resolution).rows(())
-
-
-def evaluate(name: str, run, vars, companion: Callable) -> list[MetricResult]:
-    """Run a protocol, or the rest of it, and write its results.
-
-    Args:
-      name: a key of `PROTOCOLS`.
-      run: a `vidmotion.run.Run`.
-      vars: the system's variables.
-      companion: gives the judge of generated classes, if ``config.eval.judge`` names one.
-
-    Raises:
-      ConfigError: settings, weights or data that do not fit; says which.
-    """
-    settings = Settings.of(run.config.eval)
-    make_work, listed, others = PROTOCOLS[name]
-    work = make_work(run, vars, settings)
-    found = listed(run, work, settings)
-    states = measure(
-        work,
-        found,
-        run.workdir / "eval" / name,
-        _identity(run, vars, work, found, settings),
-        settings,
-    )
-    rows = [
-        row for each in found for row in each.rows(states[each.name], work.resolution, work.clips)
+def _reenactment(work, settings: PaperProtocol, against: str) -> list[Measure]:
+    return [
+        *_sets(work, settings),
+        measures.csim(_network("arcface", settings), against),
+        measures.emo_sim(_network("emonet", settings)),
+        measures.steadiness(),
     ]
-    outside = Measured(settings.measured, work.clips, work.resolution)
-    rows += outside.rows(others)
-    if name == "motion_transfer":
-        rows += outside.mesh_rows(settings.head_model)
-    if name == "generation" and run.config.eval.get("judge"):
-        rows += class_generation.evaluate(run, vars, companion)
-    write(run, name, work.clips, rows)
-    return rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MotionTransfer(PaperProtocol):
+    """A clip, moved by a clip of somebody else."""
+
+    name, kind = "motion_transfer", "transfer"
+    outside = HEAD_MOTION
+
+    def measures(self, run, work) -> list[Measure]:
+        """As of `PaperProtocol`."""
+        return [
+            *(_compared(work, self) if work.rendered else ()),
+            *_sets(work, self),
+            measures.csim(_network("arcface", self), "reference"),
+            measures.steadiness(),
+        ]
+
+    def more(self, run, vars, outside: Measured, companion: Callable) -> list[MetricResult]:
+        """Errors of head meshes."""
+        return outside.mesh_rows(self.head_model)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reconstruction(PaperProtocol):
+    """The clip itself."""
+
+    name, kind = "reconstruction", "reconstruction"
+
+    def measures(self, run, work) -> list[Measure]:
+        """As of `PaperProtocol`."""
+        beside, label = work.baselines, "reconstruction"
+        trained_with = run.config.system.get("perceptual", {}).get("weights", "")
+        found = [
+            measures.pixels("psnr", "vidtok", beside, label),
+            measures.pixels("ssim", "vidtok", beside, label),
+            measures.perceptual(_network("lpips_vgg", self, trained_with), "vgg", beside, label),
+            *_sets(work, self)[1:],
+            measures.steadiness(),
+        ]
+        if run.system.share_kept is not None:
+            found.append(measures.seams(run.system.window, run.system.overlap))
+            kept = 100.0 * run.system.share_kept
+            found.append(measures.constant("rate", kept, "percent_of_clip"))
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation(PaperProtocol):
+    """Clips of every class; with a judge, also `class_generation`.
+
+    Attributes:
+      per_class, autoencoder, judge, judge_workdir: as of `class_generation.ClassGeneration`.
+    """
+
+    name = "generation"
+    per_class: int
+    autoencoder: str = ""
+    judge: str = ""
+    judge_workdir: str = ""
+
+    def work(self, run, vars) -> Work:
+        """As of `PaperProtocol`."""
+        return Generated(run, vars, self)
+
+    def measures(self, run, work) -> list[Measure]:
+        """As of `PaperProtocol`."""
+        i3d = _network("i3d", self)
+        return [
+            measures.fvd(i3d, self.fvd, work.resolution, work.frames, "gfvd"),
+            measures.steadiness(),
+        ]
+
+    def more(self, run, vars, outside: Measured, companion: Callable) -> list[MetricResult]:
+        """What a judge says."""
+        if not self.judge:
+            return []
+        names = [field.name for field in dataclasses.fields(class_generation.ClassGeneration)]
+        judged = {name: getattr(self, name) for name in names}
+        return class_generation.ClassGeneration(**judged).evaluate(run, vars, companion)
 
 
 def write(run, name: str, clips: int, rows: Sequence[MetricResult]) -> None:
@@ -562,15 +610,15 @@ def write(run, name: str, clips: int, rows: Sequence[MetricResult]) -> None:
     if jax.process_index() != 0:
         return
     content = {
-        **record.environment(),
+        **run_record.environment(),
         "protocol": name,
         "clips": clips,
-        "config": record.without_places(run.config.to_dict()),
+        "config": run_record.without_places(run.config.to_dict()),
         "results": [row.to_dict() for row in rows],
     }
     folder = run.workdir / "eval"
-    record.write(folder / f"{name}.json", content)
-    record.write_text(folder / f"{name}.md", f"# {name}\n\n{result.markdown(rows)}\n")
+    run_record.write(folder / f"{name}.json", content)
+    files.atomic_write(folder / f"{name}.md", f"# {name}\n\n{result.markdown(rows)}\n")
     log.info("results: %s", folder / f"{name}.md")
 
 
@@ -582,7 +630,7 @@ def measure(
     found: Sequence[Measure],
     folder: epath.Path,
     identity: Mapping[str, str],
-    settings: Settings,
+    settings: PaperProtocol,
 ) -> States:
     """The accumulators of all clips; those that `folder` has from before are not made again.
 
@@ -651,7 +699,7 @@ class Kept:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 for path in self._files("*.npz"):
                     path.unlink()
-                record.write(self._folder / IDENTITY, self._identity)
+                run_record.write(self._folder / IDENTITY, self._identity)
             _together("vidmotion protocol begun")
         done = self._done()
         _together("vidmotion protocol resumed")
@@ -661,9 +709,7 @@ class Kept:
         """Keep `states` of the first `batches` batches; older ones go once all processes have kept theirs."""
         path, buffer = self._path(batches, self._process), io.BytesIO()
         np.savez(buffer, **_pack(states))
-        aside = path.parent / f"{path.name}.tmp"
-        aside.write_bytes(buffer.getvalue())
-        aside.replace(path)
+        files.atomic_write(path, buffer.getvalue())
         _together(f"vidmotion protocol saved {batches}")
         for old in self._files(f"*.{self._process}of{self._processes}.npz"):
             if old.name != path.name:
@@ -738,16 +784,15 @@ def _parts(value: Any) -> dict[str, Any] | None:
     return dict(value) if isinstance(value, Mapping) else None
 
 
-def _identity(run, vars, work, found: Sequence[Measure], settings: Settings) -> dict[str, str]:
+def _identity(run, vars, work, found: Sequence[Measure], settings: PaperProtocol) -> dict[str, str]:
     """What the accumulators depend on, as text."""
     config = run.config.to_dict()
-    plain = dataclasses.replace(
-        settings, data="", save_every=0, measured="", head_model="", weights={}
-    )
+    # Places, and what the accumulators do not depend on, are left out.
+    own = {k: v for k, v in dataclasses.asdict(settings).items() if k not in NO_MATTER}
     start = {each.name: each.start for each in found}
     return {
         "checkpoint": digest(vars),
-        "config.eval": _short({**dataclasses.asdict(plain), "batch": work.rows}),
+        "config.evals": _short({**own, "batch": work.rows}),
         "config.system": _short(config.get("system", {})),
         "config.seed": str(config.get("seed", 0)),
         "clips": f"{work.clips} of {work.fingerprint[:12]}",

@@ -47,7 +47,7 @@ def draw(run, vars, names) -> None:
 
 def _comparison(run, vars, source) -> None:
     rows, columns = min(run.config.sample.rows, len(source)), run.config.sample.columns
-    by = partners([_name(source, i) for i in range(len(source))], run.config.seed)
+    by = partners([source.origin(i) for i in range(len(source))], run.config.seed)
     pairs = [(i, int(by[i])) for i in range(rows)]
     made = _moved(run, vars, source, pairs, slice(None), "comparison")
     cells = []
@@ -94,14 +94,8 @@ def _moved(run, vars, source, pairs, frames: slice, what: str) -> list[np.ndarra
         [placed[i] for i, _ in pairs],
         [None if placed[j] is None else placed[j][frames] for _, j in pairs],
     )
-    batches = transfer(run, vars, content, motion, run.config.eval.batch, what, boxes)
+    batches = transfer(run, vars, content, motion, run.config.evals.swap.batch, what, boxes)
     return [video for batch in batches for video in to_uint8(batch["video"])]
-
-
-def _name(source, i: int) -> str:
-    if hasattr(source, "identity_id"):
-        return str(source.identity_id(i))
-    return source.name(i) if hasattr(source, "name") else str(i)
 
 
 def _write(run, name: str, cells, columns: int, captions) -> None:

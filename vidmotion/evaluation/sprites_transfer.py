@@ -4,9 +4,12 @@ Content clip A and motion clip B from the test split: the action must be B's, th
 in the paper: a fixed random derangement (seed 0) here.
 """
 
+import dataclasses
+
 import numpy as np
 
 from vidmotion.data import sprites
+from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.sprites_judge import judge_clips, trained_judge
 from vidmotion.evaluation.transfer import derangement, to_uint8, transfer
 from vidmotion.metrics import codebook, judge, pixel
@@ -15,71 +18,89 @@ from vidmotion.metrics.result import MetricResult
 from vidmotion.systems.sprites_judge import LABELS
 
 
-def evaluate(run, vars, companion) -> list[MetricResult]:
-    """The five accuracies beside chance, IS, H(y|x), H(y), bits per frame, and PSNR to the true sprite.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpritesTransfer(Evaluator):
+    """Cross-driven attribute accuracy on Sprites, with the judge of C-DSVAE.
 
-    ``config.eval``: `pairs` test clips (0 is all 2,664), `batch` at a time, `judge` the judge's config,
-    `judge_workdir` where it lies or is trained (default ``<workdir>/judge``).
+    Attributes:
+      pairs: test clips; 0: all 2,664.
+      batch: pairs at a time.
+      judge: the judge's config.
+      judge_workdir: where it lies or is trained; "": ``<workdir>/judge``.
     """
-    source = run.source("eval")
-    settings = run.config.eval
-    count = min(settings.pairs or len(source), len(source))
-    clips = [source[i] for i in range(count)]
-    paired = derangement(count)
-    results, truth, ids, usage = [], [], [], []
-    contents = [clip["video"] for clip in clips]
-    motions = [contents[j] for j in paired]
-    psnr = Mean()
-    for outputs in transfer(run, vars, contents, motions, settings.batch, "transferring"):
-        part = range(len(truth), len(truth) + len(outputs["video"]))
-        expected = np.stack(
-            [source.render(clips[i]["character"], clips[paired[i]]["action"]) for i in part]
-        )
-        psnr = psnr.update(
-            np.asarray(pixel.psnr(outputs["video"], expected.astype(np.float32) / 255, "common"))
-        )
-        for i, video in zip(part, to_uint8(outputs["video"])):
-            truth.append(
-                {
-                    "video": video,
-                    "action": clips[paired[i]]["action"],
-                    "attributes": clips[i]["attributes"],
-                }
+
+    pairs: int
+    batch: int
+    judge: str
+    judge_workdir: str = ""
+
+    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+        """The five accuracies beside chance, IS, H(y|x), H(y), bits per frame, and PSNR to the true sprite."""
+        source = run.source("eval")
+        count = min(self.pairs or len(source), len(source))
+        clips = [source[i] for i in range(count)]
+        paired = derangement(count)
+        results, truth, ids, usage = [], [], [], []
+        contents = [clip["video"] for clip in clips]
+        motions = [contents[j] for j in paired]
+        psnr = Mean()
+        for outputs in transfer(run, vars, contents, motions, self.batch, "transferring"):
+            part = range(len(truth), len(truth) + len(outputs["video"]))
+            expected = np.stack(
+                [source.render(clips[i]["character"], clips[paired[i]]["action"]) for i in part]
             )
-        ids.append(outputs["ids"])
-        usage.append(outputs["soft_usage"])
+            psnr = psnr.update(
+                np.asarray(
+                    pixel.psnr(outputs["video"], expected.astype(np.float32) / 255, "common")
+                )
+            )
+            for i, video in zip(part, to_uint8(outputs["video"])):
+                truth.append(
+                    {
+                        "video": video,
+                        "action": clips[paired[i]]["action"],
+                        "attributes": clips[i]["attributes"],
+                    }
+                )
+            ids.append(outputs["ids"])
+            usage.append(outputs["soft_usage"])
 
-    judge_run, judge_vars, name = trained_judge(run, companion, run.config.data.common.sheets_dir)
-    real, labels = judge_clips(judge_run, judge_vars, clips)
-    probabilities, wanted = judge_clips(judge_run, judge_vars, truth)
-    size = f"{sprites.CELL}x{sprites.CELL}"
-
-    def add(metric, value, convention, note=""):
-        results.append(MetricResult(metric, value, convention, name, size, count, note))
-
-    for label, classes in LABELS:
-        add(
-            f"cross_driven/{label}",
-            judge.accuracy(probabilities[label], wanted[label]),
-            f"chance {1 / classes:.3f}; judge on the real clips "
-            f"{judge.accuracy(real[label], labels[label]):.4f}",
+        judge_run, judge_vars, name = trained_judge(
+            self.judge,
+            self.judge_workdir or str(run.workdir / "judge"),
+            companion,
+            run.config.data.common.sheets_dir,
         )
-    of_actions = (
-        ("inception_score", judge.inception_score, "9 actions, class-balanced; at most 9"),
-        ("H(y|x)", judge.conditional_entropy, "nats, class-balanced; lower is better"),
-        ("H(y)", judge.marginal_entropy, "nats, class-balanced; at most ln 9 = 2.197"),
-    )
-    every = len(np.unique(wanted["action"])) == sprites.CLASSES
-    for metric, function, convention in of_actions:
-        if every:
-            balanced = judge.balanced(wanted["action"], sprites.CLASSES)
-            add(metric, function(probabilities["action"][balanced]), convention)
-        else:
-            why = "not computed: not every action is among these pairs"
-            add(metric, None, convention, why)
-    add("psnr/true_sprite", psnr.compute(), "common, mean of per-frame dB")
-    counts = codebook.usage_counts(np.concatenate(ids), run.system.quantizer.entries)
-    add("bits_per_frame/hard", codebook.bits_per_frame(counts), "entropy of the code histogram")
-    soft = codebook.bits_per_frame(np.concatenate(usage).mean(axis=0))
-    add("bits_per_frame/soft", soft, "entropy of the mean soft assignment")
-    return results
+        real, labels = judge_clips(judge_run, judge_vars, clips)
+        probabilities, wanted = judge_clips(judge_run, judge_vars, truth)
+        size = f"{sprites.CELL}x{sprites.CELL}"
+
+        def add(metric, value, convention, note=""):
+            results.append(MetricResult(metric, value, convention, name, size, count, note))
+
+        for label, classes in LABELS:
+            add(
+                f"cross_driven/{label}",
+                judge.accuracy(probabilities[label], wanted[label]),
+                f"chance {1 / classes:.3f}; judge on the real clips "
+                f"{judge.accuracy(real[label], labels[label]):.4f}",
+            )
+        of_actions = (
+            ("inception_score", judge.inception_score, "9 actions, class-balanced; at most 9"),
+            ("H(y|x)", judge.conditional_entropy, "nats, class-balanced; lower is better"),
+            ("H(y)", judge.marginal_entropy, "nats, class-balanced; at most ln 9 = 2.197"),
+        )
+        every = len(np.unique(wanted["action"])) == sprites.CLASSES
+        for metric, function, convention in of_actions:
+            if every:
+                balanced = judge.balanced(wanted["action"], sprites.CLASSES)
+                add(metric, function(probabilities["action"][balanced]), convention)
+            else:
+                why = "not computed: not every action is among these pairs"
+                add(metric, None, convention, why)
+        add("psnr/true_sprite", psnr.compute(), "common, mean of per-frame dB")
+        counts = codebook.usage_counts(np.concatenate(ids), run.system.quantizer.entries)
+        add("bits_per_frame/hard", codebook.bits_per_frame(counts), "entropy of the code histogram")
+        soft = codebook.bits_per_frame(np.concatenate(usage).mean(axis=0))
+        add("bits_per_frame/soft", soft, "entropy of the mean soft assignment")
+        return results

@@ -4,55 +4,54 @@ Two trivial answers stand beside every number: copying the content clip and copy
 itself (``self``) tells what the same network loses without any transfer.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 
-from vidmotion.evaluation.driven import METRICS, driven, renderer
+from vidmotion.evaluation.driven import METRICS, OnPairs
 from vidmotion.metrics import codebook
 from vidmotion.metrics.result import MetricResult
 
 
-def check(run) -> None:
-    """Refuse before training what `evaluate` would refuse after it."""
-    renderer(run)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Swap(OnPairs):
+    """Motion transfer against the true answer, beside the two trivial ones."""
 
+    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+        """PSNR and SSIM of the swap, of its two baselines and of clips driven by themselves, and what the motion code
+        costs: its numbers, and the bits that a quantised one spends.
 
-def evaluate(run, vars, companion) -> list[MetricResult]:
-    """PSNR and SSIM of the swap, of its two baselines and of clips driven by themselves, and what the motion code
-    costs: its numbers, and the bits that a quantised one spends.
+        Raises:
+          ConfigError: data that cannot render a swap.
+        """
+        made = self.driven(run, vars)
+        copies = made.copies()
+        answers = {
+            "swap": made.true.means,
+            "copy_content": copies["content"],
+            "copy_motion": copies["motion"],
+            "self": made.itself[0],
+        }
 
-    ``config.eval``: `pairs` clips (0: all), paired by a seeded derangement; `batch` pairs at a time.
+        def row(name: str, value: float, convention: str, count: int = made.count) -> MetricResult:
+            return MetricResult(name, value, convention, "none", made.resolution, count)
 
-    Raises:
-      ConfigError: data that cannot render a swap.
-    """
-    made = driven(run, vars)
-    copies = made.copies()
-    answers = {
-        "swap": made.true.means,
-        "copy_content": copies["content"],
-        "copy_motion": copies["motion"],
-        "self": made.itself[0],
-    }
-
-    def row(name: str, value: float, convention: str, count: int = made.count) -> MetricResult:
-        return MetricResult(name, value, convention, "none", made.resolution, count)
-
-    results = [
-        row(f"{metric}/{name}", answers[name][metric], text)
-        for metric, (_, _, text) in sorted(METRICS.items())
-        for name in sorted(answers)
-    ]
-    ids = made.true.ids
-    if ids is not None:
-        counts = codebook.usage_counts(ids, run.system.quantizer.entries)
-        what = "entropy of the code histogram, summed over codebooks"
-        results.append(row("bits_per_frame/hard", codebook.bits_per_frame(counts), what))
-        numbers, what = ids.shape[-1], "indices"
-    else:
-        numbers, what = _motion_width(run, vars, made.clips[0]), "real numbers"
-    results.append(row("numbers_per_frame/motion", float(numbers), what, 1))
-    return results
+        results = [
+            row(f"{metric}/{name}", answers[name][metric], text)
+            for metric, (_, _, text) in sorted(METRICS.items())
+            for name in sorted(answers)
+        ]
+        ids = made.true.ids
+        if ids is not None:
+            counts = codebook.usage_counts(ids, run.system.quantizer.entries)
+            what = "entropy of the code histogram, summed over codebooks"
+            results.append(row("bits_per_frame/hard", codebook.bits_per_frame(counts), what))
+            numbers, what = ids.shape[-1], "indices"
+        else:
+            numbers, what = _motion_width(run, vars, made.clips[0]), "real numbers"
+        results.append(row("numbers_per_frame/motion", float(numbers), what, 1))
+        return results
 
 
 def _motion_width(run, vars, clip: np.ndarray) -> int:

@@ -5,11 +5,14 @@ Whether what is made of an emotion shows it, a linear reader says: ridge regress
 a sequence, fitted to the train split; its accuracy on held-out sequences is what generation can reach.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 
 from vidmotion import animate
 from vidmotion.data import motion_codes
+from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.motion_tokens import open_xnemo, write_sheet
 from vidmotion.metrics import codebook
 from vidmotion.metrics.accumulate import Mean
@@ -18,75 +21,99 @@ from vidmotion.metrics.result import MetricResult
 RIDGE = 1e-2  # of the mean variance of the standardised mean codes
 
 
-def check(run) -> None:
-    """Refuse before training what `evaluate` would refuse after it."""
-    run.source("eval")
-    open_xnemo(run, run.system.codes, "motion tokenizer")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenGeneration(Evaluator):
+    """Cross-entropy on held-out tokens, what is generated, and pictures of it.
 
-
-def evaluate(run, vars, companion) -> list[MetricResult]:
-    """Score the eval split, continue `prefix` tokens of each of its sequences by `count`, and render `clips` of them.
-
-    ``config.eval``: `batch`, `clips`, `prefix`, `count`, and `xnemo`, the workdir of the X-NeMo whose codes these
-    are; without it nothing is rendered, and the log says so. With emotions, each sequence is made of its own.
-
-    Raises:
-      ConfigError: `xnemo` is not the run that the codes come from.
+    Attributes:
+      batch: clips at a time.
+      clips: how many clips to render.
+      prefix: tokens of each sequence that are given.
+      count: tokens that are made after them.
+      xnemo: workdir of the X-NeMo whose codes these are; "": nothing is rendered, and the log says so.
     """
-    system, settings, source = run.system, run.config.eval, run.source("eval")
-    xnemo = open_xnemo(run, system.codes, "motion tokenizer")
-    real = {name: _all(source, name) for name in run.batch}
-    train_ids = _all(run.source("train", length=0), "ids")
-    entries, given = system.net.entries, min(settings.prefix, system.length)
-    score = run.jit(system.score)
-    perplexity = _perplexity(run, lambda batch, key: score(vars, batch), real)
-    rows = [
-        ("perplexity", perplexity, f"per token; of {entries} entries"),
-        ("perplexity/unigram", _unigram(train_ids, real["ids"], entries), "of the train split"),
-    ]
-    if system.conditions:
-        unsaid = {**real, "condition": np.full_like(real["condition"], system.conditions)}
-        value = _perplexity(run, lambda batch, key: score(vars, batch), unsaid)
-        rows.append(("perplexity/no_emotion", value, "the emotion is not told"))
-    sample = run.jit_sample(count=settings.count)
-    asked = {**real, "ids": real["ids"][:, :given]}
-    made = _batched(run, lambda batch, key: sample(vars, batch, key), asked)
 
-    def histogram(ids):
-        counts = codebook.usage_counts(ids[..., None], entries)[0]
-        return counts / counts.sum()
+    batch: int
+    clips: int
+    prefix: int
+    count: int
+    xnemo: str = ""
 
-    distance = 0.5 * np.abs(histogram(real["ids"]) - histogram(made["ids"])).sum()
-    again = [np.mean(ids[:, 1:] == ids[:, :-1]) for ids in (real["ids"], made["ids"])]
-    decode = run.jit(system.motion)
-    nothing = np.zeros((len(source), 0), np.int32)
-    truth = _batched(
-        run, lambda b, key: decode(vars, b["none"], b["ids"]), {"none": nothing, **real}
-    )
-    speed = [np.mean(np.abs(np.diff(x, axis=1))) for x in (truth, made["motion"])]
-    rows += [
-        ("histogram_distance", float(distance), "total variation of the tokens made, 0 to 1"),
-        ("repeats/real", float(again[0]), "share of tokens like the one before"),
-        ("repeats/generated", float(again[1]), "the same"),
-        ("speed/real", float(speed[0]), "mean change of a decoded code from frame to frame"),
-        ("speed/generated", float(speed[1]), "the same"),
-    ]
-    if system.conditions:
-        rows += _emotions(run, vars, decode, truth, made["motion"], real["condition"])
-    if xnemo is not None:
-        _show(run, vars, xnemo, real, made, decode)
-    return [
-        MetricResult(name, value, note, "none", "tokens", len(source)) for name, value, note in rows
-    ]
+    def check(self, run) -> None:
+        """As of `Evaluator`."""
+        run.source("eval")
+        open_xnemo(self.xnemo, run.system.codes, "motion tokenizer")
+
+    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+        """Score the eval split, continue `prefix` tokens of each of its sequences by `count`, and render `clips` of
+        them.
+
+        With emotions, each sequence is made of its own.
+
+        Raises:
+          ConfigError: `xnemo` is not the run that the codes come from.
+        """
+        system, source = run.system, run.source("eval")
+        xnemo = open_xnemo(self.xnemo, system.codes, "motion tokenizer")
+        real = {name: _all(source, name) for name in run.batch}
+        train_ids = _all(run.source("train", length=0), "ids")
+        entries, given = system.net.entries, min(self.prefix, system.length)
+        score = run.jit(system.score)
+        perplexity = _perplexity(run, self.batch, lambda batch, key: score(vars, batch), real)
+        rows = [
+            ("perplexity", perplexity, f"per token; of {entries} entries"),
+            ("perplexity/unigram", _unigram(train_ids, real["ids"], entries), "of the train split"),
+        ]
+        if system.conditions:
+            unsaid = {**real, "condition": np.full_like(real["condition"], system.conditions)}
+            value = _perplexity(run, self.batch, lambda batch, key: score(vars, batch), unsaid)
+            rows.append(("perplexity/no_emotion", value, "the emotion is not told"))
+        sample = run.jit_sample(count=self.count)
+        asked = {**real, "ids": real["ids"][:, :given]}
+        made = _batched(run, self.batch, lambda batch, key: sample(vars, batch, key), asked)
+
+        def histogram(ids):
+            counts = codebook.usage_counts(ids[..., None], entries)[0]
+            return counts / counts.sum()
+
+        distance = 0.5 * np.abs(histogram(real["ids"]) - histogram(made["ids"])).sum()
+        again = [np.mean(ids[:, 1:] == ids[:, :-1]) for ids in (real["ids"], made["ids"])]
+        decode = run.jit(system.motion)
+        nothing = np.zeros((len(source), 0), np.int32)
+        truth = _batched(
+            run,
+            self.batch,
+            lambda b, key: decode(vars, b["none"], b["ids"]),
+            {"none": nothing, **real},
+        )
+        speed = [np.mean(np.abs(np.diff(x, axis=1))) for x in (truth, made["motion"])]
+        rows += [
+            ("histogram_distance", float(distance), "total variation of the tokens made, 0 to 1"),
+            ("repeats/real", float(again[0]), "share of tokens like the one before"),
+            ("repeats/generated", float(again[1]), "the same"),
+            ("speed/real", float(speed[0]), "mean change of a decoded code from frame to frame"),
+            ("speed/generated", float(speed[1]), "the same"),
+        ]
+        if system.conditions:
+            rows += _emotions(
+                run, self.batch, vars, decode, truth, made["motion"], real["condition"]
+            )
+        if xnemo is not None:
+            first = [{name: x[: self.clips] for name, x in part.items()} for part in (real, made)]
+            _show(run, vars, xnemo, given, *first, decode)
+        return [
+            MetricResult(name, value, note, "none", "tokens", len(source))
+            for name, value, note in rows
+        ]
 
 
 def _all(source, name: str) -> np.ndarray:
     return np.stack([source[i][name] for i in range(len(source))])
 
 
-def _batched(run, function, arrays):
+def _batched(run, batch_size: int, function, arrays):
     """`function` of batches and keys, over all rows of `arrays`, joined."""
-    total, rows = len(arrays["ids"]), run.rows(run.config.eval.batch)
+    total, rows = len(arrays["ids"]), run.rows(batch_size)
     parts = []
     for start in range(0, total, rows):
         picked = np.minimum(np.arange(start, start + rows), total - 1)
@@ -96,8 +123,8 @@ def _batched(run, function, arrays):
     return jax.tree.map(lambda *x: np.concatenate(x)[:total], *parts)
 
 
-def _perplexity(run, score, arrays) -> float:
-    return float(np.exp(Mean().update(_batched(run, score, arrays)).compute()))
+def _perplexity(run, batch_size: int, score, arrays) -> float:
+    return float(np.exp(Mean().update(_batched(run, batch_size, score, arrays)).compute()))
 
 
 def _unigram(train: np.ndarray, held_out: np.ndarray, entries: int) -> float:
@@ -106,11 +133,13 @@ def _unigram(train: np.ndarray, held_out: np.ndarray, entries: int) -> float:
     return float(np.exp(-np.mean(np.log(counts / counts.sum())[held_out])))
 
 
-def _emotions(run, vars, decode, truth, made, labels) -> list[tuple[str, float, str]]:
+def _emotions(
+    run, batch_size: int, vars, decode, truth, made, labels
+) -> list[tuple[str, float, str]]:
     source = run.source("train", length=0)
     ids = _all(source, "ids")[:, : run.system.length]
     known = {"ids": ids, "none": ids[:, :0]}
-    codes = _batched(run, lambda b, key: decode(vars, b["none"], b["ids"]), known)
+    codes = _batched(run, batch_size, lambda b, key: decode(vars, b["none"], b["ids"]), known)
     read = reader(codes.mean(axis=1), _all(source, "condition"), run.system.conditions)
     commonest = float(np.max(np.bincount(labels)) / len(labels))
     return [
@@ -140,12 +169,10 @@ def reader(x_nd: np.ndarray, labels: np.ndarray, classes: int):
     return lambda x: np.argmax(features(x.astype(np.float64)) @ weights, axis=1)
 
 
-def _show(run, vars, xnemo, real, made, decode) -> None:
+def _show(run, vars, xnemo, given: int, real, made, decode) -> None:
     """``samples/generated.*``: the portrait, its clip's motion as its tokens have it, and the tokens given with those
     made after them; and the latter's codes, ``samples/generated-<clip>.safetensors``, for ``reenact --codes``."""
-    system, settings = run.system, run.config.eval
-    given = min(settings.prefix, system.length)
-    count = min(settings.clips, len(real["ids"]))
+    system, count = run.system, len(real["ids"])
     rows = run.rows(count)
     picked = np.minimum(np.arange(rows), count - 1)
     whole = np.concatenate([real["ids"][:, :given], made["ids"]], axis=1)[:, : system.length]

@@ -7,6 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vidmotion.data import faces
+from vidmotion.data.clip_source import Boxes
 
 
 def derangement(count: int, seed: int = 0) -> np.ndarray:
@@ -43,7 +44,7 @@ def as_pictures(run, vars, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 def boxes_of(source, index: int, element: dict[str, np.ndarray]) -> np.ndarray | None:
     """Where the face is in each frame of a source's element, (T, 4); None where the source does not know."""
-    if hasattr(source, "boxes"):
+    if isinstance(source, Boxes):
         return source.boxes(index)
     return element.get("boxes")
 

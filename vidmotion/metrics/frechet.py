@@ -245,7 +245,7 @@ def compare(real: FeatureSet, made: FeatureSet) -> MetricResult:
         return dataclasses.replace(
             row, note=f"not computed: needs 2 samples or more of each; {note}"
         )
-    value = frechet_distance(real.moments, made.moments, getattr(known, "divide_by", "N-1"))
+    value = frechet_distance(real.moments, made.moments, known.divide_by)
     if np.isnan(value):
         return dataclasses.replace(row, note=f"not computed: features are not finite; {note}")
     return dataclasses.replace(row, value=value)

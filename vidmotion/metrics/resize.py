@@ -28,10 +28,12 @@ class ImageConvention:
     Attributes:
       kind: of resizing, one of `KINDS`.
       centre: value of 0..255 that becomes zero; the same number becomes the unit.
+      divide_by: of the covariance, "N-1" or "N".
     """
 
     kind: str
     centre: float
+    divide_by: str = "N-1"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vidmotion import pieces
+from vidmotion import chunked_map
 from vidmotion.models import forms
 from vidmotion.models.blocks import Dtype
 
@@ -53,10 +53,10 @@ def attend(
     rows, queries, heads, width = q_nlhd.shape
     mask_n11s = None if mask_ns is None else mask_ns[:, None, None]
     per_row = queries * heads * k_nshd.shape[1]
-    shards = pieces.row_shards(rows)
-    if rows // shards * per_row <= limit or not pieces.wanted():
+    shards = chunked_map.row_shards(rows)
+    if rows // shards * per_row <= limit or not chunked_map.wanted():
         return jax.nn.dot_product_attention(q_nlhd, k_nshd, v_nshd, mask=mask_n11s)
-    cuts = pieces.cuts(queries, per_row, limit)
+    cuts = chunked_map.cuts(queries, per_row, limit)
 
     @jax.checkpoint
     def one_row(row):
@@ -65,11 +65,11 @@ def attend(
         def piece(q):
             return jax.nn.dot_product_attention(q, k_shd, v_shd, mask=mask_11s)
 
-        out = pieces.each(piece, q_lhd.reshape(cuts, queries // cuts, heads, width))
+        out = chunked_map.each(piece, q_lhd.reshape(cuts, queries // cuts, heads, width))
         return out.reshape(queries, heads, width)
 
     row = q_nlhd, k_nshd, v_nshd, mask_n11s
-    return pieces.each(one_row, row, max(1, limit // per_row), shards)
+    return chunked_map.each(one_row, row, max(1, limit // per_row), shards)
 
 
 class Attention(nn.Module):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vidmotion import pieces
+from vidmotion import chunked_map
 
 # Logits of one head from which on a head at a time is faster than all of them at once.
 ONE_BY_ONE = 2**14
@@ -38,7 +38,7 @@ def of_accelerators() -> Iterator[None]:
 
 def on_cpu() -> bool:
     """Whether what is traced now takes the forms for the CPU."""
-    return jax.default_backend() == "cpu" and pieces.wanted() and not _ACCELERATOR.get()
+    return jax.default_backend() == "cpu" and chunked_map.wanted() and not _ACCELERATOR.get()
 
 
 def plain(*arrays: jax.Array) -> bool:
@@ -76,7 +76,7 @@ def attention(
     if plain(q_nlhd, k_nshd, v_nshd) or keys <= width // 2:
         return None
     q_nlhd = q_nlhd * width**-0.5
-    shards = pieces.row_shards(n)
+    shards = chunked_map.row_shards(n)
     if queries * keys >= ONE_BY_ONE or n // shards * heads * queries * keys > limit:
         return _one_by_one(q_nlhd, k_nshd, v_nshd, mask_ns, min(limit, AT_ONCE), shards)
     logits_nhsl = jnp.einsum("nlhd,nshd->nhsl", q_nlhd, k_nshd)
@@ -97,7 +97,7 @@ def _one_by_one(q_nlhd, k_nshd, v_nshd, mask_ns, limit, shards):
 def _forward(q_nlhd, k_nshd, v_nshd, mask_ns, limit, shards):
     n, queries, heads, _ = q_nlhd.shape
     keys = k_nshd.shape[1]
-    cuts = pieces.cuts(queries, queries * keys, limit)
+    cuts = chunked_map.cuts(queries, queries * keys, limit)
     mask_rs = None if mask_ns is None else jnp.repeat(mask_ns, heads, 0)
 
     def head(row):
@@ -110,10 +110,10 @@ def _forward(q_nlhd, k_nshd, v_nshd, mask_ns, limit, shards):
             sum_l = weight_sl.sum(0)
             return (v_ds @ weight_sl) / sum_l[None], top_l + jnp.log(sum_l)
 
-        return pieces.each(piece, q_pdl)
+        return chunked_map.each(piece, q_pdl)
 
     rows = _turned(q_nlhd, cuts), _turned(k_nshd)[:, 0], _turned(v_nshd)[:, 0], mask_rs
-    y_rpdl, norm_rpl = pieces.each(head, rows, 1, shards)
+    y_rpdl, norm_rpl = chunked_map.each(head, rows, 1, shards)
     return _back(y_rpdl, n), (q_nlhd, rows, y_rpdl, norm_rpl)
 
 
@@ -136,7 +136,7 @@ def _backward(limit, shards, saved, g_nlhd):
             change_sl = weight_sl * (v_ds.T @ g_dl - (g_dl * y_dl).sum(0)[None])
             return k_ds @ change_sl, change_sl @ q_ld, weight_sl @ g_ld
 
-        dq_pdl, dk_psd, dv_psd = pieces.each(piece, tuple(queries))
+        dq_pdl, dk_psd, dv_psd = chunked_map.each(piece, tuple(queries))
         return dq_pdl, dk_psd.sum(0), dv_psd.sum(0)
 
     # Queries and gradients lie both ways, since the logits are to be turned around nowhere.
@@ -152,7 +152,7 @@ def _backward(limit, shards, saved, g_nlhd):
         v_rds,
         mask_rs,
     )
-    dq_rpdl, *others = pieces.each(head, rows, 1, shards)
+    dq_rpdl, *others = chunked_map.each(head, rows, 1, shards)
     dk_nshd, dv_nshd = (x.reshape(n, heads, *x.shape[1:]).swapaxes(1, 2) for x in others)
     return _back(dq_rpdl, n), dk_nshd, dv_nshd, None
 

@@ -58,8 +58,8 @@ class MotionModule(nn.Module):
         Raises:
           ValueError: motion tokens of another batch or number of frames, or none.
         """
-        shape = getattr(motion_bfsc, "shape", None)
-        if shape is None or len(shape) != 4 or shape[:2] != x_bfhwc.shape[:2]:
+        shape = jnp.shape(motion_bfsc)
+        if len(shape) != 4 or shape[:2] != x_bfhwc.shape[:2]:
             raise ValueError(
                 f"want motion tokens {x_bfhwc.shape[:2]} + (tokens, width), one set per frame, got "
                 f"{shape}; skip=('motion',) leaves this module out"

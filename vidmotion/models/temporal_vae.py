@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vidmotion import pieces
+from vidmotion import chunked_map
 from vidmotion.models.blocks import SAME, Attention2D, Dtype, ResBlock, Upsample, group_norm
 from vidmotion.models.vae import EPSILON, AutoencoderKL, Encoder
 
@@ -216,7 +216,7 @@ def decode_in_chunks(
     parts = []
     if whole:
         chunks = jnp.split(z_bfhwc[:, : whole * frames], whole, axis=1)
-        video = pieces.each(decode, jnp.stack(chunks))
+        video = chunked_map.each(decode, jnp.stack(chunks))
         parts += list(video)
     if z_bfhwc.shape[1] % frames:
         parts.append(decode(z_bfhwc[:, whole * frames :]))

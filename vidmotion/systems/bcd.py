@@ -30,7 +30,18 @@ from vidmotion.models import disentangle, quantizer
 from vidmotion.models.disentangle import DisentanglingEncoder
 from vidmotion.models.dit import VideoDiT
 from vidmotion.models.quantizer import GroupedQuantizer, temperature
-from vidmotion.system import Const, Out, System, Vars, begun, dtype, when
+from vidmotion.system import (
+    Const,
+    Describes,
+    MotionTransfer,
+    Out,
+    Player,
+    System,
+    Vars,
+    begun,
+    dtype,
+    when,
+)
 from vidmotion.systems import codecs
 
 PyTree = Any
@@ -143,7 +154,7 @@ class Sampler:
 
 
 @dataclasses.dataclass(frozen=True)
-class BCD(System):
+class BCD(System, MotionTransfer, Describes):
     """Bitrate-controlled diffusion.
 
     Attributes:
@@ -257,9 +268,9 @@ class BCD(System):
     # -- the interface ----------------------------------------------------------------------------
 
     @property
-    def switches(self) -> tuple[int, ...]:
-        """The step at which the temporal blocks join."""
-        return (self.denoiser.temporal_from,)
+    def players(self) -> tuple[Player, ...]:
+        """One, whose temporal blocks join at a step of their own."""
+        return (Player("model", switches=(self.denoiser.temporal_from,)),)
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """``video``: uint8 (B, T, H, W, 3); or ``latents``: float16 (B, T, H/8, W/8, C), where they are cached."""

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vidmotion import paths, pieces
+from vidmotion import chunked_map, paths
 from vidmotion import weights as own_weights
 from vidmotion.config_schema import from_config
 from vidmotion.convert import engine, folder, read
@@ -335,7 +335,7 @@ class LatentCodec:
         def turned(tree):
             return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
 
-        return turned(pieces.each(function, turned(x_bthwc), self.chunk))
+        return turned(chunked_map.each(function, turned(x_bthwc), self.chunk))
 
     def _normalised(self, latent):
         return (latent - self._row(self.mean)) * (0.5 / self._row(self.std))

@@ -24,7 +24,7 @@ from vidmotion.diffusion import samplers
 from vidmotion.diffusion.process import DDPM, PREDICTIONS
 from vidmotion.errors import ConfigError
 from vidmotion.models.unet import UNet
-from vidmotion.system import Const, Out, System, Vars, dtype
+from vidmotion.system import Const, Describes, Out, System, Vars, dtype
 from vidmotion.systems import codecs
 
 PyTree = Any
@@ -32,7 +32,7 @@ PROCESS = DDPM()
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageDiffusion(System):
+class ImageDiffusion(System, Describes):
     """An unconditional UNet on the latents of a codec.
 
     Attributes:

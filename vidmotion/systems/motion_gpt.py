@@ -17,13 +17,13 @@ from vidmotion.data import codes
 from vidmotion.errors import ConfigError
 from vidmotion.models import motion_gpt
 from vidmotion.models.quantizer import GroupedQuantizer
-from vidmotion.system import Const, Out, System, Vars, dtype
+from vidmotion.system import Const, Describes, Out, System, Vars, dtype
 
 PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class MotionGenerator(System):
+class MotionGenerator(System, Describes):
     """GPT-2 on motion codes.
 
     Attributes:

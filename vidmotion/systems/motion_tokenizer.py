@@ -14,14 +14,14 @@ from vidmotion.data import motion_codes
 from vidmotion.errors import ConfigError
 from vidmotion.losses.tokens import tokenizer_loss
 from vidmotion.models.motion_tokenizer import MotionTokenizer, Tokenized
-from vidmotion.system import Const, Out, System, Vars, dtype
+from vidmotion.system import Const, Describes, Out, System, Vars, dtype
 
 PyTree = Any
 ENCODER = "motion_encoder"  # name of its fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
-class MotionTokens(System):
+class MotionTokens(System, Describes):
     """A `MotionTokenizer`, trained on stored codes.
 
     Attributes:
@@ -68,10 +68,6 @@ class MotionTokens(System):
 
     def _fresh(self, key: jax.Array) -> PyTree:
         return self.net.init(key, jnp.zeros((1, 2**self.net.halvings, self.net.channels)))
-
-    def inherit(self, fresh: PyTree, there: PyTree) -> PyTree:
-        """The other run's codebook, which its parameters know."""
-        return there
 
     def consts_spec(self) -> dict[str, Const]:
         """``{"standard": {"mean", "deviation"}}``, (channels,) each."""

@@ -17,7 +17,7 @@ from vidmotion.errors import ConfigError
 from vidmotion.models import token_gpt
 from vidmotion.models.motion_tokenizer import MotionTokenizer
 from vidmotion.models.token_gpt import TokenGPT
-from vidmotion.system import Const, Out, System, Vars, dtype
+from vidmotion.system import Const, Describes, Out, System, Vars, dtype
 from vidmotion.systems.motion_tokenizer import ENCODER
 
 PyTree = Any
@@ -42,7 +42,7 @@ class Sampler:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenGenerator(System):
+class TokenGenerator(System, Describes):
     """GPT-2 on motion tokens.
 
     Attributes:

@@ -38,8 +38,11 @@ from vidmotion.models.patchgan import PatchDiscriminator
 from vidmotion.models.vidtwin import VidTwin
 from vidmotion.system import (
     Const,
+    Describes,
+    MotionTransfer,
     Out,
     Player,
+    Released,
     System,
     Vars,
     begun,
@@ -89,7 +92,7 @@ class Gan:
 
 
 @dataclasses.dataclass(frozen=True)
-class VidTwinAutoencoder(System):
+class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
     """VidTwin with its losses.
 
     Attributes:
@@ -227,17 +230,12 @@ class VidTwinAutoencoder(System):
     @property
     def players(self) -> tuple[Player, ...]:
         """The autoencoder; from batch `gan.start` on the discriminator, on the same reconstructions, at the rate that
-        the schedule, which began with batch 0, has come to."""
-        model = Player("model")
+        the schedule, which began with batch 0, has come to. The adversarial term reaches the autoencoder one batch
+        later."""
         if not self.gan.weight:
-            return (model,)
+            return (Player("model"),)
         disc = Player("disc", start=self.gan.start, shares_forward=True, whole_schedule=True)
-        return (model, disc)
-
-    @property
-    def switches(self) -> tuple[int, ...]:
-        """The batch from which the adversarial term reaches the autoencoder."""
-        return (self.gan.start + 1,) if self.gan.weight else ()
+        return (Player("model", switches=(self.gan.start + 1,)), disc)
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """``video``: uint8 (B, T, H, W, 3), of two windows of the network where structure may come from the
@@ -289,7 +287,7 @@ class VidTwinAutoencoder(System):
         return {"lpips": Const(self._lpips_shapes, self._load_lpips)}
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """As of `System`, with what makes the latents."""
+        """As of `Describes`, with what makes the latents."""
         if self.codec is not None:
             return self.codec.fingerprints(consts)
         return super().fingerprints(consts)
@@ -330,10 +328,6 @@ class VidTwinAutoencoder(System):
         if fresh and "disc" in params.get("loss", {}):
             return {"disc": params["loss"]["disc"]["batch_stats"]}
         return fresh
-
-    def inherit(self, fresh: PyTree, there: PyTree) -> PyTree:
-        """The other run's running statistics go with its discriminator."""
-        return there if jax.tree.structure(fresh) == jax.tree.structure(there) else fresh
 
     def paper_counts(self, params: PyTree) -> dict[str, int]:
         """Parameters as the paper's figures have them.

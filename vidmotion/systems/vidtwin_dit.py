@@ -21,7 +21,7 @@ from vidmotion.diffusion import guidance, samplers
 from vidmotion.diffusion.process import DDPM
 from vidmotion.errors import ConfigError
 from vidmotion.models.latent_dit import LATENTS, LatentDiT, Patches
-from vidmotion.system import Const, Out, System, Vars, dtype
+from vidmotion.system import Const, Describes, Out, System, Vars, dtype
 
 PyTree = Any
 
@@ -51,7 +51,7 @@ class Sampler:
 
 
 @dataclasses.dataclass(frozen=True)
-class VidTwinDiT(System):
+class VidTwinDiT(System, Describes):
     """A `LatentDiT` that predicts clean latents.
 
     Attributes:

@@ -31,7 +31,7 @@ from vidmotion.models.keypoints import KeypointMotion
 from vidmotion.models.mgme import MGME, MotionCodes
 from vidmotion.models.unet import SIZES, ReferenceUNet, UNet, project_banks
 from vidmotion.models.warp_unet import BLOCKS, WarpUNet, keep_blocks
-from vidmotion.system import Const, Out, System, Vars, dtype
+from vidmotion.system import Const, Describes, MotionTransfer, Out, Released, System, Vars, dtype
 from vidmotion.systems import codecs
 
 PyTree = Any
@@ -124,7 +124,7 @@ STABLE_DIFFUSION = DDPM(beta_start=0.00085, beta_end=0.012, schedule="scaled_lin
 
 
 @dataclasses.dataclass(frozen=True)
-class WarpFace(System):
+class WarpFace(System, MotionTransfer, Released, Describes):
     """WarpFace.
 
     Attributes:
@@ -547,7 +547,7 @@ def _sown(state: PyTree) -> dict[str, list[jax.Array]]:
     """What every `WarpCA` sowed, by name."""
     found: dict[str, list[jax.Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.get("motion", {})):
-        name = next(key.key for key in reversed(path) if hasattr(key, "key"))
+        name = next(key.key for key in reversed(path) if isinstance(key, jax.tree_util.DictKey))
         found.setdefault(name, []).append(leaf)
     return found
 

@@ -49,14 +49,18 @@ from vidmotion.models.stylegan import Synthesis
 from vidmotion.models.unet import SIZES, Pairs, ReferenceUNet, project_banks, random_banks
 from vidmotion.system import (
     Const,
+    Describes,
+    MotionTransfer,
     Out,
     Player,
+    Released,
     System,
     Vars,
     begun,
     dtype,
     fingerprint,
     fresh_statistics,
+    inherited,
 )
 from vidmotion.systems import codecs
 
@@ -211,7 +215,7 @@ class Portrait(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class XNeMo(System):
+class XNeMo(System, MotionTransfer, Released, Describes):
     """X-NeMo.
 
     Attributes:
@@ -341,12 +345,9 @@ class XNeMo(System):
             return (Player("model"),)
         head = Player("head", self.gan.start, shares_forward=True)
         disc = Player("disc", self.gan.adversarial_start, shares_forward=True)
-        return (Player("model"), head, disc)
-
-    @property
-    def switches(self) -> tuple[int, ...]:
-        """The step from which L_gan reaches E_mot; the players name the other two."""
-        return (self.gan.pull_start,) if self._has_gan else ()
+        # From `pull_start` on L_gan reaches E_mot.
+        pulled = (self.gan.pull_start,) if self._has_gan else ()
+        return (Player("model", switches=pulled), head, disc)
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Of `data.portraits`, recipe "face": ``reference``, ``target``; with the motion or the GAN head
@@ -454,17 +455,6 @@ class XNeMo(System):
             fresh["disc"] = self._fresh_disc()["spectral"]
         return fresh
 
-    def inherit(self, fresh: PyTree, there: PyTree) -> PyTree:
-        """The other run's statistics and singular vectors, which belong to the parameters; fresh ones where
-        it has none of that shape."""
-        found = paths.flatten(there)
-        return paths.unflatten(
-            {
-                path: found[path] if getattr(found.get(path), "shape", None) == leaf.shape else leaf
-                for path, leaf in paths.flatten(fresh).items()
-            }
-        )
-
     @property
     def window(self) -> int:
         """Frames that the denoiser sees together; `sample` takes any number."""
@@ -511,7 +501,7 @@ class XNeMo(System):
         there = {"motion": params["motion"]["batch_stats"]} if "motion" in params else {}
         if "appearance" in params:
             there["appearance"] = {"trunk": params["appearance"]["batch_stats"]}
-        return self.inherit(self.init_mutable(), there)
+        return inherited(self.init_mutable(), there)
 
     @property
     def face_side(self) -> int:

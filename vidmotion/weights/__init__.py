@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vidmotion import checkpoint, paths
-from vidmotion.convert.folder import digest
+from vidmotion import checkpoint, files, paths
 from vidmotion.convert.read import read as read_file
 from vidmotion.convert.read import write_safetensors
 from vidmotion.errors import ConfigError
@@ -69,7 +68,7 @@ def read(where: str, field: str) -> dict[str, PyTree]:
 
 def _shipped(name: str) -> dict[str, PyTree]:
     file = FOLDER / f"{name}.safetensors"
-    if digest(file) != card(name)["sha256"]:
+    if files.sha256(file) != card(name)["sha256"]:
         raise ConfigError(
             f"{file} is damaged: its sha256 is not that of its card; install vidmotion again"
         )
@@ -99,7 +98,12 @@ def ship(workdir: str, name: str, folder: Path = FOLDER) -> Path:
         raise ConfigError(f"{workdir}: float16 cannot hold {', '.join(too_large)}")
     file = folder / f"{name}.safetensors"
     write_safetensors(file, small)
-    content = {**json.loads(record.read_text()), "sha256": digest(file), "licence": "Apache-2.0"}
-    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-    (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    content = {
+        **json.loads(record.read_text()),
+        "sha256": files.sha256(file),
+        "licence": "Apache-2.0",
+    }
+    files.atomic_write(
+        folder / f"{name}.json", json.dumps(content, indent=1, sort_keys=True) + "\n"
+    )
     return file

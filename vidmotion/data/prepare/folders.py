@@ -28,6 +28,7 @@ import safetensors.numpy
 
 from vidmotion.data.prepare.cutting import Cutting, Tally, cut_video
 from vidmotion.data.records import INDEX, DatasetError, writing
+from vidmotion.files import atomic_write
 from vidmotion.media import MediaError
 from vidmotion.video import FRAME_SUFFIXES
 
@@ -542,6 +543,4 @@ def _read_json(path: Path):
 
 
 def _write_json(path: Path, value):
-    aside = path.with_name(path.name + _partial())
-    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    atomic_write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

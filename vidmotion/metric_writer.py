@@ -17,6 +17,8 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from vidmotion import files
+
 if TYPE_CHECKING:
     from tensorboardX.event_file_writer import EventsWriter
 
@@ -228,9 +230,8 @@ def _is_torn(file: BinaryIO) -> bool:
 
 def _drop_after(path: Path, step: int) -> None:
     """Keep the records of `path` up to and including `step`; written aside, then renamed."""
-    aside = path.with_name(f".{path.name}.tmp")
     dropped = 0
-    with open(path, "rb") as lines, open(aside, "wb") as kept:
+    with files.aside(path) as written, open(path, "rb") as lines, open(written, "wb") as kept:
         for line in lines:
             record = _parse(line)
             if record is None or record["step"] > step:
@@ -239,7 +240,6 @@ def _drop_after(path: Path, step: int) -> None:
                 kept.write(line.rstrip(b"\n") + b"\n")
         kept.flush()
         os.fsync(kept.fileno())
-    os.replace(aside, path)
     if dropped:
         log.info("%s: dropped %d lines past step %d", path, dropped, step)
 

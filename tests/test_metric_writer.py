@@ -15,7 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboardX.event_file_writer import EventsWriter
 
-from vidmotion.writer import DeferredMetrics, MetricWriter, Progress, read_metrics
+from vidmotion.metric_writer import DeferredMetrics, MetricWriter, Progress, read_metrics
 
 
 def strict_lines(workdir):

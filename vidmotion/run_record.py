@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from vidmotion import files
 from vidmotion.metrics.result import MetricResult
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def peak_memory() -> dict[str, int]:
 
 def write(path: epath.Path, content: Mapping[str, Any]) -> None:
     """Write `content` as JSON, whole or not at all."""
-    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+    files.atomic_write(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def read(path: epath.Path) -> dict[str, Any] | None:
@@ -76,14 +77,6 @@ def read(path: epath.Path) -> dict[str, Any] | None:
         why = error
     log.warning("%s cannot be read and counts as absent: %s", path, why)
     return None
-
-
-def write_text(path: epath.Path, text: str) -> None:
-    """Write `text` aside and then rename it, so that the file is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.parent / f"{path.name}.tmp"
-    aside.write_text(text)
-    aside.replace(path)
 
 
 def table(results: Sequence[MetricResult]) -> str:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidmotion import pieces, sharding
+from vidmotion import chunked_map, sharding
 from vidmotion.models.attention import attend
 
 
@@ -16,7 +16,7 @@ def test_a_program_on_a_mesh_knows_over_how_many_devices_rows_are_cut():
     seen = []
 
     def look(x):
-        seen.append([pieces.row_shards(rows) for rows in (8, 4, 6, 1)])
+        seen.append([chunked_map.row_shards(rows) for rows in (8, 4, 6, 1)])
         return x
 
     jax.jit(look)(1.0)
@@ -39,7 +39,7 @@ def test_each_device_goes_through_its_own_rows(rows, size):
         return {"half": a / 2, "sum": jnp.sum(b)}
 
     def whole(x):
-        return pieces.each(halved, (x, x), size, pieces.row_shards(rows))
+        return chunked_map.each(halved, (x, x), size, chunked_map.row_shards(rows))
 
     program = jax.jit(sharding.OnMesh(whole, mesh))
     text = program.lower(x).compile().as_text()
@@ -49,7 +49,7 @@ def test_each_device_goes_through_its_own_rows(rows, size):
     np.testing.assert_array_equal(got["sum"], np.sum(x, 1))
     assert got["half"].sharding.shard_shape((rows, 3)) == (rows // 8, 3)
     # What this test is about: a loop over the rows as they lie brings them all to all devices.
-    naive = jax.jit(sharding.OnMesh(lambda x: pieces.each(halved, (x, x), size), mesh))
+    naive = jax.jit(sharding.OnMesh(lambda x: chunked_map.each(halved, (x, x), size), mesh))
     assert "all-gather" in naive.lower(x).compile().as_text()
 
 
@@ -58,7 +58,7 @@ def test_operations_are_counted_as_if_all_at_once():
 
     def flops(limit):
         def whole(*a):
-            with pieces.all_at_once():
+            with chunked_map.all_at_once():
                 return attend(*a, limit=limit)
 
         return jax.jit(whole).lower(shape, shape, shape).cost_analysis()["flops"]

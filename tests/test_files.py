@@ -1,0 +1,35 @@
+"""Files are whole or absent, whatever happens while they are written."""
+
+import errno
+
+import pytest
+from etils import epath
+
+from vidmotion import files
+
+
+@pytest.mark.parametrize("kind", [lambda path: path, epath.Path])
+def test_a_file_holds_all_of_the_new_content_or_what_it_held_before(tmp_path, kind):
+    path = kind(tmp_path / "new" / "a.json")
+    files.atomic_write(path, "é\n")
+    assert path.read_bytes() == b"\xc3\xa9\n"
+    files.atomic_write(path, b"\x00")
+    with pytest.raises(ZeroDivisionError), files.aside(path) as written:
+        written.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"\x00"
+    assert [each.name for each in path.parent.iterdir()] == ["a.json"]
+
+
+def test_an_error_without_a_file_names_the_file(tmp_path):
+    path = tmp_path / "a.bin"
+    with pytest.raises(OSError, match=r"No space left .*a\.bin"), files.aside(path):
+        raise OSError(errno.ENOSPC, "full")
+    assert not list(tmp_path.iterdir())
+
+
+def test_sha256_is_that_of_the_standard(tmp_path):
+    # FIPS 180-2, appendix B.1.
+    files.atomic_write(tmp_path / "abc", "abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert files.sha256(tmp_path / "abc") == expected

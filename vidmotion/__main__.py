@@ -1,0 +1,50 @@
+"""One command for everything: ``vidmotion <command> ...``, or ``python -m vidmotion <command> ...``.
+
+    vidmotion train --config=heads:demo --workdir=runs/heads
+    vidmotion reenact --workdir=runs/heads --content=A.png --motion=B.mp4 --out=C.mp4
+
+Each command takes the flags of the module that it stands for, and ends with that module's exit code.
+"""
+
+import runpy
+import sys
+
+from vidmotion.errors import EXIT_DONE, EXIT_REFUSED
+
+# command: its module, what it does, and flags that go with it.
+COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "train": ("vidmotion.main", "train a config, or resume its workdir", ("--mode=train",)),
+    "eval": ("vidmotion.main", "evaluate the newest checkpoint of a workdir", ("--mode=eval",)),
+    "sample": ("vidmotion.main", "draw pictures from the newest checkpoint", ("--mode=sample",)),
+    "plan": ("vidmotion.main", "forecast memory and time of a training", ("--mode=plan",)),
+    "prepare": ("vidmotion.data.prepare", "make a dataset of videos, pictures or sheets", ()),
+    "convert": ("vidmotion.convert", "convert published weights, and back", ()),
+    "encode": ("vidmotion.encode", "keep what a trained run makes of a dataset", ()),
+    "reenact": ("vidmotion.reenact", "move a picture as a video moves", ()),
+    "weights": ("vidmotion.weights", "list the shipped networks, or make one of a run", ()),
+    "resources": ("vidmotion.evaluation.resources", "count what VidTwin's latents cost", ()),
+}
+
+
+def usage() -> str:
+    """The commands, a line each."""
+    lines = [f"  {name:<10} {what}" for name, (_, what, _) in COMMANDS.items()]
+    return "\n".join(["usage: vidmotion COMMAND [flags]; COMMAND --help lists its flags", *lines])
+
+
+def main() -> None:
+    """Console entry. Ends the process."""
+    name, *rest = sys.argv[1:] or [""]
+    if name in ("help", "-h", "--help"):
+        print(usage())
+        sys.exit(EXIT_DONE)
+    if name not in COMMANDS:
+        print(f"{name!r} is no command\n{usage()}" if name else usage(), file=sys.stderr)
+        sys.exit(EXIT_REFUSED)
+    module, _, flags = COMMANDS[name]
+    sys.argv[1:] = [*rest, *flags]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""Runs that lie somewhere: workdirs, folders of released weights, and the networks that this package ships.
+
+A run is opened to be used with the config that it was trained with. A run that goes on with its training must have
+that config too, apart from `FREE_FIELDS`.
+"""
+
+import ast
+import importlib.util
+import json
+import logging
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+
+from vidmotion import checkpoint, paths, run_record, sharding, startup
+from vidmotion import system as systems
+from vidmotion import weights as own_weights
+from vidmotion.convert import folder as converted
+from vidmotion.errors import ConfigError
+from vidmotion.run import Run
+from vidmotion.system import Vars
+
+log = logging.getLogger(__name__)
+
+PyTree = Any
+CONFIG_FILE = "config.json"
+RELEASED = {
+    "vidtwin": "vidtwin",
+    "xnemo": "xnemo:stage=4,gan_head=off",
+}  # network of `vidmotion.convert`: config of the system around it
+
+# Fields that may differ from those the workdir was begun with: none changes what is learnt from here on
+# for a given state, but `steps`, which is announced.
+FREE_FIELDS = (
+    r"(steps|log_every|sharding|init_from|init_rules)"
+    r"|(mesh|checkpoint|evals?|sample|plan)/.*"
+    r"|data/(threads|workers|prefetch|eval/.*)"
+    r"|data/.*/(sheets_dir|directory)"  # the same data may lie elsewhere; a fingerprint guards them
+    r"|system/(.*/)?weights"  # so may a never-trained network, guarded likewise
+    r"|system/overlap"
+    r"|system/codec/compute"  # of a frozen network: rounding, as another mesh has
+    r"|system/(remat|codes|latents|sampler/.*|guidance/scale|diffusion/sigma_(min|max))"
+)
+
+
+def load_config(name: str) -> ml_collections.ConfigDict:
+    """The config of a name or path, for example ``sprites_judge:demo`` or ``configs/sprites_judge.py:demo``.
+
+    Raises:
+      ConfigError: no such config.
+      ValueError: the config does not take that argument; the message lists what it takes.
+    """
+    file, _, argument = startup.config_file(name).partition(":")
+    spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no config {file}") from error
+    return module.get_config(argument)
+
+
+def check_place(workdir: str) -> None:
+    """Refuse a workdir in a bucket that this process has no means or no right to reach.
+
+    Raises:
+      ConfigError: a library or the credentials are missing, the bucket does not answer, or the name has characters
+        that are patterns there.
+    """
+    if not workdir.startswith("gs://"):
+        return
+    if found := re.findall(r"[][*?\\]", workdir):
+        raise ConfigError(
+            f"{workdir}: checkpoints cannot be read from a bucket below a name with {' '.join(sorted(set(found)))}; "
+            "choose another --workdir"
+        )
+    try:
+        import gcsfs  # noqa: F401
+        from google import auth
+        from google.auth.exceptions import GoogleAuthError
+    except ImportError as error:
+        raise ConfigError(
+            f"{workdir} is in a bucket, and what reads it is not installed ({error}): pip install 'vidmotion[gcs]'"
+        ) from error
+    try:
+        auth.default()  # without any, gcsfs would go on as nobody and be refused at the first checkpoint
+    except GoogleAuthError as error:
+        raise ConfigError(
+            f"{workdir}: there are no Google Cloud credentials here; `gcloud auth application-default login`, "
+            "or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
+        ) from error
+    try:
+        epath.Path(workdir).exists()
+    except Exception as error:  # of several libraries below
+        raise ConfigError(f"{workdir} cannot be reached: {error}") from error
+
+
+def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
+    """The run that a workdir holds, to be used: its batches are cut over the devices that are here.
+
+    Args:
+      workdir: of the run, or the name of a shipped one (`vidmotion.weights`).
+      changes: ``{"system.codec.weights": "vae.safetensors"}``, fields of its config that are otherwise here, as
+        text; only `FREE_FIELDS`.
+
+    Raises:
+      ConfigError: no run there, or a change that does not fit it.
+    """
+    if workdir in own_weights.names():
+        config = ml_collections.ConfigDict(own_weights.card(workdir)["config"])
+        config = _used_here(config, changes)
+        model = own_weights.read(workdir, "the run")["model"]
+
+        def parts(system, names):
+            chosen = {name: model[name] for name in names or model if name in model}
+            return {"model": chosen}, system.init_mutable()
+
+        return GivenRun(config, workdir, workdir, lambda system: {"model": model}, parts)
+    check_place(workdir)
+    path = epath.Path(workdir) / CONFIG_FILE
+    try:
+        content = dict(json.loads(path.read_text()).items())
+        config = ml_collections.ConfigDict(content)
+    except FileNotFoundError as error:
+        shipped = ", ".join(own_weights.names())
+        raise ConfigError(
+            f"{workdir} holds no run: there is no {path}, and the shipped ones are {shipped}"
+        ) from error
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{workdir} holds no run: {path} cannot be read ({error})") from error
+    trained = (checkpoint.read_position(workdir) or {}).get("config", content)
+    if differing := _differing(trained, content):
+        raise ConfigError(
+            f"{path} is not what the checkpoints beside it were trained with ({differing}): put that file back"
+        )
+    return Run(_used_here(config, changes), workdir)
+
+
+def open_weights(folder: str, changes: Mapping[str, str] | None = None) -> Run:
+    """A released network, as the run that was trained to it.
+
+    Args:
+      folder: that ``python -m vidmotion.convert`` wrote, of a network in `RELEASED`.
+      changes: as of `open_run`.
+
+    Raises:
+      ConfigError: no such folder, another network, or parameters that do not fit it; all are named.
+    """
+    try:
+        network, arguments, shapes = converted.describe(folder)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--weights={folder}: {error}") from error
+    if network not in RELEASED:
+        raise ConfigError(
+            f"--weights={folder} holds {network}; there is a system for {', '.join(RELEASED)}"
+        )
+    config = load_config(RELEASED[network])
+    for name, value in systems.find(config.system.name).released_fields(arguments).items():
+        config.system[name] = ml_collections.ConfigDict(value)
+    config.system.compute = "float32"
+
+    def read(system, names):
+        params = converted.load(folder, names)[2]
+        return system.released(params), system.released_mutable(params)
+
+    config = _used_here(config, changes)
+    return GivenRun(
+        config, folder, f"--weights={folder}", lambda system: system.released(shapes), read
+    )
+
+
+def _used_here(
+    config: ml_collections.ConfigDict, changes: Mapping[str, str] | None
+) -> ml_collections.ConfigDict:
+    """A recorded config with its batches cut over the devices that are here, and the `changes` of `open_run`."""
+    from vidmotion import evaluation  # which opens runs itself
+
+    if "eval" in config:  # of a run from before evaluators had sections of their own
+        config.evals = evaluation.sections_of(config.eval.to_dict())
+        del config["eval"]
+    config.mesh = {"data": -1}  # whatever it was trained on
+    config.batch_size, config.accumulate = jax.device_count(), 1
+    for name, text in (changes or {}).items():
+        _change(config, name, text)
+    return config
+
+
+def _change(config: ml_collections.ConfigDict, name: str, text: str) -> None:
+    """Set the field of a recorded config that the command line names."""
+    fields = paths.flatten(config.to_dict())
+    path = name.replace(".", "/")
+    if path not in fields:
+        raise ConfigError(f"--config.{name}: the run's config has no such field")
+    if not re.fullmatch(FREE_FIELDS, path):
+        raise ConfigError(
+            f"--config.{name}: it is {fields[path]!r} for good, the run was trained so"
+        )
+    try:
+        value = text if isinstance(fields[path], str) else ast.literal_eval(text)
+        config.update_from_flattened_dict({name: value})
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise ConfigError(f"--config.{name}={text}: not like {fields[path]!r}") from error
+
+
+def claim_workdir(run: Run) -> None:
+    """Write ``config.json`` into a new workdir; in an old one, check that it is the same run.
+
+    Raises:
+      ConfigError: see `check_workdir`.
+    """
+    if not check_workdir(run) and jax.process_index() == 0:
+        run_record.write(run.workdir / CONFIG_FILE, json.loads(run.config.to_json()))
+
+
+def check_workdir(run: Run) -> bool:
+    """Whether a run of this config has begun in the workdir, and its ``config.json`` is there.
+
+    Raises:
+      ConfigError: the workdir was begun, or its newest checkpoint trained, with another config; the differing
+        fields are listed. Or nothing says with which config its checkpoints were trained.
+    """
+    path = run.workdir / CONFIG_FILE
+    begun, trained = path.exists(), checkpoint.read_position(str(run.workdir))
+    if begun:
+        try:
+            old = json.loads(path.read_text())
+            steps = paths.flatten(old).get("steps")
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise ConfigError(f"{path} is not a config written by this program: {error}") from error
+        _check_config(run, old, f"{run.workdir} belongs to a run")
+        if steps != run.config.steps:
+            log.warning(
+                "steps changes from %s to %s: schedules now end there", steps, run.config.steps
+            )
+    if trained is None:
+        return begun
+    if "config" in trained:
+        _check_config(run, trained["config"], f"the checkpoints of {run.workdir} are of a run")
+    elif not begun:
+        raise ConfigError(
+            f"{path} is missing, and the checkpoints beside it do not say what they were trained with: put it "
+            "back, or choose another --workdir and start from these weights with --config.init_from"
+        )
+    if not begun:
+        log.warning("%s is missing; the checkpoints were trained with this config", path)
+    return begun
+
+
+def _check_config(run: Run, old: Mapping[str, Any], whose: str) -> None:
+    """Refuse an `old` config that differs from this one in more than `FREE_FIELDS`."""
+    if differing := _differing(old, json.loads(run.config.to_json())):
+        raise ConfigError(
+            f"{whose} with another config ({differing}). Choose another --workdir, or start from its weights "
+            "with --config.init_from."
+        )
+
+
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any], most: int = 8) -> str:
+    """For a message: the fields in which two configs differ, `FREE_FIELDS` apart; empty where there are none."""
+    there, here = paths.flatten(there), paths.flatten(here)
+    differing = [
+        f"{name}: {there.get(name, 'absent')!r} there, {here.get(name, 'absent')!r} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name) and not re.fullmatch(FREE_FIELDS, name)
+    ]
+    more = f"; and {len(differing) - most} more" if len(differing) > most else ""
+    return "; ".join(differing[:most]) + more
+
+
+class GivenRun(Run):
+    """A run whose parameters are given. They are read each time that they are asked for, and not kept.
+
+    Args:
+      config: the (locked) config.
+      where: the folder or name that holds them.
+      named: how messages name it.
+      shapes: system -> ``{player: tree}`` that has the shapes of all of them.
+      read: system and names of networks, None for all -> ``{player: tree}`` and the state that takes no gradient.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        where: str,
+        named: str,
+        shapes: Callable[[systems.System], PyTree],
+        read: Callable[[systems.System, tuple[str, ...] | None], tuple[PyTree, PyTree]],
+    ):
+        super().__init__(config, where)
+        self._read_given = read
+        want = {"model": self.abstract_params["model"]}
+        if wrong := paths.misfits(shapes(self.system), want):
+            raise ConfigError(f"{named} does not fit its own sizes: {'; '.join(wrong)}")
+
+    def trained_vars(self) -> Vars:
+        """The given parameters, on every device."""
+        return self._read(None)
+
+    def vars_by_part(self) -> Callable[..., Vars]:
+        """As of `Run`; the files of the named networks are read in each call."""
+        return lambda *names: self._read(names)
+
+    def _read(self, names: tuple[str, ...] | None) -> Vars:
+        given = self._read_given(self.system, names)
+        return Vars(*jax.device_put(given, sharding.replicated(self.mesh)), self.consts)

@@ -247,8 +247,9 @@ def test_a_run_from_the_cache_trains_and_draws(trained):
 def test_codes_from_the_cache_are_those_of_the_pixels(trained, folders, tmp_path):
     run = open_run(str(trained))
     assert encode(run, str(tmp_path / "codes"), frames=4) == {"train": 9, "eval": 4}
-    video = VideoSource(folders[0], "test", frames=4)[2]["video"]
-    batch = {"content": video[None, ::2][:, :2], "motion": video[None]}
+    common = config_of(folders, 0).data.common
+    video = VideoSource(folders[0], "test", frames=4, decimate=common.decimate)[2]["video"]
+    batch = {"content": video[None, :2], "motion": video[None]}
     alone = quick_jit(run.system.read)(run.trained_vars(), batch)
     record = RecordSource(tmp_path / "codes", "eval")[2]
     np.testing.assert_allclose(record["content"], alone["content"][0], atol=0.02)

@@ -12,6 +12,7 @@ One subcommand per kind of data (`videos --help` lists its options). Each turns 
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from vidmotion import lock
 from vidmotion.data import faces, sprites
 from vidmotion.data.prepare import folders, portrait_sets
 from vidmotion.data.prepare.cutting import Cutting
@@ -40,6 +42,7 @@ class Plan:
       records: () -> iterator of (split, record) in the order to be written; shows its own progress.
       provenance: JSON-able; kept beside the command, inputs and licence.
       finish: called once the dataset is complete, to print remarks and to clean up.
+      clear: called where the dataset is complete already; removes what a killed process could not.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Plan:
     records: Callable[[], Iterator[tuple[str, Mapping]]]
     provenance: Mapping = dataclasses.field(default_factory=dict)
     finish: Callable[[], None] = lambda: None
+    clear: Callable[[], None] = lambda: None
 
 
 def plan_sprites(args) -> Plan:
@@ -166,6 +170,7 @@ def _plan_folder(name, licence, args, files, ignored, boxes=None, **dealing) -> 
         licence=licence,
         records=run.records,
         finish=run.finish,
+        clear=run.clear,
     )
 
 
@@ -185,6 +190,10 @@ def write(plan: Plan, out: Path, *, shards: int, force: bool, command: str):
             )
         counts = {split: len(RecordSource(out, split)) for split in index["splits"]}
         print(f"{out}: {plan.name} is complete ({_listing(counts)}); --force rebuilds it")
+        if (out / folders.PARTS).exists():
+            # Unless another process is making what will replace the dataset, or nothing can be written.
+            with contextlib.suppress(ConfigError, OSError), lock.hold(out):
+                plan.clear()
         return
     start = time.perf_counter()
     provenance = {

@@ -4,6 +4,7 @@ The system here is a stand-in whose pictures are sums that can be done by hand; 
 """
 
 import logging
+import os
 import types
 import weakref
 
@@ -16,6 +17,7 @@ from PIL import Image
 from vidmotion import animate, media, sharding
 from vidmotion.animate import CROPS, Faces
 from vidmotion.data import faces
+from vidmotion.errors import ConfigError
 from vidmotion.system import Vars
 
 SIDE, SIZE = 16, 32
@@ -206,6 +208,12 @@ def test_boxes_of_a_file_follow_a_rate_that_varies(run, hard, tmp_path):
     where = Faces("whole", str(path))
     shown = animate.animated(run, flat(100), "a.png", str(hard / "vfr.mp4"), where)
     assert len(list(shown)) == 75
+
+
+def test_a_pipe_is_not_waited_for_as_codes(tmp_path):
+    os.mkfifo(tmp_path / "codes.safetensors")
+    with pytest.raises(ConfigError, match="not a file"):
+        animate.read_codes(str(tmp_path / "codes.safetensors"))
 
 
 def test_motion_relative_to_the_first_frame(run, drive):

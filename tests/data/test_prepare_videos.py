@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vidmotion import lock
 from vidmotion.data import faces, prepare
 from vidmotion.data.clips import encode_clip
 from vidmotion.data.prepare import cutting, folders
@@ -590,6 +591,26 @@ def test_what_a_lost_machine_tore_is_made_again(videos, prepared, tmp_path, caps
     outcomes[2].with_suffix(".array_record").unlink()
     code, printed, _ = run(capsys, *arguments(videos, tmp_path, "--jobs=1"))
     assert code == 0 and f"{len(outcomes) - 3} files are finished" in printed
+    assert content(tmp_path) == content(prepared[0])
+
+
+def test_what_a_killed_process_could_not_remove_is_removed_by_the_next(
+    videos, prepared, tmp_path, capsys, monkeypatch
+):
+    def killed(self):
+        raise KeyboardInterrupt
+
+    for name in ("finish", "_discard"):
+        with monkeypatch.context() as patched:
+            patched.setattr(folders.FolderRun, name, killed)
+            assert run(capsys, *arguments(videos, tmp_path, "--jobs=1", "--force"))[0] == 130
+        assert (tmp_path / "dataset.json").exists() and (tmp_path / "parts").exists()
+        with lock.hold(tmp_path):  # another process may be making what will replace it
+            assert run(capsys, *arguments(videos, tmp_path))[0] == 0
+            assert (tmp_path / "parts").exists()
+        code, printed, _ = run(capsys, *arguments(videos, tmp_path))
+        assert code == 0 and "videos is complete" in printed
+        assert not (tmp_path / "parts").exists()
     assert content(tmp_path) == content(prepared[0])
 
 

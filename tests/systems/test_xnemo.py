@@ -500,15 +500,12 @@ def test_four_stages_and_a_video(tmp_path, unoptimised, monkeypatch):
     before, workdir = None, None
     for stage in (1, 2, 3, 4):
         config = load_config(f"xnemo:debug,stage={stage}")
-        config.batch_size = 8  # one for each of the devices that tests pretend to have
+        config.batch_size = 1
         config.evals, config.init_from = {}, str(workdir or "")
-        if stage == 2:  # with the GAN head in stage 4, on clips
-            config.system.stage.gan_frames = 0
         config.sample.rows = 0
-        # One resolution: four layers with all their modules, which is what has to be compiled.
-        config.system.unet.update({"channels": (32,), "attention": (True,)})
-        rules = config.optimizer.model.trainable
-        config.optimizer.model.trainable = [(p.replace("up_1", "up_0"), on) for p, on in rules]
+        # One resolution, with transformers in its middle alone: modules of each kind, and little to be compiled.
+        config.system.unet.update({"channels": (32,), "attention": (False,)})
+        config.optimizer.model.clip, config.ema.decay = ((".*", 0.0),), 0.0
         workdir = tmp_path / str(stage)
         assert train(config, str(workdir)) == EXIT_DONE
         run = open_run(str(workdir))

@@ -16,6 +16,7 @@ One subcommand per kind of data (`videos --help` lists its options). Each turns 
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import os
@@ -25,6 +26,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from vidmotion import lock
 from vidmotion.data import faces, sprites
 from vidmotion.data.prepare import beam, folders, portrait_sets
 from vidmotion.data.prepare.cutting import Cutting
@@ -47,6 +49,7 @@ class Plan:
       finish: called once the dataset is complete, to print remarks and to clean up.
       share: (part, parts) -> what to tell; does a part of the work that `records` needs, and writes no dataset. None:
         it cannot be shared.
+      clear: called where the dataset is complete already; removes what a killed process could not.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Plan:
     provenance: Mapping = dataclasses.field(default_factory=dict)
     finish: Callable[[], None] = lambda: None
     share: Callable[[int, int], str] | None = None
+    clear: Callable[[], None] = lambda: None
 
 
 def plan_sprites(args) -> Plan:
@@ -185,6 +189,7 @@ def _plan_folder(name, licence, args, files, ignored, boxes=None, **dealing) -> 
         records=records,
         finish=run.finish,
         share=run.cut_share,
+        clear=run.clear,
     )
 
 
@@ -211,6 +216,10 @@ def write(plan: Plan, out: Path, *, shards: int, force: bool, command: str):
             )
         counts = {split: len(RecordSource(out, split)) for split in index["splits"]}
         print(f"{out}: {plan.name} is complete ({_listing(counts)}); --force rebuilds it")
+        if (out / folders.PARTS).exists():
+            # Unless another process is making what will replace the dataset, or nothing can be written.
+            with contextlib.suppress(ConfigError, OSError), lock.hold(out):
+                plan.clear()
         return
     start = time.perf_counter()
     provenance = {

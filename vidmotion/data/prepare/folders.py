@@ -40,7 +40,7 @@ SUFFIXES = tuple(
     )
 )
 LEAST_PICTURES = 16  # numbered, of a folder that is a video
-PARTS, REPORT = "parts", "report.json"
+PARTS, REPORT, SETTINGS = "parts", "report.json", "settings.json"  # the last in the first
 TEST_SHARE = 0.1
 UCF101_LISTS = "ucfTrainTestlist"  # the folder of lists as it comes
 UCF101_FILE = re.compile(r"(?P<video>(?P<class>\w+)/v_\w+_g(?P<group>\d+)_c\d+)\.avi")
@@ -381,7 +381,7 @@ class FolderRun:
 
     def finish(self):
         """After the dataset is complete: prints what happened and removes `parts`."""
-        shutil.rmtree(self._parts)
+        self._discard()
         tallies, seconds = self._done.values(), self._job.cutting.seconds
         total = Counter()
         for tally in tallies:
@@ -404,9 +404,24 @@ class FolderRun:
             print(f"passed over, no videos: {', '.join(kinds)}")
         self._print_failures()
 
+    def clear(self):
+        """Removes what a process left that was killed when the dataset was complete and `parts` not yet removed."""
+        there = _read_json(self._parts / SETTINGS)
+        if there == self._job.settings or (self._parts.is_dir() and not any(self._parts.iterdir())):
+            self._discard()
+
+    def _discard(self):
+        """Removes `parts`, its settings last, so that a killed process leaves what `clear` knows."""
+        mark = self._parts / SETTINGS
+        for path in self._parts.iterdir():
+            if path != mark:
+                path.unlink()
+        mark.unlink(missing_ok=True)
+        self._parts.rmdir()
+
     def open_parts(self):
         """The folder of the parts, begun or gone on with. Raises: DatasetError as `records`."""
-        mark = self._parts / "settings.json"
+        mark = self._parts / SETTINGS
         there = _read_json(mark)
         if mark.exists() and there != self._job.settings:
             if there is not None and not self._force:

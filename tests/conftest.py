@@ -1,5 +1,6 @@
 """Test-wide settings: eight fake CPU devices, strict ranks, a warm compilation cache."""
 
+import functools
 import os
 import tempfile
 from pathlib import Path
@@ -61,6 +62,23 @@ def _shared(what: str, variable: str, default: str) -> Path:
     if not path.is_dir():
         pytest.skip(f"{what} not found at {path}; set {variable} to run this test")
     return path
+
+
+@pytest.fixture
+def unoptimised():
+    """As `quick.quick_jit`, of the programs that training compiles itself."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Runs have a mesh of one device: programs for several take longer to compile."""
+    from vidmotion import sharding
+
+    one = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", one)
 
 
 @pytest.fixture(scope="session")

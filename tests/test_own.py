@@ -45,7 +45,7 @@ def config_of(system, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("system", benchmark.SYSTEMS)
-def test_two_steps_on_a_folder_of_clips(system, tmp_path):
+def test_two_steps_on_a_folder_of_clips(system, tmp_path, unoptimised, one_device):
     config = config_of(system, clips(tmp_path / "data", SIDE[system]))
     assert train(config, str(tmp_path / "run")) == EXIT_DONE
     (protocol,) = evaluation.asked(config)

@@ -60,14 +60,6 @@ def files(unet, vae, tmp_path_factory):
     return here / "out"
 
 
-@pytest.fixture
-def unoptimised():
-    """As `quick_jit`, of the programs that training compiles itself."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_a_run_begins_with_both_files_and_learns(files, unet, vae, tmp_path, unoptimised):
     """At a rate of 1e-6 two steps of Adam move no number by more than a few millionths."""
     config = load_config("warpface:debug")

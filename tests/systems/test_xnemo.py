@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from quick import quick_jit, random_like
 
-from vidmotion import media, paths, plan, reenact, sharding
+from vidmotion import media, paths, plan, reenact
 from vidmotion.animate import Faces
 from vidmotion.convert import __main__ as convert
 from vidmotion.convert import engine
@@ -482,20 +482,10 @@ def test_the_plan_counts_what_the_release_has(stage):
         assert all_ - frozen == 453_209_280  # the temporal modules
 
 
-@pytest.fixture
-def unoptimised():
-    """As `quick_jit`, of the programs that training compiles itself."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # four programs are compiled
-def test_four_stages_and_a_video(tmp_path, unoptimised, monkeypatch):
+def test_four_stages_and_a_video(tmp_path, unoptimised, one_device, monkeypatch):
     """Each stage begins with the last one's parameters and statistics, and leaves the others alone."""
-    one = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])  # several take longer
-    monkeypatch.setattr(sharding, "make_mesh", one)
     monkeypatch.setattr(Run, "flops_per_step", lambda self: None)  # which traces the update again
     before, workdir = None, None
     for stage in (1, 2, 3, 4):

@@ -488,7 +488,7 @@ def test_drives_that_make_no_sense(xnemo, heads_run, tokenizer, files, tmp_path)
         with pytest.raises(ConfigError, match=message) as error:
             reenact.reenact(run, portrait, video, out, where=WHOLE, drive=animate.Drive(**drive))
         one_sentence(error)
-    with pytest.raises(ConfigError, match=r"--keys, --codes, --outpaint: .* holds a bcd"):
+    with pytest.raises(ConfigError, match=r"--keys, --codes, --outpaint, .* holds a bcd"):
         keys = animate.Drive(keys=(portrait, portrait))
         reenact.reenact(open_run(str(heads_run)), portrait, "", out, drive=keys)
 

@@ -403,7 +403,7 @@ def folders(place: Path, seed: int = 0) -> Iterator[Case]:
             assert code == EXIT_REFUSED and "Traceback" not in said.getvalue()
             raise ConfigError(said.getvalue())
         source = VideoSource(out, "train")
-        return sorted({source.name(k) for k in range(len(source))})
+        return sorted({source.origin(k) for k in range(len(source))})
 
     def case(name, what, expected, *files, named=None):
         """Beside the good video lies what `what`, given a path, makes there."""

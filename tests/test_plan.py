@@ -11,13 +11,13 @@ import tiny
 
 from vidmotion import plan, system
 from vidmotion.run import Run
-from vidmotion.system import Out, System
+from vidmotion.system import Describes, Out, System
 
 WIDTH, LAYERS, ROWS = 128, 4, 512
 
 
 @dataclasses.dataclass(frozen=True)
-class Stack(System):
+class Stack(System, Describes):
     """`layers` square matrices in a row, one token per example; `scan` loops over them."""
 
     layers: int = LAYERS

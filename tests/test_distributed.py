@@ -124,10 +124,10 @@ def test_a_job_of_two_is_the_job_of_one(tmp_path, monkeypatch):
 def test_a_killed_peer_ends_the_other_and_its_checkpoint_stays(tmp_path):
     # The survivor hangs in a collective until jax's coordination service misses the heartbeats; it
     # then aborts the process, which no Python code can catch or reword.
-    (code0, said0), (code1, _) = two_processes(
+    (code0, said0), (code1, said1) = two_processes(
         tmp_path, ("", f"SIGKILL 5 {tmp_path / 'checkpoints' / '3'}")
     )
-    assert code1 == -signal.SIGKILL
+    assert code1 == -signal.SIGKILL, said1
     assert code0 not in (EXIT_DONE, EXIT_PREEMPTED), said0
     assert "another task died" in said0
     with Checkpointer(tmp_path, read_only=True) as checkpointer:

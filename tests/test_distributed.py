@@ -32,8 +32,9 @@ def tiny_config():
     return config
 
 
-def two_processes(workdir, signals=("", "")):
-    """Run the command line as two processes; returns both (exit code, output)."""
+def two_processes(workdir, changes=({}, {})):
+    """Run the command line as two processes with `changes` of their environments, which `tiny` explains; returns
+    both (exit code, output)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -41,7 +42,7 @@ def two_processes(workdir, signals=("", "")):
     command += [f"--workdir={workdir}"]
     command += [f"--config.mesh.{axis}={size}" for axis, size in MESH.items()]
     processes = []
-    for index, when in enumerate(signals):
+    for index, changed in enumerate(changes):
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
@@ -50,9 +51,8 @@ def two_processes(workdir, signals=("", "")):
             "JAX_NUM_PROCESSES": "2",
             "JAX_PROCESS_ID": str(index),
             "VIDMOTION_HEARTBEAT_SECONDS": "10",
+            **changed,
         }
-        if when:
-            environment["TINY_SIGNAL"] = when
         processes.append(
             subprocess.Popen(
                 command,
@@ -102,7 +102,9 @@ def test_a_job_of_two_is_the_job_of_one(tmp_path, monkeypatch):
         assert train(tiny_config(), str(relay)) == EXIT_PREEMPTED
 
     # Only the second process is told to stop.
-    (code0, said0), (code1, said1) = two_processes(relay, ("", f"SIGTERM 4 {relay}"))
+    (code0, said0), (code1, said1) = two_processes(
+        relay, ({}, {"TINY_SIGNAL": f"SIGTERM 4 {relay}"})
+    )
     assert (code0, code1) == (EXIT_PREEMPTED, EXIT_PREEMPTED), said0 + said1
     assert "resumed from step 3" in said0
     assert "the same command resumes" in said0 and "resumes" not in said1
@@ -124,11 +126,16 @@ def test_a_job_of_two_is_the_job_of_one(tmp_path, monkeypatch):
 def test_a_killed_peer_ends_the_other_and_its_checkpoint_stays(tmp_path):
     # The survivor hangs in a collective until jax's coordination service misses the heartbeats; it
     # then aborts the process, which no Python code can catch or reword.
-    (code0, said0), (code1, said1) = two_processes(
-        tmp_path, ("", f"SIGKILL 5 {tmp_path / 'checkpoints' / '3'}")
-    )
+    killed = {"TINY_SIGNAL": f"SIGKILL 5 {tmp_path / 'checkpoints' / '3'}"}
+    (code0, said0), (code1, said1) = two_processes(tmp_path, ({}, killed))
     assert code1 == -signal.SIGKILL, said1
     assert code0 not in (EXIT_DONE, EXIT_PREEMPTED), said0
     assert "another task died" in said0
     with Checkpointer(tmp_path, read_only=True) as checkpointer:
         assert checkpointer.steps() == [3]
+
+
+def test_processes_agree_where_one_sees_the_folder_that_the_other_has_just_made(tmp_path):
+    late = {"TINY_LATE": str(tmp_path / "checkpoints")}
+    (code0, said0), (code1, said1) = two_processes(tmp_path, ({}, late))
+    assert (code0, code1) == (EXIT_DONE, EXIT_DONE), said0 + said1

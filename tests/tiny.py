@@ -4,7 +4,7 @@
 
 It has what can go wrong in a resumed run: two players of which one starts late, noise, running state, an
 average, frozen leaves and accumulation. ``TINY_SIGNAL="SIGKILL 5 PATH"`` sends the process that signal once
-five updates are complete and PATH exists.
+five updates are complete and PATH exists. ``TINY_LATE=PATH`` lets it look at its workdir only when PATH exists.
 """
 
 import dataclasses
@@ -126,6 +126,19 @@ def _signal_at(name: str, step: int, path: str) -> None:
     train.DeferredMetrics.push = pushed
 
 
+def _late(path: str) -> None:
+    from vidmotion import open_run
+
+    check = open_run.check_workdir
+
+    def late(run):
+        while not os.path.exists(path):
+            time.sleep(0.01)
+        return check(run)
+
+    open_run.check_workdir = late
+
+
 if __name__ == "__main__":
     from vidmotion import main
 
@@ -133,4 +146,6 @@ if __name__ == "__main__":
     if "TINY_SIGNAL" in os.environ:
         _name, _step, _path = os.environ["TINY_SIGNAL"].split()
         _signal_at(_name, int(_step), _path)
+    if "TINY_LATE" in os.environ:
+        _late(os.environ["TINY_LATE"])
     main.cli()

@@ -62,6 +62,9 @@ class Checkpointer:
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
+            # Nothing is kept there, and to open would wait for all processes, also where only some of them
+            # find checkpoints to read because another is just making the folder.
+            save_root_metadata=False,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
         self._manager = None

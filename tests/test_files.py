@@ -1,6 +1,7 @@
 """Files are whole or absent, whatever happens while they are written."""
 
 import errno
+import os
 
 import pytest
 from etils import epath
@@ -26,6 +27,24 @@ def test_an_error_without_a_file_names_the_file(tmp_path):
     with pytest.raises(OSError, match=r"No space left .*a\.bin"), files.aside(path):
         raise OSError(errno.ENOSPC, "full")
     assert not list(tmp_path.iterdir())
+
+
+def test_two_processes_that_make_the_same_file_do_not_write_into_one(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    with files.aside(path) as mine:
+        mine.write_bytes(b"mine")
+        monkeypatch.setattr(files.os, "getpid", lambda: -1)
+        with files.aside(path) as theirs:
+            theirs.write_bytes(b"theirs")
+        assert mine != theirs and mine.name.endswith(".tmp")
+        assert (mine.read_bytes(), path.read_bytes()) == (b"mine", b"theirs")
+
+
+def test_what_is_there_and_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    answers = {name: files.not_a_file(tmp_path / name) for name in ("pipe", "file", "none", ".")}
+    assert answers == {"pipe": True, "file": False, "none": False, ".": True}
 
 
 def test_sha256_is_that_of_the_standard(tmp_path):

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import logging
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 
@@ -182,8 +181,8 @@ def animated(
         chunks = [np.stack(filled[i : i + CROPS]) for i in range(0, len(filled), CROPS)]
         vectors = between(np.concatenate(list(map(look, chunks)))[: len(shown)], drive.between)
     else:
-        own = functools.partial(media.own_frames, motion)
-        track = locate(media.iter_video(motion), motion, where.driver, own)
+        own_frames = functools.partial(media.own_frames, motion)
+        track = locate(media.iter_video(motion), motion, where.driver, own_frames)
         if remarks := track.report():
             log.warning("%s: %s", motion, remarks)
         chunks = _crops(motion, track.boxes, side, where.driver == "whole")
@@ -358,9 +357,7 @@ def read_codes(path: str) -> tuple[np.ndarray, float, str]:
       ConfigError: no such file.
     """
     try:
-        if os.path.exists(path) and not os.path.isfile(
-            path
-        ):  # a pipe would be waited for without an end
+        if files.not_a_file(path):
             raise OSError("not a file")
         with safetensors.safe_open(path, "numpy") as file:
             motion, kept = file.get_tensor("motion"), file.metadata() or {}

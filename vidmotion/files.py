@@ -43,6 +43,11 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         written.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def not_a_file(path: str | os.PathLike) -> bool:
+    """Whether something other than a file lies at `path`: a folder, or a pipe, whose reader would wait for ever."""
+    return os.path.exists(path) and not os.path.isfile(path)
+
+
 def sha256(path: Path) -> str:
     """Hex sha256 of the content of a file."""
     with path.open("rb") as file:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 
-from vidmotion.files import aside
+from vidmotion.files import aside, not_a_file
 
 log = logging.getLogger(__name__)
 
@@ -341,9 +341,7 @@ class _AudioCopy:
 
         self._path, self._container = path, container
         self._target = self._resampler = None
-        if os.path.exists(path) and not os.path.isfile(
-            path
-        ):  # a pipe would be waited for without an end
+        if not_a_file(path):
             raise MediaError(f"no audio can be read from {path}: not a file")
         try:
             self._input = av.open(f"file:{os.fspath(path)}")
@@ -458,7 +456,7 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
     Raises:
         MediaError: the file is missing, not a picture that can be read, or too large.
     """
-    if os.path.exists(path) and not os.path.isfile(path):
+    if not_a_file(path):
         raise MediaError(f"{path}: not a file")
     try:
         with warnings.catch_warnings():

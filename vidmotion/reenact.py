@@ -35,6 +35,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vidmotion import animate, media, startup
+from vidmotion.diffusion.windows import fade
 from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.evaluation.transfer import to_uint8
 from vidmotion.open_run import open_run, open_weights
@@ -199,9 +200,8 @@ def _by_windows(
     sample = run.jit_sample(**options)
     rows = run.rows(1)  # the mesh may want more than one row; the extra ones repeat the first
     key = jax.random.key(seed)  # the same noise for every window: less flicker
-    held = np.zeros(
-        (0, system.size, system.size, 3), np.float32
-    )  # the last frames of the chunk before
+    # The last frames of the chunk before.
+    held = np.zeros((0, system.size, system.size, 3), np.float32)
     rest = (None, None, None, range(0))
     chunks = windows(motion, length, system.size, overlap)
     for (chunk, moved), (still, lasts) in zip(chunks, shown):
@@ -210,8 +210,7 @@ def _by_windows(
             "motion": np.repeat(chunk[None], rows, axis=0),
         }
         made = np.array(sample(vars, run.put_rows(batch), key)["video"][0])
-        share = (np.arange(1, len(held) + 1) / (len(held) + 1)).astype(np.float32)
-        made[: len(held)] += (1 - share)[:, None, None, None] * (held - made[: len(held)])
+        made[: len(held)] = fade(held, made[: len(held)])
         real = min(moved, lasts)
         # Of a full chunk the last frames are made again with the next, should there be one.
         ready = real - overlap if real == length else real

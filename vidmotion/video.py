@@ -18,6 +18,7 @@ from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from vidmotion import files
 from vidmotion.data import faces
 from vidmotion.media import MediaError
 
@@ -294,7 +295,7 @@ def _open(path: str):
     if not os.path.isdir(path):
         if not os.path.exists(path):
             raise MediaError("there is no such file")
-        if not os.path.isfile(path):  # a pipe would be waited for without an end
+        if files.not_a_file(path):
             raise MediaError("not a file")
         # A name with a colon is no protocol, and a playlist leads nowhere else.
         return av.open(f"file:{path}", container_options={"protocol_whitelist": "file"})

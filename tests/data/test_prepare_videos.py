@@ -340,12 +340,6 @@ def test_parts_done_by_several_jobs_give_the_dataset_of_one(videos, prepared, tm
             prepare.main(arguments(videos, tmp_path / "b", f"--part={wrong}"))
 
 
-def test_two_processes_that_make_the_same_part_do_not_write_into_one_file(monkeypatch):
-    mine = folders._partial()
-    monkeypatch.setattr(folders.os, "getpid", lambda: -1)
-    assert folders._partial() != mine and mine.endswith(".partial")
-
-
 def test_a_pipeline_gives_the_dataset_of_one_process(videos, prepared, tmp_path, capsys):
     pytest.importorskip("apache_beam")
     code, printed, error = run(capsys, *arguments(videos, tmp_path, "--runner=DirectRunner"))

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vidmotion import files
 from vidmotion.data.records import DatasetError
 from vidmotion.errors import ConfigError
 
@@ -311,7 +312,7 @@ def read_boxes(path: Path, per_frame: bool = False) -> dict[str, np.ndarray]:
     Raises:
       DatasetError: it cannot be read so; names the first wrong entry.
     """
-    if path.exists() and not path.is_file():
+    if files.not_a_file(path):
         raise DatasetError(f"{path}: not a file")
     try:
         text = path.read_text(encoding="utf-8-sig")

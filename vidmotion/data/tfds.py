@@ -9,6 +9,7 @@
 to read them: ``config.data.kind=tfds`` with ``name``, ``split`` and ``data_dir``, or `tfds.data_source` elsewhere.
 """
 
+import abc
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping
@@ -60,9 +61,9 @@ class _Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("1.0.0")
 
+    @abc.abstractmethod
     def sources(self) -> Mapping[str, Any]:
         """Split -> source of this package."""
-        raise NotImplementedError
 
     def _info(self) -> tfds.core.DatasetInfo:
         source = next(iter(self.sources().values()))
@@ -77,7 +78,7 @@ class _Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {split: _elements(source) for split, source in self.sources().items()}
 
     def _generate_examples(self):
-        raise NotImplementedError
+        """Not called, though a builder must have it: `_split_generators` gives the examples themselves."""
 
 
 class VidmotionSprites(_Clips):

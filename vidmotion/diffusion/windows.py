@@ -20,6 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def fade(before: Any, after: Any) -> Any:
+    """Blend the n frames that two windows share, each given as (..., n, H, W, C).
+
+    The earlier window, `before`, weighs n/(n+1), ..., 1/(n+1), and `after` the rest.
+    """
+    n = before.shape[-4]
+    share = (np.arange(1, n + 1) / (n + 1)).astype(np.float32)
+    return before + share.reshape(*[1] * (before.ndim - 4), n, 1, 1, 1) * (after - before)
+
+
 @dataclasses.dataclass(frozen=True)
 class Windows:
     """The windows of a video.

@@ -6,7 +6,6 @@ autoencoder rebuilt, which is what generation can reach, and chance.
 """
 
 import dataclasses
-import logging
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from vidmotion import media
 from vidmotion.data import vidtwin_latents
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.evaluator import Evaluator
+from vidmotion.evaluation.pictures import write
 from vidmotion.evaluation.sprites_judge import judge_clips, trained_judge
 from vidmotion.evaluation.transfer import to_uint8
 from vidmotion.metrics import judge
@@ -23,8 +23,6 @@ from vidmotion.metrics.result import MetricResult, not_computed
 from vidmotion.open_run import open_run
 from vidmotion.system import fingerprint
 from vidmotion.systems.sprites_judge import LABELS
-
-log = logging.getLogger(__name__)
 
 SHOWN = 4  # clips of each class in the pictures
 
@@ -201,17 +199,10 @@ def _judged(judge_run, judge_vars, videos: np.ndarray, labels: np.ndarray) -> di
 def show(run, videos: np.ndarray, labels: np.ndarray, names: list[str]) -> None:
     """Write ``samples/generated.{png,mp4,gif}``: a row of clips for each class, with its name; the PNG
     shows the middle frame."""
-    if jax.process_index() != 0:
-        return
     columns = min(SHOWN, *np.bincount(labels, minlength=len(names)))
     cells, captions = [], []
     for label, name in enumerate(names):
         cells += list(videos[labels == label][:columns])
         captions += [name] + [""] * (columns - 1)
     sheet = media.grid(cells, cols=columns, scale=2, captions=captions)
-    folder = run.workdir / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
-    media.write_png(folder / "generated.png", sheet[len(sheet) // 2])
-    media.write_mp4(folder / "generated.mp4", sheet, fps=run.config.sample.fps)
-    media.write_gif(folder / "generated.gif", sheet, fps=run.config.sample.fps)
-    log.info("pictures: %s", folder / "generated.png")
+    write(run, "generated", sheet)

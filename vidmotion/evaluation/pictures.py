@@ -55,7 +55,7 @@ def pictures(run, vars, step: int | None) -> dict[str, np.ndarray]:
         rebuilt, crossed = np.split(videos[count:], 2)
         sheets["parts"] = _parts(run, vars, shown[: rows + 1], rebuilt, crossed)
     for sheet, video in sheets.items():
-        _write(run, sheet if step is None else f"{sheet}-{step}", video)
+        write(run, sheet if step is None else f"{sheet}-{step}", video)
     return {name: video[len(video) // 2] for name, video in sheets.items()}
 
 
@@ -97,11 +97,15 @@ def _parts(run, vars, clips: list[np.ndarray], rebuilt, crossed) -> np.ndarray:
     return media.grid(cells, cols=len(columns), scale=scale, captions=captions)
 
 
-def _write(run, name: str, sheet: np.ndarray) -> None:
+def write(run, name: str, sheet: np.ndarray) -> None:
+    """Write a sheet uint8 (H, W, 3) as ``<workdir>/samples/<name>.png``; or one that moves, (T, H, W, 3), as PNG of its
+    middle frame, mp4 and GIF. The first process does it."""
     if jax.process_index() == 0:
         folder, fps = run.workdir / "samples", run.config.sample.fps
         folder.mkdir(parents=True, exist_ok=True)
-        media.write_png(folder / f"{name}.png", sheet[len(sheet) // 2])
-        media.write_mp4(folder / f"{name}.mp4", sheet, fps=fps)
-        media.write_gif(folder / f"{name}.gif", sheet, fps=fps)
+        moves = sheet.ndim == 4
+        media.write_png(folder / f"{name}.png", sheet[len(sheet) // 2] if moves else sheet)
+        if moves:
+            media.write_mp4(folder / f"{name}.mp4", sheet, fps=fps)
+            media.write_gif(folder / f"{name}.gif", sheet, fps=fps)
         log.info("pictures: %s", folder / f"{name}.png")

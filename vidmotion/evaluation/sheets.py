@@ -11,17 +11,14 @@ failures (WarpFace, Figure 9)
     the worst frame: source, true frame, made frame and its PSNR.
 """
 
-import logging
-
 import numpy as np
 
 from vidmotion import media
 from vidmotion.errors import ConfigError
+from vidmotion.evaluation.pictures import write
 from vidmotion.evaluation.protocols import partners
 from vidmotion.evaluation.transfer import boxes_of, clip_of, to_uint8, transfer
 from vidmotion.metrics import pixel
-
-log = logging.getLogger(__name__)
 
 SIDE = 96  # least height of a cell, pixels
 
@@ -100,9 +97,5 @@ def _moved(run, vars, source, pairs, frames: slice, what: str) -> list[np.ndarra
 
 def _write(run, name: str, cells, columns: int, captions) -> None:
     captions = [*captions] + [""] * (len(cells) - len(captions))
-    folder = run.workdir / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
     scale = max(1, -(-SIDE // cells[0].shape[0]))
-    sheet = media.grid(cells, cols=columns, scale=scale, captions=captions)
-    media.write_png(folder / f"{name}.png", sheet)
-    log.info("pictures: %s", folder / f"{name}.png")
+    write(run, name, media.grid(cells, cols=columns, scale=scale, captions=captions))

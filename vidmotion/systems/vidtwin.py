@@ -29,6 +29,7 @@ import numpy as np
 from vidmotion import paths
 from vidmotion.config_schema import from_config
 from vidmotion.convert import folder
+from vidmotion.diffusion.windows import fade
 from vidmotion.errors import ConfigError
 from vidmotion.losses.gan import adaptive_weight, hinge_discriminator, hinge_generator
 from vidmotion.losses.kl import gaussian_kl
@@ -608,19 +609,13 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
 def crossfade(windows_bkfhwc: jax.Array, overlap: int) -> jax.Array:
     """Windows (B, K, F, H, W, C) that share n = `overlap` frames with the next -> (B, K (F - n) + n, H, W, C).
 
-    The shared frames weigh n/(n+1), ..., 1/(n+1) in the earlier window and the rest in the later one.
+    What two windows share fades from one to the other (`fade`); n is at most F / 2.
     """
-    clips, count, length = windows_bkfhwc.shape[:3]
-    if not overlap:
-        return windows_bkfhwc.reshape(clips, count * length, *windows_bkfhwc.shape[3:])
-    step = length - overlap
-    # A window's shares rise over its first frames and fall over its last, but where there is no other window.
-    rise = np.minimum(np.arange(1, length + 1) / (overlap + 1), 1)
-    share = np.tile(np.minimum(rise, rise[::-1]), (count, 1)).astype(np.float32)
-    share[0, :overlap] = share[-1, length - overlap :] = 1
-    index = np.arange(count)[:, None] * step + np.arange(length)[None]
-    joined = jnp.zeros((clips, count * step + overlap, *windows_bkfhwc.shape[3:]))
-    return joined.at[:, index].add(windows_bkfhwc * share[None, :, :, None, None, None])
+    x, step = windows_bkfhwc, windows_bkfhwc.shape[2] - overlap
+    faded = fade(x[:, :-1, step:], x[:, 1:, :overlap])
+    begins = jnp.concatenate([x[:, :1, :overlap], faded], axis=1)
+    steps = jnp.concatenate([begins, x[:, :, overlap:step]], axis=2)
+    return jnp.concatenate([steps.reshape(len(x), -1, *x.shape[3:]), x[:, -1, step:]], axis=1)
 
 
 def _crossed(x: jax.Array, crossed_b: jax.Array) -> jax.Array:

@@ -458,14 +458,7 @@ def _cores() -> int:
 
 def _command(args) -> str:
     """The command that builds this dataset again, from any folder, whatever is there by then."""
-    left_out = (
-        "kind",
-        "plan",
-        "force",
-        "part",
-        "runner",
-        "beam",
-    )  # of these none changes the dataset
+    left_out = ("kind", "plan", "force", "part", "runner", "beam")  # none changes the dataset
     values = {k: v for k, v in vars(args).items() if k not in left_out and v is not None}
     flags = [
         f"--{name}={value.resolve() if isinstance(value, Path) else value}"

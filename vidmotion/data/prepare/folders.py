@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import threading
 import time
 from collections import Counter
@@ -28,7 +27,7 @@ import safetensors.numpy
 
 from vidmotion.data.prepare.cutting import Cutting, Tally, cut_video
 from vidmotion.data.records import INDEX, DatasetError, writing
-from vidmotion.files import atomic_write
+from vidmotion.files import aside, atomic_write
 from vidmotion.media import MediaError
 from vidmotion.video import FRAME_SUFFIXES
 
@@ -476,21 +475,20 @@ class FolderRun:
         if boxes is not None and file.name not in boxes:
             return "no box for it in the box file"
         box = boxes and boxes[file.name]
-        aside = self._part(file, _partial())
-        writer = ArrayRecordWriter(str(aside), "group_size:1,uncompressed")
+        options = {"box": box, "threads": threads, "check": self._check}
         try:
-            for record in cut_video(
-                file.path, self._job.cutting, tally, box=box, threads=threads, check=self._check
-            ):
-                arrays = {name: np.asarray(value) for name, value in record.items()}
-                with writing(aside):
-                    writer.write(safetensors.numpy.save(arrays))
+            with aside(self._part(file, ".array_record")) as part:
+                writer = ArrayRecordWriter(str(part), "group_size:1,uncompressed")
+                try:
+                    for record in cut_video(file.path, self._job.cutting, tally, **options):
+                        arrays = {name: np.asarray(value) for name, value in record.items()}
+                        with writing(part):
+                            writer.write(safetensors.numpy.save(arrays))
+                finally:
+                    with writing(part):
+                        writer.close()
         except MediaError as error:
             return str(error)
-        finally:
-            with writing(aside):
-                writer.close()
-        os.replace(aside, self._part(file, ".array_record"))
         _write_json(self._part(file, ".json"), dataclasses.asdict(tally))
         return dataclasses.asdict(tally)
 
@@ -538,11 +536,6 @@ class FolderRun:
 
 class _StoppedError(Exception):
     """Ends a thread's work on a file; never seen, for the interruption itself is what is raised."""
-
-
-def _partial() -> str:
-    """Suffix of a file that is being written: another process that does the same has another."""
-    return f".{socket.gethostname()}-{os.getpid()}.partial"
 
 
 def _digest(text: str) -> str:

@@ -137,7 +137,7 @@ def test_what_cannot_be_encoded_is_refused(twin, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_steps_of_the_real_ones_and_pictures_of_every_class(monkeypatch, tmp_path):
+def test_two_steps_of_the_real_ones_and_pictures_of_every_class(monkeypatch, tmp_path, unoptimised):
     """The commands of ``configs/vidtwin_dit.py`` in their debug shapes."""
     monkeypatch.setitem(systems.SYSTEMS, "vidtwin", REAL)
     twin, latents, out = (tmp_path / name for name in ("twin", "latents", "dit"))

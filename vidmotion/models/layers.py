@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 
 Dense = Callable[..., Callable[[jax.Array], jax.Array]]
 SEPARATE = ("query", "key", "value")
+SHORT = ("q", "k", "v")
 FUSED = ("qkv",)
 zeros = nn.initializers.zeros
 

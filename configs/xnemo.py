@@ -151,8 +151,8 @@ def get_config(argument: str = "") -> ConfigDict:
         learns = ((".*", _gan_frames(options) > 0),)
         player = {"rate": 1e-4, "betas": (0.0, 0.99), "eps": 1e-8, "trainable": learns}  # PD-FGC's
         config.optimizer.update({"head": player, "disc": player})
-    # Less by the frames where E_mot reads clips: a factor of 16 (appendix C)
-    config.batch_size = 16 if stage > 2 else 64 // frames
+    # 8 where E_mot reads clips: less by a factor of 16 (appendix C) is 4, which the paper's 8 devices cannot share
+    config.batch_size = 16 if stage > 2 else 8 if clips else 64
     config.steps = sum(STEPS.values()) if together else STEPS[stage]
     if stage == 1 or together:
         config.init_rules = (*(CONTROL_FROM_BASE if controlled else ()), *FROM_BASE)

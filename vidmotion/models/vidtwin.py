@@ -235,9 +235,8 @@ class StructureEncoder(nn.Module):
         """Features (b, t, h, w, c) -> moments (b, q, h', w', 2 d_S), or d_S if not variational."""
         batch, _, side, _, _ = z_bthwc.shape
         memory = rearrange(z_bthwc, "b t h w c -> (b h w) t c")
-        x = rearrange(
-            self.reader()(memory, deterministic), "(b h w) q c -> (b q) h w c", h=side, w=side
-        )
+        found = self.reader()(memory, deterministic)
+        x = rearrange(found, "(b h w) q c -> (b q) h w c", h=side, w=side)
         x = _conv(x, self.width, self.start, "conv_in")
         for i in range(self.blocks):
             x = _conv(x, 2 * x.shape[-1], self.start, f"down_{i}", relu=True, stride=2)
@@ -340,6 +339,9 @@ class DynamicsDecoder(nn.Module):
 class VidTwin(nn.Module):
     """The autoencoder (arXiv 2412.17726, section 3; spec sections 1 to 4).
 
+    An ablation is a subclass with another `reader`, `structure_branch` or `dynamics_branch` and the shapes that go with
+    it: see `vidtwin_ablations`.
+
     Parameters are float32, and so is everything but the matrix products of the two transformers, as
     under the autocast of the released code (section 1.5).
 
@@ -428,13 +430,13 @@ class VidTwin(nn.Module):
         """Makes a Q-Former of this network's sizes."""
         return functools.partial(
             QFormer,
-            queries,
-            self.query_width,
-            self.query_layers,
-            self.query_heads,
-            self.query_mlp,
-            self.dropout,
-            STARTS[self.start].qformer,
+            queries=queries,
+            width=self.query_width,
+            layers=self.query_layers,
+            heads=self.query_heads,
+            mlp_dim=self.query_mlp,
+            dropout=self.dropout,
+            kernel_init=STARTS[self.start].qformer,
             name="qformer",
         )
 

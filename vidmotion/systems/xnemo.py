@@ -222,7 +222,8 @@ class XNeMo(System, MotionTransfer, Released, Describes):
       size: of a frame, height and width.
       codec: see `codecs`, or a mapping of its fields.
       unet: a name of `unet.SIZES`, or a mapping of `UNet`'s sizes; of both UNets.
-      modules: fields that `DenoisingUNet` has beside those, of its motion and temporal modules.
+      modules: fields that `DenoisingUNet` has beside those, of its motion and temporal modules, and of the control that
+        takes the place of the former in an ablation.
       motion: fields of `MotionEncoder`.
       stage ... diffusion: the records above, and `DDPM`.
       prediction: of the denoiser, ``eps`` in the paper, ``x0`` or ``v``; ``x0`` asks least of a small network.

@@ -176,6 +176,10 @@ class VidTwinLatents(Kind):
             raise ConfigError(
                 f"--frames={frames}: a VidTwin reads clips of one length; leave it out"
             )
+        if not run.system.parts:
+            raise ConfigError(
+                f"{run.workdir} holds a VidTwin of one latent, without dynamics to keep"
+            )
         source = _still(run, split)
         if not isinstance(source, Classes) or not source.classes:
             raise ConfigError(

@@ -40,6 +40,7 @@ class StandIn(systems.System, systems.MotionTransfer):
 
     window = content_frames = 1
     face_side = SIZE
+    encoder = SimpleNamespace(frames=1)
 
     @property
     def codec(self):

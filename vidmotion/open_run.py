@@ -144,14 +144,19 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
 def of_today(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of an older run in the fields that it has today, with the same meaning.
 
-    Evaluators once shared a section ``eval``. The first stage of BCD once was a run of its own, without temporal
-    blocks; today it is the part of a run before they join.
+    Evaluators once shared a section ``eval``, and those that need a judge trained it themselves. The first stage of BCD
+    once was a run of its own, without temporal blocks; today it is the part of a run before they join.
     """
     from vidmotion import evaluation  # which opens runs itself
 
     config = {**config}
     if "eval" in config:
         config["evals"] = evaluation.sections_of(config.pop("eval"))
+    if any("judge_workdir" in section for section in config.get("evals", {}).values()):
+        config["evals"] = {name: {**section} for name, section in config["evals"].items()}
+        for section in config["evals"].values():
+            if "judge_workdir" in section:
+                section["judge"] = section.pop("judge_workdir")
     system = config.get("system", {})
     if "temporal" in system.get("denoiser", {}):
         denoiser = {**system["denoiser"]}

@@ -506,7 +506,7 @@ def _evaluate(name: str, run: Run, vars) -> list[MetricResult]:
     """One evaluator; a protocol keeps what it counted in a folder, which is for one job alone."""
     alone = name in evaluation.PROTOCOLS
     with run.hold(f"eval/{name}") if alone else contextlib.nullcontext():
-        return evaluation.evaluate(name, run, vars, companion)
+        return evaluation.evaluate(name, run, vars)
 
 
 def _report(run: Run, results: list[MetricResult]) -> None:
@@ -519,17 +519,6 @@ def _others(old: dict[str, Any], results: list[dict[str, Any]]) -> list[dict[str
     """Results of an `old` record that `results` have no number for."""
     new = {(row["metric"], row["convention"]) for row in results}
     return [row for row in old["results"] if (row["metric"], row["convention"]) not in new]
-
-
-def companion(run: Run) -> Run:
-    """A second run that an evaluator needs (a judge): trained first if its workdir holds no checkpoint."""
-    with Checkpointer(run.workdir, read_only=True) as checkpointer:
-        done = checkpointer.steps()
-    if not done or done[-1] < run.config.steps:
-        log.info("training %s first", run.workdir)
-        if train(run.config, run.workdir) == EXIT_PREEMPTED:
-            raise PreemptedError(f"training of {run.workdir} was interrupted; its state is saved")
-    return run
 
 
 def _check_fresh(run: Run) -> None:

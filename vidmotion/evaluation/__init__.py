@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vidmotion.config_schema import from_config
@@ -119,17 +119,17 @@ def check(run, names: Sequence[str]) -> None:
         ) from error
 
 
-def evaluate(name: str, run, vars, companion: Callable) -> list[MetricResult]:
+def evaluate(name: str, run, vars) -> list[MetricResult]:
     """Run one evaluator.
 
     Args:
       name: one of `evaluators` of the run's system.
-      run, vars, companion: as of `Evaluator.evaluate`.
+      run, vars: as of `Evaluator.evaluate`.
 
     Raises:
       ConfigError: as of `build` and of the evaluator.
     """
-    return build(name, run).evaluate(run, vars, companion)
+    return build(name, run).evaluate(run, vars)
 
 
 def build(name: str, run) -> Evaluator:
@@ -165,6 +165,7 @@ def sections_of(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     weights = dict(flat.get("weights", {}))
     old = {**flat, "weights": weights, "reader": weights.pop("heads_reader", "")}
     old["split"] = flat.get("drivers", {}).get("split", "eval")
+    old["judge"] = flat.get("judge_workdir", "")
     protocol = flat.get("protocol", "")
     run = (protocol,) if protocol else flat.get("run", ())
     sections = {}

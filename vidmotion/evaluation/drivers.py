@@ -25,7 +25,7 @@ class Drivers(OnPairs):
         """As of `Evaluator`."""
         renderer(run, self.pairs, self.split)
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """PSNR with the true driver, without one, with a wrong one and with a wrong source; what each wrong answer
         loses; and three trivial answers: the mean picture of these clips, and copying source or driver.
 

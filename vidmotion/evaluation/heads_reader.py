@@ -40,7 +40,7 @@ class Score(NamedTuple):
 class HeadsReading(Evaluator):
     """What a reader reads in held-out true renders."""
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """R^2 of each motion factor and of each number of the identity, accuracy of each of its classes, and the means
         of groups, over the frames of the eval split in which the factor has an effect."""
         source = run.source("eval")

@@ -10,7 +10,6 @@ the same reading after the factors have been shuffled among the clips, which is 
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -66,7 +65,7 @@ class Leakage(Evaluator):
         """As of `Evaluator`."""
         _clips(run, self.probe_clips)
 
-    def evaluate(self, run, vars, companion: Callable) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """R^2 of continuous factors and accuracy of classes, each with its interval, for every reading and probe.
 
         Rows ``probe/<factors>_from_<code>/<probe>/<score>`` are means over the factors, beside

@@ -44,7 +44,7 @@ class TokenizerErrors(Evaluator):
         run.source("eval")
         open_xnemo(self.xnemo, run.system.codes, encoded.MotionCodesSource)
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """Errors on the eval split, use of the codebook, and pictures of `clips` of them by the X-NeMo run `xnemo`.
 
         Raises:

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 IDENTITY = "identity.json"
 NO_MATTER = {
     *("every", "data", "save_every", "measured", "head_model", "weights"),
-    *("autoencoder", "judge", "judge_workdir"),
+    *("autoencoder", "judge"),
 }
 States = dict[str, Mapping[str, Any]]
 
@@ -122,7 +122,7 @@ class PaperProtocol(Evaluator):
     def measures(self, run, work: "Work") -> list[Measure]:
         """What is measured of them."""
 
-    def more(self, run, vars, outside: Measured, companion: Callable) -> list[MetricResult]:
+    def more(self, run, vars, outside: Measured) -> list[MetricResult]:
         """Further rows, of this protocol alone."""
         return []
 
@@ -131,7 +131,7 @@ class PaperProtocol(Evaluator):
         work = self.work(run, None)
         Measured(self.measured, work.clips, work.resolution).rows(())
 
-    def evaluate(self, run, vars, companion: Callable) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """Makes and measures the clips, or the rest of them, and writes the results."""
         work = self.work(run, vars)
         found = self.measures(run, work)
@@ -144,7 +144,7 @@ class PaperProtocol(Evaluator):
         ]
         outside = Measured(self.measured, work.clips, work.resolution)
         rows += outside.rows(self.outside)
-        rows += self.more(run, vars, outside, companion)
+        rows += self.more(run, vars, outside)
         write(run, self.name, work.clips, rows)
         return rows
 
@@ -541,7 +541,7 @@ class MotionTransfer(PaperProtocol):
             measures.steadiness(),
         ]
 
-    def more(self, run, vars, outside: Measured, companion: Callable) -> list[MetricResult]:
+    def more(self, run, vars, outside: Measured) -> list[MetricResult]:
         """Errors of head meshes."""
         return outside.mesh_rows(self.head_model)
 
@@ -575,14 +575,13 @@ class Generation(PaperProtocol):
     """Clips of every class; with a judge, also `class_generation`.
 
     Attributes:
-      per_class, autoencoder, judge, judge_workdir: as of `class_generation.ClassGeneration`.
+      per_class, autoencoder, judge: as of `class_generation.ClassGeneration`.
     """
 
     name = "generation"
     per_class: int
     autoencoder: str = ""
     judge: str = ""
-    judge_workdir: str = ""
 
     def work(self, run, vars) -> Work:
         """As of `PaperProtocol`."""
@@ -596,13 +595,13 @@ class Generation(PaperProtocol):
             measures.steadiness(),
         ]
 
-    def more(self, run, vars, outside: Measured, companion: Callable) -> list[MetricResult]:
+    def more(self, run, vars, outside: Measured) -> list[MetricResult]:
         """What a judge says."""
         if not self.judge:
             return []
         names = [field.name for field in dataclasses.fields(class_generation.ClassGeneration)]
         judged = {name: getattr(self, name) for name in names}
-        return class_generation.ClassGeneration(**judged).evaluate(run, vars, companion)
+        return class_generation.ClassGeneration(**judged).evaluate(run, vars)
 
 
 def write(run, name: str, clips: int, rows: Sequence[MetricResult]) -> None:

@@ -39,7 +39,7 @@ class Reading(OnPairs):
             )
         trained_reader(self.reader, source[0]["video"].shape[1])
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """R^2 of the driver's motion factors and of the numbers of the source's identity, accuracy of its classes, and
         their means; one row that says what is missing, where there is no reader.
 

@@ -44,7 +44,7 @@ class TokenGeneration(Evaluator):
         run.source("eval")
         open_xnemo(self.xnemo, run.system.codes, encoded.MotionTokensSource)
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """Score the eval split, continue `prefix` tokens of each of its sequences by `count`, and render `clips` of
         them.
 

@@ -38,15 +38,12 @@ from vidmotion.metric_writer import (
 )
 from vidmotion.metrics.result import MetricResult
 from vidmotion.open_run import claim_workdir
-from vidmotion.run import Run
+from vidmotion.run import Run, announce
 from vidmotion.state import TrainState, name_broken
-from vidmotion.system import Describes, check_batch
+from vidmotion.system import Describes
 from vidmotion.trace import Trace
 
 log = logging.getLogger(__name__)
-
-# A line of a lowered program takes XLA so long on two CPU cores, whatever the size of the system: a rough forecast.
-COMPILE_SECONDS = 0.001
 
 
 class NonFiniteError(FloatingPointError):
@@ -191,7 +188,9 @@ def train(
     loader = run.loader("train")
     # Weights that are missing are refused now, not after minutes of compilation and with a workdir begun.
     jax.block_until_ready(run.consts)
-    check_batch(run.system, _head(loader), config.batch_size // jax.process_count())
+    run.check_batch(loader.source, _head(loader))
+    if loader.source.made_by:
+        log.info("data: %d clips, made by %s", len(loader.source), loader.source.made_by)
     names = evaluation.asked(config, evals)
     evaluation.check(run, names)
     with contextlib.ExitStack() as stack:
@@ -384,8 +383,7 @@ class Session:
         """The update of this phase of the training, ahead of time."""
         began = time.perf_counter()
         lowered = self.run.lower_update(phase=self.phase)
-        operations = lowered.as_text().count("\n")
-        log.info("compiling the step, about %d s", max(1, round(operations * COMPILE_SECONDS)))
+        announce(lowered, "step")
         update = lowered.compile()
         log.info("step compiled in %.1f s", time.perf_counter() - began)
         return update
@@ -442,7 +440,8 @@ class Session:
             return
 
         def draw():
-            pictures = evaluation.pictures(self.run, self.run.vars_of(self.state), self.step)
+            vars = self.run.vars_of(self.state)
+            pictures = evaluation.pictures(self.run, vars, f"-{self.step}", self.step)
             self.writer.images(self.step, pictures)
 
         self._attempt("pictures", draw)

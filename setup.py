@@ -57,6 +57,9 @@ setup(
         "beam": ["apache-beam>=2.70"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.12"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12", "gcsfs>=2025.2"],
+        # Compilers of accelerators for --mode=plan, on machines that have none.
+        "aot-tpu": ["libtpu>=0.0.42"],
+        "aot-gpu": ["jax[cuda12]>=0.10.2,<0.12"],
         "gcs": ["gcsfs>=2025.2"],  # workdirs in buckets, gs://
     },
 )

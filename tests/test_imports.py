@@ -49,6 +49,8 @@ ALLOWED = {
     "run": BUILDS_ON_ALL,
     "open_run": BUILDS_ON_ALL,
     "trace": {"jax", "etils"},
+    "program": set(),
+    "targets": {"jax", "hardware", "startup"},
     "train": BUILDS_ON_ALL,
     "plan": BUILDS_ON_ALL,
     "main": BUILDS_ON_ALL,

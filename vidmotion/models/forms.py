@@ -23,22 +23,28 @@ from vidmotion import chunked_map
 ONE_BY_ONE = 2**14
 # Logits of one head that are computed at once: 4 MiB, about what a core's cache holds.
 AT_ONCE = 2**20
-_ACCELERATOR = contextvars.ContextVar("accelerator", default=False)
+_PLATFORM = contextvars.ContextVar("platform", default=None)
 
 
 @contextlib.contextmanager
-def of_accelerators() -> Iterator[None]:
-    """What is traced within has the forms of an accelerator, whatever the device: to be weighed, not to be run."""
-    token = _ACCELERATOR.set(True)
+def of(platform: str) -> Iterator[None]:
+    """What is traced within has the forms of a platform, ``tpu``, ``gpu`` or ``any`` accelerator, whatever the device
+    here: to be compiled, not to be run."""
+    token = _PLATFORM.set(platform)
     try:
         yield
     finally:
-        _ACCELERATOR.reset(token)
+        _PLATFORM.reset(token)
+
+
+def platform() -> str:
+    """Whose forms what is traced now takes: ``cpu``, ``tpu``, ``gpu``, or ``any``: XLA's own."""
+    return (_PLATFORM.get() or jax.default_backend()) if chunked_map.wanted() else "any"
 
 
 def on_cpu() -> bool:
     """Whether what is traced now takes the forms for the CPU."""
-    return jax.default_backend() == "cpu" and chunked_map.wanted() and not _ACCELERATOR.get()
+    return platform() == "cpu"
 
 
 def plain(*arrays: jax.Array) -> bool:

@@ -19,7 +19,7 @@ TRUNK = PURE | {
     "system",
     "config_schema",
 }
-COMMANDS = {"main", "encode", "reenact", "__main__"}
+COMMANDS = {"main", "bench", "encode", "reenact", "__main__"}
 BUILDS_ON_ALL = None
 
 # part of the package: what it may import beside the standard library, `errors` and itself.
@@ -54,6 +54,7 @@ ALLOWED = {
     "train": BUILDS_ON_ALL,
     "plan": BUILDS_ON_ALL,
     "main": BUILDS_ON_ALL,
+    "bench": BUILDS_ON_ALL,
     "encode": BUILDS_ON_ALL,
     "latents": BUILDS_ON_ALL,
     "reenact": BUILDS_ON_ALL,

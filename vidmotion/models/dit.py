@@ -11,6 +11,9 @@ import numpy as np
 from einops import rearrange
 from jax.typing import DTypeLike
 
+from vidmotion.models import forms
+from vidmotion.models.attention import attend, attend_frames
+
 # Width, depth and heads of the DiT paper's Table 1; the patch size is a field of its own.
 SIZES = {
     "S": dict(width=384, layers=12, heads=6),
@@ -51,12 +54,24 @@ def sincos_2d(width: int, rows: int, columns: int) -> np.ndarray:
 
 def rotary(x_btnhe: jax.Array, base: float = 10000.0) -> jax.Array:
     """Rotate pairs of channels by the frame index (Su et al. 2021); x is (B, T, N, heads, e)."""
-    half = x_btnhe.shape[-1] // 2
+    heads, width = x_btnhe.shape[-2:]
+    half = width // 2
     angle_te = jnp.outer(jnp.arange(x_btnhe.shape[1]), base ** (-jnp.arange(half) / half))
-    cos, sin = jnp.cos(angle_te)[None, :, None, None], jnp.sin(angle_te)[None, :, None, None]
-    first, second = x_btnhe[..., :half], x_btnhe[..., half:]
-    turned = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
-    return turned.astype(x_btnhe.dtype)
+    cos, sin = (jnp.tile(f(angle_te), (1, 2)) for f in (jnp.cos, jnp.sin))
+    if forms.platform() != "tpu":
+        first, second = x_btnhe[..., :half], x_btnhe[..., half:]
+        other = jnp.concatenate([-second, first], axis=-1)
+        turned = x_btnhe * cos[None, :, None, None] + other * sin[None, :, None, None]
+        return turned.astype(x_btnhe.dtype)
+    # Channels are whole tiles there, and cutting them in halves is dearer than this product, which only moves them.
+    swap_ee = np.block(
+        [[np.zeros((half, half)), np.eye(half)], [-np.eye(half), np.zeros((half, half))]]
+    )
+    swap_cc = jnp.asarray(np.kron(np.eye(heads), swap_ee), x_btnhe.dtype)
+    x_btnc = x_btnhe.reshape(*x_btnhe.shape[:3], -1)
+    other = jnp.matmul(x_btnc, swap_cc, precision="highest")
+    cos, sin = (jnp.tile(table, (1, heads))[None, :, None] for table in (cos, sin))
+    return (x_btnc * cos + other * sin).astype(x_btnhe.dtype).reshape(x_btnhe.shape)
 
 
 class TimeEmbedding(nn.Module):
@@ -174,18 +189,17 @@ class Block(nn.Module):
         return x_btnd + gate_mlp * h
 
     def _attention(self, h_btnd: jax.Array) -> jax.Array:
-        qkv = nn.Dense(3 * self.width, kernel_init=xavier, dtype=self.dtype, name="qkv")(h_btnd)
-        q, k, v = rearrange(qkv, "b t n (z h e) -> z b t n h e", z=3, h=self.heads)
-        if self.temporal and self.rope:
-            q, k = rotary(q), rotary(k)
-        order = "b t n h e -> (b n) t h e" if self.temporal else "b t n h e -> (b t) n h e"
-        out = jax.nn.dot_product_attention(*(rearrange(x, order) for x in (q, k, v)))
-        frames, tokens = h_btnd.shape[1:3]
+        split = forms.Split(self.width, kernel_init=xavier, dtype=self.dtype, name="qkv")
+        q, k, v = (rearrange(x, "b t n (h e) -> b t n h e", h=self.heads) for x in split(h_btnd))
         if self.temporal:
-            out = rearrange(out, "(b n) t h e -> b t n (h e)", n=tokens)
+            if self.rope:
+                q, k = rotary(q), rotary(k)
+            out = attend_frames(q, k, v)
         else:
-            out = rearrange(out, "(b t) n h e -> b t n (h e)", t=frames)
-        return nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="out")(out)
+            out = attend(*(rearrange(x, "b t n h e -> (b t) n h e") for x in (q, k, v)))
+        return nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="out")(
+            out.reshape(h_btnd.shape)
+        )
 
 
 class Unit(nn.Module):

@@ -247,6 +247,37 @@ class Dense(nn.Dense):
         return biased(y, self.param("bias", self.bias_init, (self.features,), self.param_dtype))
 
 
+class Split(nn.Module):
+    """A dense layer whose output is cut into equal parts, such as queries, keys and values.
+
+    On accelerators each part is a product of its own with its columns of the kernel: cutting the kernel is cheap, while
+    parts that are cut from activations, and put together again in the backward pass, are copied.
+
+    Attributes:
+      features: of each part.
+      parts: how many.
+      kernel_init: of the kernel (c, parts features), whose columns are in the order of the parts.
+      dtype: of the computation.
+    """
+
+    features: int
+    parts: int = 3
+    kernel_init: nn.initializers.Initializer = nn.linear.default_kernel_init
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """(..., c) -> as many (..., features) as there are parts."""
+        width = self.parts * self.features
+        kernel_cd = self.param("kernel", self.kernel_init, (x.shape[-1], width))
+        bias_d = self.param("bias", nn.initializers.zeros, (width,))
+        x, kernel_cd, bias_d = nn.dtypes.promote_dtype(x, kernel_cd, bias_d, dtype=self.dtype)
+        if on_cpu():
+            return tuple(jnp.split(biased(x @ kernel_cd, bias_d), self.parts, axis=-1))
+        kernels, biases = (jnp.split(y, self.parts, axis=-1) for y in (kernel_cd, bias_d))
+        return tuple(biased(x @ kernel, bias) for kernel, bias in zip(kernels, biases))
+
+
 class Conv(nn.Conv):
     """`flax.linen.Conv` with a bias whose gradient has the form for the device; its other attributes and parameters."""
 

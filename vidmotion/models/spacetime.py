@@ -17,6 +17,8 @@ import numpy as np
 from einops import rearrange
 from jax.typing import DTypeLike
 
+from vidmotion.models import forms
+from vidmotion.models.attention import attend, attend_frames
 from vidmotion.models.dit import sincos_1d
 
 EPSILON = 1e-6  # of every norm here; none has parameters
@@ -76,20 +78,31 @@ class Attention(nn.Module):
     def __call__(self, x_btsc: jax.Array) -> jax.Array:
         """(b, t, s, c) -> (b, t, s, c) of `dtype`."""
         width = x_btsc.shape[-1]
-        qkv = nn.Dense(3 * width, kernel_init=xavier, dtype=self.dtype, name="qkv")(x_btsc)
-        # Heads before tokens: on a CPU, and with few tokens, this takes half as long as
-        # `jax.nn.dot_product_attention`, which wants them after.
+        split = forms.Split(width, kernel_init=xavier, dtype=self.dtype, name="qkv")
+        q, k, v = split(x_btsc)
+        if forms.on_cpu():
+            y = self._on_cpu(q, k, v)
+        else:
+            q, k, v = (rearrange(x, "b t s (n d) -> b t s n d", n=self.heads) for x in (q, k, v))
+            if self.temporal:
+                y = attend_frames(q, k, v, causal=True)
+            else:
+                y = attend(*(rearrange(x, "b t s n d -> (b t) s n d") for x in (q, k, v)))
+            y = y.reshape(x_btsc.shape)
+        init = zeros if self.temporal else xavier
+        return nn.Dense(width, kernel_init=init, dtype=self.dtype, name="out")(y)
+
+    def _on_cpu(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """Heads before tokens: with few tokens this takes half as long as `attend`, which wants them after."""
         order = "b s n t d" if self.temporal else "b t n s d"
-        q, k, v = rearrange(qkv, f"b t s (z n d) -> z {order}", z=3, n=self.heads)
+        q, k, v = (rearrange(x, f"b t s (n d) -> {order}", n=self.heads) for x in (q, k, v))
         logits = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=jnp.float32)
-        logits *= (width // self.heads) ** -0.5
+        logits *= q.shape[-1] ** -0.5
         if self.temporal:
             past = np.tril(np.ones(logits.shape[-2:], bool))
             logits = jnp.where(past[None, None, None], logits, -jnp.inf)
         y = jnp.einsum("...qk,...kd->...qd", jax.nn.softmax(logits).astype(v.dtype), v)
-        y = rearrange(y, f"{order} -> b t s (n d)")
-        init = zeros if self.temporal else xavier
-        return nn.Dense(width, kernel_init=init, dtype=self.dtype, name="out")(y)
+        return rearrange(y, f"{order} -> b t s (n d)")
 
 
 class Block(nn.Module):

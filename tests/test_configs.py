@@ -140,20 +140,20 @@ def test_heads(heads_run):
 
 
 @pytest.mark.slow
-def test_vidtwin(tmp_path):
+def test_vidtwin(tmp_path, unoptimised):
     assert train(load_config("vidtwin:debug"), str(tmp_path)) == EXIT_DONE
     results = ("psnr/reconstruction", "ssim/mean_frame", "rate", "psnr/swap", "psnr/copy_motion")
     assert_complete(tmp_path, results, ["transfer-2", "parts-2"])
 
 
 @pytest.mark.slow
-def test_lrs3(tmp_path):
+def test_lrs3(tmp_path, unoptimised):
     assert train(load_config("lrs3:debug"), str(tmp_path)) == EXIT_DONE
     assert_complete(tmp_path, pictures=["transfer-2"])
 
 
 @pytest.mark.slow
-def test_lrs3_gpt(heads_run, heads_codes, tmp_path):
+def test_lrs3_gpt(heads_run, heads_codes, tmp_path, unoptimised):
     config = load_config("lrs3_gpt:debug")
     config.system.codes = str(heads_codes)
     config.evals.motion_generation.bcd = str(heads_run)
@@ -168,13 +168,13 @@ def of_sheets(name, sheets_dir):
 
 
 @pytest.mark.slow
-def test_sprites_judge(sheets_dir, tmp_path):
+def test_sprites_judge(sheets_dir, tmp_path, unoptimised):
     assert train(of_sheets("sprites_judge", sheets_dir), str(tmp_path)) == EXIT_DONE
     assert_complete(tmp_path)
 
 
 @pytest.mark.slow
-def test_sprites(sheets_dir, tmp_path):
+def test_sprites(sheets_dir, tmp_path, unoptimised):
     assert train(of_sheets("sprites", sheets_dir), str(tmp_path)) == EXIT_DONE
     results = ("cross_driven/action", "cross_driven/hair", "psnr/true_sprite")
     assert_complete(tmp_path, results, ["transfer-2"])
@@ -184,17 +184,28 @@ def test_sprites(sheets_dir, tmp_path):
     assert rows["inception_score"]["note"].startswith("not computed")
 
 
-@pytest.mark.parametrize("clips", ["heads", "sprites"])
-def test_the_benchmark_matches_parameters_and_arithmetic(clips):
+@pytest.mark.slow
+@pytest.mark.parametrize("system", benchmark.STEP)
+def test_the_benchmark_matches_parameters_and_arithmetic(system):
     """Six to eight million parameters of what is kept after training; FLOPs as the compiler counts them."""
-    for system, gigaflops in benchmark.STEP.items():
-        config = load_config(f"benchmark:system={system},clips={clips},minutes=2")
-        run = Run(config, "", abstract=True)
-        kept = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_params["model"]))
-        assert 6e6 < kept < 8.5e6
-        assert run.flops_per_step() == pytest.approx(1e9 * gigaflops, rel=0.01)
-        assert config.steps * run.flops_per_step() == pytest.approx(2 * 3e12, rel=0.02)
-    longer = load_config(f"benchmark:system=bcd,clips={clips},hours=1")
+    config, other = (
+        load_config(f"benchmark:system={system},clips={clips},minutes=2")
+        for clips in ("heads", "sprites")
+    )
+    run = Run(config, "", abstract=True)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_params["model"]))
+    assert 6e6 < kept < 8.5e6
+    flops = run.flops_per_step()
+    assert flops == pytest.approx(1e9 * benchmark.STEP[system], rel=0.01)
+    assert config.steps * flops == pytest.approx(2 * 3e12, rel=0.02)
+    # On sprites it is the same network in as many steps; other clips have other means and deviations.
+    for each in (config, other):
+        each.system.get("codec", {}).update({"mean": 0.0, "std": 1.0})
+    assert other.system == config.system and other.steps == config.steps
+
+
+def test_the_budget_of_the_benchmark():
+    longer = load_config("benchmark:system=bcd,hours=1")
     assert longer.steps == round(36e15 / 88.9e9)
     with pytest.raises(ValueError, match="'minutes=0': a whole number, 1 or more"):
         load_config("benchmark:minutes=0")

@@ -125,7 +125,7 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
     path = epath.Path(workdir) / CONFIG_FILE
     try:
         content = dict(json.loads(path.read_text()).items())
-        config = ml_collections.ConfigDict(content)
+        config = ml_collections.ConfigDict(of_today(content))
     except FileNotFoundError as error:
         shipped = ", ".join(own_weights.names())
         raise ConfigError(
@@ -139,6 +139,25 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
             f"{path} is not what the checkpoints beside it were trained with ({differing}): put that file back"
         )
     return Run(_used_here(config, changes), workdir)
+
+
+def of_today(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of an older run in the fields that it has today, with the same meaning.
+
+    Evaluators once shared a section ``eval``. The first stage of BCD once was a run of its own, without temporal
+    blocks; today it is the part of a run before they join.
+    """
+    from vidmotion import evaluation  # which opens runs itself
+
+    config = {**config}
+    if "eval" in config:
+        config["evals"] = evaluation.sections_of(config.pop("eval"))
+    system = config.get("system", {})
+    if "temporal" in system.get("denoiser", {}):
+        denoiser = {**system["denoiser"]}
+        denoiser["temporal_from"] = 0 if denoiser.pop("temporal") else config.get("steps", 0)
+        config["system"] = {**system, "denoiser": denoiser}
+    return config
 
 
 def open_weights(folder: str, changes: Mapping[str, str] | None = None) -> Run:
@@ -178,11 +197,6 @@ def _used_here(
     config: ml_collections.ConfigDict, changes: Mapping[str, str] | None
 ) -> ml_collections.ConfigDict:
     """A recorded config with its batches cut over the devices that are here, and the `changes` of `open_run`."""
-    from vidmotion import evaluation  # which opens runs itself
-
-    if "eval" in config:  # of a run from before evaluators had sections of their own
-        config.evals = evaluation.sections_of(config.eval.to_dict())
-        del config["eval"]
     config.mesh = {"data": -1}  # whatever it was trained on
     config.batch_size, config.accumulate = jax.device_count(), 1
     for name, text in (changes or {}).items():
@@ -272,15 +286,38 @@ def _check_config(run: Run, old: Mapping[str, Any], whose: str) -> None:
 
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any], most: int = 8) -> str:
-    """For a message: the fields in which two configs differ, `FREE_FIELDS` apart; empty where there are none."""
-    there, here = paths.flatten(there), paths.flatten(here)
+    """For a message: the fields in which two configs differ, `FREE_FIELDS` apart; empty where there are none.
+
+    A field of the system that one of them lacks is no difference where the other has its default: the class has
+    gained it since.
+    """
+    there, here = paths.flatten(of_today(there)), paths.flatten(of_today(here))
+    names = {
+        name
+        for name in there.keys() | here.keys()
+        if there.get(name) != here.get(name) and not re.fullmatch(FREE_FIELDS, name)
+    }
+    if names - (there.keys() & here.keys()) and _same_system(there, here):
+        names = {name for name in names if not name.startswith("system/")}
     differing = [
         f"{name}: {there.get(name, 'absent')!r} there, {here.get(name, 'absent')!r} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name) and not re.fullmatch(FREE_FIELDS, name)
+        for name in sorted(names)
     ]
     more = f"; and {len(differing) - most} more" if len(differing) > most else ""
     return "; ".join(differing[:most]) + more
+
+
+def _same_system(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Whether two flat configs describe systems that are equal but for `FREE_FIELDS`."""
+    free = {name: value for name, value in here.items() if re.fullmatch(FREE_FIELDS, name)}
+    fixed = {name: value for name, value in there.items() if not re.fullmatch(FREE_FIELDS, name)}
+    try:
+        one, other = (
+            systems.build(paths.unflatten(flat)["system"]) for flat in (here, fixed | free)
+        )
+    except (ConfigError, KeyError, TypeError):
+        return False
+    return one == other
 
 
 class GivenRun(Run):

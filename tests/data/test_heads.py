@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vidmotion.data import heads, raster
-from vidmotion.data.heads import IDENTITY_FACTORS, MOTION_COLUMN, MOTION_FACTORS
+from vidmotion.data import heads
+from vidmotion.data.heads import IDENTITY_FACTORS, MOTION_COLUMN, MOTION_FACTORS, raster
 
 N_MOTION = len(MOTION_FACTORS)
 

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vidmotion import media
-from vidmotion.data import vidtwin_latents
+from vidmotion.data import encoded
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.pictures import write
@@ -59,7 +59,7 @@ class ClassGeneration(Evaluator):
             Sprites although there is a judge.
         """
         system = run.system
-        names = vidtwin_latents.read_provenance(system.latents)["classes"]
+        names = encoded.VidTwinLatentsSource.read_provenance(system.latents)["classes"]
         count = self.per_class * len(names)
         if not self.autoencoder:
             return [
@@ -89,9 +89,7 @@ class ClassGeneration(Evaluator):
             )
         source = run.source("eval")
         held_out = [source[i] for i in range(min(count, len(source)))]
-        rebuilt = decode(
-            {name: np.stack([e[name] for e in held_out]) for name in vidtwin_latents.LATENTS}
-        )
+        rebuilt = decode({name: np.stack([e[name] for e in held_out]) for name in encoded.LATENTS})
         truth = np.array([element["label"] for element in held_out])
         judge_run, judge_vars, identity = trained_judge(
             self.judge,
@@ -165,7 +163,7 @@ def decoder(run, workdir: str, batch: int):
             f"{autoencoder.config.system.name}, which decodes no structure and dynamics"
         )
     weights = autoencoder.trained_vars()
-    wrote = vidtwin_latents.read_provenance(system.latents)["weights"]
+    wrote = encoded.VidTwinLatentsSource.read_provenance(system.latents)["weights"]
     if fingerprint(weights.params["model"]) != wrote:
         raise ConfigError(
             f"config.evals.class_generation.autoencoder={workdir!r} is not the run, or not the checkpoint, "
@@ -178,7 +176,7 @@ def decoder(run, workdir: str, batch: int):
         total, videos = len(latents["structure"]), []
         for start in range(0, total, rows):
             picked = np.minimum(np.arange(start, start + rows), total - 1)
-            inputs = {name: latents[name][picked] for name in vidtwin_latents.LATENTS}
+            inputs = {name: latents[name][picked] for name in encoded.LATENTS}
             video = render(weights, autoencoder.put_rows(inputs))
             videos.append(to_uint8(np.asarray(video)[: total - start]))
         return np.concatenate(videos)

@@ -101,11 +101,11 @@ def write(run, name: str, sheet: np.ndarray) -> None:
     """Write a sheet uint8 (H, W, 3) as ``<workdir>/samples/<name>.png``; or one that moves, (T, H, W, 3), as PNG of its
     middle frame, mp4 and GIF. The first process does it."""
     if jax.process_index() == 0:
-        folder, fps = run.workdir / "samples", run.config.sample.fps
+        folder = run.workdir / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         moves = sheet.ndim == 4
         media.write_png(folder / f"{name}.png", sheet[len(sheet) // 2] if moves else sheet)
         if moves:
-            media.write_mp4(folder / f"{name}.mp4", sheet, fps=fps)
-            media.write_gif(folder / f"{name}.gif", sheet, fps=fps)
+            media.write_mp4(folder / f"{name}.mp4", sheet, fps=run.config.sample.fps)
+            media.write_gif(folder / f"{name}.gif", sheet, fps=run.config.sample.fps)
         log.info("pictures: %s", folder / f"{name}.png")

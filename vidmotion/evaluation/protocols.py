@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from vidmotion import files, run_record
-from vidmotion.data import vidtwin_latents
+from vidmotion.data import encoded
 from vidmotion.data.clip_source import Renders
 from vidmotion.data.videos import VideoSource
 from vidmotion.errors import ConfigError
@@ -409,7 +409,7 @@ class Generated:
                 "config.evals.generation.autoencoder names no VidTwin run, which decodes the latents that are "
                 "generated"
             )
-        classes = vidtwin_latents.read_provenance(run.system.latents)["classes"]
+        classes = encoded.VidTwinLatentsSource.read_provenance(run.system.latents)["classes"]
         self._labels = np.tile(np.arange(len(classes), dtype=np.int32), settings.per_class)
         self.clips, self.rows = len(self._labels), run.rows(settings.batch)
         if not self.clips:

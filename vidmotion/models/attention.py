@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vidmotion import chunked_map
-from vidmotion.models import forms, fused
+from vidmotion.models import forms, fused, layers
 from vidmotion.models.blocks import Dtype
 
 # Logits that a device holds at once, 256 MiB of float32; more are computed in pieces, one after the other.
@@ -138,18 +138,16 @@ class Attention(nn.Module):
         rows, _, width = x_nlc.shape
         context_nsc = x_nlc if context_nsc is None else context_nsc
 
-        def project(name: str, y: jax.Array) -> jax.Array:
-            y = forms.Dense(width, use_bias=False, dtype=self.dtype, name=name)(y)
-            return y.reshape(*y.shape[:-1], self.heads, -1)
-
-        out = functools.partial(forms.Dense, width, dtype=self.dtype, name="out")
+        dense = functools.partial(forms.Dense, use_bias=False, dtype=self.dtype)
+        out = functools.partial(forms.Dense, dtype=self.dtype)
         if context_nsc.shape[1] == 1 and bank is None and not self.is_initializing():
-            only_n1c = out()(project("v", context_nsc).reshape(rows, 1, width))
+            only_n1c = out(width, name="out")(dense(width, name="v")(context_nsc))
             return jnp.broadcast_to(only_n1c, x_nlc.shape)
-        q, k, v = project("q", x_nlc), project("k", context_nsc), project("v", context_nsc)
-        mask_ns = None
-        if bank is not None:
-            own = k.shape[1]
+
+        def with_bank(q, k, v):
+            if bank is None:
+                return attend(q, k, v)
+            own, mask_ns = k.shape[1], None
             # One softmax over own and given keys. Two of them, merged by their log-sum-exp, take
             # as long, and `jax.nn.dot_product_attention` gives its log-sum-exp no gradient.
             k, v = (
@@ -159,9 +157,19 @@ class Attention(nn.Module):
                 for mine, given in zip((k, v), bank)
             )
             if mask_bs is not None:
-                mask_bs = jnp.pad(mask_bs, ((0, 0), (own, 0)), constant_values=True)
-                mask_ns = jnp.repeat(mask_bs, rows // len(mask_bs), 0)
-        return out()(attend(q, k, v, mask_ns).reshape(x_nlc.shape))
+                mask = jnp.pad(mask_bs, ((0, 0), (own, 0)), constant_values=True)
+                mask_ns = jnp.repeat(mask, rows // len(mask), 0)
+            return attend(q, k, v, mask_ns)
+
+        return layers.attention(
+            x_nlc,
+            context_nsc,
+            heads=self.heads,
+            dense=dense,
+            out=out,
+            names=layers.SHORT,
+            attend=with_bank,
+        )
 
 
 class FeedForward(nn.Module):
@@ -176,8 +184,11 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_nlc: jax.Array) -> jax.Array:
         """(n, l, c) -> (n, l, c), without the residual."""
-        width = x_nlc.shape[-1]
-        y = forms.Dense(8 * width, dtype=self.dtype, name="in")(x_nlc)
-        value, gate = jnp.split(y, 2, axis=-1)
-        y = value * forms.gelu(gate)
-        return forms.Dense(width, dtype=self.dtype, name="out")(y)
+
+        def gated(y):
+            value, gate = jnp.split(y, 2, axis=-1)
+            return value * forms.gelu(gate)
+
+        dense = functools.partial(forms.Dense, dtype=self.dtype)
+        hidden = 8 * x_nlc.shape[-1]
+        return layers.mlp(x_nlc, hidden, dense=dense, names=("in", "out"), activation=gated)

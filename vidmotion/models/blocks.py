@@ -5,12 +5,15 @@ weights. Shape suffixes: b batch, h height, w width, l = h w, n heads, d head wi
 Fold time into b.
 """
 
+import functools
+
 import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from vidmotion.models import forms
+from vidmotion.models.layers import SHORT, attention
 
 Dtype = jnp.dtype | type
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -77,13 +80,11 @@ class Attention2D(nn.Module):
     @nn.compact
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
         """(b, h, w, c) -> (b, h, w, c)."""
-        b, h, w, c = x_bhwc.shape
         y = group_norm(self.groups, self.epsilon, self.dtype, "norm")(x_bhwc)
         y_blc = einops.rearrange(y, "b h w c -> b (h w) c")
-        q, k, v = (forms.Dense(c, dtype=self.dtype, name=n)(y_blc)[:, :, None] for n in "qkv")
-        y_blnd = jax.nn.dot_product_attention(q, k, v)
-        y = forms.Dense(c, dtype=self.dtype, name="out")(y_blnd.reshape(b, h, w, c))
-        return x_bhwc + y
+        dense = functools.partial(forms.Dense, dtype=self.dtype)
+        y_blc = attention(y_blc, heads=1, dense=dense, names=SHORT)
+        return x_bhwc + y_blc.reshape(x_bhwc.shape)
 
 
 class Downsample(nn.Module):

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vidmotion.data import cartoon, heads
+from vidmotion.data import heads
+from vidmotion.data.heads import cartoon
 from vidmotion.models.heads_reader import HeadsReaderNet
 from vidmotion.system import Out, System, Vars, dtype
 

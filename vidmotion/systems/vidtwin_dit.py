@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from vidmotion import paths
-from vidmotion.data import vidtwin_latents
+from vidmotion.data import encoded
 from vidmotion.diffusion import guidance, samplers
 from vidmotion.diffusion.process import DDPM
 from vidmotion.errors import ConfigError
@@ -162,7 +162,7 @@ class VidTwinDiT(System, Describes):
         }
 
     def _load(self) -> PyTree:
-        have = vidtwin_latents.read_statistics(self.latents)
+        have = encoded.VidTwinLatentsSource.read_attached(self.latents)
         want = {path: leaf.shape for path, leaf in paths.flatten(self._shapes()).items()}
         found = {path: value.shape for path, value in have.items()}
         if want != found:
@@ -170,7 +170,7 @@ class VidTwinDiT(System, Describes):
                 f"config.system.latents={self.latents!r} comes from a VidTwin of another shape: its "
                 f"statistics are {found}, this config expects {want}"
             )
-        names = vidtwin_latents.read_provenance(self.latents)["classes"]
+        names = encoded.VidTwinLatentsSource.read_provenance(self.latents)["classes"]
         if len(names) != self.classes:
             raise ConfigError(
                 f"config.system.classes={self.classes}, but the latents {self.latents!r} have "

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from vidmotion.data import cartoon
 from vidmotion.data.clip_source import Boxes, Classes, ClipSource, Renders
-from vidmotion.data.painter import Painter
-from vidmotion.data.raster import Canvas
+from vidmotion.data.heads import cartoon
+from vidmotion.data.heads.painter import Painter
+from vidmotion.data.heads.raster import Canvas
 
 VERSION = 1  # of the pictures: raise it whenever any pixel or any draw changes
 MIN_SIZE = 16

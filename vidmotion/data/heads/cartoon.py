@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vidmotion.data.raster import Frame, coverage
+from vidmotion.data.heads.raster import Frame, coverage
 
 HEAD = 0.27  # head unit as a share of the side
 CENTRE = (0.5, 0.46)  # of the skull, share of the side, at x = y = 0

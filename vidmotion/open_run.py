@@ -210,13 +210,24 @@ def _change(config: ml_collections.ConfigDict, name: str, text: str) -> None:
     """Set the field of a recorded config that the command line names."""
     fields = paths.flatten(config.to_dict())
     path = name.replace(".", "/")
-    if path not in fields:
-        near = startup.nearest(name, [field.replace("/", ".") for field in fields])
-        raise ConfigError(f"--config.{name}: the run's config has no such field{near}")
-    if not re.fullmatch(FREE_FIELDS, path):
+    if path in fields and not re.fullmatch(FREE_FIELDS, path):
         raise ConfigError(
             f"--config.{name}: it is {fields[path]!r} for good, the run was trained so"
         )
+    set_field(config, name, text)
+
+
+def set_field(config: ml_collections.ConfigDict, name: str, text: str) -> None:
+    """Give the field `name`, such as ``system.codec.weights``, the value that `text` says.
+
+    Raises:
+      ConfigError: no such field, or a value of another kind.
+    """
+    fields = paths.flatten(config.to_dict())
+    path = name.replace(".", "/")
+    if path not in fields:
+        near = startup.nearest(name, [field.replace("/", ".") for field in fields])
+        raise ConfigError(f"--config.{name}: the config has no such field{near}")
     try:
         value = text if isinstance(fields[path], str) else ast.literal_eval(text)
         config.update_from_flattened_dict({name: value})

@@ -153,8 +153,6 @@ def reenact(
         raise ConfigError(
             f"{run.workdir} holds a {run.config.system.name}, which cannot transfer motion"
         )
-    if "swap" not in system.evaluators():
-        raise ConfigError(f"{run.workdir} holds an ablation that has no latent of motion")
     options = {} if part == "both" else {"part": part}
     if options and part not in system.parts:
         raise ConfigError(

@@ -60,7 +60,7 @@ def test_what_diverges_is_what_is_drawn(letter):
 
 def test_one_latent_returns_the_content():
     built, vars = made("a")
-    assert built.parts == () and built.evaluators() == ("reconstruction",)
+    assert built.parts == () and built.evaluators() == ("reconstruction",) and not built.window
     sample = quick_jit(lambda batch: built.sample(vars, batch, jax.random.key(0))["video"])
     rebuilt = sample({"content": CLIPS["content"], "motion": CLIPS["content"]})
     np.testing.assert_array_equal(sample(CLIPS), rebuilt)
@@ -91,7 +91,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     run = Run(config, str(tmp_path), abstract=True)
     with pytest.raises(ConfigError, match=r"can be evaluated by reconstruction$"):
         evaluation.build("swap", run)
-    with pytest.raises(ConfigError, match="an ablation that has no latent of motion"):
+    with pytest.raises(ConfigError, match="holds a vidtwin, which cannot transfer motion"):
         reenact.reenact(run, "a.png", "b.mp4", "c.mp4")
     with pytest.raises(ConfigError, match="a VidTwin of one latent, without dynamics to keep"):
         encode.VidTwinLatents.source(run, "train", 0)

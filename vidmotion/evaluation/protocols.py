@@ -564,7 +564,8 @@ class Reconstruction(PaperProtocol):
             measures.steadiness(),
         ]
         if run.system.share_kept is not None:
-            found.append(measures.seams(run.system.window, run.system.overlap))
+            if run.system.window:
+                found.append(measures.seams(run.system.window, run.system.overlap))
             kept = 100.0 * run.system.share_kept
             found.append(measures.constant("rate", kept, "percent_of_clip"))
         return found

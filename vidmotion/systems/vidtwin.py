@@ -223,8 +223,8 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
 
     @property
     def window(self) -> int:
-        """Frames of a clip: each window of structure goes with one of dynamics."""
-        return self.net.frames
+        """Frames of a clip: each window of structure goes with one of dynamics; 0 without dynamics."""
+        return self.net.frames if self.parts else 0
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -438,17 +438,31 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 
 def test_what_is_not_there_is_named(motion, tokens, xnemo, tmp_path):
     for name, codes, message in (
-        ("tokenizer", tmp_path / "gone", "gone: nothing of a trained X-NeMo here; write it with"),
-        ("outpaint", tmp_path / "gone", "gone: nothing of a trained motion tokenizer here"),
-        ("tokenizer", tokens, "holds ids, condition: not what .* writes of a trained X-NeMo"),
-        ("outpaint", motion, "not what .* writes of a trained motion tokenizer"),
+        (
+            "tokenizer",
+            tmp_path / "gone",
+            "gone: no clips encoded by a trained X-NeMo here; write them with",
+        ),
+        (
+            "outpaint",
+            tmp_path / "gone",
+            "gone: no clips encoded by a trained motion tokenizer here",
+        ),
+        (
+            "tokenizer",
+            tokens,
+            "holds ids, condition: not clips that .* has encoded with a trained X-NeMo",
+        ),
+        ("outpaint", motion, "not clips that .* has encoded with a trained motion tokenizer"),
     ):
         with pytest.raises(DatasetError, match=message) as error:
             train(task(name, codes), str(tmp_path / "run"))
         one_sentence(error)
     with DatasetWriter(tmp_path / "clips", "clips") as writer:
         writer.write("train", {"video": np.zeros((2, 4, 4, 3), np.uint8)})
-    with pytest.raises(DatasetError, match=r"clips: not what python -m vidmotion.encode writes"):
+    with pytest.raises(
+        DatasetError, match=r"clips: not clips that python -m vidmotion.encode has encoded"
+    ):
         MotionCodesSource(tmp_path / "clips")
     assert not (tmp_path / "run").exists()
 

@@ -357,9 +357,6 @@ class VidTwin(nn.Module):
       structure_width: channels of the first convolution on the structure.
       dropout: rate inside the Q-Former, the only dropout there is.
       start: of the layers between the transformers, a name of `STARTS`.
-      query_times: the Q-Former's frames carry codes of their times, and its queries begin at times of their own. Not in
-        the paper, where the temporal attention must first learn to write the order of frames into what the queries
-        read: it begins at zero.
       dtype: of the matrix products of both transformers.
       remat, scan: see `spacetime.Trunk`; `scan` changes the parameter tree.
 
@@ -386,7 +383,6 @@ class VidTwin(nn.Module):
     structure_width: int = 128
     dropout: float = 0.1
     start: str = "released"
-    query_times: bool = False
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     scan: bool = False
@@ -446,7 +442,7 @@ class VidTwin(nn.Module):
 
     def reader(self) -> Callable[[], nn.Module]:
         """Makes what the structure branch reads the frames of a patch by."""
-        return functools.partial(self.qformer(self.queries), times=self.query_times)
+        return self.qformer(self.queries)
 
     def structure_branch(self) -> tuple[nn.Module, nn.Module]:
         """Encoder and decoder of the structure latent."""

@@ -138,7 +138,7 @@ def animated(
       content: name of its file.
       motion: video; unused where `drive` has key frames or codes.
       where: the faces are.
-      seed: of noise and windows.
+      seed: the seed of noise and windows.
       drive: see `Drive`.
 
     Yields:

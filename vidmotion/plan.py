@@ -201,7 +201,7 @@ def compiled(run: Run, flops: float | None) -> dict[str, Any]:
 
     Args:
       run: with ``config.plan.devices`` on its mesh.
-      flops: of a step, by `Run.flops_per_step`.
+      flops: the FLOPs of a step, by `Run.flops_per_step`.
 
     Raises:
       ConfigError: as `reckoned_with`.

@@ -58,12 +58,12 @@ class Run:
 
     Args:
       config: the (locked) config.
-      workdir: of this run.
+      workdir: the folder of this run.
       abstract: only to reckon with: a mesh that this machine cannot fill will do.
 
     Attributes:
       config: the (locked) config.
-      workdir: of this run.
+      workdir: the folder of this run.
       system, stepper, mesh: what is trained, its update, and on which devices.
       batch: abstract global batch.
 

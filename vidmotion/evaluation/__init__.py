@@ -101,7 +101,7 @@ def check(run, names: Sequence[str]) -> None:
 
     Args:
       run: a `vidmotion.run.Run` that is about to be trained.
-      names: of its evaluators, see `asked`.
+      names: the names of its evaluators, see `asked`.
 
     Raises:
       ConfigError, DatasetError: as `evaluate` and `pictures`; says how to train without.

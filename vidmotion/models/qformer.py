@@ -63,9 +63,9 @@ class Attention(nn.Module):
     Attributes:
       heads: number of heads; divides the width.
       dropout: rate, on the attention weights.
-      dtype: of the matrix products.
-      kernel_init: of the kernels of query, key and value.
-      out_init: of the output layer's kernel.
+      dtype: the dtype of the matrix products.
+      kernel_init: the initializer of the kernels of query, key and value.
+      out_init: the initializer of the output layer's kernel.
       other_init: of the kernels of query, key and value that begin otherwise, by name.
     """
 
@@ -141,7 +141,7 @@ class QFormer(nn.Module):
       queries: number of queries; they are learned and shared by the batch.
       width, layers, heads, mlp_dim: sizes; layers 0, 2, 4, ... read the sequence.
       dropout: rate.
-      kernel_init: of every kernel.
+      kernel_init: the initializer of every kernel.
       times: the tokens are frames in their order, each of which has its `time_code` added, and every query begins by
         looking at a time of its own. Otherwise a query can tell frames apart only by what they show.
     """

@@ -3,7 +3,7 @@
 Orbax commits a step by renaming its folder, so a killed save leaves nothing under a final name. It does not
 notice a flipped byte in array data, so each step carries `checksums.json`, written before the rename, and is
 verified before it is restored. A damaged step is set aside under ``damaged/`` and the one before it is used; so is
-one that holds a NaN or an infinity, from which no training goes on.
+one that holds a NaN or an infinity, since no training could continue from it.
 """
 
 import collections

@@ -1,4 +1,6 @@
-"""A run: what a config describes, built, with its state and compiled functions. `open_run` opens the workdirs of runs.
+"""A run: the system, data and optimizer that a config describes, its state, and its compiled functions.
+
+`open_run` opens the workdirs of runs.
 
 Order at the start (each later source wins): abstract init -> shardings -> init on device -> ``init_from`` ->
 optimizer and averages made from the loaded weights -> restore, if the workdir has a checkpoint.

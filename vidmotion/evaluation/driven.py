@@ -1,4 +1,4 @@
-"""Clips moved by other clips where the true answer can be rendered: sampled once, whoever asks.
+"""Clips moved by other clips where the true answer can be rendered: sampled once for all evaluators that ask.
 
 Clip i gives the content; its driver is clip ``paired[i]``, the next on one cycle through all clips. Three passes over
 the sampler serve every question:

@@ -64,15 +64,15 @@ class Bend:
 
 
 class KeypointDetector(nn.Module):
-    """An hourglass whose heat maps' centres are the keypoints.
+    """Finds keypoints in a picture: the centres of the heat maps that an hourglass makes.
 
     Group norm stands in for the original's batch norm, so that there are no running statistics.
 
     Attributes:
-      points: J.
-      blocks: halvings of the hourglass; width doubles with each, up to `max_width`.
-      width, max_width: channels.
-      shrink: the picture is made this much smaller first.
+      points: J, the number of keypoints.
+      blocks: how often the hourglass halves its map; the width doubles each time, up to `max_width`.
+      width, max_width: channels of the first map, and the most that a map has.
+      shrink: factor by which the picture is made smaller first.
       temperature: the temperature of the softmax over places.
       dtype: the dtype of the convolutions; heat maps are float32.
     """

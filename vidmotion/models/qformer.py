@@ -98,8 +98,10 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention, cross-attention if `cross`, feed-forward; each added and then normed. The kernels of the
-    cross-attention begin as `cross_init` says by name, all others by `kernel_init`."""
+    """A layer of the Q-Former: self-attention, cross-attention if `cross`, feed-forward; each added and then normed.
+
+    The kernels of the cross-attention begin as `cross_init` says by name, all others by `kernel_init`.
+    """
 
     heads: int
     mlp_dim: int

@@ -68,11 +68,11 @@ class FrameConv(nn.Module):
 
 
 class TemporalResBlock(nn.Module):
-    """A residual block per frame, one over frames on its output, and their learned mixture.
+    """A residual block for each frame, another over the frames of its output, and a learned mixture of both.
 
     Attributes:
       channels: output channels.
-      groups: groups of the norms.
+      groups: the number of groups of the norms.
       dtype: the dtype of the computation.
     """
 

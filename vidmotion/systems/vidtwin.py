@@ -200,7 +200,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
 
     @property
     def net(self) -> VidTwin:
-        """The autoencoder, in the sizes of what it reads."""
+        """The autoencoder's network, sized for the pixels or latents that it reads."""
         sizes = dict(self.network)
         if self.codec is not None:
             sizes["size"], sizes["channels"] = self.codec.latent_shape(self.size)
@@ -280,7 +280,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         return params
 
     def init_mutable(self) -> PyTree:
-        """``{"disc": running statistics}``, where there is a discriminator."""
+        """State that no gradient changes: ``{"disc": running statistics}`` if there is a discriminator."""
         if not self.gan.weight:
             return {}
         net = self.net

@@ -601,7 +601,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         """L_gan as a function of the motion vectors alone; its gradient for the head goes into `carry`.
 
         The head is run forward and backward once: the gradients with respect to its parameters and to the
-        vectors are taken here, and the latter, which `Gan.clip` limits, handed on to E_mot as that of a linear
+        vectors are taken here, and the latter, limited by `Gan.clip`, reach E_mot as the gradient of a linear
         function.
         """
         picks = jax.random.permutation(key, self.stage.frames)[: self.stage.gan_frames]

@@ -63,8 +63,8 @@ def get_config(argument: str = "") -> ConfigDict:
                 "sigma_max": 80.0,
                 "output": "edm",
             },
-            # window, not in paper: half a clip, as in training
-            "sampler": {"method": "heun", "steps": 50, "window": 0},
+            # window, not in paper: half a clip, as in training; content_frames: all (Table A2 varies it on LRS3)
+            "sampler": {"method": "heun", "steps": 50, "window": 0, "content_frames": 0},
             # Bitrate-controlled vector quantization
             "quantizer": {
                 "books": 1,

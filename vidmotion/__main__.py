@@ -17,10 +17,13 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "eval": ("vidmotion.main", "evaluate the newest checkpoint of a workdir", ("--mode=eval",)),
     "sample": ("vidmotion.main", "draw pictures from the newest checkpoint", ("--mode=sample",)),
     "plan": ("vidmotion.main", "forecast memory and time of a training", ("--mode=plan",)),
+    "bench": ("vidmotion.bench", "time the update of a config on the devices here", ()),
     "prepare": ("vidmotion.data.prepare", "make a dataset of videos, pictures or sheets", ()),
     "convert": ("vidmotion.convert", "convert published weights, and back", ()),
     "encode": ("vidmotion.encode", "keep what a trained run makes of a dataset", ()),
     "reenact": ("vidmotion.reenact", "move a picture as a video moves", ()),
+    "export": ("vidmotion.export", "a trained run as StableHLO and a loader", ()),
+    "studio": ("vidmotion.studio", "a page in the browser over your runs", ()),
     "weights": ("vidmotion.weights", "list the shipped networks, or make one of a run", ()),
     "resources": ("vidmotion.evaluation.resources", "count what VidTwin's latents cost", ()),
 }

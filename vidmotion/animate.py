@@ -201,6 +201,7 @@ def animated(
         vectors = np.concatenate([vectors, outpainted(run, vars, vectors, drive, seed)])
         moves = np.concatenate([moves, np.repeat(moves[-1:], drive.more, axis=0)])
     vectors = redirected(vectors, own[0], rest, drive.strength)
+    log.info("compiling and sampling %d frames together", len(vectors))
     known = know(read("reference"), portrait[None])
     jax.block_until_ready(known)  # before the next network is read
     key = jax.random.key(seed)

@@ -19,7 +19,6 @@ import sys
 import jax
 import numpy as np
 import safetensors.numpy
-from tqdm import tqdm
 
 from vidmotion import paths, startup
 from vidmotion.data import encoded, pipeline
@@ -28,6 +27,7 @@ from vidmotion.data.records import DatasetWriter
 from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.evaluation.transfer import boxes_of, clip_of, face_views
 from vidmotion.open_run import open_run, open_weights
+from vidmotion.progress import watched
 from vidmotion.run import Run
 from vidmotion.system import fingerprint
 
@@ -83,7 +83,7 @@ def encode(
     rows = run.rows(batch)
     with DatasetWriter(out, kind.dataset, provenance=provenance, overwrite=force) as writer:
         for split, source in sources.items():
-            for start in tqdm(range(0, len(source), rows), desc=split, disable=None):
+            for start in watched(range(0, len(source), rows), split):
                 picked = np.minimum(np.arange(start, start + rows), len(source) - 1)
                 elements = [kind.element(run, source, int(i)) for i in picked]
                 for record in reader.records(split, elements, min(rows, len(source) - start)):

@@ -17,7 +17,7 @@ import jax
 import ml_collections
 from etils import epath
 
-from vidmotion import checkpoint, paths, run_record, sharding, startup
+from vidmotion import checkpoint, files, paths, run_record, sharding, startup
 from vidmotion import system as systems
 from vidmotion import weights as own_weights
 from vidmotion.convert import folder as converted
@@ -58,10 +58,7 @@ def load_config(name: str) -> ml_collections.ConfigDict:
     file, _, argument = startup.config_file(name).partition(":")
     spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except FileNotFoundError as error:
-        raise ConfigError(f"there is no config {file}") from error
+    spec.loader.exec_module(module)
     return module.get_config(argument)
 
 
@@ -213,12 +210,24 @@ def _change(config: ml_collections.ConfigDict, name: str, text: str) -> None:
     """Set the field of a recorded config that the command line names."""
     fields = paths.flatten(config.to_dict())
     path = name.replace(".", "/")
-    if path not in fields:
-        raise ConfigError(f"--config.{name}: the run's config has no such field")
-    if not re.fullmatch(FREE_FIELDS, path):
+    if path in fields and not re.fullmatch(FREE_FIELDS, path):
         raise ConfigError(
             f"--config.{name}: it is {fields[path]!r} for good, the run was trained so"
         )
+    set_field(config, name, text)
+
+
+def set_field(config: ml_collections.ConfigDict, name: str, text: str) -> None:
+    """Give the field `name`, such as ``system.codec.weights``, the value that `text` says.
+
+    Raises:
+      ConfigError: no such field, or a value of another kind.
+    """
+    fields = paths.flatten(config.to_dict())
+    path = name.replace(".", "/")
+    if path not in fields:
+        near = startup.nearest(name, [field.replace("/", ".") for field in fields])
+        raise ConfigError(f"--config.{name}: the config has no such field{near}")
     try:
         value = text if isinstance(fields[path], str) else ast.literal_eval(text)
         config.update_from_flattened_dict({name: value})
@@ -342,6 +351,13 @@ class GivenRun(Run):
     def trained_vars(self) -> Vars:
         """The given parameters, on every device."""
         return self._read(None)
+
+    def weights_digest(self) -> str:
+        """As of `Run`."""
+        where = self.workdir
+        if str(where) in own_weights.names():
+            where = own_weights.FOLDER / f"{where}.safetensors"
+        return files.digest(where)
 
     def vars_by_part(self) -> Callable[..., Vars]:
         """See `Run.vars_by_part`; the files of the named networks are read in each call."""

@@ -38,15 +38,12 @@ from vidmotion.metric_writer import (
 )
 from vidmotion.metrics.result import MetricResult
 from vidmotion.open_run import claim_workdir
-from vidmotion.run import Run
+from vidmotion.run import Run, announce
 from vidmotion.state import TrainState, name_broken
-from vidmotion.system import Describes, check_batch
+from vidmotion.system import Describes
 from vidmotion.trace import Trace
 
 log = logging.getLogger(__name__)
-
-# A line of a lowered program takes XLA so long on two CPU cores, whatever the size of the system: a rough forecast.
-COMPILE_SECONDS = 0.001
 
 
 class NonFiniteError(FloatingPointError):
@@ -149,20 +146,43 @@ class Meter:
         return averages
 
     def speed(self, steps: int, seconds: float) -> dict[str, float]:
-        """Rates of `steps` steps in `seconds`; TFLOP/s and MFU only where they are known."""
-        devices = jax.device_count()
-        rates = {
-            "speed/steps_per_second": steps / seconds,
-            "speed/examples_per_second": steps * self._run.config.batch_size / seconds,
-        }
+        """`rates` of `steps` steps in `seconds`; TFLOP/s and MFU once the FLOPs are counted."""
         flops = self.flops.result() if self.flops and self.flops.done() else None
-        if flops:
-            rates["speed/model_tflops"] = flops * steps / seconds / 1e12
-            kind = jax.devices()[0].device_kind
-            share = hardware.mfu(flops, seconds / steps, devices, kind)
-            if share is not None:
-                rates["speed/mfu"] = share
-        return rates
+        return rates(self._run, flops, steps, seconds)
+
+
+def rates(run: Run, flops: float | None, steps: int, seconds: float) -> dict[str, float]:
+    """Speed of `steps` steps in `seconds`; TFLOP/s and MFU only where they are known.
+
+    Args:
+      run: that took the steps, on all devices.
+      flops: of one step, by `Run.flops_per_step`; None: not known.
+      steps, seconds: both positive.
+    """
+    found = {
+        "speed/steps_per_second": steps / seconds,
+        "speed/examples_per_second": steps * run.config.batch_size / seconds,
+    }
+    if flops:
+        found["speed/model_tflops"] = flops * steps / seconds / 1e12
+        kind = jax.devices()[0].device_kind
+        share = hardware.mfu(flops, seconds / steps, jax.device_count(), kind)
+        if share is not None:
+            found["speed/mfu"] = share
+    return found
+
+
+def compile_update(
+    run: Run, phase: tuple[int, int | None] | None = None
+) -> tuple[jax.stages.Compiled, float]:
+    """The update of a phase of the training (default: the last), ahead of time, and the seconds that it took."""
+    began = time.perf_counter()
+    lowered = run.lower_update(phase=phase)
+    announce(lowered, "step")
+    update = lowered.compile()
+    seconds = time.perf_counter() - began
+    log.info("step compiled in %.1f s", seconds)
+    return update, seconds
 
 
 def train(
@@ -191,7 +211,9 @@ def train(
     loader = run.loader("train")
     # Weights that are missing are refused now, not after minutes of compilation and with a workdir begun.
     jax.block_until_ready(run.consts)
-    check_batch(run.system, _head(loader), config.batch_size // jax.process_count())
+    run.check_batch(loader.source, _head(loader))
+    if loader.source.made_by:
+        log.info("data: %d clips, made by %s", len(loader.source), loader.source.made_by)
     names = evaluation.asked(config, evals)
     evaluation.check(run, names)
     with contextlib.ExitStack() as stack:
@@ -258,7 +280,7 @@ class Session:
         if self.step >= total:
             log.info("all %d steps are done", total)
             return EXIT_DONE
-        update, end, stop = self._compile(), self.phase[1], False
+        (update, _), end, stop = compile_update(self.run, self.phase), self.phase[1], False
         self._check_state()  # what it takes is compiled now, and not when the first checkpoint is due
         with (
             device_prefetch(self.loader.iterate(self.step), self.run.put) as batches,
@@ -267,7 +289,7 @@ class Session:
         ):
             while self.step < total:
                 if self.step == end:
-                    update, end = self._compile(), self.phase[1]
+                    (update, _), end = compile_update(self.run, self.phase), self.phase[1]
                     self._meter.resume(batches.wait_seconds)
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
                     self.state, metrics = update(self.state, self.run.consts, next(batches))
@@ -380,16 +402,6 @@ class Session:
         """The steps that are computed by the same compiled update as the next one."""
         return self.run.stepper.phase(self.step)
 
-    def _compile(self) -> jax.stages.Compiled:
-        """The update of this phase of the training, ahead of time."""
-        began = time.perf_counter()
-        lowered = self.run.lower_update(phase=self.phase)
-        operations = lowered.as_text().count("\n")
-        log.info("compiling the step, about %d s", max(1, round(operations * COMPILE_SECONDS)))
-        update = lowered.compile()
-        log.info("step compiled in %.1f s", time.perf_counter() - began)
-        return update
-
     def _take(self, step: int, metrics: dict[str, float]) -> None:
         """Look at one finished step's numbers."""
         losses = [name for name in metrics if name.startswith("loss/")]
@@ -442,7 +454,8 @@ class Session:
             return
 
         def draw():
-            pictures = evaluation.pictures(self.run, self.run.vars_of(self.state), self.step)
+            vars = self.run.vars_of(self.state)
+            pictures = evaluation.pictures(self.run, vars, f"-{self.step}", self.step)
             self.writer.images(self.step, pictures)
 
         self._attempt("pictures", draw)

@@ -314,7 +314,8 @@ def test_a_grid_shrinks_to_the_clips_that_there_are(
     assert ("the eval split has" in caplog.text) == (expected != (rows, columns))
 
 
-def test_one_clip_makes_no_grid():
-    config = ConfigDict({"sample": {"rows": 1, "columns": 1}})
-    with pytest.raises(ConfigError, match="need two clips, the eval split has 1"):
-        grid(types.SimpleNamespace(config=config), range(1))
+def test_one_clip_is_moved_by_itself_and_none_makes_no_grid():
+    run = types.SimpleNamespace(config=ConfigDict({"sample": {"rows": 2, "columns": 3}}))
+    assert grid(run, range(1)) == (1, 1)
+    with pytest.raises(ConfigError, match="no clip"):
+        grid(run, range(0))

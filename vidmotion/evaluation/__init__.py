@@ -110,7 +110,9 @@ def check(run, names: Sequence[str]) -> None:
         return
     try:
         if run.config.sample.rows:
-            grid(run, run.source("eval"))
+            source = run.source("eval")
+            grid(run, source)
+            run.check_size(source)
         for name in names:
             build(name, run).check(run)
     except (ConfigError, DatasetError) as error:

@@ -9,7 +9,6 @@ import dataclasses
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from vidmotion import media
 from vidmotion.data import encoded
@@ -21,6 +20,7 @@ from vidmotion.evaluation.transfer import to_uint8
 from vidmotion.metrics import judge
 from vidmotion.metrics.result import MetricResult, not_computed
 from vidmotion.open_run import open_run
+from vidmotion.progress import watched
 from vidmotion.system import fingerprint
 from vidmotion.systems.sprites_judge import LABELS
 
@@ -139,7 +139,7 @@ def generate(run, vars, labels: np.ndarray, batch: int, first: int = 0) -> dict[
     sample = run.jit_sample()
     key = jax.random.key(run.config.seed)
     parts = []
-    for start in tqdm(range(0, len(labels), rows), desc="generating", disable=None):
+    for start in watched(range(0, len(labels), rows), "generating"):
         picked = np.minimum(np.arange(start, start + rows), len(labels) - 1)
         placed = run.put_rows({"label": labels[picked]})
         latents = sample(vars, placed, jax.random.fold_in(key, first + start))

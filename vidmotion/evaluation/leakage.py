@@ -13,7 +13,6 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from vidmotion.data.clip_source import Boxes, Renders
 from vidmotion.errors import ConfigError
@@ -21,6 +20,7 @@ from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.transfer import face_views
 from vidmotion.metrics import probe
 from vidmotion.metrics.result import MetricResult
+from vidmotion.progress import watched
 
 READINGS = {  # factors and code: what is wanted
     ("identity", "motion"): "leakage: wanted at chance",
@@ -114,7 +114,7 @@ def _codes(run, vars, source, count: int, batch: int) -> tuple[dict[str, np.ndar
     read = run.jit(run.system.read_codes)
     rows = run.rows(batch)
     parts = []
-    for start in tqdm(range(0, count, rows), desc="reading codes", disable=None):
+    for start in watched(range(0, count, rows), "reading codes"):
         clips = [source[i]["video"] for i in range(start, min(start + rows, count))]
         video = np.stack(clips + [clips[-1]] * (rows - len(clips)))
         inputs = {"content": video, "motion": video}

@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
-from tqdm import tqdm
 
 from vidmotion import files, run_record
 from vidmotion.data import encoded
@@ -39,6 +38,7 @@ from vidmotion.evaluation.measures import Batch, Measure
 from vidmotion.evaluation.transfer import boxes_of, derangement, face_views
 from vidmotion.metrics import resize, result
 from vidmotion.metrics.result import MetricResult
+from vidmotion.progress import watched
 
 log = logging.getLogger(__name__)
 
@@ -647,9 +647,7 @@ def measure(
     done, states = kept.resume(start)
     if done:
         log.info("%s: %d of %d batches are there already", folder, done, total)
-    for batch in tqdm(
-        range(done, total), initial=done, total=total, desc=folder.name, disable=process or None
-    ):
+    for batch in watched(range(done, total), folder.name):
         made = work.make(batch * work.rows, process, processes)
         if made is not None:
             states = {each.name: each.update(states[each.name], made) for each in found}

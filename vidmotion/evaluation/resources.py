@@ -15,13 +15,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from tqdm import tqdm
 
 from vidmotion import startup
 from vidmotion.errors import EXIT_DONE
 from vidmotion.models.latent_dit import Patches
 from vidmotion.models.transformer import TransformerEncoder
 from vidmotion.models.vidtwin import LATENTS, SIZES, VidTwin
+from vidmotion.progress import watched
 
 WIDTH, LAYERS, HEADS, MLP_DIM = 512, 6, 8, 2048  # C.2
 PSEUDO_DIT = TransformerEncoder(LAYERS, HEADS, MLP_DIM)
@@ -119,7 +119,9 @@ def report() -> str:
         shapes = ("x".join(map(str, shape)) for shape in (s.structure, s.dynamics))
         structure, dynamics = shapes
         lines.append(f"{s.name:<10}{structure:>14}{dynamics:>12}{s.numbers:>9,}{s.rate:>9.4%}")
-    costs = {name: cost(tokens) for name, tokens in tqdm(TOKENS.items(), disable=None)}
+    costs = {
+        name: cost(tokens) for name, tokens in watched(TOKENS.items(), "measuring", unit="sizes")
+    }
     first = next(iter(costs.values()))
     lines += [
         "",

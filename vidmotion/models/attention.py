@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vidmotion import chunked_map
-from vidmotion.models import forms, layers
+from vidmotion.models import forms, fused, layers
 from vidmotion.models.blocks import Dtype
 
 # Logits that a device holds at once, 256 MiB of float32; more are computed in pieces, one after the other.
@@ -32,22 +32,28 @@ def attend(
     v_nshd: jax.Array,
     mask_ns: jax.Array | None = None,
     limit: int = MAX_LOGITS,
+    causal: bool = False,
 ) -> jax.Array:
-    """softmax(q k' / sqrt(d)) v with bounded memory.
+    """softmax(q k' / sqrt(d)) v with bounded memory, in the form for the platform (`forms`, `fused`).
 
-    Above `limit` logits, rows and then pieces of the queries are computed one after the other, and
-    again in the backward pass, so that memory grows with the tokens and not with their square. Where
-    the batch is cut over a mesh (`sharding.OnMesh`), each device goes through its own rows.
+    Where no kernel does without them, logits above `limit` are computed for rows, and then pieces of the queries, one
+    after the other, and again in the backward pass, so that memory grows with the tokens and not with their square.
+    Where the batch is cut over a mesh (`sharding.OnMesh`), each device goes through its own rows.
 
     Args:
       q_nlhd, k_nshd, v_nshd: queries, keys and values.
       mask_ns: bool, False for keys that are left out; each row keeps at least one.
       limit: number of logits for a device to hold at once; those of one query at least are held.
+      causal: query i attends to the keys up to i; not with a mask. All logits are held, except by a kernel.
 
     Returns:
       (n, l, h, d) of the dtype of the values; the softmax is float32.
     """
-    y_nlhd = forms.attention(q_nlhd, k_nshd, v_nshd, mask_ns, limit)
+    y_nlhd = fused.attention(q_nlhd, k_nshd, v_nshd, mask_ns, causal)
+    if y_nlhd is None and causal:
+        return jax.nn.dot_product_attention(q_nlhd, k_nshd, v_nshd, is_causal=True)
+    if y_nlhd is None:
+        y_nlhd = forms.attention(q_nlhd, k_nshd, v_nshd, mask_ns, limit)
     if y_nlhd is not None:
         return y_nlhd
     rows, queries, heads, width = q_nlhd.shape
@@ -70,6 +76,31 @@ def attend(
 
     row = q_nlhd, k_nshd, v_nshd, mask_n11s
     return chunked_map.each(one_row, row, max(1, limit // per_row), shards)
+
+
+def attend_frames(
+    q_btphd: jax.Array, k_btphd: jax.Array, v_btphd: jax.Array, causal: bool = False
+) -> jax.Array:
+    """Attention among the frames at each place.
+
+    Args:
+      q_btphd, k_btphd, v_btphd: queries, keys and values, (batch, frames, places, heads, width).
+      causal: each frame attends to itself and to earlier ones.
+
+    Returns:
+      The same shape, of the dtype of the values.
+    """
+    y_btphd = fused.frames(q_btphd, k_btphd, v_btphd, causal)
+    if y_btphd is not None:
+        return y_btphd
+    batch, count, places, heads, width = q_btphd.shape
+    # Channels stay together while frames and places change places.
+    rows = (
+        x.reshape(batch, count, places, -1).swapaxes(1, 2).reshape(-1, count, heads, width)
+        for x in (q_btphd, k_btphd, v_btphd)
+    )
+    y_bptc = attend(*rows, causal=causal).reshape(batch, places, count, -1)
+    return y_bptc.swapaxes(1, 2).reshape(q_btphd.shape)
 
 
 class Attention(nn.Module):

@@ -13,6 +13,8 @@ import numpy as np
 from einops import rearrange
 from jax.typing import DTypeLike
 
+from vidmotion.models import forms
+from vidmotion.models.attention import attend, attend_frames
 from vidmotion.models.layers import FUSED, AdaLN, attention, mlp, split_dense, stack, zeros
 
 # Width, depth and heads of the DiT paper's Table 1; the patch size is a field of its own.
@@ -54,12 +56,24 @@ def sincos_2d(width: int, rows: int, columns: int) -> np.ndarray:
 
 def rotary(x_btnhe: jax.Array, base: float = 10000.0) -> jax.Array:
     """Rotate pairs of channels by the frame index (Su et al. 2021); x is (B, T, N, heads, e)."""
-    half = x_btnhe.shape[-1] // 2
+    heads, width = x_btnhe.shape[-2:]
+    half = width // 2
     angle_te = jnp.outer(jnp.arange(x_btnhe.shape[1]), base ** (-jnp.arange(half) / half))
-    cos, sin = jnp.cos(angle_te)[None, :, None, None], jnp.sin(angle_te)[None, :, None, None]
-    first, second = x_btnhe[..., :half], x_btnhe[..., half:]
-    turned = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
-    return turned.astype(x_btnhe.dtype)
+    cos, sin = (jnp.tile(f(angle_te), (1, 2)) for f in (jnp.cos, jnp.sin))
+    if forms.platform() != "tpu":
+        first, second = x_btnhe[..., :half], x_btnhe[..., half:]
+        other = jnp.concatenate([-second, first], axis=-1)
+        turned = x_btnhe * cos[None, :, None, None] + other * sin[None, :, None, None]
+        return turned.astype(x_btnhe.dtype)
+    # Channels are whole tiles there, and cutting them in halves is dearer than this product, which only moves them.
+    swap_ee = np.block(
+        [[np.zeros((half, half)), np.eye(half)], [-np.eye(half), np.zeros((half, half))]]
+    )
+    swap_cc = jnp.asarray(np.kron(np.eye(heads), swap_ee), x_btnhe.dtype)
+    x_btnc = x_btnhe.reshape(*x_btnhe.shape[:3], -1)
+    other = jnp.matmul(x_btnc, swap_cc, precision="highest")
+    cos, sin = (jnp.tile(table, (1, heads))[None, :, None] for table in (cos, sin))
+    return (x_btnc * cos + other * sin).astype(x_btnhe.dtype).reshape(x_btnhe.shape)
 
 
 class TimeEmbedding(nn.Module):
@@ -170,18 +184,21 @@ class Block(nn.Module):
         )
         dense = functools.partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
         h = modulate(0, group_norm(x_btnd, self.groups))
-        h = attention(h, heads=self.heads, dense=dense, names=FUSED, attend=self._attend)
+        split = functools.partial(forms.Split, kernel_init=xavier, dtype=self.dtype)
+        h = attention(
+            h, heads=self.heads, dense=dense, names=FUSED, split=split, attend=self._attend
+        )
         x_btnd = x_btnd + gate_attention * h
         h = modulate(1, group_norm(x_btnd, self.groups))
         return x_btnd + gate_mlp * mlp(h, self.mlp_dim, dense=dense)
 
     def _attend(self, q_btnhe: jax.Array, k_btnhe: jax.Array, v_btnhe: jax.Array) -> jax.Array:
-        if self.temporal and self.rope:
+        if not self.temporal:
+            rows = (rearrange(x, "b t n h e -> (b t) n h e") for x in (q_btnhe, k_btnhe, v_btnhe))
+            return attend(*rows).reshape(q_btnhe.shape)
+        if self.rope:
             q_btnhe, k_btnhe = rotary(q_btnhe), rotary(k_btnhe)
-        order = "(b n) t h e" if self.temporal else "(b t) n h e"
-        qkv = (rearrange(x, f"b t n h e -> {order}") for x in (q_btnhe, k_btnhe, v_btnhe))
-        out = jax.nn.dot_product_attention(*qkv)
-        return rearrange(out, f"{order} -> b t n h e", b=len(q_btnhe))
+        return attend_frames(q_btnhe, k_btnhe, v_btnhe)
 
 
 class Unit(nn.Module):

@@ -34,6 +34,7 @@ def attention(
     dense: Dense,
     out: Dense | None = None,
     names: Sequence[str] = SEPARATE,
+    split: Dense | None = None,
     width: int = 0,
     attend: Callable[..., jax.Array] = jax.nn.dot_product_attention,
 ) -> jax.Array:
@@ -46,6 +47,7 @@ def attention(
       dense: makes the layers of queries, keys and values.
       out: makes the last layer, ``out``; `dense` where None.
       names: the names of the layers of queries, keys and values, or of the one layer that makes all three of `x_lc`.
+      split: makes that one layer, which returns the three apart, such as `forms.Split`; `dense` where None.
       width: the width of all heads together; 0 is that of `x_lc`.
       attend: queries (..., l, h, d), keys and values (..., s, h, d) -> (..., l, h, d).
 
@@ -54,7 +56,10 @@ def attention(
     """
     channels = x_lc.shape[-1]
     width = width or channels
-    if len(names) == 1:
+    if split:
+        parts = split(width, name=names[0])(x_lc)
+        q, k, v = (rearrange(part, "... l (h d) -> ... l h d", h=heads) for part in parts)
+    elif len(names) == 1:
         qkv = dense(3 * width, name=names[0])(x_lc)
         q, k, v = rearrange(qkv, "... l (z h d) -> z ... l h d", z=3, h=heads)
     else:

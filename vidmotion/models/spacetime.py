@@ -18,6 +18,8 @@ import numpy as np
 from einops import rearrange
 from jax.typing import DTypeLike
 
+from vidmotion.models import forms
+from vidmotion.models.attention import attend, attend_frames
 from vidmotion.models.dit import sincos_1d
 from vidmotion.models.layers import FUSED, attention, mlp, plain_norm, stack
 
@@ -74,23 +76,34 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_btsc: jax.Array) -> jax.Array:
         """(b, t, s, c) -> (b, t, s, c) of `dtype`."""
-        # Heads before tokens: on a CPU, and with few tokens, this takes half as long as
-        # `jax.nn.dot_product_attention`, which wants them after.
-        order = "b s n t d" if self.temporal else "b t n s d"
-
-        def attend(*qkv_btsnd: jax.Array) -> jax.Array:
-            q, k, v = (rearrange(x, f"b t s n d -> {order}") for x in qkv_btsnd)
-            logits = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=jnp.float32)
-            logits *= q.shape[-1] ** -0.5
-            if self.temporal:
-                past = np.tril(np.ones(logits.shape[-2:], bool))
-                logits = jnp.where(past[None, None, None], logits, -jnp.inf)
-            y = jnp.einsum("...qk,...kd->...qd", jax.nn.softmax(logits).astype(v.dtype), v)
-            return rearrange(y, f"{order} -> b t s n d")
-
         dense = functools.partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
-        out = functools.partial(dense, kernel_init=zeros if self.temporal else xavier)
-        return attention(x_btsc, heads=self.heads, dense=dense, out=out, names=FUSED, attend=attend)
+        return attention(
+            x_btsc,
+            heads=self.heads,
+            dense=dense,
+            out=functools.partial(dense, kernel_init=zeros if self.temporal else xavier),
+            names=FUSED,
+            split=functools.partial(forms.Split, kernel_init=xavier, dtype=self.dtype),
+            attend=self._attend_on_cpu if forms.on_cpu() else self._attend,
+        )
+
+    def _attend(self, *qkv_btsnd: jax.Array) -> jax.Array:
+        if self.temporal:
+            return attend_frames(*qkv_btsnd, causal=True)
+        rows = (rearrange(x, "b t s n d -> (b t) s n d") for x in qkv_btsnd)
+        return attend(*rows).reshape(qkv_btsnd[0].shape)
+
+    def _attend_on_cpu(self, *qkv_btsnd: jax.Array) -> jax.Array:
+        """Heads before tokens: with few tokens this takes half as long as `attend`, which wants them after."""
+        order = "b s n t d" if self.temporal else "b t n s d"
+        q, k, v = (rearrange(x, f"b t s n d -> {order}") for x in qkv_btsnd)
+        logits = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=jnp.float32)
+        logits *= q.shape[-1] ** -0.5
+        if self.temporal:
+            past = np.tril(np.ones(logits.shape[-2:], bool))
+            logits = jnp.where(past[None, None, None], logits, -jnp.inf)
+        y = jnp.einsum("...qk,...kd->...qd", jax.nn.softmax(logits).astype(v.dtype), v)
+        return rearrange(y, f"{order} -> b t s n d")
 
 
 class Block(nn.Module):

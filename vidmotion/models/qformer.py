@@ -26,9 +26,9 @@ class Attention(nn.Module):
     Attributes:
       heads: number of heads; divides the width.
       dropout: rate, on the attention weights.
-      dtype: of the matrix products.
-      kernel_init: of the kernels of query, key and value.
-      out_init: of the output layer's kernel.
+      dtype: the dtype of the matrix products.
+      kernel_init: the initializer of the kernels of query, key and value.
+      out_init: the initializer of the output layer's kernel.
     """
 
     heads: int
@@ -55,7 +55,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention, cross-attention if `cross`, feed-forward; each added and then normed."""
+    """A layer of the Q-Former: self-attention, cross-attention if `cross`, feed-forward; each added and then normed."""
 
     heads: int
     mlp_dim: int
@@ -94,7 +94,7 @@ class QFormer(nn.Module):
       queries: number of queries; they are learned and shared by the batch.
       width, layers, heads, mlp_dim: sizes; layers 0, 2, 4, ... read the sequence.
       dropout: rate.
-      kernel_init: of every kernel.
+      kernel_init: the initializer of every kernel.
     """
 
     queries: int

@@ -101,7 +101,7 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
     """The run that a workdir holds, to be used: its batches are cut over the devices that are here.
 
     Args:
-      workdir: of the run, or the name of a shipped one (`vidmotion.weights`).
+      workdir: the folder of the run, or the name of a shipped one (`vidmotion.weights`).
       changes: ``{"system.codec.weights": "vae.safetensors"}``, fields of its config that are otherwise here, as
         text; only `FREE_FIELDS`.
 
@@ -289,7 +289,7 @@ def _check_config(run: Run, old: Mapping[str, Any], whose: str) -> None:
 
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any], most: int = 8) -> str:
-    """For a message: the fields in which two configs differ, `FREE_FIELDS` apart; empty where there are none.
+    """Name the fields in which two configs differ, apart from `FREE_FIELDS`, for a message; empty where there are none.
 
     A field of the system that one of them lacks is no difference where the other has its default: the class has
     gained it since.
@@ -360,7 +360,7 @@ class GivenRun(Run):
         return files.digest(where)
 
     def vars_by_part(self) -> Callable[..., Vars]:
-        """As of `Run`; the files of the named networks are read in each call."""
+        """See `Run.vars_by_part`; the files of the named networks are read in each call."""
         return lambda *names: self._read(names)
 
     def _read(self, names: tuple[str, ...] | None) -> Vars:

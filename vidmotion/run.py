@@ -1,4 +1,6 @@
-"""A run: what a config describes, built, with its state and compiled functions. `open_run` opens the workdirs of runs.
+"""A run: the system, data and optimizer that a config describes, its state, and its compiled functions.
+
+`open_run` opens the workdirs of runs.
 
 Order at the start (each later source wins): abstract init -> shardings -> init on device -> ``init_from`` ->
 optimizer and averages made from the loaded weights -> restore, if the workdir has a checkpoint.
@@ -68,13 +70,13 @@ class Run:
 
     Args:
       config: the (locked) config.
-      workdir: of this run.
+      workdir: the folder of this run.
       abstract: only to reckon with: a mesh that this machine cannot fill will do.
       mesh: default: what the config says, of all devices that JAX sees.
 
     Attributes:
       config: the (locked) config.
-      workdir: of this run.
+      workdir: the folder of this run.
       system, stepper, mesh: what is trained, its update, and on which devices.
       batch: abstract global batch.
 

@@ -195,7 +195,7 @@ def train(
 
     Args:
       config: of the run.
-      workdir: of the run.
+      workdir: the folder of the run.
       profile: how many steps to trace into ``<workdir>/profile`` (`Trace`).
       evals: evaluators to run in the place of those that the config runs (`evaluation.asked`).
 
@@ -503,7 +503,7 @@ def evaluate_vars(
     Args:
       run: whose config.
       vars: the system's variables.
-      names: of the evaluators; None: those that the config runs (`evaluation.asked`).
+      names: the names of the evaluators; None: those that the config runs (`evaluation.asked`).
       attempt: name and function of each evaluator -> what the function returns, or None for no results.
     """
     results = []

@@ -101,7 +101,7 @@ def check(run, names: Sequence[str]) -> None:
 
     Args:
       run: a `vidmotion.run.Run` that is about to be trained.
-      names: of its evaluators, see `asked`.
+      names: the names of its evaluators, see `asked`.
 
     Raises:
       ConfigError, DatasetError: as `evaluate` and `pictures`; says how to train without.
@@ -122,14 +122,14 @@ def check(run, names: Sequence[str]) -> None:
 
 
 def evaluate(name: str, run, vars) -> list[MetricResult]:
-    """Run one evaluator.
+    """Run the evaluator of that name on a trained system and return its rows of results.
 
     Args:
       name: one of `evaluators` of the run's system.
-      run, vars: as of `Evaluator.evaluate`.
+      run, vars: see `Evaluator.evaluate`.
 
     Raises:
-      ConfigError: as of `build` and of the evaluator.
+      ConfigError: see `build` and the evaluator.
     """
     return build(name, run).evaluate(run, vars)
 

@@ -44,7 +44,7 @@ class ClassGeneration(Evaluator):
     judge: str = ""
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         run.source("eval")
         if self.autoencoder:
             decoder(run, self.autoencoder, self.batch)

@@ -30,7 +30,7 @@ class Evaluator(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(self, run, vars) -> list[MetricResult]:
-        """Rows of results.
+        """Measure the system and return rows of results.
 
         Args:
           run: a `vidmotion.run.Run`.

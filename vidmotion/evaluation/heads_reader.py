@@ -30,7 +30,8 @@ GROUPS = {
 
 
 class Score(NamedTuple):
-    """Of one factor or group: `value` R^2 or accuracy (None: the factor does not vary), of `n` frames or factors."""
+    """How well one factor or group is read: `value` is R^2 or the accuracy (None: the factor does not vary) over `n`
+    frames or factors."""
 
     value: float | None
     n: int

@@ -51,7 +51,7 @@ def _clips(run, wanted: int) -> tuple[Any, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Leakage(Evaluator):
-    """What each code says of the other's business.
+    """How much the content code tells about motion, and the motion code about identity.
 
     Attributes:
       batch: clips at a time.
@@ -62,7 +62,7 @@ class Leakage(Evaluator):
     probe_clips: int = 0
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         _clips(run, self.probe_clips)
 
     def evaluate(self, run, vars) -> list[MetricResult]:

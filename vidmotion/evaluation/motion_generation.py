@@ -45,7 +45,7 @@ class MotionGeneration(Evaluator):
     bcd: str = ""
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         run.source("eval")
         if self.bcd:
             _open_bcd(run, self.bcd)

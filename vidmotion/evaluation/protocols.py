@@ -55,7 +55,7 @@ class PaperProtocol(Evaluator):
     """A protocol of a paper: the work, and what is measured of it.
 
     Attributes:
-      name: of the protocol, and of its files in ``<workdir>/eval``.
+      name: the name of the protocol, and of its files in ``<workdir>/eval``.
       kind: of `Transfers`, which make the clips.
       outside: metrics, with their conventions, that other programs measure.
       data: folder of clips that ``python -m vidmotion.data.prepare videos`` wrote, of which the test split is taken;
@@ -115,19 +115,19 @@ class PaperProtocol(Evaluator):
                 )
 
     def work(self, run, vars) -> "Work":
-        """What makes the clips."""
+        """The object that makes the clips of this protocol."""
         return Transfers(run, vars, self, self.kind)
 
     @abc.abstractmethod
     def measures(self, run, work: "Work") -> list[Measure]:
-        """What is measured of them."""
+        """The measures of the clips that `work` makes."""
 
     def more(self, run, vars, outside: Measured) -> list[MetricResult]:
-        """Further rows, of this protocol alone."""
+        """Further rows of results, which only this protocol has."""
         return []
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         work = self.work(run, None)
         Measured(self.measured, work.clips, work.resolution).rows(())
 
@@ -177,10 +177,10 @@ class Work(Protocol):
 
 
 def partners(names: Sequence[str], seed: int = 0) -> np.ndarray:
-    """(N,) clip i takes the motion of clip result[i], of another video as far as there are enough.
+    """Pairs each clip with a clip of another video, as far as there are enough: clip i is moved by clip result[i].
 
     Args:
-      names: of the video that each clip is from.
+      names: for each clip, the name of the video that it is from.
 
     Raises:
       ConfigError: fewer than two clips.
@@ -272,7 +272,7 @@ class Transfers:
         self._key = jax.random.key(run.config.seed)
 
     def make(self, first: int, process: int, processes: int) -> Batch | None:
-        """As of `Work`."""
+        """See `Work.make`."""
         picked = np.minimum(np.arange(first, first + self.rows), self.clips - 1).tolist()
         read = functools.lru_cache(maxsize=self.rows)(self._pair)
         share = self.rows // processes
@@ -425,7 +425,7 @@ class Generated:
         self.fingerprint = self._real.fingerprint
 
     def make(self, first: int, process: int, processes: int) -> Batch | None:
-        """As of `Work`."""
+        """See `Work.make`."""
         labels = self._labels[np.minimum(np.arange(first, first + self.rows), self.clips - 1)]
         latents = class_generation.generate(self._run, self._vars, labels, self._batch, first)
         share = self.rows // processes
@@ -499,7 +499,7 @@ class SelfReenactment(PaperProtocol):
     outside = FACE_MOTION
 
     def measures(self, run, work) -> list[Measure]:
-        """As of `PaperProtocol`."""
+        """See `PaperProtocol.measures`."""
         return [*_compared(work, self), *_reenactment(work, self, "driving")]
 
 
@@ -511,7 +511,7 @@ class CrossReenactment(PaperProtocol):
     outside = FACE_MOTION
 
     def measures(self, run, work) -> list[Measure]:
-        """As of `PaperProtocol`."""
+        """See `PaperProtocol.measures`."""
         compared = _compared(work, self) if work.rendered else ()
         return [*compared, *_reenactment(work, self, "reference")]
 
@@ -533,7 +533,7 @@ class MotionTransfer(PaperProtocol):
     outside = HEAD_MOTION
 
     def measures(self, run, work) -> list[Measure]:
-        """As of `PaperProtocol`."""
+        """See `PaperProtocol.measures`."""
         return [
             *(_compared(work, self) if work.rendered else ()),
             *_sets(work, self),
@@ -553,7 +553,7 @@ class Reconstruction(PaperProtocol):
     name, kind = "reconstruction", "reconstruction"
 
     def measures(self, run, work) -> list[Measure]:
-        """As of `PaperProtocol`."""
+        """See `PaperProtocol.measures`."""
         beside, label = work.baselines, "reconstruction"
         trained_with = run.config.system.get("perceptual", {}).get("weights", "")
         found = [
@@ -585,11 +585,11 @@ class Generation(PaperProtocol):
     judge: str = ""
 
     def work(self, run, vars) -> Work:
-        """As of `PaperProtocol`."""
+        """See `PaperProtocol.work`."""
         return Generated(run, vars, self)
 
     def measures(self, run, work) -> list[Measure]:
-        """As of `PaperProtocol`."""
+        """See `PaperProtocol.measures`."""
         i3d = _network("i3d", self)
         return [
             measures.fvd(i3d, self.fvd, work.resolution, work.frames, "gfvd"),

@@ -30,7 +30,7 @@ class Reading(OnPairs):
     reader: str = ""
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         source, _ = renderer(run, self.pairs)
         if not isinstance(source, HeadsSource):
             raise ConfigError(

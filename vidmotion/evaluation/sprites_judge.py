@@ -52,8 +52,8 @@ def trained_judge(workdir: str, field: str) -> tuple[Run, Vars, str] | None:
     """A judge, its variables, and the beginning of their fingerprint; None where `workdir` is empty.
 
     Args:
-      workdir: of a run of configs/sprites_judge.py.
-      field: of the config that names it, for messages.
+      workdir: the folder of a run of configs/sprites_judge.py.
+      field: the field of the config that names it, for messages.
 
     Raises:
       ConfigError: no such run, another system's, or a training that has not come to its end.

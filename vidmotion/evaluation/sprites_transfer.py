@@ -33,7 +33,7 @@ class SpritesTransfer(Evaluator):
     judge: str = ""
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         run.source("eval")
         trained_judge(self.judge, "sprites_transfer.judge")
 

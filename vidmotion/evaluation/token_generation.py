@@ -40,7 +40,7 @@ class TokenGeneration(Evaluator):
     xnemo: str = ""
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         run.source("eval")
         open_xnemo(self.xnemo, run.system.codes, encoded.MotionTokensSource)
 

@@ -101,8 +101,8 @@ class LinearHead:
       template: (v, 3) float64.
       shape: (v, 3, i) float64.
       expression: (v, 3, e) float64.
-      name: of the model, which rows of results give as their weights.
-      unit: of its coordinates, "cm".
+      name: the name of the model, which rows of results give as their weights.
+      unit: the unit of its coordinates, "cm".
 
     Raises:
       ValueError: shapes that do not fit, or values that are not finite.
@@ -238,7 +238,7 @@ class MeshErrors:
 
     Attributes:
       model: name of the head model.
-      unit: of its coordinates.
+      unit: the unit of its coordinates.
       shape, motion, cross: means over videos; the last two of means over frames.
     """
 

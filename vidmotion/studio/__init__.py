@@ -36,7 +36,7 @@ MOST_BYTES = 200 * 2**20  # of an upload
 MOST_SECONDS = 60.0
 MOST_SIDE = 4096  # pixels
 SIZE = 64  # of the heads, pixels: what the demos are trained on
-FPS = 8.0
+FPS = 2.0  # of random motion: what the demos are trained on
 KEPT = 4  # runs that stay open
 
 
@@ -143,7 +143,7 @@ def move_head(
     driver: Mapping[str, float],
     seed: int = 0,
 ) -> Moved:
-    """Let a run move a head, which it sees at rest, as a driver moves whose answer is known.
+    """Let a run move a head as a driver moves, where the exact answer is known.
 
     Args:
       one: a run trained on heads of `SIZE` pixels.
@@ -177,7 +177,8 @@ def move_head(
 
 def _sampled(one: Opened, identity, motion, driver, seed: int) -> np.ndarray:
     system, frames = one.run.system, len(motion)
-    still = between([rest()], 1 if system.content_frames else frames)
+    # One that reads several frames of the content reads as many poses, as in training.
+    still = between([rest()], 1) if system.content_frames == 1 else motion_of(seed + 2, frames)
     content, moving = heads.render(identity, still, SIZE), heads.render(driver, motion, SIZE)
     batch = {"content": content, "motion": moving}
     if system.face_side:

@@ -98,7 +98,9 @@ def _heads(able, place) -> None:
         go, stop = gr.Button("Move", variant="primary"), gr.Button("Stop")
     video = gr.Video(label="driver, systems, exact answer", loop=True, autoplay=True)
     figures = gr.Dataframe(
-        headers=["run", "dB", "dB with another's motion"], label="against the exact answer"
+        headers=["run", "dB", "dB with another's motion"],
+        label="against the exact answer",
+        interactive=False,
     )
 
     def identity(number, *values):
@@ -146,7 +148,7 @@ def _heads(able, place) -> None:
         clips.append(heads.render(person, motion, 128))
         names = ["driver", *labels, "exact"]
         path = fresh(".mp4")
-        media.write_mp4(path, (media.beside(row, names) for row in zip(*clips)), studio.FPS)
+        media.write_mp4(path, (media.beside(row, names) for row in zip(*clips)), 2 * studio.FPS)
         yield path, rows
 
     inputs = [seed, *who, *pose]
@@ -187,7 +189,7 @@ def _files(able, place) -> None:
         go, stop = gr.Button("Move", variant="primary"), gr.Button("Stop")
     status = gr.Markdown()
     result = gr.Video(label="content, motion, result; with the sound of the motion")
-    manifest = gr.File(label="what it was made of")
+    manifest = gr.File(label="what it was made of", interactive=False)
 
     def look(path, run, where):
         if not path:
@@ -269,7 +271,7 @@ def _latents(able, place) -> None:
         count = gr.Button("Bits per frame (BCD)")
     strip = gr.Image(label="frames", interactive=False)
     plot = gr.LinePlot(
-        pd.DataFrame({"frame": [], "bits": []}), x="frame", y="bits", label="bits per frame"
+        x="frame", y="bits", label="bits per frame, by the histogram of eight random heads"
     )
 
     def walked(name, number, other):
@@ -307,7 +309,6 @@ def _runs(names, place) -> None:
         )
         go = gr.Button("Show", variant="primary")
     curve = gr.LinePlot(
-        pd.DataFrame({"step": [], "value": [], "run": []}),
         x="step",
         y="value",
         color="run",
@@ -316,7 +317,10 @@ def _runs(names, place) -> None:
     with gr.Row():
         galleries = [gr.Gallery(label="pictures", columns=2, height=360) for _ in range(2)]
     with gr.Row():
-        tables = [gr.Dataframe(headers=["metric", "value"], label="record") for _ in range(2)]
+        tables = [
+            gr.Dataframe(headers=["metric", "value"], label="record", interactive=False)
+            for _ in range(2)
+        ]
 
     def show(one, other, chosen):
         pair = {name: place(name) for name in (one, other) if name}

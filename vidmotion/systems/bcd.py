@@ -304,7 +304,7 @@ class BCD(System, MotionTransfer, Describes):
         return self.codec.consts()
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """Of the codec, its fixed projection too where it has no weights."""
+        """Fingerprints of the codec's networks, or of its fixed projection where it has no weights."""
         return self.codec.fingerprints(consts)
 
     def tokens(self, batch: int) -> int:
@@ -369,7 +369,7 @@ class BCD(System, MotionTransfer, Describes):
           vars: parameters (normally the averaged ones).
           batch: ``content`` uint8 (B, T_c, H, W, 3), any T_c; ``motion`` uint8 (B, T, H, W, 3); either may
             be latents from a cache instead, float16 (B, T, H/8, W/8, C).
-          key: of the initial noise, shared by all windows of a clip.
+          key: the random key of the initial noise, shared by all windows of a clip.
           steps, guidance: instead of the config's.
 
         Returns:

@@ -1,4 +1,5 @@
-"""A trained run as programs that need neither this package nor its config, only jax.
+"""A trained run as programs that need neither this package nor its config, only jax and flatbuffers, by which jax
+keeps programs (pip install 'vidmotion[export]').
 
     python -m vidmotion.export --workdir=RUN --out=DIR
 
@@ -15,6 +16,7 @@ pictures as faces. Steps and strength of sampling are those of the config: --con
 """
 
 import argparse
+import importlib.util
 import io
 import json
 import logging
@@ -49,7 +51,7 @@ def export(run: Run, out: str) -> pathlib.Path:
       the folder.
 
     Raises:
-      ConfigError: another system, or a folder that holds something; CheckpointError: the run is not trained.
+      ConfigError: another system, a folder that holds something, or flatbuffers is not installed; CheckpointError: the run is not trained.
     """
     system, folder = run.system, pathlib.Path(out)
     if not isinstance(system, MotionTransfer) or not system.window:
@@ -58,6 +60,8 @@ def export(run: Run, out: str) -> pathlib.Path:
         )
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"--out={out} holds something already; choose a new folder")
+    if not importlib.util.find_spec("flatbuffers"):
+        raise ConfigError("jax writes programs by flatbuffers: pip install 'vidmotion[export]'")
     trained = run.trained_vars()
     # Of all players only the model is needed to encode and to sample.
     vars = Vars({"model": trained.params["model"]}, trained.mutable, trained.consts)

@@ -1,4 +1,4 @@
-"""Run what ``python -m vidmotion.export`` wrote: this file needs jax alone, and is copied beside the programs."""
+"""Run what ``python -m vidmotion.export`` wrote; needs jax and flatbuffers alone, and lies beside the programs."""
 
 import json
 import pathlib

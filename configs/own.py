@@ -12,8 +12,9 @@ clips without boxes are taken as faces as they are.
 ``weights=published``: the paper's own networks at that size, with the files of docs/weights.md, looked for in
 ``weights/``; X-NeMo and WarpFace begin with Stable Diffusion's UNets, BCD has its autoencoder, VidTwin has LPIPS.
 
-What is missing, too short or of another size is said before the first step. At the end, motion is transferred between
-the clips of the test split in a sheet of pictures, and each is rebuilt from its first frame and its own motion
+What is missing, too short or of another size is said before the first step, with the command that mends it. At the end,
+motion is transferred between the clips of the test split (of the training split where a single video gave no other) in
+a sheet of pictures, and each is rebuilt from its first frame and its own motion
 (VidTwin: from its latents), beside what copying the first frame gives. `:demo` is the same as none, 600 steps; `:debug`
 is two steps of the smallest networks on such a folder, of 16 px for BCD and VidTwin and of 32 px for the others.
 """
@@ -100,7 +101,7 @@ def _clips(config: ConfigDict, debug: bool) -> None:
         train.update(window)
     config.data.common = ConfigDict({"directory": "data/own"})
     config.data.train = ConfigDict(train)
-    config.data.eval = ConfigDict({"kind": "videos", "split": "test", **window})
+    config.data.eval = ConfigDict({"kind": "videos", "split": "test,train", **window})
     config.sample.update({"every": 0, "rows": 2, "columns": 2 if debug else 3})
     config.sample.fps = FPS / decimate
     # VidTwin's structure runs beside the motion, for which one frame is too little.

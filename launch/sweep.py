@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Run every config of a sweep one after another, then write one table and one picture from their run records.
 
     python launch/sweep.py NAME --workdir=DIR [--steps=N] [--arguments=KEY=VALUE,...] [--dry_run]
@@ -112,7 +113,7 @@ def _less(upper, lower) -> list[float]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code of the first run that could not be trained, or else measured; or 0."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="launch/sweep.py", description=__doc__.splitlines()[0])
     parser.add_argument("name", help="a file of configs/sweeps, without .py")
     parser.add_argument("--workdir", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--steps", type=int, help="instead of the sweep's")

@@ -10,6 +10,17 @@
 # Attach again to a run with the same command. Needs gcloud, logged in (`gcloud auth login`).
 set -euo pipefail
 
+# --help prints the comment at the top.
+for word; do
+    case $word in
+    --) break ;;
+    -h | --help)
+        sed -n '2,/^[^#]/{/^#SBATCH/d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+        exit 0
+        ;;
+    esac
+done
+
 fail() {
     echo "launch/tpu_vm.sh: $1" >&2
     exit 2

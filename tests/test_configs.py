@@ -6,15 +6,18 @@ from pathlib import Path
 
 import jax
 import pytest
+import quick
 from ml_collections import ConfigDict
 
 from configs import _shared, benchmark
 from vidmotion import evaluation
 from vidmotion.checkpoint import Checkpointer
-from vidmotion.errors import EXIT_DONE
+from vidmotion.errors import EXIT_DONE, ConfigError
+from vidmotion.evaluation.sprites_judge import trained_judge
 from vidmotion.metric_writer import read_metrics
 from vidmotion.open_run import load_config
 from vidmotion.run import Run
+from vidmotion.system import fingerprint
 from vidmotion.train import train
 
 FOLDER = Path(_shared.__file__).parent
@@ -167,15 +170,33 @@ def of_sheets(name, sheets_dir):
     return config
 
 
-@pytest.mark.slow
-def test_sprites_judge(sheets_dir, tmp_path, unoptimised):
-    assert train(of_sheets("sprites_judge", sheets_dir), str(tmp_path)) == EXIT_DONE
-    assert_complete(tmp_path)
+@pytest.fixture(scope="module")
+def judge(sheets_dir, tmp_path_factory):
+    """The workdir of a judge of Sprites."""
+    workdir = tmp_path_factory.mktemp("judge")
+    with quick.unoptimised():
+        assert train(of_sheets("sprites_judge", sheets_dir), str(workdir)) == EXIT_DONE
+    return workdir
 
 
 @pytest.mark.slow
-def test_sprites(sheets_dir, tmp_path, unoptimised):
-    assert train(of_sheets("sprites", sheets_dir), str(tmp_path)) == EXIT_DONE
+def test_sprites_judge(judge, heads_run, monkeypatch):
+    assert_complete(judge)
+    _, vars, identity = trained_judge(str(judge), "it.judge")
+    assert identity == fingerprint(vars.params)[:12]
+    assert trained_judge("", "it.judge") is None
+    with pytest.raises(ConfigError, match=r"it\.judge='.*' holds a run of 'bcd'"):
+        trained_judge(str(heads_run), "it.judge")
+    monkeypatch.setattr(Checkpointer, "steps", lambda self: [1])
+    with pytest.raises(ConfigError, match="trained for 1 of 2 steps"):
+        trained_judge(str(judge), "it.judge")
+
+
+@pytest.mark.slow
+def test_sprites(sheets_dir, judge, tmp_path, unoptimised):
+    config = of_sheets("sprites", sheets_dir)
+    config.evals.sprites_transfer.judge = str(judge)
+    assert train(config, str(tmp_path)) == EXIT_DONE
     results = ("cross_driven/action", "cross_driven/hair", "psnr/true_sprite")
     assert_complete(tmp_path, results, ["transfer-2"])
     rows = {r["metric"]: r for r in json.loads((tmp_path / "eval.json").read_text())["results"]}

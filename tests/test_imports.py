@@ -19,7 +19,7 @@ TRUNK = PURE | {
     "system",
     "config_schema",
 }
-COMMANDS = {"main", "bench", "encode", "reenact", "__main__"}
+COMMANDS = {"main", "bench", "encode", "export", "reenact", "studio", "__main__"}
 BUILDS_ON_ALL = None
 
 # part of the package: what it may import beside the standard library, `errors` and itself.
@@ -27,6 +27,8 @@ ALLOWED = {
     "errors": set(),
     "paths": set(),
     "files": set(),
+    "exported": {"jax", "numpy"},
+    "progress": {"tqdm"},
     "config_schema": set(),
     "chunked_map": {"jax"},
     "metrics": PURE,

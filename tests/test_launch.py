@@ -169,6 +169,22 @@ def test_local_trains_two_processes_is_killed_and_resumes(tmp_path):
         assert checkpointer.steps()[-1] == 8
 
 
+@pytest.mark.parametrize("name", ["gpu.sh", "local.sh", "slurm.sbatch", "sweep.py", "tpu_vm.sh"])
+def test_a_launcher_is_a_program_that_says_how_it_is_used(name):
+    done = subprocess.run(
+        [str(ROOT / "launch" / name), "--help"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"launch/{name} " in done.stdout and "SBATCH" not in done.stdout
+
+
 # -- gpu ------------------------------------------------------------------------------------------
 
 

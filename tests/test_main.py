@@ -10,16 +10,38 @@ from types import SimpleNamespace
 
 import pytest
 
+from vidmotion import main
+from vidmotion.errors import ConfigError
+from vidmotion.open_run import load_config
+from vidmotion.run import Run
+
 HERE = Path(__file__).resolve().parent
 TINY = str(HERE / "tiny.py")
 
 # name: (arguments, exit code, what the message must contain); {tmp} is an empty folder.
 CASES = {
     "no config": ([], 2, ["--config=configs/<name>.py is missing"]),
-    "no such file": (["--config=nowhere/none.py"], 2, ["nowhere/none.py", "No such file"]),
+    "no such file": (
+        ["--config=nowhere/none.py"],
+        2,
+        ["there is no file 'nowhere/none.py'", "heads_codec       A small"],
+    ),
     "bad argument": ([f"--config={TINY}:huge"], 2, ["'huge'", "demo, debug, kind=heads|sprites"]),
-    "unknown field": ([f"--config={TINY}", "--config.bach_size=4"], 2, ["bach_size", "no field"]),
-    "unknown deep field": ([f"--config={TINY}", "--config.system.wide=4"], 2, ["wide", "no field"]),
+    "unknown field": (
+        [f"--config={TINY}", "--config.bach_size=4"],
+        2,
+        ["--config.bach_size: the config has no such field; did you mean 'batch_size'?\n"],
+    ),
+    "unknown deep field": (
+        ["--config=heads:debug", "--config.system.encoder.wdth=4"],
+        2,
+        ["--config.system.encoder.wdth: the config has no such field; did you mean 'width'?\n"],
+    ),
+    "field of no section": (
+        [f"--config={TINY}", "--config.sistem.width=4"],
+        2,
+        ["--config.sistem.width: the config has no such field; did you mean 'system'?\n"],
+    ),
     "bad type": ([f"--config={TINY}", "--config.batch_size=four"], 2, ["batch_size", "'four'"]),
     "unknown flag": ([f"--config={TINY}", "--workdri=x"], 2, ["workdri"]),
     "unknown mode": ([f"--config={TINY}", "--mode=play"], 2, ["play", "train|eval|sample|plan"]),
@@ -79,7 +101,11 @@ CASES = {
         3,
         ["loss/model is nan at step 2", "no checkpoint yet"],
     ),
-    "no such recipe": (["--config=hads:demo"], 2, ["no config 'hads'", "heads, heads_codec"]),
+    "no such recipe": (
+        ["--config=hads:demo"],
+        2,
+        ["no config 'hads'; did you mean 'heads'?", "  sprites           BCD on Sprites: Table A5"],
+    ),
     "traced evaluation": (
         [f"--config={TINY}", "--workdir={tmp}/w", "--mode=eval", "--profile=3"],
         2,
@@ -87,6 +113,11 @@ CASES = {
     ),
     "plan": ([f"--config={TINY}", "--mode=plan"], 0, ["26,113"]),
     "plan by name": (["--config", "heads:debug", "--mode=plan"], 0, ["tokens per batch"]),
+    "devices and versions": (
+        [f"--config={TINY}", "--mode=plan"],
+        0,
+        ["on 8 cpu devices (cpu), jax"],
+    ),
 }
 
 # Imports once, then forks a child for each command line: a start costs seconds, a fork nothing.
@@ -146,7 +177,21 @@ def test_exit_code_and_message(outcomes, name):
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case[1] == 2])
+# These list the configs, a line each.
+LISTS = {"no such file", "no such recipe"}
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, case in CASES.items() if case[1] == 2 and n not in LISTS]
+)
 def test_a_refusal_is_short_and_leaves_no_workdir(outcomes, name):
     assert len(outcomes.of[name][1].strip().splitlines()) <= 4
     assert not Path(outcomes.tmp, "w").exists()
+
+
+def test_evaluation_by_nothing_is_refused_with_what_there_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "trained_vars", lambda self: None)
+    with pytest.raises(
+        ConfigError, match=r"nothing to evaluate.*--evals=NAME,NAME of swap, drivers"
+    ):
+        main.run_mode("eval", load_config("heads:debug"), str(tmp_path), evals=[])

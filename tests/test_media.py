@@ -345,3 +345,23 @@ def test_a_full_disk_is_said_with_the_name_of_the_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left") as caught:
         media.write_png(tmp_path / "a.png", flat(9, 4, 4))
     assert caught.value.filename == str(tmp_path / "a.png") and not list(tmp_path.iterdir())
+
+
+def test_panels_have_their_names_above_them_where_these_fit():
+    panels = [np.full((64, width, 3), 10 * k, np.uint8) for k, width in enumerate((64, 48, 90))]
+    row = media.beside(panels, ("content", "motion", "result"))
+    assert row.shape == (18 + 64, 64 + 48 + 90, 3)
+    np.testing.assert_array_equal(row[18:], np.concatenate(panels, axis=1))
+    for first, last in ((0, 64), (64, 112), (112, 202)):
+        band = row[:18, first:last]
+        assert band.min() < 100 and band[:, -3:].min() > 250  # a word, which ends within its panel
+    narrow = [panel[:, :47] for panel in panels]
+    np.testing.assert_array_equal(media.beside(narrow, "abc"), np.concatenate(narrow, axis=1))
+
+
+def test_a_note_stands_in_the_empty_corner():
+    clips = [np.zeros((128, 128, 3), np.uint8)] * 2
+    plain = media.transfer_grid(clips, clips, [clips, clips])
+    noted = media.transfer_grid(clips, clips, [clips, clips], note="step 1200")
+    rows, columns = np.nonzero((plain != noted).any(axis=-1))
+    assert len(rows) and rows.max() < 128 and columns.max() < 128

@@ -11,7 +11,7 @@ import pytest
 
 from vidmotion import encode, evaluation, paths, startup
 from vidmotion.errors import ConfigError
-from vidmotion.open_run import FREE_FIELDS, check_workdir, load_config, open_run
+from vidmotion.open_run import FREE_FIELDS, check_workdir, load_config, of_today, open_run
 from vidmotion.run import Run
 
 
@@ -118,6 +118,12 @@ def test_a_run_of_before_the_stages_were_one_opens_and_goes_on(tmp_path):
     config.system.denoiser.gate_start = 1.0
     with pytest.raises(ConfigError, match=r"gate_start: 'absent' there, 1\.0 here"):
         check_workdir(Run(config, str(tmp_path)))
+
+
+def test_a_judge_that_an_evaluator_trained_itself_is_named_by_its_workdir():
+    old = {"evals": {"sprites_transfer": {"judge": "sprites_judge", "judge_workdir": "runs/judge"}}}
+    assert of_today(old) == {"evals": {"sprites_transfer": {"judge": "runs/judge"}}}
+    assert old["evals"]["sprites_transfer"]["judge"] == "sprites_judge"
 
 
 def test_overrides_are_taken_apart(capsys):

@@ -5,9 +5,11 @@ import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import benchmark, own
 from vidmotion import evaluation
+from vidmotion.data import prepare
 from vidmotion.data.records import DatasetError, DatasetWriter
 from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.open_run import load_config
@@ -17,11 +19,12 @@ from vidmotion.train import train
 SIDE = {"bcd": 16, "vidtwin": 16, "xnemo": 32, "warpface": 32}
 
 
-def clips(folder, side=32, frames=8, boxes=False, test=2):
-    """A folder of noise, as `prepare` writes it: twelve clips to train on, `test` others."""
+def clips(folder, side=32, frames=8, boxes=False, test=2, train=12):
+    """A folder of noise, as `prepare` writes it: `train` clips to train on, `test` others."""
     rng = np.random.default_rng(0)
-    with DatasetWriter(folder, "videos") as writer:
-        for split, count in (("train", 12), ("test", test)):
+    made_by = {"command": f"prepare --size={side} --force"}
+    with DatasetWriter(folder, "videos", provenance=made_by) as writer:
+        for split, count in (("train", train), ("test", test)):
             for k in range(count):
                 record = {
                     "video": rng.integers(0, 256, (frames, side, side, 3), np.uint8),
@@ -59,6 +62,16 @@ def test_two_steps_on_a_folder_of_clips(system, tmp_path, unoptimised, one_devic
     assert (tmp_path / "run" / "samples" / "transfer-2.png").stat().st_size > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("test", [0, 1])
+def test_a_single_video_is_moved_by_itself(test, tmp_path, unoptimised, one_device, caplog):
+    config = config_of("bcd", clips(tmp_path / "data", 16, test=test, train=1))
+    assert train(config, str(tmp_path / "run")) == EXIT_DONE
+    # One row and one column beside the header, of 128 pixels each.
+    with Image.open(tmp_path / "run" / "samples" / "transfer-2.png") as sheet:
+        assert sheet.width < 3 * 128 and sheet.height < 3 * 128
+
+
 def refused(config, workdir, message, error=ConfigError):
     with pytest.raises(error, match=message):
         train(config, str(workdir))
@@ -69,11 +82,15 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path):
     run = tmp_path / "run"
     config = config_of("bcd", str(tmp_path / "none"))
     refused(config, run, "no such dataset folder", DatasetError)
-    refused(config_of("bcd", clips(tmp_path / "large", 24)), run, r"24, 24, 3\), expected")
+    message = r"24, 24, 3\), expected.*This makes clips of that size: prepare --size=16 --force"
+    refused(config_of("bcd", clips(tmp_path / "large", 24)), run, message)
+    message = "evaluate on have 64 x 64 pixels, and config.system 32 x 32. This makes.*--size=32"
+    refused(config_of("warpface", clips(tmp_path / "wide", 64)), run, message)
     config = config_of("vidtwin", clips(tmp_path / "short", 16, frames=3))
     refused(config, run, "prepare longer ones")
-    config = config_of("vidtwin", clips(tmp_path / "one", 16, test=1))
-    refused(config, run, "two clips.*To train without it")
+    config = config_of("vidtwin", clips(tmp_path / "short_test", 16))
+    config.data.eval.split = "validation"
+    refused(config, run, "validation.*To train without it", DatasetError)
     config = config_of("warpface", clips(tmp_path / "still", 32, frames=1))
     refused(config, run, "prepare longer clips")
 
@@ -127,5 +144,6 @@ def test_published_weights_are_asked_for_by_name(system, size):
 
 
 def test_sizes_give_as_many_places(tmp_path):
+    assert tuple(own.SIDES) == prepare.OWN_SIZES  # which tells them to whoever prepares clips
     for size, side in own.SIDES.items():
         assert size % side == 0 and (size // side) % own.PLACES == 0

@@ -1,7 +1,10 @@
 """Your own picture and video: what is drawn, at which rate, how much is held, and what is refused."""
 
+import hashlib
+import json
 import weakref
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import jax
@@ -10,7 +13,8 @@ import pytest
 from PIL import Image
 from quick import quick_jit, random_like
 
-from vidmotion import media, reenact, sharding, startup
+from vidmotion import animate, media, reenact, sharding, startup
+from vidmotion.errors import ConfigError
 from vidmotion.open_run import open_run
 
 SIZE, HALF = 16, 2  # of heads:debug
@@ -145,6 +149,39 @@ def test_side_by_side_is_content_motion_result(run, tmp_path, monkeypatch):
     np.testing.assert_array_equal(wide[:, :, 2 * SIZE :], alone)
 
 
+def test_a_manifest_tells_a_video_from_a_recording(run, tmp_path):
+    content, drive = picture(tmp_path / "a.png"), film(tmp_path / "b.mp4", 2)
+    out = tmp_path / "c.mp4"
+    reenact.reenact(run, str(content), str(drive), str(out), together=TOGETHER, seed=3)
+    said = json.loads((tmp_path / "c.mp4.json").read_text())
+    for entry, path in (
+        (said["video"], out),
+        (said["inputs"]["content"], content),
+        (said["inputs"]["motion"], drive),
+    ):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert entry == {"file": path.name, "sha256": digest}
+    assert said["settings"]["seed"] == 3 and said["model"]["system"] == "bcd"
+    assert said["model"]["weights_sha256"] == run.weights_digest() and said["commit"]
+
+
+def test_the_result_goes_back_into_the_whole_picture(run, tmp_path, monkeypatch):
+    content, drive = picture(tmp_path / "a.png", 40, 64), film(tmp_path / "b.mp4", 2)
+    kept = written(monkeypatch)
+    arguments = (run, str(content), str(drive), str(tmp_path / "c.mp4"))
+    reenact.reenact(*arguments, together=TOGETHER, where=animate.Faces(paste=True))
+    whole = media.read_picture(content)
+    frames = np.stack(kept)
+    assert frames.shape == (2, 40, 64, 3)
+    # The centre square is of the columns 12 to 52.
+    np.testing.assert_array_equal(frames[:, :, :12], np.stack([whole[:, :12]] * 2))
+    np.testing.assert_array_equal(frames[:, :, 52:], np.stack([whole[:, 52:]] * 2))
+    assert np.abs(frames[:, :, 20:44].astype(int) - whole[:, 20:44]).mean() > 5
+    arguments = (run, str(drive), str(drive), str(tmp_path / "c.mp4"))
+    with pytest.raises(ConfigError, match="no picture into which"):
+        reenact.reenact(*arguments, where=animate.Faces(paste=True))
+
+
 def test_sound_is_carried_over(run, tmp_path):
     content, drive = picture(tmp_path / "a.png"), film(tmp_path / "b.mp4", 12, fps=12, sound=True)
     out = tmp_path / "c.mp4"
@@ -223,6 +260,7 @@ def test_no_more_than_two_chunks_are_held_at_any_length(run, tmp_path, monkeypat
     def write(path, made, fps, audio_from):
         for count, _ in enumerate(made, 1):
             ahead[0] = max(ahead[0], read[0] - count)
+        Path(path).touch()
 
     monkeypatch.setattr(media, "iter_video", endless)
     monkeypatch.setattr(media, "write_mp4", write)

@@ -3,6 +3,7 @@
 import logging
 import re
 
+import jax
 import pytest
 
 from vidmotion import startup
@@ -127,3 +128,39 @@ def test_at_least(text):
     assert number("1") == 1
     with pytest.raises((ValueError, startup.argparse.ArgumentTypeError)):
         number(text)
+
+
+# -- names of configs, and what the log begins with --------------------------------------------------
+
+
+def test_a_config_goes_by_its_name_or_path_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = startup.recipes()["heads"]
+    assert recipe.name == "heads.py" and recipe.is_file()
+    for name in ("heads:demo", "configs/heads.py:demo", f"{recipe}:demo"):
+        assert startup.config_file(name) == f"{recipe}:demo"
+    mine = tmp_path / "configs" / "heads.py"  # of this folder, which goes before the project's
+    mine.parent.mkdir()
+    mine.write_text("")
+    assert startup.config_file("configs/heads.py") == "configs/heads.py"
+    for name in ("elsewhere/heads.py", "heads.py", "configs/heads", "hads"):
+        with pytest.raises(ConfigError, match="  heads             BCD on Heads"):
+            startup.config_file(name)
+
+
+@pytest.mark.parametrize(
+    ("platforms", "gpus", "warned"),
+    [(None, ["/dev/nvidia0"], True), ("cpu", ["/dev/nvidia0"], False), (None, [], False)],
+)
+def test_a_gpu_that_jax_cannot_use_is_named(monkeypatch, caplog, platforms, gpus, warned):
+    monkeypatch.setattr(logging.getLogger("vidmotion"), "propagate", True)
+    monkeypatch.setattr(startup, "_gpus", lambda: gpus)
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", platforms)
+    try:
+        with caplog.at_level(logging.INFO, "vidmotion"):
+            startup.set_up_devices()
+    finally:
+        jax.config.update("jax_platforms", before)
+    assert re.search(r"vidmotion \S+ on 8 cpu devices \(cpu\), jax \d", caplog.text)
+    assert ("pip install 'vidmotion[cuda]'" in caplog.text) == warned

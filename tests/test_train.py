@@ -386,24 +386,6 @@ def test_another_batch_size_is_another_run_of_the_same_network():
     assert other.abstract_params == run.abstract_params
 
 
-def test_a_companion_that_was_interrupted_is_not_used(tmp_path, monkeypatch):
-    at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    run = Run(tiny_config(), str(tmp_path))
-    with pytest.raises(training.PreemptedError, match="interrupted"):
-        training.companion(run)
-    monkeypatch.undo()
-    tiny.register(monkeypatch)
-    assert training.companion(run) is run
-    with Checkpointer(tmp_path, read_only=True) as checkpointer:
-        assert checkpointer.steps()[-1] == 8
-        stamp = (tmp_path / "record.json").stat().st_mtime_ns
-    assert training.companion(run) is run  # trained already
-    assert (tmp_path / "record.json").stat().st_mtime_ns == stamp
-
-
-# -- what a run leaves behind ---------------------------------------------------------------------
-
-
 def test_the_record_is_complete(uninterrupted):
     record = json.loads((uninterrupted / "record.json").read_text())
     assert record["steps_done"] == record["steps_planned"] == 8

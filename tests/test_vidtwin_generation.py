@@ -160,7 +160,7 @@ def test_two_steps_of_the_real_ones_and_pictures_of_every_class(monkeypatch, tmp
     )
 
     run = open_run(str(out))
-    rows = {row.metric: row for row in evaluate("generation", run, run.trained_vars(), None)}
+    rows = {row.metric: row for row in evaluate("generation", run, run.trained_vars())}
     assert "convert i3d" in rows["gfvd"].note and rows["flicker"].n == 8
     assert (out / "eval" / "generation.md").exists()
     label = run.put_rows({"label": np.arange(8, dtype=np.int32)})

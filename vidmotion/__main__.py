@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "convert": ("vidmotion.convert", "convert published weights, and back", ()),
     "encode": ("vidmotion.encode", "keep what a trained run makes of a dataset", ()),
     "reenact": ("vidmotion.reenact", "move a picture as a video moves", ()),
+    "export": ("vidmotion.export", "a trained run as StableHLO and a loader", ()),
+    "studio": ("vidmotion.studio", "a page in the browser over your runs", ()),
     "weights": ("vidmotion.weights", "list the shipped networks, or make one of a run", ()),
     "resources": ("vidmotion.evaluation.resources", "count what VidTwin's latents cost", ()),
 }

@@ -82,16 +82,16 @@ def locate(
 
 @dataclasses.dataclass(frozen=True)
 class Drive:
-    """Where motion comes from in the place of a video, or beside it (appendix E of the paper).
+    """Where motion comes from instead of a video, or in addition to one (appendix E of the paper).
 
     Attributes:
-      keys: pictures or videos, of which the first frame counts: key frames, of whomever.
+      keys: the key frames, pictures or videos of any person; a video stands for its first frame.
       between: frames from one key frame to the next, whose codes lie on the line between theirs.
       codes: file of generated codes, as `write_codes` leaves it.
       outpaint: workdir of a token generator that goes on where the video ends.
-      more: frames that it makes.
-      strength: how far each code lies from the portrait's own, over how far it was given; 0 leaves the portrait's
-        expression, more than 1 exaggerates.
+      more: how many frames it makes.
+      strength: factor on the distance of each code from the portrait's own; 0 leaves the portrait's expression as it
+        is, more than 1 exaggerates.
       relative: what is added to the portrait's own code: "" the code of each frame against it, so that the portrait
         takes the driver's very expression; a number, against that frame of the driver, counted from 0; ``best``,
         against the driver's frame whose code is nearest to the portrait's. `Faces.follow` counts from there, too.
@@ -138,7 +138,7 @@ def animated(
       content: name of its file.
       motion: video; unused where `drive` has key frames or codes.
       where: the faces are.
-      seed: of noise and windows.
+      seed: the seed of noise and windows.
       drive: see `Drive`.
 
     Yields:
@@ -201,6 +201,7 @@ def animated(
         vectors = np.concatenate([vectors, outpainted(run, vars, vectors, drive, seed)])
         moves = np.concatenate([moves, np.repeat(moves[-1:], drive.more, axis=0)])
     vectors = redirected(vectors, own[0], rest, drive.strength)
+    log.info("compiling and sampling %d frames together", len(vectors))
     known = know(read("reference"), portrait[None])
     jax.block_until_ready(known)  # before the next network is read
     key = jax.random.key(seed)

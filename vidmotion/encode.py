@@ -19,7 +19,6 @@ import sys
 import jax
 import numpy as np
 import safetensors.numpy
-from tqdm import tqdm
 
 from vidmotion import paths, startup
 from vidmotion.data import encoded, pipeline
@@ -28,6 +27,7 @@ from vidmotion.data.records import DatasetWriter
 from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.evaluation.transfer import boxes_of, clip_of, face_views
 from vidmotion.open_run import open_run, open_weights
+from vidmotion.progress import watched
 from vidmotion.run import Run
 from vidmotion.system import fingerprint
 
@@ -83,7 +83,7 @@ def encode(
     rows = run.rows(batch)
     with DatasetWriter(out, kind.dataset, provenance=provenance, overwrite=force) as writer:
         for split, source in sources.items():
-            for start in tqdm(range(0, len(source), rows), desc=split, disable=None):
+            for start in watched(range(0, len(source), rows), split):
                 picked = np.minimum(np.arange(start, start + rows), len(source) - 1)
                 elements = [kind.element(run, source, int(i)) for i in picked]
                 for record in reader.records(split, elements, min(rows, len(source) - start)):
@@ -94,11 +94,11 @@ def encode(
 
 
 class Kind:
-    """What is kept of the clips of a run.
+    """Reads clips through one kind of network and makes the records that are kept of them.
 
     Attributes:
-      dataset: name of what is written.
-      provenance: beside what every dataset has.
+      dataset: the name of the dataset that is written.
+      provenance: what is noted beside what every dataset has.
       any_rate: whether clips that are drawn may have another rate than in training.
     """
 
@@ -107,7 +107,7 @@ class Kind:
 
     @staticmethod
     def element(run: Run, source, index: int) -> dict[str, np.ndarray]:
-        """What is needed of a clip."""
+        """Read one clip from the source, with what the network needs of it."""
         return source[index]
 
 
@@ -135,7 +135,7 @@ class MotionCodes(Kind):
         return _still(run, split, **changes)
 
     def records(self, split: str, elements: list, count: int) -> list[dict[str, np.ndarray]]:
-        """Of the first `count` of a batch of elements."""
+        """The records of the first `count` elements of a batch."""
         video = np.stack([clip_of(element) for element in elements])
         content = video[:, : self._run.system.half]
         full, fast = (
@@ -150,7 +150,7 @@ class MotionCodes(Kind):
         ]
 
     def files(self) -> dict[str, dict[str, np.ndarray]]:
-        """The codebooks."""
+        """The file of the frozen codebooks."""
         quantizer = jax.device_get(self._vars.params["model"]["quantizer"])
         return {encoded.QUANTIZER: paths.flatten(quantizer)}
 
@@ -190,7 +190,7 @@ class VidTwinLatents(Kind):
         return source
 
     def records(self, split: str, elements: list, count: int) -> list[dict[str, np.ndarray]]:
-        """Of the first `count` of a batch of elements."""
+        """The records of the first `count` elements of a batch."""
         video = np.stack([element["video"] for element in elements])
         means = jax.device_get(self._read(self._vars, self._run.put_rows({"video": video})))
         if split == "train":
@@ -256,7 +256,7 @@ class FaceMotion(Kind):
         return {"crops": views["driving"], "condition": condition}
 
     def records(self, split: str, elements: list, count: int) -> list[dict[str, np.ndarray]]:
-        """Of the first `count` of a batch of elements."""
+        """The records of the first `count` elements of a batch."""
         crops = self._run.put_rows(np.stack([element["crops"] for element in elements]))
         motion = jax.device_get(self._read(self._vars, crops))[:count]
         if split == "train":
@@ -291,7 +291,7 @@ class MotionTokens(Kind):
         return run.source(split, length=0)
 
     def records(self, split: str, elements: list, count: int) -> list[dict[str, np.ndarray]]:
-        """Of the first `count` of a batch of elements."""
+        """The records of the first `count` elements of a batch."""
         motion = np.stack([element["motion"] for element in elements])
         motion = motion[:, : motion.shape[1] // self._step * self._step]
         ids = jax.device_get(self._read(self._vars, self._run.put_rows({"motion": motion})))
@@ -301,7 +301,7 @@ class MotionTokens(Kind):
         ]
 
     def files(self) -> dict[str, dict[str, np.ndarray]]:
-        """The tokenizer."""
+        """The file of the tokenizer's variables."""
         variables = jax.device_get(self._run.system.variables(self._vars))
         return {encoded.TOKENIZER: paths.flatten(variables)}
 

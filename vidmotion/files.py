@@ -52,3 +52,21 @@ def sha256(path: Path) -> str:
     """Hex sha256 of the content of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(path: Path) -> str:
+    """Hex sha256 of a file, or of the names and contents of all files below a folder, in the order of their names."""
+    if not path.is_dir():
+        return sha256(path)
+    total = hashlib.sha256()
+    below = [path]
+    found = {}
+    for folder in below:
+        for item in folder.iterdir():
+            if item.is_dir():
+                below.append(item)
+            else:
+                found[os.fspath(item)[len(os.fspath(path)) :]] = item
+    for name, item in sorted(found.items()):
+        total.update(f"{name} {sha256(item)}\n".encode())
+    return total.hexdigest()

@@ -1,12 +1,15 @@
 """Command line: ``python -m vidmotion.main --config=configs/<name>.py[:argument] --workdir=DIR [--mode=MODE]``.
 
-Modes: ``train`` (resumes what the workdir holds), ``eval``, ``sample``, ``plan``. From any folder, the name of a recipe
-serves as well: ``--config=<name>[:argument]``. Any field of the config can be overridden: ``--config.batch_size=64``.
+Modes: ``train`` (resumes what the workdir holds), ``eval``, ``sample``, ``plan``. The name of a recipe serves as
+well, ``--config=<name>[:argument]``, and both do from any folder. Any field of the config can be overridden:
+``--config.batch_size=64``.
 Exit codes: 0 done, 2 refused (the message says why), 3 a loss or a parameter became non-finite, 4 trained and saved but
 not all measured, 75 interrupted and saved (the same command resumes), 130 stopped by a second Ctrl-C.
 """
 
+import argparse
 import logging
+import re
 import sys
 
 from absl import app, flags
@@ -61,11 +64,17 @@ def run_mode(
         return train.train(config, workdir, profile, evals)
     run = Run(config, workdir)
     check_workdir(run)
+    vars = run.trained_vars()
     if mode == "eval":
-        train.evaluate_vars(run, run.trained_vars(), evals)
+        if not evaluation.asked(config, evals):
+            names = evaluation.evaluators(run.system)
+            raise ConfigError(
+                f"there is nothing to evaluate: the config of {workdir} runs no evaluator by itself; "
+                + (f"--evals=NAME,NAME of {', '.join(names)}" if names else "its system has none")
+            )
+        train.evaluate_vars(run, vars, evals)
     else:
-        vars = run.trained_vars()
-        evaluation.pictures(run, vars, step=None)
+        evaluation.pictures(run, vars)
         evaluation.analyse(run, vars)
     return EXIT_DONE
 
@@ -110,13 +119,15 @@ def parse_flags(argv: list[str]) -> list[str]:
     except SyntaxError as error:
         message = f"{error.filename}, line {error.lineno}: {error.msg}"
     except (AttributeError, KeyError) as error:
-        name = str(error.args[0]).strip("'\"")
+        name = str(error.args[0])
         if "get_config" in name:
             message = f"the file of --config has no function get_config ({name})"
-        elif any(word.lstrip("-").startswith("config.") for word in argv):
-            message = f"an override --config.<field>=... names no field of the config: {name}"
+        elif fields := [w.lstrip("-") for w in argv if w.lstrip("-").startswith("config.")]:
+            message = _no_field(name, fields, argv)
         else:
             raise
+    except ConfigError as error:
+        message = str(error)
     except (flags.Error, OSError, TypeError, ValueError) as error:
         message = str(error).strip()
         last = message.splitlines()[-1]
@@ -124,6 +135,35 @@ def parse_flags(argv: list[str]) -> list[str]:
             message = last  # raised by the config file itself, whose traceback says no more
     print(message, file=sys.stderr)
     sys.exit(EXIT_REFUSED)
+
+
+def _no_field(message: str, fields: list[str], argv: list[str]) -> str:
+    """Which of the overrides names no field, and the field that was probably meant.
+
+    Args:
+      message: of ml_collections, which has both names, but escaped and without their section.
+      fields: the overrides, ``config.<field>=<value>``.
+      argv: the command line, which names the config.
+    """
+    missing = (re.findall(r"\w+", message) or [""])[0]
+    given = [field.partition("=")[0] for field in fields]
+    wrong = next((field for field in given if missing in field.split(".")), given[0])
+    section, known = wrong.split("."), _config_of(argv)
+    for part in section[1:]:
+        if not hasattr(known, "keys") or part not in known:
+            break
+        known = known[part]
+    near = startup.nearest(missing, known.keys()) if hasattr(known, "keys") else ""
+    return f"--{wrong}: the config has no such field{near}"
+
+
+def _config_of(argv: list[str]):
+    """The config that a command line names, without the overrides; the flag has no value until all of these fit."""
+    from vidmotion.open_run import load_config
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", "-config")
+    return load_config(parser.parse_known_args(argv)[0].config)
 
 
 def _with_files(argv: list[str]) -> list[str]:

@@ -31,6 +31,7 @@ PICTURES = frozenset(
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF", "GIF")
 _BACKGROUND = 255
 _CAPTION_SIZE = 12  # pixels
+_LEAST_LABELLED = 48  # width of a picture over which a word of a label fits, pixels
 # What browsers play from an mp4; cameras also write PCM, which they do not.
 _AUDIO_OF_MP4 = {"aac", "mp3", "opus", "flac", "ac3", "eac3", "alac"}
 _AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000}
@@ -116,6 +117,7 @@ def transfer_grid(
     *,
     content_labels: Sequence[str] | None = None,
     motion_labels: Sequence[str] | None = None,
+    note: str = "",
     pad: int = 2,
     scale: int | None = None,
 ) -> np.ndarray:
@@ -129,6 +131,7 @@ def transfer_grid(
         motions: J items, likewise.
         results: I rows of J items, likewise.
         content_labels, motion_labels: I and J captions.
+        note: a further line in the empty corner.
         pad: separator, pixels.
         scale: nearest-neighbour enlargement; None takes the least that makes cells 128 pixels high.
 
@@ -163,12 +166,34 @@ def transfer_grid(
     sheet = np.insert(sheet, [below] * gap, _BACKGROUND, axis=-3)
     sheet = np.insert(sheet, [right] * gap, _BACKGROUND, axis=-2)
 
-    captions = [((pad, pad), "motion across,"), ((pad, pad + _CAPTION_SIZE + 6), "content down")]
+    lines = ["motion across,", "content down", note]
+    captions = [
+        ((pad, pad + k * (_CAPTION_SIZE + 6)), line) for k, line in enumerate(lines) if line
+    ]
     for index, label in enumerate(motion_labels or ()):
         captions.append(((right + gap + pad + index * (width + pad), pad), label))
     for index, label in enumerate(content_labels or ()):
         captions.append(((pad, below + gap + pad + index * (height + pad)), label))
     return _caption(sheet, captions)
+
+
+def beside(pictures: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarray:
+    """Pictures of one height side by side, each below its label where all are wide enough for one.
+
+    Args:
+        pictures: uint8 (H, W, 3) each.
+        labels: one for each, a word.
+
+    Returns:
+        uint8 (H + band, sum of W, 3); the band has 18 rows, or none where a picture is narrower than 48 pixels.
+    """
+    row = np.concatenate(pictures, axis=1)
+    widths = [picture.shape[1] for picture in pictures]
+    if min(widths) < _LEAST_LABELLED:
+        return row
+    band = np.full((_CAPTION_SIZE + 6, row.shape[1], 3), _BACKGROUND, np.uint8)
+    places = np.cumsum([0, *widths[:-1]]).tolist()
+    return np.concatenate([_caption(band, [((x, 0), t) for x, t in zip(places, labels)]), row])
 
 
 def _same_shape(images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
@@ -496,7 +521,7 @@ def _grey(path: str | os.PathLike, picture: Image.Image) -> np.ndarray:
 
 
 def _srgb(path: str | os.PathLike, picture: Image.Image) -> Image.Image:
-    """A picture with a colour profile, without it; a profile that cannot be used is said and left out."""
+    """Convert a picture from its colour profile to sRGB; a profile that cannot be used is logged and ignored."""
     profile = picture.info.get("icc_profile")
     if not profile:
         return picture
@@ -538,12 +563,14 @@ def read_video(path: str | os.PathLike) -> Video:
 
 
 class VideoInfo(NamedTuple):
-    """Of a video as `iter_video` shows it: frames per second, their number (0: unknown), and the seconds on
-    the file's own clock at which the first is shown."""
+    """What is known of a video as `iter_video` shows it: frames per second, their number (0: unknown), the seconds
+    on the file's own clock at which the first is shown, and width and height as they are stored, in pixels."""
 
     fps: float
     frames: int
     start: float
+    width: int = 0
+    height: int = 0
 
 
 def probe(path: str | os.PathLike) -> VideoInfo:
@@ -556,7 +583,7 @@ def probe(path: str | os.PathLike) -> VideoInfo:
 
     with _named(path):
         found = video.survey(path)
-        return VideoInfo(float(found.rate), found.frames, found.start)
+        return VideoInfo(float(found.rate), found.frames, found.start, *found.size)
 
 
 def iter_video(path: str | os.PathLike) -> Iterator[np.ndarray]:

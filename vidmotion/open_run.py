@@ -17,7 +17,7 @@ import jax
 import ml_collections
 from etils import epath
 
-from vidmotion import checkpoint, paths, run_record, sharding, startup
+from vidmotion import checkpoint, files, paths, run_record, sharding, startup
 from vidmotion import system as systems
 from vidmotion import weights as own_weights
 from vidmotion.convert import folder as converted
@@ -58,10 +58,7 @@ def load_config(name: str) -> ml_collections.ConfigDict:
     file, _, argument = startup.config_file(name).partition(":")
     spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except FileNotFoundError as error:
-        raise ConfigError(f"there is no config {file}") from error
+    spec.loader.exec_module(module)
     return module.get_config(argument)
 
 
@@ -104,7 +101,7 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
     """The run that a workdir holds, to be used: its batches are cut over the devices that are here.
 
     Args:
-      workdir: of the run, or the name of a shipped one (`vidmotion.weights`).
+      workdir: the folder of the run, or the name of a shipped one (`vidmotion.weights`).
       changes: ``{"system.codec.weights": "vae.safetensors"}``, fields of its config that are otherwise here, as
         text; only `FREE_FIELDS`.
 
@@ -144,14 +141,19 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
 def of_today(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of an older run in the fields that it has today, with the same meaning.
 
-    Evaluators once shared a section ``eval``. The first stage of BCD once was a run of its own, without temporal
-    blocks; today it is the part of a run before they join.
+    Evaluators once shared a section ``eval``, and those that need a judge trained it themselves. The first stage of BCD
+    once was a run of its own, without temporal blocks; today it is the part of a run before they join.
     """
     from vidmotion import evaluation  # which opens runs itself
 
     config = {**config}
     if "eval" in config:
         config["evals"] = evaluation.sections_of(config.pop("eval"))
+    if any("judge_workdir" in section for section in config.get("evals", {}).values()):
+        config["evals"] = {name: {**section} for name, section in config["evals"].items()}
+        for section in config["evals"].values():
+            if "judge_workdir" in section:
+                section["judge"] = section.pop("judge_workdir")
     system = config.get("system", {})
     if "temporal" in system.get("denoiser", {}):
         denoiser = {**system["denoiser"]}
@@ -224,7 +226,8 @@ def set_field(config: ml_collections.ConfigDict, name: str, text: str) -> None:
     fields = paths.flatten(config.to_dict())
     path = name.replace(".", "/")
     if path not in fields:
-        raise ConfigError(f"--config.{name}: the config has no such field")
+        near = startup.nearest(name, [field.replace("/", ".") for field in fields])
+        raise ConfigError(f"--config.{name}: the config has no such field{near}")
     try:
         value = text if isinstance(fields[path], str) else ast.literal_eval(text)
         config.update_from_flattened_dict({name: value})
@@ -286,7 +289,7 @@ def _check_config(run: Run, old: Mapping[str, Any], whose: str) -> None:
 
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any], most: int = 8) -> str:
-    """For a message: the fields in which two configs differ, `FREE_FIELDS` apart; empty where there are none.
+    """Name the fields in which two configs differ, apart from `FREE_FIELDS`, for a message; empty where there are none.
 
     A field of the system that one of them lacks is no difference where the other has its default: the class has
     gained it since.
@@ -349,8 +352,15 @@ class GivenRun(Run):
         """The given parameters, on every device."""
         return self._read(None)
 
+    def weights_digest(self) -> str:
+        """As of `Run`."""
+        where = self.workdir
+        if str(where) in own_weights.names():
+            where = own_weights.FOLDER / f"{where}.safetensors"
+        return files.digest(where)
+
     def vars_by_part(self) -> Callable[..., Vars]:
-        """As of `Run`; the files of the named networks are read in each call."""
+        """See `Run.vars_by_part`; the files of the named networks are read in each call."""
         return lambda *names: self._read(names)
 
     def _read(self, names: tuple[str, ...] | None) -> Vars:

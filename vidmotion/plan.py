@@ -209,9 +209,9 @@ def compiled(run: Run, target: Target, flops: float | None) -> dict[str, Any]:
     """Figures of the update compiled for the run's mesh, and what a chip would make of it.
 
     Args:
-      run: on a mesh of the target's devices.
-      target: whose compiler is asked.
-      flops: of a step, by `Run.flops_per_step`.
+      run: a run on a mesh of the target's devices.
+      target: the chip whose compiler is asked.
+      flops: the FLOPs of a step, by `Run.flops_per_step`.
 
     Raises:
       ConfigError: as `reckoned_with`.

@@ -16,35 +16,41 @@ takes motion that no video has: --keys=A.png,B.mp4,... are key frames, whose cod
 frames from each to the next; --codes=FILE are codes that a run of configs/xnemo_gpt.py generated; and
 --outpaint=RUN --more=N lets such a run go on for N frames where B ends. --strength=S scales how far the expression goes
 from the portrait's own; with --relative=N (or best) what is taken of B is how it differs from its frame N (from the one
-that is most like A). --paste puts the animated square back into the whole picture A.
+that is most like A).
+
+With --paste and a picture A, any of them puts the animated square back into the whole of A, at A's own size.
 
 Where weights lie elsewhere than in training, or for other sampling: --config.system.codec.weights=FILE,
 --config.system.sampler.steps=16.
 """
 
 import argparse
+import dataclasses
 import itertools
 import logging
 import os
+import pathlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from vidmotion import animate, media, startup
+from vidmotion import animate, files, media, run_record, startup
 from vidmotion.diffusion.windows import fade
 from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.evaluation.transfer import to_uint8
 from vidmotion.open_run import open_run, open_weights
+from vidmotion.progress import watched
 from vidmotion.run import Run
 from vidmotion.system import MotionTransfer, System
 
 log = logging.getLogger("vidmotion.reenact")
 
 PARTS = ("both", "structure", "dynamics")
+PANELS = ("content", "motion", "result")
 ANYWHERE = animate.Faces()
 
 
@@ -118,6 +124,7 @@ def reenact(
     part: str = "both",
     where: animate.Faces = ANYWHERE,
     drive: animate.Drive = animate.VIDEO,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Write `out`.
 
@@ -128,13 +135,15 @@ def reenact(
       out: mp4 to write, whole or not at all.
       side_by_side: content and motion beside the result.
       together: windows sampled at a time.
-      seed: of the initial noise.
+      seed: the seed of the initial noise.
       part: of `PARTS`; other than ``both``, what one of a VidTwin's latents shows alone.
       where: the faces are, for systems that look at them.
       drive: key frames, codes, or a generator that goes on, for the same systems.
+      tell: called after each frame with the number of frames made and of all (0: not known); what it raises ends the
+        work.
 
     Returns:
-      The number of frames.
+      The number of frames. Beside the video lies what `write_manifest` says of it.
 
     Raises:
       MediaError, ConfigError, CheckpointError: nothing is then left under the name `out`.
@@ -152,9 +161,10 @@ def reenact(
             f"--part={part}: {run.workdir} holds a {run.config.system.name}, not a VidTwin, whose "
             "latents can be shown alone"
         )
-    if (where != ANYWHERE or drive != animate.VIDEO) and not system.face_side:
+    faces_asked = dataclasses.replace(where, paste=False) != ANYWHERE
+    if (faces_asked or drive != animate.VIDEO) and not system.face_side:
         raise ConfigError(
-            "--box, --motion_box, --follow, --keys, --codes, --outpaint, --strength, --relative, --paste: "
+            "--box, --motion_box, --follow, --keys, --codes, --outpaint, --strength, --relative: "
             f"{run.workdir} holds a {run.config.system.name}, which looks "
             "at whole pictures"
         )
@@ -165,9 +175,21 @@ def reenact(
         for path in (content, motion, *drive.keys)
     ):
         raise ConfigError(f"--out={out} would overwrite what it is made from")
+    if where.paste and not media.is_picture(content):
+        raise ConfigError(f"--paste: {content} is no picture into which the result could be put")
+    extent = animate.first_picture(content).shape[1::-1]
+    log.info("content %s: %d x %d pixels", content, *extent)
     frames_there, fps = 0, 25.0
     if motion:
         info = media.probe(motion)
+        log.info(
+            "motion %s: %d x %d pixels, %s frames, %g frames/s",
+            motion,
+            info.width,
+            info.height,
+            info.frames or "an unknown number of",
+            info.fps or fps,
+        )
         frames_there, fps = info.frames + drive.more if info.frames else 0, info.fps or fps
     elif drive.codes:
         fps = animate.read_codes(drive.codes)[1]
@@ -175,18 +197,69 @@ def reenact(
         rows = _by_faces(run, content, motion, seed, where, drive)
     else:
         rows = _by_windows(run, content, motion, together, seed, options)
+        if where.paste:
+            rows = _into(media.read_picture(content), rows)
+    made = extent if where.paste else (system.size, system.size)
+    log.info("result %s: %d x %d pixels", out, *made)
+    if made != extent and media.is_picture(content):
+        log.info("for %d x %d pixels, the size of %s: --paste", *extent, content)
     total = 0
 
     def frames() -> Iterator[np.ndarray]:
         nonlocal total
-        with tqdm(total=frames_there or None, unit="frame", disable=None) as bar:
-            for row in rows:
-                yield np.concatenate(row, axis=1) if side_by_side else row[-1]
-                total += 1
-                bar.update(1)
+        for row in watched(rows, "reenacting", frames_there, "frames"):
+            yield media.beside(row, PANELS) if side_by_side else row[-1]
+            total += 1
+            tell(total, frames_there)
 
     media.write_mp4(out, frames(), fps, audio_from=motion or None)
+    given = {"content": content, "motion": motion, "codes": drive.codes}
+    given |= {f"key {k}": name for k, name in enumerate(drive.keys)}
+    settings = {"side_by_side": side_by_side, "windows": together, "seed": seed, "part": part}
+    settings |= dataclasses.asdict(where) | dataclasses.asdict(drive)
+    write_manifest(run, out, {name: path for name, path in given.items() if path}, settings)
     return total
+
+
+def write_manifest(
+    run: Run, out: str, inputs: Mapping[str, str], settings: Mapping[str, Any]
+) -> None:
+    """Write ``<out>.json``: which weights made a video of which files, so that it can be told from a recording.
+
+    Args:
+      run: that made it.
+      out: the video.
+      inputs: files by what they were to it.
+      settings: of this video, JSON-able.
+    """
+
+    def known(path: str) -> dict[str, str]:
+        return {"file": os.path.basename(path), "sha256": files.digest(pathlib.Path(path))}
+
+    content = {
+        "generated": "this video was made by a neural network and shows nothing that happened",
+        "video": known(out),
+        "inputs": {name: known(path) for name, path in inputs.items()},
+        "model": {
+            "system": run.config.system.name,
+            "weights_sha256": run.weights_digest(),
+            "config": run_record.without_places(run.config.to_dict()),
+        },
+        "settings": run_record.without_places(dict(settings)),
+        **run_record.environment(),
+    }
+    run_record.write(pathlib.Path(f"{out}.json"), content)
+
+
+def _into(picture: np.ndarray, rows: Iterator[tuple]) -> Iterator[tuple[np.ndarray, ...]]:
+    """Rows of `_by_windows` at the size of the picture that they are made of: the result in the place of its centre
+    square, the motion cut to the same height."""
+    height, width, _ = picture.shape
+    side = min(height, width)
+    left, top = (width - side) // 2, (height - side) // 2
+    region = np.array([left, top, left + side, top + side], np.float64)
+    for _, moved, frame in rows:
+        yield picture, fit(moved, height), animate.pasted(picture, frame, region)
 
 
 def _by_windows(

@@ -1,4 +1,6 @@
-"""A run: what a config describes, built, with its state and compiled functions. `open_run` opens the workdirs of runs.
+"""A run: the system, data and optimizer that a config describes, its state, and its compiled functions.
+
+`open_run` opens the workdirs of runs.
 
 Order at the start (each later source wins): abstract init -> shardings -> init on device -> ``init_from`` ->
 optimizer and averages made from the loaded weights -> restore, if the workdir has a checkpoint.
@@ -10,6 +12,7 @@ import dataclasses
 import functools
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,12 +23,13 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
-from vidmotion import checkpoint, chunked_map, lock, paths, sharding
+from vidmotion import checkpoint, chunked_map, files, lock, paths, sharding
 from vidmotion import system as systems
 from vidmotion.config_schema import from_config, plain
 from vidmotion.convert import folder as converted
 from vidmotion.data import pipeline
 from vidmotion.data.clip_source import ClipSource
+from vidmotion.data.records import DatasetError
 from vidmotion.errors import ConfigError
 from vidmotion.optim import Optimizer
 from vidmotion.state import TrainState
@@ -35,12 +39,20 @@ from vidmotion.system import Vars
 log = logging.getLogger(__name__)
 
 PyTree = Any
+# A line of a lowered program takes XLA so long on two CPU cores, whatever the size of the system: a rough forecast.
+COMPILE_SECONDS = 0.001
 # Least values of fields that count something; 0 is never or none.
 LEAST = {
     **dict.fromkeys(("batch_size", "accumulate", "checkpoint/keep"), 1),
     **dict.fromkeys(("steps", "log_every", "checkpoint/every", "checkpoint/keep_period"), 0),
     **dict.fromkeys(("sample/rows", "sample/every"), 0),
 }
+
+
+def announce(lowered: jax.stages.Lowered, what: str) -> None:
+    """Say in the log about how long it takes to compile a program."""
+    operations = lowered.as_text().count("\n")
+    log.info("compiling the %s, about %d s", what, max(1, round(operations * COMPILE_SECONDS)))
 
 
 def _check_numbers(config: ml_collections.ConfigDict) -> None:
@@ -58,13 +70,13 @@ class Run:
 
     Args:
       config: the (locked) config.
-      workdir: of this run.
+      workdir: the folder of this run.
       abstract: only to reckon with: a mesh that this machine cannot fill will do.
       mesh: default: what the config says, of all devices that JAX sees.
 
     Attributes:
       config: the (locked) config.
-      workdir: of this run.
+      workdir: the folder of this run.
       system, stepper, mesh: what is trained, its update, and on which devices.
       batch: abstract global batch.
 
@@ -123,9 +135,48 @@ class Run:
             raise ConfigError(f"config.data has no section {split!r}: it names that split's data")
         arguments = {**data.get("common", {}), **data[split], **changes}
         # Training may read pairs of frames where evaluation reads whole clips.
-        source = pipeline.make_source(arguments.pop("kind", data.kind), **arguments)
+        kind, folder = arguments.pop("kind", data.kind), arguments.get("directory", "")
+        if kind in ("videos", "portraits") and not epath.Path(folder).exists():
+            size = getattr(self.system, "size", "N")
+            raise DatasetError(
+                f"{folder}: no such dataset folder. Of videos of your own, this makes it: "
+                f"vidmotion prepare videos --src=FOLDER --out={folder} --size={size}"
+            )
+        source = pipeline.make_source(kind, **arguments)
         self._check_networks(source.networks, arguments.get("directory"))
         return source
+
+    def check_batch(self, source: ClipSource, batch: PyTree) -> None:
+        """Compare this process's rows of a batch of `source` with what the system expects, as `systems.check_batch`;
+        for clips of another size the message has the command that makes them anew."""
+        try:
+            systems.check_batch(self.system, batch, self.config.batch_size // jax.process_count())
+        except ConfigError as error:
+            side = batch["video"].shape[2] if "video" in batch else 0
+            raise ConfigError(f"{error}{self._remade(source, side)}") from error
+
+    def check_size(self, source: ClipSource) -> None:
+        """Refuse to move clips of another size than the system's.
+
+        Raises:
+          ConfigError: with the command that makes them anew.
+        """
+        video = source[0].get("video")
+        if isinstance(self.system, systems.MotionTransfer) and video is not None:
+            side, size = video.shape[1], self.system.size
+            if side != size:
+                raise ConfigError(
+                    f"the clips to evaluate on have {side} x {side} pixels, and config.system {size} x {size}"
+                    + self._remade(source, side)
+                )
+
+    def _remade(self, source: ClipSource, side: int) -> str:
+        """For a message: how clips of `side` pixels are made of the system's size, where that is what is wrong."""
+        size = getattr(self.system, "size", side)
+        if side == size or "--size=" not in source.made_by:
+            return ""
+        command = re.sub(r"--size=\d+", f"--size={size}", source.made_by)
+        return f". This makes clips of that size: {command}"
 
     def loader(self, split: str, batch_size: int | None = None) -> pipeline.Loader:
         """Batches of a split; shuffled for ``train``, in the source's order for ``eval``."""
@@ -299,6 +350,17 @@ class Run:
             state, _ = restored
         return self.vars_of(state)
 
+    def weights_digest(self) -> str:
+        """Hex sha256 of the files of the weights that `trained_vars` gives, by which a result can be traced to them.
+
+        Raises:
+          CheckpointError: the workdir has no checkpoint.
+        """
+        with checkpoint.Checkpointer(self.workdir, read_only=True) as checkpointer:
+            if not (steps := checkpointer.steps()):
+                raise checkpoint.CheckpointError(f"{self.workdir} holds no checkpoint; train first")
+            return files.digest(epath.Path(checkpointer.directory) / str(steps[-1]))
+
     def vars_by_part(self) -> Callable[..., Vars]:
         """`trained_vars` for networks that run one after the other: names of networks -> variables with those
         of the player ``model`` alone, which a released run reads only then, and whose memory is free again
@@ -368,8 +430,17 @@ class Run:
         return (lowered.cost_analysis() or {}).get("flops")
 
     def jit_sample(self, **options) -> Callable[[Vars, PyTree, jax.Array], PyTree]:
-        """`System.sample` over a batch cut across the mesh; its outputs are whole on every process."""
-        return self.jit(functools.partial(self.system.sample, **options))
+        """`System.sample` over a batch cut across the mesh; its outputs are whole on every process. Its first call
+        says in the log about how long it compiles."""
+        jitted, begun = self.jit(functools.partial(self.system.sample, **options)), []
+
+        def sample(*arguments):
+            if not begun:
+                announce(jitted.lower(*arguments), "sampler")
+                begun.append(True)
+            return jitted(*arguments)
+
+        return sample
 
     def jit(self, function: Callable, **options) -> Callable:
         """`jax.jit` for arrays on this run's mesh; outputs are whole everywhere, unless `options` say otherwise."""

@@ -1,12 +1,18 @@
 """How every command begins and ends: log, devices, and exit codes for what its user can mend."""
 
 import argparse
+import ast
+import difflib
+import glob
+import importlib.metadata
 import importlib.util
 import logging
 import os
 import pathlib
+import platform
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 
 from absl import logging as absl_logging
 
@@ -15,30 +21,52 @@ from vidmotion.errors import EXIT_REFUSED, ConfigError
 log = logging.getLogger(__name__)
 
 
+def recipes() -> dict[str, pathlib.Path]:
+    """The configs of this project: their files by name."""
+    folder = pathlib.Path(importlib.util.find_spec("configs").origin).parent
+    return {path.stem: path for path in sorted(folder.glob("[a-z]*.py"))}
+
+
 def config_file(name: str) -> str:
     """The file of a config, followed by its argument: ``heads:demo`` -> ``/.../configs/heads.py:demo``.
 
     Args:
-      name: of a recipe of this project; or a path, which ends in ``.py`` and is returned as it is.
+      name: of a recipe of this project, or a path that ends in ``.py``. Where there is no file at the path
+        ``configs/<name>.py``, it means the recipe of that name, so that it can be given in any folder.
 
     Raises:
-      ConfigError: there is no such recipe; lists all of them.
+      ConfigError: there is no such recipe or file; lists the recipes and what each of them is.
     """
     stem, colon, argument = name.partition(":")
-    if stem.endswith(".py"):
+    path, known = pathlib.Path(stem), recipes()
+    if path.suffix == ".py" and path.exists():
         return name
-    folder = pathlib.Path(importlib.util.find_spec("configs").origin).parent
-    if not (folder / f"{stem}.py").is_file():
-        recipes = ", ".join(sorted(path.stem for path in folder.glob("[a-z]*.py")))
-        raise ConfigError(
-            f"there is no config {stem!r}; there are {recipes}, or give a path that ends in .py"
-        )
-    return f"{folder / stem}.py{colon}{argument}"
+    recipe = path.stem if path.parent.name in ("", "configs") else ""
+    if recipe in known and (path.suffix == ".py") == (path.parent.name == "configs"):
+        return f"{known[recipe]}{colon}{argument}"
+    what = "no file" if path.suffix == ".py" else "no config"
+    lines = [
+        f"there is {what} {stem!r}{nearest(recipe, known)}. Give one of these names, or a path:"
+    ]
+    for known_name, file in known.items():
+        about = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        lines.append(f"  {known_name:<17} {about.partition(chr(10))[0]}")
+    raise ConfigError("\n".join(lines))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """For a message about a name that does not exist: the one that was probably meant, or nothing."""
+    found = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def set_up_log() -> None:
-    """This project's messages from INFO on; those of libraries from WARNING on."""
+    """This project's messages from INFO on; those of libraries from WARNING on, and of orbax from ERROR on."""
     absl_logging.set_verbosity(absl_logging.WARNING)
+    # Orbax logs by absl's logger, and warns of its own defaults ("CheckpointManagerOptions.read_only=True, ...").
+    absl_logging.get_absl_logger().addFilter(
+        lambda record: record.levelno >= logging.ERROR or "/orbax/" not in record.pathname
+    )
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
     project = logging.getLogger("vidmotion")
@@ -48,7 +76,8 @@ def set_up_log() -> None:
 
 
 def set_up_devices() -> None:
-    """Compilation cache, and one distributed job where the environment describes several processes.
+    """Compilation cache, and one distributed job where the environment describes several processes; says in the log
+    on what devices and with which versions this process runs.
 
     Raises:
       ConfigError: a description that is not complete, or processes that do not find each other.
@@ -71,6 +100,42 @@ def set_up_devices() -> None:
         _join(cluster)  # jax reads these clusters itself
     if jax.process_index() > 0:
         logging.getLogger("vidmotion").setLevel(logging.WARNING)  # process 0 speaks for all
+    _introduce()
+
+
+def _introduce() -> None:
+    """Log the devices and versions; warn of a GPU that jax cannot use."""
+    import jax
+
+    devices = jax.devices()
+    log.info(
+        "vidmotion %s on %d %s device%s (%s), jax %s, Python %s",
+        version(),
+        len(devices),
+        jax.default_backend(),
+        "" if len(devices) == 1 else "s",
+        devices[0].device_kind,
+        jax.__version__,
+        platform.python_version(),
+    )
+    if jax.default_backend() == "cpu" and not jax.config.jax_platforms and _gpus():
+        log.warning(
+            "this machine has an NVIDIA GPU that jax cannot use, so that all runs on the CPU: "
+            "pip install 'vidmotion[cuda]', or set JAX_PLATFORMS=cpu to mean the CPU"
+        )
+
+
+def version() -> str:
+    """Of the installed package; "unknown" where it is run from its folder alone."""
+    try:
+        return importlib.metadata.version("vidmotion")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _gpus() -> list[str]:
+    """Device files of NVIDIA GPUs."""
+    return glob.glob("/dev/nvidia[0-9]*")
 
 
 def cache_folder() -> str:
@@ -128,6 +193,12 @@ def _join(why: str, **options) -> None:
             f"{why} asks for several processes, and they did not find each other: {text[0]}. Start all of "
             "them at once (docs/launchers.md), or unset it to run alone"
         ) from error
+    if jax.default_backend() == "cpu" and sys.stdout is sys.__stdout__:
+        # Gloo, which joins processes of a CPU, prints a line for each of its connections and has no switch for it:
+        # Python keeps the standard output, and what libraries write beside it goes nowhere.
+        sys.stdout.flush()
+        sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def simulate_devices(count: int) -> None:

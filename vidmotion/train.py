@@ -38,15 +38,12 @@ from vidmotion.metric_writer import (
 )
 from vidmotion.metrics.result import MetricResult
 from vidmotion.open_run import claim_workdir
-from vidmotion.run import Run
+from vidmotion.run import Run, announce
 from vidmotion.state import TrainState, name_broken
-from vidmotion.system import Describes, check_batch
+from vidmotion.system import Describes
 from vidmotion.trace import Trace
 
 log = logging.getLogger(__name__)
-
-# A line of a lowered program takes XLA so long on two CPU cores, whatever the size of the system: a rough forecast.
-COMPILE_SECONDS = 0.001
 
 
 class NonFiniteError(FloatingPointError):
@@ -181,8 +178,7 @@ def compile_update(
     """The update of a phase of the training (default: the last), ahead of time, and the seconds that it took."""
     began = time.perf_counter()
     lowered = run.lower_update(phase=phase)
-    operations = lowered.as_text().count("\n")
-    log.info("compiling the step, about %d s", max(1, round(operations * COMPILE_SECONDS)))
+    announce(lowered, "step")
     update = lowered.compile()
     seconds = time.perf_counter() - began
     log.info("step compiled in %.1f s", seconds)
@@ -199,7 +195,7 @@ def train(
 
     Args:
       config: of the run.
-      workdir: of the run.
+      workdir: the folder of the run.
       profile: how many steps to trace into ``<workdir>/profile`` (`Trace`).
       evals: evaluators to run in the place of those that the config runs (`evaluation.asked`).
 
@@ -215,7 +211,9 @@ def train(
     loader = run.loader("train")
     # Weights that are missing are refused now, not after minutes of compilation and with a workdir begun.
     jax.block_until_ready(run.consts)
-    check_batch(run.system, _head(loader), config.batch_size // jax.process_count())
+    run.check_batch(loader.source, _head(loader))
+    if loader.source.made_by:
+        log.info("data: %d clips, made by %s", len(loader.source), loader.source.made_by)
     names = evaluation.asked(config, evals)
     evaluation.check(run, names)
     with contextlib.ExitStack() as stack:
@@ -456,7 +454,8 @@ class Session:
             return
 
         def draw():
-            pictures = evaluation.pictures(self.run, self.run.vars_of(self.state), self.step)
+            vars = self.run.vars_of(self.state)
+            pictures = evaluation.pictures(self.run, vars, f"-{self.step}", self.step)
             self.writer.images(self.step, pictures)
 
         self._attempt("pictures", draw)
@@ -504,7 +503,7 @@ def evaluate_vars(
     Args:
       run: whose config.
       vars: the system's variables.
-      names: of the evaluators; None: those that the config runs (`evaluation.asked`).
+      names: the names of the evaluators; None: those that the config runs (`evaluation.asked`).
       attempt: name and function of each evaluator -> what the function returns, or None for no results.
     """
     results = []
@@ -520,7 +519,7 @@ def _evaluate(name: str, run: Run, vars) -> list[MetricResult]:
     """One evaluator; a protocol keeps what it counted in a folder, which is for one job alone."""
     alone = name in evaluation.PROTOCOLS
     with run.hold(f"eval/{name}") if alone else contextlib.nullcontext():
-        return evaluation.evaluate(name, run, vars, companion)
+        return evaluation.evaluate(name, run, vars)
 
 
 def _report(run: Run, results: list[MetricResult]) -> None:
@@ -533,17 +532,6 @@ def _others(old: dict[str, Any], results: list[dict[str, Any]]) -> list[dict[str
     """Results of an `old` record that `results` have no number for."""
     new = {(row["metric"], row["convention"]) for row in results}
     return [row for row in old["results"] if (row["metric"], row["convention"]) not in new]
-
-
-def companion(run: Run) -> Run:
-    """A second run that an evaluator needs (a judge): trained first if its workdir holds no checkpoint."""
-    with Checkpointer(run.workdir, read_only=True) as checkpointer:
-        done = checkpointer.steps()
-    if not done or done[-1] < run.config.steps:
-        log.info("training %s first", run.workdir)
-        if train(run.config, run.workdir) == EXIT_PREEMPTED:
-            raise PreemptedError(f"training of {run.workdir} was interrupted; its state is saved")
-    return run
 
 
 def _check_fresh(run: Run) -> None:

@@ -82,12 +82,14 @@ class Survey(NamedTuple):
       steady: whether frame k is shown at tick k, from the first on.
       frames: ticks from the first frame to the end of the last; 0 where times are not known.
       start: seconds, on the file's own clock, of the first frame.
+      size: width and height as they are stored, pixels.
     """
 
     rate: Fraction
     steady: bool
     frames: int
     start: float
+    size: tuple[int, int] = (0, 0)
 
 
 def survey(path: str | os.PathLike) -> Survey:
@@ -103,6 +105,7 @@ def survey(path: str | os.PathLike) -> Survey:
     with _opened(path) as (container, stream):
         rates = [stream.average_rate, stream.guessed_rate, Fraction(FRAME_RATE)]
         rates = [rate for rate in rates if rate]
+        size = stream.codec_context.width, stream.codec_context.height
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
                 times.append(None if packet.pts is None else packet.pts * packet.time_base)
@@ -110,18 +113,18 @@ def survey(path: str | os.PathLike) -> Survey:
                     lasting = max(lasting, times[-1] + packet.duration * packet.time_base)
     if None in times or not times:
         known = next((time for time in times if time is not None), 0)
-        return Survey(rates[0], True, len(times), float(known))
+        return Survey(rates[0], True, len(times), float(known), size)
     times.sort()
     since = [time - times[0] for time in times]
     for rate in rates:
         if all(abs(time * rate - k) < Fraction(1, 2) for k, time in enumerate(since)):
-            return Survey(rate, True, len(times), float(times[0]))
+            return Survey(rate, True, len(times), float(times[0]), size)
     seconds = np.array(since, np.float64)
     busiest = int(max(np.searchsorted(seconds, seconds + 0.98) - np.arange(len(seconds))))
     near = [rate for rate in rates[:-1] if abs(rate / busiest - 1) < 0.1]
     rate = near[0] if near else Fraction(busiest)
     end = max(lasting, times[-1] + 1 / rate) - times[0]
-    return Survey(rate, False, _tick(end, rate), float(times[0]))
+    return Survey(rate, False, _tick(end, rate), float(times[0]), size)
 
 
 def read_steadily(path: str | os.PathLike) -> Iterator[np.ndarray]:
@@ -192,8 +195,8 @@ def read_frames(
     A frame ends where its stated duration does, which need not be where the next begins.
 
     Args:
-      path: of the file or folder.
-      threads: of the decoder; 0 lets it choose.
+      path: the path of the file or folder.
+      threads: the number of threads of the decoder; 0 lets it choose.
       missed: called at the end with the number of frames that could not be decoded, if there are any and yet too
         few for an error; a warning that names the file by default.
 

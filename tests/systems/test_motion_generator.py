@@ -305,7 +305,7 @@ def test_evaluation_scores_each_clip_once(heads_codes, tmp_path):
 
     evaluator = evaluation.build("motion_generation", run)
     run.system = Oracle(run.system)
-    results = {row.metric: row for row in evaluator.evaluate(run, None, None)}
+    results = {row.metric: row for row in evaluator.evaluate(run, None)}
     assert results["cross_entropy"].value == pytest.approx(truth[:, 0, 0].mean())
     assert results["perplexity"].value == pytest.approx(math.exp(truth[:, 0, 0].mean()))
     assert results["histogram_distance"].value == 0.0

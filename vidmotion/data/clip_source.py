@@ -18,11 +18,13 @@ class ClipSource(Protocol):
       fingerprint: hex text that names the content; a run resumes only on data of the same fingerprint.
       transforms: what the loader applies to each element, with random numbers of its own.
       networks: fingerprints, by name, of the never-trained networks that made the elements.
+      made_by: the command that made the files that are read; "" where there is none.
     """
 
     fingerprint: str
     transforms: Sequence[Any] = ()
     networks: Mapping[str, str] = {}
+    made_by: str = ""
 
     def __len__(self) -> int:
         """The number of elements."""

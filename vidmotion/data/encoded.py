@@ -59,7 +59,7 @@ class EncodedSource(ClipSource):
     noted: tuple[str, ...] = ()
 
     def __init__(self, directory, split: str, *arguments):
-        """Open a split of a folder that ``vidmotion.encode`` wrote; `arguments` are the subclass's own.
+        """Open a split of a folder that ``vidmotion.encode`` wrote; `arguments` are those of the subclass.
 
         Raises:
           DatasetError: as `RecordSource`, or the folder holds something else.
@@ -76,7 +76,7 @@ class EncodedSource(ClipSource):
 
     @classmethod
     def read_provenance(cls, directory) -> dict:
-        """What ``vidmotion.encode`` noted.
+        """Read what ``vidmotion.encode`` noted when it wrote the folder.
 
         Raises:
           DatasetError: nothing there, or it is no such dataset.
@@ -164,7 +164,7 @@ class CodesSource(EncodedSource):
     arrays, attached, network = ("content", "ids", "ids_fast"), QUANTIZER, "BCD"
 
     def __init__(self, directory, split: str = "train", frames: int = 25, fast: float = 0.5):
-        """As `EncodedSource`.
+        """Open a split; see `EncodedSource`.
 
         Raises:
           ConfigError: clips with fewer codes than `frames` at half rate.
@@ -206,7 +206,7 @@ class VidTwinLatentsSource(EncodedSource):
     noted = ("classes",)
 
     def __init__(self, directory, split: str = "train"):
-        """As `EncodedSource`."""
+        """Open a split; see `EncodedSource`."""
         super().__init__(directory, split)
         self.classes = tuple(self.provenance["classes"])
         self.fingerprint = _hex(self._records.fingerprint.encode() + self._attachment(directory))
@@ -219,14 +219,14 @@ class Moments:
         self._count, self._sum, self._squares = 0, 0.0, 0.0
 
     def add(self, values: np.ndarray) -> None:
-        """Take up an array (..., C)."""
+        """Count the values of an array (..., C) in."""
         flat = np.asarray(values, np.float64).reshape(-1, values.shape[-1])
         self._count += len(flat)
         self._sum = self._sum + flat.sum(axis=0)
         self._squares = self._squares + np.square(flat).sum(axis=0)
 
     def result(self) -> dict[str, np.ndarray]:
-        """``mean`` and ``std``, float32 (C,)."""
+        """The ``mean`` and the ``std`` of all values so far, float32 (C,)."""
         mean = self._sum / self._count
         variance = np.maximum(self._squares / self._count - mean**2, LEAST_STD**2)
         return {"mean": mean.astype(np.float32), "std": np.sqrt(variance).astype(np.float32)}
@@ -240,7 +240,7 @@ class Cut(grain.transforms.RandomMap):
     """A stored record -> `length` successive codes or tokens of it, from anywhere.
 
     Attributes:
-      name: of the array.
+      name: the name of the array.
       length: of what is cut out.
     """
 
@@ -266,12 +266,12 @@ class _Sequences(EncodedSource):
     noted = ("encoder", "conditions", "fps")
 
     def __init__(self, directory, split: str = "train", length: int = 0):
-        """As `EncodedSource`.
+        """Open a split; see `EncodedSource`.
 
         Args:
           directory: the folder.
           split: ``train`` or ``eval``.
-          length: of the sequences; 0: all there is of each clip.
+          length: the length of the sequences; 0: all there is of each clip.
 
         Raises:
           ConfigError: clips shorter than `length`.

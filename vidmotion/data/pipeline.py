@@ -143,7 +143,7 @@ class Loader:
         Args:
           source: see the top of this file.
           batch_size: global, over all processes.
-          seed: of the order and of random transforms; at least 0.
+          seed: the seed of the order and of random transforms; at least 0.
           process_index, process_count: which rows of a global batch this process holds.
           transforms: see above.
           shuffle: a new order each epoch; otherwise the source's order, repeated.

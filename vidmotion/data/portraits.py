@@ -227,6 +227,7 @@ class PortraitSource(ClipSource):
         """
         self._pair = make_pair(random, pair)
         self._records = RecordSource(directory, split)
+        self.made_by = self._records.provenance.get("command", "")
         held = self._records.features.keys()
         boxless = self._pair.recipe == "face" and "boxes" not in held
         needed = {"length", "fps"} | ({"boxes"} if boxless and not whole else set())

@@ -7,6 +7,7 @@ the place of the clip: what a frozen image autoencoder makes of every stored fra
 import dataclasses
 import hashlib
 import io
+import logging
 
 import grain
 import numpy as np
@@ -14,8 +15,10 @@ from PIL import Image
 
 from vidmotion.data.clip_source import Classes, ClipSource
 from vidmotion.data.clips import decode_clip
-from vidmotion.data.records import DatasetError, RecordSource
+from vidmotion.data.records import DatasetError, RecordSource, read_index
 from vidmotion.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +96,23 @@ class VideoSource(ClipSource, Classes):
     ):
         """Opens a split of a folder that `vidmotion.data.prepare` wrote; arguments as of `Window`.
 
+        A `split` of ``test,train`` is ``train`` where the folder has no ``test``, as of a single video.
+
         Raises:
           DatasetError: as `RecordSource`, or the folder does not hold clips.
           ConfigError: `frames` or `decimate` below 1, or clips too short for them.
         """
         if decimate < 1 or (frames is not None and frames < 1):
             raise ConfigError(f"frames and decimate are at least 1, got {frames=}, {decimate=}")
+        splits = split.split(",")
+        there = read_index(directory)["splits"]
+        split = next((name for name in splits if name in there), splits[0])
+        if split != splits[0]:
+            log.warning(
+                "%s has no split %r: its split %r is read instead", directory, splits[0], split
+            )
         self._records = RecordSource(directory, split)
+        self.made_by = self._records.provenance.get("command", "")
         if not self._stored & self._records.features.keys() or not (
             {"length", "fps", "start", "source"} <= self._records.features.keys()
         ):
@@ -162,7 +175,7 @@ class TfdsVideoSource(ClipSource, Classes):
         Args:
           name: ``ucf101/ucf101_1_256`` is the first of the three official splits.
           split, data_dir: of it.
-          fps: of its videos, which it does not tell.
+          fps: the frame rate of its videos, which it does not tell.
           size: to which pictures are scaled, square; 0: as they are.
           frames, decimate, random: of `Window`.
 

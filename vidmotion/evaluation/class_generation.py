@@ -9,18 +9,18 @@ import dataclasses
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from vidmotion import media
 from vidmotion.data import encoded
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.pictures import write
-from vidmotion.evaluation.sprites_judge import judge_clips, trained_judge
+from vidmotion.evaluation.sprites_judge import NEEDS, judge_clips, trained_judge
 from vidmotion.evaluation.transfer import to_uint8
 from vidmotion.metrics import judge
 from vidmotion.metrics.result import MetricResult, not_computed
 from vidmotion.open_run import open_run
+from vidmotion.progress import watched
 from vidmotion.system import fingerprint
 from vidmotion.systems.sprites_judge import LABELS
 
@@ -35,23 +35,22 @@ class ClassGeneration(Evaluator):
       batch: clips at a time.
       per_class: clips of each class.
       autoencoder: workdir of the VidTwin that wrote the latents; "": nothing is decoded, and a row says so.
-      judge: config of a Sprites judge; "": none.
-      judge_workdir: where it lies or is trained; "": ``<workdir>/judge``.
+      judge: workdir of a run of configs/sprites_judge.py; "": there is none, and a row says so.
     """
 
     batch: int
     per_class: int
     autoencoder: str = ""
     judge: str = ""
-    judge_workdir: str = ""
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         run.source("eval")
         if self.autoencoder:
             decoder(run, self.autoencoder, self.batch)
+        trained_judge(self.judge, "class_generation.judge")
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """Accuracy of the judge on generated and on rebuilt clips, the spread of looks, and the pictures.
 
         Raises:
@@ -77,7 +76,7 @@ class ClassGeneration(Evaluator):
         if not self.judge:
             return [
                 _unjudged(
-                    "config.evals.class_generation.judge, a judge of these classes",
+                    NEEDS.format("config.evals.class_generation.judge"),
                     resolution,
                     count,
                 )
@@ -91,12 +90,7 @@ class ClassGeneration(Evaluator):
         held_out = [source[i] for i in range(min(count, len(source)))]
         rebuilt = decode({name: np.stack([e[name] for e in held_out]) for name in encoded.LATENTS})
         truth = np.array([element["label"] for element in held_out])
-        judge_run, judge_vars, identity = trained_judge(
-            self.judge,
-            self.judge_workdir or str(run.workdir / "judge"),
-            companion,
-            autoencoder.config.data.common.sheets_dir,
-        )
+        judge_run, judge_vars, identity = trained_judge(self.judge, "class_generation.judge")
         on_made, on_rebuilt = (
             _judged(judge_run, judge_vars, videos, of)
             for videos, of in ((made, labels), (rebuilt, truth))
@@ -145,7 +139,7 @@ def generate(run, vars, labels: np.ndarray, batch: int, first: int = 0) -> dict[
     sample = run.jit_sample()
     key = jax.random.key(run.config.seed)
     parts = []
-    for start in tqdm(range(0, len(labels), rows), desc="generating", disable=None):
+    for start in watched(range(0, len(labels), rows), "generating"):
         picked = np.minimum(np.arange(start, start + rows), len(labels) - 1)
         placed = run.put_rows({"label": labels[picked]})
         latents = sample(vars, placed, jax.random.fold_in(key, first + start))

@@ -10,11 +10,9 @@ the same reading after the factors have been shuffled among the clips, which is 
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from vidmotion.data.clip_source import Boxes, Renders
 from vidmotion.errors import ConfigError
@@ -22,6 +20,7 @@ from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.transfer import face_views
 from vidmotion.metrics import probe
 from vidmotion.metrics.result import MetricResult
+from vidmotion.progress import watched
 
 READINGS = {  # factors and code: what is wanted
     ("identity", "motion"): "leakage: wanted at chance",
@@ -52,7 +51,7 @@ def _clips(run, wanted: int) -> tuple[Any, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Leakage(Evaluator):
-    """What each code says of the other's business.
+    """How much the content code tells about motion, and the motion code about identity.
 
     Attributes:
       batch: clips at a time.
@@ -63,10 +62,10 @@ class Leakage(Evaluator):
     probe_clips: int = 0
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         _clips(run, self.probe_clips)
 
-    def evaluate(self, run, vars, companion: Callable) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """R^2 of continuous factors and accuracy of classes, each with its interval, for every reading and probe.
 
         Rows ``probe/<factors>_from_<code>/<probe>/<score>`` are means over the factors, beside
@@ -115,7 +114,7 @@ def _codes(run, vars, source, count: int, batch: int) -> tuple[dict[str, np.ndar
     read = run.jit(run.system.read_codes)
     rows = run.rows(batch)
     parts = []
-    for start in tqdm(range(0, count, rows), desc="reading codes", disable=None):
+    for start in watched(range(0, count, rows), "reading codes"):
         clips = [source[i]["video"] for i in range(start, min(start + rows, count))]
         video = np.stack(clips + [clips[-1]] * (rows - len(clips)))
         inputs = {"content": video, "motion": video}

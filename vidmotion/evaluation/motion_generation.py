@@ -45,12 +45,12 @@ class MotionGeneration(Evaluator):
     bcd: str = ""
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         run.source("eval")
         if self.bcd:
             _open_bcd(run, self.bcd)
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """Score the eval split, generate as many sequences, and render `clips` of them with the BCD run `bcd`.
 
         Raises:

@@ -40,11 +40,11 @@ class TokenizerErrors(Evaluator):
     xnemo: str = ""
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         run.source("eval")
         open_xnemo(self.xnemo, run.system.codes, encoded.MotionCodesSource)
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """Errors on the eval split, use of the codebook, and pictures of `clips` of them by the X-NeMo run `xnemo`.
 
         Raises:
@@ -146,7 +146,7 @@ def write_sheet(run, opened, name: str, codes: np.ndarray, fps: float) -> None:
     Args:
       run: whose workdir it goes to.
       opened: of `open_xnemo`.
-      name: of the files; the PNG shows eight frames of each motion in a row.
+      name: the name of the files; the PNG shows eight frames of each motion in a row.
       codes: float32 (clips, motions, F, D); clip i moves the first picture of clip i of the X-NeMo's eval split.
       fps: frames per second.
     """

@@ -5,32 +5,34 @@ import logging
 import jax
 import numpy as np
 
-from vidmotion import media
+from vidmotion import checkpoint, media
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.transfer import as_pictures, boxes_of, clip_of, to_uint8, transfer
 
 log = logging.getLogger(__name__)
 
 
-def pictures(run, vars, step: int | None) -> dict[str, np.ndarray]:
+def pictures(run, vars, suffix: str = "", step: int | None = None) -> dict[str, np.ndarray]:
     """Sample ``config.sample.rows`` contents x ``columns`` motions, or as many as there are clips, and write the grid.
 
     Of a system with `parts`, a sheet ``parts`` has a row for each content A and the clip B after it: A, A rebuilt,
     each part of A alone, A with the motion of B, B.
 
-    Files ``<workdir>/samples/<sheet>[-<step>].{png,mp4,gif}``; the PNG shows the middle frame.
+    Files ``<workdir>/samples/<sheet><suffix>.{png,mp4,gif}``; the PNG shows the middle frame.
 
     Args:
       run: a `vidmotion.run.Run`.
       vars: the system's variables.
-      step: part of the file name; None leaves it out.
+      suffix: of the file names.
+      step: of the variables, written into the corner of the grid; None: that of the newest checkpoint, if any.
 
     Returns:
       ``{sheet: uint8 (H, W, 3)}`` for the metric writer: ``transfer``, and ``parts`` where there is one.
     """
     source = run.source("eval")
     rows, columns = grid(run, source)
-    picked = np.random.default_rng(run.config.seed).permutation(len(source))[: rows + columns]
+    picked = np.random.default_rng(run.config.seed).permutation(len(source))
+    picked = np.resize(picked, rows + columns)  # a single clip is moved by itself
     elements = [source[int(i)] for i in picked]
     clips = [clip_of(element) for element in elements]
     pairs = [(i, rows + j) for i in range(rows) for j in range(columns)]
@@ -50,27 +52,29 @@ def pictures(run, vars, step: int | None) -> dict[str, np.ndarray]:
     count = rows * columns
     results = videos[:count].reshape(rows, columns, *videos.shape[1:])
     shown = as_pictures(run, vars, clips)
-    sheets = {"transfer": media.transfer_grid(shown[:rows], shown[rows:], results)}
+    if step is None:
+        step = (checkpoint.read_position(str(run.workdir)) or {}).get("step")
+    note = "" if step is None else f"step {step}"
+    sheets = {"transfer": media.transfer_grid(shown[:rows], shown[rows:], results, note=note)}
     if run.system.parts:
         rebuilt, crossed = np.split(videos[count:], 2)
         sheets["parts"] = _parts(run, vars, shown[: rows + 1], rebuilt, crossed)
     for sheet, video in sheets.items():
-        write(run, sheet if step is None else f"{sheet}-{step}", video)
+        write(run, f"{sheet}{suffix}", video)
     return {name: video[len(video) // 2] for name, video in sheets.items()}
 
 
 def grid(run, source) -> tuple[int, int]:
-    """(rows, columns) of the grid: those of ``config.sample``, the larger one lessened until there are clips for both.
+    """(rows, columns) of the grid: those of ``config.sample``, the larger one lessened until there are clips for both,
+    or one of each, the same clip.
 
     Raises:
-      ConfigError: fewer than two clips in the eval split `source`.
+      ConfigError: no clip in the eval split `source`.
     """
     rows, columns = run.config.sample.rows, run.config.sample.columns
-    if len(source) < 2:
-        raise ConfigError(
-            f"config.sample: a content and a motion need two clips, the eval split has {len(source)}"
-        )
-    while rows + columns > len(source):
+    if not len(source):
+        raise ConfigError("config.sample: the eval split has no clip to move")
+    while rows + columns > max(len(source), 2):
         rows, columns = (rows - 1, columns) if rows > columns else (rows, columns - 1)
     if (rows, columns) != (run.config.sample.rows, run.config.sample.columns):
         log.warning(

@@ -15,13 +15,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from tqdm import tqdm
 
 from vidmotion import startup
 from vidmotion.errors import EXIT_DONE
 from vidmotion.models.latent_dit import Patches
 from vidmotion.models.transformer import TransformerEncoder
 from vidmotion.models.vidtwin import LATENTS, SIZES, VidTwin
+from vidmotion.progress import watched
 
 WIDTH, LAYERS, HEADS, MLP_DIM = 512, 6, 8, 2048  # C.2
 PSEUDO_DIT = TransformerEncoder(LAYERS, HEADS, MLP_DIM)
@@ -43,8 +43,8 @@ class Setting(NamedTuple):
       name: in `models.vidtwin.LATENTS`.
       structure: (n_q, h_S, w_S, d_S).
       dynamics: (f, w_D + h_D, d_D).
-      numbers: of both.
-      rate: of the clip's numbers (B.1).
+      numbers: how many numbers both latents have.
+      rate: their share of the clip's numbers (B.1).
     """
 
     name: str
@@ -58,10 +58,10 @@ class Cost(NamedTuple):
     """What a pseudo DiT costs at batch 1 in float32.
 
     Attributes:
-      tokens: of its input.
-      parameters: of the network.
-      forward_flops: of one forward pass.
-      step_flops: of one training step: forward, backward, Adam.
+      tokens: the number of tokens of its input.
+      parameters: the number of parameters of the network.
+      forward_flops: the FLOPs of one forward pass.
+      step_flops: the FLOPs of one training step: forward, backward, Adam.
       step_bytes: most memory that a training step holds: parameters, moments, gradients, activations.
       ffn_parameters, ffn_flops: of the feed-forward layers and norms alone, forward.
     """
@@ -119,7 +119,9 @@ def report() -> str:
         shapes = ("x".join(map(str, shape)) for shape in (s.structure, s.dynamics))
         structure, dynamics = shapes
         lines.append(f"{s.name:<10}{structure:>14}{dynamics:>12}{s.numbers:>9,}{s.rate:>9.4%}")
-    costs = {name: cost(tokens) for name, tokens in tqdm(TOKENS.items(), disable=None)}
+    costs = {
+        name: cost(tokens) for name, tokens in watched(TOKENS.items(), "measuring", unit="sizes")
+    }
     first = next(iter(costs.values()))
     lines += [
         "",

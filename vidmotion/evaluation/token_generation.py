@@ -40,11 +40,11 @@ class TokenGeneration(Evaluator):
     xnemo: str = ""
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         run.source("eval")
         open_xnemo(self.xnemo, run.system.codes, encoded.MotionTokensSource)
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """Score the eval split, continue `prefix` tokens of each of its sequences by `count`, and render `clips` of
         them.
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from vidmotion.data import faces
 from vidmotion.data.clip_source import Boxes
+from vidmotion.progress import watched
 
 
 def derangement(count: int, seed: int = 0) -> np.ndarray:
@@ -103,7 +103,7 @@ def transfer(
     sample = run.jit_sample(**options)
     key = jax.random.key(run.config.seed)
     starts = range(0, len(contents), rows)
-    for start in tqdm(starts, desc=what, disable=None):
+    for start in watched(starts, what):
         picked = np.minimum(np.arange(start, start + rows), len(contents) - 1)
         inputs = {
             "content": np.stack([contents[i] for i in picked]),

@@ -108,7 +108,7 @@ class Attention(nn.Module):
 
     Attributes:
       heads: number of heads; divides the width.
-      dtype: of the matrix products; the softmax is float32.
+      dtype: the dtype of the matrix products; the softmax is float32.
     """
 
     heads: int
@@ -176,7 +176,7 @@ class FeedForward(nn.Module):
     """GEGLU: to eight times the width, value times exact GELU of the gate, back.
 
     Attributes:
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     dtype: Dtype = jnp.float32

@@ -36,8 +36,8 @@ class ResBlock(nn.Module):
     Attributes:
       channels: output channels; a 1x1 `shortcut` is made when the input has another number.
       groups: groups of the norms.
-      epsilon: of the norms; 1e-6 in the autoencoder, 1e-5 in the UNet.
-      dtype: of the computation; parameters stay float32.
+      epsilon: the epsilon of the norms; 1e-6 in the autoencoder, 1e-5 in the UNet.
+      dtype: the dtype of the computation; parameters stay float32.
     """
 
     channels: int
@@ -69,8 +69,8 @@ class Attention2D(nn.Module):
 
     Attributes:
       groups: groups of the norm.
-      epsilon: of the norm.
-      dtype: of the computation.
+      epsilon: the epsilon of the norm.
+      dtype: the dtype of the computation.
     """
 
     groups: int = 32
@@ -93,7 +93,7 @@ class Downsample(nn.Module):
     Attributes:
       padding: ((top, bottom), (left, right)); symmetric in the UNet, ((0, 1), (0, 1)) in the
         autoencoder.
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     padding: Padding = SAME
@@ -111,7 +111,7 @@ class Upsample(nn.Module):
     """Each pixel repeated 2x2 (nearest neighbour), then a 3x3 convolution.
 
     Attributes:
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     dtype: Dtype = jnp.float32

@@ -146,7 +146,7 @@ def conditioning(inject: str, condition: tuple, width: int, sites: int, name: st
       condition: the embedded time, the motion, and the SiLU of the time's embedding with the motion added; (B, T, 1, D)
         each.
       width, sites, fields: of `layers.AdaLN`.
-      name: of the module.
+      name: the name of the module.
     """
     if inject == "adagn":
         return AdaGN(width, sites, name=name, **fields)(*condition)
@@ -245,7 +245,7 @@ class VideoDiT(nn.Module):
         (concatenated to the patch's values whole, however wide it is; K likewise), ``token``
         (appended to the frame's tokens in the spatial attention) or ``reshape`` (c has exactly the
         number of values of one latent frame).
-      groups: of the group norms.
+      groups: the number of groups of the group norms.
       gate_start: value of the spatial blocks' gates in a fresh network; 0 is adaLN-Zero. Those of temporal blocks
         start at 0 in any case, so that they may join later without a jump.
       remat, scan: recompute blocks in the backward pass; compile the repeating unit once.

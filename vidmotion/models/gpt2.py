@@ -123,7 +123,7 @@ class GPT2(nn.Module):
       max_positions: rows of the position table, the longest sequence.
       mlp_dim: hidden channels of the feed-forward; None means 4 * width.
       dropout: rate.
-      dtype: of the computation and of the result.
+      dtype: the dtype of the computation and of the result.
     """
 
     width: int

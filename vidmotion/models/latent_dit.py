@@ -63,7 +63,7 @@ class Patches:
 
     @property
     def numbers(self) -> int:
-        """Of the latent, what fills it up not counted."""
+        """How many numbers the latent has, without what fills it up."""
         return math.prod(self.shape)
 
     def split(self, latent: jax.Array) -> jax.Array:
@@ -103,7 +103,7 @@ class Block(nn.Module):
 
     Attributes:
       heads, mlp_ratio: sizes.
-      dtype: of the matrix products; the residual stream is float32.
+      dtype: the dtype of the matrix products; the residual stream is float32.
     """
 
     heads: int
@@ -141,9 +141,9 @@ class LatentDiT(nn.Module):
     Attributes:
       patches: of structure and of dynamics.
       classes: number of them; the label `classes` stands for no class.
-      class_width: of the class vector.
+      class_width: the width of the class vector.
       width, layers, heads, mlp_ratio: of the transformer.
-      dtype: of the matrix products; parameters, residual stream and result are float32.
+      dtype: the dtype of the matrix products; parameters, residual stream and result are float32.
       remat: recompute each block in the backward pass instead of keeping its activations.
       scan: compile one block for all; their parameters are stacked under `blocks`.
     """

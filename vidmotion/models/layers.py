@@ -46,9 +46,9 @@ def attention(
       heads: number of heads; divides `width`.
       dense: makes the layers of queries, keys and values.
       out: makes the last layer, ``out``; `dense` where None.
-      names: of the layers of queries, keys and values, or of the one layer that makes all three of `x_lc`.
+      names: the names of the layers of queries, keys and values, or of the one layer that makes all three of `x_lc`.
       split: makes that one layer, which returns the three apart, such as `forms.Split`; `dense` where None.
-      width: of all heads together; 0 is that of `x_lc`.
+      width: the width of all heads together; 0 is that of `x_lc`.
       attend: queries (..., l, h, d), keys and values (..., s, h, d) -> (..., l, h, d).
 
     Returns:
@@ -88,7 +88,7 @@ def mlp(
       hidden: features of the first layer.
       dense: makes the first layer.
       out: makes the second; `dense` where None.
-      names: of the two layers.
+      names: the names of the two layers.
       activation: between them; GELU in its tanh form is the default.
     """
     y = activation(dense(hidden, name=names[0])(x_lc))
@@ -115,11 +115,11 @@ class AdaLN(nn.Module):
     """Scales, shifts and gates of a block's norms, read from a condition (adaLN-Zero of Peebles and Xie 2022).
 
     Attributes:
-      width: of the tokens.
+      width: the width of the tokens.
       sites: number of norms.
       gates: each site has a gate as well.
       gate_start: value of the gates in a fresh network, whose scales are 1 and whose shifts are 0.
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     width: int

@@ -143,11 +143,11 @@ class MGME(nn.Module):
       side: rows and columns of a latent.
       patch: latent pixels per side of a token; not in paper.
       depth, width: layers and hidden size of the transformer.
-      heads: of its attention; 0 takes one per 64 channels. Not in paper.
+      heads: the number of heads of its attention; 0 takes one per 64 channels. Not in paper.
       groups, basis, size: K, N_k and D_k.
-      hidden: of the heads; not in paper.
+      hidden: the width of the heads; not in paper.
       wide: see `orthogonal`.
-      dtype: of the transformer; heads, codebooks and codes are float32.
+      dtype: the dtype of the transformer; heads, codebooks and codes are float32.
 
     Raises:
       ValueError: when it is bound, if the sizes do not fit together.

@@ -42,10 +42,10 @@ class MotionModule(nn.Module):
     """Each frame's places attend to that frame's motion tokens (section 1.5).
 
     Attributes:
-      heads: of the attentions.
-      groups: of the norm at the entrance.
+      heads: the number of heads of the attentions.
+      groups: the number of groups of the norm at the entrance.
       opened: the last layer starts as other layers do, and not at zero.
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     heads: int = 8
@@ -80,9 +80,9 @@ class TemporalModule(nn.Module):
     """Each place attends to itself over the frames (section 1.6; AnimateDiff v2).
 
     Attributes:
-      heads: of the attentions.
-      groups: of the norm at the entrance.
-      dtype: of the computation.
+      heads: the number of heads of the attentions.
+      groups: the number of groups of the norm at the entrance.
+      dtype: the dtype of the computation.
     """
 
     heads: int = 8
@@ -133,7 +133,7 @@ class DenoisingUNet(UNet):
     (paths ``*/motion_*``) and 453,209,280 in the temporal ones (``*/temporal_*``).
 
     Attributes:
-      module_groups: of the group norms of both modules; as released, whatever the UNet's are.
+      module_groups: the number of groups of the group norms of both modules; as released, whatever the UNet's are.
       motion_opened: the motion modules' last layers do not start at zero, so that the motion encoder has a gradient
         from the first step on. Not in paper.
       control_side: side of the middle's features where a `MotionControl` (paths ``control/*``) reads the motion

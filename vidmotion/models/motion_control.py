@@ -31,10 +31,10 @@ class MotionControl(nn.Module):
     Attributes:
       channels, attention, layers_per_block, heads, norm_groups: as of the `UNet`.
       context: has the `UNet`'s cross-attentions to its context.
-      side: of the map, 4 times a power of two: the UNet's middle resolution.
+      side: the side of the map, 4 times a power of two: the UNet's middle resolution.
       opened: the 1x1 convolutions start as other layers do, and not at zero.
       remat: recompute residual blocks and transformers in the backward pass.
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     channels: tuple[int, ...]

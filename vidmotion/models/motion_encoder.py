@@ -35,7 +35,7 @@ class ConvBlock(nn.Module):
 
     Attributes:
       channels: of the output: half of them from the first convolution, a quarter from each other.
-      dtype: of the convolutions.
+      dtype: the dtype of the convolutions.
     """
 
     channels: int
@@ -62,7 +62,7 @@ class Hourglass(nn.Module):
     Attributes:
       depth: how often the map is halved.
       dropout: rate in the branch that keeps its resolution, in training.
-      dtype: of the convolutions.
+      dtype: the dtype of the convolutions.
       enlarge: method of `jax.image.resize` on the way back.
     """
 
@@ -94,10 +94,10 @@ class PatchAttention(nn.Module):
 
     Attributes:
       patch: side of a patch.
-      width: of the attention; the patches' pixels share it, so patch^2 divides it.
-      heads: of the attention; divides the width.
-      groups: of the norm in front.
-      dtype: of convolutions and matrix products; norms and softmax are float32.
+      width: the width of the attention; the patches' pixels share it, so patch^2 divides it.
+      heads: the number of heads of the attention; divides the width.
+      groups: the number of groups of the norm in front.
+      dtype: the dtype of convolutions and matrix products; norms and softmax are float32.
     """
 
     patch: int
@@ -136,7 +136,7 @@ class MotionEncoder(nn.Module):
       size: side of the crops in pixels, a multiple of 16.
       width: channels of the first convolution; the maps have 2 and 4 times as many. A multiple of
         16, in which `groups` divides twice the width.
-      depth: of the hourglass, whose map has a quarter of the crop's side.
+      depth: the depth of the hourglass, whose map has a quarter of the crop's side.
       attention_width, heads, groups: of the three patch attentions.
       landmarks: channels of the map before the last (68 landmarks in the original network).
       latent: length of the motion vector f_mot; 128, 512 or 1024 (appendix C).
@@ -145,7 +145,7 @@ class MotionEncoder(nn.Module):
       tokens, token_width: what vector and box become.
       box_width: of the two layers that the box's shift passes.
       dropout: in the hourglass.
-      dtype: of convolutions and matrix products; parameters, norms, and everything after the last
+      dtype: the dtype of convolutions and matrix products; parameters, norms, and everything after the last
         map are float32.
 
     Raises:

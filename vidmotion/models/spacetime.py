@@ -66,7 +66,7 @@ class Attention(nn.Module):
       heads: number of heads; divides the width.
       temporal: attend over frames, each to itself and earlier ones. The output layer of such a
         branch starts at zero (section 1.6).
-      dtype: of the matrix products; the softmax is float32.
+      dtype: the dtype of the matrix products; the softmax is float32.
     """
 
     heads: int
@@ -142,7 +142,7 @@ class Trunk(nn.Module):
     Attributes:
       depth: number of blocks, named block_0, block_1, ...
       heads, mlp_ratio: of each block.
-      dtype: of the matrix products.
+      dtype: the dtype of the matrix products.
       remat: recompute each block in the backward pass instead of keeping its activations.
       scan: compile one block for all; their parameters are stacked under `blocks`.
     """

@@ -70,7 +70,7 @@ class ModulatedConv(nn.Module):
       up: double the resolution: transposed convolution of stride 2, then the low-pass. For kernels
         of side 3.
       demodulate: equation 3; off for colours.
-      dtype: of the convolution; style and lengths are float32.
+      dtype: the dtype of the convolution; style and lengths are float32.
     """
 
     features: int
@@ -134,7 +134,7 @@ class Synthesis(nn.Module):
       area: a map of side r has min(channels, area / r) channels; at the defaults 512 up to 64, 256
         at 128 and 128 at 256 (spec 1.10).
       colours: added up over the resolutions to an image. Without them, the last map is the result.
-      dtype: of the convolutions; styles, colours and images are float32.
+      dtype: the dtype of the convolutions; styles, colours and images are float32.
 
     Raises:
       ValueError: another size.

@@ -158,8 +158,8 @@ class T5Encoder(nn.Module):
       mlp_dim: hidden channels of the feed-forward.
       buckets, max_distance: see `relative_buckets`.
       dropout: rate.
-      eps: of every RMSNorm.
-      dtype: of the computation and of the result.
+      eps: the epsilon of every RMSNorm.
+      dtype: the dtype of the computation and of the result.
       remat: recompute each block in the backward pass instead of keeping its activations.
     """
 

@@ -20,7 +20,7 @@ class EncoderLayer(nn.Module):
     Attributes:
       heads: number of heads; divides the width.
       mlp_dim: width of the feed-forward layer.
-      dtype: of the matrix products; softmax and norm statistics are float32.
+      dtype: the dtype of the matrix products; softmax and norm statistics are float32.
     """
 
     heads: int

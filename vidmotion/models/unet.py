@@ -79,13 +79,13 @@ class Transformer(nn.Module):
     """Self-attention, cross-attention to a context and GEGLU over the places of each frame.
 
     Attributes:
-      heads: of the attentions.
-      groups: of the group norm at the entrance.
+      heads: the number of heads of the attentions.
+      groups: the number of groups of the group norm at the entrance.
       context: has a cross-attention to a context (`norm2`, `cross`).
       within: makes a module that stands between the attentions and the feed-forward layer, or
         None. It is called as ``(x_bfhwc, time_bc, condition)``, with the residual stream and the
         embedded time, and returns the new stream.
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     heads: int
@@ -254,16 +254,16 @@ class UNet(nn.Module):
       attention: which resolutions have transformers; the lowest one's is the middle's too, which
         always has one.
       layers_per_block: layers per resolution on the way down; one more on the way up.
-      heads: of every attention; divides the channels.
+      heads: the number of heads of every attention; divides the channels.
       context_width: of the cross-attention's context; 0 leaves the cross-attentions out.
-      norm_groups: of the group norms.
+      norm_groups: the number of groups of the group norms.
       latent_channels: in and out.
       up: has the way up; without it there is no head either.
       head: has the output layer.
       places: adds a fixed code of its row and column to every place of the latents. Stable Diffusion has none, and
         has learnt from the padding at the borders where things are; a short training of a small network cannot.
       remat: recompute residual blocks and transformers in the backward pass.
-      dtype: of the computation; parameters stay float32.
+      dtype: the dtype of the computation; parameters stay float32.
     """
 
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -471,7 +471,7 @@ def random_banks(key: jax.Array, banks: Banks, ratio: float) -> Banks:
     attended to.
 
     Args:
-      key: of the draw.
+      key: the random key of the draw.
       banks: block -> (b, l, c).
       ratio: share that is left out, 0 to 1; of l tokens, floor(l (1 - ratio)) stay.
 

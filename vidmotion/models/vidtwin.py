@@ -48,11 +48,11 @@ class Start(NamedTuple):
     """How the layers between the two transformers begin.
 
     Attributes:
-      kernel: of a layer without activation.
-      relu: of the kernel of a layer that a ReLU follows.
+      kernel: initializer of the kernel of a layer without activation.
+      relu: initializer of the kernel of a layer that a ReLU follows.
       bias: fan-in -> initialiser of a bias.
-      places: of the kernel of a layer that mixes queries or places, and that a ReLU follows.
-      qformer: of all kernels of the Q-Former.
+      places: initializer of the kernel of a layer that mixes queries or places, and that a ReLU follows.
+      qformer: the initializer of all kernels of the Q-Former.
       steady: the log-variances begin at `LOGVAR_START` whatever the clip, and not at what the kernel gives.
     """
 
@@ -136,7 +136,7 @@ class Latents(NamedTuple):
     dynamics: jax.Array | Gaussian | None
 
     def taken(self, key: jax.Array | None = None) -> "Latents":
-        """Of Gaussians their means or, with a key, independent draws."""
+        """The means of Gaussians or, with a key, independent draws from them."""
         keys = (None, None) if key is None else jax.random.split(key)
         pairs = zip(self, keys)
         return Latents(*(g and (g.mean if k is None else g.sample(k)) for g, k in pairs))
@@ -357,10 +357,7 @@ class VidTwin(nn.Module):
       structure_width: channels of the first convolution on the structure.
       dropout: rate inside the Q-Former, the only dropout there is.
       start: of the layers between the transformers, a name of `STARTS`.
-      query_times: the Q-Former's frames carry codes of their times, and its queries begin at times of their own. Not in
-        the paper, where the temporal attention must first learn to write the order of frames into what the queries
-        read: it begins at zero.
-      dtype: of the matrix products of both transformers.
+      dtype: the dtype of the matrix products of both transformers.
       remat, scan: see `spacetime.Trunk`; `scan` changes the parameter tree.
 
     Raises:
@@ -386,7 +383,6 @@ class VidTwin(nn.Module):
     structure_width: int = 128
     dropout: float = 0.1
     start: str = "released"
-    query_times: bool = False
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     scan: bool = False
@@ -446,7 +442,7 @@ class VidTwin(nn.Module):
 
     def reader(self) -> Callable[[], nn.Module]:
         """Makes what the structure branch reads the frames of a patch by."""
-        return functools.partial(self.qformer(self.queries), times=self.query_times)
+        return self.qformer(self.queries)
 
     def structure_branch(self) -> tuple[nn.Module, nn.Module]:
         """Encoder and decoder of the structure latent."""

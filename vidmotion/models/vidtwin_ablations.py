@@ -87,7 +87,7 @@ class SpatialQFormer(VidTwin):
     `dynamics_blocks` are not read.
 
     Attributes:
-      dynamics_queries: of a frame.
+      dynamics_queries: the number of queries of a frame.
     """
 
     dynamics_queries: int = 2
@@ -161,7 +161,7 @@ class PlacesReader(nn.Module):
     Attributes:
       reader: makes the Q-Former.
       place_width: numbers of a place.
-      width: of a frame's vector.
+      width: the width of a frame's vector.
       start: how the layers begin.
     """
 
@@ -224,7 +224,7 @@ class PlacesAsFeatures(VidTwin):
 
     @property
     def most_queries(self) -> int:
-        """As many as there are."""
+        """The largest number of queries that there is."""
         return max(1, self.queries)
 
     def structure_branch(self) -> tuple[nn.Module, nn.Module]:

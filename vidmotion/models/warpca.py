@@ -120,7 +120,7 @@ class WarpCA(nn.Module):
     """A hidden state moved by a motion code: Eq. 9, cross-attention, flow and occlusion, Eq. 10.
 
     Attributes:
-      heads: of the attention.
+      heads: the number of heads of the attention.
       mode: ``warpca``; or ``ca``, plain cross-attention to the same tokens, added (Table 3).
       tokens, groups, token_width: see `motion_tokens`; not in paper.
       flow_input: what flow and occlusion are read from: the attention's output, ``attn``, or with
@@ -131,7 +131,7 @@ class WarpCA(nn.Module):
       flow_start: deviation of the flow before its tanh at the start, about; with 0 the code has no gradient until the
         flow's last layer has moved. Not in paper.
       occlusion_bias: at the start O = sigmoid of it; not in paper.
-      dtype: of the computation; code, flow and occlusion are float32.
+      dtype: the dtype of the computation; code, flow and occlusion are float32.
 
     Raises:
       ValueError: an unknown value, or tokens that do not divide the code.

@@ -93,7 +93,7 @@ class MotionTokens(System, Describes):
         return {**super().fingerprints(consts), ENCODER: encoder}
 
     def tokens(self, batch: int) -> int:
-        """Of the sequences."""
+        """The number of motion tokens in a batch."""
         return batch * self.frames // 2**self.net.halvings
 
     def evaluators(self) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ class MotionTokens(System, Describes):
 
     @staticmethod
     def variables(vars: Vars) -> dict[str, PyTree]:
-        """Of `net`."""
+        """The variables of `net`."""
         return {
             "params": vars.params["model"],
             "codebook": vars.mutable["codebook"],

@@ -172,7 +172,7 @@ class TokenGenerator(System, Describes):
         return paths.unflatten(encoded.MotionTokensSource.read_attached(self.codes))
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """Of the tokenizer, and of the X-NeMo's motion encoder."""
+        """Fingerprints of the tokenizer and of the X-NeMo's motion encoder."""
         encoder = encoded.MotionTokensSource.read_provenance(self.codes)["encoder"]
         return {**super().fingerprints(consts), ENCODER: encoder}
 
@@ -228,7 +228,7 @@ class TokenGenerator(System, Describes):
         Args:
           vars: parameters.
           batch: ``ids``; with conditions ``condition`` int32 (B,), of which `conditions` is none.
-          key: of the draws.
+          key: the random key of the draws.
           count: tokens to make; None: `length`.
 
         Returns:

@@ -69,7 +69,7 @@ class Perceptual:
     """LPIPS with VGG-16 in the likelihood.
 
     Attributes:
-      weight: of the distance, at every value of its frame.
+      weight: the weight of the distance, at every value of its frame.
       weights: folder that ``python -m vidmotion.convert lpips_vgg`` wrote; empty leaves the term out.
     """
 
@@ -82,7 +82,7 @@ class Gan:
     """The discriminator and its part in the loss.
 
     Attributes:
-      weight: of the adversarial gradient against the likelihood's, at the last kernel; 0: no discriminator.
+      weight: the weight of the adversarial gradient against the likelihood's, at the last kernel; 0: no discriminator.
       start: first batch from which the discriminator learns; batches, not optimiser steps.
       width, layers: of `PatchDiscriminator`.
     """
@@ -112,7 +112,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
       recolour: share of the windows that are seen in other colours, each in its own, in training; what is decoded then
         has the colours of the window that the structure was read from, so that the dynamics cannot tell them. 0, as in
         the paper: none. Needs ``structure_from`` ``other`` or ``either``, and pixels.
-      kl_weight: of the divergence summed over the latents of a clip.
+      kl_weight: the weight of the divergence summed over the latents of a clip.
       perceptual, gan: the records above.
       overlap: frames that a window shares with the next in `sample`, of clips that are longer than one; at most half.
       compute: ``float32`` or ``bfloat16``; parameters, latents and losses are float32 either way.
@@ -200,7 +200,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
 
     @property
     def net(self) -> VidTwin:
-        """The autoencoder, in the sizes of what it reads."""
+        """The autoencoder's network, sized for the pixels or latents that it reads."""
         sizes = dict(self.network)
         if self.codec is not None:
             sizes["size"], sizes["channels"] = self.codec.latent_shape(self.size)
@@ -280,7 +280,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         return params
 
     def init_mutable(self) -> PyTree:
-        """``{"disc": running statistics}``, where there is a discriminator."""
+        """State that no gradient changes: ``{"disc": running statistics}`` if there is a discriminator."""
         if not self.gan.weight:
             return {}
         net = self.net
@@ -303,7 +303,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         return {"lpips": Const(self._lpips_shapes, self._load_lpips)}
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """As of `Describes`, with what makes the latents."""
+        """Fingerprints of the never-trained networks and of what makes the latents."""
         if self.codec is not None:
             return self.codec.fingerprints(consts)
         return super().fingerprints(consts)
@@ -537,7 +537,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
           vars: parameters.
           batch: ``content`` uint8 (B, T_c, H, W, 3) and ``motion`` uint8 (B, T, H, W, 3); the same clip for
             reconstruction.
-          key: of the draw.
+          key: the random key of the draw.
           part: decode ``both`` latents, or ``structure`` or ``dynamics`` alone.
           draw: sample the latents, as the released scripts do, rather than take their means.
 

@@ -60,7 +60,7 @@ class VidTwinDiT(System, Describes):
       dynamics: (f, w_D + h_D, d_D) of the VidTwin run.
       structure_patch, dynamics_patch: queries or 1, rows and columns of a token.
       classes: number of them.
-      class_width: of the class vector.
+      class_width: the width of the class vector.
       width, layers, heads, mlp_ratio: of the transformer.
       guidance, sampler, diffusion: see `Guidance`, `Sampler`, `process.DDPM`.
       compute: ``float32`` or ``bfloat16``.
@@ -116,7 +116,7 @@ class VidTwinDiT(System, Describes):
 
     @property
     def numbers(self) -> int:
-        """Of both latents of a clip."""
+        """How many numbers both latents of a clip have."""
         return sum(part.numbers for part in self.patches)
 
     @property
@@ -179,7 +179,7 @@ class VidTwinDiT(System, Describes):
         return paths.unflatten(have)
 
     def tokens(self, batch: int) -> int:
-        """Of both latents."""
+        """The number of tokens of both latents in a batch."""
         return batch * sum(part.tokens for part in self.patches)
 
     def evaluators(self) -> tuple[str, ...]:
@@ -215,7 +215,7 @@ class VidTwinDiT(System, Describes):
         Args:
           vars: parameters (normally the averaged ones).
           batch: ``label`` int32 (B,), 0 to `classes`; `classes` itself is no class.
-          key: of the initial noise.
+          key: the random key of the initial noise.
           steps, guidance_scale: instead of the config's.
 
         Returns:

@@ -128,7 +128,7 @@ class Gan:
 
     Attributes:
       enabled: False: there is none at all.
-      weight: of L_gan beside L_ldm.
+      weight: the weight of L_gan beside L_ldm.
       start: first step at which the head learns; before it nothing of it is computed.
       pull_start: first step at which L_gan reaches E_mot. A small E_mot that is pulled by a head which cannot read it
         yet collapses to one code for all faces before the denoiser has a use for it.
@@ -219,7 +219,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
     """X-NeMo.
 
     Attributes:
-      size: of a frame, height and width.
+      size: the size of a frame, height and width.
       codec: see `codecs`, or a mapping of its fields.
       unet: a name of `unet.SIZES`, or a mapping of `UNet`'s sizes; of both UNets.
       modules: fields that `DenoisingUNet` has beside those, of its motion and temporal modules, and of the control that
@@ -361,8 +361,9 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         return (Player("model", switches=pulled), head, disc)
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Of `data.portraits`, recipe "face": ``reference``, ``target``; with the motion or the GAN head
-        ``driving`` and ``f_rts``; with the GAN head ``driving_clean`` and ``reference_face``."""
+        """The pictures that `data.portraits` makes with the recipe "face": ``reference`` and ``target``; with the
+        motion or the GAN head also ``driving`` and ``f_rts``; with the GAN head ``driving_clean`` and
+        ``reference_face``."""
         frames, side = self.stage.frames, self.encoder.size
 
         def pictures(*shape):
@@ -411,7 +412,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         return vgg.VGGActivations(**vgg.SIZES[name], dtype=dtype(self.compute))
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """Of the codec, and of CLIP where it is there."""
+        """Fingerprints of the codec's networks, and of CLIP where it is there."""
         own = {name: tree for name, tree in consts.items() if name == "clip"}
         return {**self.codec.fingerprints(consts), **super().fingerprints(own)}
 
@@ -517,7 +518,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
 
     @property
     def face_side(self) -> int:
-        """Of E_mot's crops."""
+        """The side of the face crops that E_mot reads."""
         return self.encoder.size
 
     def tokens(self, batch: int) -> int:
@@ -600,7 +601,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         """L_gan as a function of the motion vectors alone; its gradient for the head goes into `carry`.
 
         The head is run forward and backward once: the gradients with respect to its parameters and to the
-        vectors are taken here, and the latter, which `Gan.clip` limits, handed on to E_mot as that of a linear
+        vectors are taken here, and the latter, limited by `Gan.clip`, reach E_mot as the gradient of a linear
         function.
         """
         picks = jax.random.permutation(key, self.stage.frames)[: self.stage.gan_frames]
@@ -678,7 +679,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
             (B, T, H, W, 3). Where faces are known, ``driving`` uint8 (B, T, s, s, 3), the driver's face
             crops, ``reference_face`` (B, s, s, 3), the portrait's, and ``f_rts`` (B, T, 3); otherwise the
             whole pictures are taken as faces that stay where they are.
-          key: of the noise and of the windows.
+          key: the random key of the noise and of the windows.
           steps, guidance: instead of the config's.
 
         Returns:

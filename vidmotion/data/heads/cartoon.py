@@ -133,7 +133,7 @@ class Head:
         self.outline_b = np.hypot(cos["pitch"], DEPTH * sin["pitch"])
 
     def __getitem__(self, frames: np.ndarray) -> "Head":
-        """The same in some of the pictures only, given by their numbers."""
+        """The head in some of the pictures only, which are given by their numbers."""
         head = copy.copy(self)
         head.sin, head.cos = (
             {name: values[frames] for name, values in part.items()} for part in (self.sin, self.cos)

@@ -34,6 +34,8 @@ from vidmotion.data.records import INDEX, DatasetError, DatasetWriter, RecordSou
 from vidmotion.errors import ConfigError
 from vidmotion.media import MediaError
 
+OWN_SIZES = (64, 128, 256, 512)  # pixels, of configs/own.py
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -43,7 +45,7 @@ class Plan:
       name, version: kept in the index; a new version where the records' meaning changes.
       inputs: hex text naming the content of everything the records are made from, settings
         included: equal inputs, name and version mean equal datasets.
-      licence: of the data.
+      licence: the licence of the data.
       records: () -> iterator of (split, record) in the order to be written; shows its own progress.
       provenance: JSON-able; kept beside the command, inputs and licence.
       finish: called once the dataset is complete, to print remarks and to clean up.
@@ -270,6 +272,8 @@ def main(argv: list[str] | None = None, plan_latents: Callable[..., Plan] | None
             force=args.force,
             command=_command(args),
         )
+        if args.kind in ("videos", "portraits"):
+            print(_how_to_train(args))
     except (ConfigError, DatasetError, ImportError, MediaError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -375,7 +379,11 @@ def _clip_flags(size: int, crop: str, least: int = 0):
     flag("--src", type=Path, required=True, help="folder of videos, at any depth")
     flag("--fps", type=_number(0, 1000), default=25.0, help="frames per second (default 25)")
     flag(
-        "--size", type=_even, default=size, help=f"height and width, pixels, even (default {size})"
+        "--size",
+        type=_even,
+        default=size,
+        help="height and width, pixels, even: what the config takes, N of own:size=N, 224 of vidtwin, 256 of lrs3 and "
+        f"warpface, 512 of xnemo (default {size})",
     )
     flag("--seconds", type=_number(0, 3600), default=4.0, help="length of a clip (default 4)")
     flag(
@@ -452,7 +460,7 @@ def _number(low, high):
 
 
 def _cores() -> int:
-    """Those that this process may use, where the system tells."""
+    """The number of processor cores that this process may use, where the system tells it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -469,6 +477,17 @@ def _command(args) -> str:
         if isinstance(value, list):
             flags += [f"--{name}", *map(str, value)]
     return shlex.join(["python", "-m", "vidmotion.data.prepare", args.kind, *flags, "--force"])
+
+
+def _how_to_train(args) -> str:
+    """What to do with clips of one's own."""
+    if args.size not in OWN_SIZES:
+        sizes = ", ".join(map(str, OWN_SIZES))
+        return f"configs/own.py trains on clips of {sizes} pixels: for it, --size is one of them"
+    return (
+        f"to train on it: vidmotion train --config=own:system=bcd,size={args.size} "
+        f"--config.data.common.directory={args.out} --workdir=runs/own"
+    )
 
 
 def _listing(counts: Mapping[str, int]) -> str:

@@ -53,9 +53,9 @@ class Layer(nn.Module):
     """Pre-norm transformer layer with the sigmoid approximation of GELU.
 
     Attributes:
-      heads: of the attention.
+      heads: the number of heads of the attention.
       mlp_dim: hidden width of the feed-forward layer.
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     heads: int
@@ -82,7 +82,7 @@ class ClipVision(nn.Module):
       patch: side of a patch, pixels.
       size: side of the picture, pixels.
       embedding: width of the embedding.
-      dtype: of the computation; parameters stay float32.
+      dtype: the dtype of the computation; parameters stay float32.
     """
 
     width: int = 1024

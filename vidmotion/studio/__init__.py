@@ -1,0 +1,378 @@
+"""What the page of ``vidmotion studio`` does, without the page: runs of a folder, heads, uploads, curves.
+
+`page` lays it out, `guard` keeps the files of one visitor from another.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vidmotion import media
+from vidmotion.checkpoint import CheckpointError
+from vidmotion.data import heads
+from vidmotion.data.records import DatasetError
+from vidmotion.errors import ConfigError
+from vidmotion.evaluation.transfer import face_views, to_uint8
+from vidmotion.media import MediaError
+from vidmotion.metric_writer import METRICS_FILE, read_metrics
+from vidmotion.metrics import codebook, pixel
+from vidmotion.open_run import CONFIG_FILE, open_run
+from vidmotion.run import Run
+from vidmotion.run_record import RECORD
+from vidmotion.system import Vars
+
+MOVERS = ("bcd", "vidtwin", "warpface", "xnemo")  # systems that move one clip as another
+MENDABLE = (ConfigError, DatasetError, CheckpointError, MediaError, OSError)
+MOST_BYTES = 200 * 2**20  # of an upload
+MOST_SECONDS = 60.0
+MOST_SIDE = 4096  # pixels
+SIZE = 64  # of the heads, pixels: what the demos are trained on
+FPS = 2.0  # of random motion: what the demos are trained on
+KEPT = 4  # runs that stay open
+
+
+class Stopped(Exception):
+    """Somebody asked for the work to end."""
+
+
+# -- runs -----------------------------------------------------------------------------------------
+
+
+def found(runs: str, workdirs: Sequence[str] = ()) -> dict[str, str]:
+    """Workdirs by what the page calls them, the name of the folder and its system.
+
+    Args:
+      runs: folder whose subfolders are looked at; one that is not there has none.
+      workdirs: further ones.
+    """
+    below = sorted(Path(runs).iterdir()) if Path(runs).is_dir() else []
+    known = {}
+    for folder in [*map(Path, workdirs), *below]:
+        try:
+            system = json.loads((folder / CONFIG_FILE).read_text())["system"]["name"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        known[f"{folder.name} ({system})"] = str(folder)
+    return known
+
+
+def movers(known: Mapping[str, str]) -> list[str]:
+    """Names of `found` whose systems move one clip as another."""
+    return [name for name in known if name.rpartition("(")[2][:-1] in MOVERS]
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A run with its weights on the device and its sampler compiled once for each kind of batch."""
+
+    run: Run
+    vars: Vars
+    sample: Callable
+
+
+def opened(workdir: str) -> Opened:
+    """A run, read once as long as its newest checkpoint stays the same.
+
+    Raises:
+      ConfigError, CheckpointError: the folder holds no trained run, or does so no more.
+    """
+    folder = Path(workdir, "checkpoints")
+    if not Path(workdir, CONFIG_FILE).exists():
+        raise ConfigError(f"{workdir} holds no run any more; choose another one")
+    newest = max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=-1)
+    return _opened(workdir, newest)
+
+
+@functools.lru_cache(KEPT)
+def _opened(workdir: str, newest: int) -> Opened:
+    run = open_run(workdir)
+    return Opened(run, run.trained_vars(), run.jit_sample())
+
+
+# -- heads ----------------------------------------------------------------------------------------
+
+
+def head(seed: int) -> dict[str, float | int]:
+    """A random identity, factor by factor."""
+    return heads.sample_identity(np.random.default_rng([seed, 0]))
+
+
+def motion_of(seed: int, frames: int) -> np.ndarray:
+    """A random motion (frames, 14)."""
+    return heads.sample_motion(np.random.default_rng([seed, 1]), frames, FPS)
+
+
+def rest() -> dict[str, float]:
+    """The motion factors of a head at rest."""
+    factors = heads.MOTION_FACTORS
+    return {f.name: min(max(0.0, f.low), f.high) for f in factors}
+
+
+def between(poses: Sequence[Mapping[str, float]], frames: int) -> np.ndarray:
+    """A motion (frames, 14) that goes through recorded poses, in equal times."""
+    points = np.array([[pose[f.name] for f in heads.MOTION_FACTORS] for pose in poses], np.float32)
+    place = np.linspace(0, len(points) - 1, frames)
+    before = np.minimum(place.astype(int), max(len(points) - 2, 0))
+    after = np.minimum(before + 1, len(points) - 1)
+    share = (place - before)[:, None].astype(np.float32)
+    return (1 - share) * points[before] + share * points[after]
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """A head moved by a driver: the result and the exact answer, uint8 (T, H, W, 3), and PSNRs against the answer."""
+
+    video: np.ndarray
+    psnr: float
+    wrong: float
+
+
+def move_head(
+    one: Opened,
+    identity: Mapping[str, float],
+    motion: np.ndarray,
+    driver: Mapping[str, float],
+    seed: int = 0,
+) -> Moved:
+    """Let a run move a head as a driver moves, where the exact answer is known.
+
+    Args:
+      one: a run trained on heads of `SIZE` pixels.
+      identity: of the head.
+      motion: (T, 14), brought to the number of frames of the run.
+      driver: identity of whom the run sees moving.
+      seed: of the noise, and of the wrong driver.
+
+    Raises:
+      ConfigError: a run of another size.
+    """
+    system = one.run.system
+    if system.size != SIZE:
+        raise ConfigError(
+            f"{one.run.workdir} was trained at {system.size} pixels, and these heads have {SIZE}: "
+            "choose a run of Heads"
+        )
+    frames = system.window
+    motion = resampled(motion, frames)
+    truth = heads.render(identity, motion, SIZE)
+    other = motion_of(seed + 1, frames)
+    psnrs = []
+    videos = []
+    for course in (motion, other):
+        video = _sampled(one, identity, course, driver, seed)
+        videos.append(to_uint8(video))
+        unit = truth.astype(np.float32) / 255
+        psnrs.append(float(np.mean(np.asarray(pixel.psnr(video, unit, "common")))))
+    return Moved(videos[0], *psnrs)
+
+
+def _sampled(one: Opened, identity, motion, driver, seed: int) -> np.ndarray:
+    system, frames = one.run.system, len(motion)
+    # One that reads several frames of the content reads as many poses, as in training.
+    still = between([rest()], 1) if system.content_frames == 1 else motion_of(seed + 2, frames)
+    content, moving = heads.render(identity, still, SIZE), heads.render(driver, motion, SIZE)
+    batch = {"content": content, "motion": moving}
+    if system.face_side:
+        boxes = heads.face_boxes(identity, still, SIZE), heads.face_boxes(driver, motion, SIZE)
+        batch |= face_views(system.face_side, content, boxes[0], moving, boxes[1])
+    rows = one.run.rows(1)
+    batch = {name: np.repeat(value[None], rows, axis=0) for name, value in batch.items()}
+    made = one.sample(one.vars, one.run.put_rows(batch), jax.random.key(seed))
+    return np.clip(np.asarray(made["video"][0], np.float32), 0, 1)
+
+
+def resampled(motion: np.ndarray, frames: int) -> np.ndarray:
+    """A motion of another number of frames, each the nearest in time."""
+    return motion[np.linspace(0, len(motion) - 1, frames).round().astype(int)]
+
+
+# -- latents --------------------------------------------------------------------------------------
+
+
+def parts(one: Opened, identity, motion, driver, seed: int = 0) -> dict[str, np.ndarray]:
+    """What each latent of a VidTwin shows alone, uint8 clips by its name.
+
+    Raises:
+      ConfigError: another system.
+    """
+    system = one.run.system
+    if not system.parts:
+        raise ConfigError(
+            f"{one.run.workdir} holds a {one.run.config.system.name}: only a VidTwin has latents "
+            "that can be shown alone"
+        )
+    shown = {}
+    for part in system.parts:
+        alone = dataclasses.replace(one, sample=one.run.jit_sample(part=part))
+        course = resampled(motion, system.window)
+        shown[part] = to_uint8(_sampled(alone, identity, course, driver, seed))
+    return shown
+
+
+def bits(one: Opened, clips: int = 8) -> list[tuple[int, float]]:
+    """Bits that the codes of each frame of a BCD take, over random heads: pairs of frame and bits.
+
+    Raises:
+      ConfigError: another system.
+    """
+    system = one.run.system
+    if not hasattr(system, "quantizer"):
+        raise ConfigError(
+            f"{one.run.workdir} holds a {one.run.config.system.name}: only a BCD's motion has bits"
+        )
+    videos = [heads.render(head(k), motion_of(k, system.window), SIZE)[None] for k in range(clips)]
+    rows, found_ids = one.run.rows(1), []
+    for video in videos:
+        batch = {name: np.repeat(video, rows, axis=0) for name in ("content", "motion")}
+        made = one.sample(one.vars, one.run.put_rows(batch), jax.random.key(0))
+        found_ids.append(np.asarray(made["ids"][0]))
+    ids = np.stack(found_ids)  # clips, frames, books
+    entries = system.quantizer.entries
+    return [
+        (k, codebook.bits_per_frame(codebook.usage_counts(ids[:, k], entries)))
+        for k in range(ids.shape[1])
+    ]
+
+
+def walk(one: Opened, first, second, frames: int = 8, seed: int = 0) -> np.ndarray:
+    """A head at rest under motions on the line from one pose to another, uint8 (T, H, W, 3).
+
+    The poses are those of two heads' first frames; the walk is between motions, at the run's number of frames.
+    """
+    ends = [motion_of(seed, 1)[0], motion_of(seed + 7, 1)[0]]
+    names = [f.name for f in heads.MOTION_FACTORS]
+    course = between([dict(zip(names, end)) for end in ends], one.run.system.window)
+    return to_uint8(_sampled(one, first, course, second, seed))[:frames]
+
+
+# -- files of somebody's own ----------------------------------------------------------------------
+
+
+def check_upload(path: str | None, what: str, moving: bool) -> None:
+    """Refuse a file before any work is begun on it.
+
+    Args:
+      path: where it was put.
+      what: it is for, in a word: "picture" or "video".
+      moving: whether it must be a video.
+
+    Raises:
+      MediaError: nothing, an empty file, one that is too large, too long or cannot be read; one sentence.
+    """
+    if not path:
+        raise MediaError(f"choose a {what} first")
+    name = os.path.basename(path)
+    size = os.path.getsize(path)
+    if not size:
+        raise MediaError(f"{name} is empty: 0 bytes")
+    if size > MOST_BYTES:
+        raise MediaError(
+            f"{name} has {size / 2**20:.0f} MiB; at most {MOST_BYTES // 2**20} are taken"
+        )
+    if media.is_picture(path):
+        if moving:
+            raise MediaError(f"{name} is a picture; what moves is a video")
+        height, width = media.read_picture(path).shape[:2]
+        if max(height, width) > MOST_SIDE:
+            raise MediaError(f"{name} has {width} x {height} pixels; at most {MOST_SIDE} a side")
+        return
+    info = media.probe(path)
+    if max(info.width, info.height) > MOST_SIDE:
+        raise MediaError(
+            f"{name} has {info.width} x {info.height} pixels; at most {MOST_SIDE} a side"
+        )
+    if info.frames / info.fps > MOST_SECONDS:
+        raise MediaError(
+            f"{name} lasts {info.frames / info.fps:.0f} s; at most {MOST_SECONDS:.0f} s are taken"
+        )
+
+
+def in_steps(work: Callable[[Callable[[int, int], None]], Any]) -> Iterator[tuple[int, int] | Any]:
+    """Do long work in a thread of its own, so that who waits for it can leave.
+
+    Args:
+      work: takes a function that it calls with what is done and the total, and which ends it.
+
+    Yields:
+      What is done and the total, now and then; at last the result alone.
+
+    Raises:
+      Whatever `work` does.
+    """
+    told: queue.Queue = queue.Queue()
+    stop = threading.Event()
+
+    def tell(done: int, total: int) -> None:
+        if stop.is_set():
+            raise Stopped
+        told.put((False, (done, total)))
+
+    def run() -> None:
+        try:
+            told.put((True, work(tell)))
+        except BaseException as error:
+            told.put((True, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        while True:
+            last, value = told.get()
+            if not last:
+                yield value
+            elif isinstance(value, BaseException):
+                raise value
+            else:
+                yield value
+                return
+    finally:
+        stop.set()
+
+
+# -- what a run has become ------------------------------------------------------------------------
+
+
+def curves(workdirs: Mapping[str, str], metric: str) -> list[tuple[int, float, str]]:
+    """Points of a metric of runs: step, value and the run's name. Raises: ConfigError: no run has it."""
+    points = []
+    for name, workdir in workdirs.items():
+        file = Path(workdir, METRICS_FILE)
+        if file.exists():
+            points += [
+                (row["step"], float(row[metric]), name)
+                for row in read_metrics(file)
+                if metric in row and np.isfinite(float(row[metric]))
+            ]
+    if not points:
+        raise ConfigError(f"none of these runs has recorded {metric!r}, or they are gone")
+    return points
+
+
+def metrics(workdir: str) -> list[str]:
+    """Names of all numbers in a run's metrics."""
+    file = Path(workdir, METRICS_FILE)
+    rows = read_metrics(file) if file.exists() else ()
+    names = {n for row in rows for n, v in row.items() if not isinstance(v, str) or v == "nan"}
+    return sorted(names - {"step", "time"})
+
+
+def pictures(workdir: str) -> list[str]:
+    """Files of a run's pictures, the newest last."""
+    return sorted(map(str, Path(workdir, "samples").glob("*.png")), key=os.path.getmtime)
+
+
+def results(workdir: str) -> list[list[str]]:
+    """Rows of a run's record: metric and value."""
+    try:
+        rows = json.loads(Path(workdir, RECORD).read_text())["results"]
+    except (OSError, ValueError, KeyError):
+        return []
+    return [[row["metric"], f"{row['value']:.4g}"] for row in rows if row["value"] is not None]

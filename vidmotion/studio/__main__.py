@@ -1,0 +1,94 @@
+"""A page in the browser: heads moved by heads, your own files, latents, and what runs have become.
+
+    vidmotion studio --runs=runs                     # all runs in a folder
+    vidmotion studio --workdir=runs/heads            # one of them; may be given again
+
+The page is at http://127.0.0.1:7860 and reaches no further than this machine, unless --host says otherwise. It needs
+the extra `studio` (pip install 'vidmotion[studio]'). What visitors upload is kept until the page ends, and only the
+browser that it came from can read it.
+"""
+
+import argparse
+import logging
+import shutil
+import socket
+import sys
+
+from vidmotion import startup
+from vidmotion.errors import EXIT_DONE, ConfigError
+
+log = logging.getLogger("vidmotion.studio")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns its exit code."""
+    parser = argparse.ArgumentParser(prog="vidmotion studio", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    flag = parser.add_argument
+    flag("--runs", default="runs", help="folder whose subfolders are runs (default runs)")
+    flag("--workdir", action="append", default=[], help="a further run; may be given again")
+    flag("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    flag("--port", type=startup.at_least(1), default=7860, help="(default 7860)")
+    args = parser.parse_args(argv)
+
+    def work() -> int:
+        startup.set_up_devices()
+        startup.one_process()
+        serve(args.runs, tuple(args.workdir), args.host, args.port)
+        return EXIT_DONE
+
+    startup.set_up_log()
+    return startup.exit_code_of(work, "the page has ended")
+
+
+def serve(runs: str, workdirs: tuple[str, ...], host: str, port: int) -> None:
+    """Show the page until Ctrl-C.
+
+    Raises:
+      ConfigError: the extra is not installed, or the port is taken.
+    """
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise ConfigError(
+            f"the page needs Gradio ({error}): pip install 'vidmotion[studio]'"
+        ) from error
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{host}:{port} cannot be used ({error.strerror}): choose another --port"
+        ) from error
+    guarded, folder = application(runs, workdirs)
+    log.info("http://%s:%d", host, port)
+    try:
+        uvicorn.run(guarded, host=host, port=port, log_level="warning")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def application(runs: str, workdirs: tuple[str, ...] = ()):
+    """The page as an ASGI application, and the folder of its files.
+
+    Raises:
+      ConfigError: the extra is not installed.
+    """
+    try:
+        import fastapi
+        import gradio
+    except ImportError as error:
+        raise ConfigError(
+            f"the page needs Gradio ({error}): pip install 'vidmotion[studio]'"
+        ) from error
+    from vidmotion.studio import MOST_BYTES, guard, page
+
+    folder = page.temporary()
+    app = gradio.mount_gradio_app(
+        fastapi.FastAPI(), page.build(runs, workdirs), path="", max_file_size=MOST_BYTES
+    )
+    return guard.Guard(app, folder, MOST_BYTES), folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Keeps the files of one visitor of the page from another, and refuses uploads that announce too many bytes.
+
+Gradio lets everybody read any file in its folder whose name he knows, and names files by their content. Here each
+browser has a cookie, and may name only those files that an answer to it has named before.
+"""
+
+import http.cookies
+import json
+import re
+import secrets
+import urllib.parse
+
+COOKIE = "vidmotion_studio"
+MOST_BODY = 8 * 2**20  # of a request that is no upload, bytes
+API = ("/gradio_api/", "/file=")
+
+
+class Guard:
+    """ASGI middleware around Gradio.
+
+    Args:
+      app: Gradio's.
+      folder: where it keeps files, absolute.
+      most: bytes of an upload.
+    """
+
+    def __init__(self, app, folder: str, most: int):
+        self._app, self._most = app, most
+        # A name in a JSON string, in a query or in a path.
+        self._name = re.compile(re.escape(folder) + r"/[^\"\\?&]+")
+        self._told: dict[str, set[str]] = {}
+
+    async def __call__(self, scope, receive, send):
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        cookies = http.cookies.SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
+        token = cookies[COOKIE].value if COOKIE in cookies else ""
+        new = token not in self._told
+        if new:
+            token = secrets.token_urlsafe(24)
+            self._told[token] = set()
+        told = self._told[token]
+        path = urllib.parse.unquote(scope["path"])
+        asked = path + "?" + urllib.parse.unquote(scope["query_string"].decode("latin-1"))
+        upload = path.endswith("/upload")
+        if upload and int(headers.get(b"content-length", b"0") or 0) > self._most + 2**16:
+            await _refuse(send, 413, f"at most {self._most // 2**20} MiB are taken")
+            return
+        if scope["method"] == "POST" and not upload:
+            body = await _whole(receive)
+            if body is None:
+                await _refuse(send, 413, "the request is too large")
+                return
+            asked += body.decode("utf-8", "replace")
+            receive = _again(body, receive)
+        if any(not self._known(name, told) for name in self._name.findall(asked)):
+            await _refuse(send, 403, "this file belongs to somebody else, or is gone")
+            return
+        if any(part in path for part in API):
+            # What is compressed could not be looked through.
+            kept = [item for item in scope["headers"] if item[0] != b"accept-encoding"]
+            scope = {**scope, "headers": kept}
+        rest = ""
+        served = "file=" in path
+
+        async def look(message):
+            nonlocal rest
+            if message["type"] == "http.response.start" and new:
+                line = f"{COOKIE}={token}; Path=/; HttpOnly; SameSite=Strict".encode()
+                message = {**message, "headers": [*message["headers"], (b"set-cookie", line)]}
+            elif message["type"] == "http.response.body" and not served:
+                text = rest + message.get("body", b"").decode("utf-8", "replace")
+                told.update(self._name.findall(text))
+                rest = text[-1000:]  # a name may be cut by the end of a piece
+            await send(message)
+
+        await self._app(scope, receive, look)
+
+    def _known(self, name: str, told: set[str]) -> bool:
+        return name in told
+
+
+async def _whole(receive) -> bytes | None:
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > MOST_BODY:
+            return None
+        if not message.get("more_body"):
+            return body
+
+
+def _again(body: bytes, receive):
+    """A `receive` that gives a body once more, and then what comes."""
+    left = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def give():
+        return left.pop() if left else await receive()
+
+    return give
+
+
+async def _refuse(send, code: int, sentence: str) -> None:
+    body = json.dumps({"detail": sentence, "error": sentence}).encode()
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": code, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

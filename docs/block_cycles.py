@@ -32,8 +32,8 @@ def cycles(name: str, target: targets.Target) -> dict[str, int]:
     batch, frames, tokens, width, heads = BLOCKS[name]
     mesh = sharding.make_mesh({"data": -1}, target.devices)
 
-    def array(*shape, dtype=jnp.bfloat16, where=sharding.batch(mesh)):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+    def array(*shape, dtype=jnp.bfloat16, where=None):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where or sharding.batch(mesh))
 
     if name.startswith("sprites"):
         temporal = name.endswith("temporal")
@@ -84,10 +84,12 @@ def main() -> None:
         "compiler": target.compiler,
         "slice": f"{want.chip} {want.topology}",
         "shapes": BLOCKS,
-        "cycles": {name: cycles(name, target) for name in BLOCKS},
+        "cycles": {},
     }
     record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    for name in BLOCKS:
+        content["cycles"][name] = cycles(name, target)
+        record.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

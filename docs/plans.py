@@ -69,10 +69,20 @@ ran, optimised as in training; `measured` is the bytes of the arrays held (state
 the growth of the process's resident memory over two updates. GiB.
 
 """
+BLOCKS = """\
+
+## One block, before and after
+
+Cycles of one block's forward and backward pass on v5e 2x2, by the TPU compiler's estimates (`docs/block_cycles.py`),
+before and after attention took the form for the platform (`vidmotion/models/fused.py`). Each with the largest kinds of
+operation.
+
+"""
 OWN_COLUMNS = (
     "config|chips|batch|peak, GiB|fits|fused attention|products|GB sent per device|cycles|"
     "forecast step|of peak|compile, s|compiler|commit"
 )
+BLOCKS_COLUMNS = "block|before|after|after / before|commit before|commit after"
 PROFILES_COLUMNS = "config|chips|largest parts|largest kinds"
 STAND_IN_COLUMNS = (
     "config|devices|batch|parameters|state, GiB|peak, GiB|TFLOP per step|GB sent per device|"
@@ -115,6 +125,27 @@ def profile_row(name: str, plan: dict) -> str:
         for by in ("cycles_by_module", "cycles_by_kind")
     )
     return _line([*_place(name, plan), *shares])
+
+
+def block_rows(folder: Path) -> list[str]:
+    """The blocks that both records of `folder` have, as table rows; none where a record is missing."""
+    files = [folder / f"{name}.json" for name in ("before", "after")]
+    if not all(file.exists() for file in files):
+        return []
+    before, after = (json.loads(file.read_text()) for file in files)
+    rows = []
+    for name in sorted(before["cycles"].keys() & after["cycles"].keys()):
+        there, here = before["cycles"][name], after["cycles"][name]
+        ratio = f"{here['all'] / there['all']:.2f}"
+        cells = [_millions(there), _millions(here), ratio, _commit(before), _commit(after)]
+        rows.append(_line([name, *cells]))
+    return rows
+
+
+def _millions(cycles: dict) -> str:
+    kinds = sorted(((count, kind) for kind, count in cycles.items() if kind != "all"), reverse=True)
+    listed = ", ".join(f"{kind} {count / 1e6:.2f}" for count, kind in kinds[:4])
+    return f"{cycles['all'] / 1e6:.2f} M ({listed})"
 
 
 def _place(name: str, plan: dict) -> tuple[str, str]:
@@ -183,6 +214,8 @@ def build(folder: Path = HERE / "plans") -> str:
         text += PROFILES + _rows(
             PROFILES_COLUMNS, (profile_row(name, plans[name]) for name in timed)
         )
+    if blocks := block_rows(folder / "blocks"):
+        text += BLOCKS + _rows(BLOCKS_COLUMNS, blocks)
     if stand_in:
         text += STAND_IN + _rows(
             STAND_IN_COLUMNS, (row(n.rpartition("-")[0], plans[n]) for n in stand_in)

@@ -51,7 +51,8 @@ def export(run: Run, out: str) -> pathlib.Path:
       the folder.
 
     Raises:
-      ConfigError: another system, a folder that holds something, or flatbuffers is not installed; CheckpointError: the run is not trained.
+      ConfigError: another system, a folder that holds something, or no flatbuffers.
+      CheckpointError: the run is not trained.
     """
     system, folder = run.system, pathlib.Path(out)
     if not isinstance(system, MotionTransfer) or not system.window:

@@ -92,10 +92,12 @@ def trunk() -> ConfigDict:
     config.init_rules = ((".*", True),)
     config.sample = ConfigDict({"every": 0, "rows": 0, "columns": 0, "fps": 8.0})
     config.evals = ConfigDict()  # evaluators by name, see `transfers` and docs/evaluation.md
-    # Of --mode=plan: simulated devices (0: compile nothing), chip, its memory (0: all of it), share of its peak that
-    # compute reaches, whether to look for the largest batch, whether to run the update and weigh this process (one
-    # device), and a JSON file for the figures ("": none).
-    config.plan = ConfigDict({"devices": 0, "chip": "h100", "memory_gib": 0.0, "efficiency": 0.4})
+    # Of --mode=plan: devices (0: compile nothing), chip, the sides of a TPU slice, which say how many devices there
+    # are, whose compiler (chip or cpu), memory of a device (0: all the chip has), share of its peak that compute
+    # reaches where the compiler does not tell, whether to look for the largest batch, whether to run the update and
+    # weigh this process (one device), and a JSON file for the figures ("": none).
+    config.plan = ConfigDict({"devices": 0, "chip": "h100", "topology": "", "compiler": "chip"})
+    config.plan.update({"memory_gib": 0.0, "efficiency": 0.4})
     config.plan.update({"fit": True, "measure": False, "record": ""})
     # Prefetch counts batches made ahead; threads beat worker processes where work releases the GIL.
     config.data = ConfigDict({"threads": 2, "workers": 0, "prefetch": 4, "common": {}})

@@ -1,7 +1,9 @@
 """BCD on Sprites: Table A5 of the supplement.
 
     python -m vidmotion.data.prepare sprites --sheets=DIR --out=DIR        # optional: renders on the fly too
-    python -m vidmotion.main --config=configs/sprites.py --workdir=runs/sprites
+    python -m vidmotion.main --config=configs/sprites_judge.py --workdir=runs/judge    # reads the pictures of the swap
+    python -m vidmotion.main --config=configs/sprites.py --workdir=runs/sprites \\
+        --config.evals.sprites_transfer.judge=runs/judge
 
 The sheets are public (README, section Data); their folder is `data.common.sheets_dir`, by default the environment
 variable VIDMOTION_SHEETS. Hardware in the paper: not stated for Sprites. Paper's figure (Table A1): 100.00 % on
@@ -61,8 +63,8 @@ def get_config(argument: str = "") -> ConfigDict:
                 "sigma_max": 80.0,
                 "output": "edm",
             },
-            # window, not in paper: half a clip, as in training
-            "sampler": {"method": "heun", "steps": 50, "window": 0},
+            # window, not in paper: half a clip, as in training; content_frames: all (Table A2 varies it on LRS3)
+            "sampler": {"method": "heun", "steps": 50, "window": 0, "content_frames": 0},
             # Bitrate-controlled vector quantization
             "quantizer": {
                 "books": 1,
@@ -109,10 +111,8 @@ def get_config(argument: str = "") -> ConfigDict:
     config.checkpoint.every = 5000
     config.sample = ConfigDict({"every": 20_000, "rows": 4, "columns": 6, "fps": 8.0})
     _shared.transfers(config, batch=64)
-    config.evals.sprites_transfer = ConfigDict(
-        {"every": 0, "pairs": 0, "batch": 64}
-    )  # all test clips
-    config.evals.sprites_transfer.update({"judge": "sprites_judge", "judge_workdir": ""})
+    # All test clips; the judge is the workdir of a run of configs/sprites_judge.py.
+    config.evals.sprites_transfer = ConfigDict({"every": 0, "pairs": 0, "batch": 64, "judge": ""})
     if variant == "demo":
         _demo(config)
     if variant == "debug":
@@ -150,7 +150,7 @@ def _demo(config: ConfigDict) -> None:
     config.ema.decay = 0.99
     config.checkpoint.every = 300
     config.sample.every = 0
-    _evaluate(config, 512, 32, "demo")
+    _evaluate(config, 512, 32)
 
 
 def _debug(config: ConfigDict) -> None:
@@ -165,10 +165,9 @@ def _debug(config: ConfigDict) -> None:
     system.compute = "float32"
     _shared.two_steps(config)
     config.sample.update({"every": 0, "rows": 1, "columns": 2})
-    _evaluate(config, 4, 4, "debug")
+    _evaluate(config, 4, 4)
 
 
-def _evaluate(config: ConfigDict, pairs: int, batch: int, judge: str) -> None:
+def _evaluate(config: ConfigDict, pairs: int, batch: int) -> None:
     _shared.transfers(config, ("sprites_transfer",), pairs, batch)
-    judged = {"pairs": pairs, "batch": batch, "judge": f"sprites_judge:{judge}"}
-    config.evals.sprites_transfer.update(judged)
+    config.evals.sprites_transfer.update({"pairs": pairs, "batch": batch})

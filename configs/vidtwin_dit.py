@@ -20,10 +20,11 @@ No code was published, so most of the values are ours and marked so. 493,439,296
 `:demo` generates the nine actions of Sprites from the latents of a small VidTwin, and a judge, trained first, says
 how many are of the right class (chance 11 %):
 
+    python -m vidmotion.main --config=configs/sprites_judge.py:demo --workdir=runs/judge
     python -m vidmotion.main --config=configs/vidtwin.py:demo,clips=sprites --workdir=runs/sprites_twin
     python -m vidmotion.encode --workdir=runs/sprites_twin --out=data/sprites_latents
     python -m vidmotion.main --config=configs/vidtwin_dit.py:demo --workdir=runs/sprites_dit \
-        --config.evals.class_generation.autoencoder=runs/sprites_twin
+        --config.evals.class_generation.autoencoder=runs/sprites_twin --config.evals.class_generation.judge=runs/judge
 """
 
 from ml_collections import ConfigDict
@@ -91,12 +92,11 @@ def get_config(argument: str = "") -> ConfigDict:
             "batch": 32,
             "per_class": 20,  # not in paper: about 2,048 in all
             "autoencoder": "",  # workdir of the VidTwin that wrote the latents: decodes what is generated
-            "judge": "",  # config of a judge of these classes; there is one of Sprites
-            "judge_workdir": "",  # <workdir>/judge
+            "judge": "",  # workdir of a judge of Sprites, where the classes are theirs
         }
     )
     same = config.evals.class_generation
-    fields = ("batch", "per_class", "autoencoder", "judge", "judge_workdir")
+    fields = ("batch", "per_class", "autoencoder", "judge")
     config.evals.generation = _shared.protocol(**{name: same.get_ref(name) for name in fields})
     if variant == "demo":
         _demo(config)
@@ -139,7 +139,7 @@ def _demo(config: ConfigDict) -> None:
     config.batch_size, config.steps, config.log_every = 64, 600, 50
     config.ema.decay = 0.99
     config.checkpoint.every = 200
-    config.evals.class_generation.update({"per_class": 20, "judge": "sprites_judge:demo"})
+    config.evals.class_generation.per_class = 20
 
 
 def _debug(config: ConfigDict) -> None:

@@ -26,7 +26,9 @@ was published: much of what follows is ours and marked so; "released" is what th
         --config.init_from=weights/xnemo --config.system.codec.weights=SVD_VAE.safetensors ...
 
 Ablations of the paper as arguments (Table 2, section 4.4, appendix C): ``gan_head=off``; ``joint=off``, E_mot learns
-from L_gan alone in stage 1 and is then frozen; ``rfm=0|75|95`` (%); ``augment=off``; ``latent=128|1024``.
+from L_gan alone in stage 1 and is then frozen; ``rfm=0|75|95`` (%); ``augment=off``; ``cross_attention=off``, a
+ControlNet adds a map that is made of the motion; ``latent=128|1024``; ``motion_frames=16``, a temporal motion encoder
+over clips of so many frames, from which then all stages learn that run E_mot.
 
 `:demo` trains small networks on procedural heads of 64 px, in the latents of the shipped codec, on two CPU cores.
 `:debug` is two steps.
@@ -44,10 +46,17 @@ FROM_BASE = (
     (r"(head|disc|model/motion|model/denoiser/.*/(motion|temporal)_\d+)/.*", None),
     (".*", True),
 )
+# A ControlNet begins as a copy of the UNet that it controls; what reads skips there has another shape here.
+CONTROL_FROM_BASE = (
+    (r"model/denoiser/control/((time_\d|mid|up_\d/(attn_\d|upsample))/.*)", r"model/denoiser/\1"),
+    (r"model/denoiser/control/(up_\d/res_\d/(norm2|conv2|time)/.*)", r"model/denoiser/\1"),
+    (r"model/denoiser/control/.*", None),
+)
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """Arguments: ``stage``, ``gan_head``, ``joint``, ``rfm``, ``augment``, ``latent``; variants."""
+    """Arguments: ``stage``, ``gan_head``, ``joint``, ``rfm``, ``augment``, ``cross_attention``, ``latent``,
+    ``motion_frames``; variants."""
     options = _shared.parse(
         argument,
         stage=(2, 1, 3, 4, "all"),
@@ -55,14 +64,17 @@ def get_config(argument: str = "") -> ConfigDict:
         joint=("on", "off"),
         rfm=(30, 0, 75, 95),
         augment=("on", "off"),
+        cross_attention=("on", "off"),
         latent=(512, 128, 1024),
+        motion_frames=(1, 16),
     )
     together = options.stage == "all"
     if together:
         with options.ignore_type():
             options.stage = 4
-    stage, clips = options.stage, options.stage > 2
-    frames = 24 if clips else 1
+    stage, clips, joined = options.stage, _clips(options), options.motion_frames > 1
+    length = options.motion_frames if joined else 24  # of a clip
+    frames = length if clips else 1
     config = _shared.trunk()
     config.system = ConfigDict(
         {
@@ -108,7 +120,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "scale": 0.0,
                 "start": "blur",
                 "null": "both",
-                "window": 24,
+                "window": length,
                 "overlap": 4,
             },
             # released; Stable Diffusion itself ends at 0.012
@@ -118,6 +130,11 @@ def get_config(argument: str = "") -> ConfigDict:
             "remat": True,
         }
     )
+    controlled = options.cross_attention == "off"
+    if joined:
+        config.system.motion.frames = options.motion_frames
+    if controlled:
+        config.system.modules = ConfigDict({"control_side": 8})  # of the UNets' middle
     model = {
         "rate": ((".*", 1e-5),),
         "betas": (0.9, 0.999),  # not in paper, like all below but for what learns
@@ -134,10 +151,11 @@ def get_config(argument: str = "") -> ConfigDict:
         learns = ((".*", _gan_frames(options) > 0),)
         player = {"rate": 1e-4, "betas": (0.0, 0.99), "eps": 1e-8, "trainable": learns}  # PD-FGC's
         config.optimizer.update({"head": player, "disc": player})
-    config.batch_size = 16 if clips else 64
+    # 8 where E_mot reads clips: less by a factor of 16 (appendix C) is 4, which the paper's 8 devices cannot share
+    config.batch_size = 16 if stage > 2 else 8 if clips else 64
     config.steps = sum(STEPS.values()) if together else STEPS[stage]
     if stage == 1 or together:
-        config.init_rules = FROM_BASE
+        config.init_rules = (*(CONTROL_FROM_BASE if controlled else ()), *FROM_BASE)
     config.data.kind = "portraits"
     config.data.common = ConfigDict({"directory": "data/portraits"})
     pair = {
@@ -162,13 +180,16 @@ def get_config(argument: str = "") -> ConfigDict:
     return config
 
 
+def _clips(options: ConfigDict) -> bool:
+    """Whether the stage learns from clips, and not from pairs of pictures."""
+    runs_encoder = options.stage == 2 or _encoder_learns(options)
+    return options.stage > 2 or (options.motion_frames > 1 and runs_encoder)
+
+
 def _gan_frames(options: ConfigDict) -> int:
     """Frames of an example that the GAN head makes."""
-    if options.gan_head == "off":
-        return 0
-    if options.joint == "off":
-        return 1 if options.stage == 1 else 0
-    return {2: 1, 4: 4}.get(options.stage, 0)  # 4 of 24: not in paper
+    learns = _encoder_learns(options) and options.gan_head == "on"
+    return (4 if _clips(options) else 1) * learns  # 4 of 24: not in paper
 
 
 def _encoder_learns(options: ConfigDict) -> bool:
@@ -183,6 +204,8 @@ def _trainable(options: ConfigDict, levels: int, layers: int) -> tuple:
     rules = [(rf"reference/up_{levels - 1}/attn_{layers}/{LAST}/.*", False)]
     if stage == 1:
         rules.append((r"denoiser/.*/(motion|temporal)_\d+/.*", False))
+        if options.cross_attention == "off":
+            rules.append((r"denoiser/control/.*", False))
     if stage == 2:
         rules.append((r"denoiser/.*/temporal_\d+/.*", False))
     if options.joint == "off" or stage == 1:
@@ -194,12 +217,13 @@ def _trainable(options: ConfigDict, levels: int, layers: int) -> tuple:
 
 def _demo(config: ConfigDict, options: ConfigDict) -> None:
     """Heads of 64 px in the latents of configs/heads_codec.py, at a variance of 1; clips of four frames."""
-    system, stage, clips = config.system, options.stage, options.stage > 2
+    system, stage, clips = config.system, options.stage, _clips(options)
     system.size = 64
     system.codec = ConfigDict(_shared.heads_codec(deviation=1.0))
     system.unet = ConfigDict({**_shared.HEADS_UNET, "context_width": 0})
     # Open, so that E_mot has a gradient from the first step on.
-    system.modules = ConfigDict({"module_groups": 8, "motion_opened": True})
+    opened = {"module_groups": 8, "motion_opened": True}
+    system.modules = ConfigDict({**system.get("modules", {}), **opened})
     system.clip.network = "none"
     system.motion = ConfigDict(
         {
@@ -215,12 +239,13 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
             "dropout": 0.0,
         }
     )
+    if options.motion_frames > 1:
+        system.motion.frames = 4
     gan = system.gan
     gan.appearance = ConfigDict({"features": 64, "depths": (1, 1, 1, 1), "width": 16})
     gan.generator.update({"size": 64, "channels": 64, "area": 2048})
     gan.discriminator.update({"width": 16, "most": 64, "blocks": 5})
-    frames = {1: 1, 2: 1, 3: 4, 4: 4}[stage]
-    system.stage.frames = frames
+    system.stage.frames = 4 if clips else 1
     system.stage.gan_frames = min(system.stage.gan_frames, 2)
     system.guidance.drop = 0.0  # sampling does not guide
     system.sampler.update({"steps": 4, "scale": 1.0, "start": "noise", "window": 4, "overlap": 1})
@@ -261,13 +286,17 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
 
 def _debug(config: ConfigDict, options: ConfigDict) -> None:
     """Two steps of the smallest networks with every part in them, in pixels: squares of four as channels."""
-    system, clips = config.system, options.stage > 2
+    system, clips = config.system, _clips(options)
     system.size = 32
     system.codec = ConfigDict(_shared.pixels("heads", deviation=1.0, patch=4))
     system.unet.update({"channels": (32, 32), "attention": (False, True), "heads": 2})
     system.unet.update({"context_width": 4, "norm_groups": 8})
     system.motion.update({"latent": options.latent // 64, "size": 32, "depth": 1})
     system.motion.update({"attention_width": 16, "heads": 2, "landmarks": 4, "tokens": 2})
+    if options.motion_frames > 1:
+        system.motion.frames = 2
+    if options.cross_attention == "off":
+        system.modules.control_side = 4
     gan = system.gan
     gan.appearance.update({"features": 8, "depths": (1,), "width": 8})
     gan.generator.update({"size": 16, "channels": 8, "area": 128})

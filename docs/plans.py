@@ -1,13 +1,16 @@
 r"""Builds docs/hardware.md from the plans in docs/plans: no number there is typed.
 
-    python -m vidmotion.main --mode=plan --config=configs/lrs3.py:latents=fresh --config.plan.devices=8 \
-        --config.plan.record=docs/plans/lrs3-8.json
+    python -m vidmotion.main --mode=plan --config=configs/lrs3.py --config.plan.chip=v5e \
+        --config.plan.topology=4x4 --config.plan.fit=False --config.plan.record=docs/plans/lrs3-v5e-4x4.json
+    python -m vidmotion.main --mode=plan --config=configs/lrs3.py --config.plan.chip=h100 \
+        --config.plan.devices=8 --config.plan.fit=False --config.plan.record=docs/plans/lrs3-h100-8.json
     python -m vidmotion.main --mode=plan --config=configs/heads.py:demo --config.plan.devices=1 \
         --config.plan.fit=False --config.plan.measure=True --config.plan.record=docs/plans/heads_demo-1.json
     python docs/plans.py
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -16,19 +19,46 @@ INTRODUCTION = """\
 # Hardware
 
 ```bash
-python -m vidmotion.main --mode=plan --config=configs/heads.py:debug \\
-    --config.batch_size=8 --config.plan.devices=8 --config.plan.fit=False
+pip install 'vidmotion[aot-tpu,aot-gpu]'
+python -m vidmotion.main --mode=plan --config=configs/sprites.py --config.plan.chip=v5e --config.plan.topology=2x2
+python -m vidmotion.main --mode=plan --config=configs/sprites.py --config.plan.chip=h100 --config.plan.devices=8
 ```
 
-compiles the update for that many simulated devices under the config's mesh, on the CPU, up to where every array has
-its memory: no machine code is made and nothing runs. `config.plan` has `devices`, `chip`, `memory_gib`, `efficiency`
-(the share of the peak that compute is taken to reach), `fit` (look for the largest batch), `measure` (with one device:
-also run the update on the CPU and weigh the process) and `record` (a JSON file). Memory and traffic are those of the
-CPU compiler, which are not those of an accelerator: it fuses otherwise and holds in float32 much that is bfloat16
-there. What `remat` computes again is not held, as on an accelerator; training on the CPU does hold it. The step time
-is the largest of compute, memory and communication: a forecast, not a measurement. `CPU s` is what the plan itself
-took of two cores, with the search for the largest batch where there is one. `lrs3` encodes
-each frame at each step, `latents=fresh`; read from the cache they leave 41 of its 472 TFLOP.
+compiles the update for that TPU slice or those GPUs by the chip's own compiler, on a machine that has neither; nothing
+runs. `config.plan` has `chip`, `topology` (the sides of a TPU slice, in chips) or `devices`, `compiler` (`cpu` asks
+the CPU's instead), `memory_gib`, `efficiency` (the share of the peak that compute is taken to reach where the compiler
+does not tell), `fit` (look for the largest batch, which compiles several times), `measure` (with one device: also run
+the update on the CPU and weigh the process) and `record` (a JSON file). **Every time on this page is a forecast; no
+step has been measured on an accelerator.**
+"""
+OWN = """\
+
+## By the chips' own compilers
+
+Memory, kernels and traffic are those of the program that the chip would run. On a TPU the step is the sum of the
+compiler's own estimates of cycles, at the clock at which the chip reaches its published peak; on a GPU, whose compiler
+estimates nothing, it is the largest of compute at the assumed share of the peak, memory traffic and communication.
+`of peak` counts the model's FLOPs, without recomputation. `compile` is wall time on two shared cores.
+
+"""
+PROFILES = """\
+
+## Where the cycles go
+
+By the TPU compiler's estimates: parts of the networks, and kinds of operation.
+
+"""
+STAND_IN = """\
+
+## By the compiler of the CPU
+
+Forecasts from before the chips' compilers were asked, or where they are not installed: memory and traffic are those of
+the CPU's program for as many simulated devices, which fuses otherwise and holds in float32 much that is bfloat16 on an
+accelerator. What `remat` computes again is not held, as on an accelerator; training on the CPU does hold it. The step
+is the largest of compute, memory and communication. `CPU s` is what the plan itself took of two cores, with the
+search for the largest batch where there is one. `lrs3` encodes each frame at each step, `latents=fresh`; read from the
+cache they leave 41 of its 472 TFLOP.
+
 """
 MEASURED = """\
 
@@ -38,9 +68,98 @@ On one CPU device: `predicted` is the peak of `--mode=plan`; `XLA` is what the c
 ran, optimised as in training; `measured` is the bytes of the arrays held (state, never-trained networks, batch) plus
 the growth of the process's resident memory over two updates. GiB.
 
-| config | batch | predicted | XLA | arrays | growth | measured | predicted / measured | jax | commit |
-|---|---|---|---|---|---|---|---|---|---|
 """
+BLOCKS = """\
+
+## One block, before and after
+
+Cycles of one block's forward and backward pass on v5e 2x2, by the TPU compiler's estimates (`docs/block_cycles.py`),
+before and after attention took the form for the platform (`vidmotion/models/fused.py`). Each with the largest kinds of
+operation.
+
+"""
+OWN_COLUMNS = (
+    "config|chips|batch|peak, GiB|fits|fused attention|products|GB sent per device|cycles|"
+    "forecast step|of peak|compile, s|compiler|commit"
+)
+BLOCKS_COLUMNS = "block|before|after|after / before|commit before|commit after"
+PROFILES_COLUMNS = "config|chips|largest parts|largest kinds"
+STAND_IN_COLUMNS = (
+    "config|devices|batch|parameters|state, GiB|peak, GiB|TFLOP per step|GB sent per device|"
+    "predicted step|of peak|largest batch|CPU s|commit"
+)
+MEASURED_COLUMNS = (
+    "config|batch|predicted|XLA|arrays|growth|measured|predicted / measured|jax|commit"
+)
+
+
+def own_row(name: str, plan: dict) -> str:
+    """One plan by the chip's own compiler as a table row."""
+    known = "kernels" in plan
+    moved = sum(plan["moved_bytes"].values()) if known else 0
+    cells = [
+        *_place(name, plan),
+        plan["batch_size"],
+        f"{plan['peak_bytes'] / GIB:.2f}",
+        "yes" if plan["fits"] else "no",
+        plan["kernels"]["fused attention"] if known else "-",
+        plan["kernels"]["product"] if known else "-",
+        f"{moved / 1e9:.3g}" if known else "-",
+        f"{plan['cycles'] / 1e6:,.1f} M" if "cycles" in plan else "-",
+        f"{plan['step_seconds']:.3g} s ({plan['bound']})" if known else "-",
+        f"{plan['efficiency']:.0%}" if known else "-",
+        f"{plan['compile_seconds']:.0f}",
+        plan["compiler"],
+        _commit(plan),
+    ]
+    return _line(cells)
+
+
+def profile_row(name: str, plan: dict) -> str:
+    """Where the cycles of one plan go, as a table row."""
+    shares = (
+        ", ".join(
+            f"{part} {count / plan['cycles']:.0%}".replace("*", "\\*")
+            for part, count in sorted(plan[by].items(), key=lambda item: -item[1])[:6]
+        )
+        for by in ("cycles_by_module", "cycles_by_kind")
+    )
+    return _line([*_place(name, plan), *shares])
+
+
+def block_rows(folder: Path) -> list[str]:
+    """The blocks that both records of `folder` have, as table rows; none where a record is missing."""
+    files = [folder / f"{name}.json" for name in ("before", "after")]
+    if not all(file.exists() for file in files):
+        return []
+    before, after = (json.loads(file.read_text()) for file in files)
+    rows = []
+    for name in sorted(before["cycles"].keys() & after["cycles"].keys()):
+        there, here = before["cycles"][name], after["cycles"][name]
+        ratio = f"{here['all'] / there['all']:.2f}"
+        cells = [_millions(there), _millions(here), ratio, _commit(before), _commit(after)]
+        rows.append(_line([name, *cells]))
+    return rows
+
+
+def _millions(cycles: dict) -> str:
+    kinds = sorted(((count, kind) for kind, count in cycles.items() if kind != "all"), reverse=True)
+    listed = ", ".join(f"{kind} {count / 1e6:.2f}" for count, kind in kinds[:4])
+    return f"{cycles['all'] / 1e6:.2f} M ({listed})"
+
+
+def _place(name: str, plan: dict) -> tuple[str, str]:
+    """(config, chips) of a plan by its file's name."""
+    slice = plan["topology"] or str(plan["plan_devices"])
+    return name.removesuffix(f"-{plan['chip']}-{slice}"), f"{plan['chip']} {slice}"
+
+
+def _commit(plan: dict) -> str:
+    return plan["commit"][:12] + plan["commit"][40:]
+
+
+def _line(cells: list) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def row(name: str, plan: dict) -> str:
@@ -59,9 +178,9 @@ def row(name: str, plan: dict) -> str:
         f"{plan['efficiency']:.0%}",
         plan.get("largest_batch", "not asked"),
         f"{plan['plan_cpu_seconds']:.0f}",
-        plan["commit"][:12] + plan["commit"][40:],
+        _commit(plan),
     ]
-    return "| " + " | ".join(map(str, cells)) + " |"
+    return _line(cells)
 
 
 def measured_row(name: str, plan: dict) -> str:
@@ -75,28 +194,43 @@ def measured_row(name: str, plan: dict) -> str:
         *(f"{size / GIB:.3f}" for size in sizes),
         f"{plan['peak_bytes'] / both:.2f}",
         plan["libraries"]["jax"],
-        plan["commit"][:12] + plan["commit"][40:],
+        _commit(plan),
     ]
-    return "| " + " | ".join(map(str, cells)) + " |"
+    return _line(cells)
 
 
 def build(folder: Path = HERE / "plans") -> str:
     """The page."""
     plans = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    if not plans:
-        return INTRODUCTION + "\nNo plan of a full recipe has been recorded yet.\n"
-    head = (
-        "| config | devices | batch | parameters | state, GiB | peak, GiB | TFLOP per step | GB sent per device "
-        "| predicted step | of peak | largest batch | CPU s | commit |"
-    )
     order = sorted(plans, key=lambda name: (name.rpartition("-")[0], plans[name]["plan_devices"]))
-    both = [name for name in order if "measured" in plans[name]]
-    rows = [row(name.rpartition("-")[0], plans[name]) for name in order if name not in both]
-    text = "\n".join([INTRODUCTION, head, "|---" * 13 + "|", *rows, ""])
-    if both:
-        text += MEASURED
-        text += "".join(measured_row(n.rpartition("-")[0], plans[n]) + "\n" for n in both)
+    own = [name for name in order if plans[name].get("own_compiler")]
+    weighed = [name for name in order if "measured" in plans[name]]
+    stand_in = [name for name in order if name not in (*own, *weighed)]
+    timed = [name for name in own if "cycles" in plans[name]]
+    text = INTRODUCTION
+    if own:
+        text += OWN + _rows(OWN_COLUMNS, (own_row(name, plans[name]) for name in own))
+    if timed:
+        text += PROFILES + _rows(
+            PROFILES_COLUMNS, (profile_row(name, plans[name]) for name in timed)
+        )
+    if blocks := block_rows(folder / "blocks"):
+        text += BLOCKS + _rows(BLOCKS_COLUMNS, blocks)
+    if stand_in:
+        text += STAND_IN + _rows(
+            STAND_IN_COLUMNS, (row(n.rpartition("-")[0], plans[n]) for n in stand_in)
+        )
+    if weighed:
+        text += MEASURED + _rows(
+            MEASURED_COLUMNS, (measured_row(n.rpartition("-")[0], plans[n]) for n in weighed)
+        )
     return text
+
+
+def _rows(columns: str, lines: Iterable[str]) -> str:
+    """A table with the `columns` that are given with bars between them."""
+    names = columns.split("|")
+    return "\n".join([_line(names), "|---" * len(names) + "|", *lines, ""])
 
 
 if __name__ == "__main__":

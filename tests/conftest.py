@@ -19,35 +19,37 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
+import quick
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What `pytest -m fast` runs, as far as it is neither slow nor an oracle: pure functions, the trunk, a training of the
-# tiny system, and one config.
+# What `pytest -m fast` runs, except tests that are slow or oracles: pure functions, the trunk, a training of the tiny
+# system, and one config.
 FAST = (
-    *("diffusion/", "losses/", "metrics/", "data/test_records", "evaluation/test_measured"),
-    *(
-        "test_config_schema",
-        "test_files",
-        "test_imports",
-        "test_optim",
-        "test_paths",
-        "test_chunked_map",
-        "test_run_record",
-    ),
-    *("test_sharding", "test_startup", "test_step", "test_system", "test_metric_writer"),
+    *("diffusion/", "losses/", "metrics/", "data/test_records.py", "evaluation/test_measured.py"),
+    *("test_config_schema.py", "test_files.py", "test_imports.py", "test_optim.py"),
+    *("test_paths.py", "test_chunked_map.py", "test_run_record.py", "test_sharding.py"),
+    *("test_startup.py", "test_step.py", "test_system.py", "test_metric_writer.py"),
     "test_train.py::test_a_run_that_is_used_reads_no_optimizer",
     "test_configs.py::test_every_variant_builds_its_run[heads-debug]",
 )
 
 
+def pytest_ignore_collect(collection_path, config):
+    """`pytest -m fast` reads the files of fast tests alone: to import the others takes longer than the tests."""
+    if config.option.markexpr != "fast" or collection_path.suffix != ".py":
+        return None
+    name = collection_path.relative_to(ROOT / "tests").as_posix()
+    return not any(name.startswith(fast.split("::")[0]) for fast in FAST) or None
+
+
 def pytest_collection_modifyitems(items):
-    """Marks those tests."""
+    """Marks the tests that `FAST` names."""
     for item in items:
-        of_fast = item.nodeid.removeprefix("tests/").startswith(FAST)
-        if of_fast and not any(item.get_closest_marker(name) for name in ("slow", "oracle")):
+        named = item.nodeid.removeprefix("tests/").startswith(FAST)
+        if named and not any(item.get_closest_marker(name) for name in ("slow", "oracle")):
             item.add_marker(pytest.mark.fast)
 
 
@@ -66,10 +68,9 @@ def _shared(what: str, variable: str, default: str) -> Path:
 
 @pytest.fixture
 def unoptimised():
-    """As `quick.quick_jit`, of the programs that training compiles itself."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    """The whole test compiles as `quick.unoptimised` does."""
+    with quick.unoptimised():
+        yield
 
 
 @pytest.fixture
@@ -106,7 +107,8 @@ def heads_run(tmp_path_factory) -> Path:
     from vidmotion.train import train
 
     workdir = tmp_path_factory.mktemp("heads_run")
-    assert train(load_config("heads:debug"), str(workdir)) == 0
+    with quick.unoptimised():
+        assert train(load_config("heads:debug"), str(workdir)) == 0
     return workdir
 
 
@@ -117,7 +119,9 @@ def heads_codes(heads_run, tmp_path_factory) -> Path:
     from vidmotion.open_run import open_run
 
     folder = tmp_path_factory.mktemp("codes") / "heads"
-    assert encode(open_run(str(heads_run)), str(folder), frames=8) == {"train": 16, "eval": 4}
+    with quick.unoptimised():
+        counts = encode(open_run(str(heads_run)), str(folder), frames=8)
+    assert counts == {"train": 16, "eval": 4}
     return folder
 
 

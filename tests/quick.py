@@ -1,13 +1,27 @@
 """What the tests of networks share: fast compilation, and parameters that hide nothing."""
 
+import contextlib
 import functools
+import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vidmotion.convert.engine import convert, export
+
 # Tests of tiny networks are nearly all compilation, and unoptimised code compiles faster.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@contextlib.contextmanager
+def unoptimised():
+    """Programs that are compiled within, by a training for example, compile as fast as those of `quick_jit`."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def random_like(tree, seed=1, scale=0.3):
@@ -16,3 +30,29 @@ def random_like(tree, seed=1, scale=0.3):
     return jax.tree.map(
         lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape), jnp.float32), tree
     )
+
+
+def filled(name, shape, gain=1.0):
+    """Values of one entry of a published file, by the fill rule of the spec metrics.md, section 14."""
+    r = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    last = name.rpartition(".")[2]
+    if last == "running_mean":
+        r = 0.1 * r
+    elif last == "running_var":
+        r = 1 + 0.1 * np.abs(r)
+    elif len(shape) >= 2:
+        r = gain * r * np.sqrt(2 / np.prod(shape[1:]))
+    else:
+        r = 0.01 * r if "bias" in last else 1 + 0.1 * r
+    return r.astype(np.float32)
+
+
+def filled_state(net, inputs, rules, gain=1.0):
+    """A published file of `net` with the keys that `rules` name, filled; and our variables made of it.
+
+    `inputs` is the shape that the network reads.
+    """
+    shapes = jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct(inputs, np.float32))
+    empty = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+    source = {key: filled(key, x.shape, gain) for key, x in export(empty, rules).items()}
+    return source, convert(shapes, source, rules)

@@ -28,6 +28,7 @@ class StandIn:
     """The motion of a crop is its mean and the place of its face; a picture is the portrait plus that mean."""
 
     face_side, size = SIDE, SIZE
+    encoder = types.SimpleNamespace(frames=1)
 
     @property
     def codec(self):

@@ -1,6 +1,7 @@
 """README and docs: links lead somewhere, commands and fields exist, the worked example is a system."""
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -8,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from configs import _shared
-from vidmotion import plan, system
+from vidmotion import evaluation, plan, system
+from vidmotion.data import pipeline
+from vidmotion.errors import EXIT_DONE
+from vidmotion.open_run import load_config
 from vidmotion.run import Run
+from vidmotion.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -75,3 +80,22 @@ def test_worked_example_is_a_system(monkeypatch):
     assert re.search(r"^all +7$", text, re.M)
     assert re.search(r"^tokens per batch +56$", text, re.M)
     sys.modules.pop("brightness_config")
+
+
+def test_worked_source_evaluator_and_recipe_learn_together(monkeypatch, tmp_path):
+    """On ramps the next frame is 2 b - a of the last two: least squares of uint8 ramps are wrong by rounding alone."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs/examples"))
+    monkeypatch.setitem(system.SYSTEMS, "brightness", "brightness:Brightness")
+    monkeypatch.setitem(pipeline.SOURCES, "ramps", ("ramps", "Ramps"))
+    monkeypatch.setitem(evaluation.EVALUATORS, "next_frame", "next_frame:NextFrame")
+    next_frame = importlib.import_module("next_frame")
+    monkeypatch.setitem(sys.modules, "vidmotion.evaluation.next_frame", next_frame)
+    config = load_config(f"{ROOT}/docs/examples/ramps_config.py")
+    assert train(config, str(tmp_path)) == EXIT_DONE
+    rows = json.loads((tmp_path / "eval.json").read_text())["results"]
+    error = {row["metric"]: row["value"] for row in rows}
+    # The ends of a ramp are uniform: they differ by 1/3 on average, and the frames by a seventh of that.
+    assert error["brightness/unchanged"] == pytest.approx(1 / 21, rel=0.5)
+    assert error["brightness/predicted"] < 0.1 * error["brightness/unchanged"]
+    debug = load_config(f"{ROOT}/docs/examples/ramps_config.py:debug")
+    assert debug.steps == 2

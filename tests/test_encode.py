@@ -10,7 +10,7 @@ import pytest
 
 from vidmotion import encode as command
 from vidmotion import paths, startup
-from vidmotion.data import codes, records
+from vidmotion.data import encoded, records
 from vidmotion.data.heads import HeadsSource
 from vidmotion.data.records import DatasetError, DatasetWriter, RecordSource
 from vidmotion.encode import encode
@@ -56,7 +56,7 @@ def test_a_record_is_its_clip_read_alone(trained, heads_codes, split):
 
 def test_codebooks_and_provenance_are_the_runs(trained, heads_run, heads_codes):
     _, vars, _ = trained
-    kept = codes.read_quantizer(heads_codes)
+    kept = encoded.CodesSource.read_attached(heads_codes)
     trained_ones = paths.flatten(vars.params["model"]["quantizer"])
     assert kept.keys() == trained_ones.keys() >= {"codebooks", "out/kernel"}
     for path, value in kept.items():
@@ -66,7 +66,8 @@ def test_codebooks_and_provenance_are_the_runs(trained, heads_run, heads_codes):
     assert index["provenance"]["system"]["quantizer"]["entries"] == 8
     assert index["provenance"]["command"].startswith("python -m vidmotion.encode --workdir=")
     assert (
-        index["files"][codes.QUANTIZER]["bytes"] == (heads_codes / codes.QUANTIZER).stat().st_size
+        index["files"][encoded.QUANTIZER]["bytes"]
+        == (heads_codes / encoded.QUANTIZER).stat().st_size
     )
 
 
@@ -161,7 +162,7 @@ def test_overwriting_is_asked_for_and_happens_at_the_end(heads_run, tmp_path, mo
 
     monkeypatch.setattr(os, "replace", watched)
     encode(run, str(out), frames=6, force=True)
-    assert codes.QUANTIZER in order and order[-1] == records.INDEX
+    assert encoded.QUANTIZER in order and order[-1] == records.INDEX
     assert RecordSource(out, "train")[0]["ids"].shape == (6, 2)
     assert contents(out).keys() == before.keys()
 

@@ -77,5 +77,5 @@ def test_between_islands_the_network_is_the_slowest_link():
     # H100: NVLink 900 GB/s both ways within 8, then one 400 Gbit/s port each.
     assert chip("h100").link_rate(8) == 450e9
     assert chip("h100").link_rate(64) == 50e9
-    with pytest.raises(ConfigError, match="'abacus' is not known; choose from tpu-v4"):
+    with pytest.raises(ConfigError, match="'abacus' is not known; choose from v4"):
         chip("abacus")

@@ -11,7 +11,7 @@ import pytest
 
 from vidmotion import encode, evaluation, paths, startup
 from vidmotion.errors import ConfigError
-from vidmotion.open_run import FREE_FIELDS, check_workdir, load_config, open_run
+from vidmotion.open_run import FREE_FIELDS, check_workdir, load_config, of_today, open_run
 from vidmotion.run import Run
 
 
@@ -88,6 +88,42 @@ def test_a_run_of_before_evaluators_had_sections_opens_with_them(tmp_path):
     # The same training goes on under the recipe of today.
     config = load_config("heads:demo")
     assert check_workdir(Run(config, str(tmp_path)))
+
+
+def older(config):
+    """A config of heads as it was before the two stages of BCD became one run, and before queries and outputs could be
+    chosen."""
+    old = json.loads(config.to_json())
+    del old["system"]["denoiser"]["temporal_from"], old["system"]["denoiser"]["gate_start"]
+    del old["system"]["encoder"]["queries"], old["system"]["diffusion"]["output"]
+    old["system"]["denoiser"]["temporal"] = True
+    return old
+
+
+def test_a_run_of_before_the_stages_were_one_opens_and_goes_on(tmp_path):
+    config = load_config("heads:debug")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(older(config)))
+    assert open_run(str(tmp_path)).system == Run(config, "").system
+    assert check_workdir(Run(config, str(tmp_path)))
+    # Its first stage had no temporal blocks: they would join after its last step.
+    first = older(config)
+    first["system"]["denoiser"]["temporal"] = False
+    path.write_text(json.dumps(first))
+    assert open_run(str(tmp_path)).system.denoiser.temporal_from == config.steps
+    with pytest.raises(ConfigError, match="temporal_from: 2 there, 0 here"):
+        check_workdir(Run(config, str(tmp_path)))
+    # A field that it lacks is no excuse where the recipe now says something else.
+    path.write_text(json.dumps(older(config)))
+    config.system.denoiser.gate_start = 1.0
+    with pytest.raises(ConfigError, match=r"gate_start: 'absent' there, 1\.0 here"):
+        check_workdir(Run(config, str(tmp_path)))
+
+
+def test_a_judge_that_an_evaluator_trained_itself_is_named_by_its_workdir():
+    old = {"evals": {"sprites_transfer": {"judge": "sprites_judge", "judge_workdir": "runs/judge"}}}
+    assert of_today(old) == {"evals": {"sprites_transfer": {"judge": "runs/judge"}}}
+    assert old["evals"]["sprites_transfer"]["judge"] == "sprites_judge"
 
 
 def test_overrides_are_taken_apart(capsys):

@@ -1,6 +1,7 @@
 """The loop: resumed runs, signals, refusals, and what a run leaves behind."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -385,24 +386,6 @@ def test_another_batch_size_is_another_run_of_the_same_network():
     assert other.abstract_params == run.abstract_params
 
 
-def test_a_companion_that_was_interrupted_is_not_used(tmp_path, monkeypatch):
-    at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    run = Run(tiny_config(), str(tmp_path))
-    with pytest.raises(training.PreemptedError, match="interrupted"):
-        training.companion(run)
-    monkeypatch.undo()
-    tiny.register(monkeypatch)
-    assert training.companion(run) is run
-    with Checkpointer(tmp_path, read_only=True) as checkpointer:
-        assert checkpointer.steps()[-1] == 8
-        stamp = (tmp_path / "record.json").stat().st_mtime_ns
-    assert training.companion(run) is run  # trained already
-    assert (tmp_path / "record.json").stat().st_mtime_ns == stamp
-
-
-# -- what a run leaves behind ---------------------------------------------------------------------
-
-
 def test_the_record_is_complete(uninterrupted):
     record = json.loads((uninterrupted / "record.json").read_text())
     assert record["steps_done"] == record["steps_planned"] == 8
@@ -473,17 +456,18 @@ def test_a_failed_save_does_not_stop_training_but_the_last_must_succeed(
 def test_the_loop_neither_waits_nor_transfers_nor_compiles(tmp_path, monkeypatch):
     """Numbers of step n are read when step n + 1 is under way; steady steps only run."""
     events, compiled = [], []
-    compile_, to_host = training.Session._compile, metric_writer._to_host
+    compile_, to_host = training.compile_update, metric_writer._to_host
 
-    def watched(self):
-        update = compile_(self)
+    def watched(*asked):
+        update, seconds = compile_(*asked)
+        step = itertools.count(1)
 
         def run(*arguments):
-            events.append(("run", self.step + 1))
+            events.append(("run", next(step)))
             with jax.transfer_guard("disallow"):
                 return update(*arguments)
 
-        return run
+        return run, seconds
 
     def read(step, metrics):
         events.append(("read", step))
@@ -493,7 +477,7 @@ def test_the_loop_neither_waits_nor_transfers_nor_compiles(tmp_path, monkeypatch
         if name == "/jax/core/compile/backend_compile_duration":
             compiled.append(len([e for e in events if e[0] == "run"]))
 
-    monkeypatch.setattr(training.Session, "_compile", watched)
+    monkeypatch.setattr(training, "compile_update", watched)
     monkeypatch.setattr(metric_writer, "_to_host", read)
     jax.monitoring.register_event_duration_secs_listener(on_compile)
     try:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from vidmotion import system as systems
-from vidmotion.data import vidtwin_latents
+from vidmotion.data import encoded
+from vidmotion.data.encoded import VidTwinLatentsSource
 from vidmotion.data.heads import HeadsSource
 from vidmotion.data.records import INDEX
-from vidmotion.data.vidtwin_latents import VidTwinLatentsSource
 from vidmotion.encode import encode
 from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.evaluation import evaluate
@@ -94,7 +94,7 @@ def test_a_record_is_its_clip_and_its_class(twin, latents):
         np.testing.assert_allclose(record["dynamics"], want, atol=1e-5)
         every.append(want)
     # Padding of the last batch, 5 clips at a time rounded up to 8, counts nowhere; nor does eval.
-    found = vidtwin_latents.read_statistics(latents)
+    found = encoded.VidTwinLatentsSource.read_attached(latents)
     flat = np.stack(every).reshape(-1, 3)
     np.testing.assert_allclose(found["dynamics/mean"], flat.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(found["dynamics/std"], flat.std(axis=0), rtol=1e-4)
@@ -137,7 +137,7 @@ def test_what_cannot_be_encoded_is_refused(twin, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_steps_of_the_real_ones_and_pictures_of_every_class(monkeypatch, tmp_path):
+def test_two_steps_of_the_real_ones_and_pictures_of_every_class(monkeypatch, tmp_path, unoptimised):
     """The commands of ``configs/vidtwin_dit.py`` in their debug shapes."""
     monkeypatch.setitem(systems.SYSTEMS, "vidtwin", REAL)
     twin, latents, out = (tmp_path / name for name in ("twin", "latents", "dit"))
@@ -160,7 +160,7 @@ def test_two_steps_of_the_real_ones_and_pictures_of_every_class(monkeypatch, tmp
     )
 
     run = open_run(str(out))
-    rows = {row.metric: row for row in evaluate("generation", run, run.trained_vars(), None)}
+    rows = {row.metric: row for row in evaluate("generation", run, run.trained_vars())}
     assert "convert i3d" in rows["gfvd"].note and rows["flicker"].n == 8
     assert (out / "eval" / "generation.md").exists()
     label = run.put_rows({"label": np.arange(8, dtype=np.int32)})

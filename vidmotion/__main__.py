@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "eval": ("vidmotion.main", "evaluate the newest checkpoint of a workdir", ("--mode=eval",)),
     "sample": ("vidmotion.main", "draw pictures from the newest checkpoint", ("--mode=sample",)),
     "plan": ("vidmotion.main", "forecast memory and time of a training", ("--mode=plan",)),
+    "bench": ("vidmotion.bench", "time the update of a config on the devices here", ()),
     "prepare": ("vidmotion.data.prepare", "make a dataset of videos, pictures or sheets", ()),
     "convert": ("vidmotion.convert", "convert published weights, and back", ()),
     "encode": ("vidmotion.encode", "keep what a trained run makes of a dataset", ()),

@@ -29,7 +29,7 @@ log = logging.getLogger("vidmotion.reenact")
 
 AROUND = 2.0  # side of the portrait over that of its face: the box enlarged by half on every side, as released
 SMALL = 64  # pixels: a portrait of less is a blur at the size of the system
-CROPS = 16  # seen together
+CROPS = 16  # seen together, or as many more as fill the last window of a temporal motion encoder
 DECODED = 25  # frames decoded together, as released
 NUMBER = r"-?\d+(?:\.\d+)?"
 FOLLOWS = ("still", "first")
@@ -82,16 +82,16 @@ def locate(
 
 @dataclasses.dataclass(frozen=True)
 class Drive:
-    """Where motion comes from in the place of a video, or beside it (appendix E of the paper).
+    """Where motion comes from instead of a video, or in addition to one (appendix E of the paper).
 
     Attributes:
-      keys: pictures or videos, of which the first frame counts: key frames, of whomever.
+      keys: the key frames, pictures or videos of any person; a video stands for its first frame.
       between: frames from one key frame to the next, whose codes lie on the line between theirs.
       codes: file of generated codes, as `write_codes` leaves it.
       outpaint: workdir of a token generator that goes on where the video ends.
-      more: frames that it makes.
-      strength: how far each code lies from the portrait's own, over how far it was given; 0 leaves the portrait's
-        expression, more than 1 exaggerates.
+      more: how many frames it makes.
+      strength: factor on the distance of each code from the portrait's own; 0 leaves the portrait's expression as it
+        is, more than 1 exaggerates.
       relative: what is added to the portrait's own code: "" the code of each frame against it, so that the portrait
         takes the driver's very expression; a number, against that frame of the driver, counted from 0; ``best``,
         against the driver's frame whose code is nearest to the portrait's. `Faces.follow` counts from there, too.
@@ -138,7 +138,7 @@ def animated(
       content: name of its file.
       motion: video; unused where `drive` has key frames or codes.
       where: the faces are.
-      seed: of noise and windows.
+      seed: the seed of noise and windows.
       drive: see `Drive`.
 
     Yields:
@@ -169,25 +169,30 @@ def animated(
         for function in (system.motion_of, system.look, system.move, system.codec.decode)
     )
 
-    def look(crops: np.ndarray) -> np.ndarray:
-        return np.asarray(see(vars, crops[None]))[0]
+    count = CROPS + -CROPS % system.encoder.frames
+
+    def look(crops: np.ndarray, one_clip: bool = True) -> np.ndarray:
+        if one_clip:
+            return np.asarray(see(vars, crops[None]))[0]
+        return np.asarray(see(vars, crops[:, None]))[:, 0]
 
     if drive.codes:
         vectors, _, encoder = read_codes(drive.codes)
         check_encoder(run, vars, encoder, f"--codes={drive.codes}")
     elif drive.keys:
         shown = [_key_face(name, where.driver, side) for name in drive.keys]
-        filled = shown + shown[-1:] * (-len(shown) % CROPS)
-        chunks = [np.stack(filled[i : i + CROPS]) for i in range(0, len(filled), CROPS)]
-        vectors = between(np.concatenate(list(map(look, chunks)))[: len(shown)], drive.between)
+        filled = shown + shown[-1:] * (-len(shown) % count)
+        chunks = [np.stack(filled[i : i + count]) for i in range(0, len(filled), count)]
+        codes = [look(chunk, one_clip=False) for chunk in chunks]
+        vectors = between(np.concatenate(codes)[: len(shown)], drive.between)
     else:
         own_frames = functools.partial(media.own_frames, motion)
         track = locate(media.iter_video(motion), motion, where.driver, own_frames)
         if remarks := track.report():
             log.warning("%s: %s", motion, remarks)
-        chunks = _crops(motion, track.boxes, side, where.driver == "whole")
+        chunks = _crops(motion, track.boxes, side, where.driver == "whole", count)
         vectors = np.concatenate([look(chunk)[:real] for chunk, real in chunks])
-    own = look(np.repeat(still[None], CROPS, axis=0))[:1]
+    own = look(np.repeat(still[None], count, axis=0))[:1]
     rest = rest_frame(vectors, own[0], drive.relative)
     moves = np.tile(np.float32([0, 0, 1]), (len(vectors), 1))
     if where.follow == "first" and not drive.codes and not drive.keys:
@@ -371,9 +376,9 @@ def read_codes(path: str) -> tuple[np.ndarray, float, str]:
 
 
 def _crops(
-    path: str, boxes: np.ndarray, side: int, whole: bool
+    path: str, boxes: np.ndarray, side: int, whole: bool, count: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Face crops of a video, `CROPS` at a time, and how many are real; the last chunk is filled up."""
+    """Face crops of a video, `count` at a time, and how many are real; the last chunk is filled up."""
     squares, chunk = None, []
     for k, frame in enumerate(media.iter_video(path)):
         if squares is None:
@@ -381,8 +386,8 @@ def _crops(
             same = [faces.square(box, *extent) for box in boxes] if whole else None
             squares = same or faces.driving_boxes(boxes, *extent)
         chunk.append(faces.crop(frame, squares[k], side))
-        if len(chunk) == CROPS:
-            yield np.stack(chunk), CROPS
+        if len(chunk) == count:
+            yield np.stack(chunk), count
             chunk = []
     if chunk:
-        yield np.stack(chunk + chunk[-1:] * (CROPS - len(chunk))), len(chunk)
+        yield np.stack(chunk + chunk[-1:] * (count - len(chunk))), len(chunk)

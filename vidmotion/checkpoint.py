@@ -3,7 +3,7 @@
 Orbax commits a step by renaming its folder, so a killed save leaves nothing under a final name. It does not
 notice a flipped byte in array data, so each step carries `checksums.json`, written before the rename, and is
 verified before it is restored. A damaged step is set aside under ``damaged/`` and the one before it is used; so is
-one that holds a NaN or an infinity, from which no training goes on.
+one that holds a NaN or an infinity, since no training could continue from it.
 """
 
 import collections
@@ -45,7 +45,7 @@ class Checkpointer:
     """The checkpoints of one run, under ``<workdir>/checkpoints/<step>``.
 
     Args:
-      workdir: of the run; made if absent. Local paths become absolute, ``gs://`` paths pass through.
+      workdir: the folder of the run; made if absent. Local paths become absolute, ``gs://`` paths pass through.
       keep: number of newest checkpoints kept.
       keep_period: every step divisible by it is kept for good; 0 keeps none beyond `keep`.
       read_only: only look; a missing folder is then no error until `restore`.
@@ -310,7 +310,7 @@ def read_params(workdir: str, averaged: bool = True) -> dict[str, Any]:
     `read_mutable` reads its non-gradient state in the same way.
 
     Args:
-      workdir: of the other run.
+      workdir: the folder of the other run.
       averaged: take the averaged value where there is one.
 
     Returns:
@@ -359,7 +359,7 @@ def _read_leaves(folder: epath.Path, wanted: PyTree, where: PyTree | None = None
     """The leaves of `wanted` of a saved state, and no others.
 
     Args:
-      folder: of the state.
+      folder: the folder of the state.
       wanted: tree of abstract leaves; without `where`, they carry the shardings to read to.
       where: tree of `ocp.RestoreArgs` like `wanted`.
     """

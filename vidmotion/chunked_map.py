@@ -3,8 +3,8 @@
 Where the batch is cut over a mesh, each device goes through its own rows: a loop over the rows as they are would
 bring every row to every device.
 
-A compiler's count of operations takes the body of a loop once, however often it goes round; who counts
-asks for `all_at_once`.
+A compiler counts the operations in the body of a loop once, however often the loop runs: to count them all, trace
+within `all_at_once`.
 """
 
 import contextlib

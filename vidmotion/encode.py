@@ -21,7 +21,7 @@ import numpy as np
 import safetensors.numpy
 
 from vidmotion import paths, startup
-from vidmotion.data import codes, motion_codes, pipeline, vidtwin_latents
+from vidmotion.data import encoded, pipeline
 from vidmotion.data.clip_source import Classes
 from vidmotion.data.records import DatasetWriter
 from vidmotion.errors import EXIT_DONE, ConfigError
@@ -47,7 +47,7 @@ def encode(
 
     Args:
       run: a trained run whose system is in `KINDS`.
-      out: folder, see `codes`, `vidtwin_latents` and `motion_codes` in `vidmotion.data`.
+      out: the folder to write; `vidmotion.data.encoded` says what it holds.
       frames: per clip; 0 is the run's own length.
       batch: clips at a time.
       force: replace a dataset that is there.
@@ -94,11 +94,11 @@ def encode(
 
 
 class Kind:
-    """What is kept of the clips of a run.
+    """Reads clips through one kind of network and makes the records that are kept of them.
 
     Attributes:
-      dataset: name of what is written.
-      provenance: beside what every dataset has.
+      dataset: the name of the dataset that is written.
+      provenance: what is noted beside what every dataset has.
       any_rate: whether clips that are drawn may have another rate than in training.
     """
 
@@ -107,7 +107,7 @@ class Kind:
 
     @staticmethod
     def element(run: Run, source, index: int) -> dict[str, np.ndarray]:
-        """What is needed of a clip."""
+        """Read one clip from the source, with what the network needs of it."""
         return source[index]
 
 
@@ -135,7 +135,7 @@ class MotionCodes(Kind):
         return _still(run, split, **changes)
 
     def records(self, split: str, elements: list, count: int) -> list[dict[str, np.ndarray]]:
-        """Of the first `count` of a batch of elements."""
+        """The records of the first `count` elements of a batch."""
         video = np.stack([clip_of(element) for element in elements])
         content = video[:, : self._run.system.half]
         full, fast = (
@@ -150,9 +150,9 @@ class MotionCodes(Kind):
         ]
 
     def files(self) -> dict[str, dict[str, np.ndarray]]:
-        """The codebooks."""
+        """The file of the frozen codebooks."""
         quantizer = jax.device_get(self._vars.params["model"]["quantizer"])
-        return {codes.QUANTIZER: paths.flatten(quantizer)}
+        return {encoded.QUANTIZER: paths.flatten(quantizer)}
 
 
 class VidTwinLatents(Kind):
@@ -167,7 +167,7 @@ class VidTwinLatents(Kind):
         }
         self._run, self._vars, self._read = run, vars, jax.jit(run.system.read)
         self._class_of = sources["train"].class_of
-        self._moments = {name: vidtwin_latents.Moments() for name in vidtwin_latents.LATENTS}
+        self._moments = {name: encoded.Moments() for name in encoded.LATENTS}
 
     @staticmethod
     def source(run: Run, split: str, frames: int):
@@ -175,6 +175,10 @@ class VidTwinLatents(Kind):
         if frames:
             raise ConfigError(
                 f"--frames={frames}: a VidTwin reads clips of one length; leave it out"
+            )
+        if not run.system.parts:
+            raise ConfigError(
+                f"{run.workdir} holds a VidTwin of one latent, without dynamics to keep"
             )
         source = _still(run, split)
         if not isinstance(source, Classes) or not source.classes:
@@ -186,7 +190,7 @@ class VidTwinLatents(Kind):
         return source
 
     def records(self, split: str, elements: list, count: int) -> list[dict[str, np.ndarray]]:
-        """Of the first `count` of a batch of elements."""
+        """The records of the first `count` elements of a batch."""
         video = np.stack([element["video"] for element in elements])
         means = jax.device_get(self._read(self._vars, self._run.put_rows({"video": video})))
         if split == "train":
@@ -203,7 +207,7 @@ class VidTwinLatents(Kind):
     def files(self) -> dict[str, dict[str, np.ndarray]]:
         """Mean and standard deviation of each channel over the train split."""
         found = {name: moments.result() for name, moments in self._moments.items()}
-        return {vidtwin_latents.STATISTICS: paths.flatten(found)}
+        return {encoded.STATISTICS: paths.flatten(found)}
 
 
 class FaceMotion(Kind):
@@ -216,11 +220,11 @@ class FaceMotion(Kind):
         first = sources["train"][0]
         self.provenance = {
             "encoder": run.system.encoder_fingerprint(vars),
-            "conditions": list(motion_codes.conditions(sources["train"])),
+            "conditions": list(encoded.conditions(sources["train"])),
             "fps": float(first["fps"] if "fps" in first else sources["train"].fps),
         }
         self._run, self._vars, self._read = run, vars, jax.jit(run.system.motion_of)
-        self._sources, self._moments = sources, vidtwin_latents.Moments()
+        self._sources, self._moments = sources, encoded.Moments()
 
     @staticmethod
     def source(run: Run, split: str, frames: int, **changes):
@@ -248,11 +252,11 @@ class FaceMotion(Kind):
                 "python -m vidmotion.data.prepare hdtf, vfhq, nersemble, mead or portraits do"
             )
         views = face_views(run.system.face_side, video, boxes, video, boxes)
-        condition = np.int32(motion_codes.condition_of(source, element))
+        condition = np.int32(encoded.condition_of(source, element))
         return {"crops": views["driving"], "condition": condition}
 
     def records(self, split: str, elements: list, count: int) -> list[dict[str, np.ndarray]]:
-        """Of the first `count` of a batch of elements."""
+        """The records of the first `count` elements of a batch."""
         crops = self._run.put_rows(np.stack([element["crops"] for element in elements]))
         motion = jax.device_get(self._read(self._vars, crops))[:count]
         if split == "train":
@@ -264,7 +268,7 @@ class FaceMotion(Kind):
 
     def files(self) -> dict[str, dict[str, np.ndarray]]:
         """Mean and standard deviation of each channel over the train split."""
-        return {motion_codes.STATISTICS: self._moments.result()}
+        return {encoded.STATISTICS: self._moments.result()}
 
 
 class MotionTokens(Kind):
@@ -273,7 +277,7 @@ class MotionTokens(Kind):
     dataset = "motion_tokens"
 
     def __init__(self, run: Run, vars, sources):
-        there = motion_codes.read_provenance(run.system.codes, "X-NeMo")
+        there = encoded.MotionCodesSource.read_provenance(run.system.codes)
         kept = {name: there[name] for name in ("encoder", "conditions", "fps")}
         self.provenance = {**kept, "network": dict(run.system.network)}
         self._run, self._vars, self._read = run, vars, jax.jit(run.system.read)
@@ -287,7 +291,7 @@ class MotionTokens(Kind):
         return run.source(split, length=0)
 
     def records(self, split: str, elements: list, count: int) -> list[dict[str, np.ndarray]]:
-        """Of the first `count` of a batch of elements."""
+        """The records of the first `count` elements of a batch."""
         motion = np.stack([element["motion"] for element in elements])
         motion = motion[:, : motion.shape[1] // self._step * self._step]
         ids = jax.device_get(self._read(self._vars, self._run.put_rows({"motion": motion})))
@@ -297,9 +301,9 @@ class MotionTokens(Kind):
         ]
 
     def files(self) -> dict[str, dict[str, np.ndarray]]:
-        """The tokenizer."""
+        """The file of the tokenizer's variables."""
         variables = jax.device_get(self._run.system.variables(self._vars))
-        return {motion_codes.TOKENIZER: paths.flatten(variables)}
+        return {encoded.TOKENIZER: paths.flatten(variables)}
 
 
 KINDS = {  # by name of the system

@@ -59,6 +59,7 @@ class Chip(NamedTuple):
       link_gb: to its neighbours, GB/s one way, all links together.
       island: so many devices share those links.
       network_gb: GB/s per device between islands, one way.
+      clock_ghz: TPU: of the matrix units, where the peak tells it.
     """
 
     kind: str
@@ -66,6 +67,7 @@ class Chip(NamedTuple):
     link_gb: float
     island: int
     network_gb: float
+    clock_ghz: float | None = None
 
     @property
     def flops(self) -> float:
@@ -89,12 +91,13 @@ class Chip(NamedTuple):
 
 # Vendors' totals, halved where they add both directions; the network of GPUs is that of the vendor's own server, a
 # port for each. TPU: the version's page as above, an island is its largest slice; between slices nothing is published
-# per device, and 100 Gbit/s per host of 4 is taken.
+# per device, and 100 Gbit/s per host of 4 is taken. The clock is that at which its matrix units, of 128 x 128
+# multiply-adds a cycle (v5e: 4; v4 and v5p: 8), reach the peak.
 CHIPS = {
-    "tpu-v4": Chip("TPU v4", 1228, 300, 4096, 3.125),
-    "tpu-v5e": Chip("TPU v5e", 819, 200, 256, 3.125),
-    "tpu-v5p": Chip("TPU v5p", 2765, 600, 8960, 3.125),
-    "tpu-v6e": Chip("TPU v6e", 1640, 400, 256, 3.125),
+    "v4": Chip("TPU v4", 1228, 300, 4096, 3.125, 1.05),
+    "v5e": Chip("TPU v5e", 819, 200, 256, 3.125, 1.5),
+    "v5p": Chip("TPU v5p", 2765, 600, 8960, 3.125, 1.75),
+    "v6e": Chip("TPU v6e", 1640, 400, 256, 3.125),
     "a100-40": Chip("NVIDIA A100-SXM4-40GB", 1555, 300, 8, 25),
     "a100-80": Chip("NVIDIA A100-SXM4-80GB", 2039, 300, 8, 25),
     "h100": Chip("NVIDIA H100 80GB HBM3", 3350, 450, 8, 50),

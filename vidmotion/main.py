@@ -55,7 +55,7 @@ def run_mode(
             "--profile traces a training with --mode=train and a workdir on a local disk"
         )
     if mode == "plan":
-        print(plan.plan(Run(config, workdir or "", abstract=not plan.asked(config))))
+        print(plan.report(config, workdir or ""))
         return EXIT_DONE
     if not workdir:
         raise ConfigError(f"--mode={mode} needs --workdir=DIR, the folder of the run")
@@ -82,12 +82,13 @@ def run_mode(
 def main(argv: list[str]) -> None:
     """Entry point under `absl.app.run`."""
     startup.set_up_log()
+    from vidmotion import targets
     from vidmotion.errors import EXIT_NONFINITE, EXIT_PREEMPTED
     from vidmotion.train import NonFiniteError, PreemptedError
 
     def work() -> int:
         if _MODE.value == "plan":
-            startup.simulate_devices(_CONFIG.value.get("plan", {}).get("devices", 0))
+            targets.prepare(_CONFIG.value.get("plan"))
         startup.set_up_devices()
         evals = [] if _EVALS.value == ["none"] else _EVALS.value
         return run_mode(_MODE.value, _CONFIG.value, _WORKDIR.value, _PROFILE.value, evals)

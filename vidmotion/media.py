@@ -521,7 +521,7 @@ def _grey(path: str | os.PathLike, picture: Image.Image) -> np.ndarray:
 
 
 def _srgb(path: str | os.PathLike, picture: Image.Image) -> Image.Image:
-    """A picture with a colour profile, without it; a profile that cannot be used is said and left out."""
+    """Convert a picture from its colour profile to sRGB; a profile that cannot be used is logged and ignored."""
     profile = picture.info.get("icc_profile")
     if not profile:
         return picture
@@ -563,8 +563,8 @@ def read_video(path: str | os.PathLike) -> Video:
 
 
 class VideoInfo(NamedTuple):
-    """Of a video as `iter_video` shows it: frames per second, their number (0: unknown), and the seconds on
-    the file's own clock at which the first is shown; and width and height as they are stored, in pixels."""
+    """What is known of a video as `iter_video` shows it: frames per second, their number (0: unknown), the seconds
+    on the file's own clock at which the first is shown, and width and height as they are stored, in pixels."""
 
     fps: float
     frames: int

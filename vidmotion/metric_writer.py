@@ -251,7 +251,7 @@ class Mirror:
     temporary folder and copied to the workdir at each checkpoint and at the end.
 
     Args:
-        workdir: of the run.
+        workdir: the folder of the run.
         resume: files to fetch first, where the workdir has them, because they are added to.
         remote: whether to keep a copy; by default if `workdir` is a URL.
 

@@ -101,7 +101,7 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
     """The run that a workdir holds, to be used: its batches are cut over the devices that are here.
 
     Args:
-      workdir: of the run, or the name of a shipped one (`vidmotion.weights`).
+      workdir: the folder of the run, or the name of a shipped one (`vidmotion.weights`).
       changes: ``{"system.codec.weights": "vae.safetensors"}``, fields of its config that are otherwise here, as
         text; only `FREE_FIELDS`.
 
@@ -122,7 +122,7 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
     path = epath.Path(workdir) / CONFIG_FILE
     try:
         content = dict(json.loads(path.read_text()).items())
-        config = ml_collections.ConfigDict(content)
+        config = ml_collections.ConfigDict(of_today(content))
     except FileNotFoundError as error:
         shipped = ", ".join(own_weights.names())
         raise ConfigError(
@@ -136,6 +136,30 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
             f"{path} is not what the checkpoints beside it were trained with ({differing}): put that file back"
         )
     return Run(_used_here(config, changes), workdir)
+
+
+def of_today(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of an older run in the fields that it has today, with the same meaning.
+
+    Evaluators once shared a section ``eval``, and those that need a judge trained it themselves. The first stage of BCD
+    once was a run of its own, without temporal blocks; today it is the part of a run before they join.
+    """
+    from vidmotion import evaluation  # which opens runs itself
+
+    config = {**config}
+    if "eval" in config:
+        config["evals"] = evaluation.sections_of(config.pop("eval"))
+    if any("judge_workdir" in section for section in config.get("evals", {}).values()):
+        config["evals"] = {name: {**section} for name, section in config["evals"].items()}
+        for section in config["evals"].values():
+            if "judge_workdir" in section:
+                section["judge"] = section.pop("judge_workdir")
+    system = config.get("system", {})
+    if "temporal" in system.get("denoiser", {}):
+        denoiser = {**system["denoiser"]}
+        denoiser["temporal_from"] = 0 if denoiser.pop("temporal") else config.get("steps", 0)
+        config["system"] = {**system, "denoiser": denoiser}
+    return config
 
 
 def open_weights(folder: str, changes: Mapping[str, str] | None = None) -> Run:
@@ -175,11 +199,6 @@ def _used_here(
     config: ml_collections.ConfigDict, changes: Mapping[str, str] | None
 ) -> ml_collections.ConfigDict:
     """A recorded config with its batches cut over the devices that are here, and the `changes` of `open_run`."""
-    from vidmotion import evaluation  # which opens runs itself
-
-    if "eval" in config:  # of a run from before evaluators had sections of their own
-        config.evals = evaluation.sections_of(config.eval.to_dict())
-        del config["eval"]
     config.mesh = {"data": -1}  # whatever it was trained on
     config.batch_size, config.accumulate = jax.device_count(), 1
     for name, text in (changes or {}).items():
@@ -191,13 +210,24 @@ def _change(config: ml_collections.ConfigDict, name: str, text: str) -> None:
     """Set the field of a recorded config that the command line names."""
     fields = paths.flatten(config.to_dict())
     path = name.replace(".", "/")
-    if path not in fields:
-        near = startup.nearest(name, [field.replace("/", ".") for field in fields])
-        raise ConfigError(f"--config.{name}: the run's config has no such field{near}")
-    if not re.fullmatch(FREE_FIELDS, path):
+    if path in fields and not re.fullmatch(FREE_FIELDS, path):
         raise ConfigError(
             f"--config.{name}: it is {fields[path]!r} for good, the run was trained so"
         )
+    set_field(config, name, text)
+
+
+def set_field(config: ml_collections.ConfigDict, name: str, text: str) -> None:
+    """Give the field `name`, such as ``system.codec.weights``, the value that `text` says.
+
+    Raises:
+      ConfigError: no such field, or a value of another kind.
+    """
+    fields = paths.flatten(config.to_dict())
+    path = name.replace(".", "/")
+    if path not in fields:
+        near = startup.nearest(name, [field.replace("/", ".") for field in fields])
+        raise ConfigError(f"--config.{name}: the config has no such field{near}")
     try:
         value = text if isinstance(fields[path], str) else ast.literal_eval(text)
         config.update_from_flattened_dict({name: value})
@@ -259,15 +289,38 @@ def _check_config(run: Run, old: Mapping[str, Any], whose: str) -> None:
 
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any], most: int = 8) -> str:
-    """For a message: the fields in which two configs differ, `FREE_FIELDS` apart; empty where there are none."""
-    there, here = paths.flatten(there), paths.flatten(here)
+    """Name the fields in which two configs differ, apart from `FREE_FIELDS`, for a message; empty where there are none.
+
+    A field of the system that one of them lacks is no difference where the other has its default: the class has
+    gained it since.
+    """
+    there, here = paths.flatten(of_today(there)), paths.flatten(of_today(here))
+    names = {
+        name
+        for name in there.keys() | here.keys()
+        if there.get(name) != here.get(name) and not re.fullmatch(FREE_FIELDS, name)
+    }
+    if names - (there.keys() & here.keys()) and _same_system(there, here):
+        names = {name for name in names if not name.startswith("system/")}
     differing = [
         f"{name}: {there.get(name, 'absent')!r} there, {here.get(name, 'absent')!r} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name) and not re.fullmatch(FREE_FIELDS, name)
+        for name in sorted(names)
     ]
     more = f"; and {len(differing) - most} more" if len(differing) > most else ""
     return "; ".join(differing[:most]) + more
+
+
+def _same_system(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Whether two flat configs describe systems that are equal but for `FREE_FIELDS`."""
+    free = {name: value for name, value in here.items() if re.fullmatch(FREE_FIELDS, name)}
+    fixed = {name: value for name, value in there.items() if not re.fullmatch(FREE_FIELDS, name)}
+    try:
+        one, other = (
+            systems.build(paths.unflatten(flat)["system"]) for flat in (here, fixed | free)
+        )
+    except (ConfigError, KeyError, TypeError):
+        return False
+    return one == other
 
 
 class GivenRun(Run):
@@ -307,7 +360,7 @@ class GivenRun(Run):
         return files.digest(where)
 
     def vars_by_part(self) -> Callable[..., Vars]:
-        """As of `Run`; the files of the named networks are read in each call."""
+        """See `Run.vars_by_part`; the files of the named networks are read in each call."""
         return lambda *names: self._read(names)
 
     def _read(self, names: tuple[str, ...] | None) -> Vars:

@@ -1,62 +1,74 @@
 """``--mode=plan``: what a config will cost, printed without allocating or training anything.
 
-With ``--config.plan.devices=N`` the update is compiled, never executed, for N simulated devices on the CPU. Shapes and
-shardings are those of the accelerator; memory and traffic are those of the program that the CPU compiler makes, which
-fuses otherwise, may widen bfloat16, and keeps all-reduces where another would make reduce-scatters.
+With ``--config.plan.devices=N``, or ``--config.plan.topology=16x16`` for a TPU, the update is compiled, never executed,
+by the chip's own compiler (`targets`): memory, kernels and traffic are those of the program that the chip would run,
+and a TPU's compiler also estimates the cycles. Where that compiler is not installed, XLA for the CPU stands in, which
+fuses otherwise, may widen bfloat16, and keeps all-reduces where another would make reduce-scatters. All times are
+forecasts.
 """
 
+import contextlib
 import ctypes
 import gc
+import logging
 import math
 import re
 import resource
-import tempfile
+import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import ml_collections
 import numpy as np
 from etils import epath
 
-from vidmotion import hardware, paths, run_record, sharding
+from vidmotion import hardware, paths, run_record, sharding, targets
 from vidmotion.errors import ConfigError
 from vidmotion.models import forms
+from vidmotion.program import Program
 from vidmotion.run import Run
 from vidmotion.system import Describes
+from vidmotion.targets import Target
 
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+log = logging.getLogger(__name__)
+
 GIB = 2**30
-# Joining all-reduces changes no byte that is sent, and takes time and memory with the square of the program's length.
-# The barriers around what `remat` computes again are taken away early on the CPU, whose compiler then sees the same
-# computation twice and keeps the first one's results; accelerators keep the barriers until memory is assigned.
-COMPILER = {"xla_disable_hlo_passes": "cpu-all-reduce-combiner,cse_barrier_expander"}
-# What no machine has: XLA finds that out when it has given every array its memory and turns to machine code, which
-# would take most of the time, much of it with the square of the program's length, and change no figure here.
-STOP = "vidmotion_plan_ends_here"
-_BYTES = re.compile(r"\b(pred|bf16|[fsu]\d+|c\d+)\[([\d,]*)\]")
-_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?[\w.-]+ = (.*?) ([\w-]+)\((.*)")
-_CALLED = re.compile(
-    r"(body|condition|to_apply|calls|branch_computations|true_computation|false_computation)="
-    r"(\{[^}]*\}|%?[\w.-]+)"
-)
+SPOKEN = 30.0  # seconds between two messages of a compilation that goes on
+LISTED = 10  # entries of a profile that are kept
 
 
-def plan(run: Run) -> str:
+def report(config: ml_collections.ConfigDict, workdir: str = "") -> str:
+    """`plan` of a config, in a process that is ready for it (`targets.prepare`).
+
+    Raises:
+      ConfigError: see `compiled`, `targets.find` and `Run`.
+    """
+    if not targets.device_count(config.get("plan")):
+        return plan(Run(config, workdir, abstract=True))
+    target = targets.find(config.plan)
+    mesh = sharding.make_mesh(config.mesh, target.devices)
+    return plan(Run(config, workdir, mesh=mesh), target)
+
+
+def plan(run: Run, target: Target | None = None) -> str:
     """Parameters per module, FLOPs per step, state bytes per device and tokens per batch, as text.
 
-    Where the config asks for devices: also what the compiled update takes on each of them.
+    With a target: also what the compiled update takes on each of its devices, which is written to
+    ``config.plan.record`` if that names a file.
 
     Raises:
       ConfigError: see `compiled`.
     """
-    if asked(run.config):
+    if target:
         reckoned_with(run)  # what is wrong is said before the long part
     flops = run.flops_per_step()
     lines = [*_parameters(run), "", *_cost(run, flops), *_facts(run)]
-    if asked(run.config):
-        figures = compiled(run, flops)
+    if target:
+        figures = compiled(run, target, flops)
         lines += ["", *_describe(figures)]
         if run.config.plan.record:
             kept = {
@@ -68,26 +80,14 @@ def plan(run: Run) -> str:
     return "\n".join(lines)
 
 
-def asked(config: Any) -> int:
-    """Number of devices that ``config.plan`` wants simulated; 0 for none.
-
-    Raises:
-      ConfigError: a number that is none.
-    """
-    devices = config.get("plan", {}).get("devices", 0)
-    if devices < 0:
-        raise ConfigError(f"config.plan.devices={devices}: a number of devices, or 0 for none")
-    return devices
-
-
 class Compiled(NamedTuple):
     """What the compiled update of one batch size takes on one device.
 
     Attributes:
       batch_size: global.
       arguments, outputs, aliased, temporaries: bytes; outputs include those in the place of donated arguments.
-      moved: bytes that leave a device per update, for each kind of collective.
-      unknown_loops: loops around collectives whose number of rounds is not in the program, counted once.
+      program: what was compiled; None where the compiler refused it for want of memory.
+      refusal: the compiler's words then; `temporaries` are the bytes that it states.
     """
 
     batch_size: int
@@ -95,8 +95,8 @@ class Compiled(NamedTuple):
     outputs: int
     aliased: int
     temporaries: int
-    moved: dict[str, int]
-    unknown_loops: int
+    program: Program | None = None
+    refusal: str = ""
 
     @property
     def peak(self) -> int:
@@ -109,64 +109,72 @@ def peak_bytes(arguments: int, outputs: int, aliased: int, temporaries: int) -> 
     return arguments + outputs - aliased + temporaries
 
 
-def compile_update(run: Run, batch_size: int | None = None) -> Compiled:
-    """Compile the update of `batch_size` examples (default: the config's) up to machine code; nothing is allocated.
-
-    Raises:
-      ConfigError: this version of XLA does not tell of a program what is needed here.
-    """
+def compile_update(run: Run, target: Target, batch_size: int | None = None) -> Compiled:
+    """Compile the update of `batch_size` examples (default: the config's); nothing is allocated."""
     batch_size = batch_size or run.config.batch_size
     run = run.with_batch_size(batch_size)
 
-    def unfinished(*args):
-        with forms.of_accelerators():
-            state, metrics = run.stepper.update(*args)
-        return state, {**metrics, STOP: jax.ffi.ffi_call(STOP, jax.ShapeDtypeStruct((), "f"))()}
+    def update(*args):
+        with forms.of(target.platform if target.own else "any"):
+            return run.stepper.update(*args, phase=run.stepper.phase(run.config.steps - 1))
 
-    with tempfile.TemporaryDirectory() as folder:
-        told = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    with _progress(f"compiling a batch of {batch_size} by {target.compiler}"):
+        lowered = run.lower_update(update, platforms=target.lowering)
         try:
-            _compile(run, COMPILER | sharding.compiler_options(run.mesh) | told, unfinished)
+            program = _compile(lowered, target.options | sharding.compiler_options(run.mesh))
         except jax.errors.JaxRuntimeError as error:
-            if STOP not in str(error):
+            needed = _needed(str(error))
+            if not needed:
                 raise
-        program, assigned = (
-            [path.read_text() for path in Path(folder).glob(f"*after_optimizations{kind}.txt")]
-            for kind in ("", "-buffer-assignment")
-        )
-    if len(program) != 1 or len(assigned) != 1:
-        raise ConfigError(
-            f"config.plan: XLA of jaxlib {jax.lib.__version__} writes no buffer assignment where it is looked for; "
-            "use a version that setup.py names"
-        )
-    moved, unknown = moved_bytes(program[0])
-    return Compiled(batch_size, *assigned_bytes(assigned[0]), moved, unknown)
+            state = sharding.bytes_per_device(run.abstract_state, run.state_shardings)
+            return Compiled(batch_size, state, 0, 0, needed - state, None, str(error))
+    return Compiled(batch_size, *_sizes(program), Program(program.as_text()))
 
 
-def assigned_bytes(text: str) -> tuple[int, int, int, int]:
-    """Bytes of arguments, outputs, outputs in the place of arguments, and temporaries, as XLA's statistics count them.
-
-    Args:
-      text: XLA's buffer assignment.
-    """
-    arguments = outputs = aliased = temporaries = 0
-    for size, kind in re.findall(r"^allocation \d+: size (\d+)(.*):$", text, re.M):
-        size, comes, leaves = int(size), ", parameter " in kind, ", maybe-live-out" in kind
-        arguments += size * comes
-        outputs += size * leaves
-        aliased += size * (comes and leaves)
-        temporaries += size * (", preallocated-temp" in kind)
-    return arguments, outputs, aliased, temporaries
+def _needed(refusal: str) -> int:
+    """Bytes that a program needs, by the words of a compiler that refuses it; 0: it says something else."""
+    told = re.search(r"(?:Used|temporaries \() ?([\d.]+)([KMGT])", refusal)
+    if "RESOURCE_EXHAUSTED" not in refusal or not told:
+        return 0
+    return int(float(told[1]) * 2 ** (10 * (" KMGT".index(told[2]))))
 
 
-def _compile(
-    run: Run, options: dict[str, Any] | None = None, update: Callable | None = None
-) -> jax.stages.Compiled:
-    """`update` (default: the run's), compiled anew: a program from the cache does not say what memory it takes."""
+def _sizes(program: jax.stages.Compiled) -> tuple[int, int, int, int]:
+    """Bytes of arguments, outputs, aliased ones and temporaries, as XLA states them."""
+    memory = program.memory_analysis()
+    return (
+        memory.argument_size_in_bytes,
+        memory.output_size_in_bytes,
+        memory.alias_size_in_bytes,
+        memory.temp_size_in_bytes,
+    )
+
+
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[None]:
+    """Says now and then how long `what` has been going on."""
+    began, done = time.perf_counter(), threading.Event()
+
+    def speak():
+        while not done.wait(SPOKEN):
+            log.info("%s: %.0f s so far", what, time.perf_counter() - began)
+
+    log.info("%s", what)
+    thread = threading.Thread(target=speak, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _compile(lowered: jax.stages.Lowered, options: dict[str, Any]) -> jax.stages.Compiled:
+    """A program compiled anew: one from the cache does not say what memory it takes."""
     cached = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     try:
-        return run.lower_update(update).compile(compiler_options=options)
+        return lowered.compile(compiler_options=options)
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
 
@@ -175,12 +183,13 @@ def reckoned_with(run: Run) -> tuple[hardware.Chip, int]:
     """The chip that ``config.plan`` names, and the bytes of memory that a device is taken to have.
 
     Raises:
-      ConfigError: another number of devices than `asked`, an unknown chip, or a number out of range.
+      ConfigError: another number of devices than is asked for, an unknown chip, or a number out of range.
     """
     want, devices = run.config.plan, run.mesh.size
-    if devices != want.devices:
+    if devices != targets.device_count(want):
         raise ConfigError(
-            f"config.plan.devices={want.devices}, but the mesh has {devices} device(s); set config.mesh to fit"
+            f"config.plan asks for {targets.device_count(want)} devices, but the mesh has {devices} device(s); set "
+            "config.mesh to fit"
         )
     chip = hardware.chip(want.chip)
     if not 0 < want.efficiency <= 1:
@@ -196,32 +205,30 @@ def reckoned_with(run: Run) -> tuple[hardware.Chip, int]:
     return chip, int(want.memory_gib * GIB) or chip.memory_bytes
 
 
-def compiled(run: Run, flops: float | None) -> dict[str, Any]:
+def compiled(run: Run, target: Target, flops: float | None) -> dict[str, Any]:
     """Figures of the update compiled for the run's mesh, and what a chip would make of it.
 
     Args:
-      run: with ``config.plan.devices`` on its mesh.
-      flops: of a step, by `Run.flops_per_step`.
+      run: a run on a mesh of the target's devices.
+      target: the chip whose compiler is asked.
+      flops: the FLOPs of a step, by `Run.flops_per_step`.
 
     Raises:
       ConfigError: as `reckoned_with`.
     """
     chip, memory = reckoned_with(run)
     want, devices = run.config.plan, run.mesh.size
-    first = compile_update(run)
-    seconds = {
-        "compute": (flops or 0.0) / devices / (chip.flops * want.efficiency),
-        # Each temporary is written and read once at least.
-        "memory": (first.arguments + first.outputs + 2 * first.temporaries) / chip.bandwidth,
-        "communication": sum(first.moved.values()) / chip.link_rate(devices),
-    }
-    step = max(seconds.values())
+    began = time.perf_counter()
+    first = compile_update(run, target)
     figures = {
         "plan_devices": devices,
+        "topology": want.topology,
+        "compiler": target.compiler,
+        "own_compiler": target.own,
+        "compile_seconds": time.perf_counter() - began,
         "mesh": dict(run.mesh.shape),
         "batch_size": first.batch_size,
         "chip": want.chip,
-        "assumed_efficiency": want.efficiency,
         "memory_limit": memory,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.abstract_params)),
         "parameter_bytes": sharding.bytes_per_device(
@@ -229,23 +236,67 @@ def compiled(run: Run, flops: float | None) -> dict[str, Any]:
         ),
         "state_bytes": sharding.bytes_per_device(run.abstract_state, run.state_shardings),
         **{f"{name}_bytes": getattr(first, name) for name in ("arguments", "temporaries", "peak")},
+        "fits": first.program is not None and first.peak <= memory,
         "flops": flops,
-        "moved_bytes": first.moved,
-        "unknown_loops": first.unknown_loops,
-        "seconds": seconds,
-        "step_seconds": step,
-        "bound": max(seconds, key=seconds.get),
-        "efficiency": (flops or 0.0) / devices / chip.flops / step,
     }
+    if first.program is None:
+        figures["refusal"] = first.refusal
+    else:
+        figures |= _forecast(first, chip, want.efficiency, devices, flops)
     if want.fit:
         unit = sharding.batch_shards(run.mesh) * run.config.accumulate
-        best = largest_batch(lambda size: compile_update(run, size).peak, first, unit, memory)
+        best = largest_batch(
+            lambda size: compile_update(run, target, size).peak, first, unit, memory
+        )
         figures["largest_batch"], figures["largest_batch_peak"] = best
     if want.measure:
         figures["measured"] = measured(run)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     figures["plan_cpu_seconds"] = usage.ru_utime
     return figures
+
+
+def _forecast(
+    first: Compiled, chip: hardware.Chip, efficiency: float, devices: int, flops: float | None
+) -> dict[str, Any]:
+    """What a program holds and how long its step is expected to take.
+
+    Computation takes the cycles that a TPU's compiler estimates; without them the larger of the FLOPs at an assumed
+    share of the peak and of the traffic to memory, where each temporary is written and read once at least.
+    """
+    program = first.program
+    modules, kinds, total = Counter(), Counter(), 0
+    for module, kind, cycles in program.cycles():
+        modules[module or "update and losses"] += cycles
+        kinds[kind] += cycles
+        total += cycles
+    moved = program.moved_bytes()
+    seconds = {"communication": sum(moved.values()) / chip.link_rate(devices)}
+    found = {
+        "kernels": program.kernels(),
+        "moved_bytes": moved,
+        "unknown_loops": program.unknown_loops,
+        "largest_arrays": program.largest_arrays(),
+    }
+    if total and chip.clock_ghz:
+        seconds["cycles"] = total / (chip.clock_ghz * 1e9)
+    else:
+        found["assumed_efficiency"] = efficiency
+        seconds["compute"] = (flops or 0.0) / devices / (chip.flops * efficiency)
+        traffic = first.arguments + first.outputs + 2 * first.temporaries
+        seconds["memory"] = traffic / chip.bandwidth
+    if total:
+        found["cycles"] = total
+        found["cycles_by_module"] = dict(modules.most_common(LISTED))
+        found["cycles_by_kind"] = dict(kinds.most_common(LISTED))
+    step = max(seconds.values())
+    return {
+        **found,
+        "seconds": seconds,
+        "step_seconds": step,
+        "bound": max(seconds, key=seconds.get),
+        "efficiency": (flops or 0.0) / devices / chip.flops / step,
+    }
 
 
 def measured(run: Run, steps: int = 2) -> dict[str, int]:
@@ -259,8 +310,7 @@ def measured(run: Run, steps: int = 2) -> dict[str, int]:
       Bytes: ``arrays`` held (state, never-trained networks, batch); ``growth`` of the process's resident memory over
       that; ``program``, the peak that XLA states of the program that ran.
     """
-    program = _compile(run)
-    memory = program.memory_analysis()
+    program = _compile(run.lower_update(), sharding.compiler_options(run.mesh))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), run.batch)
     state, consts, batch = run.fresh_state(), run.consts, run.put(zeros)
     arrays = sum(leaf.nbytes for leaf in jax.tree.leaves((state, consts, batch)))
@@ -276,12 +326,7 @@ def measured(run: Run, steps: int = 2) -> dict[str, int]:
     return {
         "arrays": arrays,
         "growth": _resident("VmHWM") - before,
-        "program": peak_bytes(
-            memory.argument_size_in_bytes,
-            memory.output_size_in_bytes,
-            memory.alias_size_in_bytes,
-            memory.temp_size_in_bytes,
-        ),
+        "program": peak_bytes(*_sizes(program)),
     }
 
 
@@ -326,111 +371,39 @@ def largest_batch(
     return 0, known.get(unit) or peak(unit)
 
 
-def moved_bytes(text: str) -> tuple[dict[str, int], int]:
-    """Bytes that one device sends per run of a compiled program, for each kind of collective.
-
-    Counted as rings do: of S bytes among n devices an all-gather, reduce-scatter or all-to-all sends S (n-1)/n, an
-    all-reduce twice that, a permute S. What stands in a loop counts as often as it goes round.
-
-    Args:
-      text: the compiled program (`jax.stages.Compiled.as_text`).
-
-    Returns:
-      ({kind: bytes}, number of loops with collectives whose rounds the program does not tell, counted once).
-    """
-    own: dict[str, Counter] = {}
-    calls: dict[str, list[tuple[str, int | None]]] = {}
-    entry = name = ""
-    partitions = re.search(r"num_partitions=(\d+)", text)
-    devices = int(partitions[1]) if partitions else 1
-    for line in text.splitlines():
-        if line.endswith("{") and not line.startswith((" ", "HloModule")):
-            name = line.removeprefix("ENTRY ").split()[0].lstrip("%").split("(")[0]
-            entry = name if line.startswith("ENTRY ") else entry
-            own[name], calls[name] = Counter(), []
-            continue
-        match = _INSTRUCTION.match(line)
-        if not match or not name:
-            continue
-        shape, kind, rest = match.groups()
-        kind = kind.removesuffix("-start")
-        if kind in COLLECTIVES:
-            own[name][kind] += _sent(kind, shape, rest, devices)
-            continue
-        rounds: int | None = 1
-        if kind == "while":
-            told = re.search(r'"known_trip_count":\{"n":"(\d+)"', rest)
-            rounds = int(told[1]) if told else None
-        for _, names in _CALLED.findall(rest):
-            calls[name] += [(part.strip(" %"), rounds) for part in names.strip("{}").split(",")]
-    unknown = 0
-
-    def total(name: str) -> Counter:
-        nonlocal unknown
-        found = Counter(own.get(name, {}))
-        for called, rounds in calls.get(name, ()):
-            inner = total(called)
-            unknown += rounds is None and any(inner.values())
-            for kind, size in inner.items():
-                found[kind] += size * (rounds or 1)
-        return found
-
-    found = total(entry)
-    return {kind: found[kind] for kind in COLLECTIVES}, unknown
-
-
-def _group(rest: str) -> int | None:
-    """How many devices take part in a collective; None where the text does not tell, which means all of them."""
-    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
-        return len(listed[1].split(","))
-    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
-        return int(counted[1])
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\][^{,]*\{([^}]*)\}", rest):
-        sizes = dict(re.findall(r"('[^']*')=(\d+)", named[1]))
-        axes = re.findall(
-            r"('[^']*')(?::\(\d+\)(\d+))?", named[2]
-        )  # a part of an axis has its size
-        return math.prod(int(part or sizes[axis]) for axis, part in axes)
-    return None
-
-
-def _sent(kind: str, shape: str, rest: str, devices: int) -> int:
-    """Bytes one of `devices` sends in a collective whose result has the (tuple) `shape`."""
-    size = 0
-    for dtype, dimensions in _BYTES.findall(shape):
-        bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
-        size += math.prod(int(n) for n in dimensions.split(",") if n) * bits // 8
-    if kind == "collective-permute":
-        return size
-    n = _group(rest) or devices
-    if kind == "reduce-scatter":
-        return size * (n - 1)  # its result is one n-th
-    return size * (n - 1) // n * (2 if kind == "all-reduce" else 1)
-
-
 def _describe(figures: dict[str, Any]) -> list[str]:
     """Figures of `compiled` as lines of text."""
-    seconds = ", ".join(f"{name} {value:.3g} s" for name, value in figures["seconds"].items())
+    by = "the chip's own compiler" if figures["own_compiler"] else "a forecast in its place"
+    where = figures["topology"] or f"{figures['plan_devices']} device(s)"
     rows = [
-        ("compiled for", f"{figures['plan_devices']} simulated device(s), never executed"),
+        ("compiled for", f"{figures['chip']}, {where}, never executed"),
+        ("compiled by", f"{figures['compiler']}, {by}, in {figures['compile_seconds']:.0f} s"),
         ("parameter bytes per device", f"{figures['parameter_bytes']:,}"),
         (
             "peak memory per device",
             f"{figures['peak_bytes']:,}  ({figures['peak_bytes'] / GIB:.2f} GiB: arguments "
             f"{figures['arguments_bytes']:,}, temporaries {figures['temporaries_bytes']:,})",
         ),
-        *((f"{kind} bytes sent", f"{size:,}") for kind, size in figures["moved_bytes"].items()),
-        (
-            f"predicted step on {figures['chip']}",
-            f"{figures['step_seconds']:.3g} s, bound by {figures['bound']} ({seconds}; compute at "
-            f"{figures['assumed_efficiency']:.0%} of the bf16 peak, assumed)",
-        ),
-        ("predicted efficiency", f"{figures['efficiency']:.1%} of the bf16 peak"),
     ]
-    if figures["unknown_loops"]:
-        rows.append(("loops of unknown length", f"{figures['unknown_loops']}, counted once"))
+    limit = f"{figures['memory_limit'] / GIB:.1f} GiB"
+    rows.append((f"fits in {limit}", "yes" if figures["fits"] else "no"))
+    if "refusal" in figures:
+        rows += [
+            ("the compiler says", line.strip())
+            for line in figures["refusal"].splitlines()[:30]
+            if line.strip()
+        ]
+    if not figures["fits"]:
+        rows += [
+            (
+                "a large array",
+                f"{array['bytes'] / GIB:.2f} GiB  {array['shape']}  {array['operation']}",
+            )
+            for array in figures.get("largest_arrays", ())
+        ]
+    if "kernels" in figures:
+        rows += _describe_program(figures)
     if "largest_batch" in figures:
-        limit = f"{figures['memory_limit'] / GIB:.1f} GiB"
         size, held = figures["largest_batch"], figures["largest_batch_peak"] / GIB
         rows.append(
             (
@@ -452,6 +425,37 @@ def _describe(figures: dict[str, Any]) -> list[str]:
         )
     width = max(len(label) for label, _ in rows)
     return [f"{label:<{width}}  {text}" for label, text in rows]
+
+
+def _describe_program(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    """Kernels, traffic, cycles and the forecast of a step."""
+    rows = [
+        ("kernels", ", ".join(f"{name} {count:,}" for name, count in figures["kernels"].items())),
+        *((f"{kind} bytes sent", f"{size:,}") for kind, size in figures["moved_bytes"].items()),
+    ]
+    if figures["unknown_loops"]:
+        rows.append(("loops of unknown length", f"{figures['unknown_loops']}, counted once"))
+    if "cycles" in figures:
+        rows.append(("estimated cycles", f"{figures['cycles']:,}"))
+        for kind, title in (("module", "of them in"), ("kind", "of them as")):
+            rows += [
+                (title, f"{count / figures['cycles']:6.1%}  {name}")
+                for name, count in figures[f"cycles_by_{kind}"].items()
+            ]
+    seconds = ", ".join(f"{name} {value:.3g} s" for name, value in figures["seconds"].items())
+    assumed = (
+        f"; compute at {figures['assumed_efficiency']:.0%} of the bf16 peak, assumed"
+        if "assumed_efficiency" in figures
+        else ""
+    )
+    return [
+        *rows,
+        (
+            f"forecast step on {figures['chip']}",
+            f"{figures['step_seconds']:.3g} s, bound by {figures['bound']} ({seconds}{assumed})",
+        ),
+        ("forecast share of peak", f"{figures['efficiency']:.1%} of the bf16 peak"),
+    ]
 
 
 def _parameters(run: Run) -> list[str]:

@@ -135,7 +135,7 @@ def reenact(
       out: mp4 to write, whole or not at all.
       side_by_side: content and motion beside the result.
       together: windows sampled at a time.
-      seed: of the initial noise.
+      seed: the seed of the initial noise.
       part: of `PARTS`; other than ``both``, what one of a VidTwin's latents shows alone.
       where: the faces are, for systems that look at them.
       drive: key frames, codes, or a generator that goes on, for the same systems.

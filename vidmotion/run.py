@@ -1,4 +1,6 @@
-"""A run: what a config describes, built, with its state and compiled functions. `open_run` opens the workdirs of runs.
+"""A run: the system, data and optimizer that a config describes, its state, and its compiled functions.
+
+`open_run` opens the workdirs of runs.
 
 Order at the start (each later source wins): abstract init -> shardings -> init on device -> ``init_from`` ->
 optimizer and averages made from the loaded weights -> restore, if the workdir has a checkpoint.
@@ -19,7 +21,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from vidmotion import checkpoint, chunked_map, files, lock, paths, sharding
 from vidmotion import system as systems
@@ -68,12 +70,13 @@ class Run:
 
     Args:
       config: the (locked) config.
-      workdir: of this run.
+      workdir: the folder of this run.
       abstract: only to reckon with: a mesh that this machine cannot fill will do.
+      mesh: default: what the config says, of all devices that JAX sees.
 
     Attributes:
       config: the (locked) config.
-      workdir: of this run.
+      workdir: the folder of this run.
       system, stepper, mesh: what is trained, its update, and on which devices.
       batch: abstract global batch.
 
@@ -81,12 +84,18 @@ class Run:
       ConfigError: a field that does not exist or does not fit; the message names it.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: str, abstract: bool = False):
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: str,
+        abstract: bool = False,
+        mesh: Mesh | None = None,
+    ):
         _check_numbers(config)
         self.config = config
         self.workdir = epath.Path(workdir)
         self.system = systems.build(config.system)
-        self.mesh = sharding.make_mesh(config.mesh, abstract=abstract)
+        self.mesh = mesh or sharding.make_mesh(config.mesh, abstract=abstract)
         sharding.check_batch_size(
             config.batch_size, self.mesh, config.accumulate, jax.process_count()
         )
@@ -375,25 +384,30 @@ class Run:
     # -- compiled functions -----------------------------------------------------------------------
 
     def lower_update(
-        self, update: Callable | None = None, phase: tuple[int, int | None] | None = None
+        self,
+        update: Callable | None = None,
+        phase: tuple[int, int | None] | None = None,
+        platforms: tuple[str, ...] | None = None,
     ) -> jax.stages.Lowered:
         """The lowered training update of a phase of the run (`Stepper.phase`; None: the last), or another function of
-        its arguments and outputs; the first is donated."""
+        its arguments and outputs; the first is donated. `platforms`: not those of this process, but these."""
         phase = phase or self.stepper.phase(self.config.steps - 1)
         rows, whole = sharding.batch(self.mesh), sharding.replicated(self.mesh)
 
         def placed(where):
             return lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-        return self.jit(
+        jitted = self.jit(
             update or functools.partial(self.stepper.update, phase=phase),
             donate_argnums=0,
             out_shardings=(self.state_shardings, whole),
-        ).lower(
+        )
+        traced = jitted.trace(
             self.abstract_state,
             jax.tree.map(placed(whole), self.abstract_consts),
             jax.tree.map(placed(rows), self.batch),
         )
+        return traced.lower(lowering_platforms=platforms)
 
     def flops_per_step(self) -> float | None:
         """Model FLOPs of one update of the global batch, from XLA's cost analysis; None if it has none.

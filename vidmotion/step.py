@@ -55,7 +55,7 @@ class Stepper:
       system: what is trained.
       optimizers: ``{player name: Optimizer}``, exactly one per player of the system.
       steps: planned number of updates; a player's schedule ends with the last one that it takes.
-      seed: of all randomness.
+      seed: the seed of all randomness.
       accumulate: number of microbatches per update.
       ema: averaging of the first player's trainable leaves.
 

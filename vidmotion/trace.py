@@ -15,7 +15,7 @@ class Trace:
     """Writes one trace below ``<workdir>/profile``; a context manager around the loop, told of each step.
 
     Args:
-      workdir: of the run, on a local disk.
+      workdir: the folder of the run, on a local disk.
       start: completed steps before the session.
       steps: how many steps to trace; 0: none, and nothing is written.
     """

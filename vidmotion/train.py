@@ -146,20 +146,43 @@ class Meter:
         return averages
 
     def speed(self, steps: int, seconds: float) -> dict[str, float]:
-        """Rates of `steps` steps in `seconds`; TFLOP/s and MFU only where they are known."""
-        devices = jax.device_count()
-        rates = {
-            "speed/steps_per_second": steps / seconds,
-            "speed/examples_per_second": steps * self._run.config.batch_size / seconds,
-        }
+        """`rates` of `steps` steps in `seconds`; TFLOP/s and MFU once the FLOPs are counted."""
         flops = self.flops.result() if self.flops and self.flops.done() else None
-        if flops:
-            rates["speed/model_tflops"] = flops * steps / seconds / 1e12
-            kind = jax.devices()[0].device_kind
-            share = hardware.mfu(flops, seconds / steps, devices, kind)
-            if share is not None:
-                rates["speed/mfu"] = share
-        return rates
+        return rates(self._run, flops, steps, seconds)
+
+
+def rates(run: Run, flops: float | None, steps: int, seconds: float) -> dict[str, float]:
+    """Speed of `steps` steps in `seconds`; TFLOP/s and MFU only where they are known.
+
+    Args:
+      run: that took the steps, on all devices.
+      flops: of one step, by `Run.flops_per_step`; None: not known.
+      steps, seconds: both positive.
+    """
+    found = {
+        "speed/steps_per_second": steps / seconds,
+        "speed/examples_per_second": steps * run.config.batch_size / seconds,
+    }
+    if flops:
+        found["speed/model_tflops"] = flops * steps / seconds / 1e12
+        kind = jax.devices()[0].device_kind
+        share = hardware.mfu(flops, seconds / steps, jax.device_count(), kind)
+        if share is not None:
+            found["speed/mfu"] = share
+    return found
+
+
+def compile_update(
+    run: Run, phase: tuple[int, int | None] | None = None
+) -> tuple[jax.stages.Compiled, float]:
+    """The update of a phase of the training (default: the last), ahead of time, and the seconds that it took."""
+    began = time.perf_counter()
+    lowered = run.lower_update(phase=phase)
+    announce(lowered, "step")
+    update = lowered.compile()
+    seconds = time.perf_counter() - began
+    log.info("step compiled in %.1f s", seconds)
+    return update, seconds
 
 
 def train(
@@ -172,7 +195,7 @@ def train(
 
     Args:
       config: of the run.
-      workdir: of the run.
+      workdir: the folder of the run.
       profile: how many steps to trace into ``<workdir>/profile`` (`Trace`).
       evals: evaluators to run in the place of those that the config runs (`evaluation.asked`).
 
@@ -257,7 +280,7 @@ class Session:
         if self.step >= total:
             log.info("all %d steps are done", total)
             return EXIT_DONE
-        update, end, stop = self._compile(), self.phase[1], False
+        (update, _), end, stop = compile_update(self.run, self.phase), self.phase[1], False
         self._check_state()  # what it takes is compiled now, and not when the first checkpoint is due
         with (
             device_prefetch(self.loader.iterate(self.step), self.run.put) as batches,
@@ -266,7 +289,7 @@ class Session:
         ):
             while self.step < total:
                 if self.step == end:
-                    update, end = self._compile(), self.phase[1]
+                    (update, _), end = compile_update(self.run, self.phase), self.phase[1]
                     self._meter.resume(batches.wait_seconds)
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
                     self.state, metrics = update(self.state, self.run.consts, next(batches))
@@ -379,15 +402,6 @@ class Session:
         """The steps that are computed by the same compiled update as the next one."""
         return self.run.stepper.phase(self.step)
 
-    def _compile(self) -> jax.stages.Compiled:
-        """The update of this phase of the training, ahead of time."""
-        began = time.perf_counter()
-        lowered = self.run.lower_update(phase=self.phase)
-        announce(lowered, "step")
-        update = lowered.compile()
-        log.info("step compiled in %.1f s", time.perf_counter() - began)
-        return update
-
     def _take(self, step: int, metrics: dict[str, float]) -> None:
         """Look at one finished step's numbers."""
         losses = [name for name in metrics if name.startswith("loss/")]
@@ -489,7 +503,7 @@ def evaluate_vars(
     Args:
       run: whose config.
       vars: the system's variables.
-      names: of the evaluators; None: those that the config runs (`evaluation.asked`).
+      names: the names of the evaluators; None: those that the config runs (`evaluation.asked`).
       attempt: name and function of each evaluator -> what the function returns, or None for no results.
     """
     results = []
@@ -505,7 +519,7 @@ def _evaluate(name: str, run: Run, vars) -> list[MetricResult]:
     """One evaluator; a protocol keeps what it counted in a folder, which is for one job alone."""
     alone = name in evaluation.PROTOCOLS
     with run.hold(f"eval/{name}") if alone else contextlib.nullcontext():
-        return evaluation.evaluate(name, run, vars, companion)
+        return evaluation.evaluate(name, run, vars)
 
 
 def _report(run: Run, results: list[MetricResult]) -> None:
@@ -518,17 +532,6 @@ def _others(old: dict[str, Any], results: list[dict[str, Any]]) -> list[dict[str
     """Results of an `old` record that `results` have no number for."""
     new = {(row["metric"], row["convention"]) for row in results}
     return [row for row in old["results"] if (row["metric"], row["convention"]) not in new]
-
-
-def companion(run: Run) -> Run:
-    """A second run that an evaluator needs (a judge): trained first if its workdir holds no checkpoint."""
-    with Checkpointer(run.workdir, read_only=True) as checkpointer:
-        done = checkpointer.steps()
-    if not done or done[-1] < run.config.steps:
-        log.info("training %s first", run.workdir)
-        if train(run.config, run.workdir) == EXIT_PREEMPTED:
-            raise PreemptedError(f"training of {run.workdir} was interrupted; its state is saved")
-    return run
 
 
 def _check_fresh(run: Run) -> None:

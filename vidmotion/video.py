@@ -195,8 +195,8 @@ def read_frames(
     A frame ends where its stated duration does, which need not be where the next begins.
 
     Args:
-      path: of the file or folder.
-      threads: of the decoder; 0 lets it choose.
+      path: the path of the file or folder.
+      threads: the number of threads of the decoder; 0 lets it choose.
       missed: called at the end with the number of frames that could not be decoded, if there are any and yet too
         few for an error; a warning that names the file by default.
 

@@ -33,6 +33,10 @@ class Brightness(System, Describes):
         """Frames read."""
         return batch * (self.frames - 1)
 
+    def evaluators(self):
+        """Only the one beside this file."""
+        return ("next_frame",)
+
     def loss(self, player, vars, batch, key, step, carry):
         """Mean square error, brightness in [0, 1]."""
         mean_bt = batch["video"].astype(jnp.float32).mean((2, 3, 4)) / 255.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from vidmotion.data import codes, pipeline
+from vidmotion.data import encoded, pipeline
 from vidmotion.data.records import DatasetError, DatasetWriter
 from vidmotion.errors import ConfigError
 
@@ -25,7 +25,7 @@ def write(folder, clips=CLIPS, books=2, quantizer=True, value=1.0):
                 writer.write(split, record)
         if quantizer:
             books = {"codebooks": np.full((2, 4, 3), value, np.float32)}
-            writer.attach(codes.QUANTIZER, safetensors.numpy.save(books))
+            writer.attach(encoded.QUANTIZER, safetensors.numpy.save(books))
     return folder
 
 
@@ -49,7 +49,7 @@ def drawn(pick, count=2000):
 
 
 def test_rate_and_start_are_drawn_evenly():
-    starts = drawn(codes.PickRate(frames=4, fast=0.5))
+    starts = drawn(encoded.PickRate(frames=4, fast=0.5))
     fast = starts >= 500
     assert fast.mean() == pytest.approx(0.5, abs=0.05)
     # Six places at full rate, two at half rate, all alike.
@@ -60,8 +60,8 @@ def test_rate_and_start_are_drawn_evenly():
 
 
 def test_one_rate_only():
-    assert (drawn(codes.PickRate(frames=HALF, fast=1.0), 50) == 500).all()
-    assert (drawn(codes.PickRate(frames=4, fast=0.0), 50) < 500).all()
+    assert (drawn(encoded.PickRate(frames=HALF, fast=1.0), 50) == 500).all()
+    assert (drawn(encoded.PickRate(frames=4, fast=0.0), 50) < 500).all()
 
 
 def test_the_loader_draws_and_evaluation_does_not(folder):
@@ -76,14 +76,14 @@ def test_the_loader_draws_and_evaluation_does_not(folder):
         np.testing.assert_array_equal(batch["ids"][:, 0, 0] // 1000, batch["content"][:, 0, 0])
     rates = np.concatenate([batch["ids"][:, 0, 0] % 1000 >= 500 for batch in batches])
     assert 0.2 < rates.mean() < 0.8
-    test = codes.CodesSource(folder, "eval", frames=4)
+    test = encoded.CodesSource(folder, "eval", frames=4)
     assert not test.transforms and len(test) == CLIPS
     np.testing.assert_array_equal(test[2]["ids"][:, 0], 2000 + np.arange(4))
     assert set(test[2]) == {"content", "ids"}
 
 
 def test_a_worker_gets_the_same_source(folder):
-    source = codes.CodesSource(str(folder), "eval", 4)
+    source = encoded.CodesSource(str(folder), "eval", 4)
     copy = pickle.loads(pickle.dumps(source))
     assert copy.fingerprint == source.fingerprint
     np.testing.assert_array_equal(copy[1]["ids"], source[1]["ids"])
@@ -91,7 +91,7 @@ def test_a_worker_gets_the_same_source(folder):
 
 def test_the_fingerprint_names_codes_codebooks_and_choice(folder, tmp_path):
     def name(folder=folder, split="train", frames=4, fast=0.5):
-        return codes.CodesSource(folder, split, frames, fast).fingerprint
+        return encoded.CodesSource(folder, split, frames, fast).fingerprint
 
     assert name() == name(write(tmp_path / "same"))
     others = [
@@ -106,27 +106,30 @@ def test_the_fingerprint_names_codes_codebooks_and_choice(folder, tmp_path):
 
 def test_what_is_not_codes_is_refused(folder, tmp_path):
     with pytest.raises(
-        DatasetError, match=r"gone: no motion codes here; write them with python -m"
+        DatasetError,
+        match=r"gone: no clips encoded by a trained BCD here; write them with python -m",
     ):
-        codes.CodesSource(tmp_path / "gone")
+        encoded.CodesSource(tmp_path / "gone")
     with DatasetWriter(tmp_path / "clips", "clips") as writer:
         writer.write("train", {"video": np.zeros((2, 4, 4, 3), np.uint8)})
-    with pytest.raises(DatasetError, match=r"clips: holds video: not codes"):
-        codes.CodesSource(tmp_path / "clips")
+    with pytest.raises(
+        DatasetError, match=r"clips: holds video: not clips that .* encoded with a trained BCD"
+    ):
+        encoded.CodesSource(tmp_path / "clips")
     with pytest.raises(DatasetError, match=r"no split 'test'"):
-        codes.CodesSource(folder, "test")
+        encoded.CodesSource(folder, "test")
     for frames in (0, HALF + 1):
         with pytest.raises(ConfigError, match=f"frames={frames}, but clips in .* have 5 codes"):
-            codes.CodesSource(folder, frames=frames)
+            encoded.CodesSource(folder, frames=frames)
 
 
 def test_codebooks_that_are_missing_or_broken_are_named(tmp_path):
     folder = write(tmp_path / "none", quantizer=False)
-    for use in (codes.CodesSource, codes.read_quantizer):
+    for use in (encoded.CodesSource, encoded.CodesSource.read_attached):
         with pytest.raises(
             DatasetError, match=r"quantizer\.safetensors: No such file.*vidmotion\.encode"
         ):
-            use(folder) if use is codes.read_quantizer else use(folder, frames=4)
-    (folder / codes.QUANTIZER).write_bytes(b"not weights")
-    with pytest.raises(DatasetError, match=r"quantizer\.safetensors: .*Write the codes again"):
-        codes.read_quantizer(folder)
+            use(folder) if use == encoded.CodesSource.read_attached else use(folder, frames=4)
+    (folder / encoded.QUANTIZER).write_bytes(b"not weights")
+    with pytest.raises(DatasetError, match=r"quantizer\.safetensors: .*Write the folder again"):
+        encoded.CodesSource.read_attached(folder)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vidmotion.data import heads, raster
-from vidmotion.data.heads import IDENTITY_FACTORS, MOTION_COLUMN, MOTION_FACTORS
+from vidmotion.data import heads
+from vidmotion.data.heads import IDENTITY_FACTORS, MOTION_COLUMN, MOTION_FACTORS, raster
 
 N_MOTION = len(MOTION_FACTORS)
 
@@ -315,20 +315,14 @@ def test_splits_and_seeds_share_no_identity_and_no_motion():
     assert len(np.unique(vectors, axis=0)) == len(np.unique(motions, axis=0)) == 800
 
 
-def test_cache_warm_and_render_all():
+def test_the_cache_is_filled_by_reading():
     plain_source = heads.HeadsSource(16, 2, 3)
     cached = heads.HeadsSource(16, 2, 3, cache=True)
     expected = np.stack([plain_source[i]["video"] for i in range(3)])
     np.testing.assert_array_equal(cached[1]["video"], expected[1])  # filled as it is read
-    reports = []
-    cached.warm(lambda done, total: reports.append((done, total)))
-    assert reports == [(1, 3), (2, 3), (3, 3)]
-    np.testing.assert_array_equal(cached.render_all(), expected)
-    np.testing.assert_array_equal(plain_source.render_all(), expected)
+    np.testing.assert_array_equal([cached[i]["video"] for i in range(3)], expected)
     with pytest.raises(ValueError, match="read-only"):
         cached[0]["video"][0] = 0
-    with pytest.raises(ValueError, match="cache=True"):
-        plain_source.warm()
 
 
 def test_fill_draws_what_the_cache_lacks_together(monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from vidmotion.data import heads, motion_codes, pipeline
+from vidmotion.data import encoded, heads, pipeline
 from vidmotion.data.records import DatasetError, DatasetWriter
 from vidmotion.errors import ConfigError
 
@@ -22,7 +22,7 @@ def write(folder, name="ids", value=1.0, encoder="e"):
             kept = ids if name == "ids" else np.repeat(ids[:, None], 2, 1).astype(np.float32)
             for split in ("train", "eval"):
                 writer.write(split, {name: kept, "condition": np.int32(c % 3)})
-        file = motion_codes.TOKENIZER if name == "ids" else motion_codes.STATISTICS
+        file = encoded.TOKENIZER if name == "ids" else encoded.STATISTICS
         writer.attach(file, safetensors.numpy.save({"mean": np.full(2, value, np.float32)}))
     return folder
 
@@ -61,12 +61,12 @@ def test_sequences_begin_anywhere_in_training_and_at_the_beginning_otherwise(tok
 
 def test_without_a_length_all_of_it(tokens):
     for split in ("train", "eval"):
-        source = motion_codes.MotionTokensSource(tokens, split)
+        source = encoded.MotionTokensSource(tokens, split)
         assert not source.transforms and source[1]["ids"].shape == (LENGTH,)
 
 
 def test_a_worker_gets_the_same_source(tokens):
-    source = motion_codes.MotionTokensSource(str(tokens), "eval", 4)
+    source = encoded.MotionTokensSource(str(tokens), "eval", 4)
     copy = pickle.loads(pickle.dumps(source))
     assert copy.fingerprint == source.fingerprint and copy.conditions == ("sad", "neutral", "happy")
     np.testing.assert_array_equal(copy[1]["ids"], source[1]["ids"])
@@ -74,7 +74,7 @@ def test_a_worker_gets_the_same_source(tokens):
 
 def test_the_fingerprint_names_records_tokenizer_and_choice(tokens, tmp_path):
     def name(folder=tokens, split="train", length=4):
-        return motion_codes.MotionTokensSource(folder, split, length).fingerprint
+        return encoded.MotionTokensSource(folder, split, length).fingerprint
 
     assert name() == name(write(tmp_path / "same"))
     others = [name(write(tmp_path / "value", value=2.0)), name(split="eval"), name(length=3)]
@@ -82,19 +82,21 @@ def test_the_fingerprint_names_records_tokenizer_and_choice(tokens, tmp_path):
 
 
 def test_what_is_missing_or_broken_is_named(codes, tokens, tmp_path):
-    with pytest.raises(DatasetError, match=r"gone: nothing of a trained X-NeMo here; write it"):
-        motion_codes.MotionCodesSource(tmp_path / "gone")
-    with pytest.raises(DatasetError, match=r"holds ids, condition: not what .* trained X-NeMo"):
-        motion_codes.MotionCodesSource(tokens)
+    with pytest.raises(
+        DatasetError, match=r"gone: no clips encoded by a trained X-NeMo here; write"
+    ):
+        encoded.MotionCodesSource(tmp_path / "gone")
+    with pytest.raises(DatasetError, match=r"holds ids, condition: not clips .* trained X-NeMo"):
+        encoded.MotionCodesSource(tokens)
     for length in (-1, LENGTH + 1):
         with pytest.raises(ConfigError, match=f"sequences of {length}, but clips in .* have 9"):
-            motion_codes.MotionCodesSource(codes, length=length)
+            encoded.MotionCodesSource(codes, length=length)
     folder = write(tmp_path / "broken")
-    (folder / motion_codes.TOKENIZER).write_bytes(b"not weights")
+    (folder / encoded.TOKENIZER).write_bytes(b"not weights")
     with pytest.raises(DatasetError, match=r"tokenizer\.safetensors: .*Write the folder again"):
-        motion_codes.read_tokenizer(folder)
-    (folder / motion_codes.TOKENIZER).unlink()
-    for use in (motion_codes.MotionTokensSource, motion_codes.read_tokenizer):
+        encoded.MotionTokensSource.read_attached(folder)
+    (folder / encoded.TOKENIZER).unlink()
+    for use in (encoded.MotionTokensSource, encoded.MotionTokensSource.read_attached):
         with pytest.raises(DatasetError, match=r"tokenizer\.safetensors: No such file"):
             use(folder)
 
@@ -104,7 +106,7 @@ def test_heads_are_sad_neutral_or_happy_by_their_mean_smile():
     source = heads.HeadsSource(16, 32, 300)
     column = heads.MOTION_COLUMN["smile"]
     motions = [source.motion(i) for i in range(300)]
-    found = [motion_codes.condition_of(source, {"motion": m}) for m in motions]
+    found = [encoded.condition_of(source, {"motion": m}) for m in motions]
     for motion, index in zip(motions, found):
         smile = motion[:, column].mean()
         assert index == (0 if smile < -0.15 else 2 if smile > 0.15 else 1)
@@ -120,9 +122,9 @@ def test_emotions_of_mead_have_levels():
         def class_of(element):
             return int(element["label"])
 
-    names = motion_codes.conditions(Mead())
+    names = encoded.conditions(Mead())
     assert names == ("angry/1", "angry/2", "angry/3", "neutral/1", "sad/1", "sad/2", "sad/3")
     for label, level, index in ((0, 1, 0), (1, 1, 3), (2, 3, 6)):
-        assert motion_codes.condition_of(Mead(), {"label": label, "level": level}) == index
-    assert motion_codes.conditions(object()) == ()
-    assert motion_codes.condition_of(object(), {}) == -1
+        assert encoded.condition_of(Mead(), {"label": label, "level": level}) == index
+    assert encoded.conditions(object()) == ()
+    assert encoded.condition_of(object(), {}) == -1

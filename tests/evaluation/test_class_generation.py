@@ -94,16 +94,13 @@ def scene(tmp_path, monkeypatch):
     data = {"kind": "sprites", "common": {"sheets_dir": "the sheets"}}
     twin = Stub(tmp_path, types.SimpleNamespace(render=paint), "vidtwin", data=data)
     judge_run = Stub(tmp_path, types.SimpleNamespace(sample=read), "sprites_judge")
-    asked = []
-
-    def companion(needed):
-        asked.append(needed)
-        return judge_run
-
+    monkeypatch.setattr(
+        class_generation, "trained_judge", lambda workdir, field: (judge_run, None, "0123")
+    )
     monkeypatch.setattr(class_generation, "open_run", lambda workdir: twin)
-    settings = dict(batch=6, per_class=PER_CLASS, autoencoder="twin", judge="sprites_judge:debug")
+    settings = dict(batch=6, per_class=PER_CLASS, autoencoder="twin", judge="a judge")
     run = Stub(
-        tmp_path, system, "vidtwin_dit", evals={"stub": {**settings, "judge_workdir": "unused"}},
+        tmp_path, system, "vidtwin_dit", evals={"stub": settings},
         sample={"fps": 8.0},
     )  # fmt: skip
     # Held out: two clips of class 1 that the autoencoder confuses with 2, and eight right ones.
@@ -116,16 +113,13 @@ def scene(tmp_path, monkeypatch):
 
     def evaluate(**changes):
         run.config.evals.stub.update(changes)
-        return {
-            row.metric: row
-            for row in evaluated(class_generation.ClassGeneration, run, None, companion)
-        }
+        return {row.metric: row for row in evaluated(class_generation.ClassGeneration, run)}
 
-    return evaluate, run, twin, asked
+    return evaluate, run, twin
 
 
 def test_the_right_class_every_time(scene, tmp_path):
-    evaluate, run, _, asked = scene
+    evaluate, run, _ = scene
     rows = evaluate()
     assert rows["class_accuracy/generated"].value == 1 and rows["class_accuracy/generated"].n == 36
     assert rows["class_accuracy/rebuilt"].value == pytest.approx(0.8)
@@ -135,20 +129,19 @@ def test_the_right_class_every_time(scene, tmp_path):
     assert run.sizes == [8] * 5  # 36 clips, 6 at a time rounded up to what the mesh divides
     # The hair never changes, the three others go through six values evenly.
     assert rows["H(looks)/generated"].value == pytest.approx(0.75 * np.log(6))
-    assert asked[0].config.data.common.sheets_dir == "the sheets"
     assert all(row.resolution == "16x16" for row in rows.values())
     for suffix in ("png", "mp4", "gif"):
         assert (tmp_path / "samples" / f"generated.{suffix}").stat().st_size > 0
 
 
 def test_wrong_classes_are_counted(scene):
-    evaluate, run, _, _ = scene
+    evaluate, run, _ = scene
     run.system.sample = lambda vars, batch, key: latents_of(np.where(batch["label"] < 3, 0, 8))
     assert evaluate()["class_accuracy/generated"].value == pytest.approx(2 / 9)
 
 
 def test_without_a_judge_or_an_autoencoder_it_says_so(scene):
-    evaluate, _, twin, _ = scene
+    evaluate, _, twin = scene
     twin.config.data.kind = "heads"
     with pytest.raises(ConfigError, match=r"reads Sprites, but .* learnt from heads"):
         evaluate()
@@ -162,7 +155,7 @@ def test_without_a_judge_or_an_autoencoder_it_says_so(scene):
 
 
 def test_another_run_does_not_decode(scene):
-    evaluate, _, twin, _ = scene
+    evaluate, _, twin = scene
     twin.trained_vars = lambda: types.SimpleNamespace(params={"model": {"kernel": np.arange(4.0)}})
     with pytest.raises(ConfigError, match=r"is not the run.*its weights differ"):
         evaluate()

@@ -186,7 +186,7 @@ def test_a_trained_run_is_probed(heads_run):
 
     run = open_run(str(heads_run), {"evals.leakage.probe_clips": "20"})
     vars = run.trained_vars()
-    rows = rows_of(evaluate("leakage", run, vars, None))
+    rows = rows_of(evaluate("leakage", run, vars))
     assert rows["probe/identity_from_motion/linear/accuracy"].n == 4
     assert all(np.isfinite(row.value) for row in rows.values() if row.value is not None)
 

@@ -108,7 +108,7 @@ VARS = Vars({"kernel": np.arange(3.0)}, {}, {})
 
 
 def results(name, run, vars=VARS):
-    return {row.metric: row for row in evaluate(name, run, vars, None)}
+    return {row.metric: row for row in evaluate(name, run, vars)}
 
 
 # --- Figures --------------------------------------------------------------------------------------
@@ -133,9 +133,7 @@ def test_self_reenactment_of_a_known_error(tmp_path):
         assert rows[metric].value is None and rows[metric].note.startswith("not computed: needs")
     stored = json.loads((tmp_path / "eval" / "self_reenactment.json").read_text())
     assert stored["clips"] == COUNT and {"commit", "device_kind"} <= stored.keys()
-    assert stored["results"] == [
-        row.to_dict() for row in evaluate("self_reenactment", run, VARS, None)
-    ]
+    assert stored["results"] == [row.to_dict() for row in evaluate("self_reenactment", run, VARS)]
     table = (tmp_path / "eval" / "self_reenactment.md").read_text()
     assert "| l1 | 0.1250 | mean_absolute | none | 16x16 | 11 |" in table
 
@@ -388,7 +386,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, networks, monke
 
     run = StubRun(tmp_path / "cut", source, stop, **settings)
     with pytest.raises(Stopped):
-        evaluate("self_reenactment", run, VARS, None)
+        evaluate("self_reenactment", run, VARS)
     kept = [path.name for path in (tmp_path / "cut/eval/self_reenactment").glob("*.npz")]
     assert (
         kept == ["0000002.0of1.npz"] and not (tmp_path / "cut/eval/self_reenactment.json").exists()
@@ -420,7 +418,7 @@ def test_what_was_measured_otherwise_is_begun_anew(tmp_path, caplog, changes, va
 
 def test_two_hosts_together_measure_what_one_does(tmp_path, networks, monkeypatch):
     run = StubRun(tmp_path, Rendered(), weights=networks)
-    one = evaluate("motion_transfer", run, VARS, None)
+    one = evaluate("motion_transfer", run, VARS)
     monkeypatch.setattr(protocols, "_together", lambda what: None)
     protocol = build("motion_transfer", run)
     work = protocol.work(run, VARS)
@@ -560,11 +558,13 @@ def test_generated_clips_resemble_held_out_ones(tmp_path, networks, monkeypatch)
     monkeypatch.setattr(generation, "generate", generate)
     monkeypatch.setattr(generation, "decoder", lambda run, *_: (twin, decode))
     monkeypatch.setattr(
-        protocols.vidtwin_latents, "read_provenance", lambda path: {"classes": ["a", "b"]}
+        protocols.encoded.VidTwinLatentsSource,
+        "read_provenance",
+        lambda path: {"classes": ["a", "b"]},
     )
     settings = {"per_class": 6, "autoencoder": "twin", "weights": networks}
     run = StubRun(tmp_path, evaluators=("class_generation",))
-    section = _shared.protocol(batch=4, **settings, judge="", judge_workdir="")
+    section = _shared.protocol(batch=4, **settings, judge="")
     run.config.evals.generation = section
     run.system.latents = "latents"
     rows = results("generation", run)

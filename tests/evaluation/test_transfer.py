@@ -12,7 +12,7 @@ from vidmotion.config_schema import from_config
 from vidmotion.data.heads import HeadsSource
 from vidmotion.data.sprites import SpritesSource
 from vidmotion.errors import ConfigError
-from vidmotion.evaluation import evaluate, sprites_judge
+from vidmotion.evaluation import evaluate, sprites_judge, sprites_transfer
 from vidmotion.evaluation.pictures import grid
 from vidmotion.evaluation.sprites_transfer import SpritesTransfer
 from vidmotion.evaluation.swap import Swap
@@ -55,10 +55,10 @@ class StubRun:
         return sample
 
 
-def evaluated(cls, run, vars=None, companion=None):
+def evaluated(cls, run, vars=None):
     """What an evaluator with the fields of the run's ``config.evals.stub`` says."""
     evaluator = from_config(cls, run.config.evals.stub, "evals.stub")
-    return evaluator.evaluate(run, vars, companion)
+    return evaluator.evaluate(run, vars)
 
 
 def rows_of(results):
@@ -111,7 +111,7 @@ def test_unfitting_protocols_are_refused():
         with pytest.raises(ConfigError, match=rf"asks for '{name}'; stub can be evaluated by swap"):
             run = StubRun(None)
             run.config.system = ConfigDict({"name": "stub"})
-            evaluate(name, run, None, None)
+            evaluate(name, run, None)
 
 
 # -- heads ----------------------------------------------------------------------------------------
@@ -228,19 +228,11 @@ def sprites(sheets_dir):
 
 def run_transfer(sprites, sample):
     source, _, judge = sprites
-    settings = dict(pairs=CLIPS, batch=64, judge="sprites_judge:debug", judge_workdir="unused")
-    run = StubRun(sample, source, **settings)
-    judge_run = StubRun(judge)
-    judge_run.trained_vars = lambda: None
-    asked = []
-
-    def companion(needed):
-        asked.append(needed)
-        return judge_run
-
-    rows = rows_of(evaluated(SpritesTransfer, run, None, companion))
-    assert asked[0].system.width == 4  # the judge of the config, in its debug shape
-    assert asked[0].config.data.common.sheets_dir == source.sheets_dir
+    run = StubRun(sample, source, pairs=CLIPS, batch=64, judge="a judge")
+    found = StubRun(judge), None, "0123"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sprites_transfer, "trained_judge", lambda workdir, field: found)
+        rows = rows_of(evaluated(SpritesTransfer, run))
     assert all(row.n == CLIPS for row in rows.values())
     return {name: row.value for name, row in rows.items()}
 

@@ -20,7 +20,7 @@ def test_small_table():
     np.testing.assert_allclose(codebook.used_fraction(counts), [0.5, 0.5, 0.75, 0.25])
     bits = codebook.bits_per_frame(counts)
     assert codebook.kbps(bits, frames_per_second=12.5) == pytest.approx(0.0390319531)
-    assert codebook.kbps(codebook.capacity_bits(4, 4), 12.5) == pytest.approx(0.1)
+    assert codebook.kbps(4 * 2, 12.5) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("entries", [2, 32, 64])
@@ -29,7 +29,7 @@ def test_uniform_use_has_log2_j_bits(entries):
     counts = codebook.usage_counts(ids, entries)
     np.testing.assert_allclose(codebook.entropy_bits(counts), np.full(5, np.log2(entries)))
     np.testing.assert_allclose(codebook.perplexity(counts), np.full(5, entries))
-    assert codebook.bits_per_frame(counts) == pytest.approx(codebook.capacity_bits(5, entries))
+    assert codebook.bits_per_frame(counts) == pytest.approx(5 * np.log2(entries))
 
 
 def test_counts_of_hosts_add_up():
@@ -41,8 +41,6 @@ def test_counts_of_hosts_add_up():
 def test_rates_of_the_papers():
     assert codebook.kbps(160) == 4.0  # BCD, LRS3
     assert codebook.kbps(6) == pytest.approx(0.150)  # BCD, Sprites
-    assert codebook.capacity_bits(64, 32) == 320
-    assert codebook.capacity_bits(1, 64) == 6
     # VidTwin, settings 1, 2 and 3.
     for latents, percent in ((4928, 0.2046), (5184, 0.2152), (4144, 0.1721)):
         assert codebook.compression_rate(latents, 16, 224, 224) == pytest.approx(percent, abs=5e-5)

@@ -148,13 +148,3 @@ def test_files(tmp_path, head, videos):
     for path in (fit, tmp_path / "none.npz"):
         with pytest.raises(ConfigError, match=r"not an \.npz file"):
             HeadMotion.load(path)
-
-
-def test_basel_face_model():
-    mean, shape, expression = normal(0, 1, 12), normal(1, 12, 5), normal(2, 12, 4)
-    head = LinearHead.from_bfm({"meanshape": mean, "idBase": shape, "exBase": expression})
-    mesh = head.vertices()
-    np.testing.assert_allclose(mesh.mean(axis=0), 0, atol=1e-12)
-    np.testing.assert_allclose(mesh[2] - mesh[0], 10 * (mean[0, 6:9] - mean[0, :3]))
-    np.testing.assert_allclose(head.shape[3, 1, 4], 10 * shape[10, 4])
-    assert head.unit == "cm"

@@ -8,7 +8,6 @@ from vidmotion.metrics.identity import (
     TEMPLATE,
     align,
     cosine,
-    five_of_68,
     similarity_transform,
     template,
     update,
@@ -64,14 +63,6 @@ def test_aligned_faces():
     assert align(image[:0], TEMPLATE[None][:0]).shape == (0, 112, 112, 3)
     np.testing.assert_allclose(template(224), 2 * TEMPLATE)
     np.testing.assert_allclose(template(256), 2 * TEMPLATE + [16, 0])
-
-
-def test_five_points_of_68():
-    points = np.stack([np.arange(1.0, 69), 100 + np.arange(1.0, 69)], axis=-1)
-    want = np.array([38.5, 44.5, 31, 49, 55])
-    np.testing.assert_array_equal(five_of_68(points), np.stack([want, want + 100], axis=-1))
-    with pytest.raises(ValueError, match=r"\(\.\.\., 68, 2\), got \(5, 2\)"):
-        five_of_68(POINTS)
 
 
 def test_what_cannot_be_aligned():

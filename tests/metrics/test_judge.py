@@ -35,17 +35,6 @@ def test_small_table():
     assert judge.accuracy(SMALL, [0, 1, 2, 1]) == 0.75
 
 
-def test_kl_by_hand():
-    p, q = [[0.5, 0.5], [1.0, 0.0]], [[0.25, 0.75], [1.0, 0.0]]
-    first = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
-    assert judge.kl_divergence(p, q) == pytest.approx(first / 2)
-    assert judge.kl_divergence(q, q) == 0
-    # Where the real clip's probability is 0, EPS bounds the logarithm.
-    assert judge.kl_divergence([[1.0, 0.0]], [[0.0, 1.0]]) == pytest.approx(16 * math.log(10))
-    with pytest.raises(ValueError, match="shapes differ"):
-        judge.kl_divergence(p, SMALL)
-
-
 def test_balanced_takes_the_first_of_each_class():
     labels = np.array([2, 0, 0, 1, 0, 2, 1, 2])
     assert judge.balanced(labels, 3).tolist() == [1, 2, 3, 6, 0, 5]

@@ -136,14 +136,14 @@ def test_group_norm_is_torchs_on_each_frame_alone():
 
 def test_adagn_by_hand():
     # One channel, h = 2, t_s = 1.5, t_b = -1, m_s = 1 + 2, m_b = 3: 3 * (1.5 * 2 - 1) + 3 = 9.
-    module = dit.Conditioning(width=1, sites=1, inject="adagn", gates=False)
-    temb, m, cond = jnp.full((1, 1, 1), 0.7), jnp.ones((1, 1, 1)), jnp.full((1, 1, 1), 5.0)
+    module = dit.AdaGN(width=1, sites=1, gates=False)
+    temb, m, cond = (jnp.full((1, 1, 1, 1), value) for value in (0.7, 1.0, 5.0))
     params = {
         "time": {"kernel": jnp.zeros((1, 2)), "bias": jnp.array([0.5, -1.0])},
         "motion": {"kernel": jnp.array([[2.0, 3.0]]), "bias": jnp.zeros(2)},
     }
     modulate, gates = module.apply({"params": params}, temb, m, cond)
-    assert gates is None
+    assert gates == []
     np.testing.assert_allclose(modulate(0, jnp.full((1, 1, 1, 1), 2.0)), 9.0)
     # The time half is linear in SiLU of the embedding, SiLU(0.7) = 0.7 / (1 + e^-0.7).
     params["time"]["kernel"] = jnp.array([[1.0, 0.0]])
@@ -159,9 +159,9 @@ def block_inputs(frames=3, tokens=5, width=16, seed=0):
     rng = np.random.default_rng(seed)
     shapes = (
         (2, frames, tokens, width),
-        (2, frames, width),
-        (2, frames, MOTION),
-        (2, frames, width),
+        (2, frames, 1, width),
+        (2, frames, 1, MOTION),
+        (2, frames, 1, width),
     )
     return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
 
@@ -183,7 +183,7 @@ def numpy_block(p, x, temb, m, cond, heads, groups, temporal, inject, rope):
         return out
 
     def chunks(name, value, count):
-        return np.split(dense(name, value, p["conditioning"])[:, :, None], count, axis=-1)
+        return np.split(dense(name, value, p["conditioning"]), count, axis=-1)
 
     def turn(h_te):  # pairs (i, i + half) as complex numbers
         half = h_te.shape[1] // 2

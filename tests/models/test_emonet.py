@@ -1,38 +1,17 @@
 """EMO-SIM's network: the spec's golden values, and plain torch with random weights."""
 
-import zlib
-
 import jax
 import numpy as np
 import pytest
+from quick import filled_state
 
-from vidmotion.convert.engine import convert, export
 from vidmotion.convert.maps.emonet import RULES, arguments
 from vidmotion.models.features.emonet import EmoNet
 
 
-def filled(name, shape, gain):
-    """The fill rule of the spec metrics.md, section 14."""
-    r = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
-    last = name.rpartition(".")[2]
-    if last == "running_mean":
-        r = 0.1 * r
-    elif last == "running_var":
-        r = 1 + 0.1 * np.abs(r)
-    elif len(shape) >= 2:
-        r = gain * r * np.sqrt(2 / np.prod(shape[1:]))
-    else:
-        r = 0.01 * r if "bias" in last else 1 + 0.1 * r
-    return r.astype(np.float32)
-
-
 def state_of(net, gain):
     """Keys and shapes of the public layout, filled; and our variables made of them."""
-    face = jax.ShapeDtypeStruct((1, net.size, net.size, 3), np.float32)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), face)
-    empty = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
-    source = {key: filled(key, x.shape, gain) for key, x in export(empty, RULES).items()}
-    return source, convert(shapes, source, RULES)
+    return filled_state(net, (1, net.size, net.size, 3), RULES, gain)
 
 
 @pytest.mark.slow

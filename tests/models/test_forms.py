@@ -134,7 +134,7 @@ def test_accelerators_keep_the_plain_form():
         return str(jax.make_jaxpr(lambda q: attend(q, q, q))(q))
 
     assert "custom_vjp_call" in text()
-    with forms.of_accelerators():
+    with forms.of("any"):
         assert "custom_vjp_call" not in text() and not forms.on_cpu()
     with chunked_map.all_at_once():
         assert "custom_vjp_call" not in text() and not forms.on_cpu()

@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_inception import filled
+from quick import filled_state
 
-from vidmotion.convert.engine import convert, export
 from vidmotion.convert.maps.i3d import RULES
 from vidmotion.models.features.i3d import I3D, SIZE, Conv3d
 
@@ -14,12 +13,7 @@ from vidmotion.models.features.i3d import I3D, SIZE, Conv3d
 @pytest.fixture(scope="module")
 def state():
     """The public file's keys and shapes, filled by the rule of section 14."""
-    shapes = jax.eval_shape(
-        I3D().init, jax.random.key(0), jax.ShapeDtypeStruct((1, 9, SIZE, SIZE, 3), np.float32)
-    )
-    empty = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
-    source = {key: filled(key, x.shape) for key, x in export(empty, RULES).items()}
-    return source, convert(shapes, source, RULES)
+    return filled_state(I3D(), (1, 9, SIZE, SIZE, 3), RULES)
 
 
 def test_sizes(state):

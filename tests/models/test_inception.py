@@ -1,32 +1,15 @@
 """FID's Inception network: the spec's golden values, and plain torch with random weights."""
 
-import zlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import filled_state
 
-from vidmotion.convert.engine import convert, export
 from vidmotion.convert.maps.inception import RULES
 from vidmotion.metrics.resize import for_inception, resize
 from vidmotion.models.features.inception import SIZE, InceptionV3
 from vidmotion.models.features.windows import max_pool, mean_3x3
-
-
-def filled(name, shape):
-    """The fill rule of the spec metrics.md, section 14."""
-    r = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
-    last = name.rpartition(".")[2]
-    if last == "running_mean":
-        r = 0.1 * r
-    elif last == "running_var":
-        r = 1 + 0.1 * np.abs(r)
-    elif len(shape) >= 2:
-        r = r * np.sqrt(2 / np.prod(shape[1:]))
-    else:
-        r = 0.01 * r if "bias" in last else 1 + 0.1 * r
-    return r.astype(np.float32)
 
 
 def image(n, size):
@@ -39,12 +22,7 @@ def image(n, size):
 @pytest.fixture(scope="module")
 def state():
     """The public file's keys and shapes, filled."""
-    shapes = jax.eval_shape(
-        InceptionV3().init, jax.random.key(0), jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), np.float32)
-    )
-    empty = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
-    source = {key: filled(key, x.shape) for key, x in export(empty, RULES).items()}
-    return source, convert(shapes, source, RULES)
+    return filled_state(InceptionV3(), (1, SIZE, SIZE, 3), RULES)
 
 
 @pytest.fixture(scope="module")

@@ -172,6 +172,87 @@ def test_training_uses_the_batch_and_updates_statistics(tiny):
     assert np.abs(tokens - other).max() > 1e-4  # another dropout
 
 
+# -- the temporal motion encoder of Table 3 ---------------------------------------------------------
+
+
+def temporal(frames, **fields):
+    """A network over clips and random parameters of all that it has."""
+    net = MotionEncoder(**TINY | {"frames": frames} | fields)
+    return net, random_like(abstract(net)["params"], scale=0.3)
+
+
+def joined(net, params, vectors):
+    return net.apply({"params": params}, vectors, method="join")
+
+
+def test_size_of_the_temporal_motion_encoder():
+    """By hand at 512: two dense layers, norms, two attentions, and the GEGLU layer."""
+    dense, attention = 512 * 512 + 512, 2 * 512 + 4 * 512 * 512 + 512
+    feed_forward = 2 * 512 + 512 * 4096 + 4096 + 2048 * 512 + 512
+    want = 2 * 512 + 2 * dense + 2 * attention + feed_forward
+    assert want == 5_777_920
+    both = [abstract(MotionEncoder(frames=frames))["params"] for frames in (1, 16)]
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in both]
+    assert sizes[1] - sizes[0] == want
+    assert set(both[1]) - set(both[0]) == {"across"}
+
+
+def test_at_the_start_frames_are_not_joined(tiny):
+    """Bit for bit: what the last layer adds is zero, and all else starts as without."""
+    net = MotionEncoder(**TINY | {"frames": 3})
+    crops, boxes = tiny[2:]
+    fresh = quick_jit(net.init)(jax.random.key(0), crops, boxes)
+    assert not np.any(fresh["params"]["across"]["proj_out"]["kernel"])
+    assert np.any(fresh["params"]["across"]["proj_in"]["kernel"])
+    plain = MotionEncoder(**TINY)
+    own = {name: leaf for name, leaf in fresh["params"].items() if name != "across"}
+    vectors = np.random.default_rng(0).normal(size=(2, 7, 24)).astype("f4")
+    np.testing.assert_array_equal(joined(net, fresh["params"], vectors), vectors)
+    np.testing.assert_array_equal(joined(plain, own, vectors), vectors)
+    before = quick_jit(plain.init)(jax.random.key(0), crops, boxes)["params"]
+    jax.tree.map(np.testing.assert_array_equal, own, before)
+
+
+def test_a_clip_is_joined_window_by_window():
+    """A frame knows of those in its window, also of later ones, and of no others; the last window is filled up."""
+    net, params = temporal(4)
+    vectors = np.random.default_rng(1).normal(size=(2, 10, 24)).astype("f4")
+    whole = joined(net, params, vectors)
+    for frame, window in ((1, range(4)), (4, range(4, 8)), (9, range(8, 10))):
+        moved = vectors.copy()
+        moved[1, frame] += np.random.default_rng(2).normal(size=24)
+        changed = np.abs(joined(net, params, moved) - whole).max(axis=2) > 1e-4
+        want = np.zeros((2, 10), bool)
+        want[1, window] = True
+        np.testing.assert_array_equal(changed, want)
+    windows = [vectors[:, :4], vectors[:, 4:8], vectors[:, [8, 9, 9, 9]]]
+    apart = np.concatenate([joined(net, params, window) for window in windows], axis=1)
+    np.testing.assert_allclose(whole, apart[:, :10], atol=1e-5)
+    # A picture is a clip that stands still.
+    still = np.repeat(vectors[:, :1], 4, axis=1)
+    np.testing.assert_allclose(
+        joined(net, params, vectors[:, :1]), joined(net, params, still)[:, :1], atol=1e-5
+    )
+    backwards = joined(net, params, vectors[:, 3::-1])[:, ::-1]
+    assert np.abs(backwards - whole[:, :4]).max() > 1e-3  # it knows the order
+
+
+def test_after_one_step_all_of_what_joins_learns():
+    net = MotionEncoder(**TINY | {"frames": 4})
+    params = random_like(abstract(net)["params"]["across"])
+    params["proj_out"] = jax.tree.map(jnp.zeros_like, params["proj_out"])
+    vectors, toward = np.random.default_rng(3).normal(size=(2, 2, 4, 24)).astype("f4")
+    pull = quick_jit(jax.grad(lambda p: jnp.sum(toward * joined(net, {"across": p}, vectors))))
+    first = paths.flatten(pull(params))
+    assert {p for p, leaf in first.items() if np.any(leaf)} == {
+        "proj_out/kernel",
+        "proj_out/bias",
+    }
+    step = jax.tree.map(lambda x, g: x - 0.1 * g, params, pull(params))
+    still = [path for path, leaf in paths.flatten(pull(step)).items() if not np.any(leaf)]
+    assert not still, still
+
+
 def test_evaluation_takes_each_crop_by_itself(tiny):
     net, variables, x, box = tiny
     apply = quick_jit(net.apply)
@@ -187,6 +268,8 @@ def test_evaluation_takes_each_crop_by_itself(tiny):
         (dict(size=32, depth=4), "at least 64 for an hourglass of depth 4"),
         (dict(heads=3), "3 heads do not divide width 32"),
         (dict(groups=24), "groups 24 divide 32"),
+        (dict(frames=33), "frames 33 must be from 1 to 32"),
+        (dict(frames=2, latent=25), "2 heads must divide latent 25"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(fields, words):

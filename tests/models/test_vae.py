@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vidmotion import paths
-from vidmotion.convert.engine import Ignore, check, convert, export, prefixed
+from vidmotion.convert.engine import Ignore, check, convert, export
 from vidmotion.convert.maps import vae as maps
 from vidmotion.convert.read import read_manifest, write_safetensors
 from vidmotion.models.blocks import Attention2D, Downsample, ResBlock
@@ -119,24 +119,6 @@ def test_old_attention_names(state):
     assert sum(key not in state for key in older) == 16
     want = convert(shapes, state, maps.DIFFUSERS)
     jax.tree.map(np.testing.assert_array_equal, convert(shapes, older, maps.DIFFUSERS), want)
-
-
-@pytest.mark.oracle
-def test_compvis_layout_agrees_with_diffusers_converter(state):
-    single_file = pytest.importorskip("diffusers.loaders.single_file_utils")
-    torch = pytest.importorskip("torch")
-    shapes = shapes_of(AutoencoderKL(**SIZE))
-    params = convert(shapes, state, maps.DIFFUSERS)
-    rules = prefixed(maps.compvis(levels=3), source="first_stage_model.")
-    original = export(params, rules)
-    config = {"down_block_types": [None] * 3, "up_block_types": [None] * 3}
-    tensors = {k: torch.from_numpy(v.copy()) for k, v in original.items()}
-    got = single_file.convert_ldm_vae_checkpoint(tensors, config)
-    assert got.keys() == state.keys()
-    for key, value in state.items():
-        np.testing.assert_array_equal(got[key].numpy(), value, err_msg=key)
-    original["first_stage_model.loss.logvar"] = np.zeros((), np.float32)
-    jax.tree.map(np.testing.assert_array_equal, convert(shapes, original, rules), params)
 
 
 ENCODER_ALONE = (

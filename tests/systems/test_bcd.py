@@ -104,7 +104,6 @@ ALTERNATIVES = {
     "one_content_frame_both_ways": dict(
         cross={"symmetric": True, "content_frames": 1},
         guidance={"independent": True},
-        diffusion={"sigma_per_frame": True},
         encoder={"content_tokens": 1, "content_width": 5},
         rate={"mode": "per_codebook_sum"},
     ),

@@ -9,7 +9,8 @@ import pytest
 from quick import quick_jit, random_like
 
 from vidmotion import system as systems
-from vidmotion.data import cartoon, heads
+from vidmotion.data import heads
+from vidmotion.data.heads import cartoon
 from vidmotion.errors import ConfigError
 from vidmotion.system import Vars, check_batch
 from vidmotion.systems.heads_reader import (

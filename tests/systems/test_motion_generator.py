@@ -12,7 +12,7 @@ from quick import quick_jit, random_like
 
 from vidmotion import evaluation, paths, sharding
 from vidmotion import system as systems
-from vidmotion.data import codes
+from vidmotion.data import encoded
 from vidmotion.data.records import DatasetError
 from vidmotion.errors import ConfigError
 from vidmotion.models.quantizer import GroupedQuantizer
@@ -50,7 +50,7 @@ def folder(theirs, tmp_path_factory):
     """Its codebooks as `encode` leaves them."""
     path = tmp_path_factory.mktemp("codes")
     arrays = {name: np.asarray(value) for name, value in paths.flatten(theirs[1]).items()}
-    (path / codes.QUANTIZER).write_bytes(safetensors.numpy.save(arrays))
+    (path / encoded.QUANTIZER).write_bytes(safetensors.numpy.save(arrays))
     return str(path)
 
 
@@ -242,7 +242,9 @@ def test_codes_of_another_bcd_are_refused_before_anything_is_written(
 
 
 def test_no_codes_are_one_sentence(tmp_path):
-    with pytest.raises(DatasetError, match=r"none: no motion codes here; write them with python"):
+    with pytest.raises(
+        DatasetError, match=r"none: no clips encoded by a trained BCD here; write them with"
+    ):
         train(config_of(tmp_path / "none"), str(tmp_path / "gpt"))
     assert not (tmp_path / "gpt").exists()
 
@@ -275,9 +277,9 @@ def test_only_the_run_that_wrote_the_codes_renders_them(
         evaluation.build("motion_generation", run).render(run, None)
     other = tmp_path / "other"
     other.mkdir()
-    books = codes.read_quantizer(heads_codes)
+    books = encoded.CodesSource.read_attached(heads_codes)
     books["codebooks"] = books["codebooks"] + 1e-3
-    (other / codes.QUANTIZER).write_bytes(safetensors.numpy.save(books))
+    (other / encoded.QUANTIZER).write_bytes(safetensors.numpy.save(books))
     run = Run(config_of(other, **{"evals.motion_generation.bcd": str(heads_run)}), str(tmp_path))
     with pytest.raises(ConfigError, match=r"is not the run.*its codebooks differ"):
         evaluation.build("motion_generation", run).render(run, None)
@@ -286,7 +288,7 @@ def test_only_the_run_that_wrote_the_codes_renders_them(
 def test_evaluation_scores_each_clip_once(heads_codes, tmp_path):
     """Four clips in batches of eight rows: the filling counts nowhere."""
     run = Run(config_of(heads_codes), str(tmp_path))
-    rows = codes.CodesSource(heads_codes, "eval", frames=2)
+    rows = encoded.CodesSource(heads_codes, "eval", frames=2)
     truth = np.stack([rows[i]["ids"] for i in range(4)])
 
     class Oracle:
@@ -303,7 +305,7 @@ def test_evaluation_scores_each_clip_once(heads_codes, tmp_path):
 
     evaluator = evaluation.build("motion_generation", run)
     run.system = Oracle(run.system)
-    results = {row.metric: row for row in evaluator.evaluate(run, None, None)}
+    results = {row.metric: row for row in evaluator.evaluate(run, None)}
     assert results["cross_entropy"].value == pytest.approx(truth[:, 0, 0].mean())
     assert results["perplexity"].value == pytest.approx(math.exp(truth[:, 0, 0].mean()))
     assert results["histogram_distance"].value == 0.0

@@ -10,9 +10,9 @@ from quick import quick_jit, random_like
 
 from vidmotion import paths
 from vidmotion import system as systems
-from vidmotion.data import vidtwin_latents
+from vidmotion.data import encoded
+from vidmotion.data.encoded import Moments, VidTwinLatentsSource
 from vidmotion.data.records import DatasetError, DatasetWriter
-from vidmotion.data.vidtwin_latents import Moments, VidTwinLatentsSource
 from vidmotion.errors import ConfigError
 from vidmotion.system import Vars, check_batch
 
@@ -48,7 +48,7 @@ def clips(count, seed=0):
 def folder(tmp_path_factory):
     """A dataset as `encode` leaves it."""
     path, batch = tmp_path_factory.mktemp("latents") / "all", clips(30)
-    moments = {name: Moments() for name in vidtwin_latents.LATENTS}
+    moments = {name: Moments() for name in encoded.LATENTS}
     provenance = {"classes": list(CLASSES), "command": "none"}
     with DatasetWriter(path, "vidtwin_latents", provenance=provenance) as writer:
         for i in range(30):
@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
             for name, moment in moments.items():
                 moment.add(batch[name][i])
         statistics = paths.flatten({name: moment.result() for name, moment in moments.items()})
-        writer.attach(vidtwin_latents.STATISTICS, safetensors.numpy.save(statistics))
+        writer.attach(encoded.STATISTICS, safetensors.numpy.save(statistics))
     return str(path)
 
 
@@ -82,7 +82,7 @@ def test_records_and_statistics(folder):
     assert len(source) == 30 and source.classes == CLASSES
     np.testing.assert_array_equal(source[4]["dynamics"], batch["dynamics"][4])
     assert source[4]["label"] == 1
-    found = vidtwin_latents.read_statistics(folder)
+    found = encoded.VidTwinLatentsSource.read_attached(folder)
     for name in ("structure", "dynamics"):
         flat = batch[name].astype(np.float64).reshape(-1, batch[name].shape[-1])
         np.testing.assert_allclose(found[f"{name}/mean"], flat.mean(axis=0), rtol=1e-5)
@@ -96,11 +96,13 @@ def test_a_channel_that_never_varies_divides_nothing_by_zero():
 
 
 def test_what_is_no_such_folder_is_refused(tmp_path):
-    with pytest.raises(DatasetError, match="no latents here; write them with python -m"):
+    with pytest.raises(
+        DatasetError, match="no clips encoded by a trained VidTwin here; write them with"
+    ):
         VidTwinLatentsSource(tmp_path)
     with DatasetWriter(tmp_path / "other", "codes") as writer:
         writer.write("train", {"ids": np.zeros(3)})
-    with pytest.raises(DatasetError, match="holds ids: not latents with a class"):
+    with pytest.raises(DatasetError, match=r"not clips .* trained VidTwin"):
         VidTwinLatentsSource(tmp_path / "other")
 
 

@@ -14,8 +14,8 @@ from quick import quick_jit
 from vidmotion import animate, media, reenact, startup
 from vidmotion import encode as command
 from vidmotion import system as systems
-from vidmotion.data import faces, heads, motion_codes
-from vidmotion.data.motion_codes import MotionCodesSource, MotionTokensSource
+from vidmotion.data import encoded, faces, heads
+from vidmotion.data.encoded import MotionCodesSource, MotionTokensSource
 from vidmotion.data.records import DatasetError, DatasetWriter
 from vidmotion.encode import encode
 from vidmotion.errors import EXIT_DONE, ConfigError
@@ -40,6 +40,7 @@ class StandIn(systems.System, systems.MotionTransfer):
 
     window = content_frames = 1
     face_side = SIZE
+    encoder = SimpleNamespace(frames=1)
 
     @property
     def codec(self):
@@ -177,7 +178,7 @@ def test_a_record_is_the_code_of_its_face_crops(xnemo, motion):
         assert source[i]["condition"] == told[-1]
     assert len(set(told)) == 3 and source.conditions == ("sad", "neutral", "happy")
     # What fills up the last batch counts nowhere; nor does the eval split.
-    found = motion_codes.read_statistics(motion)
+    found = encoded.MotionCodesSource.read_attached(motion)
     flat = np.concatenate(every)
     np.testing.assert_allclose(found["mean"], flat.mean(axis=0), rtol=1e-4)
     np.testing.assert_allclose(found["std"], flat.std(axis=0), rtol=1e-3)
@@ -190,7 +191,7 @@ def test_the_tokenizer_measures_what_tokens_keep(tokenizer, motion):
     """Its own numbers, computed here from the run's parameters."""
     run = open_run(str(tokenizer))
     vars, system = run.trained_vars(), run.system
-    statistics = motion_codes.read_statistics(motion)
+    statistics = encoded.MotionCodesSource.read_attached(motion)
     source = MotionCodesSource(motion, "eval", length=8)
     x = np.stack([source[i]["motion"] for i in range(4)])
     standard = (x - statistics["mean"]) / statistics["std"]
@@ -437,17 +438,31 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 
 def test_what_is_not_there_is_named(motion, tokens, xnemo, tmp_path):
     for name, codes, message in (
-        ("tokenizer", tmp_path / "gone", "gone: nothing of a trained X-NeMo here; write it with"),
-        ("outpaint", tmp_path / "gone", "gone: nothing of a trained motion tokenizer here"),
-        ("tokenizer", tokens, "holds ids, condition: not what .* writes of a trained X-NeMo"),
-        ("outpaint", motion, "not what .* writes of a trained motion tokenizer"),
+        (
+            "tokenizer",
+            tmp_path / "gone",
+            "gone: no clips encoded by a trained X-NeMo here; write them with",
+        ),
+        (
+            "outpaint",
+            tmp_path / "gone",
+            "gone: no clips encoded by a trained motion tokenizer here",
+        ),
+        (
+            "tokenizer",
+            tokens,
+            "holds ids, condition: not clips that .* has encoded with a trained X-NeMo",
+        ),
+        ("outpaint", motion, "not clips that .* has encoded with a trained motion tokenizer"),
     ):
         with pytest.raises(DatasetError, match=message) as error:
             train(task(name, codes), str(tmp_path / "run"))
         one_sentence(error)
     with DatasetWriter(tmp_path / "clips", "clips") as writer:
         writer.write("train", {"video": np.zeros((2, 4, 4, 3), np.uint8)})
-    with pytest.raises(DatasetError, match=r"clips: not what python -m vidmotion.encode writes"):
+    with pytest.raises(
+        DatasetError, match=r"clips: not clips that python -m vidmotion.encode has encoded"
+    ):
         MotionCodesSource(tmp_path / "clips")
     assert not (tmp_path / "run").exists()
 

@@ -35,7 +35,7 @@ Rule = tuple[Names, Names, Transform]
 
 
 class Ignore(NamedTuple):
-    """Source keys that no target wants.
+    """Keys of a checkpoint that the network does not need, and the reason.
 
     Attributes:
       source: template of the keys; ``*`` stands for any text.
@@ -191,7 +191,7 @@ def batch_norm(target: str, source: str) -> tuple[Rule, ...]:
 
 
 def prefixed(rules: Rules, target: str = "", source: str = "") -> tuple[Rule | Ignore, ...]:
-    """The same table for a network that is a part of a larger one.
+    """Adapt a table of rules to a network that is a part of a larger one.
 
     Args:
       rules: the part's table.

@@ -75,7 +75,7 @@ def load_wanted(
     """Arguments and parameters of the folder that a config names, which has to hold `network`.
 
     Args:
-      field: of the config, with its value, for messages.
+      field: the field of the config, with its value, for messages.
       folder: it.
       network: a name of `vidmotion.convert`.
       hint: what to do about it, at the end of every message.
@@ -94,8 +94,10 @@ def load_wanted(
 
 
 def describe(folder: str | os.PathLike) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
-    """As `load`, with arrays that have the shapes of the parameters and take no memory: files are opened, and
-    their headers read."""
+    """Describe a folder as `load` reads it, with arrays that have the shapes of the parameters and take no memory.
+
+    Only the headers of its files are read.
+    """
     return _load(Path(folder), _empty, None)
 
 

@@ -89,7 +89,7 @@ class PcAvsAugment:
         picture on every side.
       blur: sides of the median filter, one drawn for every frame.
       sharpen: share of clips that are sharpened in place of that.
-      side: of the frames for which the lengths are given.
+      side: the side of the frames for which the lengths are given.
     """
 
     gain: tuple[float, float] = (0.3, 1.6)
@@ -191,7 +191,7 @@ def reshape_map(
     lines staying straight. The upper left part, of the frame's own size, is what is seen.
 
     Args:
-      side: of the frame; all lengths in pixels.
+      side: the side of the frame; all lengths in pixels.
       r, room, narrow, keystone, frame: as above.
 
     Returns:
@@ -231,7 +231,7 @@ def recolour(
       brightness: factor on all values.
       contrast: factor on the distance from the picture's mean grey.
       saturation: factor on the distance from each pixel's own grey.
-      turn: of the hue, full circles.
+      turn: how far the hue is turned, in full circles.
     """
     image = Image.fromarray(picture)
     image = ImageEnhance.Brightness(image).enhance(brightness)

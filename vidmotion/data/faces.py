@@ -206,7 +206,7 @@ def locate(
 
     Args:
       pictures: uint8 (H, W, 3) each.
-      name: of the file, for messages and for its entry in a box file.
+      name: the name of the file, for messages and for its entry in a box file.
       how: "detect"; "whole", the whole picture is the face; or a box file (`read_boxes`), with one
         box, or one for each frame.
       own: `media.own_frames` of the video; boxes, one for each frame of the file, then follow a rate that varies.

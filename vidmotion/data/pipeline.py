@@ -29,12 +29,12 @@ from vidmotion.errors import ConfigError
 log = logging.getLogger(__name__)
 
 SOURCES = {
-    "codes": ("vidmotion.data.codes", "CodesSource"),
+    "codes": ("vidmotion.data.encoded", "CodesSource"),
     "head_portraits": ("vidmotion.data.portraits", "head_portraits"),
     "heads": ("vidmotion.data.heads", "HeadsSource"),
     "latents": ("vidmotion.data.videos", "LatentSource"),
-    "motion_codes": ("vidmotion.data.motion_codes", "MotionCodesSource"),
-    "motion_tokens": ("vidmotion.data.motion_codes", "MotionTokensSource"),
+    "motion_codes": ("vidmotion.data.encoded", "MotionCodesSource"),
+    "motion_tokens": ("vidmotion.data.encoded", "MotionTokensSource"),
     "portraits": ("vidmotion.data.portraits", "PortraitSource"),
     "records": ("vidmotion.data.records", "RecordSource"),
     "sprite_portraits": ("vidmotion.data.portraits", "sprite_portraits"),
@@ -42,7 +42,7 @@ SOURCES = {
     "tfds": ("vidmotion.data.pipeline", "TfdsSource"),
     "tfds_videos": ("vidmotion.data.videos", "TfdsVideoSource"),
     "videos": ("vidmotion.data.videos", "VideoSource"),
-    "vidtwin_latents": ("vidmotion.data.vidtwin_latents", "VidTwinLatentsSource"),
+    "vidtwin_latents": ("vidmotion.data.encoded", "VidTwinLatentsSource"),
 }
 
 _ENDLESS = 1 << 60
@@ -143,7 +143,7 @@ class Loader:
         Args:
           source: see the top of this file.
           batch_size: global, over all processes.
-          seed: of the order and of random transforms; at least 0.
+          seed: the seed of the order and of random transforms; at least 0.
           process_index, process_count: which rows of a global batch this process holds.
           transforms: see above.
           shuffle: a new order each epoch; otherwise the source's order, repeated.

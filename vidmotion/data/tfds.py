@@ -129,7 +129,7 @@ def _elements(source) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
 
 
 def _features(element: Mapping[str, np.ndarray]) -> dict[str, dict]:
-    """As `RecordSource.features`, of one element, which all others are like."""
+    """Shapes and dtypes of one element, in the form of `RecordSource.features`; all elements are alike."""
     arrays = {name: np.asarray(value) for name, value in element.items()}
     return {n: {"dtype": str(a.dtype), "shape": list(a.shape)} for n, a in arrays.items()}
 

@@ -175,7 +175,7 @@ class TfdsVideoSource(ClipSource, Classes):
         Args:
           name: ``ucf101/ucf101_1_256`` is the first of the three official splits.
           split, data_dir: of it.
-          fps: of its videos, which it does not tell.
+          fps: the frame rate of its videos, which it does not tell.
           size: to which pictures are scaled, square; 0: as they are.
           frames, decimate, random: of `Window`.
 

@@ -21,7 +21,7 @@ PREDICTIONS = ("eps", "x0", "v")
 
 
 def check_prediction(prediction: str) -> None:
-    """Raises ValueError for what is none of `PREDICTIONS`."""
+    """Raise ValueError unless `prediction` is one of `PREDICTIONS`."""
     if prediction not in PREDICTIONS:
         raise ValueError(f"prediction {prediction!r}: choose one of {', '.join(PREDICTIONS)}")
 

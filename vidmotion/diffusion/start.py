@@ -35,7 +35,7 @@ def start_from_reference(
     """The reference's latent blurred, repeated and noised to the first time of sampling.
 
     Args:
-      key: of the noise, which is each frame's own.
+      key: the random key of the noise, which is each frame's own.
       reference: (B, h, w, C), scaled as the network sees latents.
       frames: F of the video.
       process: the schedule.

@@ -32,11 +32,11 @@ def fade(before: Any, after: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """The windows of a video.
+    """The overlapping windows into which a long video is cut.
 
     Attributes:
       frames: F, of the video.
-      length: of a window; a video that is no longer is one window of its own length. X-NeMo: 24.
+      length: the length of a window; a video that is no longer is one window of its own length. X-NeMo: 24.
       overlap: frames that a window shares with the next. X-NeMo: 4.
     """
 
@@ -89,7 +89,7 @@ def windowed(
         an array like x. Conditions of the video as a whole it holds itself.
       per_frame: conditions of single frames, leaves (B, F, ...).
       windows: which ones.
-      key: of the offsets; the offset of a step is a function of it and of the step's time alone.
+      key: the random key of the offsets; the offset of a step is a function of it and of the step's time alone.
       together: windows predicted at a time.
 
     Returns:

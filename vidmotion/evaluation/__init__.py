@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vidmotion.config_schema import from_config
@@ -101,7 +101,7 @@ def check(run, names: Sequence[str]) -> None:
 
     Args:
       run: a `vidmotion.run.Run` that is about to be trained.
-      names: of its evaluators, see `asked`.
+      names: the names of its evaluators, see `asked`.
 
     Raises:
       ConfigError, DatasetError: as `evaluate` and `pictures`; says how to train without.
@@ -121,17 +121,17 @@ def check(run, names: Sequence[str]) -> None:
         ) from error
 
 
-def evaluate(name: str, run, vars, companion: Callable) -> list[MetricResult]:
-    """Run one evaluator.
+def evaluate(name: str, run, vars) -> list[MetricResult]:
+    """Run the evaluator of that name on a trained system and return its rows of results.
 
     Args:
       name: one of `evaluators` of the run's system.
-      run, vars, companion: as of `Evaluator.evaluate`.
+      run, vars: see `Evaluator.evaluate`.
 
     Raises:
-      ConfigError: as of `build` and of the evaluator.
+      ConfigError: see `build` and the evaluator.
     """
-    return build(name, run).evaluate(run, vars, companion)
+    return build(name, run).evaluate(run, vars)
 
 
 def build(name: str, run) -> Evaluator:
@@ -167,6 +167,7 @@ def sections_of(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     weights = dict(flat.get("weights", {}))
     old = {**flat, "weights": weights, "reader": weights.pop("heads_reader", "")}
     old["split"] = flat.get("drivers", {}).get("split", "eval")
+    old["judge"] = flat.get("judge_workdir", "")
     protocol = flat.get("protocol", "")
     run = (protocol,) if protocol else flat.get("run", ())
     sections = {}

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 
 from vidmotion import media
-from vidmotion.data import vidtwin_latents
+from vidmotion.data import encoded
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.pictures import write
-from vidmotion.evaluation.sprites_judge import judge_clips, trained_judge
+from vidmotion.evaluation.sprites_judge import NEEDS, judge_clips, trained_judge
 from vidmotion.evaluation.transfer import to_uint8
 from vidmotion.metrics import judge
 from vidmotion.metrics.result import MetricResult, not_computed
@@ -35,23 +35,22 @@ class ClassGeneration(Evaluator):
       batch: clips at a time.
       per_class: clips of each class.
       autoencoder: workdir of the VidTwin that wrote the latents; "": nothing is decoded, and a row says so.
-      judge: config of a Sprites judge; "": none.
-      judge_workdir: where it lies or is trained; "": ``<workdir>/judge``.
+      judge: workdir of a run of configs/sprites_judge.py; "": there is none, and a row says so.
     """
 
     batch: int
     per_class: int
     autoencoder: str = ""
     judge: str = ""
-    judge_workdir: str = ""
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         run.source("eval")
         if self.autoencoder:
             decoder(run, self.autoencoder, self.batch)
+        trained_judge(self.judge, "class_generation.judge")
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """Accuracy of the judge on generated and on rebuilt clips, the spread of looks, and the pictures.
 
         Raises:
@@ -59,7 +58,7 @@ class ClassGeneration(Evaluator):
             Sprites although there is a judge.
         """
         system = run.system
-        names = vidtwin_latents.read_provenance(system.latents)["classes"]
+        names = encoded.VidTwinLatentsSource.read_provenance(system.latents)["classes"]
         count = self.per_class * len(names)
         if not self.autoencoder:
             return [
@@ -77,7 +76,7 @@ class ClassGeneration(Evaluator):
         if not self.judge:
             return [
                 _unjudged(
-                    "config.evals.class_generation.judge, a judge of these classes",
+                    NEEDS.format("config.evals.class_generation.judge"),
                     resolution,
                     count,
                 )
@@ -89,16 +88,9 @@ class ClassGeneration(Evaluator):
             )
         source = run.source("eval")
         held_out = [source[i] for i in range(min(count, len(source)))]
-        rebuilt = decode(
-            {name: np.stack([e[name] for e in held_out]) for name in vidtwin_latents.LATENTS}
-        )
+        rebuilt = decode({name: np.stack([e[name] for e in held_out]) for name in encoded.LATENTS})
         truth = np.array([element["label"] for element in held_out])
-        judge_run, judge_vars, identity = trained_judge(
-            self.judge,
-            self.judge_workdir or str(run.workdir / "judge"),
-            companion,
-            autoencoder.config.data.common.sheets_dir,
-        )
+        judge_run, judge_vars, identity = trained_judge(self.judge, "class_generation.judge")
         on_made, on_rebuilt = (
             _judged(judge_run, judge_vars, videos, of)
             for videos, of in ((made, labels), (rebuilt, truth))
@@ -165,7 +157,7 @@ def decoder(run, workdir: str, batch: int):
             f"{autoencoder.config.system.name}, which decodes no structure and dynamics"
         )
     weights = autoencoder.trained_vars()
-    wrote = vidtwin_latents.read_provenance(system.latents)["weights"]
+    wrote = encoded.VidTwinLatentsSource.read_provenance(system.latents)["weights"]
     if fingerprint(weights.params["model"]) != wrote:
         raise ConfigError(
             f"config.evals.class_generation.autoencoder={workdir!r} is not the run, or not the checkpoint, "
@@ -178,7 +170,7 @@ def decoder(run, workdir: str, batch: int):
         total, videos = len(latents["structure"]), []
         for start in range(0, total, rows):
             picked = np.minimum(np.arange(start, start + rows), total - 1)
-            inputs = {name: latents[name][picked] for name in vidtwin_latents.LATENTS}
+            inputs = {name: latents[name][picked] for name in encoded.LATENTS}
             video = render(weights, autoencoder.put_rows(inputs))
             videos.append(to_uint8(np.asarray(video)[: total - start]))
         return np.concatenate(videos)

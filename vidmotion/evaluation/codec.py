@@ -24,7 +24,7 @@ class Codec(Evaluator):
 
     batch: int
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """PSNR and SSIM of every picture of the eval split, and each channel of its latents: mean and deviation.
 
         Writes ``<workdir>/samples/codec.png``: true pictures above, rebuilt ones below. The latents' figures are what

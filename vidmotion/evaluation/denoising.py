@@ -25,7 +25,7 @@ class Denoising(Evaluator):
 
     batch: int
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """PSNR of one-step predictions at four noise levels, beside that of the mean picture.
 
         Writes ``<workdir>/samples/samples.png``, a sheet of pictures sampled from noise. At the highest noise nothing

@@ -1,4 +1,4 @@
-"""Clips moved by other clips where the true answer can be rendered: sampled once, whoever asks.
+"""Clips moved by other clips where the true answer can be rendered: sampled once for all evaluators that ask.
 
 Clip i gives the content; its driver is clip ``paired[i]``, the next on one cycle through all clips. Three passes over
 the sampler serve every question:
@@ -75,7 +75,7 @@ class Driven:
 
     @property
     def resolution(self) -> str:
-        """Of the clips, "64x64"."""
+        """Height and width of the clips, "64x64"."""
         return f"{self.clips[0].shape[1]}x{self.clips[0].shape[2]}"
 
     @functools.cached_property
@@ -85,7 +85,7 @@ class Driven:
 
     @functools.cached_property
     def true(self) -> Pass:
-        """Of the pairs themselves."""
+        """What the true drivers gave."""
         videos, ids = [], []
         score = _Score()
         for part, outputs in self._drive(self.paired, "swapping"):
@@ -99,8 +99,8 @@ class Driven:
 
     @functools.cached_property
     def itself(self) -> tuple[dict[str, float], float]:
-        """Of clips that drive themselves: means by metric against the clips, and PSNR against the true answers of the
-        pairs, which is what a system reaches that has no driver."""
+        """Scores of clips that drive themselves: means by metric against the clips, and PSNR against the true answers
+        of the pairs, which is what a system reaches that has no driver."""
         own, pair = _Score(), _Score()
         for part, outputs in self._drive(np.arange(self.count), "self-driving"):
             own.take(outputs["video"], [self.clips[i] for i in part])
@@ -207,7 +207,7 @@ class OnPairs(Evaluator):
     batch: int
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         renderer(run, self.pairs)
 
     def driven(self, run, vars, split: str = "eval") -> Driven:

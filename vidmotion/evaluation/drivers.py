@@ -13,7 +13,7 @@ from vidmotion.metrics.result import MetricResult, not_computed
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Drivers(OnPairs):
-    """The four-driver test.
+    """The four-driver test: how far a clip follows its own driver rather than others.
 
     Attributes:
       split: whose clips it takes: ``eval``; or ``train``, for a system that is to know a few clips by heart.
@@ -22,10 +22,10 @@ class Drivers(OnPairs):
     split: str = "eval"
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         renderer(run, self.pairs, self.split)
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """PSNR with the true driver, without one, with a wrong one and with a wrong source; what each wrong answer
         loses; and three trivial answers: the mean picture of these clips, and copying source or driver.
 

@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable
 
 from vidmotion.metrics.result import MetricResult
 
@@ -30,13 +29,12 @@ class Evaluator(abc.ABC):
         run.source("eval")
 
     @abc.abstractmethod
-    def evaluate(self, run, vars, companion: Callable) -> list[MetricResult]:
-        """Rows of results.
+    def evaluate(self, run, vars) -> list[MetricResult]:
+        """Measure the system and return rows of results.
 
         Args:
           run: a `vidmotion.run.Run`.
           vars: the system's variables.
-          companion: trains a second run that is needed (a judge), unless it is trained already, and returns it.
 
         Raises:
           ConfigError, DatasetError: settings, weights or data that do not fit.

@@ -137,7 +137,7 @@ def load(name: str, path: str, convention: str = "", field: str = "weights") -> 
 
     Args:
       convention: of what comes before the network; see `metrics.resize`.
-      field: of the config, whose field `name` is `path`.
+      field: the field of the config, whose field `name` is `path`.
 
     Raises:
       ConfigError: no such folder, or it holds another network.

@@ -30,7 +30,8 @@ GROUPS = {
 
 
 class Score(NamedTuple):
-    """Of one factor or group: `value` R^2 or accuracy (None: the factor does not vary), of `n` frames or factors."""
+    """How well one factor or group is read: `value` is R^2 or the accuracy (None: the factor does not vary) over `n`
+    frames or factors."""
 
     value: float | None
     n: int
@@ -40,7 +41,7 @@ class Score(NamedTuple):
 class HeadsReading(Evaluator):
     """What a reader reads in held-out true renders."""
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """R^2 of each motion factor and of each number of the identity, accuracy of each of its classes, and the means
         of groups, over the frames of the eval split in which the factor has an effect."""
         source = run.source("eval")

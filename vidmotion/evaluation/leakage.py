@@ -10,7 +10,6 @@ the same reading after the factors have been shuffled among the clips, which is 
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,7 +51,7 @@ def _clips(run, wanted: int) -> tuple[Any, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Leakage(Evaluator):
-    """What each code says of the other's business.
+    """How much the content code tells about motion, and the motion code about identity.
 
     Attributes:
       batch: clips at a time.
@@ -63,10 +62,10 @@ class Leakage(Evaluator):
     probe_clips: int = 0
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         _clips(run, self.probe_clips)
 
-    def evaluate(self, run, vars, companion: Callable) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """R^2 of continuous factors and accuracy of classes, each with its interval, for every reading and probe.
 
         Rows ``probe/<factors>_from_<code>/<probe>/<score>`` are means over the factors, beside

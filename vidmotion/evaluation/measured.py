@@ -46,7 +46,7 @@ def keep_pictures(folder: epath.Path, first: int, batch: Batch) -> None:
 
 @contextlib.contextmanager
 def _of(path: Path) -> Iterator[None]:
-    """Arrays that do not fit are those of `path`."""
+    """Turn errors about arrays into errors that name `path`."""
     try:
         yield
     except ConfigError:

@@ -147,10 +147,10 @@ def _size(video: np.ndarray) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """One or more rows of a table.
+    """One measure of a protocol: an accumulator that becomes one or more rows of results.
 
     Attributes:
-      name: of the measure, unique in a protocol.
+      name: the name of the measure, unique in a protocol.
       start: accumulators without samples; they have `merge`.
       update: (state, batch) -> state.
       rows: (state, resolution, clips) -> results.
@@ -295,7 +295,7 @@ def fvd(
 
     Args:
       frames: of the clips; cut into pieces of 16 that do not overlap where they are that long, a rest left out.
-      name: of the row, "gfvd" of generated clips.
+      name: the name of the row, "gfvd" of generated clips.
     """
 
     def named(row: MetricResult) -> list[MetricResult]:
@@ -418,7 +418,7 @@ def emo_sim(network: FeatureNetwork | None) -> Measure:
 
 
 def _flat(clips: np.ndarray | None) -> np.ndarray | None:
-    """(n, T, ...) -> (n T, ...)."""
+    """Fold time into the batch, (n, T, ...) -> (n T, ...)."""
     return None if clips is None else clips.reshape(-1, *clips.shape[2:])
 
 
@@ -490,7 +490,7 @@ def seams(window: int, overlap: int) -> Measure:
 
 
 def constant(metric: str, value: float, convention: str) -> Measure:
-    """A number that no clip changes."""
+    """A measure whose value does not depend on the clips."""
     return Measure(
         metric,
         {},

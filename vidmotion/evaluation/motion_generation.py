@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from vidmotion import media, paths
-from vidmotion.data import codes
+from vidmotion.data import encoded
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.transfer import as_pictures, clip_of, to_uint8
@@ -45,12 +45,12 @@ class MotionGeneration(Evaluator):
     bcd: str = ""
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         run.source("eval")
         if self.bcd:
             _open_bcd(run, self.bcd)
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """Score the eval split, generate as many sequences, and render `clips` of them with the BCD run `bcd`.
 
         Raises:
@@ -154,7 +154,7 @@ def _open_bcd(run, workdir: str):
         )
     bcd_vars = bcd.trained_vars()
     theirs = paths.flatten(bcd_vars.params["model"]["quantizer"])
-    ours = codes.read_quantizer(system.codes)
+    ours = encoded.CodesSource.read_attached(system.codes)
     if theirs.keys() != ours.keys() or any(
         not np.array_equal(ours[path], theirs[path]) for path in ours
     ):

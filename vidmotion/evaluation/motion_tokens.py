@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from vidmotion import animate, media
-from vidmotion.data import motion_codes
+from vidmotion.data import encoded
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.transfer import boxes_of, face_views, to_uint8
@@ -40,18 +40,18 @@ class TokenizerErrors(Evaluator):
     xnemo: str = ""
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         run.source("eval")
-        open_xnemo(self.xnemo, run.system.codes, "X-NeMo")
+        open_xnemo(self.xnemo, run.system.codes, encoded.MotionCodesSource)
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """Errors on the eval split, use of the codebook, and pictures of `clips` of them by the X-NeMo run `xnemo`.
 
         Raises:
           ConfigError: `xnemo` is not the run that the codes come from.
         """
         system, source = run.system, run.source("eval")
-        xnemo = open_xnemo(self.xnemo, system.codes, "X-NeMo")
+        xnemo = open_xnemo(self.xnemo, system.codes, encoded.MotionCodesSource)
         rows = run.rows(self.batch)
         rebuild = run.jit(system.rebuilt)
         means: dict[str, Mean] = {}
@@ -112,15 +112,18 @@ def _show(run, xnemo, pairs: Sequence) -> None:
     if xnemo is None:
         return
     codes = np.stack([np.stack(pair) for pair in pairs])
-    fps = motion_codes.read_provenance(run.system.codes, "X-NeMo")["fps"]
+    fps = encoded.MotionCodesSource.read_provenance(run.system.codes)["fps"]
     write_sheet(run, xnemo, "rebuilt", codes, fps)
 
 
 # -- pictures of codes ----------------------------------------------------------------------------
 
 
-def open_xnemo(workdir: str, folder: str, of: str) -> tuple[Run, object] | None:
-    """The X-NeMo run of a workdir with its variables, to render codes of `folder`; None where `workdir` is empty.
+def open_xnemo(
+    workdir: str, folder: str, kind: type[encoded.EncodedSource]
+) -> tuple[Run, object] | None:
+    """The X-NeMo run of a workdir with its variables, to render what a source of this `kind` reads in `folder`; None
+    where `workdir` is empty.
 
     Raises:
       ConfigError: no X-NeMo there, or not the one that read these codes.
@@ -132,7 +135,7 @@ def open_xnemo(workdir: str, folder: str, of: str) -> tuple[Run, object] | None:
     if xnemo.config.system.name != "xnemo":
         raise ConfigError(f"xnemo={workdir!r} holds a {xnemo.config.system.name}, not an X-NeMo")
     vars = xnemo.trained_vars()
-    encoder = motion_codes.read_provenance(folder, of)["encoder"]
+    encoder = kind.read_provenance(folder)["encoder"]
     animate.check_encoder(xnemo, vars, encoder, f"config.system.codes={folder!r}")
     return xnemo, vars
 
@@ -143,7 +146,7 @@ def write_sheet(run, opened, name: str, codes: np.ndarray, fps: float) -> None:
     Args:
       run: whose workdir it goes to.
       opened: of `open_xnemo`.
-      name: of the files; the PNG shows eight frames of each motion in a row.
+      name: the name of the files; the PNG shows eight frames of each motion in a row.
       codes: float32 (clips, motions, F, D); clip i moves the first picture of clip i of the X-NeMo's eval split.
       fps: frames per second.
     """

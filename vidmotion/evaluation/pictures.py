@@ -110,7 +110,6 @@ def write(run, name: str, sheet: np.ndarray) -> None:
         moves = sheet.ndim == 4
         media.write_png(folder / f"{name}.png", sheet[len(sheet) // 2] if moves else sheet)
         if moves:
-            fps = run.config.sample.fps
-            media.write_mp4(folder / f"{name}.mp4", sheet, fps=fps)
-            media.write_gif(folder / f"{name}.gif", sheet, fps=fps)
+            media.write_mp4(folder / f"{name}.mp4", sheet, fps=run.config.sample.fps)
+            media.write_gif(folder / f"{name}.gif", sheet, fps=run.config.sample.fps)
         log.info("pictures: %s", folder / f"{name}.png")

@@ -27,7 +27,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from vidmotion import files, run_record
-from vidmotion.data import vidtwin_latents
+from vidmotion.data import encoded
 from vidmotion.data.clip_source import Renders
 from vidmotion.data.videos import VideoSource
 from vidmotion.errors import ConfigError
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 IDENTITY = "identity.json"
 NO_MATTER = {
     *("every", "data", "save_every", "measured", "head_model", "weights"),
-    *("autoencoder", "judge", "judge_workdir"),
+    *("autoencoder", "judge"),
 }
 States = dict[str, Mapping[str, Any]]
 
@@ -55,7 +55,7 @@ class PaperProtocol(Evaluator):
     """A protocol of a paper: the work, and what is measured of it.
 
     Attributes:
-      name: of the protocol, and of its files in ``<workdir>/eval``.
+      name: the name of the protocol, and of its files in ``<workdir>/eval``.
       kind: of `Transfers`, which make the clips.
       outside: metrics, with their conventions, that other programs measure.
       data: folder of clips that ``python -m vidmotion.data.prepare videos`` wrote, of which the test split is taken;
@@ -115,23 +115,23 @@ class PaperProtocol(Evaluator):
                 )
 
     def work(self, run, vars) -> "Work":
-        """What makes the clips."""
+        """The object that makes the clips of this protocol."""
         return Transfers(run, vars, self, self.kind)
 
     @abc.abstractmethod
     def measures(self, run, work: "Work") -> list[Measure]:
-        """What is measured of them."""
+        """The measures of the clips that `work` makes."""
 
-    def more(self, run, vars, outside: Measured, companion: Callable) -> list[MetricResult]:
-        """Further rows, of this protocol alone."""
+    def more(self, run, vars, outside: Measured) -> list[MetricResult]:
+        """Further rows of results, which only this protocol has."""
         return []
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         work = self.work(run, None)
         Measured(self.measured, work.clips, work.resolution).rows(())
 
-    def evaluate(self, run, vars, companion: Callable) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """Makes and measures the clips, or the rest of them, and writes the results."""
         work = self.work(run, vars)
         found = self.measures(run, work)
@@ -144,7 +144,7 @@ class PaperProtocol(Evaluator):
         ]
         outside = Measured(self.measured, work.clips, work.resolution)
         rows += outside.rows(self.outside)
-        rows += self.more(run, vars, outside, companion)
+        rows += self.more(run, vars, outside)
         write(run, self.name, work.clips, rows)
         return rows
 
@@ -177,10 +177,10 @@ class Work(Protocol):
 
 
 def partners(names: Sequence[str], seed: int = 0) -> np.ndarray:
-    """(N,) clip i takes the motion of clip result[i], of another video as far as there are enough.
+    """Pairs each clip with a clip of another video, as far as there are enough: clip i is moved by clip result[i].
 
     Args:
-      names: of the video that each clip is from.
+      names: for each clip, the name of the video that it is from.
 
     Raises:
       ConfigError: fewer than two clips.
@@ -272,7 +272,7 @@ class Transfers:
         self._key = jax.random.key(run.config.seed)
 
     def make(self, first: int, process: int, processes: int) -> Batch | None:
-        """As of `Work`."""
+        """See `Work.make`."""
         picked = np.minimum(np.arange(first, first + self.rows), self.clips - 1).tolist()
         read = functools.lru_cache(maxsize=self.rows)(self._pair)
         share = self.rows // processes
@@ -409,7 +409,7 @@ class Generated:
                 "config.evals.generation.autoencoder names no VidTwin run, which decodes the latents that are "
                 "generated"
             )
-        classes = vidtwin_latents.read_provenance(run.system.latents)["classes"]
+        classes = encoded.VidTwinLatentsSource.read_provenance(run.system.latents)["classes"]
         self._labels = np.tile(np.arange(len(classes), dtype=np.int32), settings.per_class)
         self.clips, self.rows = len(self._labels), run.rows(settings.batch)
         if not self.clips:
@@ -425,7 +425,7 @@ class Generated:
         self.fingerprint = self._real.fingerprint
 
     def make(self, first: int, process: int, processes: int) -> Batch | None:
-        """As of `Work`."""
+        """See `Work.make`."""
         labels = self._labels[np.minimum(np.arange(first, first + self.rows), self.clips - 1)]
         latents = class_generation.generate(self._run, self._vars, labels, self._batch, first)
         share = self.rows // processes
@@ -499,7 +499,7 @@ class SelfReenactment(PaperProtocol):
     outside = FACE_MOTION
 
     def measures(self, run, work) -> list[Measure]:
-        """As of `PaperProtocol`."""
+        """See `PaperProtocol.measures`."""
         return [*_compared(work, self), *_reenactment(work, self, "driving")]
 
 
@@ -511,7 +511,7 @@ class CrossReenactment(PaperProtocol):
     outside = FACE_MOTION
 
     def measures(self, run, work) -> list[Measure]:
-        """As of `PaperProtocol`."""
+        """See `PaperProtocol.measures`."""
         compared = _compared(work, self) if work.rendered else ()
         return [*compared, *_reenactment(work, self, "reference")]
 
@@ -533,7 +533,7 @@ class MotionTransfer(PaperProtocol):
     outside = HEAD_MOTION
 
     def measures(self, run, work) -> list[Measure]:
-        """As of `PaperProtocol`."""
+        """See `PaperProtocol.measures`."""
         return [
             *(_compared(work, self) if work.rendered else ()),
             *_sets(work, self),
@@ -541,7 +541,7 @@ class MotionTransfer(PaperProtocol):
             measures.steadiness(),
         ]
 
-    def more(self, run, vars, outside: Measured, companion: Callable) -> list[MetricResult]:
+    def more(self, run, vars, outside: Measured) -> list[MetricResult]:
         """Errors of head meshes."""
         return outside.mesh_rows(self.head_model)
 
@@ -553,7 +553,7 @@ class Reconstruction(PaperProtocol):
     name, kind = "reconstruction", "reconstruction"
 
     def measures(self, run, work) -> list[Measure]:
-        """As of `PaperProtocol`."""
+        """See `PaperProtocol.measures`."""
         beside, label = work.baselines, "reconstruction"
         trained_with = run.config.system.get("perceptual", {}).get("weights", "")
         found = [
@@ -564,7 +564,8 @@ class Reconstruction(PaperProtocol):
             measures.steadiness(),
         ]
         if run.system.share_kept is not None:
-            found.append(measures.seams(run.system.window, run.system.overlap))
+            if run.system.window:
+                found.append(measures.seams(run.system.window, run.system.overlap))
             kept = 100.0 * run.system.share_kept
             found.append(measures.constant("rate", kept, "percent_of_clip"))
         return found
@@ -575,34 +576,33 @@ class Generation(PaperProtocol):
     """Clips of every class; with a judge, also `class_generation`.
 
     Attributes:
-      per_class, autoencoder, judge, judge_workdir: as of `class_generation.ClassGeneration`.
+      per_class, autoencoder, judge: as of `class_generation.ClassGeneration`.
     """
 
     name = "generation"
     per_class: int
     autoencoder: str = ""
     judge: str = ""
-    judge_workdir: str = ""
 
     def work(self, run, vars) -> Work:
-        """As of `PaperProtocol`."""
+        """See `PaperProtocol.work`."""
         return Generated(run, vars, self)
 
     def measures(self, run, work) -> list[Measure]:
-        """As of `PaperProtocol`."""
+        """See `PaperProtocol.measures`."""
         i3d = _network("i3d", self)
         return [
             measures.fvd(i3d, self.fvd, work.resolution, work.frames, "gfvd"),
             measures.steadiness(),
         ]
 
-    def more(self, run, vars, outside: Measured, companion: Callable) -> list[MetricResult]:
+    def more(self, run, vars, outside: Measured) -> list[MetricResult]:
         """What a judge says."""
         if not self.judge:
             return []
         names = [field.name for field in dataclasses.fields(class_generation.ClassGeneration)]
         judged = {name: getattr(self, name) for name in names}
-        return class_generation.ClassGeneration(**judged).evaluate(run, vars, companion)
+        return class_generation.ClassGeneration(**judged).evaluate(run, vars)
 
 
 def write(run, name: str, clips: int, rows: Sequence[MetricResult]) -> None:

@@ -30,7 +30,7 @@ class Reading(OnPairs):
     reader: str = ""
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         source, _ = renderer(run, self.pairs)
         if not isinstance(source, HeadsSource):
             raise ConfigError(
@@ -39,7 +39,7 @@ class Reading(OnPairs):
             )
         trained_reader(self.reader, source[0]["video"].shape[1])
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """R^2 of the driver's motion factors and of the numbers of the source's identity, accuracy of its classes, and
         their means; one row that says what is missing, where there is no reader.
 

@@ -43,8 +43,8 @@ class Setting(NamedTuple):
       name: in `models.vidtwin.LATENTS`.
       structure: (n_q, h_S, w_S, d_S).
       dynamics: (f, w_D + h_D, d_D).
-      numbers: of both.
-      rate: of the clip's numbers (B.1).
+      numbers: how many numbers both latents have.
+      rate: their share of the clip's numbers (B.1).
     """
 
     name: str
@@ -58,10 +58,10 @@ class Cost(NamedTuple):
     """What a pseudo DiT costs at batch 1 in float32.
 
     Attributes:
-      tokens: of its input.
-      parameters: of the network.
-      forward_flops: of one forward pass.
-      step_flops: of one training step: forward, backward, Adam.
+      tokens: the number of tokens of its input.
+      parameters: the number of parameters of the network.
+      forward_flops: the FLOPs of one forward pass.
+      step_flops: the FLOPs of one training step: forward, backward, Adam.
       step_bytes: most memory that a training step holds: parameters, moments, gradients, activations.
       ffn_parameters, ffn_flops: of the feed-forward layers and norms alone, forward.
     """

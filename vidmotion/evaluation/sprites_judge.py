@@ -1,27 +1,28 @@
 """How well the Sprites judge reads real test clips."""
 
 import dataclasses
-import logging
-from collections.abc import Callable
 
 import numpy as np
 
+from vidmotion.checkpoint import Checkpointer
+from vidmotion.errors import ConfigError
 from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.transfer import through
 from vidmotion.metrics import judge as metrics
 from vidmotion.metrics.result import MetricResult
-from vidmotion.open_run import load_config
+from vidmotion.open_run import open_run
 from vidmotion.run import Run
-from vidmotion.systems.sprites_judge import LABELS, labels_of
+from vidmotion.system import Vars, fingerprint
+from vidmotion.systems.sprites_judge import LABELS, SpritesJudge, labels_of
 
-log = logging.getLogger(__name__)
+NEEDS = "{}, the workdir of a run of configs/sprites_judge.py"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeAccuracy(Evaluator):
     """How well the Sprites judge reads real test clips."""
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """Accuracy of each label on every clip of the eval split."""
         source = run.source("eval")
         probabilities, labels = judge_clips(run, vars, [source[i] for i in range(len(source))])
@@ -47,19 +48,29 @@ def judge_clips(
     return probabilities, labels_of(stacked)
 
 
-def trained_judge(
-    name: str, workdir: str, companion: Callable, sheets_dir: str
-) -> tuple[Run, tuple, str]:
-    """A judge: (its run, variables, identity).
+def trained_judge(workdir: str, field: str) -> tuple[Run, Vars, str] | None:
+    """A judge, its variables, and the beginning of their fingerprint; None where `workdir` is empty.
 
     Args:
-      name: of the judge's config.
-      workdir: where it lies, or is trained.
-      companion: as of `Evaluator.evaluate`.
-      sheets_dir: the sheets that it learns from.
+      workdir: the folder of a run of configs/sprites_judge.py.
+      field: the field of the config that names it, for messages.
+
+    Raises:
+      ConfigError: no such run, another system's, or a training that has not come to its end.
+      CheckpointError: it holds no checkpoint.
     """
-    config = load_config(name)
-    config.data.common.sheets_dir = sheets_dir
-    log.info("judge: %s in %s", name, workdir)
-    judge_run = companion(Run(config, workdir))
-    return judge_run, judge_run.trained_vars(), f"{name} trained here"
+    if not workdir:
+        return None
+    judge, field = open_run(workdir), f"config.evals.{field}={workdir!r}"
+    if not isinstance(judge.system, SpritesJudge):
+        raise ConfigError(
+            f"{field} holds a run of {judge.config.system.name!r}; needed is one of configs/sprites_judge.py"
+        )
+    with Checkpointer(workdir, read_only=True) as checkpointer:
+        done = max(checkpointer.steps(), default=0)
+    if done < judge.config.steps:
+        raise ConfigError(
+            f"{field} has been trained for {done} of {judge.config.steps} steps: let its training come to the end"
+        )
+    vars = judge.trained_vars()
+    return judge, vars, fingerprint(vars.params)[:12]

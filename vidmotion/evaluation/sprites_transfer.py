@@ -10,11 +10,11 @@ import numpy as np
 
 from vidmotion.data import sprites
 from vidmotion.evaluation.evaluator import Evaluator
-from vidmotion.evaluation.sprites_judge import judge_clips, trained_judge
+from vidmotion.evaluation.sprites_judge import NEEDS, judge_clips, trained_judge
 from vidmotion.evaluation.transfer import derangement, to_uint8, transfer
 from vidmotion.metrics import codebook, judge, pixel
 from vidmotion.metrics.accumulate import Mean
-from vidmotion.metrics.result import MetricResult
+from vidmotion.metrics.result import MetricResult, not_computed
 from vidmotion.systems.sprites_judge import LABELS
 
 
@@ -25,22 +25,25 @@ class SpritesTransfer(Evaluator):
     Attributes:
       pairs: test clips; 0: all 2,664.
       batch: pairs at a time.
-      judge: the judge's config.
-      judge_workdir: where it lies or is trained; "": ``<workdir>/judge``.
+      judge: workdir of a run of configs/sprites_judge.py; "": there is none, and a row says so.
     """
 
     pairs: int
     batch: int
-    judge: str
-    judge_workdir: str = ""
+    judge: str = ""
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def check(self, run) -> None:
+        """See `Evaluator.check`."""
+        run.source("eval")
+        trained_judge(self.judge, "sprites_transfer.judge")
+
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """The five accuracies beside chance, IS, H(y|x), H(y), bits per frame, and PSNR to the true sprite."""
         source = run.source("eval")
         count = min(self.pairs or len(source), len(source))
         clips = [source[i] for i in range(count)]
         paired = derangement(count)
-        results, truth, ids, usage = [], [], [], []
+        truth, ids, usage = [], [], []
         contents = [clip["video"] for clip in clips]
         motions = [contents[j] for j in paired]
         psnr = Mean()
@@ -65,15 +68,29 @@ class SpritesTransfer(Evaluator):
             ids.append(outputs["ids"])
             usage.append(outputs["soft_usage"])
 
-        judge_run, judge_vars, name = trained_judge(
-            self.judge,
-            self.judge_workdir or str(run.workdir / "judge"),
-            companion,
-            run.config.data.common.sheets_dir,
-        )
+        size = f"{sprites.CELL}x{sprites.CELL}"
+        results = self._judged(clips, truth, size)
+
+        def add(metric, value, convention):
+            results.append(MetricResult(metric, value, convention, "none", size, count))
+
+        add("psnr/true_sprite", psnr.compute(), "common, mean of per-frame dB")
+        counts = codebook.usage_counts(np.concatenate(ids), run.system.quantizer.entries)
+        add("bits_per_frame/hard", codebook.bits_per_frame(counts), "entropy of the code histogram")
+        soft = codebook.bits_per_frame(np.concatenate(usage).mean(axis=0))
+        add("bits_per_frame/soft", soft, "entropy of the mean soft assignment")
+        return results
+
+    def _judged(self, clips: list[dict], truth: list[dict], size: str) -> list[MetricResult]:
+        """What the judge says of the clips that were made, whose wanted labels are those of `truth`."""
+        found, count = trained_judge(self.judge, "sprites_transfer.judge"), len(truth)
+        if found is None:
+            needs = NEEDS.format("config.evals.sprites_transfer.judge")
+            return [not_computed("cross_driven/action", "judged", needs, size, count)]
+        judge_run, judge_vars, name = found
         real, labels = judge_clips(judge_run, judge_vars, clips)
         probabilities, wanted = judge_clips(judge_run, judge_vars, truth)
-        size = f"{sprites.CELL}x{sprites.CELL}"
+        results = []
 
         def add(metric, value, convention, note=""):
             results.append(MetricResult(metric, value, convention, name, size, count, note))
@@ -98,9 +115,4 @@ class SpritesTransfer(Evaluator):
             else:
                 why = "not computed: not every action is among these pairs"
                 add(metric, None, convention, why)
-        add("psnr/true_sprite", psnr.compute(), "common, mean of per-frame dB")
-        counts = codebook.usage_counts(np.concatenate(ids), run.system.quantizer.entries)
-        add("bits_per_frame/hard", codebook.bits_per_frame(counts), "entropy of the code histogram")
-        soft = codebook.bits_per_frame(np.concatenate(usage).mean(axis=0))
-        add("bits_per_frame/soft", soft, "entropy of the mean soft assignment")
         return results

@@ -18,7 +18,7 @@ from vidmotion.metrics.result import MetricResult
 class Swap(OnPairs):
     """Motion transfer against the true answer, beside the two trivial ones."""
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """PSNR and SSIM of the swap, of its two baselines and of clips driven by themselves, and what the motion code
         costs: its numbers, and the bits that a quantised one spends.
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from vidmotion import animate
-from vidmotion.data import motion_codes
+from vidmotion.data import encoded
 from vidmotion.evaluation.evaluator import Evaluator
 from vidmotion.evaluation.motion_tokens import open_xnemo, write_sheet
 from vidmotion.metrics import codebook
@@ -40,11 +40,11 @@ class TokenGeneration(Evaluator):
     xnemo: str = ""
 
     def check(self, run) -> None:
-        """As of `Evaluator`."""
+        """See `Evaluator.check`."""
         run.source("eval")
-        open_xnemo(self.xnemo, run.system.codes, "motion tokenizer")
+        open_xnemo(self.xnemo, run.system.codes, encoded.MotionTokensSource)
 
-    def evaluate(self, run, vars, companion) -> list[MetricResult]:
+    def evaluate(self, run, vars) -> list[MetricResult]:
         """Score the eval split, continue `prefix` tokens of each of its sequences by `count`, and render `clips` of
         them.
 
@@ -54,7 +54,7 @@ class TokenGeneration(Evaluator):
           ConfigError: `xnemo` is not the run that the codes come from.
         """
         system, source = run.system, run.source("eval")
-        xnemo = open_xnemo(self.xnemo, system.codes, "motion tokenizer")
+        xnemo = open_xnemo(self.xnemo, system.codes, encoded.MotionTokensSource)
         real = {name: _all(source, name) for name in run.batch}
         train_ids = _all(run.source("train", length=0), "ids")
         entries, given = system.net.entries, min(self.prefix, system.length)
@@ -182,7 +182,7 @@ def _show(run, vars, xnemo, given: int, real, made, decode) -> None:
         for ids in (real["ids"], whole)
     )
     frames = min(truth.shape[1], drawn.shape[1])
-    there = motion_codes.read_provenance(system.codes, "motion tokenizer")
+    there = encoded.MotionTokensSource.read_provenance(system.codes)
     codes = np.stack([truth[:, :frames], drawn[:, :frames]], axis=1)
     write_sheet(run, xnemo, "generated", codes, there["fps"])
     if jax.process_index() == 0:

@@ -37,7 +37,7 @@ def generator_loss(
     face: tuple[Maps, Maps] | None = None,
     weights: Weights = Weights(),
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Equation 7.
+    """The generator's loss of the GAN head, Equation 7.
 
     Args:
       target_nhwc, image_nhwc: I_D and I_{R->D}, RGB in [-1, 1].

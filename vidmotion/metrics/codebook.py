@@ -5,8 +5,6 @@ merged by adding them. Entropies treat codebooks and tokens as independent, so t
 from above; what repeats over time or between codebooks could be coded in less.
 """
 
-import math
-
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -99,11 +97,6 @@ def bits_per_frame(counts: ArrayLike) -> float:
         ValueError: as `entropy_bits`.
     """
     return float(entropy_bits(counts).sum())
-
-
-def capacity_bits(codebooks: int, entries: int) -> float:
-    """Bits per token frame when every entry is used alike: N log2 J."""
-    return codebooks * math.log2(entries)
 
 
 def kbps(bits: float, frames_per_second: float = FRAMES_PER_SECOND) -> float:

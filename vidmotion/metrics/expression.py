@@ -271,7 +271,7 @@ def emo_sim(moments: Moments) -> float:
     """Mean of concordance and Pearson's correlation of valence and of arousal (X-NeMo).
 
     Args:
-      moments: of (valence, arousal) of driving frames, then of generated ones.
+      moments: the moments of (valence, arousal) of driving frames, then of generated ones.
 
     Returns:
       In [-1, 1]; NaN where one of the four courses is constant.
@@ -284,7 +284,7 @@ class EmotionSimilarity:
     """EMO-SIM over the frames of all videos, and its mean over videos; `update` adds a video.
 
     Attributes:
-      moments: of all frames, see `emo_sim`.
+      moments: the moments of all frames, see `emo_sim`.
       videos: EMO-SIM of each video.
       still: videos that `videos` leaves out, because the driving face barely changes (deviation of its
         valence or arousal below `STILL`), or the generated one does not.

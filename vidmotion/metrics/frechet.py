@@ -59,7 +59,7 @@ class Moments:
 
     @classmethod
     def empty(cls, dim: int) -> "Moments":
-        """Of no vectors of length `dim`."""
+        """The moments of no vectors yet, of length `dim`."""
         return cls(0, np.zeros(dim), np.zeros((dim, dim)))
 
     def update(self, features: ArrayLike, mask: ArrayLike | None = None) -> "Moments":
@@ -171,9 +171,9 @@ class FeatureSet:
       metric: "fid" or "fvd".
       convention: a key of `resize.IMAGE_CONVENTIONS` or `resize.CLIP_CONVENTIONS`.
       weights: identity of the network's weights.
-      resolution: of the frames before they are resized for the network, "256x256".
-      frames: of a clip; 1 for images.
-      moments: of the features.
+      resolution: the resolution of the frames before they are resized for the network, "256x256".
+      frames: the number of frames of a clip; 1 for images.
+      moments: the moments of the features.
     """
 
     metric: str
@@ -207,7 +207,7 @@ class FeatureSet:
         return cls(metric, convention, weights, resolution, frames, Moments.empty(dim))
 
     def update(self, features: ArrayLike, mask: ArrayLike | None = None) -> "FeatureSet":
-        """As `Moments.update`."""
+        """The moments with further vectors; see `Moments.update`."""
         return dataclasses.replace(self, moments=self.moments.update(features, mask))
 
     def merge(self, other: "FeatureSet") -> "FeatureSet":

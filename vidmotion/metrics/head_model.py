@@ -10,7 +10,6 @@ is not here. Shape suffixes: v vertices, i identity, e expression, t frames.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -102,8 +101,8 @@ class LinearHead:
       template: (v, 3) float64.
       shape: (v, 3, i) float64.
       expression: (v, 3, e) float64.
-      name: of the model, which rows of results give as their weights.
-      unit: of its coordinates, "cm".
+      name: the name of the model, which rows of results give as their weights.
+      unit: the unit of its coordinates, "cm".
 
     Raises:
       ValueError: shapes that do not fit, or values that are not finite.
@@ -158,22 +157,6 @@ class LinearHead:
             )
         except ValueError as error:
             raise ConfigError(f"{path}: {error}") from error
-
-    @classmethod
-    def from_bfm(cls, arrays: Mapping[str, np.ndarray]) -> "LinearHead":
-        """BFM'09 as Deep3DFaceRecon prepares it, in cm.
-
-        Args:
-          arrays: of BFM_model_front.mat (`scipy.io.loadmat`): meanshape (1, 3 v), idBase (3 v, 80),
-            exBase (3 v, 64), in decimetres; the mean is moved to the origin.
-        """
-        template = np.asarray(arrays["meanshape"], np.float64).reshape(-1, 3)
-        template = template - template.mean(axis=0)
-        bases = [
-            np.asarray(arrays[key], np.float64).reshape(*template.shape, -1)
-            for key in ("idBase", "exBase")
-        ]
-        return cls(10 * template, 10 * bases[0], 10 * bases[1], "bfm09", "cm")
 
     def vertices(
         self,
@@ -255,7 +238,7 @@ class MeshErrors:
 
     Attributes:
       model: name of the head model.
-      unit: of its coordinates.
+      unit: the unit of its coordinates.
       shape, motion, cross: means over videos; the last two of means over frames.
     """
 

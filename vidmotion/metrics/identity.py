@@ -54,22 +54,6 @@ def template(size: int) -> np.ndarray:
     raise ValueError(f"faces are aligned to multiples of 112 or 128 pixels, got {size}")
 
 
-def five_of_68(landmarks: ArrayLike) -> np.ndarray:
-    """Five points of the usual 68: (..., 68, 2) -> float64 (..., 5, 2).
-
-    An eye is the middle of its corners (points 37 and 40, 43 and 46 of 1 to 68), the nose point 31, the
-    corners of the mouth 49 and 55, as Deep3DFaceRecon takes them.
-
-    Raises:
-      ValueError: another shape.
-    """
-    points = np.asarray(landmarks, np.float64)
-    if points.shape[-2:] != (68, 2):
-        raise ValueError(f"landmarks must be (..., 68, 2), got {points.shape}")
-    eyes = [points[..., pair, :].mean(axis=-2) for pair in ([36, 39], [42, 45])]
-    return np.stack([*eyes, points[..., 30, :], points[..., 48, :], points[..., 54, :]], axis=-2)
-
-
 def similarity_transform(points: ArrayLike, target: ArrayLike) -> np.ndarray:
     """Rotation, scale and shift that take points closest to others (Umeyama 1991); no reflection.
 

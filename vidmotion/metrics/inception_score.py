@@ -40,7 +40,7 @@ class InceptionScore:
 
     @classmethod
     def empty(cls, classes: int, total: int, splits: int = SPLITS) -> "InceptionScore":
-        """Of no samples yet.
+        """The accumulator before any sample.
 
         Raises:
           ValueError: less samples than parts.

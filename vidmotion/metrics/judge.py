@@ -94,23 +94,6 @@ def inception_score(probs: ArrayLike) -> float:
     return float(np.exp(np.mean(_kl(probs, probs.mean(axis=0, keepdims=True)))))
 
 
-def kl_divergence(generated: ArrayLike, real: ArrayLike) -> float:
-    """Mean over clips of KL(p(y|generated) || p(y|real)) in nats; row i of both is the same clip.
-
-    The original takes it over all clips, not over the balanced set.
-
-    Args:
-        generated, real: (N, C) probabilities.
-
-    Raises:
-        ValueError: shapes that differ, or rows that are no probabilities.
-    """
-    generated, real = _probabilities(generated), _probabilities(real)
-    if generated.shape != real.shape:
-        raise ValueError(f"shapes differ: {generated.shape} and {real.shape}")
-    return float(np.mean(_kl(generated, real)))
-
-
 def _entropy(p: np.ndarray) -> np.ndarray:
     return 0.0 - np.sum(p * np.log(p + EPS), axis=-1)  # not -0.0 for a sure judge
 

@@ -43,7 +43,7 @@ class Reading(NamedTuple):
         and the squared error of that mean, so that the ratio is R^2 out of sample. Classes: examples read
         rightly, and examples.
       chance: the same ratio for the best constant of the fitting part: 0, or the share of its commonest class.
-      strength: of the ridge, in mean eigenvalues of the kernel; infinite where nothing could be read.
+      strength: the strength of the ridge, in mean eigenvalues of the kernel; infinite where nothing could be read.
     """
 
     won: np.ndarray
@@ -71,7 +71,7 @@ def split(groups: ArrayLike, seed: int = 0) -> Parts:
 
     Args:
       groups: (n,) integers, the group of each example: the person, or whatever must not be recognised.
-      seed: of the order in which groups are dealt.
+      seed: the seed of the order in which groups are dealt.
 
     Raises:
       ValueError: fewer than three groups.

@@ -26,7 +26,7 @@ class ImageConvention:
     """How images come to the Inception network.
 
     Attributes:
-      kind: of resizing, one of `KINDS`.
+      kind: the kind of resizing, one of `KINDS`.
       centre: value of 0..255 that becomes zero; the same number becomes the unit.
       divide_by: of the covariance, "N-1" or "N".
     """
@@ -41,7 +41,7 @@ class ClipConvention:
     """How clips come to I3D, and what follows.
 
     Attributes:
-      kind: of resizing, one of `KINDS`.
+      kind: the kind of resizing, one of `KINDS`.
       crop: resize the shorter side and cut the centre out, not both sides to the square.
       quantise: of floats: "round" to 0..255, "truncate" as VideoGPT's script does, or "keep".
       bn_eps: of the network's batch norms.

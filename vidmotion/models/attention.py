@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vidmotion import chunked_map
-from vidmotion.models import forms
+from vidmotion.models import forms, fused, layers
 from vidmotion.models.blocks import Dtype
 
 # Logits that a device holds at once, 256 MiB of float32; more are computed in pieces, one after the other.
@@ -32,22 +32,28 @@ def attend(
     v_nshd: jax.Array,
     mask_ns: jax.Array | None = None,
     limit: int = MAX_LOGITS,
+    causal: bool = False,
 ) -> jax.Array:
-    """softmax(q k' / sqrt(d)) v with bounded memory.
+    """softmax(q k' / sqrt(d)) v with bounded memory, in the form for the platform (`forms`, `fused`).
 
-    Above `limit` logits, rows and then pieces of the queries are computed one after the other, and
-    again in the backward pass, so that memory grows with the tokens and not with their square. Where
-    the batch is cut over a mesh (`sharding.OnMesh`), each device goes through its own rows.
+    Where no kernel does without them, logits above `limit` are computed for rows, and then pieces of the queries, one
+    after the other, and again in the backward pass, so that memory grows with the tokens and not with their square.
+    Where the batch is cut over a mesh (`sharding.OnMesh`), each device goes through its own rows.
 
     Args:
       q_nlhd, k_nshd, v_nshd: queries, keys and values.
       mask_ns: bool, False for keys that are left out; each row keeps at least one.
       limit: number of logits for a device to hold at once; those of one query at least are held.
+      causal: query i attends to the keys up to i; not with a mask. All logits are held, except by a kernel.
 
     Returns:
       (n, l, h, d) of the dtype of the values; the softmax is float32.
     """
-    y_nlhd = forms.attention(q_nlhd, k_nshd, v_nshd, mask_ns, limit)
+    y_nlhd = fused.attention(q_nlhd, k_nshd, v_nshd, mask_ns, causal)
+    if y_nlhd is None and causal:
+        return jax.nn.dot_product_attention(q_nlhd, k_nshd, v_nshd, is_causal=True)
+    if y_nlhd is None:
+        y_nlhd = forms.attention(q_nlhd, k_nshd, v_nshd, mask_ns, limit)
     if y_nlhd is not None:
         return y_nlhd
     rows, queries, heads, width = q_nlhd.shape
@@ -72,12 +78,37 @@ def attend(
     return chunked_map.each(one_row, row, max(1, limit // per_row), shards)
 
 
+def attend_frames(
+    q_btphd: jax.Array, k_btphd: jax.Array, v_btphd: jax.Array, causal: bool = False
+) -> jax.Array:
+    """Attention among the frames at each place.
+
+    Args:
+      q_btphd, k_btphd, v_btphd: queries, keys and values, (batch, frames, places, heads, width).
+      causal: each frame attends to itself and to earlier ones.
+
+    Returns:
+      The same shape, of the dtype of the values.
+    """
+    y_btphd = fused.frames(q_btphd, k_btphd, v_btphd, causal)
+    if y_btphd is not None:
+        return y_btphd
+    batch, count, places, heads, width = q_btphd.shape
+    # Channels stay together while frames and places change places.
+    rows = (
+        x.reshape(batch, count, places, -1).swapaxes(1, 2).reshape(-1, count, heads, width)
+        for x in (q_btphd, k_btphd, v_btphd)
+    )
+    y_bptc = attend(*rows, causal=causal).reshape(batch, places, count, -1)
+    return y_bptc.swapaxes(1, 2).reshape(q_btphd.shape)
+
+
 class Attention(nn.Module):
     """Multi-head attention to the rows' own tokens, to a context, or to both own and given keys.
 
     Attributes:
       heads: number of heads; divides the width.
-      dtype: of the matrix products; the softmax is float32.
+      dtype: the dtype of the matrix products; the softmax is float32.
     """
 
     heads: int
@@ -107,18 +138,16 @@ class Attention(nn.Module):
         rows, _, width = x_nlc.shape
         context_nsc = x_nlc if context_nsc is None else context_nsc
 
-        def project(name: str, y: jax.Array) -> jax.Array:
-            y = forms.Dense(width, use_bias=False, dtype=self.dtype, name=name)(y)
-            return y.reshape(*y.shape[:-1], self.heads, -1)
-
-        out = functools.partial(forms.Dense, width, dtype=self.dtype, name="out")
+        dense = functools.partial(forms.Dense, use_bias=False, dtype=self.dtype)
+        out = functools.partial(forms.Dense, dtype=self.dtype)
         if context_nsc.shape[1] == 1 and bank is None and not self.is_initializing():
-            only_n1c = out()(project("v", context_nsc).reshape(rows, 1, width))
+            only_n1c = out(width, name="out")(dense(width, name="v")(context_nsc))
             return jnp.broadcast_to(only_n1c, x_nlc.shape)
-        q, k, v = project("q", x_nlc), project("k", context_nsc), project("v", context_nsc)
-        mask_ns = None
-        if bank is not None:
-            own = k.shape[1]
+
+        def with_bank(q, k, v):
+            if bank is None:
+                return attend(q, k, v)
+            own, mask_ns = k.shape[1], None
             # One softmax over own and given keys. Two of them, merged by their log-sum-exp, take
             # as long, and `jax.nn.dot_product_attention` gives its log-sum-exp no gradient.
             k, v = (
@@ -128,16 +157,26 @@ class Attention(nn.Module):
                 for mine, given in zip((k, v), bank)
             )
             if mask_bs is not None:
-                mask_bs = jnp.pad(mask_bs, ((0, 0), (own, 0)), constant_values=True)
-                mask_ns = jnp.repeat(mask_bs, rows // len(mask_bs), 0)
-        return out()(attend(q, k, v, mask_ns).reshape(x_nlc.shape))
+                mask = jnp.pad(mask_bs, ((0, 0), (own, 0)), constant_values=True)
+                mask_ns = jnp.repeat(mask, rows // len(mask), 0)
+            return attend(q, k, v, mask_ns)
+
+        return layers.attention(
+            x_nlc,
+            context_nsc,
+            heads=self.heads,
+            dense=dense,
+            out=out,
+            names=layers.SHORT,
+            attend=with_bank,
+        )
 
 
 class FeedForward(nn.Module):
     """GEGLU: to eight times the width, value times exact GELU of the gate, back.
 
     Attributes:
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     dtype: Dtype = jnp.float32
@@ -145,8 +184,11 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_nlc: jax.Array) -> jax.Array:
         """(n, l, c) -> (n, l, c), without the residual."""
-        width = x_nlc.shape[-1]
-        y = forms.Dense(8 * width, dtype=self.dtype, name="in")(x_nlc)
-        value, gate = jnp.split(y, 2, axis=-1)
-        y = value * forms.gelu(gate)
-        return forms.Dense(width, dtype=self.dtype, name="out")(y)
+
+        def gated(y):
+            value, gate = jnp.split(y, 2, axis=-1)
+            return value * forms.gelu(gate)
+
+        dense = functools.partial(forms.Dense, dtype=self.dtype)
+        hidden = 8 * x_nlc.shape[-1]
+        return layers.mlp(x_nlc, hidden, dense=dense, names=("in", "out"), activation=gated)

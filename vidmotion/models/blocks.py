@@ -5,12 +5,15 @@ weights. Shape suffixes: b batch, h height, w width, l = h w, n heads, d head wi
 Fold time into b.
 """
 
+import functools
+
 import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from vidmotion.models import forms
+from vidmotion.models.layers import SHORT, attention
 
 Dtype = jnp.dtype | type
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -33,8 +36,8 @@ class ResBlock(nn.Module):
     Attributes:
       channels: output channels; a 1x1 `shortcut` is made when the input has another number.
       groups: groups of the norms.
-      epsilon: of the norms; 1e-6 in the autoencoder, 1e-5 in the UNet.
-      dtype: of the computation; parameters stay float32.
+      epsilon: the epsilon of the norms; 1e-6 in the autoencoder, 1e-5 in the UNet.
+      dtype: the dtype of the computation; parameters stay float32.
     """
 
     channels: int
@@ -66,8 +69,8 @@ class Attention2D(nn.Module):
 
     Attributes:
       groups: groups of the norm.
-      epsilon: of the norm.
-      dtype: of the computation.
+      epsilon: the epsilon of the norm.
+      dtype: the dtype of the computation.
     """
 
     groups: int = 32
@@ -77,13 +80,11 @@ class Attention2D(nn.Module):
     @nn.compact
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
         """(b, h, w, c) -> (b, h, w, c)."""
-        b, h, w, c = x_bhwc.shape
         y = group_norm(self.groups, self.epsilon, self.dtype, "norm")(x_bhwc)
         y_blc = einops.rearrange(y, "b h w c -> b (h w) c")
-        q, k, v = (forms.Dense(c, dtype=self.dtype, name=n)(y_blc)[:, :, None] for n in "qkv")
-        y_blnd = jax.nn.dot_product_attention(q, k, v)
-        y = forms.Dense(c, dtype=self.dtype, name="out")(y_blnd.reshape(b, h, w, c))
-        return x_bhwc + y
+        dense = functools.partial(forms.Dense, dtype=self.dtype)
+        y_blc = attention(y_blc, heads=1, dense=dense, names=SHORT)
+        return x_bhwc + y_blc.reshape(x_bhwc.shape)
 
 
 class Downsample(nn.Module):
@@ -92,7 +93,7 @@ class Downsample(nn.Module):
     Attributes:
       padding: ((top, bottom), (left, right)); symmetric in the UNet, ((0, 1), (0, 1)) in the
         autoencoder.
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     padding: Padding = SAME
@@ -110,7 +111,7 @@ class Upsample(nn.Module):
     """Each pixel repeated 2x2 (nearest neighbour), then a 3x3 convolution.
 
     Attributes:
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     dtype: Dtype = jnp.float32

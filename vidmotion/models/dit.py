@@ -4,12 +4,18 @@ Shape suffixes: b batch, t frames, n tokens of a frame (patches, row by row), k 
 h heads, e head width, m motion feature; bthwc is a video or latent video.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jax.typing import DTypeLike
+
+from vidmotion.models import forms
+from vidmotion.models.attention import attend, attend_frames
+from vidmotion.models.layers import FUSED, AdaLN, attention, mlp, split_dense, stack, zeros
 
 # Width, depth and heads of the DiT paper's Table 1; the patch size is a field of its own.
 SIZES = {
@@ -18,7 +24,6 @@ SIZES = {
     "L": dict(width=1024, layers=24, heads=16),
     "XL": dict(width=1152, layers=28, heads=16),
 }
-zeros = nn.initializers.zeros
 xavier = nn.initializers.xavier_uniform()
 
 
@@ -51,12 +56,24 @@ def sincos_2d(width: int, rows: int, columns: int) -> np.ndarray:
 
 def rotary(x_btnhe: jax.Array, base: float = 10000.0) -> jax.Array:
     """Rotate pairs of channels by the frame index (Su et al. 2021); x is (B, T, N, heads, e)."""
-    half = x_btnhe.shape[-1] // 2
+    heads, width = x_btnhe.shape[-2:]
+    half = width // 2
     angle_te = jnp.outer(jnp.arange(x_btnhe.shape[1]), base ** (-jnp.arange(half) / half))
-    cos, sin = jnp.cos(angle_te)[None, :, None, None], jnp.sin(angle_te)[None, :, None, None]
-    first, second = x_btnhe[..., :half], x_btnhe[..., half:]
-    turned = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
-    return turned.astype(x_btnhe.dtype)
+    cos, sin = (jnp.tile(f(angle_te), (1, 2)) for f in (jnp.cos, jnp.sin))
+    if forms.platform() != "tpu":
+        first, second = x_btnhe[..., :half], x_btnhe[..., half:]
+        other = jnp.concatenate([-second, first], axis=-1)
+        turned = x_btnhe * cos[None, :, None, None] + other * sin[None, :, None, None]
+        return turned.astype(x_btnhe.dtype)
+    # Channels are whole tiles there, and cutting them in halves is dearer than this product, which only moves them.
+    swap_ee = np.block(
+        [[np.zeros((half, half)), np.eye(half)], [-np.eye(half), np.zeros((half, half))]]
+    )
+    swap_cc = jnp.asarray(np.kron(np.eye(heads), swap_ee), x_btnhe.dtype)
+    x_btnc = x_btnhe.reshape(*x_btnhe.shape[:3], -1)
+    other = jnp.matmul(x_btnc, swap_cc, precision="highest")
+    cos, sin = (jnp.tile(table, (1, heads))[None, :, None] for table in (cos, sin))
+    return (x_btnc * cos + other * sin).astype(x_btnhe.dtype).reshape(x_btnhe.shape)
 
 
 class TimeEmbedding(nn.Module):
@@ -89,52 +106,51 @@ def group_norm(x_btnd: jax.Array, groups: int, eps: float = 1e-6) -> jax.Array:
     return normed.reshape(x_btnd.shape).astype(x_btnd.dtype)
 
 
-class Conditioning(nn.Module):
-    """Scales, shifts and gates for `sites` normalisations from time and motion.
+class AdaGN(nn.Module):
+    """Scales, shifts and gates of a block's norms, read from time and motion (Eq. 5).
 
-    ``adagn`` is Eq. 5: AdaGN(h, m, t) = m_s * (t_s * GroupNorm(h) + t_b) + m_b with (t_s, t_b) linear in
-    the time embedding and (m_s, m_b) linear in the motion, written t_s = 1 + dt, m_s = 1 + dm with
-    zero-initialised projections. ``add_temb`` adds a projection of the motion to the time embedding
-    instead, which is plain adaLN-Zero.
+    AdaGN(h, m, t) = m_s * (t_s * GroupNorm(h) + t_b) + m_b with (t_s, t_b) linear in the time embedding and
+    (m_s, m_b) linear in the motion, written t_s = 1 + dt, m_s = 1 + dm with zero-initialised projections.
+
+    Attributes:
+      width, sites, gates, gate_start, dtype: see `layers.AdaLN`.
     """
 
     width: int
     sites: int
-    inject: str
     gates: bool
     gate_start: float = 0.0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, temb_btd: jax.Array, m_btm: jax.Array, cond_btd: jax.Array):
-        """Returns per site a function h_btnd -> modulated h, and the gates (B, T, 1, D) (or None)."""
+    def __call__(self, temb_bt1d: jax.Array, m_bt1m: jax.Array, cond_bt1d: jax.Array):
+        """As `layers.AdaLN`; the gates are read from `cond_bt1d`, which has time and motion."""
+        size = self.width, self.dtype
+        time = split_dense(nn.silu(temb_bt1d), 2 * self.sites, *size, "time")
+        motion = split_dense(m_bt1m, 2 * self.sites, *size, "motion")
 
-        def project(name, x, count, start=0.0):
-            dense = nn.Dense(
-                count * self.width,
-                kernel_init=zeros,
-                bias_init=nn.initializers.constant(start),
-                dtype=self.dtype,
-                name=name,
-            )
-            return jnp.split(dense(x)[:, :, None], count, axis=-1)
+        def modulate(site, h):
+            (t_s, t_b), (m_s, m_b) = (x[2 * site : 2 * site + 2] for x in (time, motion))
+            return (1.0 + m_s) * ((1.0 + t_s) * h + t_b) + m_b
 
-        if self.inject == "adagn":
-            time = project("time", nn.silu(temb_btd), 2 * self.sites)
-            motion = project("motion", m_btm, 2 * self.sites)
+        if not self.gates:
+            return modulate, []
+        return modulate, split_dense(cond_bt1d, self.sites, *size, "gate", self.gate_start)
 
-            def modulate(site, h):
-                (t_s, t_b), (m_s, m_b) = (x[2 * site : 2 * site + 2] for x in (time, motion))
-                return (1.0 + m_s) * ((1.0 + t_s) * h + t_b) + m_b
-        else:
-            both = project("both", cond_btd, 2 * self.sites)
 
-            def modulate(site, h):
-                scale, shift = both[2 * site : 2 * site + 2]
-                return (1.0 + scale) * h + shift
+def conditioning(inject: str, condition: tuple, width: int, sites: int, name: str, **fields):
+    """What `layers.AdaLN` returns, with the motion injected in one of the ways of `VideoDiT.motion_inject`.
 
-        gates = project("gate", cond_btd, self.sites, self.gate_start) if self.gates else None
-        return modulate, gates
+    Args:
+      inject: ``adagn`` or ``add_temb``.
+      condition: the embedded time, the motion, and the SiLU of the time's embedding with the motion added; (B, T, 1, D)
+        each.
+      width, sites, fields: of `layers.AdaLN`.
+      name: the name of the module.
+    """
+    if inject == "adagn":
+        return AdaGN(width, sites, name=name, **fields)(*condition)
+    return AdaLN(width, sites, name=name, **fields)(condition[2])
 
 
 class Block(nn.Module):
@@ -155,37 +171,34 @@ class Block(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x_btnd, temb_btd, m_btm, cond_btd):
-        modulate, (gate_attention, gate_mlp) = Conditioning(
+    def __call__(self, x_btnd, temb_bt1d, m_bt1m, cond_bt1d):
+        modulate, (gate_attention, gate_mlp) = conditioning(
+            self.inject,
+            (temb_bt1d, m_bt1m, cond_bt1d),
             self.width,
             2,
-            self.inject,
-            True,
-            0.0 if self.temporal else self.gate_start,
-            self.dtype,
-            name="conditioning",
-        )(temb_btd, m_btm, cond_btd)
+            "conditioning",
+            gates=True,
+            gate_start=0.0 if self.temporal else self.gate_start,
+            dtype=self.dtype,
+        )
+        dense = functools.partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
         h = modulate(0, group_norm(x_btnd, self.groups))
-        x_btnd = x_btnd + gate_attention * self._attention(h)
+        split = functools.partial(forms.Split, kernel_init=xavier, dtype=self.dtype)
+        h = attention(
+            h, heads=self.heads, dense=dense, names=FUSED, split=split, attend=self._attend
+        )
+        x_btnd = x_btnd + gate_attention * h
         h = modulate(1, group_norm(x_btnd, self.groups))
-        h = nn.Dense(self.mlp_dim, kernel_init=xavier, dtype=self.dtype, name="mlp_in")(h)
-        h = nn.gelu(h, approximate=True)
-        h = nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="mlp_out")(h)
-        return x_btnd + gate_mlp * h
+        return x_btnd + gate_mlp * mlp(h, self.mlp_dim, dense=dense)
 
-    def _attention(self, h_btnd: jax.Array) -> jax.Array:
-        qkv = nn.Dense(3 * self.width, kernel_init=xavier, dtype=self.dtype, name="qkv")(h_btnd)
-        q, k, v = rearrange(qkv, "b t n (z h e) -> z b t n h e", z=3, h=self.heads)
-        if self.temporal and self.rope:
-            q, k = rotary(q), rotary(k)
-        order = "b t n h e -> (b n) t h e" if self.temporal else "b t n h e -> (b t) n h e"
-        out = jax.nn.dot_product_attention(*(rearrange(x, order) for x in (q, k, v)))
-        frames, tokens = h_btnd.shape[1:3]
-        if self.temporal:
-            out = rearrange(out, "(b n) t h e -> b t n (h e)", n=tokens)
-        else:
-            out = rearrange(out, "(b t) n h e -> b t n (h e)", t=frames)
-        return nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="out")(out)
+    def _attend(self, q_btnhe: jax.Array, k_btnhe: jax.Array, v_btnhe: jax.Array) -> jax.Array:
+        if not self.temporal:
+            rows = (rearrange(x, "b t n h e -> (b t) n h e") for x in (q_btnhe, k_btnhe, v_btnhe))
+            return attend(*rows).reshape(q_btnhe.shape)
+        if self.rope:
+            q_btnhe, k_btnhe = rotary(q_btnhe), rotary(k_btnhe)
+        return attend_frames(q_btnhe, k_btnhe, v_btnhe)
 
 
 class Unit(nn.Module):
@@ -200,8 +213,7 @@ class Unit(nn.Module):
     block: dict
 
     @nn.compact
-    def __call__(self, x_btnd, temb_btd, m_btm, cond_btd):
-        condition = temb_btd, m_btm, cond_btd
+    def __call__(self, x_btnd, *condition):
         for i, marked in enumerate(self.pattern):
             if not (marked and self.alternate):
                 x_btnd = Block(**self.block, temporal=False, name=f"spatial_{i}")(
@@ -233,7 +245,7 @@ class VideoDiT(nn.Module):
         (concatenated to the patch's values whole, however wide it is; K likewise), ``token``
         (appended to the frame's tokens in the spatial attention) or ``reshape`` (c has exactly the
         number of values of one latent frame).
-      groups: of the group norms.
+      groups: the number of groups of the group norms.
       gate_start: value of the spatial blocks' gates in a fresh network; 0 is adaLN-Zero. Those of temporal blocks
         start at 0 in any case, so that they may join later without a jump.
       remat, scan: recompute blocks in the backward pass; compile the repeating unit once.
@@ -360,12 +372,11 @@ class VideoDiT(nn.Module):
 
         temb_btd = TimeEmbedding(self.width, self.dtype, name="time")(time_bt)
         cond_btd = nn.silu(temb_btd + dense(self.width, "motion")(m_btm))
-        condition = temb_btd, m_btm, cond_btd
+        condition = tuple(x[:, :, None] for x in (temb_btd, m_btm, cond_btd))
         x_btnd = self._units(x_btnd, condition)
 
-        modulate, _ = Conditioning(
-            self.width, 1, self.motion_inject, False, dtype=self.dtype, name="final_conditioning"
-        )(*condition)
+        name, fields = "final_conditioning", {"gates": False, "dtype": self.dtype}
+        modulate, _ = conditioning(self.motion_inject, condition, self.width, 1, name, **fields)
         x_btnd = modulate(0, group_norm(x_btnd[:, :, : self.tokens], self.groups))
         x_btnc = dense(self.patch**2 * self.channels, "final", zeros)(x_btnd)
         return unpatchify(x_btnc.astype(jnp.float32), self.patch, self.height)
@@ -396,16 +407,5 @@ class VideoDiT(nn.Module):
             dtype=self.dtype,
         )
         arguments = (marked[:period], self.placement == "alternate", self.temporal, block)
-        unit = nn.remat(Unit, prevent_cse=not self.scan) if self.remat else Unit
-        if self.scan:
-            unit = nn.scan(
-                unit,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                length=self.layers // period,
-                in_axes=(nn.broadcast,) * len(condition),
-            )
-            return unit(*arguments, name="units")(x_btnd, *condition)[0]
-        for i in range(self.layers // period):
-            x_btnd, _ = unit(*arguments, name=f"unit_{i}")(x_btnd, *condition)
-        return x_btnd
+        loops = {"scan": self.scan, "remat": self.remat}
+        return stack(Unit, arguments, self.layers // period, "unit", x_btnd, condition, **loops)

@@ -23,22 +23,28 @@ from vidmotion import chunked_map
 ONE_BY_ONE = 2**14
 # Logits of one head that are computed at once: 4 MiB, about what a core's cache holds.
 AT_ONCE = 2**20
-_ACCELERATOR = contextvars.ContextVar("accelerator", default=False)
+_PLATFORM = contextvars.ContextVar("platform", default=None)
 
 
 @contextlib.contextmanager
-def of_accelerators() -> Iterator[None]:
-    """What is traced within has the forms of an accelerator, whatever the device: to be weighed, not to be run."""
-    token = _ACCELERATOR.set(True)
+def of(platform: str) -> Iterator[None]:
+    """What is traced within has the forms of a platform, ``tpu``, ``gpu`` or ``any`` accelerator, whatever the device
+    here: to be compiled, not to be run."""
+    token = _PLATFORM.set(platform)
     try:
         yield
     finally:
-        _ACCELERATOR.reset(token)
+        _PLATFORM.reset(token)
+
+
+def platform() -> str:
+    """Whose forms what is traced now takes: ``cpu``, ``tpu``, ``gpu``, or ``any``: XLA's own."""
+    return (_PLATFORM.get() or jax.default_backend()) if chunked_map.wanted() else "any"
 
 
 def on_cpu() -> bool:
     """Whether what is traced now takes the forms for the CPU."""
-    return jax.default_backend() == "cpu" and chunked_map.wanted() and not _ACCELERATOR.get()
+    return platform() == "cpu"
 
 
 def plain(*arrays: jax.Array) -> bool:
@@ -239,6 +245,37 @@ class Dense(nn.Dense):
         if not self.use_bias:
             return y
         return biased(y, self.param("bias", self.bias_init, (self.features,), self.param_dtype))
+
+
+class Split(nn.Module):
+    """A dense layer whose output is cut into equal parts, such as queries, keys and values.
+
+    On accelerators each part is a product of its own with its columns of the kernel: cutting the kernel is cheap, while
+    parts that are cut from activations, and put together again in the backward pass, are copied.
+
+    Attributes:
+      features: of each part.
+      parts: how many.
+      kernel_init: of the kernel (c, parts features), whose columns are in the order of the parts.
+      dtype: of the computation.
+    """
+
+    features: int
+    parts: int = 3
+    kernel_init: nn.initializers.Initializer = nn.linear.default_kernel_init
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """(..., c) -> as many (..., features) as there are parts."""
+        width = self.parts * self.features
+        kernel_cd = self.param("kernel", self.kernel_init, (x.shape[-1], width))
+        bias_d = self.param("bias", nn.initializers.zeros, (width,))
+        x, kernel_cd, bias_d = nn.dtypes.promote_dtype(x, kernel_cd, bias_d, dtype=self.dtype)
+        if on_cpu():
+            return tuple(jnp.split(biased(x @ kernel_cd, bias_d), self.parts, axis=-1))
+        kernels, biases = (jnp.split(y, self.parts, axis=-1) for y in (kernel_cd, bias_d))
+        return tuple(biased(x @ kernel, bias) for kernel, bias in zip(kernels, biases))
 
 
 class Conv(nn.Conv):

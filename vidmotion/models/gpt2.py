@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vidmotion.models.layers import attention, mlp
+
 
 class Cache(NamedTuple):
     """Keys and values of everything decoded so far, in arrays of fixed size.
@@ -44,6 +46,10 @@ class Cache(NamedTuple):
         )
 
 
+def _dense(stddev: float, dtype: DTypeLike) -> functools.partial:
+    return functools.partial(nn.Dense, kernel_init=nn.initializers.normal(stddev), dtype=dtype)
+
+
 class Attention(nn.Module):
     """Multi-head attention with biases and a float32 softmax; no dropout on its weights.
 
@@ -59,20 +65,15 @@ class Attention(nn.Module):
     def __call__(
         self, x_bsd: jax.Array, mask_11st: jax.Array, layer: int, cache: Cache | None
     ) -> tuple[jax.Array, Cache | None]:
-        batch, tokens, width = x_bsd.shape
-        head_shape = (batch, tokens, self.heads, width // self.heads)
-        dense = functools.partial(nn.Dense, width, dtype=self.dtype)
-        init = nn.initializers.normal(0.02)
-        q_bshk, k_bthk, v_bthk = (
-            dense(kernel_init=init, name=name)(x_bsd).reshape(head_shape)
-            for name in ("query", "key", "value")
-        )
-        if cache is not None:
-            cache = cache.write(layer, k_bthk, v_bthk)
-            k_bthk, v_bthk = cache.keys_bthk[layer], cache.values_bthk[layer]
-        y_bshk = jax.nn.dot_product_attention(q_bshk, k_bthk, v_bthk, mask=mask_11st)
-        init = nn.initializers.normal(self.residual_stddev)
-        return dense(kernel_init=init, name="out")(y_bshk.reshape(x_bsd.shape)), cache
+        def attend(q_bshk, k_bthk, v_bthk):
+            nonlocal cache
+            if cache is not None:
+                cache = cache.write(layer, k_bthk, v_bthk)
+                k_bthk, v_bthk = cache.keys_bthk[layer], cache.values_bthk[layer]
+            return jax.nn.dot_product_attention(q_bshk, k_bthk, v_bthk, mask=mask_11st)
+
+        dense, out = _dense(0.02, self.dtype), _dense(self.residual_stddev, self.dtype)
+        return attention(x_bsd, heads=self.heads, dense=dense, out=out, attend=attend), cache
 
 
 class Block(nn.Module):
@@ -95,18 +96,15 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
         drop = functools.partial(nn.Dropout, self.dropout, deterministic=deterministic)
-        dense = functools.partial(nn.Dense, dtype=self.dtype)
+        dense, out = _dense(0.02, self.dtype), _dense(self.residual_stddev, self.dtype)
 
         y = norm(name="attention_norm")(x_bsd)
-        attention = Attention(self.heads, self.residual_stddev, self.dtype, name="attention")
-        y, cache = attention(y, mask_11st, layer, cache)
+        attend = Attention(self.heads, self.residual_stddev, self.dtype, name="attention")
+        y, cache = attend(y, mask_11st, layer, cache)
         x_bsd = x_bsd + drop(name="attention_dropout")(y)
 
         y = norm(name="mlp_norm")(x_bsd)
-        y = dense(self.mlp_dim, kernel_init=nn.initializers.normal(0.02), name="wi")(y)
-        y = nn.gelu(y, approximate=True)
-        init = nn.initializers.normal(self.residual_stddev)
-        y = dense(x_bsd.shape[-1], kernel_init=init, name="wo")(y)
+        y = mlp(y, self.mlp_dim, dense=dense, out=out, names=("wi", "wo"))
         return x_bsd + drop(name="mlp_dropout")(y), cache
 
 
@@ -125,7 +123,7 @@ class GPT2(nn.Module):
       max_positions: rows of the position table, the longest sequence.
       mlp_dim: hidden channels of the feed-forward; None means 4 * width.
       dropout: rate.
-      dtype: of the computation and of the result.
+      dtype: the dtype of the computation and of the result.
     """
 
     width: int

@@ -28,7 +28,7 @@ class Look(nn.Module):
       width: channels of the first level, a multiple of `groups`.
       blocks: residual blocks a level.
       narrow: channels of each position at the end.
-      groups: of the norms.
+      groups: the number of groups of the norms.
     """
 
     patch: int

@@ -27,10 +27,10 @@ class Bend:
     """A random affine map and thin-plate spline of the plane, one per example.
 
     Args:
-      key: of the draw.
+      key: the random key of the draw.
       batch: examples.
       affine: standard deviation of the affine map's numbers about the identity.
-      spline: of the spline's weights, at `points` x `points` control points.
+      spline: the standard deviation of the spline's weights, at `points` x `points` control points.
     """
 
     def __init__(
@@ -64,17 +64,17 @@ class Bend:
 
 
 class KeypointDetector(nn.Module):
-    """An hourglass whose heat maps' centres are the keypoints.
+    """Finds keypoints in a picture: the centres of the heat maps that an hourglass makes.
 
     Group norm stands in for the original's batch norm, so that there are no running statistics.
 
     Attributes:
-      points: J.
-      blocks: halvings of the hourglass; width doubles with each, up to `max_width`.
-      width, max_width: channels.
-      shrink: the picture is made this much smaller first.
-      temperature: of the softmax over places.
-      dtype: of the convolutions; heat maps are float32.
+      points: J, the number of keypoints.
+      blocks: how often the hourglass halves its map; the width doubles each time, up to `max_width`.
+      width, max_width: channels of the first map, and the most that a map has.
+      shrink: factor by which the picture is made smaller first.
+      temperature: the temperature of the softmax over places.
+      dtype: the dtype of the convolutions; heat maps are float32.
     """
 
     points: int = 15
@@ -117,8 +117,8 @@ class KeypointMotion(nn.Module):
 
     Attributes:
       detector: arguments of `KeypointDetector`.
-      token_width: of a token.
-      dtype: of the detector.
+      token_width: the width of a token.
+      dtype: the dtype of the detector.
     """
 
     detector: dict

@@ -12,6 +12,7 @@ Shape suffixes: b batch, n tokens, w numbers of a token, d width, t h w c of a l
 """
 
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
@@ -22,10 +23,10 @@ from einops import rearrange
 from jax.typing import DTypeLike
 
 from vidmotion.models import qformer, spacetime
-from vidmotion.models.dit import Conditioning, TimeEmbedding
+from vidmotion.models.dit import TimeEmbedding
+from vidmotion.models.layers import AdaLN, mlp, plain_norm, stack
 
 LATENTS = ("structure", "dynamics")
-EPSILON = 1e-6  # of every norm here; none has parameters
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros
 small = nn.initializers.normal(0.02)
@@ -62,7 +63,7 @@ class Patches:
 
     @property
     def numbers(self) -> int:
-        """Of the latent, what fills it up not counted."""
+        """How many numbers the latent has, without what fills it up."""
         return math.prod(self.shape)
 
     def split(self, latent: jax.Array) -> jax.Array:
@@ -94,13 +95,6 @@ class Patches:
         return np.asarray(self.split(np.ones((1, *self.shape), bool))[0])
 
 
-def norm(x_bnd: jax.Array) -> jax.Array:
-    """LayerNorm of each token without parameters, in float32."""
-    x = x_bnd.astype(jnp.float32)
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + EPSILON)
-
-
 class Block(nn.Module):
     """Self-attention, cross-attention to the class, MLP; each added.
 
@@ -109,7 +103,7 @@ class Block(nn.Module):
 
     Attributes:
       heads, mlp_ratio: sizes.
-      dtype: of the matrix products; the residual stream is float32.
+      dtype: the dtype of the matrix products; the residual stream is float32.
     """
 
     heads: int
@@ -123,24 +117,18 @@ class Block(nn.Module):
         """Residual stream (b, n, d) float32, SiLU of the time's embedding (b, 1, d) and the class
         (b, 1, any width) -> (residual stream, None), as `nn.scan` wants it."""
         width = x_bnd.shape[-1]
-        modulate, gates = Conditioning(
-            width, 2, "add_temb", True, dtype=self.dtype, name="conditioning"
-        )(None, None, cond_b1d)
-
-        def add(x_bnd, site, branch):
-            y_b1nd = branch(modulate(site, norm(x_bnd)[:, None]))
-            return x_bnd + (gates[site] * y_b1nd)[:, 0]
-
-        def mlp(y):
-            y = nn.Dense(self.mlp_ratio * width, kernel_init=xavier, dtype=self.dtype, name="in")(y)
-            y = nn.gelu(y, approximate=True)
-            return nn.Dense(width, kernel_init=xavier, dtype=self.dtype, name="out")(y)
+        fields = {"gates": True, "dtype": self.dtype, "name": "conditioning"}
+        modulate, gates = AdaLN(width, 2, **fields)(cond_b1d)
+        dense = functools.partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
 
         attend = spacetime.Attention(self.heads, False, self.dtype, name="attention")
         look = qformer.Attention(self.heads, 0.0, self.dtype, out_init=zeros, name="class")
-        x_bnd = add(x_bnd, 0, attend)
-        x_bnd = x_bnd + look(norm(x_bnd), class_bkd, True)
-        return add(x_bnd, 1, mlp), None
+        y_b1nd = attend(modulate(0, plain_norm(x_bnd))[:, None])
+        x_bnd = x_bnd + gates[0] * y_b1nd[:, 0]
+        x_bnd = x_bnd + look(plain_norm(x_bnd), class_bkd, True)
+        y_bnd = modulate(1, plain_norm(x_bnd))
+        y_bnd = mlp(y_bnd, self.mlp_ratio * width, dense=dense, names=("in", "out"))
+        return x_bnd + gates[1] * y_bnd, None
 
 
 class LatentDiT(nn.Module):
@@ -153,9 +141,9 @@ class LatentDiT(nn.Module):
     Attributes:
       patches: of structure and of dynamics.
       classes: number of them; the label `classes` stands for no class.
-      class_width: of the class vector.
+      class_width: the width of the class vector.
       width, layers, heads, mlp_ratio: of the transformer.
-      dtype: of the matrix products; parameters, residual stream and result are float32.
+      dtype: the dtype of the matrix products; parameters, residual stream and result are float32.
       remat: recompute each block in the backward pass instead of keeping its activations.
       scan: compile one block for all; their parameters are stacked under `blocks`.
     """
@@ -205,30 +193,15 @@ class LatentDiT(nn.Module):
             "classes", nn.initializers.normal(1.0), (self.classes + 1, self.class_width)
         )
         class_bkd = vectors[label_b][:, None]
-        x_bnd = self._blocks(x_bnd, cond_b1d, class_bkd)
+        size = (self.heads, self.mlp_ratio, self.dtype)
+        loops = {"scan": self.scan, "remat": self.remat}
+        x_bnd = stack(Block, size, self.layers, "block", x_bnd, (cond_b1d, class_bkd), **loops)
 
-        modulate, _ = Conditioning(
-            self.width, 1, "add_temb", False, dtype=self.dtype, name="final_conditioning"
-        )(None, None, cond_b1d)
-        x_bnd = modulate(0, norm(x_bnd)[:, None])[:, 0]
+        fields = {"gates": False, "dtype": self.dtype, "name": "final_conditioning"}
+        modulate, _ = AdaLN(self.width, 1, **fields)(cond_b1d)
+        x_bnd = modulate(0, plain_norm(x_bnd))
         parts = jnp.split(x_bnd, counts[:1], axis=1)
         return [
             dense(patches.width, f"final_{name}", zeros)(part).astype(jnp.float32)
             for name, patches, part in zip(LATENTS, self.patches, parts)
         ]
-
-    def _blocks(self, x_bnd, *condition):
-        size = (self.heads, self.mlp_ratio, self.dtype)
-        block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
-        if self.scan:
-            block = nn.scan(
-                block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                length=self.layers,
-                in_axes=(nn.broadcast,) * len(condition),
-            )
-            return block(*size, name="blocks")(x_bnd, *condition)[0]
-        for i in range(self.layers):
-            x_bnd, _ = block(*size, name=f"block_{i}")(x_bnd, *condition)
-        return x_bnd

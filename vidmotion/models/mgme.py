@@ -8,6 +8,7 @@ Shape suffixes: b batch, h w latent rows and columns, c latent channels, n token
 i coefficients of a group (N_k), e dimensions of a group (D_k), m = k e the whole code.
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 
 from vidmotion.models.dit import sincos_2d
+from vidmotion.models.layers import FUSED, attention, mlp
 
 WIDE = ("tight_frame", "truncate")
 TRANSFERS = ("difference", "sum")
@@ -97,15 +99,12 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array) -> jax.Array:
-        width = x_bnd.shape[-1]
-        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="attention_norm")(x_bnd)
-        qkv = nn.Dense(3 * width, kernel_init=_init, dtype=self.dtype, name="qkv")(y)
-        q, k, v = rearrange(qkv, "b n (z h e) -> z b n h e", z=3, h=self.heads)
-        y = rearrange(jax.nn.dot_product_attention(q, k, v), "b n h e -> b n (h e)")
-        x_bnd = x_bnd + nn.Dense(width, kernel_init=_init, dtype=self.dtype, name="out")(y)
-        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="mlp_norm")(x_bnd)
-        y = nn.gelu(nn.Dense(4 * width, kernel_init=_init, dtype=self.dtype, name="mlp_in")(y))
-        return x_bnd + nn.Dense(width, kernel_init=_init, dtype=self.dtype, name="mlp_out")(y)
+        dense = functools.partial(nn.Dense, kernel_init=_init, dtype=self.dtype)
+        norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        y = norm(name="attention_norm")(x_bnd)
+        x_bnd = x_bnd + attention(y, heads=self.heads, dense=dense, names=FUSED)
+        y = norm(name="mlp_norm")(x_bnd)
+        return x_bnd + mlp(y, 4 * x_bnd.shape[-1], dense=dense)
 
 
 class GroupHead(nn.Module):
@@ -144,11 +143,11 @@ class MGME(nn.Module):
       side: rows and columns of a latent.
       patch: latent pixels per side of a token; not in paper.
       depth, width: layers and hidden size of the transformer.
-      heads: of its attention; 0 takes one per 64 channels. Not in paper.
+      heads: the number of heads of its attention; 0 takes one per 64 channels. Not in paper.
       groups, basis, size: K, N_k and D_k.
-      hidden: of the heads; not in paper.
+      hidden: the width of the heads; not in paper.
       wide: see `orthogonal`.
-      dtype: of the transformer; heads, codebooks and codes are float32.
+      dtype: the dtype of the transformer; heads, codebooks and codes are float32.
 
     Raises:
       ValueError: when it is bound, if the sizes do not fit together.

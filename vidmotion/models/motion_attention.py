@@ -2,7 +2,8 @@
 
 Spec xnemo.md, sections 1.4-1.6. Both modules share a skeleton: group norm per frame, a dense layer,
 two attentions and a GEGLU layer with their residuals, a dense layer that starts at zero, and the
-input added. One of each follows every layer of the UNet, 21 of each in all:
+input added. One of each follows every layer of the UNet, 21 of each in all; without motion
+cross-attention, an ablation, the motion comes by `motion_control`:
 
     net = DenoisingUNet(**SIZES["sd15"])
     eps = net.apply(variables, x, time, context, motion, banks=pairs)
@@ -22,7 +23,8 @@ import numpy as np
 
 from vidmotion.models.attention import Attention, FeedForward, layer_norm
 from vidmotion.models.blocks import Dtype, group_norm
-from vidmotion.models.unet import TRANSFORMER_EPSILON, Make, UNet, zeros
+from vidmotion.models.motion_control import MotionControl
+from vidmotion.models.unet import TRANSFORMER_EPSILON, Given, Make, UNet, zeros
 
 ATTENTIONS = 2
 MAX_FRAMES = 32
@@ -40,10 +42,10 @@ class MotionModule(nn.Module):
     """Each frame's places attend to that frame's motion tokens (section 1.5).
 
     Attributes:
-      heads: of the attentions.
-      groups: of the norm at the entrance.
+      heads: the number of heads of the attentions.
+      groups: the number of groups of the norm at the entrance.
       opened: the last layer starts as other layers do, and not at zero.
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     heads: int = 8
@@ -78,9 +80,9 @@ class TemporalModule(nn.Module):
     """Each place attends to itself over the frames (section 1.6; AnimateDiff v2).
 
     Attributes:
-      heads: of the attentions.
-      groups: of the norm at the entrance.
-      dtype: of the computation.
+      heads: the number of heads of the attentions.
+      groups: the number of groups of the norm at the entrance.
+      dtype: the dtype of the computation.
     """
 
     heads: int = 8
@@ -131,22 +133,56 @@ class DenoisingUNet(UNet):
     (paths ``*/motion_*``) and 453,209,280 in the temporal ones (``*/temporal_*``).
 
     Attributes:
-      module_groups: of the group norms of both modules; as released, whatever the UNet's are.
+      module_groups: the number of groups of the group norms of both modules; as released, whatever the UNet's are.
       motion_opened: the motion modules' last layers do not start at zero, so that the motion encoder has a gradient
         from the first step on. Not in paper.
+      control_side: side of the middle's features where a `MotionControl` (paths ``control/*``) reads the motion
+        tokens in place of motion modules, the ablation "w/o cross-attn" of Table 2; 0: there is none.
     """
 
     module_groups: int = 32
     motion_opened: bool = False
+    control_side: int = 0
 
     def after(self) -> dict[str, Make]:
-        """``motion``, then ``temporal``: the names that `skip` knows."""
+        """``motion``, unless there is a control, then ``temporal``."""
         shared = {"heads": self.heads, "groups": self.module_groups, "dtype": self.dtype}
         kinds = {
             "motion": (MotionModule, {"opened": self.motion_opened}),
             "temporal": (TemporalModule, {}),
         }
+        if self.control_side:
+            del kinds["motion"]
         return {
             name: functools.partial(nn.remat(kind) if self.remat else kind, **shared, **own)
             for name, (kind, own) in kinds.items()
         }
+
+    def optional(self) -> tuple[str, ...]:
+        """``motion`` and ``temporal``."""
+        return "motion", "temporal"
+
+    def added(self, time_b: jax.Array, given: Given) -> tuple[list[jax.Array], jax.Array] | None:
+        """What the control makes of the motion tokens.
+
+        Raises:
+          ValueError: the tokens are not there.
+        """
+        if not self.control_side or ("motion" in given.skip and not self.is_initializing()):
+            return None
+        if given.condition is None:
+            raise ValueError("want motion tokens; skip=('motion',) leaves the control out")
+        control = MotionControl(
+            self.channels,
+            self.attention,
+            self.layers_per_block,
+            self.heads,
+            self.norm_groups,
+            bool(self.context_width),
+            self.control_side,
+            self.motion_opened,
+            self.remat,
+            self.dtype,
+            name="control",
+        )
+        return control(given.condition, time_b, given.context_bsc)

@@ -4,7 +4,7 @@ The face alignment network (Bulat and Tzimiropoulos, arXiv:1703.07332) with thre
 over patches put in; X-NeMo, section 3.2 and appendix A (spec xnemo.md, 1.7).
 
 Shape suffixes: n images, h height, w width, c channels, l patches, e attention width, m motion
-vector, t tokens, d token width, r the three numbers of a box's shift and scale.
+vector, t tokens, d token width, r the three numbers of a box's shift and scale; b clips, f their frames.
 """
 
 import functools
@@ -12,12 +12,14 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jax.typing import DTypeLike
 
 from vidmotion.models.attention import Attention, FeedForward, layer_norm
 from vidmotion.models.blocks import group_norm
 from vidmotion.models.dit import sincos_1d
+from vidmotion.models.motion_attention import MAX_FRAMES, TemporalModule
 from vidmotion.models.patchgan import BatchNorm
 from vidmotion.models.spacetime import spatial_code
 
@@ -33,7 +35,7 @@ class ConvBlock(nn.Module):
 
     Attributes:
       channels: of the output: half of them from the first convolution, a quarter from each other.
-      dtype: of the convolutions.
+      dtype: the dtype of the convolutions.
     """
 
     channels: int
@@ -60,7 +62,7 @@ class Hourglass(nn.Module):
     Attributes:
       depth: how often the map is halved.
       dropout: rate in the branch that keeps its resolution, in training.
-      dtype: of the convolutions.
+      dtype: the dtype of the convolutions.
       enlarge: method of `jax.image.resize` on the way back.
     """
 
@@ -92,10 +94,10 @@ class PatchAttention(nn.Module):
 
     Attributes:
       patch: side of a patch.
-      width: of the attention; the patches' pixels share it, so patch^2 divides it.
-      heads: of the attention; divides the width.
-      groups: of the norm in front.
-      dtype: of convolutions and matrix products; norms and softmax are float32.
+      width: the width of the attention; the patches' pixels share it, so patch^2 divides it.
+      heads: the number of heads of the attention; divides the width.
+      groups: the number of groups of the norm in front.
+      dtype: the dtype of convolutions and matrix products; norms and softmax are float32.
     """
 
     patch: int
@@ -134,14 +136,16 @@ class MotionEncoder(nn.Module):
       size: side of the crops in pixels, a multiple of 16.
       width: channels of the first convolution; the maps have 2 and 4 times as many. A multiple of
         16, in which `groups` divides twice the width.
-      depth: of the hourglass, whose map has a quarter of the crop's side.
+      depth: the depth of the hourglass, whose map has a quarter of the crop's side.
       attention_width, heads, groups: of the three patch attentions.
       landmarks: channels of the map before the last (68 landmarks in the original network).
       latent: length of the motion vector f_mot; 128, 512 or 1024 (appendix C).
+      frames: of the windows in which a frame's vector also hears of the other frames (`join`). 1: each frame stands for
+        itself, which is the paper's method; 16: the temporal motion encoder of Table 3.
       tokens, token_width: what vector and box become.
       box_width: of the two layers that the box's shift passes.
       dropout: in the hourglass.
-      dtype: of convolutions and matrix products; parameters, norms, and everything after the last
+      dtype: the dtype of convolutions and matrix products; parameters, norms, and everything after the last
         map are float32.
 
     Raises:
@@ -156,6 +160,7 @@ class MotionEncoder(nn.Module):
     groups: int = 32
     landmarks: int = 68
     latent: int = 512
+    frames: int = 1
     tokens: int = 32
     token_width: int = 16
     box_width: int = 64
@@ -176,6 +181,11 @@ class MotionEncoder(nn.Module):
             raise ValueError(
                 f"MotionEncoder: attention_width {self.attention_width} and width {self.width} must "
                 f"be multiples of 16, and groups {self.groups} divide {2 * self.width}"
+            )
+        if not 1 <= self.frames <= MAX_FRAMES or (self.frames > 1 and self.latent % self.heads):
+            raise ValueError(
+                f"MotionEncoder: frames {self.frames} must be from 1 to {MAX_FRAMES}, and from 2 on {self.heads} "
+                f"heads must divide latent {self.latent}"
             )
         conv = functools.partial(nn.Conv, dtype=self.dtype)
         block = functools.partial(ConvBlock, dtype=self.dtype)
@@ -203,6 +213,8 @@ class MotionEncoder(nn.Module):
         self.landmark_norm = BatchNorm(scale_init=ones)
         self.map = conv(1, (3, 3), strides=2, padding=1)
         self.motion = nn.Dense(self.latent)
+        if self.frames > 1:
+            self.across = TemporalModule(self.heads, groups=1)
         self.box_in = nn.Dense(self.box_width)
         self.box_out = nn.Dense(self.box_width)
         self.fusion = nn.Dense(self.tokens * self.token_width)
@@ -234,6 +246,28 @@ class MotionEncoder(nn.Module):
         x = self.map(nn.relu(self.landmark_norm(x, train)))
         return self.motion(nn.relu(rearrange(x.astype(jnp.float32), "n h w c -> n (h w c)")))
 
+    def join(self, f_mot_bfm: jax.Array) -> jax.Array:
+        """Motion vectors that know of the frames about theirs, by the temporal motion encoder of Table 3.
+
+        The paper does not say how it joins frames. Here the denoiser's temporal module, which adds nothing before it
+        has learnt, runs over the vectors of a window as over a map of one place, with one group in its norm. Clips are
+        cut into windows of `frames` frames, the last of which is filled up with its last vector, so that a single
+        picture is a clip in which nothing moves.
+
+        Args:
+          f_mot_bfm: vectors of single frames, (b, f, latent), f any number.
+
+        Returns:
+          The same shape, float32; what is given where `frames` is 1.
+        """
+        if self.frames == 1:
+            return f_mot_bfm
+        clips, given, _ = f_mot_bfm.shape
+        count = -(-given // self.frames)
+        filled = f_mot_bfm[:, np.minimum(np.arange(count * self.frames), given - 1)]
+        windows = filled.reshape(clips * count, self.frames, 1, 1, self.latent)
+        return self.across(windows).reshape(filled.shape)[:, :given]
+
     def fuse(self, f_mot_nm: jax.Array, f_rts_nr: jax.Array) -> jax.Array:
         """Tokens of a motion vector; affine in it, so vectors can be mixed before or after.
 
@@ -251,8 +285,8 @@ class MotionEncoder(nn.Module):
         return tokens_ntd + token_code(self.token_width, self.tokens)[None]
 
     def __call__(self, x_nhwc: jax.Array, f_rts_nr: jax.Array, train: bool = False) -> jax.Array:
-        """Crops and box shifts -> tokens (n, tokens, token_width); see `encode` and `fuse`."""
-        return self.fuse(self.encode(x_nhwc, train), f_rts_nr)
+        """Crops of one clip and box shifts -> tokens (n, tokens, token_width); see `encode`, `join` and `fuse`."""
+        return self.fuse(self.join(self.encode(x_nhwc, train)[None])[0], f_rts_nr)
 
 
 def token_code(width: int, tokens: int):

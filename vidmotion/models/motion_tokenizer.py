@@ -39,7 +39,7 @@ class ResidualStack(nn.Module):
     Attributes:
       blocks: how many; dilations are `growth` ^ (blocks - 1), ..., `growth`, 1.
       growth: ratio of the dilations.
-      dtype: of the convolutions.
+      dtype: the dtype of the convolutions.
     """
 
     blocks: int
@@ -79,7 +79,7 @@ class MotionTokenizer(nn.Module):
       width, blocks, growth: channels and residual blocks of each resolution; T2M-GPT's.
       decay, least: of the codebook's averages, and the count below which an entry is replaced;
         T2M-GPT's. An entry in use needs `least` vectors in the average batch.
-      dtype: of the convolutions; parameters, tokens and reconstruction are float32.
+      dtype: the dtype of the convolutions; parameters, tokens and reconstruction are float32.
     """
 
     channels: int = 512
@@ -120,7 +120,7 @@ class MotionTokenizer(nn.Module):
 
         Args:
           motion_btc: (b, t, channels), t a multiple of 2^halvings.
-          key: of the codebook's update, for which ``codebook`` must be mutable; None in evaluation.
+          key: the random key of the codebook's update, for which ``codebook`` must be mutable; None in evaluation.
 
         Raises:
           ValueError: motion of another shape.

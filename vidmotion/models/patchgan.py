@@ -70,7 +70,7 @@ class PatchDiscriminator(nn.Module):
     Attributes:
       width: channels after the first convolution; doubled by each of the next, up to 8 times.
       layers: convolutions of stride 2; one of stride 1 and the output follow.
-      dtype: of the convolutions. Parameters, norms and logits are float32.
+      dtype: the dtype of the convolutions. Parameters, norms and logits are float32.
     """
 
     width: int = 64

@@ -76,7 +76,7 @@ class SpectralConv(nn.Module):
     Attributes:
       features: output channels.
       kernel_size: side of the kernel, odd.
-      dtype: of the convolution.
+      dtype: the dtype of the convolution.
     """
 
     features: int
@@ -107,7 +107,7 @@ class Block(nn.Module):
       features: output channels.
       down: halve the resolution.
       first: the input is an image: no ReLU before the first convolution.
-      dtype: of the convolutions.
+      dtype: the dtype of the convolutions.
     """
 
     features: int
@@ -142,7 +142,7 @@ class Discriminator(nn.Module):
       width: channels after the first block.
       most: largest number of channels.
       blocks: how many.
-      dtype: of the convolutions; parameters, spectral norm and scores are float32.
+      dtype: the dtype of the convolutions; parameters, spectral norm and scores are float32.
     """
 
     width: int = 64

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vidmotion.models.layers import attention, mlp
+
 EPSILON = 1e-12  # of every LayerNorm
 BERT = nn.initializers.normal(0.02)  # how kernels start in the released code
 
@@ -24,9 +26,9 @@ class Attention(nn.Module):
     Attributes:
       heads: number of heads; divides the width.
       dropout: rate, on the attention weights.
-      dtype: of the matrix products.
-      kernel_init: of the kernels of query, key and value.
-      out_init: of the output layer's kernel.
+      dtype: the dtype of the matrix products.
+      kernel_init: the initializer of the kernels of query, key and value.
+      out_init: the initializer of the output layer's kernel.
     """
 
     heads: int
@@ -38,30 +40,22 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_bqc: jax.Array, memory_blc: jax.Array, deterministic: bool) -> jax.Array:
         """(b, q, c), (b, l, any width) -> (b, q, c)."""
-        width = x_bqc.shape[-1]
-        dense = functools.partial(nn.Dense, width, dtype=self.dtype)
-
-        def heads(name: str, y: jax.Array) -> jax.Array:
-            return dense(kernel_init=self.kernel_init, name=name)(y).reshape(
-                *y.shape[:2], self.heads, width // self.heads
-            )
-
         # Not jax.nn's: that one cannot drop attention weights. The softmax is float32 here as well.
-        y_bqnd = nn.dot_product_attention(
-            heads("query", x_bqc),
-            heads("key", memory_blc),
-            heads("value", memory_blc),
+        attend = functools.partial(
+            nn.dot_product_attention,
             broadcast_dropout=False,
             dropout_rng=None if deterministic else self.make_rng("dropout"),
             dropout_rate=self.dropout,
             deterministic=deterministic,
             force_fp32_for_softmax=True,
         )
-        return dense(kernel_init=self.out_init, name="out")(y_bqnd.reshape(x_bqc.shape))
+        dense = functools.partial(nn.Dense, kernel_init=self.kernel_init, dtype=self.dtype)
+        out = functools.partial(nn.Dense, kernel_init=self.out_init, dtype=self.dtype)
+        return attention(x_bqc, memory_blc, heads=self.heads, dense=dense, out=out, attend=attend)
 
 
 class Layer(nn.Module):
-    """Self-attention, cross-attention if `cross`, feed-forward; each added and then normed."""
+    """A layer of the Q-Former: self-attention, cross-attention if `cross`, feed-forward; each added and then normed."""
 
     heads: int
     mlp_dim: int
@@ -79,14 +73,14 @@ class Layer(nn.Module):
             y = nn.Dropout(self.dropout, deterministic=deterministic, name=f"{name}_dropout")(y)
             return layer_norm(f"{name}_norm")(x + y)
 
-        attention = functools.partial(Attention, self.heads, self.dropout, jnp.float32, init, init)
-        y = attention(name="self")(x_bqc, x_bqc, deterministic)
+        attend = functools.partial(Attention, self.heads, self.dropout, jnp.float32, init, init)
+        y = attend(name="self")(x_bqc, x_bqc, deterministic)
         x_bqc = add("self", x_bqc, y)
         if self.cross:
-            y = attention(name="cross")(x_bqc, memory_blc, deterministic)
+            y = attend(name="cross")(x_bqc, memory_blc, deterministic)
             x_bqc = add("cross", x_bqc, y)
-        y = nn.gelu(dense(self.mlp_dim, name="mlp_in")(x_bqc), approximate=False)
-        return add("mlp", x_bqc, dense(x_bqc.shape[-1], name="mlp_out")(y))
+        exact = functools.partial(nn.gelu, approximate=False)
+        return add("mlp", x_bqc, mlp(x_bqc, self.mlp_dim, dense=dense, activation=exact))
 
 
 class QFormer(nn.Module):
@@ -100,7 +94,7 @@ class QFormer(nn.Module):
       queries: number of queries; they are learned and shared by the batch.
       width, layers, heads, mlp_dim: sizes; layers 0, 2, 4, ... read the sequence.
       dropout: rate.
-      kernel_init: of every kernel.
+      kernel_init: the initializer of every kernel.
     """
 
     queries: int

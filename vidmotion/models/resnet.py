@@ -32,8 +32,8 @@ class Bottleneck(nn.Module):
 
     Attributes:
       channels: of the first two; the output has four times as many.
-      stride: of the 3x3 convolution.
-      dtype: of the convolutions.
+      stride: the stride of the 3x3 convolution.
+      dtype: the dtype of the convolutions.
     """
 
     channels: int
@@ -64,7 +64,7 @@ class ResNet(nn.Module):
     Attributes:
       depths: blocks of each stage.
       width: channels of the first convolution; the maps end with 4 * width * 2^(stages - 1).
-      dtype: of the convolutions; parameters and norms are float32.
+      dtype: the dtype of the convolutions; parameters and norms are float32.
     """
 
     depths: Sequence[int] = (3, 4, 6, 3)

@@ -8,6 +8,7 @@ Shape suffixes: b batch, t frames, s patches of a frame (row by row), c width, n
 one head; bthwc is a video or a grid of tokens.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -17,9 +18,11 @@ import numpy as np
 from einops import rearrange
 from jax.typing import DTypeLike
 
+from vidmotion.models import forms
+from vidmotion.models.attention import attend, attend_frames
 from vidmotion.models.dit import sincos_1d
+from vidmotion.models.layers import FUSED, attention, mlp, plain_norm, stack
 
-EPSILON = 1e-6  # of every norm here; none has parameters
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros
 # PyTorch's default, U(+-1/sqrt(fan_in)): kernels here, biases by `uniform_bias`.
@@ -52,9 +55,7 @@ def temporal_code(width: int, frames: int) -> np.ndarray:
 
 def modulate(x_btsc: jax.Array, shift_c: jax.Array, scale_c: jax.Array) -> jax.Array:
     """LayerNorm without affine, then x * (1 + scale) + shift, in float32 (section 1.3)."""
-    x = x_btsc.astype(jnp.float32)
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + EPSILON)
+    x = plain_norm(x_btsc)
     return x * (1.0 + scale_c)[None, None, None] + shift_c[None, None, None]
 
 
@@ -65,7 +66,7 @@ class Attention(nn.Module):
       heads: number of heads; divides the width.
       temporal: attend over frames, each to itself and earlier ones. The output layer of such a
         branch starts at zero (section 1.6).
-      dtype: of the matrix products; the softmax is float32.
+      dtype: the dtype of the matrix products; the softmax is float32.
     """
 
     heads: int
@@ -75,21 +76,34 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_btsc: jax.Array) -> jax.Array:
         """(b, t, s, c) -> (b, t, s, c) of `dtype`."""
-        width = x_btsc.shape[-1]
-        qkv = nn.Dense(3 * width, kernel_init=xavier, dtype=self.dtype, name="qkv")(x_btsc)
-        # Heads before tokens: on a CPU, and with few tokens, this takes half as long as
-        # `jax.nn.dot_product_attention`, which wants them after.
+        dense = functools.partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
+        return attention(
+            x_btsc,
+            heads=self.heads,
+            dense=dense,
+            out=functools.partial(dense, kernel_init=zeros if self.temporal else xavier),
+            names=FUSED,
+            split=functools.partial(forms.Split, kernel_init=xavier, dtype=self.dtype),
+            attend=self._attend_on_cpu if forms.on_cpu() else self._attend,
+        )
+
+    def _attend(self, *qkv_btsnd: jax.Array) -> jax.Array:
+        if self.temporal:
+            return attend_frames(*qkv_btsnd, causal=True)
+        rows = (rearrange(x, "b t s n d -> (b t) s n d") for x in qkv_btsnd)
+        return attend(*rows).reshape(qkv_btsnd[0].shape)
+
+    def _attend_on_cpu(self, *qkv_btsnd: jax.Array) -> jax.Array:
+        """Heads before tokens: with few tokens this takes half as long as `attend`, which wants them after."""
         order = "b s n t d" if self.temporal else "b t n s d"
-        q, k, v = rearrange(qkv, f"b t s (z n d) -> z {order}", z=3, n=self.heads)
+        q, k, v = (rearrange(x, f"b t s n d -> {order}") for x in qkv_btsnd)
         logits = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=jnp.float32)
-        logits *= (width // self.heads) ** -0.5
+        logits *= q.shape[-1] ** -0.5
         if self.temporal:
             past = np.tril(np.ones(logits.shape[-2:], bool))
             logits = jnp.where(past[None, None, None], logits, -jnp.inf)
         y = jnp.einsum("...qk,...kd->...qd", jax.nn.softmax(logits).astype(v.dtype), v)
-        y = rearrange(y, f"{order} -> b t s (n d)")
-        init = zeros if self.temporal else xavier
-        return nn.Dense(width, kernel_init=init, dtype=self.dtype, name="out")(y)
+        return rearrange(y, f"{order} -> b t s n d")
 
 
 class Block(nn.Module):
@@ -118,11 +132,8 @@ class Block(nn.Module):
         x_btsc = x_btsc + attend("spatial", modulate(x_btsc, shift1, scale1))
         x_btsc = x_btsc + attend("temporal", x_btsc + code_tc[None, :, None])
         y = modulate(x_btsc, shift2, scale2)
-        hidden = self.mlp_ratio * width
-        y = nn.Dense(hidden, kernel_init=xavier, dtype=self.dtype, name="mlp_in")(y)
-        y = nn.gelu(y, approximate=True)
-        y = nn.Dense(width, kernel_init=xavier, dtype=self.dtype, name="mlp_out")(y)
-        return x_btsc + gate2 * y, None
+        dense = functools.partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
+        return x_btsc + gate2 * mlp(y, self.mlp_ratio * width, dense=dense), None
 
 
 class Trunk(nn.Module):
@@ -131,7 +142,7 @@ class Trunk(nn.Module):
     Attributes:
       depth: number of blocks, named block_0, block_1, ...
       heads, mlp_ratio: of each block.
-      dtype: of the matrix products.
+      dtype: the dtype of the matrix products.
       remat: recompute each block in the backward pass instead of keeping its activations.
       scan: compile one block for all; their parameters are stacked under `blocks`.
     """
@@ -151,19 +162,11 @@ class Trunk(nn.Module):
         x_btsc = x_btsc + spatial_code(width, side)[None, None]
         code_ltc = np.zeros((self.depth, frames, width), np.float32)
         code_ltc[0] = temporal_code(width, frames)  # the first block alone knows the time
-        block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
         size = (self.heads, self.mlp_ratio, self.dtype)
-        if self.scan:
-            block = nn.scan(
-                block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                length=self.depth,
-            )
-            x_btsc, _ = block(*size, name="blocks")(x_btsc, jnp.asarray(code_ltc))
-        else:
-            for i in range(self.depth):
-                x_btsc, _ = block(*size, name=f"block_{i}")(x_btsc, jnp.asarray(code_ltc[i]))
+        each = (jnp.asarray(code_ltc),)
+        x_btsc = stack(
+            Block, size, self.depth, "block", x_btsc, each=each, scan=self.scan, remat=self.remat
+        )
         return rearrange(x_btsc, "b t (h w) c -> b t h w c", h=side)
 
 

@@ -1,4 +1,5 @@
-"""StyleGAN2's synthesis network, steered by one vector: the decoder of X-NeMo's GAN head.
+"""StyleGAN2's synthesis network, steered by one vector: the decoder of X-NeMo's GAN head, and without colours of its
+ControlNet (`motion_control`).
 
 Karras et al. (arXiv:1912.04958, section 2.2 and figure 7, skip generator); X-NeMo, section 3.3 (spec
 xnemo.md, 1.10). No mapping network and no noise: image = G(style) alone.
@@ -69,7 +70,7 @@ class ModulatedConv(nn.Module):
       up: double the resolution: transposed convolution of stride 2, then the low-pass. For kernels
         of side 3.
       demodulate: equation 3; off for colours.
-      dtype: of the convolution; style and lengths are float32.
+      dtype: the dtype of the convolution; style and lengths are float32.
     """
 
     features: int
@@ -125,14 +126,15 @@ class StyledConv(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """A learned constant of 4x4 grown to an image; colours are added up over the resolutions.
+    """A learned constant of 4x4 grown to an image, or to a map of features.
 
     Attributes:
       size: side of the images, 4 times a power of two.
       channels: most that a map has.
       area: a map of side r has min(channels, area / r) channels; at the defaults 512 up to 64, 256
         at 128 and 128 at 256 (spec 1.10).
-      dtype: of the convolutions; styles, colours and result are float32.
+      colours: added up over the resolutions to an image. Without them, the last map is the result.
+      dtype: the dtype of the convolutions; styles, colours and images are float32.
 
     Raises:
       ValueError: another size.
@@ -141,28 +143,31 @@ class Synthesis(nn.Module):
     size: int = 256
     channels: int = 512
     area: int = 32768
+    colours: bool = True
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, style_ns: jax.Array) -> jax.Array:
-        """Style (n, s), for X-NeMo f_app and f_mot side by side -> RGB in [-1, 1] (n, size, size, 3)."""
-        if self.size < 8 or self.size & (self.size - 1):
+        """Style (n, s), for X-NeMo f_app and f_mot side by side -> RGB in [-1, 1] (n, size, size, 3); without colours
+        (n, size, size, channels) of `dtype`."""
+        if self.size < 4 or self.size & (self.size - 1):
             raise ValueError(
-                f"Synthesis: size must be 8, 16, 32, ... (a power of two), got {self.size}"
+                f"Synthesis: size must be 4, 8, 16, ... (a power of two), got {self.size}"
             )
         count = len(style_ns)
         constant = self.param("constant", _normal, (4, 4, self._width(4)))
         x = jnp.broadcast_to(constant[None], (count, *constant.shape)).astype(self.dtype)
         x = StyledConv(self._width(4), dtype=self.dtype, name="conv_4")(x, style_ns)
-        rgb = self._colours(x, style_ns, 4)
+        rgb = self._colours(x, style_ns, 4) if self.colours else None
         side = 8
         while side <= self.size:
             width = self._width(side)
             x = StyledConv(width, True, self.dtype, name=f"up_{side}")(x, style_ns)
             x = StyledConv(width, dtype=self.dtype, name=f"conv_{side}")(x, style_ns)
-            rgb = upsample(rgb) + self._colours(x, style_ns, side)
+            if self.colours:
+                rgb = upsample(rgb) + self._colours(x, style_ns, side)
             side *= 2
-        return jnp.tanh(rgb)
+        return jnp.tanh(rgb) if self.colours else x
 
     def _width(self, side: int) -> int:
         return max(1, min(self.channels, self.area // side))

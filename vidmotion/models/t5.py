@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from vidmotion.models.layers import attention, mlp
+
 # BCD, Tables A4 and A5 (head_dim = width / heads). Used as T5Encoder(**SIZES["bcd_lrs3"]).
 SIZES = {
     "bcd_lrs3": dict(width=512, layers=12, heads=8, head_dim=64, mlp_dim=2048),
@@ -91,20 +93,21 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array, bias: jax.Array, mask: jax.Array | None) -> jax.Array:
-        batch, tokens, width = x_bnd.shape
-        inner = self.heads * self.head_dim
+        width, inner = x_bnd.shape[-1], self.heads * self.head_dim
 
-        def project(name: str, stddev: float) -> jax.Array:
-            y = _dense(inner, stddev, self.dtype, name)(x_bnd)
-            return y.reshape(batch, tokens, self.heads, self.head_dim)
+        def dense(features: int, name: str) -> nn.Dense:
+            # The missing scale of the logits sits in the initial queries.
+            scale = width * self.head_dim if name == "query" else width
+            return _dense(features, scale**-0.5, self.dtype, name)
 
-        # The missing scale of the logits sits in the initial queries.
-        q_bnhk = project("query", (width * self.head_dim) ** -0.5)
-        k_bnhk = project("key", width**-0.5)
-        v_bnhk = project("value", width**-0.5)
-        y_bnhk = jax.nn.dot_product_attention(q_bnhk, k_bnhk, v_bnhk, bias, mask, scale=1.0)
-        y_bni = y_bnhk.reshape(batch, tokens, inner)
-        return _dense(width, inner**-0.5, self.dtype, "out")(y_bni)
+        return attention(
+            x_bnd,
+            heads=self.heads,
+            dense=dense,
+            out=lambda features, name: _dense(features, inner**-0.5, self.dtype, name),
+            width=inner,
+            attend=lambda q, k, v: jax.nn.dot_product_attention(q, k, v, bias, mask, scale=1.0),
+        )
 
 
 class Block(nn.Module):
@@ -130,9 +133,14 @@ class Block(nn.Module):
         x_bnd = x_bnd + drop(name="attention_dropout")(y)
 
         y = norm(name="mlp_norm")(x_bnd)
-        y = nn.relu(_dense(self.mlp_dim, width**-0.5, self.dtype, "wi")(y))
-        y = drop(name="wi_dropout")(y)
-        y = _dense(width, self.mlp_dim**-0.5, self.dtype, "wo")(y)
+        y = mlp(
+            y,
+            self.mlp_dim,
+            dense=lambda features, name: _dense(features, width**-0.5, self.dtype, name),
+            out=lambda features, name: _dense(features, self.mlp_dim**-0.5, self.dtype, name),
+            names=("wi", "wo"),
+            activation=lambda y: drop(name="wi_dropout")(nn.relu(y)),
+        )
         return x_bnd + drop(name="wo_dropout")(y)
 
 
@@ -150,8 +158,8 @@ class T5Encoder(nn.Module):
       mlp_dim: hidden channels of the feed-forward.
       buckets, max_distance: see `relative_buckets`.
       dropout: rate.
-      eps: of every RMSNorm.
-      dtype: of the computation and of the result.
+      eps: the epsilon of every RMSNorm.
+      dtype: the dtype of the computation and of the result.
       remat: recompute each block in the backward pass instead of keeping its activations.
     """
 

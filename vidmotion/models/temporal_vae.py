@@ -43,7 +43,7 @@ class FrameConv(nn.Module):
 
     Attributes:
       channels: output channels.
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     channels: int
@@ -68,12 +68,12 @@ class FrameConv(nn.Module):
 
 
 class TemporalResBlock(nn.Module):
-    """A residual block per frame, one over frames on its output, and their learned mixture.
+    """A residual block for each frame, another over the frames of its output, and a learned mixture of both.
 
     Attributes:
       channels: output channels.
-      groups: groups of the norms.
-      dtype: of the computation.
+      groups: the number of groups of the norms.
+      dtype: the dtype of the computation.
     """
 
     channels: int
@@ -100,7 +100,7 @@ class Middle(nn.Module):
     Attributes:
       layers: number of residual blocks; the attention follows the first.
       norm_groups: groups of the norms.
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     layers: int
@@ -129,7 +129,7 @@ class Level(nn.Module):
       layers: number of residual blocks.
       norm_groups: groups of the norms.
       upsample: goes to the higher resolution; False at the last level.
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     channels: int
@@ -206,7 +206,7 @@ def decode_in_chunks(
       net: the autoencoder.
       variables: its variables.
       z_bfhwc: (b, f, h, w, latent_channels) unscaled latents.
-      frames: of a run; the last one may be shorter.
+      frames: the number of frames of a run; the last one may be shorter.
 
     Returns:
       RGB (b, f, 8h, 8w, 3), not clipped.

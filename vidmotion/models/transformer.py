@@ -4,10 +4,14 @@ Post-norm, ReLU, biases everywhere, as libraries have it in stock. VidTwin measu
 its latents would cost (spec vidtwin.md, section 11). Shape suffixes: b batch, l tokens, c channels.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+
+from vidmotion.models.layers import attention, mlp
 
 
 class EncoderLayer(nn.Module):
@@ -16,7 +20,7 @@ class EncoderLayer(nn.Module):
     Attributes:
       heads: number of heads; divides the width.
       mlp_dim: width of the feed-forward layer.
-      dtype: of the matrix products; softmax and norm statistics are float32.
+      dtype: the dtype of the matrix products; softmax and norm statistics are float32.
     """
 
     heads: int
@@ -26,21 +30,13 @@ class EncoderLayer(nn.Module):
     @nn.compact
     def __call__(self, x_blc: jax.Array) -> jax.Array:
         """(b, l, c) -> (b, l, c)."""
-        *rows, width = x_blc.shape
+        dense = functools.partial(nn.Dense, dtype=self.dtype)
 
         def norm(name: str, x: jax.Array) -> jax.Array:
             return nn.LayerNorm(1e-5, dtype=self.dtype, use_fast_variance=False, name=name)(x)
 
-        def dense(name: str, features: int, x: jax.Array) -> jax.Array:
-            return nn.Dense(features, dtype=self.dtype, name=name)(x)
-
-        q, k, v = (
-            dense(name, width, x_blc).reshape(*rows, self.heads, width // self.heads)
-            for name in ("query", "key", "value")
-        )
-        y_blc = jax.nn.dot_product_attention(q, k, v).reshape(x_blc.shape)
-        x_blc = norm("attention_norm", x_blc + dense("out", width, y_blc))
-        y_blc = dense("mlp_out", width, nn.relu(dense("mlp_in", self.mlp_dim, x_blc)))
+        x_blc = norm("attention_norm", x_blc + attention(x_blc, heads=self.heads, dense=dense))
+        y_blc = mlp(x_blc, self.mlp_dim, dense=dense, activation=nn.relu)
         return norm("mlp_norm", x_blc + y_blc)
 
 

@@ -68,17 +68,24 @@ def time_code(time_b: jax.Array, width: int) -> jax.Array:
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
+def embedded_time(time_b: jax.Array, width: int, dtype: Dtype) -> jax.Array:
+    """The time as residual blocks read it, (b, 4 width), by two layers of the module that calls this."""
+    dense = functools.partial(forms.Dense, 4 * width, dtype=dtype)
+    time_bc = dense(name="time_0")(time_code(time_b, width))
+    return dense(name="time_1")(nn.silu(time_bc))
+
+
 class Transformer(nn.Module):
     """Self-attention, cross-attention to a context and GEGLU over the places of each frame.
 
     Attributes:
-      heads: of the attentions.
-      groups: of the group norm at the entrance.
+      heads: the number of heads of the attentions.
+      groups: the number of groups of the group norm at the entrance.
       context: has a cross-attention to a context (`norm2`, `cross`).
       within: makes a module that stands between the attentions and the feed-forward layer, or
         None. It is called as ``(x_bfhwc, time_bc, condition)``, with the residual stream and the
         embedded time, and returns the new stream.
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     heads: int
@@ -225,26 +232,38 @@ class Up(Stage):
         return self.resampled(x) if self.resample else x
 
 
+class UpAlone(Stage):
+    """As `Up`, without anything from the way down; each layer's output is kept."""
+
+    @nn.compact
+    def __call__(self, x, given, made, seen):
+        """(b, f, h, w, c) -> (b, f, 2h, 2w, channels); appends to `made`, adds to `seen`."""
+        for j in range(self.layers):
+            x = self.layer(j, x, given, seen)
+            made.append(x)
+        return self.resampled(x) if self.resample else x
+
+
 class UNet(nn.Module):
     """Predicts the noise in latents; frames meet only in modules that a subclass adds.
 
-    A subclass puts its modules in by `within` and `after`.
+    A subclass puts its modules in by `within`, `after` and `added`.
 
     Attributes:
       channels: of each resolution, highest first.
       attention: which resolutions have transformers; the lowest one's is the middle's too, which
         always has one.
       layers_per_block: layers per resolution on the way down; one more on the way up.
-      heads: of every attention; divides the channels.
+      heads: the number of heads of every attention; divides the channels.
       context_width: of the cross-attention's context; 0 leaves the cross-attentions out.
-      norm_groups: of the group norms.
+      norm_groups: the number of groups of the group norms.
       latent_channels: in and out.
       up: has the way up; without it there is no head either.
       head: has the output layer.
       places: adds a fixed code of its row and column to every place of the latents. Stable Diffusion has none, and
         has learnt from the padding at the borders where things are; a short training of a small network cannot.
       remat: recompute residual blocks and transformers in the backward pass.
-      dtype: of the computation; parameters stay float32.
+      dtype: the dtype of the computation; parameters stay float32.
     """
 
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -268,6 +287,14 @@ class UNet(nn.Module):
         """Modules after each layer, in order: name -> makes one; see `Stage.after`."""
         return {}
 
+    def added(self, time_b: jax.Array, given: Given) -> tuple[list[jax.Array], jax.Array] | None:
+        """Arrays to add to what is kept on the way down, in its order, and one for the middle; None: nothing."""
+        return None
+
+    def optional(self) -> tuple[str, ...]:
+        """The names that `skip` knows."""
+        return tuple(self.after())
+
     def __call__(
         self,
         x_bfhwc: jax.Array,
@@ -289,7 +316,7 @@ class UNet(nn.Module):
           banks: block -> keys and values of the reference, each (b or 1, l, heads, d), from
             `project_banks`; they serve all frames of a sample.
           bank_mask: block -> bool (b or 1, l), False for reference tokens that are left out.
-          skip: names of `after` that are left out of this run.
+          skip: names of `optional` that are left out of this run.
 
         Returns:
           (b, f, h, w, latent_channels) float32; without the head the features of the last stage.
@@ -303,10 +330,8 @@ class UNet(nn.Module):
     @nn.compact
     def _run(self, x, time_b, context_bsc, condition, banks, bank_mask, skip):
         self._check(x, context_bsc, banks, bank_mask, skip)
-        dense = functools.partial(forms.Dense, 4 * self.channels[0], dtype=self.dtype)
         conv = functools.partial(forms.Conv, kernel_size=(3, 3), padding=SAME, dtype=self.dtype)
-        time_bc = dense(name="time_0")(time_code(time_b, self.channels[0]))
-        time_bc = dense(name="time_1")(nn.silu(time_bc))
+        time_bc = embedded_time(time_b, self.channels[0], self.dtype)
         given = Given(time_bc, context_bsc, banks, bank_mask, condition, skip)
         own = dict(
             heads=self.heads,
@@ -333,6 +358,9 @@ class UNet(nn.Module):
             shape = c, self.layers_per_block, down if i < last else None, attention
             x = Down(*shape, **own, name=f"down_{i}")(x, given, kept, seen)
         x = Middle(self.channels[-1], 1, None, True, **own, name="mid")(x, given, seen)
+        if added := self.added(time_b, given):
+            kept = [here + more for here, more in zip(kept, added[0], strict=True)]
+            x = x + added[1]
         if not self.up:
             return x, seen
         for i, (c, attention) in levels[::-1]:
@@ -359,11 +387,11 @@ class UNet(nn.Module):
         if self.context_width and context_bsc is None:
             raise ValueError(f"this UNet needs a context (b, s, {self.context_width})")
         unknown = set(banks) - set(block_names(self))
-        unknown |= (set(bank_mask) - set(banks)) | (set(skip) - set(self.after()))
+        unknown |= (set(bank_mask) - set(banks)) | (set(skip) - set(self.optional()))
         if unknown:
             raise ValueError(
                 f"{sorted(unknown)}: banks are named {', '.join(block_names(self))}; a mask needs "
-                f"a bank of its name; skip may name {', '.join(self.after()) or 'nothing'}"
+                f"a bank of its name; skip may name {', '.join(self.optional()) or 'nothing'}"
             )
 
 
@@ -443,7 +471,7 @@ def random_banks(key: jax.Array, banks: Banks, ratio: float) -> Banks:
     attended to.
 
     Args:
-      key: of the draw.
+      key: the random key of the draw.
       banks: block -> (b, l, c).
       ratio: share that is left out, 0 to 1; of l tokens, floor(l (1 - ratio)) stay.
 

@@ -48,7 +48,7 @@ class Middle(nn.Module):
 
     Attributes:
       norm_groups: groups of the norms.
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     norm_groups: int
@@ -71,7 +71,7 @@ class Level(nn.Module):
       layers: number of residual blocks.
       norm_groups: groups of the norms.
       resample: makes the `Downsample` or `Upsample`; None at the last level.
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     channels: int
@@ -147,11 +147,11 @@ class AutoencoderKL(nn.Module):
     Attributes:
       channels: of each resolution, highest first; each further level halves height and width.
       layers_per_block: residual blocks per level of the encoder; the decoder has one more.
-      latent_channels: of the latent.
+      latent_channels: the number of channels of the latent.
       norm_groups: groups of every group norm.
       patch: side of the squares of pixels that the first convolution reads, and the last one writes, as the
         channels of one place; 1 in Stable Diffusion. A larger patch keeps every layer at a low resolution.
-      dtype: of the computation; parameters stay float32.
+      dtype: the dtype of the computation; parameters stay float32.
     """
 
     channels: tuple[int, ...] = (128, 256, 512, 512)

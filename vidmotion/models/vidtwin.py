@@ -13,9 +13,10 @@ Shape suffixes: b batch, t frames, h w patches of a frame, c channels, q queries
 both profiles, column profile first, n numbers of a latent.
 """
 
+import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -47,11 +48,11 @@ class Start(NamedTuple):
     """How the layers between the two transformers begin.
 
     Attributes:
-      kernel: of a layer without activation.
-      relu: of the kernel of a layer that a ReLU follows.
+      kernel: initializer of the kernel of a layer without activation.
+      relu: initializer of the kernel of a layer that a ReLU follows.
       bias: fan-in -> initialiser of a bias.
-      places: of the kernel of a layer that mixes queries or places, and that a ReLU follows.
-      qformer: of all kernels of the Q-Former.
+      places: initializer of the kernel of a layer that mixes queries or places, and that a ReLU follows.
+      qformer: the initializer of all kernels of the Q-Former.
       steady: the log-variances begin at `LOGVAR_START` whatever the clip, and not at what the kernel gives.
     """
 
@@ -108,13 +109,16 @@ LATENTS = {
 
 
 class Gaussian(NamedTuple):
-    """Diagonal Gaussian over a latent; mean and log-variance float32 of equal shape."""
+    """Diagonal Gaussian over a latent; mean and log-variance float32 of equal shape, or no log-variance: the mean is
+    all that there is."""
 
     mean: jax.Array
-    logvar: jax.Array
+    logvar: jax.Array | None
 
     def sample(self, key: jax.Array) -> jax.Array:
         """One draw, of the shape of the mean."""
+        if self.logvar is None:
+            return self.mean
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         return self.mean + jnp.exp(0.5 * self.logvar) * noise
 
@@ -124,11 +128,18 @@ class Latents(NamedTuple):
 
     Structure is (batch, queries, h, w, structure_channels). Dynamics is (batch, frames, positions,
     dynamics_channels); the first half of the positions runs along the width (mean over rows), the
-    second along the height (mean over columns).
+    second along the height (mean over columns). The ablations of `vidtwin_ablations` have other shapes, and one of
+    them has no dynamics.
     """
 
     structure: jax.Array | Gaussian
-    dynamics: jax.Array | Gaussian
+    dynamics: jax.Array | Gaussian | None
+
+    def taken(self, key: jax.Array | None = None) -> "Latents":
+        """The means of Gaussians or, with a key, independent draws from them."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        pairs = zip(self, keys)
+        return Latents(*(g and (g.mean if k is None else g.sample(k)) for g, k in pairs))
 
 
 def halved(side: int, times: int) -> int:
@@ -155,23 +166,33 @@ def _conv(
     return nn.relu(y) if relu else y
 
 
-def _dense(
-    x: jax.Array, features: int, start: Start, name: str, axis: int = -1, places: bool = False
+def dense(
+    x: jax.Array,
+    features: int,
+    start: Start,
+    name: str,
+    axis: int = -1,
+    places: bool = False,
+    relu: bool = True,
 ) -> jax.Array:
-    """Dense layer over `axis`, of queries or places if `places`, whose result is the last axis, and ReLU."""
+    """Dense layer over `axis`, of queries or places if `places`, whose result is the last axis, and ReLU if `relu`."""
+    kernel = start.relu if relu else start.kernel
     y = nn.DenseGeneral(
         features,
         axis=axis,
-        kernel_init=start.places if places else start.relu,
+        kernel_init=start.places if places else kernel,
         bias_init=start.bias(x.shape[axis]),
         dtype=jnp.float32,
         name=name,
     )(x)
-    return nn.relu(y)
+    return nn.relu(y) if relu else y
 
 
-def _moments(x: jax.Array, channels: int, start: Start) -> jax.Array:
-    """The convolution to mean and log-variance: (..., h, w, c) -> (..., h, w, 2 channels)."""
+def _moments(x: jax.Array, channels: int, start: Start, variational: bool) -> jax.Array:
+    """The convolution to mean and log-variance: (..., h, w, c) -> (..., h, w, 2 channels); or, not `variational`, to
+    the latent itself, (..., h, w, channels)."""
+    if not variational:
+        return _conv(x, channels, start, "latent")
     if start.steady:
 
         def kernel(key, shape, dtype=jnp.float32):
@@ -194,30 +215,32 @@ class StructureEncoder(nn.Module):
     """A Q-Former along the time of each patch, then convolutions in space (2.1, 2.2).
 
     Attributes:
-      qformer: arguments of `QFormer`.
+      reader: makes what reads the frames of a patch, called as ``(memory_blc, deterministic)``: the `QFormer`.
       width: channels after the first convolution; every block doubles them.
       blocks: convolutions of stride 2.
       channels: d_S.
       start: how the layers begin.
+      variational: whether the latent is a Gaussian.
     """
 
-    qformer: dict
+    reader: Callable[[], nn.Module]
     width: int
     blocks: int
     channels: int
     start: Start
+    variational: bool = True
 
     @nn.compact
     def __call__(self, z_bthwc: jax.Array, deterministic: bool) -> jax.Array:
-        """Features (b, t, h, w, c) -> moments (b, q, h', w', 2 d_S)."""
+        """Features (b, t, h, w, c) -> moments (b, q, h', w', 2 d_S), or d_S if not variational."""
         batch, _, side, _, _ = z_bthwc.shape
         memory = rearrange(z_bthwc, "b t h w c -> (b h w) t c")
-        read = QFormer(**self.qformer, kernel_init=self.start.qformer, name="qformer")
-        x = rearrange(read(memory, deterministic), "(b h w) q c -> (b q) h w c", h=side, w=side)
+        found = self.reader()(memory, deterministic)
+        x = rearrange(found, "(b h w) q c -> (b q) h w c", h=side, w=side)
         x = _conv(x, self.width, self.start, "conv_in")
         for i in range(self.blocks):
             x = _conv(x, 2 * x.shape[-1], self.start, f"down_{i}", relu=True, stride=2)
-        x = _moments(x, self.channels, self.start)
+        x = _moments(x, self.channels, self.start, self.variational)
         return rearrange(x, "(b q) h w n -> b q h w n", b=batch)
 
 
@@ -251,8 +274,8 @@ class StructureDecoder(nn.Module):
         first = (x.shape[1] - self.side) // 2  # halving rounded up: cut what is too much
         middle = slice(first, first + self.side)
         x = rearrange(x[:, middle, middle], "(b q) h w c -> b q h w c", b=batch)
-        x = _dense(x, self.features, start, "widen")
-        x = _dense(x, self.frames, start, "mix", axis=1, places=True)
+        x = dense(x, self.features, start, "widen")
+        x = dense(x, self.frames, start, "mix", axis=1, places=True)
         return rearrange(x, "b h w c t -> b t h w c")
 
 
@@ -266,22 +289,25 @@ class DynamicsEncoder(nn.Module):
       blocks: convolutions of stride 2.
       channels: d_D.
       start: how the layers begin.
+      variational: whether the latent is a Gaussian.
     """
 
     blocks: int
     channels: int
     start: Start
+    variational: bool = True
 
     @nn.compact
-    def __call__(self, z_bthwc: jax.Array) -> jax.Array:
-        """Features (b, t, h, w, c) -> moments (b, t, w' + h', 2 d_D)."""
+    def __call__(self, z_bthwc: jax.Array, deterministic: bool = True) -> jax.Array:
+        """Features (b, t, h, w, c) -> moments (b, t, w' + h', 2 d_D), or d_D if not variational; there is no dropout
+        here."""
         batch, frames, _, _, width = z_bthwc.shape
         x = z_bthwc.reshape(-1, *z_bthwc.shape[2:])
         for i in range(self.blocks):
             x = _conv(x, width, self.start, f"down_{i}", relu=True, stride=2)
         profiles = jnp.stack([jnp.mean(x, axis=1), jnp.mean(x, axis=2)])
         profiles = rearrange(profiles, "z (b t) p c -> (z b) t p c", t=frames)
-        x = _moments(profiles, self.channels, self.start)
+        x = _moments(profiles, self.channels, self.start, self.variational)
         return rearrange(x, "(z b) t p n -> b t (z p) n", b=batch)
 
 
@@ -301,17 +327,20 @@ class DynamicsDecoder(nn.Module):
     def __call__(self, dynamics_btpn: jax.Array) -> jax.Array:
         """(b, t, w' + h', d_D) -> (b, t, h, w, c), not negative."""
         start = self.start
-        x = _dense(dynamics_btpn, self.features, start, "dense_0")
-        x = _dense(x, self.features, start, "dense_1")
+        x = dense(dynamics_btpn, self.features, start, "dense_0")
+        x = dense(x, self.features, start, "dense_1")
         x = rearrange(x, "b t (z p) c -> b t z p c", z=2)
-        x = _dense(x, self.side, start, "stretch_0", axis=3, places=True)
-        x = _dense(x, self.side, start, "stretch_1", places=True)
+        x = dense(x, self.side, start, "stretch_0", axis=3, places=True)
+        x = dense(x, self.side, start, "stretch_1", places=True)
         along_width, along_height = rearrange(x, "b t z c p -> z b t p c")
         return along_width[:, :, None] + along_height[:, :, :, None]
 
 
 class VidTwin(nn.Module):
     """The autoencoder (arXiv 2412.17726, section 3; spec sections 1 to 4).
+
+    An ablation is a subclass with another `reader`, `structure_branch` or `dynamics_branch` and the shapes that go with
+    it: see `vidtwin_ablations`.
 
     Parameters are float32, and so is everything but the matrix products of the two transformers, as
     under the autocast of the released code (section 1.5).
@@ -328,7 +357,7 @@ class VidTwin(nn.Module):
       structure_width: channels of the first convolution on the structure.
       dropout: rate inside the Q-Former, the only dropout there is.
       start: of the layers between the transformers, a name of `STARTS`.
-      dtype: of the matrix products of both transformers.
+      dtype: the dtype of the matrix products of both transformers.
       remat, scan: see `spacetime.Trunk`; `scan` changes the parameter tree.
 
     Raises:
@@ -357,6 +386,7 @@ class VidTwin(nn.Module):
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     scan: bool = False
+    variational: ClassVar[bool] = True  # latents are Gaussians, and not numbers alone
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -370,15 +400,16 @@ class VidTwin(nn.Module):
         return self.queries, side, side, self.structure_channels
 
     @property
-    def dynamics_shape(self) -> tuple[int, int, int]:
-        """(f, w_D + h_D, d_D)."""
+    def dynamics_shape(self) -> tuple[int, int, int] | None:
+        """(f, w_D + h_D, d_D); None of a network without dynamics."""
         side = halved(self.grid[1], self.dynamics_blocks)
         return self.grid[0], 2 * side, self.dynamics_channels
 
     @property
     def rate(self) -> float:
         """Numbers of both latents over numbers of the clip (supplement B.1, section 9)."""
-        numbers = math.prod(self.structure_shape) + math.prod(self.dynamics_shape)
+        shapes = filter(None, (self.structure_shape, self.dynamics_shape))
+        numbers = sum(map(math.prod, shapes))
         return numbers / (self.channels * self.frames * self.size**2)
 
     def setup(self):
@@ -390,27 +421,48 @@ class VidTwin(nn.Module):
             "remat": self.remat,
             "scan": self.scan,
         }
-        qformer = {
-            "queries": self.queries,
-            "width": self.query_width,
-            "layers": self.query_layers,
-            "heads": self.query_heads,
-            "mlp_dim": self.query_mlp,
-            "dropout": self.dropout,
-        }
-        frames, side, _ = self.grid
-        start = STARTS[self.start]
-        structure = {"width": self.structure_width, "blocks": self.structure_blocks, "start": start}
         self.encoder = Encoder(self.width, self.patch, trunk)
-        self.structure_encoder = StructureEncoder(
-            qformer, channels=self.structure_channels, **structure
-        )
-        self.dynamics_encoder = DynamicsEncoder(self.dynamics_blocks, self.dynamics_channels, start)
-        self.structure_decoder = StructureDecoder(
-            frames, side, self.width, self.query_width, **structure
-        )
-        self.dynamics_decoder = DynamicsDecoder(side, self.width, start)
+        self.structure_encoder, self.structure_decoder = self.structure_branch()
+        self.dynamics_encoder, self.dynamics_decoder = self.dynamics_branch()
         self.decoder = Decoder(self.width, self.patch, trunk, self.channels)
+
+    def qformer(self, queries: int) -> Callable[[], QFormer]:
+        """Makes a Q-Former of this network's sizes."""
+        return functools.partial(
+            QFormer,
+            queries=queries,
+            width=self.query_width,
+            layers=self.query_layers,
+            heads=self.query_heads,
+            mlp_dim=self.query_mlp,
+            dropout=self.dropout,
+            kernel_init=STARTS[self.start].qformer,
+            name="qformer",
+        )
+
+    def reader(self) -> Callable[[], nn.Module]:
+        """Makes what the structure branch reads the frames of a patch by."""
+        return self.qformer(self.queries)
+
+    def structure_branch(self) -> tuple[nn.Module, nn.Module]:
+        """Encoder and decoder of the structure latent."""
+        frames, side, _ = self.grid
+        shared = {"width": self.structure_width, "blocks": self.structure_blocks}
+        shared["start"] = STARTS[self.start]
+        channels = {"channels": self.structure_channels, "variational": self.variational}
+        return (
+            StructureEncoder(self.reader(), **channels, **shared),
+            StructureDecoder(frames, side, self.width, self.query_width, **shared),
+        )
+
+    def dynamics_branch(self) -> tuple[nn.Module | None, nn.Module | None]:
+        """Encoder and decoder of the dynamics latent; None of a network without."""
+        start, side = STARTS[self.start], self.grid[1]
+        sizes = self.dynamics_blocks, self.dynamics_channels
+        return (
+            DynamicsEncoder(*sizes, start, self.variational),
+            DynamicsDecoder(side, self.width, start),
+        )
 
     def features(self, x_bthwc: jax.Array) -> jax.Array:
         """z, what both branches read (section 1.4).
@@ -451,10 +503,12 @@ class VidTwin(nn.Module):
           ValueError: as `features`.
         """
         z = self.features(x_bthwc)
-        return Latents(
-            _gaussian(self.structure_encoder(z, deterministic)),
-            _gaussian(self.dynamics_encoder(z)),
-        )
+
+        def latent(x: jax.Array) -> Gaussian:
+            return _gaussian(x) if self.variational else Gaussian(x, None)
+
+        encoders = self.structure_encoder, self.dynamics_encoder
+        return Latents(*(net and latent(net(z, deterministic)) for net in encoders))
 
     def decode_features(
         self, structure: jax.Array | None = None, dynamics: jax.Array | None = None
@@ -516,18 +570,21 @@ class VidTwin(nn.Module):
           ValueError: as `features`.
         """
         latents = self.encode(x_bthwc, deterministic)
-        if key is None:
-            drawn = [gaussian.mean for gaussian in latents]
-        else:
-            drawn = [g.sample(k) for g, k in zip(latents, jax.random.split(key))]
-        video = self.decode(*drawn)
+        video = self.decode(*latents.taken(key))
         _, frames, height, width, _ = x_bthwc.shape
         return video[:, :frames, :height, :width], latents
 
-    def _require(self, name: str, latent: jax.Array, shape: tuple[int, ...]) -> None:
+    def _require(self, name: str, latent: jax.Array, shape: tuple[int, ...] | None) -> None:
+        if shape is None:
+            raise ValueError(f"VidTwin: this network has no {name}")
         if latent.shape[1:] != shape:
             want = ", ".join(map(str, shape))
             raise ValueError(f"VidTwin: {name} must be (batch, {want}), got {latent.shape}")
+
+    @property
+    def most_queries(self) -> int:
+        """Queries that the structure branch may have: n_q <= f, since each chooses from the frames."""
+        return self.grid[0]
 
     def check(self) -> None:
         """Raises ValueError if the sizes do not fit together, naming all that do not."""
@@ -541,9 +598,10 @@ class VidTwin(nn.Module):
         for name in ("structure_blocks", "dynamics_blocks"):
             if not 1 <= getattr(self, name) <= MAX_BLOCKS:
                 faults.append(f"{name}={getattr(self, name)} must be from 1 to {MAX_BLOCKS}")
-        if not 1 <= self.queries <= self.grid[0]:
+        if not 1 <= self.queries <= self.most_queries:
             faults.append(
-                f"queries={self.queries} must be from 1 to {self.grid[0]}, the frames that they choose from (n_q <= f)"
+                f"queries={self.queries} must be from 1 to {self.most_queries}, the frames that they choose from "
+                "(n_q <= f)"
             )
         if self.start not in STARTS:
             faults.append(f"start={self.start!r} must be one of {', '.join(STARTS)}")

@@ -17,6 +17,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 
 from vidmotion.models.dit import sincos_1d
+from vidmotion.models.layers import attention
 
 TOKENS = ("chunk", "groups", "single")
 FLOW_INPUTS = ("attn_plus_query", "attn")
@@ -119,7 +120,7 @@ class WarpCA(nn.Module):
     """A hidden state moved by a motion code: Eq. 9, cross-attention, flow and occlusion, Eq. 10.
 
     Attributes:
-      heads: of the attention.
+      heads: the number of heads of the attention.
       mode: ``warpca``; or ``ca``, plain cross-attention to the same tokens, added (Table 3).
       tokens, groups, token_width: see `motion_tokens`; not in paper.
       flow_input: what flow and occlusion are read from: the attention's output, ``attn``, or with
@@ -130,7 +131,7 @@ class WarpCA(nn.Module):
       flow_start: deviation of the flow before its tanh at the start, about; with 0 the code has no gradient until the
         flow's last layer has moved. Not in paper.
       occlusion_bias: at the start O = sigmoid of it; not in paper.
-      dtype: of the computation; code, flow and occlusion are float32.
+      dtype: the dtype of the computation; code, flow and occlusion are float32.
 
     Raises:
       ValueError: an unknown value, or tokens that do not divide the code.
@@ -164,7 +165,7 @@ class WarpCA(nn.Module):
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r}: choose {' or '.join(known)}")
-        frames, height, _, channels = x_bfhwc.shape[1:]
+        frames, _, _, channels = x_bfhwc.shape[1:]
         x_bhwc = rearrange(x_bfhwc, "b f h w c -> (b f) h w c")
         theta_bm = rearrange(theta_bfm, "b f m -> (b f) m").astype(jnp.float32)
         time_bt = jnp.repeat(time_bt, frames, axis=0)
@@ -180,20 +181,21 @@ class WarpCA(nn.Module):
                 + self.param("token_embedding", nn.initializers.normal(0.02), shape)[None]
             )
         query = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x_bhwc)
-        dense = functools.partial(nn.Dense, channels, dtype=self.dtype)
-        split = functools.partial(rearrange, pattern="b l (n d) -> b l n d", n=self.heads)
-        q = split(dense(use_bias=False, name="query")(rearrange(query, "b h w c -> b (h w) c")))
-        k, v = (split(dense(use_bias=False, name=n)(tokens_bne)) for n in ("key", "value"))
-        attended = rearrange(
-            jax.nn.dot_product_attention(q, k, v), "b (h w) n d -> b h w (n d)", h=height
+        dense = functools.partial(nn.Dense, dtype=self.dtype)
+        attended = attention(
+            rearrange(query, "b h w c -> b (h w) c"),
+            tokens_bne,
+            heads=self.heads,
+            dense=functools.partial(dense, use_bias=False),
+            out=functools.partial(dense, kernel_init=zeros) if self.mode == "ca" else dense,
         )
         if self.mode == "ca":
-            return x_bfhwc + dense(kernel_init=zeros, name="out")(attended).reshape(x_bfhwc.shape)
-        attended = dense(name="out")(attended)
+            return x_bfhwc + attended.reshape(x_bfhwc.shape)
+        attended = attended.reshape(x_bhwc.shape)
         seen = attended + query if self.flow_input == "attn_plus_query" else attended
 
         def read(name: str, features: int, start: float, bias: float) -> jax.Array:
-            y = nn.silu(dense(name=f"{name}_in")(seen)).astype(jnp.float32)
+            y = nn.silu(dense(channels, name=f"{name}_in")(seen)).astype(jnp.float32)
             out = nn.Dense(
                 features,
                 kernel_init=nn.initializers.normal(start * (4 / channels) ** 0.5),

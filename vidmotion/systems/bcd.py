@@ -102,7 +102,6 @@ class Diffusion:
       sigma_data, p_mean, p_std: of EDM's training.
       sigma_min, sigma_max: ends of EDM's sampling schedule.
       output: how EDM's network becomes a denoiser, see `process.EDM`. Not in paper.
-      sigma_per_frame: one noise level per frame instead of per clip. Not in paper; default per clip.
     """
 
     kind: str = "edm"
@@ -111,7 +110,6 @@ class Diffusion:
     p_std: float = 1.2
     sigma_min: float = 0.002
     sigma_max: float = 80.0
-    sigma_per_frame: bool = False
     output: str = "edm"
 
     def process(self) -> process.Process:
@@ -306,7 +304,7 @@ class BCD(System, MotionTransfer, Describes):
         return self.codec.consts()
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """Of the codec, its fixed projection too where it has no weights."""
+        """Fingerprints of the codec's networks, or of its fixed projection where it has no weights."""
         return self.codec.fingerprints(consts)
 
     def tokens(self, batch: int) -> int:
@@ -371,7 +369,7 @@ class BCD(System, MotionTransfer, Describes):
           vars: parameters (normally the averaged ones).
           batch: ``content`` uint8 (B, T_c, H, W, 3), any T_c; ``motion`` uint8 (B, T, H, W, 3); either may
             be latents from a cache instead, float16 (B, T, H/8, W/8, C).
-          key: of the initial noise, shared by all windows of a clip.
+          key: the random key of the initial noise, shared by all windows of a clip.
           steps, guidance: instead of the config's.
 
         Returns:
@@ -521,8 +519,9 @@ class BCD(System, MotionTransfer, Describes):
         """L_d: mean of weight(sigma) * (D(z + sigma n) - z)^2."""
         diffusion = self.diffusion.process()
         sigma_key, noise_key = jax.random.split(key)
-        levels = (z.shape[0], z.shape[1] if self.diffusion.sigma_per_frame else 1)
-        sigma_bt = jnp.broadcast_to(diffusion.sample_sigma(sigma_key, levels), z.shape[:2])
+        # Not in paper: one noise level for all frames of a clip.
+        sigma_b1 = diffusion.sample_sigma(sigma_key, (z.shape[0], 1))
+        sigma_bt = jnp.broadcast_to(sigma_b1, z.shape[:2])
         wide = sigma_bt[:, :, None, None, None]
         y = z + wide * jax.random.normal(noise_key, z.shape)
         error = (self._denoise(params, y, sigma_bt, c, m_hat, temporal) - z) ** 2

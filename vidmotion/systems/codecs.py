@@ -275,7 +275,7 @@ class LatentCodec:
         Args:
           consts: with the autoencoder.
           video: uint8 (B, T, H, W, 3), or its `posterior_mean` as float16, from a cache.
-          key: of a draw from the posterior; None: its mean, as it is of what comes from a cache.
+          key: the random key of a draw from the posterior; None: its mean, as it is of what comes from a cache.
 
         Returns:
           float32 (B, T, H/f, W/f, C), f the autoencoder's factor.

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vidmotion.data import cartoon, heads
+from vidmotion.data import heads
+from vidmotion.data.heads import cartoon
 from vidmotion.models.heads_reader import HeadsReaderNet
 from vidmotion.system import Out, System, Vars, dtype
 
@@ -164,7 +165,7 @@ class HeadsReader(System):
     def _read(
         self, vars: Vars, frames: jax.Array
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """Of N float frames in [0, 1]: standardised pose at first sight (N, 6), standardised numbers (N, 29), motion
+        """Read N float frames in [0, 1]: standardised pose at first sight (N, 6), standardised numbers (N, 29), motion
         first, and logits (N, classes) by name."""
         first, values = self._net.apply({"params": vars.params["model"]}, 2.0 * frames - 1.0)
         ends = np.cumsum([len(MOTION + NUMBERS), *CLASSES.values()])
@@ -211,7 +212,7 @@ def _face_frame(crop: int, pose: jax.Array, side: int) -> tuple[jax.Array, jax.A
 
 
 def _targets(batch: PyTree) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """As `HeadsReader._read`, of the batch's N frames: standardised numbers (N, 29), and classes int (N,)."""
+    """What `HeadsReader._read` should say of a batch of N frames: standardised numbers (N, 29), classes int (N,)."""
     mean, std = _statistics()
     identity = jnp.repeat(batch["identity"], batch["motion"].shape[1], axis=0)
     motion = batch["motion"].reshape(len(identity), -1)

@@ -49,9 +49,9 @@ class Loss:
     """Weights of the terms of L_model.
 
     Attributes:
-      l1, l2: of the mean absolute and the mean squared error, pixels in [-1, 1].
-      kl: of the divergence from the standard normal distribution, in nats a number of the latent.
-      perceptual: of LPIPS, which is left out without its weights.
+      l1, l2: the weights of the mean absolute and the mean squared error, pixels in [-1, 1].
+      kl: the weight of the divergence from the standard normal distribution, in nats per number of the latent.
+      perceptual: the weight of LPIPS, which is left out without its weights.
     """
 
     l1: float = 1.0
@@ -65,7 +65,7 @@ class Gan:
     """The adversarial term.
 
     Attributes:
-      weight: of -mean D(x'); 0: there is no discriminator.
+      weight: the weight of -mean D(x'); 0: there is no discriminator.
       start: the step from which the discriminator learns, and the autoencoder from it.
       width, layers: of `PatchDiscriminator`.
     """

@@ -42,7 +42,7 @@ class ImageDiffusion(System, Describes):
       unet: sizes of `UNet`.
       diffusion: fields of `DDPM`.
       prediction: ``eps``, ``x0`` or ``v``.
-      steps: of DDIM.
+      steps: the number of steps of DDIM.
       compute: ``float32`` or ``bfloat16``.
 
     Raises:
@@ -83,7 +83,7 @@ class ImageDiffusion(System, Describes):
         return self.codec.consts()
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """Of the codec."""
+        """Fingerprints of the codec's networks."""
         return self.codec.fingerprints(consts)
 
     def init(self, key: jax.Array, batch: PyTree) -> PyTree:
@@ -116,7 +116,7 @@ class ImageDiffusion(System, Describes):
         Args:
           vars: parameters.
           batch: ``video`` uint8 (B, T, H, W, 3).
-          key: of the noise.
+          key: the random key of the noise.
           time: from 0 to ``diffusion.steps`` - 1, the highest noise.
 
         Returns:
@@ -134,8 +134,8 @@ class ImageDiffusion(System, Describes):
         Args:
           vars: parameters.
           batch: ``video`` (B, T, H, W, 3).
-          key: of the noise.
-          steps: of DDIM, instead of the config's.
+          key: the random key of the noise.
+          steps: the number of steps of DDIM, instead of the config's.
 
         Returns:
           ``video`` float32 (B, T, H, W, 3) in [0, 1].

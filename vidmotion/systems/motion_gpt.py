@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vidmotion import paths
-from vidmotion.data import codes
+from vidmotion.data import encoded
 from vidmotion.errors import ConfigError
 from vidmotion.models import motion_gpt
 from vidmotion.models.quantizer import GroupedQuantizer
@@ -121,7 +121,7 @@ class MotionGenerator(System, Describes):
         return jax.eval_shape(self._quantizer.init, jax.random.key(0), motion)["params"]
 
     def _load(self) -> PyTree:
-        have = codes.read_quantizer(self.codes)
+        have = encoded.CodesSource.read_attached(self.codes)
         have.pop("log_alpha", None)  # how soft assignments are, which decoding does not ask
         want = {path: leaf.shape for path, leaf in paths.flatten(self._shapes()).items()}
         found = {path: value.shape for path, value in have.items()}

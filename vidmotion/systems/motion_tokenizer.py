@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vidmotion.config_schema import from_config
-from vidmotion.data import motion_codes
+from vidmotion.data import encoded
 from vidmotion.errors import ConfigError
 from vidmotion.losses.tokens import tokenizer_loss
 from vidmotion.models.motion_tokenizer import MotionTokenizer, Tokenized
@@ -78,8 +78,8 @@ class MotionTokens(System, Describes):
         return {"mean": leaf, "deviation": leaf}
 
     def _load(self) -> PyTree:
-        motion_codes.read_provenance(self.codes, "X-NeMo")
-        have = motion_codes.read_statistics(self.codes)
+        encoded.MotionCodesSource.read_provenance(self.codes)
+        have = encoded.MotionCodesSource.read_attached(self.codes)
         if have["mean"].shape != (self.net.channels,):
             raise ConfigError(
                 f"config.system.codes={self.codes!r} comes from an X-NeMo with codes of {len(have['mean'])} "
@@ -89,11 +89,11 @@ class MotionTokens(System, Describes):
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
         """Also of the X-NeMo's motion encoder."""
-        encoder = motion_codes.read_provenance(self.codes, "X-NeMo")["encoder"]
+        encoder = encoded.MotionCodesSource.read_provenance(self.codes)["encoder"]
         return {**super().fingerprints(consts), ENCODER: encoder}
 
     def tokens(self, batch: int) -> int:
-        """Of the sequences."""
+        """The number of motion tokens in a batch."""
         return batch * self.frames // 2**self.net.halvings
 
     def evaluators(self) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ class MotionTokens(System, Describes):
 
     @staticmethod
     def variables(vars: Vars) -> dict[str, PyTree]:
-        """Of `net`."""
+        """The variables of `net`."""
         return {
             "params": vars.params["model"],
             "codebook": vars.mutable["codebook"],

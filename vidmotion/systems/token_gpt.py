@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from vidmotion import paths
 from vidmotion.config_schema import from_config
-from vidmotion.data import motion_codes
+from vidmotion.data import encoded
 from vidmotion.errors import ConfigError
 from vidmotion.models import token_gpt
 from vidmotion.models.motion_tokenizer import MotionTokenizer
@@ -151,7 +151,7 @@ class TokenGenerator(System, Describes):
         return dict(jax.eval_shape(self.decoder.init, jax.random.key(0), motion))
 
     def _load(self) -> PyTree:
-        there = motion_codes.read_provenance(self.codes, "motion tokenizer")
+        there = encoded.MotionTokensSource.read_provenance(self.codes)
         theirs, ours = MotionTokenizer(**there["network"], parent=None), self.decoder
         differing = [
             f"{name} {getattr(theirs, name)} there, {getattr(ours, name)} here"
@@ -169,11 +169,11 @@ class TokenGenerator(System, Describes):
                 f"config.system.conditions={self.conditions}, but the clips of config.system.codes="
                 f"{self.codes!r} have {len(names)} emotions{': ' if names else ''}{', '.join(names)}"
             )
-        return paths.unflatten(motion_codes.read_tokenizer(self.codes))
+        return paths.unflatten(encoded.MotionTokensSource.read_attached(self.codes))
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """Of the tokenizer, and of the X-NeMo's motion encoder."""
-        encoder = motion_codes.read_provenance(self.codes, "motion tokenizer")["encoder"]
+        """Fingerprints of the tokenizer and of the X-NeMo's motion encoder."""
+        encoder = encoded.MotionTokensSource.read_provenance(self.codes)["encoder"]
         return {**super().fingerprints(consts), ENCODER: encoder}
 
     def tokens(self, batch: int) -> int:
@@ -228,7 +228,7 @@ class TokenGenerator(System, Describes):
         Args:
           vars: parameters.
           batch: ``ids``; with conditions ``condition`` int32 (B,), of which `conditions` is none.
-          key: of the draws.
+          key: the random key of the draws.
           count: tokens to make; None: `length`.
 
         Returns:

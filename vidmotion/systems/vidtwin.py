@@ -37,6 +37,7 @@ from vidmotion.losses.reconstruction import laplace_nll
 from vidmotion.models.features.lpips import LPIPS
 from vidmotion.models.patchgan import PatchDiscriminator
 from vidmotion.models.vidtwin import VidTwin
+from vidmotion.models.vidtwin_ablations import ABLATIONS
 from vidmotion.system import (
     Const,
     Describes,
@@ -68,7 +69,7 @@ class Perceptual:
     """LPIPS with VGG-16 in the likelihood.
 
     Attributes:
-      weight: of the distance, at every value of its frame.
+      weight: the weight of the distance, at every value of its frame.
       weights: folder that ``python -m vidmotion.convert lpips_vgg`` wrote; empty leaves the term out.
     """
 
@@ -81,7 +82,7 @@ class Gan:
     """The discriminator and its part in the loss.
 
     Attributes:
-      weight: of the adversarial gradient against the likelihood's, at the last kernel; 0: no discriminator.
+      weight: the weight of the adversarial gradient against the likelihood's, at the last kernel; 0: no discriminator.
       start: first batch from which the discriminator learns; batches, not optimiser steps.
       width, layers: of `PatchDiscriminator`.
     """
@@ -97,7 +98,9 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
     """VidTwin with its losses.
 
     Attributes:
-      network: sizes of `models.vidtwin.VidTwin` in pixels, all its fields but channels, dtype, remat and scan.
+      network: sizes of `models.vidtwin.VidTwin` in pixels, all its fields but channels, dtype, remat and scan; and
+        those that an ablation has beside them.
+      ablation: a letter of Table 3 of the main text, see `models.vidtwin_ablations`; "", the full model.
       codec: of an image autoencoder, see `systems.codecs`; None: the network reads and writes pixels.
       structure_from: what the structure that is decoded with a clip's dynamics is read from in training: ``clip``, the
         clip itself, as in the paper; ``shuffled``, its frames in another order (the released code has this as a
@@ -109,7 +112,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
       recolour: share of the windows that are seen in other colours, each in its own, in training; what is decoded then
         has the colours of the window that the structure was read from, so that the dynamics cannot tell them. 0, as in
         the paper: none. Needs ``structure_from`` ``other`` or ``either``, and pixels.
-      kl_weight: of the divergence summed over the latents of a clip.
+      kl_weight: the weight of the divergence summed over the latents of a clip.
       perceptual, gan: the records above.
       overlap: frames that a window shares with the next in `sample`, of clips that are longer than one; at most half.
       compute: ``float32`` or ``bfloat16``; parameters, latents and losses are float32 either way.
@@ -120,6 +123,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
     """
 
     network: Mapping[str, Any]
+    ablation: str = ""
     codec: PixelCodec | LatentCodec | Mapping[str, Any] | None = None
     structure_from: str = "clip"
     recolour: float = 0.0
@@ -144,7 +148,12 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
                 f"config.system.recolour={self.recolour} needs config.system.structure_from to be one of "
                 f"{', '.join(PAIRED)}: the colours go with another window's structure"
             )
-        from_config(VidTwin, self.network, "system.network")
+        if self.ablation not in ABLATIONS:
+            raise ConfigError(
+                f"config.system.ablation={self.ablation!r}: choose {', '.join(filter(None, ABLATIONS))}, or '' for the "
+                "full model"
+            )
+        from_config(ABLATIONS[self.ablation], self.network, "system.network")
         if self.codec is not None:
             object.__setattr__(self, "codec", codecs.make(self.codec))
             self._check_codec()
@@ -152,6 +161,11 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
             self.net.check()
         except ValueError as error:
             raise ConfigError(f"config.system.network: {error}") from error
+        if not self.parts and self.structure_from != "clip":
+            raise ConfigError(
+                f"config.system.structure_from={self.structure_from!r}: with config.system.ablation='a' there is one "
+                "latent, which is that of the clip"
+            )
         if not 0 <= self.overlap <= self.net.frames // 2:
             raise ConfigError(
                 f"config.system.overlap={self.overlap}: at most half of a window's {self.net.frames} frames"
@@ -186,14 +200,15 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
 
     @property
     def net(self) -> VidTwin:
-        """The autoencoder, in the sizes of what it reads."""
+        """The autoencoder's network, sized for the pixels or latents that it reads."""
         sizes = dict(self.network)
         if self.codec is not None:
             sizes["size"], sizes["channels"] = self.codec.latent_shape(self.size)
             frames, *sides = sizes.get("patch", VidTwin.patch)
             factor = self.size // sizes["size"]
             sizes["patch"] = (frames, *(pixels // factor for pixels in sides))
-        return VidTwin(**sizes, dtype=dtype(self.compute), remat=self.remat, scan=self.scan)
+        cls = ABLATIONS[self.ablation]
+        return cls(**sizes, dtype=dtype(self.compute), remat=self.remat, scan=self.scan)
 
     @property
     def size(self) -> int:
@@ -208,13 +223,13 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
 
     @property
     def window(self) -> int:
-        """Frames of a clip: each window of structure goes with one of dynamics."""
-        return self.net.frames
+        """Frames of a clip: each window of structure goes with one of dynamics; 0 without dynamics."""
+        return self.net.frames if self.parts else 0
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Each latent can be shown alone."""
-        return PARTS[1:]
+        """Each latent can be shown alone, where there are two."""
+        return PARTS[1:] if self.net.dynamics_shape else ()
 
     @property
     def disc(self) -> PatchDiscriminator:
@@ -265,7 +280,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         return params
 
     def init_mutable(self) -> PyTree:
-        """``{"disc": running statistics}``, where there is a discriminator."""
+        """State that no gradient changes: ``{"disc": running statistics}`` if there is a discriminator."""
         if not self.gan.weight:
             return {}
         net = self.net
@@ -288,7 +303,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         return {"lpips": Const(self._lpips_shapes, self._load_lpips)}
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """As of `Describes`, with what makes the latents."""
+        """Fingerprints of the never-trained networks and of what makes the latents."""
         if self.codec is not None:
             return self.codec.fingerprints(consts)
         return super().fingerprints(consts)
@@ -348,14 +363,16 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         """Parameters as the paper counts them, and how many numbers are kept of a clip."""
         counts = self.paper_counts(params)
         shapes = self.net.structure_shape, self.net.dynamics_shape
-        structure, dynamics = ("x".join(map(str, shape)) for shape in shapes)
+        structure, dynamics = ("x".join(map(str, shape or ("none",))) for shape in shapes)
         return {f"as the paper: {name}": f"{count:,}" for name, count in counts.items()} | {
             "latents of a clip": f"structure {structure}, dynamics {dynamics}; {self.share_kept:.4%} of its numbers"
         }
 
     def evaluators(self) -> tuple[str, ...]:
-        """Reconstruction of clips; transfer of dynamics against the exact render of heads; leakage."""
-        return ("reconstruction", "swap", "drivers", "reading", "leakage")
+        """Reconstruction of clips; of two latents also transfer of dynamics against the exact render of heads, and
+        leakage."""
+        two = ("swap", "drivers", "reading", "leakage") if self.parts else ()
+        return ("reconstruction", *two)
 
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
@@ -369,20 +386,21 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         net = params["autoencoder"]
         dropout_key, draw_key = jax.random.split(key)
         latents = self._gaussians(net, seen_bthwc, dropout_key)
-        structure, dynamics = (g.sample(k) for g, k in zip(latents, jax.random.split(draw_key)))
+        structure, dynamics = latents.taken(draw_key)
         if self.structure_from in PAIRED:
             structure = _crossed(structure, crossed_b)
         features = self._apply(net, structure, dynamics, method="decode_features")
         made = self._crop(self._apply(net, features, method="to_pixels"))
         made_nhwc = made.reshape(x_nhwc.shape)
-        divergences = {name: jnp.mean(gaussian_kl(*g)) for name, g in latents._asdict().items()}
+        gaussians = latents._asdict() if self.net.variational else {}
+        divergences = {name: jnp.mean(gaussian_kl(*g)) for name, g in gaussians.items() if g}
         kl = sum(divergences.values())
 
         judged, mutable, metrics = self._judge(vars, x_nhwc, features, made_nhwc, step)
         loss = judged + self.kl_weight * kl
         error = made_nhwc - x_nhwc
         metrics |= {
-            "kl": kl,
+            "kl": jnp.asarray(kl, jnp.float32),
             **{f"kl/{name}": value for name, value in divergences.items()},
             "logvar": params["logvar"],
             "l1": jnp.mean(jnp.abs(error)),
@@ -512,13 +530,14 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
 
         Both are cut into windows of the network's length and paired in order; the last window of each is filled
         up with its last frame, and the content's last window serves what is longer. Where windows share frames
-        (`overlap`), what is made of these fades from one window to the next.
+        (`overlap`), what is made of these fades from one window to the next. Of one latent, an ablation, the content
+        comes back as it was.
 
         Args:
           vars: parameters.
           batch: ``content`` uint8 (B, T_c, H, W, 3) and ``motion`` uint8 (B, T, H, W, 3); the same clip for
             reconstruction.
-          key: of the draw.
+          key: the random key of the draw.
           part: decode ``both`` latents, or ``structure`` or ``dynamics`` alone.
           draw: sample the latents, as the released scripts do, rather than take their means.
 
@@ -528,8 +547,8 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         Raises:
           ConfigError: unknown `part`.
         """
-        if part not in PARTS:
-            raise ConfigError(f"part={part!r}: choose {', '.join(PARTS)}")
+        if part not in ("both", *self.parts):
+            raise ConfigError(f"part={part!r}: choose {', '.join(('both', *self.parts))}")
         clips, frames = batch["motion"].shape[:2]
         content, motion = (
             self._windows(batch[name], self.overlap) for name in ("content", "motion")
@@ -539,8 +558,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         keys = jax.random.split(key)
 
         def latents(x, key):
-            found = self._encode(vars, x.reshape(-1, *x.shape[2:]))
-            return [g.sample(k) if draw else g.mean for g, k in zip(found, jax.random.split(key))]
+            return self._encode(vars, x.reshape(-1, *x.shape[2:])).taken(key if draw else None)
 
         structure = latents(shown, keys[0])[0] if part != "dynamics" else None
         dynamics = latents(motion, keys[1])[1] if part != "structure" else None
@@ -549,10 +567,10 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         return {"video": crossfade(video, self.overlap)[:, :frames]}
 
     def read(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
-        """Means of the latents: ``video`` uint8 (B, T, H, W, 3) -> ``structure`` and ``dynamics``, float32,
-        as of `models.vidtwin.Latents`."""
-        found = self._encode(vars, batch["video"])
-        return {"structure": found.structure.mean, "dynamics": found.dynamics.mean}
+        """Means of the latents: ``video`` uint8 (B, T, H, W, 3) -> ``structure`` and, where there are, ``dynamics``,
+        float32, as of `models.vidtwin.Latents`."""
+        found = self._encode(vars, batch["video"]).taken()
+        return {name: mean for name, mean in found._asdict().items() if mean is not None}
 
     def render(self, vars: Vars, batch: PyTree) -> jax.Array:
         """``structure``, ``dynamics``, or one alone, as of `read` -> video (B, T, H, W, 3) in [0, 1]."""

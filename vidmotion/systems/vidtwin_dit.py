@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from vidmotion import paths
-from vidmotion.data import vidtwin_latents
+from vidmotion.data import encoded
 from vidmotion.diffusion import guidance, samplers
 from vidmotion.diffusion.process import DDPM
 from vidmotion.errors import ConfigError
@@ -60,7 +60,7 @@ class VidTwinDiT(System, Describes):
       dynamics: (f, w_D + h_D, d_D) of the VidTwin run.
       structure_patch, dynamics_patch: queries or 1, rows and columns of a token.
       classes: number of them.
-      class_width: of the class vector.
+      class_width: the width of the class vector.
       width, layers, heads, mlp_ratio: of the transformer.
       guidance, sampler, diffusion: see `Guidance`, `Sampler`, `process.DDPM`.
       compute: ``float32`` or ``bfloat16``.
@@ -116,7 +116,7 @@ class VidTwinDiT(System, Describes):
 
     @property
     def numbers(self) -> int:
-        """Of both latents of a clip."""
+        """How many numbers both latents of a clip have."""
         return sum(part.numbers for part in self.patches)
 
     @property
@@ -162,7 +162,7 @@ class VidTwinDiT(System, Describes):
         }
 
     def _load(self) -> PyTree:
-        have = vidtwin_latents.read_statistics(self.latents)
+        have = encoded.VidTwinLatentsSource.read_attached(self.latents)
         want = {path: leaf.shape for path, leaf in paths.flatten(self._shapes()).items()}
         found = {path: value.shape for path, value in have.items()}
         if want != found:
@@ -170,7 +170,7 @@ class VidTwinDiT(System, Describes):
                 f"config.system.latents={self.latents!r} comes from a VidTwin of another shape: its "
                 f"statistics are {found}, this config expects {want}"
             )
-        names = vidtwin_latents.read_provenance(self.latents)["classes"]
+        names = encoded.VidTwinLatentsSource.read_provenance(self.latents)["classes"]
         if len(names) != self.classes:
             raise ConfigError(
                 f"config.system.classes={self.classes}, but the latents {self.latents!r} have "
@@ -179,7 +179,7 @@ class VidTwinDiT(System, Describes):
         return paths.unflatten(have)
 
     def tokens(self, batch: int) -> int:
-        """Of both latents."""
+        """The number of tokens of both latents in a batch."""
         return batch * sum(part.tokens for part in self.patches)
 
     def evaluators(self) -> tuple[str, ...]:
@@ -215,7 +215,7 @@ class VidTwinDiT(System, Describes):
         Args:
           vars: parameters (normally the averaged ones).
           batch: ``label`` int32 (B,), 0 to `classes`; `classes` itself is no class.
-          key: of the initial noise.
+          key: the random key of the initial noise.
           steps, guidance_scale: instead of the config's.
 
         Returns:

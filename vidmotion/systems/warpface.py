@@ -128,13 +128,13 @@ class WarpFace(System, MotionTransfer, Released, Describes):
     """WarpFace.
 
     Attributes:
-      size: of a frame, height and width.
+      size: the size of a frame, height and width.
       codec: see `codecs`, or a mapping of its fields.
       unet: sizes of `UNet`; both networks have them.
       reference: name of the set of blocks that read the reference (Table 4a).
       motion ... diffusion: the records above, and `DDPM`.
       prediction: of the denoiser, ``eps`` in the paper, ``x0`` or ``v``; ``x0`` asks least of a small network.
-      steps: of DDIM.
+      steps: the number of steps of DDIM.
       compute: ``float32`` or ``bfloat16``.
       remat: of both UNets.
 
@@ -246,7 +246,7 @@ class WarpFace(System, MotionTransfer, Released, Describes):
         return self.codec.consts()
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """Of the codec."""
+        """Fingerprints of the codec's networks."""
         return self.codec.fingerprints(consts)
 
     def init(self, key: jax.Array, batch: PyTree) -> PyTree:
@@ -388,7 +388,7 @@ class WarpFace(System, MotionTransfer, Released, Describes):
           vars: parameters.
           batch: ``content`` uint8 (B, T_c, H, W, 3), whose first frame is the source; ``motion`` uint8
             (B, T, H, W, 3).
-          key: of the initial noise, the same for all frames of a clip.
+          key: the random key of the initial noise, the same for all frames of a clip.
           steps, guidance: instead of the config's.
 
         Returns:
@@ -423,7 +423,7 @@ class WarpFace(System, MotionTransfer, Released, Describes):
           vars: parameters.
           z_s: latents of the sources (B, h, w, C).
           theta: theta_{s->d} for each frame, (B, T, D_m).
-          key: of the noise.
+          key: the random key of the noise.
           steps, guidance: instead of the config's.
           still: the code of no motion, like `theta`; None is zero, as it is for the vectors of MGME.
 

@@ -128,7 +128,7 @@ class Gan:
 
     Attributes:
       enabled: False: there is none at all.
-      weight: of L_gan beside L_ldm.
+      weight: the weight of L_gan beside L_ldm.
       start: first step at which the head learns; before it nothing of it is computed.
       pull_start: first step at which L_gan reaches E_mot. A small E_mot that is pulled by a head which cannot read it
         yet collapses to one code for all faces before the denoiser has a use for it.
@@ -219,10 +219,11 @@ class XNeMo(System, MotionTransfer, Released, Describes):
     """X-NeMo.
 
     Attributes:
-      size: of a frame, height and width.
+      size: the size of a frame, height and width.
       codec: see `codecs`, or a mapping of its fields.
       unet: a name of `unet.SIZES`, or a mapping of `UNet`'s sizes; of both UNets.
-      modules: fields that `DenoisingUNet` has beside those, of its motion and temporal modules.
+      modules: fields that `DenoisingUNet` has beside those, of its motion and temporal modules, and of the control that
+        takes the place of the former in an ablation.
       motion: fields of `MotionEncoder`.
       stage ... diffusion: the records above, and `DDPM`.
       prediction: of the denoiser, ``eps`` in the paper, ``x0`` or ``v``; ``x0`` asks least of a small network.
@@ -284,6 +285,12 @@ class XNeMo(System, MotionTransfer, Released, Describes):
                     f"config.system.clip.network={self.clip.network!r} gives {width} numbers, the UNets' "
                     f"context_width is {self._denoiser.context_width}"
                 )
+        control, middle = self._denoiser.control_side, self._middle_side
+        if control and (control != middle or control < 4 or control & (control - 1)):
+            raise ConfigError(
+                f"config.system.modules.control_side={control}: the side of the features in the middle of the UNets, "
+                f"here {middle}, which must be 4, 8, 16, ..."
+            )
         for name, cls in (
             ("motion", MotionEncoder),
             ("gan.appearance", AppearanceEncoder),
@@ -310,6 +317,10 @@ class XNeMo(System, MotionTransfer, Released, Describes):
     @property
     def _denoiser(self) -> DenoisingUNet:
         return DenoisingUNet(**self._unet_sizes, **self.modules)
+
+    @property
+    def _middle_side(self) -> int:
+        return self.codec.latent_shape(self.size)[0] // 2 ** (len(self._denoiser.channels) - 1)
 
     @property
     def encoder(self) -> MotionEncoder:
@@ -350,8 +361,9 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         return (Player("model", switches=pulled), head, disc)
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Of `data.portraits`, recipe "face": ``reference``, ``target``; with the motion or the GAN head
-        ``driving`` and ``f_rts``; with the GAN head ``driving_clean`` and ``reference_face``."""
+        """The pictures that `data.portraits` makes with the recipe "face": ``reference`` and ``target``; with the
+        motion or the GAN head also ``driving`` and ``f_rts``; with the GAN head ``driving_clean`` and
+        ``reference_face``."""
         frames, side = self.stage.frames, self.encoder.size
 
         def pictures(*shape):
@@ -400,7 +412,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         return vgg.VGGActivations(**vgg.SIZES[name], dtype=dtype(self.compute))
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """Of the codec, and of CLIP where it is there."""
+        """Fingerprints of the codec's networks, and of CLIP where it is there."""
         own = {name: tree for name, tree in consts.items() if name == "clip"}
         return {**self.codec.fingerprints(consts), **super().fingerprints(own)}
 
@@ -411,7 +423,8 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         """
         network_key, *keys = jax.random.split(key, 4)
         net, encoder = self._denoiser, self.encoder
-        side = 2 ** (len(net.channels) - 1)  # the least: parameters do not depend on it
+        # The least: parameters do not depend on it, unless a control makes a map of its own side.
+        side = (net.control_side or 1) * 2 ** (len(net.channels) - 1)
         z = jnp.zeros((1, side, side, net.latent_channels))
         context = jnp.zeros((1, 1, net.context_width)) if net.context_width else None
         tokens = jnp.zeros((1, 1, encoder.tokens, encoder.token_width))
@@ -505,7 +518,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
 
     @property
     def face_side(self) -> int:
-        """Of E_mot's crops."""
+        """The side of the face crops that E_mot reads."""
         return self.encoder.size
 
     def tokens(self, batch: int) -> int:
@@ -588,7 +601,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         """L_gan as a function of the motion vectors alone; its gradient for the head goes into `carry`.
 
         The head is run forward and backward once: the gradients with respect to its parameters and to the
-        vectors are taken here, and the latter, which `Gan.clip` limits, handed on to E_mot as that of a linear
+        vectors are taken here, and the latter, limited by `Gan.clip`, reach E_mot as the gradient of a linear
         function.
         """
         picks = jax.random.permutation(key, self.stage.frames)[: self.stage.gan_frames]
@@ -666,7 +679,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
             (B, T, H, W, 3). Where faces are known, ``driving`` uint8 (B, T, s, s, 3), the driver's face
             crops, ``reference_face`` (B, s, s, 3), the portrait's, and ``f_rts`` (B, T, 3); otherwise the
             whole pictures are taken as faces that stay where they are.
-          key: of the noise and of the windows.
+          key: the random key of the noise and of the windows.
           steps, guidance: instead of the config's.
 
         Returns:
@@ -758,14 +771,17 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         return samplers.ddim(whole, x, times, self.diffusion.alpha_bar(), self.prediction)
 
     def motion_of(self, vars: Vars, crops: jax.Array) -> jax.Array:
-        """f_mot (B, T, D) of face crops uint8 (B, T, s, s, 3), by the running statistics."""
+        """f_mot (B, T, D) of clips of face crops uint8 (B, T, s, s, 3), by the running statistics.
+
+        A temporal motion encoder (`MotionEncoder.frames`) joins the frames of a clip window by window, from the first.
+        """
         variables = {
             "params": vars.params["model"]["motion"],
             "batch_stats": vars.mutable["motion"],
         }
         flat = codecs.signed(crops).reshape(-1, *crops.shape[2:])
         vector_nm = self.encoder.apply(variables, flat, method="encode")
-        return vector_nm.reshape(*crops.shape[:2], -1)
+        return self._join(vars, vector_nm.reshape(*crops.shape[:2], -1))
 
     def encoder_fingerprint(self, vars: Vars) -> str:
         """Names E_mot as `motion_of` runs it: codes of another one mean other motion."""
@@ -813,7 +829,12 @@ class XNeMo(System, MotionTransfer, Released, Describes):
             rngs={"dropout": key},
         )
         mutable = {**vars.mutable, "motion": state["batch_stats"]}
-        return vector_nm.reshape(*crops.shape[:2], -1), mutable
+        return self._join(vars, vector_nm.reshape(*crops.shape[:2], -1)), mutable
+
+    def _join(self, vars, vector_bfm) -> jax.Array:
+        """Vectors of clips, with what a temporal motion encoder adds to them."""
+        variables = {"params": vars.params["model"]["motion"]}
+        return self.encoder.apply(variables, vector_bfm, method="join")
 
     def _fuse(self, vars, vector_bfm, f_rts) -> jax.Array:
         """Motion tokens (b, f, s, c)."""

@@ -42,7 +42,7 @@ def read(where: str, field: str) -> dict[str, PyTree]:
 
     Args:
       where: a run's workdir, or a name of `names`.
-      field: of the config that names it, for messages.
+      field: the field of the config that names it, for messages.
 
     Returns:
       ``{player: nested dict of float32 arrays}``.
@@ -79,8 +79,8 @@ def ship(workdir: str, name: str, folder: Path = FOLDER) -> Path:
     """Writes the player ``model`` of a finished run as a shipped network; a discriminator is of no further use.
 
     Args:
-      workdir: of the run, which has a ``record.json``.
-      name: of the network.
+      workdir: the folder of the run, which has a ``record.json``.
+      name: the name of the network.
       folder: where to write.
 
     Returns:

@@ -2,7 +2,7 @@
 
 from vidmotion.convert.engine import Rule, layer, norm
 from vidmotion.convert.maps.vae import DIFFUSERS_ENCODER, attention, res_block
-from vidmotion.convert.transforms import conv2d, conv3d, linear, same
+from vidmotion.convert.transforms import conv2d, conv3d, same
 
 
 def _res_block(target: str, source: str) -> tuple[Rule, ...]:
@@ -15,21 +15,11 @@ def _res_block(target: str, source: str) -> tuple[Rule, ...]:
     )
 
 
-_ATTN = "decoder.mid_block.attentions.0"
-
 RULES = (
     *DIFFUSERS_ENCODER,
     *layer("decoder/conv_in", "decoder.conv_in", conv2d),
     *_res_block("decoder/mid/res_{j}", "decoder.mid_block.resnets.{j}"),
-    *attention(
-        "decoder/mid/attn",
-        f"{_ATTN}.group_norm",
-        q=(f"{_ATTN}.to_q", f"{_ATTN}.query"),
-        k=(f"{_ATTN}.to_k", f"{_ATTN}.key"),
-        v=(f"{_ATTN}.to_v", f"{_ATTN}.value"),
-        out=(f"{_ATTN}.to_out.0", f"{_ATTN}.proj_attn"),
-        transform=linear,
-    ),
+    *attention("decoder/mid/attn", "decoder.mid_block.attentions.0"),
     *_res_block("decoder/up_{i}/res_{j}", "decoder.up_blocks.{i}.resnets.{j}"),
     *layer("decoder/up_{i}/upsample/conv", "decoder.up_blocks.{i}.upsamplers.0.conv", conv2d),
     *norm("decoder/norm_out", "decoder.conv_norm_out"),

@@ -199,7 +199,7 @@ def other_texts(shapes: Mapping[str, tuple[int, ...]], width: int) -> list[str]:
 
     Args:
       shapes: checkpoint keys to shapes.
-      width: of the text that is expected.
+      width: the width of the text that is expected.
     """
     reads = (".attn2.to_k.weight", ".attn2.to_v.weight")
     return [

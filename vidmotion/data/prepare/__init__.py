@@ -45,7 +45,7 @@ class Plan:
       name, version: kept in the index; a new version where the records' meaning changes.
       inputs: hex text naming the content of everything the records are made from, settings
         included: equal inputs, name and version mean equal datasets.
-      licence: of the data.
+      licence: the licence of the data.
       records: () -> iterator of (split, record) in the order to be written; shows its own progress.
       provenance: JSON-able; kept beside the command, inputs and licence.
       finish: called once the dataset is complete, to print remarks and to clean up.
@@ -460,7 +460,7 @@ def _number(low, high):
 
 
 def _cores() -> int:
-    """Those that this process may use, where the system tells."""
+    """The number of processor cores that this process may use, where the system tells it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

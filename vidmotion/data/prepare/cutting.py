@@ -60,11 +60,11 @@ class Cutting:
 
 @dataclasses.dataclass
 class Tally:
-    """What became of a video.
+    """How many clips a video gave, and why other parts of it gave none.
 
     Attributes:
-      clips: that it gave.
-      frames: decoded.
+      clips: how many clips it gave.
+      frames: how many frames were decoded.
       seconds: its length.
       cuts: scene changes and gaps.
       short: remainders of scenes, each less than a clip, that were left out.
@@ -97,12 +97,12 @@ def cut_video(
     The pictures of one clip are held as they were decoded: 100 of 1920x1080 are 0.3 GB.
 
     Args:
-      path: of the video, or of a folder of numbered pictures.
+      path: the path of the video, or of a folder of numbered pictures.
       cutting: settings.
       tally: filled in as clips are made.
       box: x0, y0, x1, y1 of the crop in the upright video, in place of `cutting.crop`; it is made
         square by its longer side and moved inside the picture.
-      threads: of the decoder.
+      threads: the number of threads of the decoder.
       check: called for every frame; may raise to stop.
 
     Yields:

@@ -52,7 +52,7 @@ class SourceFile:
 
     Attributes:
       name: relative to the folder, with forward slashes.
-      path: of the file.
+      path: the path of the file.
       size: bytes.
       split: that it belongs to; "" where that is left to `FolderJob`.
       label: index of its class, which its clips keep as `label`; None where files have no class.
@@ -76,7 +76,7 @@ class SourceFile:
 
     @property
     def labels(self) -> dict:
-        """What each of its clips keeps of it."""
+        """What is stored with each clip of this file."""
         kept = {k: v if isinstance(v, str) else np.int32(v) for k, v in self.known.items()}
         return {**kept, "source": self.name}
 

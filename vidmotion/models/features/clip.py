@@ -4,6 +4,8 @@ X-NeMo gives the reference picture's embedding to all text cross-attentions as o
 xnemo.md, section 1.9). Shape suffixes: b batch, h height, w width, l tokens, c width.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import numpy as np
 
 from vidmotion.models.attention import layer_norm
 from vidmotion.models.blocks import Dtype
+from vidmotion.models.layers import SHORT, attention, mlp
 
 # Of the pixels in [0, 1], red, green, blue. The picture is 224 x 224 by PIL's bicubic resize.
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -50,9 +53,9 @@ class Layer(nn.Module):
     """Pre-norm transformer layer with the sigmoid approximation of GELU.
 
     Attributes:
-      heads: of the attention.
+      heads: the number of heads of the attention.
       mlp_dim: hidden width of the feed-forward layer.
-      dtype: of the computation.
+      dtype: the dtype of the computation.
     """
 
     heads: int
@@ -62,18 +65,13 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x_blc: jax.Array) -> jax.Array:
         """(b, l, c) -> (b, l, c)."""
-        b, l, c = x_blc.shape
+        dense = functools.partial(nn.Dense, dtype=self.dtype)
         y = layer_norm(self.dtype, "norm1")(x_blc)
-        q, k, v = (
-            nn.Dense(c, dtype=self.dtype, name=name)(y).reshape(b, l, self.heads, -1)
-            for name in "qkv"
-        )
-        y = jax.nn.dot_product_attention(q, k, v).reshape(b, l, c)
-        x_blc = x_blc + nn.Dense(c, dtype=self.dtype, name="out")(y)
+        x_blc = x_blc + attention(y, heads=self.heads, dense=dense, names=SHORT)
         y = layer_norm(self.dtype, "norm2")(x_blc)
-        y = nn.Dense(self.mlp_dim, dtype=self.dtype, name="mlp_in")(y)
-        y = y * nn.sigmoid(1.702 * y)
-        return x_blc + nn.Dense(c, dtype=self.dtype, name="mlp_out")(y)
+        return x_blc + mlp(
+            y, self.mlp_dim, dense=dense, activation=lambda y: y * nn.sigmoid(1.702 * y)
+        )
 
 
 class ClipVision(nn.Module):
@@ -84,7 +82,7 @@ class ClipVision(nn.Module):
       patch: side of a patch, pixels.
       size: side of the picture, pixels.
       embedding: width of the embedding.
-      dtype: of the computation; parameters stay float32.
+      dtype: the dtype of the computation; parameters stay float32.
     """
 
     width: int = 1024

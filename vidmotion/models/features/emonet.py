@@ -39,7 +39,7 @@ class EmoNet(nn.Module):
       width: channels of the first convolution; the maps have 2 and 4 times as many.
       landmarks: heat maps.
       size: side of the faces in pixels, a multiple of 64.
-      dtype: of the convolutions; parameters, norms and the dense layers are float32.
+      dtype: the dtype of the convolutions; parameters, norms and the dense layers are float32.
 
     Raises:
       ValueError: when it is called, if the sizes do not fit.

@@ -46,9 +46,9 @@ class Conv3d(nn.Module):
 
     Attributes:
       features: channels of the output.
-      size: of the kernel, all axes.
-      stride: of all axes.
-      dtype: of the convolution; the kernel is float32.
+      size: the size of the kernel, all axes.
+      stride: the stride of all axes.
+      dtype: the dtype of the convolution; the kernel is float32.
     """
 
     features: int
@@ -140,7 +140,7 @@ class I3D(nn.Module):
 
     Attributes:
       bn_eps: 1e-3 in the original; VideoGPT's port takes 1e-5, which moves the logits by 0.7 %.
-      dtype: of the convolutions; parameters, norms and what is returned are float32.
+      dtype: the dtype of the convolutions; parameters, norms and what is returned are float32.
     """
 
     bn_eps: float = 1e-3

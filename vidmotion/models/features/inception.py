@@ -34,7 +34,7 @@ class ConvNorm(nn.Module):
       kernel: its size.
       strides: of both axes.
       padding: "SAME", which at stride 1 is symmetric, or "VALID".
-      dtype: of the convolution; parameters and the norm are float32.
+      dtype: the dtype of the convolution; parameters and the norm are float32.
     """
 
     features: int
@@ -173,7 +173,7 @@ class InceptionV3(nn.Module):
     Variables: ``params`` and ``batch_stats``, which nothing updates.
 
     Attributes:
-      dtype: of the convolutions; parameters, norms and what is returned are float32.
+      dtype: the dtype of the convolutions; parameters, norms and what is returned are float32.
     """
 
     dtype: DTypeLike = jnp.float32

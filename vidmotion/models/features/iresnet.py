@@ -61,9 +61,9 @@ class Block(nn.Module):
 
     Attributes:
       features: channels of the output.
-      stride: of the second convolution and of the shortcut.
+      stride: the stride of the second convolution and of the shortcut.
       shortcut: whether the input passes a 1x1 convolution and a norm.
-      dtype: of the convolutions; parameters and norms are float32.
+      dtype: the dtype of the convolutions; parameters and norms are float32.
     """
 
     features: int
@@ -94,7 +94,7 @@ class IResNet(nn.Module):
       widths: channels of each stage; the stem has as many as the first.
       embedding: length of the embedding.
       size: side of the faces in pixels, a multiple of 16.
-      dtype: of the convolutions; parameters, norms and the last layer are float32.
+      dtype: the dtype of the convolutions; parameters, norms and the last layer are float32.
     """
 
     layers: tuple[int, ...] = (3, 4, 14, 3)

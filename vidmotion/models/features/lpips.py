@@ -61,7 +61,7 @@ class VGG16Features(nn.Module):
     """The convolutions of VGG-16 (Simonyan and Zisserman, arXiv:1409.1556, table 1, D).
 
     Attributes:
-      dtype: of the convolutions; parameters stay float32.
+      dtype: the dtype of the convolutions; parameters stay float32.
     """
 
     dtype: DTypeLike = jnp.float32
@@ -95,7 +95,7 @@ class AlexFeatures(nn.Module):
     """The convolutions of AlexNet as torchvision has them (Krizhevsky, arXiv:1404.5997).
 
     Attributes:
-      dtype: of the convolutions; parameters stay float32.
+      dtype: the dtype of the convolutions; parameters stay float32.
     """
 
     dtype: DTypeLike = jnp.float32
@@ -135,7 +135,7 @@ class LPIPS(nn.Module):
 
     Attributes:
       trunk: ``vgg`` (VidTwin's loss and tables) or ``alex`` (the usual choice in evaluation).
-      dtype: of the convolutions; distances are float32.
+      dtype: the dtype of the convolutions; distances are float32.
 
     Raises:
       ValueError: when it is bound, if there is no such trunk.

@@ -28,7 +28,7 @@ class VGGActivations(nn.Module):
     Attributes:
       depths: convolutions of each stage; averages of 2x2 stand between stages.
       mean: subtracted from red, green and blue on a scale of 255.
-      dtype: of the convolutions; parameters stay float32.
+      dtype: the dtype of the convolutions; parameters stay float32.
     """
 
     depths: tuple[int, ...]

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vidmotion.data.raster import Frame, coverage
+from vidmotion.data.heads.raster import Frame, coverage
 
 HEAD = 0.27  # head unit as a share of the side
 CENTRE = (0.5, 0.46)  # of the skull, share of the side, at x = y = 0
@@ -133,7 +133,7 @@ class Head:
         self.outline_b = np.hypot(cos["pitch"], DEPTH * sin["pitch"])
 
     def __getitem__(self, frames: np.ndarray) -> "Head":
-        """The same in some of the pictures only, given by their numbers."""
+        """The head in some of the pictures only, which are given by their numbers."""
         head = copy.copy(self)
         head.sin, head.cos = (
             {name: values[frames] for name, values in part.items()} for part in (self.sin, self.cos)

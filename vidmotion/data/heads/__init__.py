@@ -14,14 +14,14 @@ import hashlib
 import json
 import operator
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from vidmotion.data import cartoon
 from vidmotion.data.clip_source import Boxes, Classes, ClipSource, Renders
-from vidmotion.data.painter import Painter
-from vidmotion.data.raster import Canvas
+from vidmotion.data.heads import cartoon
+from vidmotion.data.heads.painter import Painter
+from vidmotion.data.heads.raster import Canvas
 
 VERSION = 1  # of the pictures: raise it whenever any pixel or any draw changes
 MIN_SIZE = 16
@@ -451,28 +451,6 @@ class HeadsSource(ClipSource, Boxes, Renders, Classes):
                     self._motions[i], self._cache[i] = motion, video
                     self._cached[i] = True  # after the pixels: a reader sees all or none
 
-    def warm(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Fill the cache now; `progress(done, clips)` is called for each clip. Raises ValueError
-        without a cache."""
-        if self._cache is None:
-            raise ValueError("warm() fills the cache, and this source has none: pass cache=True")
-        for block in self._blocks(range(self.clips)):
-            self.fill(block)
-            _report(progress, block, self.clips)
-
-    def render_all(self, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
-        """All videos, (clips, frames, size, size, 3) uint8; the cache itself, read-only, if any."""
-        if self._cache is not None:
-            self.warm(progress)
-            view = self._cache.view()
-            view.flags.writeable = False
-            return view
-        videos = np.empty((self.clips, *self.video_shape), np.uint8)
-        for block, _, drawn in self._drawn(range(self.clips)):
-            videos[block[0] : block[-1] + 1] = drawn
-            _report(progress, block, self.clips)
-        return videos
-
     def _blocks(self, clips: Sequence[int]) -> Iterator[Sequence[int]]:
         """`clips` in parts that are drawn together."""
         step = max(1, _BLOCK // (self.frames * self.size**2))
@@ -493,12 +471,6 @@ class HeadsSource(ClipSource, Boxes, Renders, Classes):
 
     def _rng(self, stream: int, i: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, SPLITS.index(self.split), stream, i))
-
-
-def _report(progress: Callable[[int, int], None] | None, block: Sequence[int], clips: int) -> None:
-    if progress is not None:
-        for i in block:
-            progress(i + 1, clips)
 
 
 def _at_least(name: str, value: int, least: int) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vidmotion.data.cartoon import (
+from vidmotion.data.heads.cartoon import (
     BEARDS,
     CLOTH,
     CLOTHES,
@@ -30,7 +30,7 @@ from vidmotion.data.cartoon import (
     Head,
     rgb,
 )
-from vidmotion.data.raster import Canvas, Frame, Patch, column, coverage, mix
+from vidmotion.data.heads.raster import Canvas, Frame, Patch, column, coverage, mix
 
 # By shape of the nose: half-width, half-height, how much lower it sits, where the nostrils are.
 _NOSES = {

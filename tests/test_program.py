@@ -1,0 +1,117 @@
+"""Programs as XLA writes them, whose figures are known by hand."""
+
+import pytest
+
+from vidmotion.program import Program
+
+# Four devices: an all-reduce of 32 floats, a loop of three rounds around an all-gather of 64 bytes, a
+# reduce-scatter that leaves 8 bfloat16, an all-to-all of 40 bytes, a permute of 5.
+PROGRAM = """\
+HloModule jit_update, is_scheduled=true, num_partitions=4
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%body (p: (s32[], f32[16])) -> (s32[], f32[16]) {
+  %all-gather.1 = f32[16]{0} all-gather(%x), channel_id=2, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %t = (s32[], f32[16]) tuple(%i, %all-gather.1)
+}
+
+%condition (p: (s32[], f32[16])) -> pred[] {
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (p: f32[32]) -> f32[32] {
+  %all-reduce = (f32[16]{0}, f32[4,4]{1,0}) all-reduce(%p, %q), replica_groups={{0,1,2,3}}, to_apply=%sum
+  %while.1 = (s32[], f32[16]) while(%init), condition=%condition, body=%body@ROUNDS@
+  %rs = bf16[8]{0} reduce-scatter(%r), replica_groups=[2,2]<=[4], dimensions={0}, to_apply=%sum
+  %a2a = s8[40]{0} all-to-all(%v), replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_1'}, dimensions={0}
+  %cp = u8[5]{0} collective-permute(%s), source_target_pairs={{0,1},{1,0}}
+  ROOT %out = f32[32] copy(%p)
+}
+"""
+
+
+def test_traffic_of_a_program_reckoned_by_hand():
+    told = Program(PROGRAM.replace("@ROUNDS@", ', backend_config={"known_trip_count":{"n":"3"}}'))
+    expected = {
+        "all-reduce": 2 * 128 * 3 // 4,
+        "all-gather": 3 * 64 * 3 // 4,
+        "reduce-scatter": 16 * 1,  # groups of two: half of 32 bytes leaves
+        "all-to-all": 20,  # along one of two axes of two
+        "collective-permute": 5,
+    }
+    assert (told.moved_bytes(), told.unknown_loops) == (expected, 0)
+    untold = Program(PROGRAM.replace("@ROUNDS@", ""))
+    assert untold.moved_bytes() == expected | {"all-gather": 48}
+    assert untold.unknown_loops == 1
+
+
+def told(path, cycles=0):
+    """What follows an instruction: whence it comes, and the compiler's estimate."""
+    name = f', metadata={{op_name="jit(update)/{path}"}}' if path else ""
+    estimate = f'{{"window_config":{{"estimated_cycles":"{cycles}"}}}}'
+    return name + (f", backend_config={estimate}" if cycles else "")
+
+
+# A fusion around a product, within a loop of five rounds; a copy without a name; a kernel of attention.
+TPU = f"""\
+HloModule jit_update, is_scheduled=true
+
+%fused (a: bf16[8,16], b: bf16[16,4]) -> bf16[8,4] {{
+  ROOT %p = bf16[8,4]{{1,0:T(8,128)(2,1)}} convolution(%a, %b){told("jvp(Net)/block_3/mlp/dot_general")}
+}}
+
+%body (t: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {{
+  %f = bf16[8,4]{{1,0:T(8,128)(2,1)S(1)}} fusion(%x, %y), kind=kOutput, calls=%fused\
+{told("transpose(jvp(Net))/while/body/block_3/mlp/dot_general", 200)}
+  ROOT %t = (s32[], bf16[8,4]) tuple(%i, %f)
+}}
+
+%condition (t: (s32[], bf16[8,4])) -> pred[] {{
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}}
+
+ENTRY %main (p: f32[32]) -> f32[32] {{
+  %w = (s32[], bf16[8,4]) while(%init), condition=%condition, body=%body, \
+backend_config={{"known_trip_count":{{"n":"5"}}}}
+  %c = f32[1024]{{0}} copy(%p){told("", 300)}
+  %k = bf16[2,8,4]{{2,1,0}} custom-call(%q), custom_call_target="tpu_custom_call"\
+{told("jvp(Net)/block_0/flash_attention", 700)}
+  ROOT %out = f32[32] copy(%c)
+}}
+"""
+
+
+def test_cycles_count_as_often_as_loops_go_round():
+    assert sorted(Program(TPU).cycles()) == [
+        ("", "copy", 300),
+        ("Net/block_*", "flash_attention", 700),
+        ("Net/block_*/mlp", "dot_general", 1000),
+    ]
+
+
+def test_kernels_of_a_tpu():
+    assert Program(TPU).kernels() == {"fused attention": 1, "convolution": 0, "product": 5}
+
+
+@pytest.mark.parametrize(
+    ("target", "kernel"),
+    [
+        ("__cublas$lt$matmul", "product"),
+        ("__cudnn$convForward", "convolution"),
+        ("__cudnn$fmhaSoftmaxBackward", "fused attention"),
+        ("AssumeGatherIndicesInBound", None),
+    ],
+)
+def test_kernels_of_a_gpu(target, kernel):
+    line = f'  ROOT %c = f32[8]{{0}} custom-call(%p), custom_call_target="{target}"'
+    count = Program(f"ENTRY %main (p: f32[8]) -> f32[8] {{\n{line}\n}}\n").kernels()
+    assert {name for name, times in count.items() if times} == ({kernel} - {None})
+
+
+def test_largest_arrays_are_those_in_memory():
+    first, second, *_ = Program(TPU).largest_arrays()
+    assert (first["bytes"], first["shape"], first["operation"]) == (4096, "f32[1024]", "copy")
+    assert (second["bytes"], second["shape"]) == (2 * 8 * 4 * 2, "bf16[2,8,4]")

@@ -1,0 +1,344 @@
+"""Clips as a trained network read them once: what the generators learn from.
+
+``python -m vidmotion.encode`` writes these datasets. What their records hold depends on the network:
+
+    BCD              ``content`` float32 (K, C_c), ``ids`` int32 (T, N), and ``ids_fast`` int32 (ceil(T / 2), N), read
+                     from the clip with every second frame left out
+    VidTwin          ``structure`` float32 (n_q, h_S, w_S, d_S) and ``dynamics`` float32 (f, w_D + h_D, d_D), the means
+                     of their Gaussians, and ``label`` int32 (), the index of the clip's class
+    X-NeMo           ``motion`` float32 (T, D), f_mot of each frame before the face's place is known, and ``condition``
+                     int32 (), an index into the provenance's ``conditions``, or -1 where the clips have no emotion
+    motion tokenizer ``ids`` int32 (T / 4,) in the place of ``motion``
+
+Beside the shards lies a file of arrays without which the records mean nothing: the frozen codebooks of the BCD, the
+mean and the standard deviation of each channel over the train split, the tokenizer. The provenance's ``encoder`` is the
+fingerprint of the X-NeMo's motion encoder: with another encoder the same numbers mean another motion.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import grain
+import numpy as np
+import safetensors.numpy
+
+from vidmotion.data import heads
+from vidmotion.data.clip_source import Classes, ClipSource
+from vidmotion.data.records import INDEX, DatasetError, RecordSource, read_index
+from vidmotion.errors import ConfigError
+
+QUANTIZER = "quantizer.safetensors"
+STATISTICS = "statistics.safetensors"
+TOKENIZER = "tokenizer.safetensors"
+LATENTS = ("structure", "dynamics")
+LEAST_STD = 1e-6  # a channel that never varies is left as it is
+EMOTIONS = (
+    "sad",
+    "neutral",
+    "happy",
+)  # of Heads, which have no labels: the mean smile of a clip stands for them
+SMILE = 0.15  # a mean smile beyond it is no longer neutral: about a third of the clips on each side
+LEVELS = (1, 2, 3)  # of MEAD's emotions; neutral has one
+
+
+class EncodedSource(ClipSource):
+    """Random access to the records of one split.
+
+    Attributes:
+      arrays: that a record holds.
+      attached: name of the file of arrays that belongs to the records.
+      network: what made them.
+      noted: what the provenance says at least.
+    """
+
+    arrays: tuple[str, ...]
+    attached: str
+    network: str
+    noted: tuple[str, ...] = ()
+
+    def __init__(self, directory, split: str, *arguments):
+        """Open a split of a folder that ``vidmotion.encode`` wrote; `arguments` are those of the subclass.
+
+        Raises:
+          DatasetError: as `RecordSource`, or the folder holds something else.
+        """
+        self.provenance = self.read_provenance(directory)
+        self._records = RecordSource(directory, split)
+        held = self._records.features
+        if not set(self.arrays) <= held.keys():
+            raise DatasetError(
+                f"{directory}: holds {', '.join(held)}: not clips that python -m vidmotion.encode has encoded with "
+                f"a trained {self.network}"
+            )
+        self._arguments = (directory, split, *arguments)
+
+    @classmethod
+    def read_provenance(cls, directory) -> dict:
+        """Read what ``vidmotion.encode`` noted when it wrote the folder.
+
+        Raises:
+          DatasetError: nothing there, or it is no such dataset.
+        """
+        if not (Path(directory) / INDEX).is_file():
+            raise DatasetError(
+                f"{directory}: no clips encoded by a trained {cls.network} here; write them with python -m "
+                f"vidmotion.encode --workdir=RUN --out={directory}, RUN being one"
+            )
+        provenance = read_index(directory)["provenance"]
+        if not set(cls.noted) <= provenance.keys():
+            raise DatasetError(
+                f"{directory}: not clips that python -m vidmotion.encode has encoded with a trained {cls.network}"
+            )
+        return provenance
+
+    @classmethod
+    def read_attached(cls, directory) -> dict[str, np.ndarray]:
+        """The arrays of the file that belongs to the records, by path.
+
+        Raises:
+          DatasetError: no such file, or it cannot be read.
+        """
+        try:
+            return safetensors.numpy.load(cls._attachment(directory))
+        except safetensors.SafetensorError as error:
+            raise DatasetError(
+                f"{Path(directory) / cls.attached}: {error}. Write the folder again with python -m vidmotion.encode"
+            ) from error
+
+    @classmethod
+    def _attachment(cls, directory) -> bytes:
+        path = Path(directory) / cls.attached
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise DatasetError(
+                f"{path}: {error.strerror}. Write the folder again with python -m vidmotion.encode"
+            ) from error
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getitem__(self, index) -> dict[str, np.ndarray]:
+        return self._records[index]
+
+    def __reduce__(self):
+        return type(self), self._arguments
+
+    def __repr__(self):
+        return f"{type(self).__name__}{self._arguments}"
+
+
+# -- of a BCD -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class PickRate(grain.transforms.RandomMap):
+    """A stored record -> ``content`` and `frames` consecutive codes, at full or half rate.
+
+    Supplement A.2: videos are decimated 2x in time with probability 0.5, so that both subtle and large motion occur.
+
+    Attributes:
+      frames: codes per element.
+      fast: probability of the half rate.
+    """
+
+    frames: int
+    fast: float
+
+    def random_map(self, element, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Draw the rate and the start."""
+        ids = element["ids_fast" if rng.random() < self.fast else "ids"]
+        start = int(rng.integers(len(ids) - self.frames + 1))
+        return {"content": element["content"], "ids": ids[start : start + self.frames]}
+
+
+class CodesSource(EncodedSource):
+    """Content and motion codes of a BCD; elements as `PickRate` makes them.
+
+    In the ``train`` split rate and start are drawn by the loader (`transforms`); in others an element is the
+    first `frames` codes at full rate. ``codebooks`` (N, J, D) and, if used, ``out/kernel`` are attached.
+    """
+
+    arrays, attached, network = ("content", "ids", "ids_fast"), QUANTIZER, "BCD"
+
+    def __init__(self, directory, split: str = "train", frames: int = 25, fast: float = 0.5):
+        """Open a split; see `EncodedSource`.
+
+        Raises:
+          ConfigError: clips with fewer codes than `frames` at half rate.
+        """
+        super().__init__(directory, split, frames, fast)
+        shortest = len(self._records[0]["ids_fast"])
+        if not 1 <= frames <= shortest:
+            raise ConfigError(
+                f"config.data: frames={frames}, but clips in {directory} have {shortest} codes at half "
+                "rate; encode longer clips or ask for fewer frames"
+            )
+        pick = PickRate(frames, fast)
+        self._frames = frames
+        self.transforms = (pick,) if split == "train" else ()
+        # The codebooks count too: the same ids mean another motion with others.
+        books = _hex(self._attachment(directory))
+        self.fingerprint = _hex(f"{self._records.fingerprint}/{books}/{pick}/{split}".encode())
+
+    def __getitem__(self, index) -> dict[str, np.ndarray]:
+        record = self._records[index]
+        if self.transforms:
+            return record
+        return {"content": record["content"], "ids": record["ids"][: self._frames]}
+
+
+# -- of a VidTwin ---------------------------------------------------------------------------------
+
+
+class VidTwinLatentsSource(EncodedSource):
+    """Structure, dynamics and class of a VidTwin's clips.
+
+    ``structure/mean``, ``structure/std``, ``dynamics/mean`` and ``dynamics/std``, each float32 (C,), are attached.
+
+    Attributes:
+      classes: their names; the label of a record is an index into them.
+    """
+
+    arrays, attached, network = (*LATENTS, "label"), STATISTICS, "VidTwin"
+    noted = ("classes",)
+
+    def __init__(self, directory, split: str = "train"):
+        """Open a split; see `EncodedSource`."""
+        super().__init__(directory, split)
+        self.classes = tuple(self.provenance["classes"])
+        self.fingerprint = _hex(self._records.fingerprint.encode() + self._attachment(directory))
+
+
+class Moments:
+    """Mean and standard deviation of each channel (last axis) of arrays that come one by one."""
+
+    def __init__(self):
+        self._count, self._sum, self._squares = 0, 0.0, 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        """Count the values of an array (..., C) in."""
+        flat = np.asarray(values, np.float64).reshape(-1, values.shape[-1])
+        self._count += len(flat)
+        self._sum = self._sum + flat.sum(axis=0)
+        self._squares = self._squares + np.square(flat).sum(axis=0)
+
+    def result(self) -> dict[str, np.ndarray]:
+        """The ``mean`` and the ``std`` of all values so far, float32 (C,)."""
+        mean = self._sum / self._count
+        variance = np.maximum(self._squares / self._count - mean**2, LEAST_STD**2)
+        return {"mean": mean.astype(np.float32), "std": np.sqrt(variance).astype(np.float32)}
+
+
+# -- of an X-NeMo and of its tokenizer ------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut(grain.transforms.RandomMap):
+    """A stored record -> `length` successive codes or tokens of it, from anywhere.
+
+    Attributes:
+      name: the name of the array.
+      length: of what is cut out.
+    """
+
+    name: str
+    length: int
+
+    def random_map(self, element, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Draw the start."""
+        start = int(rng.integers(len(element[self.name]) - self.length + 1))
+        return {**element, self.name: element[self.name][start : start + self.length]}
+
+
+class _Sequences(EncodedSource):
+    """Sequences cut out of the records' first array, and their ``condition``.
+
+    In the ``train`` split the loader draws where a sequence begins (`transforms`); in others an element is the
+    beginning of its record.
+
+    Attributes:
+      conditions: names of the emotions.
+    """
+
+    noted = ("encoder", "conditions", "fps")
+
+    def __init__(self, directory, split: str = "train", length: int = 0):
+        """Open a split; see `EncodedSource`.
+
+        Args:
+          directory: the folder.
+          split: ``train`` or ``eval``.
+          length: the length of the sequences; 0: all there is of each clip.
+
+        Raises:
+          ConfigError: clips shorter than `length`.
+        """
+        super().__init__(directory, split, length)
+        self._name = self.arrays[0]
+        have = len(self._records[0][self._name])
+        if not 0 <= length <= have:
+            raise ConfigError(
+                f"config.data: sequences of {length}, but clips in {directory} have {have}; encode longer "
+                "clips (--frames) or ask for fewer"
+            )
+        self._length = length
+        self.transforms = (Cut(self._name, length),) if split == "train" and length else ()
+        self.conditions = tuple(self.provenance["conditions"])
+        beside = _hex(self._attachment(directory))
+        self.fingerprint = _hex(f"{self._records.fingerprint}/{beside}/{length}/{split}".encode())
+
+    def __getitem__(self, index) -> dict[str, np.ndarray]:
+        record = self._records[index]
+        if self.transforms or not self._length:
+            return record
+        return {**record, self._name: record[self._name][: self._length]}
+
+
+class MotionCodesSource(_Sequences):
+    """Codes of an X-NeMo, elements ``motion`` float32 (length, D) and ``condition``; ``mean`` and ``std`` of the codes,
+    float32 (D,), are attached."""
+
+    arrays, attached, network = ("motion", "condition"), STATISTICS, "X-NeMo"
+
+
+class MotionTokensSource(_Sequences):
+    """Tokens, elements ``ids`` int32 (length,) and ``condition``; parameters, codebook and statistics of the tokenizer
+    are attached. Its provenance has the tokenizer's ``network`` as well."""
+
+    arrays, attached, network = ("ids", "condition"), TOKENIZER, "motion tokenizer"
+
+
+def conditions(source) -> tuple[str, ...]:
+    """Names of the emotions that a source's clips may have; none where it does not say.
+
+    Args:
+      source: of clips: `heads.HeadsSource`, or `videos.VideoSource` of MEAD.
+    """
+    if isinstance(source, heads.HeadsSource):
+        return EMOTIONS
+    if not isinstance(source, Classes) or "neutral" not in source.classes:
+        return ()
+    return tuple(
+        f"{name}/{level}"
+        for name in source.classes
+        for level in LEVELS
+        if name != "neutral" or level == 1
+    )
+
+
+def condition_of(source, element: Mapping) -> int:
+    """Index into `conditions` of an element of a source; -1 where there are none."""
+    names = conditions(source)
+    if names == EMOTIONS:
+        smile = float(np.mean(element["motion"][:, heads.MOTION_COLUMN["smile"]]))
+        return 1 + (smile > SMILE) - (smile < -SMILE)
+    if not names or "level" not in element:
+        return -1
+    return names.index(f"{source.classes[source.class_of(element)]}/{int(element['level'])}")
+
+
+def _hex(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

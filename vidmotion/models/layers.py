@@ -1,0 +1,193 @@
+"""What every transformer here is made of: multi-head attention, the feed-forward layer, adaptive norms, stacked blocks.
+
+Attention and feed-forward layer are functions. Their dense layers belong to the module that calls them and have the
+names that it gives, since checkpoints and converters know the parameters of each network by its own names. A caller
+says how a layer is made by `dense`, which takes the number of features and a name:
+
+    dense = functools.partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
+    x = x + attention(norm(x), heads=self.heads, dense=dense)
+    x = x + mlp(norm(x), 4 * width, dense=dense)
+
+Shape suffixes: l queries, s keys, h heads, d width of one head, c channels; any axes may stand before them.
+"""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.typing import DTypeLike
+
+Dense = Callable[..., Callable[[jax.Array], jax.Array]]
+SEPARATE = ("query", "key", "value")
+SHORT = ("q", "k", "v")
+FUSED = ("qkv",)
+zeros = nn.initializers.zeros
+
+
+def attention(
+    x_lc: jax.Array,
+    context_sc: jax.Array | None = None,
+    *,
+    heads: int,
+    dense: Dense,
+    out: Dense | None = None,
+    names: Sequence[str] = SEPARATE,
+    split: Dense | None = None,
+    width: int = 0,
+    attend: Callable[..., jax.Array] = jax.nn.dot_product_attention,
+) -> jax.Array:
+    """Multi-head attention of tokens to themselves or to a context, without the residual.
+
+    Args:
+      x_lc: what queries are made of, (..., l, c).
+      context_sc: what keys and values are made of, (..., s, any width); `x_lc` where None.
+      heads: number of heads; divides `width`.
+      dense: makes the layers of queries, keys and values.
+      out: makes the last layer, ``out``; `dense` where None.
+      names: the names of the layers of queries, keys and values, or of the one layer that makes all three of `x_lc`.
+      split: makes that one layer, which returns the three apart, such as `forms.Split`; `dense` where None.
+      width: the width of all heads together; 0 is that of `x_lc`.
+      attend: queries (..., l, h, d), keys and values (..., s, h, d) -> (..., l, h, d).
+
+    Returns:
+      (..., l, c).
+    """
+    channels = x_lc.shape[-1]
+    width = width or channels
+    if split:
+        parts = split(width, name=names[0])(x_lc)
+        q, k, v = (rearrange(part, "... l (h d) -> ... l h d", h=heads) for part in parts)
+    elif len(names) == 1:
+        qkv = dense(3 * width, name=names[0])(x_lc)
+        q, k, v = rearrange(qkv, "... l (z h d) -> z ... l h d", z=3, h=heads)
+    else:
+        read = (x_lc, *(2 * [x_lc if context_sc is None else context_sc]))
+        q, k, v = (
+            rearrange(dense(width, name=name)(y), "... l (h d) -> ... l h d", h=heads)
+            for name, y in zip(names, read)
+        )
+    y_lc = rearrange(attend(q, k, v), "... l h d -> ... l (h d)")
+    return (out or dense)(channels, name="out")(y_lc)
+
+
+def mlp(
+    x_lc: jax.Array,
+    hidden: int,
+    *,
+    dense: Dense,
+    out: Dense | None = None,
+    names: tuple[str, str] = ("mlp_in", "mlp_out"),
+    activation: Callable[[jax.Array], jax.Array] = nn.gelu,
+) -> jax.Array:
+    """Feed-forward layer, without the residual: (..., c) -> (..., c).
+
+    Args:
+      x_lc: the tokens.
+      hidden: features of the first layer.
+      dense: makes the first layer.
+      out: makes the second; `dense` where None.
+      names: the names of the two layers.
+      activation: between them; GELU in its tanh form is the default.
+    """
+    y = activation(dense(hidden, name=names[0])(x_lc))
+    return (out or dense)(x_lc.shape[-1], name=names[1])(y)
+
+
+def plain_norm(x_lc: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+    """Layer norm of each token without parameters, computed and returned in float32."""
+    x = x_lc.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+
+
+def split_dense(
+    x_c: jax.Array, count: int, width: int, dtype: DTypeLike, name: str, start: float = 0.0
+) -> list[jax.Array]:
+    """`count` vectors of `width` that a dense layer makes of a condition; in a fresh network all are `start`."""
+    bias = nn.initializers.constant(start)
+    dense = nn.Dense(count * width, kernel_init=zeros, bias_init=bias, dtype=dtype, name=name)
+    return jnp.split(dense(x_c), count, axis=-1)
+
+
+class AdaLN(nn.Module):
+    """Scales, shifts and gates of a block's norms, read from a condition (adaLN-Zero of Peebles and Xie 2022).
+
+    Attributes:
+      width: the width of the tokens.
+      sites: number of norms.
+      gates: each site has a gate as well.
+      gate_start: value of the gates in a fresh network, whose scales are 1 and whose shifts are 0.
+      dtype: the dtype of the computation.
+    """
+
+    width: int
+    sites: int
+    gates: bool
+    gate_start: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, condition: jax.Array
+    ) -> tuple[Callable[[int, jax.Array], jax.Array], list[jax.Array]]:
+        """Reads the condition (..., c), which must broadcast against the tokens in all axes but the last.
+
+        Returns:
+          The function (site, normed tokens) -> scaled and shifted tokens, and one gate a site.
+        """
+        both = split_dense(condition, 2 * self.sites, self.width, self.dtype, "both")
+
+        def modulate(site, h):
+            scale, shift = both[2 * site : 2 * site + 2]
+            return (1.0 + scale) * h + shift
+
+        if not self.gates:
+            return modulate, []
+        start = self.gate_start
+        return modulate, split_dense(condition, self.sites, self.width, self.dtype, "gate", start)
+
+
+def stack(
+    block: type[nn.Module],
+    arguments: Sequence,
+    count: int,
+    name: str,
+    x: jax.Array,
+    shared: Sequence[jax.Array] = (),
+    each: Sequence[jax.Array] = (),
+    *,
+    scan: bool = False,
+    remat: bool = False,
+) -> jax.Array:
+    """`count` blocks with the same fields, one after the other.
+
+    Args:
+      block: its call takes x, `shared` and one row of `each`, and returns x and None.
+      arguments: its fields.
+      count: number of blocks.
+      name: blocks are named name_0, name_1, ..., or `names` where they are scanned.
+      x: what goes through.
+      shared: further arrays that every block is given.
+      each: arrays of `count` rows, of which each block is given its own.
+      scan: compile one block for all, whose parameters are stacked.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+
+    Returns:
+      x after the last block.
+    """
+    if remat:
+        block = nn.remat(block, prevent_cse=not scan)
+    if not scan:
+        for i in range(count):
+            x, _ = block(*arguments, name=f"{name}_{i}")(x, *shared, *(rows[i] for rows in each))
+        return x
+    block = nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        length=count,
+        in_axes=(nn.broadcast,) * len(shared) + (0,) * len(each),
+    )
+    return block(*arguments, name=f"{name}s")(x, *shared, *each)[0]

@@ -1,0 +1,226 @@
+"""What XLA's text of a compiled program says about it: kernels, traffic, cycles and large arrays.
+
+Only what runs is counted: a computation counts as often as the loops around it go round. Of the branches of a
+conditional, each counts once.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+KERNELS = ("fused attention", "convolution", "product")
+# Parts of the names of functions that jax's kernels of attention for the TPU are written as.
+_FLASH = re.compile(r"flash_attention|splash_attention|mha")
+_BYTES = re.compile(r"\b(pred|bf16|[fsu]\d+|c\d+)\[([\d,]*)\]")
+_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?[\w.-]+ = (.*?) ([\w-]+)\((.*)")
+_CALLED = re.compile(
+    r"(body|condition|to_apply|calls|branch_computations|true_computation|false_computation)="
+    r"(\{[^}]*\}|%?[\w.-]+)"
+)
+# Names of no array of their own: they hand on what others made.
+_NO_ARRAY = {"parameter", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
+
+
+class Instruction(NamedTuple):
+    """One line of a program.
+
+    Attributes:
+      kind: the operation, for example ``fusion``.
+      shape: of the result, as text.
+      rest: of the line, from the operands on.
+      rounds: how often it runs.
+      inner: it stands within a fusion or a reduction, and makes no array in memory.
+    """
+
+    kind: str
+    shape: str
+    rest: str
+    rounds: int
+    inner: bool
+
+    @property
+    def op_name(self) -> str:
+        """Path of the traced operation that it comes from; empty where the text does not tell."""
+        found = re.search(r'op_name="([^"]*)"', self.rest)
+        return found[1] if found else ""
+
+
+class Program:
+    """The instructions of a compiled program, each with how often it runs.
+
+    Args:
+      text: `jax.stages.Compiled.as_text`.
+
+    Attributes:
+      instructions: those that run.
+      unknown_loops: loops around collectives or cycles whose number of rounds the text does not tell, counted once.
+    """
+
+    def __init__(self, text: str):
+        partitions = re.search(r"num_partitions=(\d+)", text)
+        self._devices = int(partitions[1]) if partitions else 1
+        bodies: dict[str, list[tuple[str, str, str]]] = {}
+        name = entry = ""
+        for line in text.splitlines():
+            if line.endswith("{") and not line.startswith((" ", "HloModule")):
+                name = line.removeprefix("ENTRY ").split()[0].lstrip("%").split("(")[0]
+                entry = name if line.startswith("ENTRY ") else entry
+                bodies[name] = []
+            elif name and (match := _INSTRUCTION.match(line)):
+                shape, kind, rest = match.groups()
+                bodies[name].append((kind, shape, rest))
+        runs, outer = Counter({entry: 1}), {entry}
+        loops: list[str] = []  # bodies of loops of unknown length
+        self.instructions: list[Instruction] = []
+        # A computation is written before those that call it.
+        for name in reversed(bodies):
+            if not runs[name]:
+                continue
+            for kind, shape, rest in bodies[name]:
+                inner = name not in outer
+                self.instructions.append(Instruction(kind, shape, rest, runs[name], inner))
+                rounds = 1
+                if kind == "while":
+                    told = re.search(r'"known_trip_count":\{"n":"(\d+)"', rest)
+                    rounds = int(told[1]) if told else 1
+                for how, names in _CALLED.findall(rest):
+                    for called in (part.strip(" %") for part in names.strip("{}").split(",")):
+                        runs[called] += rounds * runs[name]
+                        if not inner and kind != "fusion" and (how != "to_apply" or kind == "call"):
+                            outer.add(called)
+                        if kind == "while" and how == "body" and not told:
+                            loops.append(called)
+        self.unknown_loops = sum(self._counts(bodies, loop) for loop in loops)
+
+    def _counts(self, bodies: dict[str, list[tuple[str, str, str]]], name: str) -> bool:
+        """Whether a collective or cycles stand in a computation or in one that it calls."""
+        for kind, _, rest in bodies.get(name, ()):
+            if kind.removesuffix("-start") in COLLECTIVES or "estimated_cycles" in rest:
+                return True
+            for _, names in _CALLED.findall(rest):
+                if any(
+                    self._counts(bodies, part.strip(" %")) for part in names.strip("{}").split(",")
+                ):
+                    return True
+        return False
+
+    def moved_bytes(self) -> dict[str, int]:
+        """Bytes that one device sends per run, for each kind of collective.
+
+        Counted as rings do: of S bytes among n devices an all-gather, reduce-scatter or all-to-all sends S (n-1)/n,
+        an all-reduce twice that, a permute S.
+        """
+        moved = dict.fromkeys(COLLECTIVES, 0)
+        for one in self.instructions:
+            kind = one.kind.removesuffix("-start")
+            if kind in COLLECTIVES:
+                moved[kind] += one.rounds * _sent(kind, one.shape, one.rest, self._devices)
+        return moved
+
+    def kernels(self) -> dict[str, int]:
+        """How many attentions in one kernel, convolutions and matrix products run."""
+        count = dict.fromkeys(KERNELS, 0)
+        for one in self.instructions:
+            if kernel := _kernel(one):
+                count[kernel] += one.rounds
+        return count
+
+    def cycles(self) -> Iterator[tuple[str, str, int]]:
+        """(module, kind of operation, cycles) of what the TPU's compiler has estimated.
+
+        The module is the path of the network's parts with numbers left out, the kind the traced operation's name.
+        """
+        for one in self.instructions:
+            told = re.search(r'"estimated_cycles":"(\d+)"', one.rest)
+            if told and not one.inner:
+                yield *_place(one), one.rounds * int(told[1])
+
+    def largest_arrays(self, count: int = 5) -> list[dict[str, int | str]]:
+        """The `count` largest different results in memory: ``bytes``, ``shape`` and ``operation``."""
+        found = {}
+        for one in self.instructions:
+            if one.inner or one.kind in _NO_ARRAY or one.kind.endswith("-done"):
+                continue
+            for dtype, dimensions in _BYTES.findall(one.shape):
+                shape = f"{dtype}[{dimensions}]"
+                found.setdefault(shape, (size_of(shape), one.op_name or one.kind))
+        largest = sorted(found.items(), key=lambda item: -item[1][0])[:count]
+        return [
+            {"bytes": size, "shape": shape, "operation": operation}
+            for shape, (size, operation) in largest
+        ]
+
+
+def size_of(shape: str) -> int:
+    """Bytes of the arrays of a (tuple) shape as XLA writes it."""
+    size = 0
+    for dtype, dimensions in _BYTES.findall(shape):
+        bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+        size += math.prod(int(n) for n in dimensions.split(",") if n) * bits // 8
+    return size
+
+
+def _kernel(one: Instruction) -> str | None:
+    """Which of `KERNELS` an instruction is."""
+    if one.kind == "custom-call":
+        called = re.search(r'custom_call_target="([^"]*)"', one.rest)
+        target = called[1] if called else ""
+        if "fmha" in target or (target == "tpu_custom_call" and _FLASH.search(one.op_name)):
+            return "fused attention"
+        if "$conv" in target:
+            return "convolution"
+        return "product" if "matmul" in target or "gemm" in target else None
+    if one.kind in ("convolution", "dot"):
+        # The TPU's compiler writes products as convolutions.
+        return "convolution" if "conv_general" in one.op_name else "product"
+    return None
+
+
+def _place(one: Instruction) -> tuple[str, str]:
+    """(module, kind of operation) by the path of the traced operation."""
+    if not one.op_name:
+        return "", one.kind
+    *modules, last = one.op_name.split("/")
+    parts = []
+    for part in modules:
+        # jvp(Network), transpose(jvp(Network)): a module's name; jit(update), vmap(...): no module's.
+        wrapped = re.fullmatch(r"(?:transpose\()?jvp\(([\w.]*)\)+", part)
+        part = wrapped[1] if wrapped else part
+        if re.fullmatch(r"\w+", part) and part not in (
+            "while",
+            "body",
+            "cond",
+            "checkpoint",
+            "closed_call",
+        ):
+            parts.append(re.sub(r"\d+", "*", part))
+    return "/".join(parts[:3]), re.sub(r"[\d.]+$", "", last)
+
+
+def _group(rest: str) -> int | None:
+    """How many devices take part in a collective; None where the text does not tell, which means all of them."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
+        return len(listed[1].split(","))
+    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
+        return int(counted[1])
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\][^{,]*\{([^}]*)\}", rest):
+        sizes = dict(re.findall(r"('[^']*')=(\d+)", named[1]))
+        axes = re.findall(
+            r"('[^']*')(?::\(\d+\)(\d+))?", named[2]
+        )  # a part of an axis has its size
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
+    return None
+
+
+def _sent(kind: str, shape: str, rest: str, devices: int) -> int:
+    """Bytes one of `devices` sends in a collective whose result has the (tuple) `shape`."""
+    size = size_of(shape)
+    if kind == "collective-permute":
+        return size
+    n = _group(rest) or devices
+    if kind == "reduce-scatter":
+        return size * (n - 1)  # its result is one n-th
+    return size * (n - 1) // n * (2 if kind == "all-reduce" else 1)

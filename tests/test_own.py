@@ -85,7 +85,9 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path):
     message = r"24, 24, 3\), expected.*This makes clips of that size: prepare --size=16 --force"
     refused(config_of("bcd", clips(tmp_path / "large", 24)), run, message)
     message = "evaluate on have 64 x 64 pixels, and config.system 32 x 32. This makes.*--size=32"
-    refused(config_of("warpface", clips(tmp_path / "wide", 64)), run, message)
+    config = config_of("warpface", clips(tmp_path / "wide", 64))
+    config.data.train.pair = {**config.data.train.pair.to_dict(), "size": 32}  # scaled in training
+    refused(config, run, message)
     config = config_of("vidtwin", clips(tmp_path / "short", 16, frames=3))
     refused(config, run, "prepare longer ones")
     config = config_of("vidtwin", clips(tmp_path / "short_test", 16))

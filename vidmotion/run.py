@@ -28,7 +28,7 @@ from vidmotion import system as systems
 from vidmotion.config_schema import from_config, plain
 from vidmotion.convert import folder as converted
 from vidmotion.data import pipeline
-from vidmotion.data.clip_source import ClipSource
+from vidmotion.data.clip_source import ClipSource, Prepared
 from vidmotion.data.records import DatasetError
 from vidmotion.errors import ConfigError
 from vidmotion.optim import Optimizer
@@ -173,9 +173,10 @@ class Run:
     def _remade(self, source: ClipSource, side: int) -> str:
         """For a message: how clips of `side` pixels are made of the system's size, where that is what is wrong."""
         size = getattr(self.system, "size", side)
-        if side == size or "--size=" not in source.made_by:
+        made_by = source.made_by if isinstance(source, Prepared) else ""
+        if side == size or "--size=" not in made_by:
             return ""
-        command = re.sub(r"--size=\d+", f"--size={size}", source.made_by)
+        command = re.sub(r"--size=\d+", f"--size={size}", made_by)
         return f". This makes clips of that size: {command}"
 
     def loader(self, split: str, batch_size: int | None = None) -> pipeline.Loader:

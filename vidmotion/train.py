@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 
 from vidmotion import evaluation, hardware, run_record
 from vidmotion.checkpoint import Checkpointer, CheckpointError
+from vidmotion.data.clip_source import Prepared
 from vidmotion.data.pipeline import device_prefetch
 from vidmotion.data.records import DatasetError
 from vidmotion.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_UNMEASURED, ConfigError
@@ -212,7 +213,7 @@ def train(
     # Weights that are missing are refused now, not after minutes of compilation and with a workdir begun.
     jax.block_until_ready(run.consts)
     run.check_batch(loader.source, _head(loader))
-    if loader.source.made_by:
+    if isinstance(loader.source, Prepared) and loader.source.made_by:
         log.info("data: %d clips, made by %s", len(loader.source), loader.source.made_by)
     names = evaluation.asked(config, evals)
     evaluation.check(run, names)

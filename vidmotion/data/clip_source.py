@@ -18,13 +18,11 @@ class ClipSource(Protocol):
       fingerprint: hex text that names the content; a run resumes only on data of the same fingerprint.
       transforms: what the loader applies to each element, with random numbers of its own.
       networks: fingerprints, by name, of the never-trained networks that made the elements.
-      made_by: the command that made the files that are read; "" where there is none.
     """
 
     fingerprint: str
     transforms: Sequence[Any] = ()
     networks: Mapping[str, str] = {}
-    made_by: str = ""
 
     def __len__(self) -> int:
         """The number of elements."""
@@ -83,6 +81,17 @@ class Classes(Protocol):
     def class_of(self, element: Mapping[str, np.ndarray]) -> int:
         """The index into `classes` of an element."""
         ...
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """A source that reads files which a command of this package made.
+
+    Attributes:
+      made_by: that command; "" where the files do not say.
+    """
+
+    made_by: str
 
 
 @runtime_checkable

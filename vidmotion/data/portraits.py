@@ -31,7 +31,7 @@ from PIL import Image
 
 from vidmotion.data import faces, heads, sprites
 from vidmotion.data.augment import FaceAugment, PcAvsAugment
-from vidmotion.data.clip_source import Boxes, ClipSource, Fills
+from vidmotion.data.clip_source import Boxes, ClipSource, Fills, Prepared
 from vidmotion.data.clips import decode_clip
 from vidmotion.data.records import DatasetError, RecordSource
 from vidmotion.errors import ConfigError
@@ -193,7 +193,7 @@ def make_pair(random: bool, settings: Mapping | None) -> Pair:
     return pair
 
 
-class PortraitSource(ClipSource):
+class PortraitSource(ClipSource, Prepared):
     """Pairs from prepared clips of one face each.
 
     With `random`, elements are clips as they are stored and `transforms` is to follow in the loader, as

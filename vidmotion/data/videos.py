@@ -13,7 +13,7 @@ import grain
 import numpy as np
 from PIL import Image
 
-from vidmotion.data.clip_source import Classes, ClipSource
+from vidmotion.data.clip_source import Classes, ClipSource, Prepared
 from vidmotion.data.clips import decode_clip
 from vidmotion.data.records import DatasetError, RecordSource, read_index
 from vidmotion.errors import ConfigError
@@ -69,7 +69,7 @@ class Window(grain.transforms.RandomMap):
         }
 
 
-class VideoSource(ClipSource, Classes):
+class VideoSource(ClipSource, Classes, Prepared):
     """Random access to windows of the clips of one split; elements as `Window` makes them.
 
     With `random`, the place of a window is drawn anew each time, which takes the loader's random

@@ -1,6 +1,7 @@
 """Test-wide settings: eight fake CPU devices, strict ranks, a warm compilation cache."""
 
 import functools
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -64,6 +65,16 @@ def _shared(what: str, variable: str, default: str) -> Path:
     if not path.is_dir():
         pytest.skip(f"{what} not found at {path}; set {variable} to run this test")
     return path
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was():
+    """A test that sets up the log, as a command does, does not change what later tests capture of it."""
+    log = logging.getLogger("vidmotion")
+    before = log.handlers[:], log.propagate, log.level
+    yield
+    log.handlers[:], log.propagate, level = before
+    log.setLevel(level)
 
 
 @pytest.fixture

@@ -305,7 +305,6 @@ def test_a_second_training_of_a_workdir_names_the_first(finished):
     ("changes", "named"),
     [
         ({"evals": {"swap": {"every": 0}}}, r"asks for 'swap'; tiny can be evaluated by nothing"),
-        ({"sample.rows": 2, "sample.columns": 2, "data.eval.clips": 1}, r"need two clips"),
         ({"sample.rows": 2, "data.eval.split": "dev"}, r"'dev'"),
     ],
 )

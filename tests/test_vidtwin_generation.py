@@ -25,7 +25,9 @@ REAL = systems.SYSTEMS["vidtwin"]
 
 @dataclasses.dataclass(frozen=True)
 class StandIn(systems.System):
-    """What generation asks of a VidTwin: `read` and `render`; its latents are means of the picture."""
+    """What generation asks of a VidTwin: `parts`, `read` and `render`; its latents are means of the picture."""
+
+    parts = ("structure", "dynamics")
 
     def input_spec(self, batch):
         """``video`` uint8."""

@@ -149,13 +149,19 @@ def of_today(config: Mapping[str, Any]) -> dict[str, Any]:
     config = {**config}
     if "eval" in config:
         config["evals"] = evaluation.sections_of(config.pop("eval"))
-    if any("judge_workdir" in section for section in config.get("evals", {}).values()):
-        config["evals"] = {name: {**section} for name, section in config["evals"].items()}
+
+    def part(section: Any, name: str) -> Mapping[str, Any]:
+        """A part of a section; empty where a damaged file has something else there, which is then found to differ."""
+        found = section.get(name, {})
+        return found if isinstance(found, Mapping) else {}
+
+    if any("judge_workdir" in part(config["evals"], name) for name in part(config, "evals")):
+        config["evals"] = {name: {**part(config["evals"], name)} for name in config["evals"]}
         for section in config["evals"].values():
             if "judge_workdir" in section:
                 section["judge"] = section.pop("judge_workdir")
-    system = config.get("system", {})
-    if "temporal" in system.get("denoiser", {}):
+    system = part(config, "system")
+    if "temporal" in part(system, "denoiser"):
         denoiser = {**system["denoiser"]}
         denoiser["temporal_from"] = 0 if denoiser.pop("temporal") else config.get("steps", 0)
         config["system"] = {**system, "denoiser": denoiser}

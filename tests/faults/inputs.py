@@ -641,7 +641,7 @@ def commands(place: Path, seed: int = 0) -> Iterator[Case]:
             ("rows", "sample.rows=-1"),
             ("nothing", "system.name=nothing"),
             ("width", "system.width=wide"),
-            ("no field", "system.depth=3"),
+            ("no such field", "system.depth=3"),
             ("system", "system=3"),
             ("mesh", "mesh=data"),
         ):

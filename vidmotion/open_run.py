@@ -324,7 +324,7 @@ def _same_system(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
         one, other = (
             systems.build(paths.unflatten(flat)["system"]) for flat in (here, fixed | free)
         )
-    except (ConfigError, KeyError, TypeError):
+    except (ConfigError, KeyError, TypeError, ValueError):
         return False
     return one == other
 

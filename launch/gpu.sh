@@ -9,16 +9,7 @@
 # Interrupted, the job saves and ends with code 75; the same command resumes it, here or on other hosts.
 set -euo pipefail
 
-# --help prints the comment at the top.
-for word; do
-    case $word in
-    --) break ;;
-    -h | --help)
-        sed -n '2,/^[^#]/{/^#SBATCH/d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
-        exit 0
-        ;;
-    esac
-done
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 
 hosts=
 port=29500

@@ -9,16 +9,7 @@
 # VIDMOTION_GRACE_SECONDS how long the others may take to end (default 60).
 set -euo pipefail
 
-# --help prints the comment at the top.
-for word; do
-    case $word in
-    --) break ;;
-    -h | --help)
-        sed -n '2,/^[^#]/{/^#SBATCH/d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
-        exit 0
-        ;;
-    esac
-done
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 
 if ! [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then
     echo "launch/local.sh: the first argument is the number of processes; got '${1:-}'" >&2

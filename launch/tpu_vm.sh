@@ -10,16 +10,7 @@
 # Attach again to a run with the same command. Needs gcloud, logged in (`gcloud auth login`).
 set -euo pipefail
 
-# --help prints the comment at the top.
-for word; do
-    case $word in
-    --) break ;;
-    -h | --help)
-        sed -n '2,/^[^#]/{/^#SBATCH/d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
-        exit 0
-        ;;
-    esac
-done
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 
 fail() {
     echo "launch/tpu_vm.sh: $1" >&2

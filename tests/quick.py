@@ -13,6 +13,26 @@ from vidmotion.convert.engine import convert, export
 # Tests of tiny networks are nearly all compilation, and unoptimised code compiles faster.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
+# The smallest VidTwin with every part in it, for clips of 4 frames and 24 px.
+VIDTWIN = {
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "queries": 3,
+    "structure_channels": 2,
+    "structure_blocks": 1,
+    "dynamics_channels": 3,
+    "dynamics_blocks": 1,
+    "frames": 4,
+    "size": 24,
+    "patch": (1, 4, 4),
+    "query_width": 8,
+    "query_layers": 2,
+    "query_heads": 2,
+    "query_mlp": 12,
+    "structure_width": 4,
+}
+
 
 @contextlib.contextmanager
 def unoptimised():

@@ -6,7 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from quick import quick_jit, random_like
+from quick import VIDTWIN, quick_jit, random_like
 
 from vidmotion import media, paths, reenact, sharding
 from vidmotion.convert import folder
@@ -15,25 +15,8 @@ from vidmotion.models.vidtwin import VidTwin
 from vidmotion.open_run import load_config, open_run, open_weights
 from vidmotion.run import Run
 
-FRAMES, SIZE = 4, 24
-ARGUMENTS = {
-    "width": 16,
-    "depth": 1,
-    "heads": 2,
-    "queries": 3,
-    "structure_channels": 2,
-    "structure_blocks": 1,
-    "dynamics_channels": 3,
-    "dynamics_blocks": 1,
-    "frames": FRAMES,
-    "size": SIZE,
-    "patch": (1, 8, 8),
-    "query_width": 8,
-    "query_layers": 2,
-    "query_heads": 2,
-    "query_mlp": 16,
-    "structure_width": 8,
-}
+ARGUMENTS = {**VIDTWIN, "patch": (1, 8, 8), "query_mlp": 16, "structure_width": 8}
+FRAMES, SIZE = ARGUMENTS["frames"], ARGUMENTS["size"]
 NET = VidTwin(**ARGUMENTS)
 
 

@@ -23,7 +23,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
-from vidmotion import checkpoint, chunked_map, files, lock, paths, sharding
+from vidmotion import checkpoint, chunked_map, lock, paths, sharding
 from vidmotion import system as systems
 from vidmotion.config_schema import from_config, plain
 from vidmotion.convert import folder as converted
@@ -352,7 +352,8 @@ class Run:
         return self.vars_of(state)
 
     def weights_digest(self) -> str:
-        """Hex sha256 of the files of the weights that `trained_vars` gives, by which a result can be traced to them.
+        """Hex sha256 that names the weights of `trained_vars`, by which a result can be traced to them: of the
+        checksums of the checkpoint, or of the files of weights that are no run.
 
         Raises:
           CheckpointError: the workdir has no checkpoint.
@@ -360,7 +361,7 @@ class Run:
         with checkpoint.Checkpointer(self.workdir, read_only=True) as checkpointer:
             if not (steps := checkpointer.steps()):
                 raise checkpoint.CheckpointError(f"{self.workdir} holds no checkpoint; train first")
-            return files.digest(epath.Path(checkpointer.directory) / str(steps[-1]))
+            return checkpointer.digest(steps[-1])
 
     def vars_by_part(self) -> Callable[..., Vars]:
         """`trained_vars` for networks that run one after the other: names of networks -> variables with those

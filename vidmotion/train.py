@@ -455,8 +455,7 @@ class Session:
             return
 
         def draw():
-            vars = self.run.vars_of(self.state)
-            pictures = evaluation.pictures(self.run, vars, f"-{self.step}", self.step)
+            pictures = evaluation.pictures(self.run, self.run.vars_of(self.state), self.step)
             self.writer.images(self.step, pictures)
 
         self._attempt("pictures", draw)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick_jit, random_like
+from quick import VIDTWIN, quick_jit, random_like
 
 from vidmotion import paths
 from vidmotion.convert.engine import Ignore, check, convert, export
@@ -31,24 +31,7 @@ from vidmotion.models.vidtwin import (
     interpolation,
 )
 
-TINY = {
-    "width": 16,
-    "depth": 2,
-    "heads": 2,
-    "queries": 3,
-    "structure_channels": 2,
-    "structure_blocks": 1,
-    "dynamics_channels": 3,
-    "dynamics_blocks": 1,
-    "frames": 4,
-    "size": 24,
-    "patch": (1, 4, 4),
-    "query_width": 8,
-    "query_layers": 2,
-    "query_heads": 2,
-    "query_mlp": 12,
-    "structure_width": 4,
-}
+TINY = {**VIDTWIN, "depth": 2}
 CLIP = (2, 4, 24, 24, 3)
 NET = VidTwin(**TINY)
 

@@ -4,31 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import quick_jit, random_like
+from quick import VIDTWIN, quick_jit, random_like
 
 from configs import vidtwin as config
 from vidmotion import paths
 from vidmotion.models.vidtwin import LATENTS, SIZES, VidTwin
 from vidmotion.models.vidtwin_ablations import ABLATIONS
 
-TINY = {
-    "width": 16,
-    "depth": 1,
-    "heads": 2,
-    "queries": 3,
-    "structure_channels": 2,
-    "structure_blocks": 1,
-    "dynamics_channels": 3,
-    "dynamics_blocks": 1,
-    "frames": 4,
-    "size": 24,
-    "patch": (1, 4, 4),
-    "query_width": 8,
-    "query_layers": 2,
-    "query_heads": 2,
-    "query_mlp": 12,
-    "structure_width": 4,
-}
 LETTERS = tuple("abcd")
 
 
@@ -52,7 +34,7 @@ def base(letter):
 @pytest.fixture(scope="module", params=LETTERS)
 def tiny(request):
     """(letter, network, parameters that hide nothing, clip)."""
-    net = ABLATIONS[request.param](**TINY)
+    net = ABLATIONS[request.param](**VIDTWIN)
     clip = np.random.default_rng(0).uniform(-1, 1, (2, 4, 24, 24, 3)).astype("f4")
     return request.param, net, random_like(abstract(net)[1]), clip
 
@@ -156,10 +138,10 @@ def test_all_of_it_learns(tiny):
 
 
 def test_one_latent_is_the_structure_alone():
-    net = ABLATIONS["a"](**TINY)
+    net = ABLATIONS["a"](**VIDTWIN)
     params = random_like(abstract(net)[1])
     clip = np.random.default_rng(0).uniform(-1, 1, (1, 4, 24, 24, 3)).astype("f4")
-    full = VidTwin(**TINY)
+    full = VidTwin(**VIDTWIN)
     own = random_like(abstract(full)[1]) | params
     latents = quick_jit(lambda p: net.apply({"params": p}, clip, method="encode"))(params)
     assert latents.dynamics is None
@@ -177,7 +159,7 @@ def features(seed=0):
 
 def branch(letter, name):
     """A function of features: the encoder of a branch with random parameters."""
-    net = ABLATIONS[letter](**TINY)
+    net = ABLATIONS[letter](**VIDTWIN)
     params = random_like(abstract(net)[1])
     apply = lambda net, z: getattr(net, f"{name}_encoder")(z, True)  # noqa: E731
     return quick_jit(lambda z: net.apply({"params": params}, z, method=apply))
@@ -197,7 +179,7 @@ def test_b_reads_the_places_of_each_frame_as_a_set():
 
 
 def test_c_reads_each_place_alone_and_knows_the_order_of_frames():
-    net = ABLATIONS["c"](**TINY)
+    net = ABLATIONS["c"](**VIDTWIN)
     params = random_like(abstract(net)[1])
     module = net.reader()()
     variables = {"params": params["structure_encoder"]["convolutions"]}
@@ -221,9 +203,9 @@ def test_d_reads_frames_as_a_set_and_tells_places_apart():
 
 
 def test_more_queries_than_frames_only_where_they_do_not_choose_frames():
-    ABLATIONS["d"](**TINY | {"queries": 49}).check()
+    ABLATIONS["d"](**VIDTWIN | {"queries": 49}).check()
     for letter in "abc":
         with pytest.raises(ValueError, match="queries=49 must be from 1 to 4"):
-            ABLATIONS[letter](**TINY | {"queries": 49}).check()
+            ABLATIONS[letter](**VIDTWIN | {"queries": 49}).check()
     with pytest.raises(ValueError, match="queries=0"):
-        ABLATIONS["d"](**TINY | {"queries": 0}).check()
+        ABLATIONS["d"](**VIDTWIN | {"queries": 0}).check()

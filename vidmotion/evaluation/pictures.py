@@ -12,19 +12,19 @@ from vidmotion.evaluation.transfer import as_pictures, boxes_of, clip_of, to_uin
 log = logging.getLogger(__name__)
 
 
-def pictures(run, vars, suffix: str = "", step: int | None = None) -> dict[str, np.ndarray]:
+def pictures(run, vars, step: int | None = None) -> dict[str, np.ndarray]:
     """Sample ``config.sample.rows`` contents x ``columns`` motions, or as many as there are clips, and write the grid.
 
     Of a system with `parts`, a sheet ``parts`` has a row for each content A and the clip B after it: A, A rebuilt,
     each part of A alone, A with the motion of B, B.
 
-    Files ``<workdir>/samples/<sheet><suffix>.{png,mp4,gif}``; the PNG shows the middle frame.
+    Files ``<workdir>/samples/<sheet>[-<step>].{png,mp4,gif}``; the PNG shows the middle frame.
 
     Args:
       run: a `vidmotion.run.Run`.
       vars: the system's variables.
-      suffix: of the file names.
-      step: of the variables, written into the corner of the grid; None: that of the newest checkpoint, if any.
+      step: of the variables in training, a part of the file names; None leaves it out. The corner of the grid says it,
+        or that of the newest checkpoint, if any.
 
     Returns:
       ``{sheet: uint8 (H, W, 3)}`` for the metric writer: ``transfer``, and ``parts`` where there is one.
@@ -52,6 +52,7 @@ def pictures(run, vars, suffix: str = "", step: int | None = None) -> dict[str, 
     count = rows * columns
     results = videos[:count].reshape(rows, columns, *videos.shape[1:])
     shown = as_pictures(run, vars, clips)
+    suffix = "" if step is None else f"-{step}"
     if step is None:
         step = (checkpoint.read_position(str(run.workdir)) or {}).get("step")
     note = "" if step is None else f"step {step}"

@@ -1,14 +1,17 @@
 """What recipes share: arguments, defaults of the trunk, rules, data sets, and what is known of them.
 
 An argument follows the file name: ``configs/sprites.py:demo``, ``configs/vidtwin.py:size=base,latent=2``. Every
-config has ``:debug`` (two steps, in a test) and ``:demo`` (learns something visible in minutes on two CPU cores).
+config has ``:debug`` (two steps, in a test) and ``:demo`` (learns something visible in minutes on two CPU cores). The
+four systems have ``:mini`` as well: the demo on Heads with a network of 6 MiB at most in float16, which is shipped
+(``vidmotion weights``), trained for longer.
 """
 
 import os
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("", "demo", "debug")
+VARIANTS = ("demo", "debug")
+SHIPPED = (*VARIANTS, "mini")
 # What a demo on Heads evaluates: swaps against exact renders, with other drivers too, and as the shipped reader sees.
 DRIVEN = ("swap", "drivers", "reading")
 # Not in any paper: no decay on norms, biases, codebooks, queries, nulls and position tables.
@@ -45,15 +48,16 @@ HEADS_UNET = {
 }
 
 
-def parse(argument: str | None, **known: tuple) -> ConfigDict:
+def parse(argument: str | None, variants: tuple[str, ...] = VARIANTS, **known: tuple) -> ConfigDict:
     """Read a config argument.
 
     Args:
-      argument: comma-separated ``key=value`` pairs and at most one of ``demo`` and ``debug``.
+      argument: comma-separated ``key=value`` pairs and at most one of `variants`.
+      variants: that the config has.
       known: for each key its allowed values, the default first.
 
     Returns:
-      ``variant`` ("", "demo" or "debug") and every known key.
+      ``variant`` ("" or one of `variants`) and every known key.
 
     Raises:
       ValueError: anything that is not known; the message lists what is.
@@ -61,14 +65,14 @@ def parse(argument: str | None, **known: tuple) -> ConfigDict:
     parsed = {"variant": "", **{key: values[0] for key, values in known.items()}}
     for item in filter(None, (argument or "").split(",")):
         key, equals, text = item.partition("=")
-        if not equals and key in VARIANTS and not parsed["variant"]:
+        if not equals and key in variants and not parsed["variant"]:
             parsed["variant"] = key
             continue
         choices = {str(value): value for value in known.get(key, ())}
         if text not in choices:
             options = [f"{key}={'|'.join(map(str, values))}" for key, values in known.items()]
             raise ValueError(
-                f"config argument {item!r}: choose from demo, debug"
+                f"config argument {item!r}: choose from {', '.join(variants)}"
                 + "".join(f", {option}" for option in options)
             )
         parsed[key] = choices[text]

@@ -56,9 +56,10 @@ FIELDS = (
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """Arguments: ``size``, ``latent``, ``ablation``, ``clips`` (of the demo), ``demo``, ``debug``."""
+    """Arguments: ``size``, ``latent``, ``ablation``, ``clips`` (of the demo); variants."""
     options = _shared.parse(
         argument,
+        _shared.SHIPPED,
         size=tuple(SIZES),
         latent=tuple(LATENTS),
         ablation=tuple(ABLATIONS),
@@ -122,8 +123,10 @@ def get_config(argument: str = "") -> ConfigDict:
     _evaluate(config, ("reconstruction",), pairs=0, batch=8)
     if variant:
         _small(config, options.clips)
-    if variant == "demo":
+    if variant in ("demo", "mini"):
         _demo(config, options.clips)
+    if variant == "mini":
+        _mini(config)
     if variant == "debug":
         _debug(config, options.clips)
     if options.ablation == "a":
@@ -195,6 +198,16 @@ def _demo_heads(config: ConfigDict) -> None:
     config.data.train.clips = 2000
     config.batch_size, config.steps = 8, 400  # videos: sixteen clips
     _evaluate(config, ("reconstruction", *_shared.DRIVEN), 64, 16)
+
+
+def _mini(config: ConfigDict) -> None:
+    """A narrower demo, 2.9 M parameters, that reads half as many frames of twice as many clips: two a second, between
+    which a head moves as far."""
+    config.system.network.update({"width": 176, "frames": 4})
+    config.data.common.update({"frames": 8, "fps": 2.0})
+    config.data.train.clips = 8000
+    config.batch_size, config.steps = 16, 500
+    config.sample.fps = 2.0
 
 
 def _debug(config: ConfigDict, clips: str) -> None:

@@ -59,6 +59,7 @@ def get_config(argument: str = "") -> ConfigDict:
     ``motion_frames``; variants."""
     options = _shared.parse(
         argument,
+        _shared.SHIPPED,
         stage=(2, 1, 3, 4, "all"),
         gan_head=("on", "off"),
         joint=("on", "off"),
@@ -175,6 +176,8 @@ def get_config(argument: str = "") -> ConfigDict:
     _shared.transfers(config, batch=1, size=256)
     if options.variant:
         _demo(config, options)
+    if options.variant == "mini":
+        _mini(config)
     if options.variant == "debug":
         _debug(config, options)
     return config
@@ -282,6 +285,13 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
     config.data.threads = 2
     config.sample.update({"rows": 3, "columns": 4, "fps": 6.0})
     _shared.transfers(config, _shared.DRIVEN, pairs=32, batch=8, probe_clips=200)
+
+
+def _mini(config: ConfigDict) -> None:
+    """A narrower demo of stage 2, 3.1 M parameters that learn, trained for longer."""
+    config.system.unet.update({"channels": (40, 64), "norm_groups": 8})
+    config.system.motion.attention_width = 48
+    config.steps = 2400
 
 
 def _debug(config: ConfigDict, options: ConfigDict) -> None:

@@ -10,7 +10,7 @@ import quick
 from ml_collections import ConfigDict
 
 from configs import _shared, benchmark
-from vidmotion import evaluation
+from vidmotion import evaluation, paths
 from vidmotion.checkpoint import Checkpointer
 from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.evaluation.sprites_judge import trained_judge
@@ -30,9 +30,9 @@ def options(name):
     """{argument: its values, the default first}, as the config hands them to `_shared.parse`."""
     asked, parse = [], _shared.parse
 
-    def spy(argument, **known):
+    def spy(argument, *variants, **known):
         asked.append(known)
-        return parse(argument, **known)
+        return parse(argument, *variants, **known)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_shared, "parse", spy)
@@ -90,6 +90,17 @@ def test_only_the_default_of_an_argument_changes_nothing(name):
         same = [chosen[variant].to_json() == plain[variant] for variant in VARIANTS]
         assert all(same) if default else not all(same), argument
         Run(chosen[VARIANTS[k % 3]], "", abstract=True)  # each argument with one variant, in turn
+
+
+@pytest.mark.parametrize("name", ["heads", "vidtwin", "warpface", "xnemo"])
+def test_the_minis_are_demos_small_enough_to_ship(name):
+    mini, demo = (load_config(f"{name}:{variant}") for variant in ("mini", "demo"))
+    assert mini.steps * mini.batch_size > demo.steps * demo.batch_size
+    assert mini.system.codec == demo.system.codec
+    flat = paths.flatten(Run(mini, "", abstract=True).abstract_params["model"])
+    rules = mini.optimizer.model.get("trainable", ((".*", True),))
+    learnt = paths.flatten(paths.assign(rules, paths.unflatten(flat)))
+    assert sum(2 * leaf.size for path, leaf in flat.items() if learnt[path]) <= 6 * 2**20
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -111,7 +111,7 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
     if workdir in own_weights.names():
         config = ml_collections.ConfigDict(own_weights.card(workdir)["config"])
         config = _used_here(config, changes)
-        model = own_weights.read(workdir, "the run")["model"]
+        model = _completed(config, own_weights.read(workdir, "the run")["model"])
 
         def parts(system, names):
             chosen = {name: model[name] for name in names or model if name in model}
@@ -136,6 +136,16 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
             f"{path} is not what the checkpoints beside it were trained with ({differing}): put that file back"
         )
     return Run(_used_here(config, changes), workdir)
+
+
+def _completed(config: ml_collections.ConfigDict, model: PyTree) -> PyTree:
+    """The parameters of a shipped network with those that did not learn, which are as they began."""
+    run = Run(config, "", abstract=True)
+    wanted = paths.flatten(run.abstract_params["model"])
+    if absent := wanted.keys() - paths.flatten(model).keys():
+        begun = jax.device_get(run.leaves_at_start("model", sorted(absent)))
+        model = paths.merge(model, paths.unflatten(begun))
+    return model
 
 
 def of_today(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import functools
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
@@ -25,6 +26,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from vidmotion import checkpoint, chunked_map, lock, paths, sharding
 from vidmotion import system as systems
+from vidmotion import weights as own_weights
 from vidmotion.config_schema import from_config, plain
 from vidmotion.convert import folder as converted
 from vidmotion.data import pipeline
@@ -293,9 +295,25 @@ class Run:
             state = dataclasses.replace(state, mutable=mutable)
         return state
 
+    def leaves_at_start(self, player: str, names: Collection[str]) -> dict[str, jax.Array]:
+        """Those of a player's parameters that have these paths, as the config's seed initialises them."""
+        batch = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.system.input_spec(1)
+        )
+
+        @jax.jit  # which leaves out all that the others alone need
+        def chosen(batch):
+            flat = paths.flatten(self.stepper.init_params(batch)[player])
+            return {name: flat[name] for name in names}
+
+        return chosen(batch)
+
     def _inheritance(self) -> tuple[PyTree, PyTree]:
-        """Parameters and non-gradient state in ``init_from``: a run, or what `vidmotion.convert` wrote."""
+        """Parameters and non-gradient state in ``init_from``: a run, a shipped network, or what `vidmotion.convert`
+        wrote."""
         folder = self.config.init_from
+        if folder in own_weights.names():
+            return own_weights.read(folder, "config.init_from"), {}
         if not (epath.Path(folder) / converted.NETWORK).exists():
             return checkpoint.read_params(folder), checkpoint.read_mutable(folder)
         try:

@@ -4,6 +4,9 @@ A shipped network is two files of this folder: ``NAME.safetensors``, its paramet
 tree (``model/encoder/conv_in/kernel``), and ``NAME.json``, the card: which config trained it, at which commit, for how
 long, what it reached, and the sha256 of the parameters' file. Wherever a field of a config takes a run's workdir as
 weights, it takes such a name as well. ``python -m vidmotion.weights`` lists them, and makes them of runs.
+
+What did not learn in a run that began from nothing is not in its file: the seed of the card's config gives it again
+(`open_run`).
 """
 
 import json
@@ -92,17 +95,19 @@ def ship(workdir: str, name: str, folder: Path = FOLDER) -> Path:
     record = Path(workdir) / "record.json"
     if not record.exists():
         raise ConfigError(f"{workdir} holds no finished run: there is no {record}")
-    leaves = paths.flatten({"model": read(workdir, "workdir")["model"]})
+    content = json.loads(record.read_text())
+    config, model = content["config"], read(workdir, "workdir")["model"]
+    if not config["init_from"] and (rules := config["optimizer"]["model"].get("trainable")):
+        learnt = paths.flatten(paths.assign(rules, model, "optimizer.trainable"))
+        leaves = {path: leaf for path, leaf in paths.flatten(model).items() if learnt[path]}
+        model = paths.unflatten(leaves)
+    leaves = paths.flatten({"model": model})
     small = {path: np.asarray(leaf, np.float16) for path, leaf in leaves.items()}
     if too_large := [path for path, leaf in small.items() if not np.isfinite(leaf).all()]:
         raise ConfigError(f"{workdir}: float16 cannot hold {', '.join(too_large)}")
     file = folder / f"{name}.safetensors"
     write_safetensors(file, small)
-    content = {
-        **json.loads(record.read_text()),
-        "sha256": files.sha256(file),
-        "licence": "Apache-2.0",
-    }
+    content |= {"sha256": files.sha256(file), "licence": "Apache-2.0"}
     files.atomic_write(
         folder / f"{name}.json", json.dumps(content, indent=1, sort_keys=True) + "\n"
     )

@@ -19,7 +19,7 @@ TRUNK = PURE | {
     "system",
     "config_schema",
 }
-COMMANDS = {"main", "bench", "encode", "export", "reenact", "studio", "__main__"}
+COMMANDS = {"main", "bench", "demo", "encode", "export", "reenact", "studio", "__main__"}
 BUILDS_ON_ALL = None
 
 # part of the package: what it may import beside the standard library, `errors` and itself.
@@ -57,6 +57,7 @@ ALLOWED = {
     "plan": BUILDS_ON_ALL,
     "main": BUILDS_ON_ALL,
     "bench": BUILDS_ON_ALL,
+    "demo": BUILDS_ON_ALL,
     "encode": BUILDS_ON_ALL,
     "latents": BUILDS_ON_ALL,
     "reenact": BUILDS_ON_ALL,

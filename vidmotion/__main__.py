@@ -1,5 +1,6 @@
 """One command for everything: ``vidmotion <command> ...``, or ``python -m vidmotion <command> ...``.
 
+    vidmotion demo
     vidmotion train --config=heads:demo --workdir=runs/heads
     vidmotion reenact --workdir=runs/heads --content=A.png --motion=B.mp4 --out=C.mp4
 
@@ -13,6 +14,7 @@ from vidmotion.errors import EXIT_DONE, EXIT_REFUSED
 
 # command: its module, what it does, and flags that go with it.
 COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "demo": ("vidmotion.demo", "the shipped networks at work, no training", ()),
     "train": ("vidmotion.main", "train a config, or resume its workdir", ("--mode=train",)),
     "eval": ("vidmotion.main", "evaluate the newest checkpoint of a workdir", ("--mode=eval",)),
     "sample": ("vidmotion.main", "draw pictures from the newest checkpoint", ("--mode=sample",)),

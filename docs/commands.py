@@ -1,0 +1,590 @@
+r"""Runs the commands of the pages: every ```bash block of README.md, docs/*.md and docs/papers/*.md.
+
+    python docs/commands.py                                      # lists them, and what would be done about each
+    python docs/commands.py --run                                # runs them, one after the other, in a new folder
+    python docs/commands.py --run --page=own-folder --videos=DIR # those of a page, on the videos of DIR
+    python docs/commands.py --run --match=weights                # those that contain a text
+
+Each page has a folder of its own, in which its commands run in their order; what a page takes for granted (`MADE`) is
+made there first. `RULES` says what becomes of a command: it runs as it is, or shortened, or not at all, and why. Each
+command falls under one rule; one that falls under none ends this script with exit code 1, and so does a command that
+fails. Without --videos, a few heads that are drawn here stand for videos.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vidmotion.__main__ import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# -- the tables ---------------------------------------------------------------------------------
+
+# What stands for a folder of the reader's own videos; A.mp4 and B.mp4 are two of them.
+FOLDERS = ("FOLDER", "DIR")
+VIDEOS = ("A.mp4", "B.mp4")  # beside the folders, too
+PICTURES = ("A.png", "B.png", "C.png", "D.png")  # the first frames of as many videos
+# What other commands of the pages, or of the configs' docstrings, would have left.
+MADE = {
+    "RUN": ("vidmotion train --config=xnemo:debug --workdir=RUN",),
+    "GPT_RUN": (
+        "vidmotion encode --workdir=RUN --out=data/xnemo_motion --frames=32 --fps=25",
+        "vidmotion train --config=xnemo_gpt:debug,task=tokenizer --workdir=TOKENIZER",
+        "vidmotion encode --workdir=TOKENIZER --out=data/xnemo_tokens",
+        "vidmotion train --config=xnemo_gpt:debug,task=outpaint --workdir=GPT_RUN "
+        "--config.evals.token_generation.xnemo=RUN",
+    ),
+    "FILE": ("cp $(ls GPT_RUN/samples/*.safetensors | head -1) FILE",),
+    "data/own": ("vidmotion prepare videos --src=FOLDER --out=data/own --size=64",),
+    "data/test": (
+        "vidmotion prepare videos --src=FOLDER --out=data/test --size=32 --seconds=2 --test_share=1",
+    ),
+    "runs/own": (
+        "vidmotion train --config=own:demo,system=bcd,size=64 --workdir=runs/own --config.steps=2",
+    ),
+    "runs/heads_codec": ("vidmotion train --config=heads_codec:debug --workdir=runs/heads_codec",),
+}
+# What is made is made of this.
+OF = {
+    "GPT_RUN": ("RUN",),
+    "FILE": ("GPT_RUN",),
+    "runs/own": ("data/own",),
+}
+
+Changes = tuple[tuple[str, str], ...]
+# The two steps of `:debug` in the place of a whole training.
+DEBUG: Changes = (
+    (r":(demo|mini)\b", ":debug"),
+    (r"(--config=[^\s:]+)(?=\s|$)", r"\1:debug"),
+    (r"(--config=[^\s:]+:)(?!debug)", r"\1debug,"),
+)
+TWO_STEPS: Changes = ((r"$", " --config.steps=2"),)
+DRY: Changes = ((r"$", " --dry_run"),)
+# By the compiler of the CPU, which is always there, of a program that compiles in seconds.
+CHEAP_PLAN: Changes = (*DEBUG, (r"$", " --config.plan.compiler=cpu --config.plan.fit=False"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What becomes of some of the commands.
+
+    Attributes:
+      pattern: regular expression of the whole command, as `canonical` writes it.
+      lacks: why they are not run; "": they are.
+      changes: expressions and what replaces them, one after the other, in the command as the page has it.
+      drawn: what is appended where videos are heads that are drawn here, in which no detector finds a face.
+      first: names of `MADE` that they need without saying so.
+      module: without which they are not run.
+      variable: of the environment, likewise; it replaces the text ``DIR``.
+    """
+
+    pattern: str
+    lacks: str = ""
+    changes: Changes = ()
+    drawn: str = ""
+    first: tuple[str, ...] = ()
+    module: str = ""
+    variable: str = ""
+
+
+RULES = (
+    Rule(r"pip install .*", lacks="it would change this environment"),
+    Rule(r"pytest\b.*", lacks="tests are run by themselves"),
+    # vidmotion train, eval, sample, plan
+    Rule(
+        r"vidmotion train --config=configs/<name>\.py\[:argument\] .*",
+        changes=(
+            (r"<name>\.py\[:argument\]", "heads.py:debug"),
+            (r"--workdir=DIR", "--workdir=runs/synopsis"),
+            (r"\[--mode=MODE\]", "--mode=plan"),
+            (r"\[--config\.field=value \.\.\.\]", "--config.batch_size=16"),
+        ),
+    ),
+    Rule(
+        r"vidmotion train --config=(configs/)?(?!own\b)\w+(\.py)?(:\S+)? --workdir=\S+",
+        changes=DEBUG,
+    ),
+    Rule(
+        r"vidmotion train --config=(configs/)?own(\.py)?:(?!.*published)\S+ --workdir=\S+",
+        changes=TWO_STEPS,
+        first=("data/own",),
+    ),
+    Rule(r"vidmotion plan .*--config=\S+ --config\.plan\..*", changes=CHEAP_PLAN),
+    Rule(
+        r"vidmotion eval --config=configs/xnemo\.py --workdir=RUN --evals=\w+",
+        changes=DEBUG,
+    ),
+    Rule(
+        r"vidmotion train \.\.\. --evals=.* --config\.evals\.\w+\.data=.*",
+        changes=((r" \.\.\. ", " --config=configs/xnemo.py:debug --workdir=RUN --mode=eval "),),
+        first=("RUN",),
+    ),
+    # vidmotion prepare
+    Rule(r"vidmotion prepare videos --src=\S+ --out=\S+( --(fps|size|seconds)=\S+)*"),
+    Rule(
+        r"vidmotion prepare videos .*--crop=tube.*",
+        changes=((r"--size=256", "--size=32"),),  # that of the two steps that are evaluated with it
+        drawn="--crop=centre",
+        module="skimage",
+    ),
+    Rule(r"vidmotion prepare videos .*--runner=Flink.*", lacks="it needs a Flink cluster"),
+    Rule(r"vidmotion prepare portraits .*", drawn="--crop=centre", module="skimage"),
+    Rule(r"vidmotion prepare sprites .*", variable="VIDMOTION_SHEETS"),
+    Rule(
+        r"vidmotion prepare (lrs3|ucf101|hdtf|vfhq|hallo3|nersemble|mead) .*",
+        lacks="it needs a dataset that its owners hand out",
+    ),
+    Rule(r"vidmotion prepare latents .*", lacks="it needs a published autoencoder, and LRS3"),
+    # what uses a run
+    Rule(
+        r"vidmotion reenact --workdir=RUN (?!.*--outpaint).*--motion=.*",
+        drawn="--box=whole --motion_box=whole",
+    ),
+    Rule(
+        r"vidmotion reenact --workdir=RUN .*--outpaint=.*", drawn="--box=whole --motion_box=whole"
+    ),
+    Rule(r"vidmotion reenact --workdir=RUN .*--keys=.*", drawn="--box=whole --motion_box=whole"),
+    Rule(r"vidmotion reenact --workdir=RUN .*--codes=.*", drawn="--box=whole"),
+    Rule(r"vidmotion reenact --workdir=runs/own .*"),
+    Rule(r"vidmotion bench --config=.*", changes=(*DEBUG, (r"$", " --steps=2"))),
+    Rule(r"vidmotion bench --out=\S+", lacks="it takes hours on a CPU"),
+    Rule(
+        r"vidmotion weights( --workdir=\S+ --name=\S+ --out=\S+)?",
+        changes=((r"--out=DIR", "--out=made"),),
+    ),
+    Rule(r"vidmotion convert .*", lacks="it needs published weights"),
+    Rule(r"vidmotion demo( --out=\S+)?( --pairs=2)?"),
+    Rule(r"vidmotion \w+ --help"),
+    # launchers: one on this machine, the others say what they would do
+    Rule(r"launch/local\.sh 2 .*:debug .*"),
+    Rule(r"launch/gpu\.sh .*", changes=DRY),
+    Rule(
+        r"sbatch (--nodes=\d+ )?launch/slurm\.sbatch .*",
+        changes=((r"sbatch (--nodes=\d+ )?", "bash "), *DRY),
+    ),
+    Rule(
+        r"launch/tpu_vm\.sh NAME .*",
+        changes=((r"NAME", "heads"), (r"=Z\b", "=us-central2-b"), (r"BUCKET", "bucket"), *DRY),
+    ),
+    Rule(
+        r"sbatch --array=1-64 --wrap='.*/64'",
+        # Two tasks, one after the other.
+        changes=(
+            (
+                r"sbatch --array=1-64 --wrap='(.*)/64'",
+                r"(for SLURM_ARRAY_TASK_ID in 1 2; do \1/2 || exit; done)",
+            ),
+        ),
+    ),
+    # TensorFlow Datasets
+    Rule(r"tfds build .*", module="tensorflow"),
+    Rule(r"python -c .*tfds.*", module="tensorflow_datasets"),
+)
+
+# -- reading the pages --------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command of a page.
+
+    Attributes:
+      page, line: where it stands; the line is that on which it begins.
+      block: number of its block within the page: commands of one share a shell's variables.
+      text: without comments and continued lines.
+      after: the command before it on the line must have succeeded.
+    """
+
+    page: str
+    line: int
+    block: int
+    text: str
+    after: bool = False
+
+
+def pages() -> list[Path]:
+    """All pages that are read."""
+    docs = ROOT / "docs"
+    return [ROOT / "README.md", *sorted(docs.glob("*.md")), *sorted(docs.glob("papers/*.md"))]
+
+
+def read(page: Path) -> list[Command]:
+    """The commands of a page."""
+    return list(parse(page.read_text(encoding="utf-8"), page.name))
+
+
+def parse(text: str, page: str) -> Iterator[Command]:
+    """The commands of the ```bash blocks of a text.
+
+    Raises:
+      ValueError: a quote that is not closed.
+    """
+    blocks = re.finditer(r"^[ \t]*```bash[ \t]*\n(.*?)^[ \t]*```", text, re.M | re.S)
+    for number, block in enumerate(blocks):
+        first = text.count("\n", 0, block.start(1)) + 1
+        for line, command, after in split(block[1]):
+            yield Command(page, first + line, number, command, after)
+
+
+def split(block: str) -> Iterator[tuple[int, str, bool]]:
+    """Cut a block as a shell does, at the ends of lines and at ``&&`` outside of quotes.
+
+    Yields:
+      (line of the block, command without comments and continued lines, whether it stands behind ``&&``).
+
+    Raises:
+      ValueError: a quote that is not closed.
+    """
+    # Quoted texts; what is escaped, of which the end of a line is left out; comments; what separates; anything else.
+    token = re.compile(
+        r"""(?P<kept>'[^']*'|"(?:[^"\\]|\\.)*"|\\[^\n])|(?P<joined>\\\n[ \t]*)"""
+        r"""|(?P<comment>(?:(?<=[\s;&|(])|\A)\#[^\n]*)|(?P<end>&&\s*|\n)|(?P<other>[^'"])""",
+        re.S,
+    )
+    command, began, place, after = "", 0, 0, False
+    while place < len(block):
+        found = token.match(block, place)
+        if not found:
+            raise ValueError(f"a quote that is not closed: {block[place:].splitlines()[0]}")
+        if not command.strip():
+            began = block.count("\n", 0, place)
+        if found["end"]:
+            if command.strip():
+                yield began, command.strip(), after
+                after = found["end"].startswith("&&")
+            command = ""
+        elif not found["comment"] and not found["joined"]:
+            command += found[0]
+        place = found.end()
+    if command.strip():
+        yield began, command.strip(), after
+
+
+def canonical(text: str) -> str:
+    """A command as `RULES` know it: ``vidmotion plan --config=...`` for ``python -m vidmotion.main --mode=plan
+    --config=...``."""
+    text = re.sub(r"\s+", " ", text)
+    for word, (module, _, flags) in COMMANDS.items():
+        rest = text.removeprefix(f"python -m {module}")
+        if rest == text or rest[:1] not in ("", " "):
+            continue
+        if not flags or flags[0] in rest.split() or (word == "train" and " --mode=" not in rest):
+            return f"vidmotion {word}" + "".join(
+                f" {part}" for part in rest.split(" ")[1:] if part not in flags
+            )
+    return text
+
+
+def matching(text: str) -> list[Rule]:
+    """The rules under which a command falls; all is well where there is one."""
+    return [rule for rule in RULES if re.fullmatch(rule.pattern, canonical(text))]
+
+
+# -- what becomes of a command ------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What is done about a command.
+
+    Attributes:
+      run: what is run; "": nothing.
+      why_not: why nothing is.
+      first: names of `MADE` that have to be there.
+      wrong: it falls under no rule, or under several.
+    """
+
+    run: str = ""
+    why_not: str = ""
+    first: tuple[str, ...] = ()
+    wrong: bool = False
+
+
+def decide(command: Command, drawn: bool) -> Decision:
+    """By the rule of a command; `drawn`: videos are heads that are drawn here."""
+    rules = matching(command.text)
+    if len(rules) != 1:
+        patterns = ", ".join(rule.pattern for rule in rules)
+        return Decision(
+            why_not=f"it falls under several rules: {patterns}"
+            if rules
+            else "it falls under no rule",
+            wrong=True,
+        )
+    (rule,) = rules
+    text = command.text
+    if rule.lacks:
+        return Decision(why_not=rule.lacks)
+    if rule.module and importlib.util.find_spec(rule.module) is None:
+        return Decision(why_not=f"it needs {rule.module}, which is not installed")
+    if rule.variable:
+        if not os.environ.get(rule.variable):
+            return Decision(why_not=f"it needs {rule.variable}, which is not set")
+        text = text.replace("DIR", f'"${rule.variable}"', 1)
+    for pattern, instead in rule.changes:
+        text = re.sub(pattern, instead, text, count=1)
+    if drawn and rule.drawn:
+        text += f" {rule.drawn}"
+    return Decision(text, first=tuple(dict.fromkeys((*rule.first, *_named(text)))))
+
+
+def _named(text: str) -> tuple[str, ...]:
+    """Names of `MADE` that a command reads: those among its values, without the folders that it writes itself."""
+    written = {"out"} | (
+        {"workdir"} if re.match(r"vidmotion train|launch/", canonical(text)) else set()
+    )
+    values = [
+        value
+        for flag, value in re.findall(r"--([\w.]+)=(\S+)", text)
+        if flag not in written and flag != "src"
+    ]
+    return tuple(name for name in MADE if name in values)
+
+
+# -- running ------------------------------------------------------------------------------------
+
+# Programs of two steps are nearly all compilation, and unoptimised code compiles faster.
+SETTINGS = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def prepare_folder(folder: Path, clips: Path) -> None:
+    """A folder in which the commands of a page can be run: the launchers and configs of a clone, and `FOLDERS`,
+    `VIDEOS` and `PICTURES` made of the videos of `clips`."""
+    from vidmotion import media
+
+    folder.mkdir(parents=True)
+    for name in ("launch", "configs"):
+        (folder / name).symlink_to(ROOT / name)
+    for name in FOLDERS:
+        (folder / name).symlink_to(clips)
+    for name in VIDEOS:
+        (folder / name).symlink_to(clips / name)
+    files = sorted(clips.iterdir())
+    for k, name in enumerate(PICTURES):
+        frames = media.iter_video(files[k % len(files)])
+        media.write_png(folder / name, next(iter(frames)))
+
+
+def gather_clips(folder: Path, videos: Path | None) -> None:
+    """Links to the videos of a folder, the first two as `VIDEOS`; or heads that are drawn."""
+    from vidmotion import media
+    from vidmotion.data.pipeline import make_source
+
+    folder.mkdir(parents=True)
+    if videos is None:
+        heads = make_source("heads", clips=4, size=128, frames=110, fps=25.0, seed=0, split="train")
+        names = [*VIDEOS, "c.mp4", "d.mp4"]
+        for k, name in enumerate(names):
+            media.write_mp4(folder / name, heads[k]["video"], fps=25)
+        return
+    found = sorted(path for path in videos.iterdir() if path.suffix == ".mp4")
+    if len(found) < 2:
+        raise SystemExit(f"--videos={videos}: two mp4 files at least, for A and B")
+    for k, path in enumerate(found):
+        (folder / (VIDEOS[k] if k < 2 else path.name)).symlink_to(path.resolve())
+
+
+class Shell:
+    """Runs commands in a folder; commands of one block share variables and folder, as in a shell.
+
+    Args:
+      folder: of the page.
+      programs: a folder that comes first in PATH.
+      limit: seconds after which a command is ended.
+    """
+
+    def __init__(self, folder: Path, programs: Path, limit: float):
+        self._folder, self._limit = folder, limit
+        self._state = folder / ".shell"
+        path = os.pathsep.join(
+            [str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]
+        )
+        self._environment = {**SETTINGS, **os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
+
+    def forget(self) -> None:
+        """Begin a new block."""
+        self._state.unlink(missing_ok=True)
+
+    def run(self, text: str, log: Path) -> int:
+        """Run a command with its output in `log`; returns its exit code, 124 after too long a time."""
+        state = shlex.quote(str(self._state))
+        keep = f"{{ export -p; printf 'cd %q\\n' \"$PWD\"; }} >{state}"
+        script = f"[ -e {state} ] && . {state}\n{text}\ncode=$?\n{keep}\nexit $code"
+        with log.open("ab") as stream:
+            stream.write(f"$ {text}\n".encode())
+            stream.flush()
+            process = subprocess.Popen(
+                ["bash", "-c", script],
+                cwd=self._folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                return process.wait(self._limit)
+            except subprocess.TimeoutExpired:
+                return 124
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def write_programs(folder: Path) -> None:
+    """`python` and `vidmotion` of this interpreter and this checkout."""
+    folder.mkdir(parents=True)
+    for name, words in {"python": [], "vidmotion": ["-m", "vidmotion"]}.items():
+        command = shlex.join([sys.executable, *words])
+        (folder / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        (folder / name).chmod(0o755)
+
+
+class Runs:
+    """The commands of pages, run one after the other.
+
+    Args:
+      folder: a new folder; logs are in its subfolder ``logs``.
+      videos: whose clips the commands get; None: drawn heads.
+      limit: seconds that a command may take.
+
+    Attributes:
+      counts: of commands by what became of them.
+    """
+
+    def __init__(self, folder: Path, videos: Path | None = None, limit: float = 1800):
+        self._folder, self._drawn, self._limit = folder, videos is None, limit
+        self._logs = folder / "logs"
+        self._logs.mkdir(parents=True)
+        write_programs(folder / "programs")
+        self._clips = folder / "clips"
+        gather_clips(self._clips, videos)
+        self.counts = {"done": 0, "failed": 0, "not run": 0}
+
+    def page(self, commands: Sequence[Command]) -> None:
+        """Run commands of one page and print what became of each."""
+        folder = self._folder / Path(commands[0].page).stem
+        prepare_folder(folder, self._clips)
+        shell = Shell(folder, self._folder / "programs", self._limit)
+        block, failed_before = -1, False
+        for command in commands:
+            if command.block != block:
+                shell.forget()
+                block = command.block
+            decision = decide(command, self._drawn)
+            if decision.run and command.after and failed_before:
+                decision = Decision(why_not="the command before it failed")
+            print(f"{command.page}:{command.line}  {command.text}", flush=True)
+            if decision.run:
+                failed_before = not self._run(command, decision, shell, folder)
+            else:
+                print(f"    not run: {decision.why_not}", flush=True)
+                self.counts["failed" if decision.wrong else "not run"] += 1
+
+    def _run(self, command: Command, decision: Decision, shell: Shell, folder: Path) -> bool:
+        """Whether all went well."""
+        if decision.run != command.text:
+            print(f"    as: {decision.run}", flush=True)
+        log = self._logs / f"{Path(command.page).stem}-{command.line}.log"
+        for name in decision.first:
+            code = self._make(name, shell, folder, log)
+            if code:
+                return self._told(command, code, 0.0, log, f"{name} could not be made")
+        began = time.perf_counter()
+        code = shell.run(decision.run, log)
+        return self._told(command, code, time.perf_counter() - began, log)
+
+    def _make(self, name: str, shell: Shell, folder: Path, log: Path) -> int:
+        """An exit code."""
+        if (folder / name).exists():
+            return 0
+        for before in OF.get(name, ()):
+            if code := self._make(before, shell, folder, log):
+                return code
+        for text in MADE[name]:
+            print(f"    first: {text}", flush=True)
+            if code := shell.run(text, log):
+                return code
+        return 0
+
+    def _told(self, command: Command, code: int, seconds: float, log: Path, what: str = "") -> bool:
+        print(f"    exit code {code}, {seconds:.1f} s{', ' if what else ''}{what}", flush=True)
+        self.counts["failed" if code else "done"] += 1
+        if code:
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
+            print(
+                "".join(f"    | {line}\n" for line in lines) + f"    | all of it: {log}", flush=True
+            )
+        return not code
+
+
+def show(commands: Sequence[Command], drawn: bool) -> int:
+    """Print what would be done about each command; returns how many fall under no rule or several."""
+    decisions = [decide(command, drawn) for command in commands]
+    for command, decision in zip(commands, decisions):
+        print(f"{command.page}:{command.line}  {command.text}")
+        if decision.run:
+            changed = decision.run != command.text
+            print(f"    run as: {decision.run}" if changed else "    run")
+        else:
+            print(f"    not run: {decision.why_not}")
+        for name in decision.first:
+            print(f"    first, if it is not there: {name}")
+    wrong = sum(decision.wrong for decision in decisions)
+    run = sum(bool(decision.run) for decision in decisions)
+    print(
+        f"{len(commands)} commands: {run} to run, {len(commands) - run} not; {wrong} without a rule"
+    )
+    return wrong
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns its exit code: 0 done, 1 a command failed or has no rule, 2 nothing to do."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    flag = parser.add_argument
+    flag("--run", action="store_true", help="run them, in the place of listing them")
+    flag("--page", action="append", default=[], help="name of a page; may be given again")
+    flag("--match", default="", help="only commands that contain this text")
+    flag("--videos", type=Path, help="folder of mp4 files (default: drawn heads)")
+    flag("--limit", type=float, default=1800, help="seconds for each command (default 1800)")
+    args = parser.parse_args(argv)
+    chosen = [page for page in pages() if not args.page or page.stem in args.page]
+    by_page = [[c for c in read(page) if args.match in c.text] for page in chosen]
+    by_page = [commands for commands in by_page if commands]
+    if not by_page:
+        print("there is no such command: --page takes the name of a page", file=sys.stderr)
+        return 2
+    if not args.run:
+        return int(show([c for commands in by_page for c in commands], args.videos is None) > 0)
+    folder = Path(tempfile.mkdtemp(prefix="vidmotion-commands-"))
+    print(f"in {folder}", flush=True)
+    runs = Runs(folder, args.videos, args.limit)
+    for commands in by_page:
+        runs.page(commands)
+    counts = runs.counts
+    print(", ".join(f"{count} {what}" for what, count in counts.items()))
+    if not counts["failed"]:
+        for path in folder.iterdir():
+            if path.name != "logs":
+                shutil.rmtree(path)
+    print(f"logs: {folder / 'logs'}")
+    return int(counts["failed"] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

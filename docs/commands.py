@@ -485,8 +485,9 @@ class Runs:
             if command.block != block:
                 shell.forget()
                 block = command.block
+            failed_before = failed_before and command.after
             decision = decide(command, self._drawn)
-            if decision.run and command.after and failed_before:
+            if decision.run and failed_before:
                 decision = Decision(why_not="the command before it failed")
             print(f"{command.page}:{command.line}  {command.text}", flush=True)
             if decision.run:

@@ -461,7 +461,7 @@ def test_no_clip_at_all_is_an_error(tmp_path, capsys):
     assert code == 2 and "no such folder" in error
 
 
-@pytest.mark.parametrize("wrong", ["--size=63", "--fps=0", "--seconds=-1", "--test_share=1"])
+@pytest.mark.parametrize("wrong", ["--size=63", "--fps=0", "--seconds=-1", "--test_share=1.5"])
 def test_wrong_numbers_are_refused(tmp_path, wrong):
     with pytest.raises(SystemExit) as exit_:
         prepare.main(arguments(tmp_path, tmp_path / "out", wrong))
@@ -491,6 +491,7 @@ def test_random_splits():
     assert tests(names, 0.25) == tests(names[::-1], 0.25) > tests(names, 0.2)
     assert len(tests(names, 1e-6)) == 1 and len(tests(names, 0.999)) == 39
     assert not tests(names, 0) and not tests(names[:1], 0.5)
+    assert tests(names, 1) == set(names) and tests(names[:1], 1) == set(names[:1])
     # Only files that give clips are dealt out.
     assert sorted(job(names, test_share=0.5).splits(names[:2]).values()) == ["test", "train"]
 

@@ -309,8 +309,8 @@ def _parser(plan_latents):
     )
     kind.add_argument(
         "--test_share",
-        type=_number(-1e-9, 1),
-        help="share of the files for the test split (default 0.1; where --src has the folders train "
+        type=_share,
+        help="share of the files for the test split (default 0.1; 1: all of them; where --src has the folders train "
         "and test, these are the splits)",
     )
     kind.add_argument("--seed", type=int, default=0, help="of that choice (default 0)")
@@ -457,6 +457,13 @@ def _number(low, high):
         return value
 
     return number
+
+
+def _share(text):
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"from 0 to 1, got {text}")
+    return value
 
 
 def _cores() -> int:

@@ -93,7 +93,7 @@ class FolderJob:
       cutting: settings.
       ignored: number of files that are no videos, by suffix.
       test_share: of the files that give clips and have no split, at random, for "test" rather than
-        "train"; at least one of several, unless 0.
+        "train"; at least one of several, unless 0, and not all of them, unless 1.
       seed: of that choice.
     """
 
@@ -121,7 +121,9 @@ class FolderJob:
         given = {file.name: file.split for file in self.files}
         found = {name: given[name] or "train" for name in names}
         free = [name for name in found if not given[name]]
-        if self.test_share and len(free) > 1:
+        if self.test_share == 1:
+            found.update(dict.fromkeys(free, "test"))
+        elif self.test_share and len(free) > 1:
             count = min(len(free) - 1, max(1, round(self.test_share * len(free))))
             ranked = sorted(free, key=lambda name: _digest(f"{self.seed}/{name}"))
             found.update(dict.fromkeys(ranked[:count], "test"))

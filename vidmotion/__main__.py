@@ -10,6 +10,7 @@ Each command takes the flags of the module that it stands for, and ends with tha
 import runpy
 import sys
 
+from vidmotion import startup
 from vidmotion.errors import EXIT_DONE, EXIT_REFUSED
 
 # command: its module, what it does, and flags that go with it.
@@ -44,7 +45,8 @@ def main() -> None:
         print(usage())
         sys.exit(EXIT_DONE)
     if name not in COMMANDS:
-        print(f"{name!r} is no command\n{usage()}" if name else usage(), file=sys.stderr)
+        near = startup.nearest(name, COMMANDS)
+        print(f"{name!r} is no command{near}\n{usage()}" if name else usage(), file=sys.stderr)
         sys.exit(EXIT_REFUSED)
     module, _, flags = COMMANDS[name]
     sys.argv[1:] = [*rest, *flags]

@@ -111,7 +111,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(_with_files(argv))
         if _CONFIG.value is None:
-            raise flags.Error("--config=configs/<name>.py is missing; --help lists the flags")
+            meant = f"; did you mean --config={rest[1]}?" if rest[1:] else ""
+            raise flags.Error(
+                f"--config=configs/<name>.py is missing{meant or '; --help lists the flags'}"
+            )
         if rest[1:]:
             raise flags.Error(f"unexpected arguments: {' '.join(rest[1:])}")
         _ = _CONFIG.value.is_locked  # a config file that could not be read says so only when used
@@ -128,13 +131,42 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise
     except ConfigError as error:
         message = str(error)
+    except flags.UnrecognizedFlagError as error:
+        message = str(error)
+        if error.flagname.partition(".")[0] in _fields(argv):
+            message += f"; the field of the config is --config.{error.flagname}"
+    except flags.IllegalFlagValueError as error:
+        message = _no_value(str(error))
     except (flags.Error, OSError, TypeError, ValueError) as error:
         message = str(error).strip()
         last = message.splitlines()[-1]
-        if last.startswith(("ValueError: ", "vidmotion.errors.ConfigError: ")):
-            message = last  # raised by the config file itself, whose traceback says no more
+        raised, colon, said = last.partition(": ")
+        if colon and raised in ("ValueError", "vidmotion.errors.ConfigError"):
+            message = said  # by the config file itself, whose traceback says no more
     print(message, file=sys.stderr)
     sys.exit(EXIT_REFUSED)
+
+
+def _no_value(message: str) -> str:
+    """What a field holds that was given a value of another type, of a message of absl."""
+    kinds = {
+        "invalid literal for int()": "a whole number",
+        "could not convert string to float": "a number",
+        "Non-boolean argument to boolean flag": "True or False",
+    }
+    found = re.fullmatch(r"flag (--[\w.]+)=(.*?): (.*)", message, re.S)
+    for said, kind in kinds.items():
+        if found and found[3].startswith(said):
+            return f"{found[1]} is {kind}, not {found[2]!r}"
+    return message
+
+
+def _fields(argv: list[str]) -> list[str]:
+    """The top fields of the config that a command line names; none where it names none."""
+    try:
+        return [*_config_of(argv).keys()]
+    except (AttributeError, OSError, ValueError):
+        return []
 
 
 def _no_field(message: str, fields: list[str], argv: list[str]) -> str:

@@ -225,7 +225,8 @@ def locate(
                 "faces seen from the front). Give its place in a box file (JSON "
                 '{"'
                 + Path(name).name
-                + '": [x0, y0, x1, y1]}), or take the whole picture as the face'
+                + '": [x0, y0, x1, y1]}), or take the whole picture as the face (--box=whole for who is to '
+                "move, --motion_box=whole for the driver)"
             )
         return Track(fill(steady(boxes)), ~np.isnan(boxes[:, 0]), several)
     if how == "whole":

@@ -280,9 +280,15 @@ def read_index(directory) -> dict:
     if not directory.is_dir():
         raise DatasetError(f"{directory}: no such dataset folder. {rebuild}")
     if not path.is_file():
-        what = f"holds no {INDEX}: not a dataset, or one whose preparation was interrupted"
         if not any(directory.iterdir()):
             what = "this folder is empty"
+        elif (directory / "parts").is_dir() or any(directory.glob("*.array_record*")):
+            what = f"holds no {INDEX}: its preparation was interrupted"
+        else:
+            raise DatasetError(
+                f"{directory}: not a dataset, for it holds no {INDEX}. If these are videos, this makes one of them: "
+                f"vidmotion prepare videos --src={directory} --out=DIR"
+            )
         raise DatasetError(f"{directory}: {what}. {rebuild}")
     try:
         index = json.loads(path.read_text(encoding="utf-8"))

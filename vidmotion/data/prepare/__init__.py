@@ -257,6 +257,7 @@ def main(argv: list[str] | None = None, plan_latents: Callable[..., Plan] | None
     """
     args = _parser(plan_latents).parse_args(argv)
     try:
+        _check_out(args.out, getattr(args, "src", None))
         plan = args.plan(args)
         if part := getattr(args, "part", None):
             if args.force:
@@ -283,6 +284,16 @@ def main(argv: list[str] | None = None, plan_latents: Callable[..., Plan] | None
         )
         return 130
     return 0
+
+
+def _check_out(out: Path, src: Path | None) -> None:
+    """Refuse a place for the dataset where there are other files."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out={out} is a file; the dataset is a folder, so choose another name")
+    if src is not None and out.resolve() == src.resolve():
+        raise ConfigError(
+            f"--out={out} is the folder of --src; choose another for the dataset, such as data/own"
+        )
 
 
 def _parser(plan_latents):
@@ -429,7 +440,10 @@ def _clip_flags(size: int, crop: str, least: int = 0):
 
 
 def _positive(text):
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"a whole number, got {text!r}") from error
     if number < 1:
         raise argparse.ArgumentTypeError(f"at least 1, got {number}")
     return number

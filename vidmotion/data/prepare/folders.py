@@ -143,6 +143,8 @@ def find_videos(folder: Path, pictures: bool = False) -> tuple[list[SourceFile],
     Raises:
       DatasetError: no such folder, or no videos in it.
     """
+    if folder.is_file():
+        raise DatasetError(f"{folder}: a file; --src is the folder in which it lies")
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder of videos")
     files, others, seen = [], Counter(), set()
@@ -353,7 +355,9 @@ class FolderRun:
         _write_json(self._out / REPORT, self.summary)
         if not counts:
             self._print_failures()
-            raise DatasetError(f"no clip came of {len(self._job.files)} files; see {REPORT}")
+            raise DatasetError(
+                f"no clip came of {len(self._job.files)} files: {self._why_none()}. Of each file: {self._out / REPORT}"
+            )
 
     def cut_share(self, part: int, parts: int) -> str:
         """Do every `parts`-th file, from the one of number `part` (from 1) on, and leave the dataset to others.
@@ -526,6 +530,29 @@ class FolderRun:
 
     def _part(self, file: SourceFile, suffix: str) -> Path:
         return self._parts / (_digest(f"{file.name}/{file.size}")[:32] + suffix)
+
+    def _why_none(self) -> str:
+        """What became of all that was read, and the option that would take it in."""
+        total, cutting = Counter(), self._job.cutting
+        for tally in self._done.values():
+            total.update({name: tally[name] for name in ("short", "faceless", "small")})
+        why = []
+        if self._failed:
+            why.append(f"{len(self._failed)} cannot be read")
+        if total["faceless"]:
+            why.append(
+                f"no face was found in {total['faceless']} pieces (--crop=centre looks for none)"
+            )
+        if total["small"]:
+            why.append(
+                f"the face of {total['small']} pieces has less than --least={cutting.least} pixels"
+            )
+        if total["short"] and len(why) == bool(self._failed):  # else these are what others left
+            why.append(
+                f"all {total['short']} pieces between cuts are shorter than --seconds={cutting.seconds:g}, which can "
+                "be less"
+            )
+        return "; ".join(why)
 
     def _print_failures(self, most: int = 20):
         for kind in ("unreadable", "without clips"):

@@ -211,7 +211,7 @@ def test_refusals_are_one_sentence(say, heads_run, judge_workdir, tmp_path):
         (empty, "empty holds no run"),
         (tmp_path / "broken", "broken holds no run"),
         (unfinished, "unfinished holds no checkpoint"),
-        (judge_workdir, "judge holds a sprites_judge, which has no motion codes"),
+        (judge_workdir, "judge holds a run of sprites_judge, which has no motion codes"),
     ):
         code, said = say(f"--workdir={workdir}", f"--out={tmp_path / 'out'}")
         assert code == 2 and len(said) == 1 and message in said[0] and "\n" not in said[0]

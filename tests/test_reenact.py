@@ -375,7 +375,7 @@ def test_workdirs_that_cannot_be_used_are_one_sentence(say, run, judge_workdir, 
         (tmp_path / "gone", "gone holds no run"),
         (tmp_path, "holds no run"),
         (unfinished, "unfinished holds no checkpoint"),
-        (judge_workdir, "judge holds a sprites_judge, which cannot transfer motion"),
+        (judge_workdir, "judge holds a run of sprites_judge, which cannot transfer motion"),
     ):
         out = tmp_path / "c.mp4"
         code, said = say(workdir=workdir, content=content, motion=drive, out=out)

@@ -62,8 +62,8 @@ def encode(
     """
     if run.config.system.name not in KINDS:
         raise ConfigError(
-            f"{run.workdir} holds a {run.config.system.name}, which has no motion codes or latents to "
-            f"keep; there are those of {', '.join(KINDS)}"
+            f"{run.workdir} holds a run of {run.config.system.name}, which has no motion codes or latents to "
+            f"keep; those of {', '.join(KINDS)} have"
         )
     kind = KINDS[run.config.system.name]
     if fps and not kind.any_rate:

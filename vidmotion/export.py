@@ -57,7 +57,7 @@ def export(run: Run, out: str) -> pathlib.Path:
     system, folder = run.system, pathlib.Path(out)
     if not isinstance(system, MotionTransfer) or not system.window:
         raise ConfigError(
-            f"{run.workdir} holds a {run.config.system.name}, which cannot transfer motion"
+            f"{run.workdir} holds a run of {run.config.system.name}, which cannot transfer motion"
         )
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"--out={out} holds something already; choose a new folder")

@@ -52,6 +52,7 @@ log = logging.getLogger("vidmotion.reenact")
 PARTS = ("both", "structure", "dynamics")
 PANELS = ("content", "motion", "result")
 ANYWHERE = animate.Faces()
+CAN = "those of BCD, X-NeMo, WarpFace and, with two latents, VidTwin can"
 
 
 def fit(frame: np.ndarray, size: int) -> np.ndarray:
@@ -151,7 +152,7 @@ def reenact(
     system = run.system
     if not isinstance(system, MotionTransfer) or not system.window:
         raise ConfigError(
-            f"{run.workdir} holds a {run.config.system.name}, which cannot transfer motion"
+            f"{run.workdir} holds a run of {run.config.system.name}, which cannot transfer motion; {CAN}"
         )
     options = {} if part == "both" else {"part": part}
     if options and part not in system.parts:
@@ -164,7 +165,7 @@ def reenact(
         raise ConfigError(
             "--box, --motion_box, --follow, --keys, --codes, --outpaint, --strength, --relative: "
             f"{run.workdir} holds a {run.config.system.name}, which looks "
-            "at whole pictures"
+            "at whole pictures; leave them out, or take a run of X-NeMo"
         )
     if os.path.splitext(out)[1].lower() != ".mp4":
         raise ConfigError(f"--out={out}: the name must end in .mp4")
@@ -172,7 +173,12 @@ def reenact(
         os.path.exists(path) and os.path.samefile(path, out)
         for path in (content, motion, *drive.keys)
     ):
-        raise ConfigError(f"--out={out} would overwrite what it is made from")
+        raise ConfigError(f"--out={out} would overwrite what it is made from; choose another name")
+    if motion and media.is_picture(motion):
+        raise ConfigError(
+            f"--motion={motion} is a picture, which does not move: give a video, a GIF, or a folder of numbered "
+            "pictures"
+        )
     if where.paste and not media.is_picture(content):
         raise ConfigError(f"--paste: {content} is no picture into which the result could be put")
     extent = animate.first_picture(content).shape[1::-1]

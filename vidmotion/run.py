@@ -315,7 +315,13 @@ class Run:
         if folder in own_weights.names():
             return own_weights.read(folder, "config.init_from"), {}
         if not (epath.Path(folder) / converted.NETWORK).exists():
-            return checkpoint.read_params(folder), checkpoint.read_mutable(folder)
+            try:
+                return checkpoint.read_params(folder), checkpoint.read_mutable(folder)
+            except checkpoint.CheckpointError as error:
+                raise ConfigError(
+                    f"config.init_from={folder} is no trained run ({error}), no folder that `python -m "
+                    f"vidmotion.convert` wrote, and none of the shipped networks, {', '.join(own_weights.names())}"
+                ) from error
         try:
             params = converted.load(folder)[2]
         except (OSError, ValueError) as error:
@@ -364,7 +370,7 @@ class Run:
             restored = self.restore(checkpointer, for_use=True)
             if restored is None:
                 raise checkpoint.CheckpointError(
-                    f"{self.workdir} holds no checkpoint; train first, with --mode=train"
+                    f"{self.workdir} holds no checkpoint; train first (vidmotion train, or --mode=train)"
                 )
             state, _ = restored
         return self.vars_of(state)

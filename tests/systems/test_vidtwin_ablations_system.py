@@ -91,7 +91,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     run = Run(config, str(tmp_path), abstract=True)
     with pytest.raises(ConfigError, match=r"can be evaluated by reconstruction$"):
         evaluation.build("swap", run)
-    with pytest.raises(ConfigError, match="holds a vidtwin, which cannot transfer motion"):
+    with pytest.raises(ConfigError, match="holds a run of vidtwin, which cannot transfer motion"):
         reenact.reenact(run, "a.png", "b.mp4", "c.mp4")
     with pytest.raises(ConfigError, match="a VidTwin of one latent, without dynamics to keep"):
         encode.VidTwinLatents.source(run, "train", 0)

@@ -56,9 +56,10 @@ def serve(runs: str, workdirs: tuple[str, ...], host: str, port: int) -> None:
     try:
         with socket.create_server((host, port)):
             pass
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # taken; no number of a port
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"{host}:{port} cannot be used ({error.strerror}): choose another --port"
+            f"{host}:{port} cannot be used ({reason}): choose another --port"
         ) from error
     guarded, folder = application(runs, workdirs)
     log.info("http://%s:%d", host, port)

@@ -135,20 +135,18 @@ def parse_flags(argv: list[str]) -> list[str]:
         message = str(error)
         if error.flagname.partition(".")[0] in _fields(argv):
             message += f"; the field of the config is --config.{error.flagname}"
-    except flags.IllegalFlagValueError as error:
-        message = _no_value(str(error))
     except (flags.Error, OSError, TypeError, ValueError) as error:
         message = str(error).strip()
-        last = message.splitlines()[-1]
-        raised, colon, said = last.partition(": ")
+        raised, colon, said = message.splitlines()[-1].partition(": ")
         if colon and raised in ("ValueError", "vidmotion.errors.ConfigError"):
             message = said  # by the config file itself, whose traceback says no more
+        message = _kind_of_value(message) or message
     print(message, file=sys.stderr)
     sys.exit(EXIT_REFUSED)
 
 
-def _no_value(message: str) -> str:
-    """What a field holds that was given a value of another type, of a message of absl."""
+def _kind_of_value(message: str) -> str:
+    """What a field holds that was given a value of another type, where a message of absl says so; else nothing."""
     kinds = {
         "invalid literal for int()": "a whole number",
         "could not convert string to float": "a number",
@@ -158,7 +156,7 @@ def _no_value(message: str) -> str:
     for said, kind in kinds.items():
         if found and found[3].startswith(said):
             return f"{found[1]} is {kind}, not {found[2]!r}"
-    return message
+    return ""
 
 
 def _fields(argv: list[str]) -> list[str]:

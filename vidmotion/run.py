@@ -295,6 +295,23 @@ class Run:
             state = dataclasses.replace(state, mutable=mutable)
         return state
 
+    def check_start(self) -> None:
+        """Refuse an ``init_from`` where no parameters are; those that are there are compared by `fresh_state`.
+
+        Raises:
+          ConfigError: with what may stand there.
+        """
+        folder = self.config.init_from
+        given = folder in own_weights.names() or (epath.Path(folder) / converted.NETWORK).exists()
+        if not folder or given:
+            return
+        with checkpoint.Checkpointer(folder, read_only=True) as there:
+            if not there.steps():
+                raise ConfigError(
+                    f"config.init_from={folder} is no trained run, no folder that `python -m vidmotion.convert` wrote, "
+                    f"and none of the shipped networks, {', '.join(own_weights.names())}"
+                )
+
     def leaves_at_start(self, player: str, names: Collection[str]) -> dict[str, jax.Array]:
         """Those of a player's parameters that have these paths, as the config's seed initialises them."""
         batch = jax.tree.map(
@@ -315,13 +332,7 @@ class Run:
         if folder in own_weights.names():
             return own_weights.read(folder, "config.init_from"), {}
         if not (epath.Path(folder) / converted.NETWORK).exists():
-            try:
-                return checkpoint.read_params(folder), checkpoint.read_mutable(folder)
-            except checkpoint.CheckpointError as error:
-                raise ConfigError(
-                    f"config.init_from={folder} is no trained run ({error}), no folder that `python -m "
-                    f"vidmotion.convert` wrote, and none of the shipped networks, {', '.join(own_weights.names())}"
-                ) from error
+            return checkpoint.read_params(folder), checkpoint.read_mutable(folder)
         try:
             params = converted.load(folder)[2]
         except (OSError, ValueError) as error:

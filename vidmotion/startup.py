@@ -46,7 +46,7 @@ def config_file(name: str) -> str:
         return f"{known[recipe]}{colon}{argument}"
     what = "no file" if path.suffix == ".py" else "no config"
     lines = [
-        f"there is {what} {stem!r}{nearest(recipe, known)}. Give one of these names, or a path:"
+        f"there is {what} {stem!r}{nearest(recipe, known) or '.'} Give one of these names, or a path:"
     ]
     for known_name, file in known.items():
         about = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""

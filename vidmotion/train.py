@@ -22,7 +22,7 @@ from clu import parameter_overview
 from jax.experimental import multihost_utils
 
 from vidmotion import evaluation, hardware, run_record
-from vidmotion.checkpoint import Checkpointer, CheckpointError
+from vidmotion.checkpoint import Checkpointer, CheckpointError, read_position
 from vidmotion.data.clip_source import Prepared
 from vidmotion.data.pipeline import device_prefetch
 from vidmotion.data.records import DatasetError
@@ -212,6 +212,8 @@ def train(
     loader = run.loader("train")
     # Weights that are missing are refused now, not after minutes of compilation and with a workdir begun.
     jax.block_until_ready(run.consts)
+    if read_position(workdir) is None:
+        run.check_start()
     run.check_batch(loader.source, _head(loader))
     if isinstance(loader.source, Prepared) and loader.source.made_by:
         log.info("data: %d clips, made by %s", len(loader.source), loader.source.made_by)

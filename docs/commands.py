@@ -40,6 +40,7 @@ PICTURES = ("A.png", "B.png", "C.png", "D.png")  # the first frames of as many v
 # What other commands of the pages, or of the configs' docstrings, would have left.
 MADE = {
     "RUN": ("vidmotion train --config=xnemo:debug --workdir=RUN",),
+    "runs/xnemo_4": ("vidmotion train --config=xnemo:debug --workdir=runs/xnemo_4",),
     "GPT_RUN": (
         "vidmotion encode --workdir=RUN --out=data/xnemo_motion --frames=32 --fps=25",
         "vidmotion train --config=xnemo_gpt:debug,task=tokenizer --workdir=TOKENIZER",
@@ -64,6 +65,8 @@ OF = {
     "runs/own": ("data/own",),
 }
 
+PUBLISHED = "it needs published weights"
+HANDED = "it needs a dataset that its owners hand out"
 Changes = tuple[tuple[str, str], ...]
 # The two steps of `:debug` in the place of a whole training.
 DEBUG: Changes = (
@@ -103,7 +106,7 @@ class Rule:
 RULES = (
     Rule(r"pip install .*", lacks="it would change this environment"),
     Rule(r"pytest\b.*", lacks="tests are run by themselves"),
-    # vidmotion train, eval, sample, plan
+    # vidmotion train
     Rule(
         r"vidmotion train --config=configs/<name>\.py\[:argument\] .*",
         changes=(
@@ -114,24 +117,41 @@ RULES = (
         ),
     ),
     Rule(
-        r"vidmotion train --config=(configs/)?(?!own\b)\w+(\.py)?(:\S+)? --workdir=\S+",
+        r"vidmotion train --config=(configs/)?(?!own\b|sprites)\w+(\.py)?(:\S+)? --workdir=\S+",
         changes=DEBUG,
+    ),
+    Rule(
+        r"vidmotion train --config=(configs/)?sprites\S* --workdir=\S+( --config\.evals\.\S+)?",
+        changes=DEBUG,
+        variable="VIDMOTION_SHEETS",
     ),
     Rule(
         r"vidmotion train --config=(configs/)?own(\.py)?:(?!.*published)\S+ --workdir=\S+",
         changes=TWO_STEPS,
         first=("data/own",),
     ),
-    Rule(r"vidmotion plan .*--config=\S+ --config\.plan\..*", changes=CHEAP_PLAN),
+    Rule(
+        r"vidmotion train --config=(lrs3|xnemo)_gpt\S* --workdir=\S+ --config\.evals\.\w+\.\w+=\S+",
+        changes=DEBUG,
+    ),
+    Rule(r"vidmotion train .*--config\.(init_from|system\.\S*weights)=.*", lacks=PUBLISHED),
+    Rule(r"vidmotion train --config=vidtwin_dit --workdir=\S+ --config\.evals\..*", lacks=HANDED),
+    # vidmotion eval, sample, plan
+    Rule(
+        r"vidmotion (eval|sample) --config=\w+:demo\S* --workdir=\S+( --evals=\S+)?( --config\.sample\..*)?",
+        changes=(*DEBUG, (r",reading\b", "")),  # whose reader knows heads of 64 pixels alone
+    ),
     Rule(
         r"vidmotion eval --config=configs/xnemo\.py --workdir=RUN --evals=\w+",
         changes=DEBUG,
     ),
+    Rule(r"vidmotion eval .*--config\.system\.\S*weights=.*", lacks=PUBLISHED),
     Rule(
         r"vidmotion train \.\.\. --evals=.* --config\.evals\.\w+\.data=.*",
         changes=((r" \.\.\. ", " --config=configs/xnemo.py:debug --workdir=RUN --mode=eval "),),
         first=("RUN",),
     ),
+    Rule(r"vidmotion plan .*--config=\S+ --config\.plan\..*", changes=CHEAP_PLAN),
     # vidmotion prepare
     Rule(r"vidmotion prepare videos --src=\S+ --out=\S+( --(fps|size|seconds)=\S+)*"),
     Rule(
@@ -145,28 +165,31 @@ RULES = (
     Rule(r"vidmotion prepare sprites .*", variable="VIDMOTION_SHEETS"),
     Rule(
         r"vidmotion prepare (lrs3|ucf101|hdtf|vfhq|hallo3|nersemble|mead) .*",
-        lacks="it needs a dataset that its owners hand out",
+        lacks=HANDED,
     ),
-    Rule(r"vidmotion prepare latents .*", lacks="it needs a published autoencoder, and LRS3"),
+    Rule(r"vidmotion prepare latents .*", lacks=PUBLISHED),
     # what uses a run
     Rule(
-        r"vidmotion reenact --workdir=RUN (?!.*--outpaint).*--motion=.*",
+        r"vidmotion reenact --workdir=(RUN|runs/xnemo_4) .*",
         drawn="--box=whole --motion_box=whole",
     ),
+    Rule(r"vidmotion reenact --workdir=runs/(?!xnemo_4\b)\S+ .*"),
+    Rule(r"vidmotion reenact --weights=.*", lacks=PUBLISHED),
     Rule(
-        r"vidmotion reenact --workdir=RUN .*--outpaint=.*", drawn="--box=whole --motion_box=whole"
+        r"vidmotion encode --workdir=runs/\S+ --out=\S+( --frames=\d+)?",
+        # Heads that are drawn have no such clips by themselves.
+        changes=((r"(--workdir=runs/xnemo_4 .*)--frames=512", r"\1--frames=32 --fps=25"),),
     ),
-    Rule(r"vidmotion reenact --workdir=RUN .*--keys=.*", drawn="--box=whole --motion_box=whole"),
-    Rule(r"vidmotion reenact --workdir=RUN .*--codes=.*", drawn="--box=whole"),
-    Rule(r"vidmotion reenact --workdir=runs/own .*"),
+    Rule(r"vidmotion encode .*ucf101.*", lacks=HANDED),
     Rule(r"vidmotion bench --config=.*", changes=(*DEBUG, (r"$", " --steps=2"))),
     Rule(r"vidmotion bench --out=\S+", lacks="it takes hours on a CPU"),
     Rule(
         r"vidmotion weights( --workdir=\S+ --name=\S+ --out=\S+)?",
         changes=((r"--out=DIR", "--out=made"),),
     ),
-    Rule(r"vidmotion convert .*", lacks="it needs published weights"),
+    Rule(r"vidmotion convert .*", lacks=PUBLISHED),
     Rule(r"vidmotion demo( --out=\S+)?( --pairs=2)?"),
+    Rule(r"vidmotion resources"),
     Rule(r"vidmotion \w+ --help"),
     # launchers: one on this machine, the others say what they would do
     Rule(r"launch/local\.sh 2 .*:debug .*"),
@@ -179,6 +202,7 @@ RULES = (
         r"launch/tpu_vm\.sh NAME .*",
         changes=((r"NAME", "heads"), (r"=Z\b", "=us-central2-b"), (r"BUCKET", "bucket"), *DRY),
     ),
+    Rule(r"python launch/sweep\.py .*", changes=DRY),
     Rule(
         r"sbatch --array=1-64 --wrap='.*/64'",
         # Two tasks, one after the other.

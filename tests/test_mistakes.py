@@ -53,7 +53,7 @@ MISTAKES = [
     ),
     (
         f"{OWN} --config.data.common.directory=videos",
-        ["videos: not a dataset", "vidmotion prepare videos --src=videos --out=DIR"],
+        ["videos: not a dataset", "vidmotion.data.prepare videos --src=videos --out=DIR"],
     ),
     (
         f"{OWN} --config.data.common.directory=data/large",

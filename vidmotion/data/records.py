@@ -287,7 +287,7 @@ def read_index(directory) -> dict:
         else:
             raise DatasetError(
                 f"{directory}: not a dataset, for it holds no {INDEX}. If these are videos, this makes one of them: "
-                f"vidmotion prepare videos --src={directory} --out=DIR"
+                f"python -m vidmotion.data.prepare videos --src={directory} --out=DIR"
             )
         raise DatasetError(f"{directory}: {what}. {rebuild}")
     try:

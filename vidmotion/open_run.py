@@ -183,7 +183,7 @@ def open_weights(folder: str, changes: Mapping[str, str] | None = None) -> Run:
 
     Args:
       folder: that ``python -m vidmotion.convert`` wrote, of a network in `RELEASED`.
-      changes: as of `open_run`.
+      changes: see `open_run`.
 
     Raises:
       ConfigError: no such folder, another network, or parameters that do not fit it; all are named.

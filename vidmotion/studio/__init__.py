@@ -155,10 +155,10 @@ def move_head(
 
     Args:
       one: a run trained on heads of `SIZE` pixels.
-      identity: of the head.
+      identity: who the head is.
       motion: (T, 14), brought to the number of frames of the run.
       driver: identity of whom the run sees moving.
-      seed: of the noise, and of the wrong driver.
+      seed: the seed of the noise, and of the wrong driver.
 
     Raises:
       ConfigError: a run of another size.

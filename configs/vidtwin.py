@@ -206,7 +206,7 @@ def _mini(config: ConfigDict) -> None:
     config.system.network.update({"width": 176, "frames": 4})
     config.data.common.update({"frames": 8, "fps": 2.0})
     config.data.train.clips = 8000
-    config.batch_size, config.steps = 16, 300
+    config.batch_size, config.steps = 16, 500
     config.sample.fps = 2.0
 
 

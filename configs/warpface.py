@@ -193,7 +193,7 @@ def _demo(config: ConfigDict) -> None:
 def _mini(config: ConfigDict) -> None:
     """A narrower demo, 2.9 M parameters."""
     config.system.unet.channels = (48, 80)
-    config.steps = 750
+    config.steps = 1200
 
 
 def _debug(config: ConfigDict) -> None:

@@ -43,10 +43,11 @@ def test_commands_and_configs_exist(page):
 
 
 def commands_of(page):
-    """The words of each command of this package in a page, in its blocks and in its lines, without comments."""
-    text = page.read_text(encoding="utf-8")
-    blocks = "".join(re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S))
-    lines = re.split(r"\n|&&", blocks.replace("\\\n", " ")) + re.findall(r"`([^`\n]+)`", text)
+    """The words of each command of this package in a page, in its blocks and in its text, without comments."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    parts = re.split(r"^```\w*\n(.*?)^```", text, flags=re.M | re.S)
+    lines = re.split(r"\n|&&", "\n".join(parts[1::2]))
+    lines += " ".join(parts[::2]).replace("\n", " ").split("`")[1::2]
     for line in lines:
         if re.match(r"\s*(python -m vidmotion\b|vidmotion [a-z]+(\s|$))", line):
             yield shlex.split(line.partition(" #")[0])
@@ -167,7 +168,7 @@ def test_what_was_reached_is_of_the_runs_that_have_records(build, monkeypatch, t
     tail = "14.50 | 11.00 | - |"
     assert f"| [heads_demo]{demo} | 17.25 | 15.00 | {tail} 1,500 x 8 | cccccccccccc |" in lines
     assert f"| [small]{small} | 14.00 | - | {tail} 20 x 8 | cccccccccccc |" in lines
-    assert sum("nearer to the exact picture than small." in line for line in lines) == 1
+    assert sum("nearer to the exact picture than [small](" in line for line in lines) == 1
     assert "| CSIM of motion transfer, LRS3 | not measured | 0.692 (Table A2) |  |  |  |" in lines
     text = "\n".join(lines)
     assert "heads_mini" not in text and "Sprites" not in text

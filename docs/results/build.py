@@ -65,10 +65,10 @@ SWAPS = {
 }
 # heading -> metrics, of which the first that a record has is taken
 ANSWERS = {
-    "the driver's motion": ("psnr/swap",),
-    "a wrong driver's": ("psnr/wrong_driver",),
-    "copy of the source": ("psnr/copy_content", "psnr/copy_source"),
-    "copy of the driver": ("psnr/copy_motion", "psnr/copy_driver"),
+    "swap": ("psnr/swap",),
+    "wrong driver": ("psnr/wrong_driver",),
+    "copy of source": ("psnr/copy_content", "psnr/copy_source"),
+    "copy of driver": ("psnr/copy_motion", "psnr/copy_driver"),
     "mean picture": ("psnr/mean_picture",),
 }
 
@@ -325,13 +325,13 @@ def reached(page: str) -> list[str]:
         run, *facts = _of_run(name)
         swaps.append([run, *map(_figure, values), *facts])
         if made < max(value for value in trivial if value is not None):
-            beaten.append(name)
+            beaten.append(run)
     lines = []
     if swaps:
         lines += [
-            "Heads moved as other heads, in dB of PSNR against the exact picture of that, which the renderer of Heads "
-            "draws. With the motion of a wrong driver a network must do worse: the difference is the motion that it "
-            "transfers. Copies and the mean picture need no network.",
+            "Swaps, heads moved as other heads, in dB of PSNR against the exact picture of that, which the renderer of "
+            "Heads draws. With the motion of a wrong driver a network must do worse: the difference is the motion that "
+            "it transfers. Copies and the mean picture need no network.",
             "",
             *_grid(["run", *ANSWERS, "steps x batch", "commit"], swaps),
             "",
@@ -376,8 +376,10 @@ def _of_run(name: str) -> tuple[str, str, str]:
     """A link to the record of a run, its steps and batch, and its commit."""
     record = _record(name)
     shipped = " (shipped)" if (SHIPPED / f"{name}.json").exists() else ""
+    sweep, slash, row = name.partition("/")
+    shown = f"{row.replace('_', ' ')} of {sweep}" if slash else name
     return (
-        f"[{name}](../results/README.md#{name.partition('/')[0]}){shipped}",
+        f"[{shown}](../results/README.md#{sweep}){shipped}",
         f"{record['steps_done']:,} x {record['config']['batch_size']}",
         _commit(record),
     )

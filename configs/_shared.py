@@ -3,7 +3,7 @@
 An argument follows the file name: ``configs/sprites.py:demo``, ``configs/vidtwin.py:size=base,latent=2``. Every
 config has ``:debug`` (two steps, in a test) and ``:demo`` (learns something visible in minutes on two CPU cores). The
 four systems have ``:mini`` as well: the demo on Heads with a network of 6 MiB at most in float16, which is shipped
-(``vidmotion weights``), trained for longer.
+(``vidmotion weights``), trained for half an hour.
 """
 
 import os

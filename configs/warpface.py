@@ -191,9 +191,9 @@ def _demo(config: ConfigDict) -> None:
 
 
 def _mini(config: ConfigDict) -> None:
-    """A narrower demo, 2.9 M parameters, trained for longer."""
+    """A narrower demo, 2.9 M parameters."""
     config.system.unet.channels = (48, 80)
-    config.steps = 1500
+    config.steps = 1200
 
 
 def _debug(config: ConfigDict) -> None:

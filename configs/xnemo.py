@@ -288,10 +288,10 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
 
 
 def _mini(config: ConfigDict) -> None:
-    """A narrower demo of stage 2, 3.1 M parameters that learn, trained for longer."""
+    """A narrower demo of stage 2, 3.1 M parameters that learn."""
     config.system.unet.update({"channels": (40, 64), "norm_groups": 8})
     config.system.motion.attention_width = 48
-    config.steps = 2400
+    config.steps = 1200
 
 
 def _debug(config: ConfigDict, options: ConfigDict) -> None:

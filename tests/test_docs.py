@@ -3,12 +3,15 @@
 import importlib.util
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from configs import _shared
+from vidmotion import __main__ as commands
 from vidmotion import evaluation, plan, system
 from vidmotion.data import pipeline
 from vidmotion.errors import EXIT_DONE
@@ -17,7 +20,8 @@ from vidmotion.run import Run
 from vidmotion.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAPERS = sorted((ROOT / "docs/papers").glob("*.md"))
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *PAPERS])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -38,10 +42,71 @@ def test_commands_and_configs_exist(page):
         assert field in _shared.trunk().plan, field
 
 
+def commands_of(page):
+    """The words of each command of this package in a page, in its blocks and in its text, without comments."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    parts = re.split(r"^```\w*\n(.*?)^```", text, flags=re.M | re.S)
+    lines = re.split(r"\n|&&", "\n".join(parts[1::2]))
+    lines += " ".join(parts[::2]).replace("\n", " ").split("`")[1::2]
+    for line in lines:
+        if re.match(r"\s*(python -m vidmotion\b|vidmotion [a-z]+(\s|$))", line):
+            yield shlex.split(line.partition(" #")[0])
+
+
+def written_in(words):
+    """The source of the module that a command runs, or of all files of a package."""
+    module = words[2] if words[0] == "python" else commands.COMMANDS[words[1]][0]
+    file = Path(importlib.util.find_spec(module).origin)
+    files = file.parent.glob("*.py") if file.name == "__init__.py" else [file]
+    return "\n".join(path.read_text(encoding="utf-8") for path in files)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_the_pages_can_be_given(page):
+    """The module has the flags; the config takes its argument and has the fields and evaluators."""
+    for words in commands_of(page):
+        written = written_in(words)
+        flags = dict(word[2:].partition("=")[::2] for word in words if word.startswith("--"))
+        config = flags.pop("config", "")
+        config = load_config(config) if config and "<" not in config else None
+        evals = set(flags.get("evals", "").split(",")) - {"", "NAME", "none"}
+        assert evals <= set(config.evals if config else evaluation.EVALUATORS), words
+        for flag in flags:
+            if not flag.startswith("config."):
+                assert flag == "help" or re.search(f"[\"'](--)?{flag}[\"']", written), words
+            elif config:
+                assert flag.removeprefix("config.") in flat(config), words
+
+
+def flat(config):
+    """Paths of all fields of a config, sections among them."""
+    paths = set()
+    for name, value in config.items():
+        inner = flat(value) if isinstance(value, ConfigDict) else ()
+        paths |= {name, *(f"{name}.{path}" for path in inner)}
+    return paths
+
+
+@pytest.mark.parametrize("page", PAPERS, ids=lambda page: page.name)
+def test_variants_and_files_of_a_papers_page_exist(page):
+    text = page.read_text(encoding="utf-8")
+    recipes = "|".join(path.stem for path in (ROOT / "configs").glob("[a-z]*.py"))
+    named = re.findall(rf"`((?:{recipes}):[\w=.,]+)`", text)
+    assert len(named) > 2
+    for config in named:
+        load_config(config)
+    files = re.findall(r"`((?:vidmotion|configs)/[\w/]+\.py)`", text)
+    assert f"vidmotion/systems/{page.stem}.py" in files
+    for file in files:
+        assert (ROOT / file).exists(), file
+
+
 def test_every_page_is_in_the_navigation():
     listed = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
         assert page.name in listed, page.name
+    for page in PAPERS:
+        assert f"papers/{page.name}" in listed, page.name
 
 
 def test_modules_of_the_api_page_exist():
@@ -61,6 +126,53 @@ def test_reliability_page_has_the_figures_of_the_records(monkeypatch):
     import reliability
 
     assert reliability.PAGE.read_text(encoding="utf-8") == reliability.build()
+
+
+@pytest.fixture
+def build():
+    """The module docs/results/build.py."""
+    spec = importlib.util.spec_from_file_location("build", ROOT / "docs/results/build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", PAPERS, ids=lambda page: page.name)
+def test_papers_pages_have_the_figures_of_the_records(page, build):
+    text = page.read_text(encoding="utf-8")
+    assert text == build.paper_page(page.stem), "python docs/results/build.py makes it anew"
+    before, _, rest = text.partition("<!-- reached -->")
+    typed = before + rest.partition("<!-- end of reached -->")[2]
+    assert rest and not re.search(r"\d+\.\d+ ?(dB|%)", typed)
+
+
+def test_what_was_reached_is_of_the_runs_that_have_records(build, monkeypatch, tmp_path):
+    def record(steps, **psnr):
+        return {
+            "steps_done": steps,
+            "commit": "c" * 40,
+            "config": {"batch_size": 8, "system": {"name": "bcd"}},
+            "results": [{"metric": f"psnr/{name}", "value": value} for name, value in psnr.items()],
+        }
+
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    copies = {"copy_content": 14.5, "copy_motion": 11.0}
+    learnt = record(1500, swap=17.25, wrong_driver=15.0, mean_picture=None, **copies)
+    (tmp_path / "heads_demo.json").write_text(json.dumps(learnt))
+    (shipped / "small.json").write_text(json.dumps(record(20, swap=14.0, **copies)))
+    monkeypatch.setattr(build, "RECORDS", tmp_path)
+    monkeypatch.setattr(build, "SHIPPED", shipped)
+    lines = build.reached("bcd")
+    demo, small = "(../results/README.md#heads_demo)", "(../results/README.md#small) (shipped)"
+    tail = "14.50 | 11.00 | - |"
+    assert f"| [heads_demo]{demo} | 17.25 | 15.00 | {tail} 1,500 x 8 | cccccccccccc |" in lines
+    assert f"| [small]{small} | 14.00 | - | {tail} 20 x 8 | cccccccccccc |" in lines
+    assert sum("nearer to the exact picture than [small](" in line for line in lines) == 1
+    assert "| CSIM of motion transfer, LRS3 | not measured | 0.692 (Table A2) |  |  |  |" in lines
+    text = "\n".join(lines)
+    assert "heads_mini" not in text and "Sprites" not in text
+    assert "small" not in "\n".join(build.reached("xnemo"))
 
 
 def test_rows_of_the_readmes_hardware_table_are_those_of_the_page():

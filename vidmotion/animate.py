@@ -133,8 +133,8 @@ def animated(
     """The portrait as the system sees it, and the portrait moved, frame by frame.
 
     Args:
-      run: of a system with a `face_side`.
-      picture: of the portrait, uint8 (H, W, 3).
+      run: a run whose system has a `face_side`.
+      picture: the portrait's picture, uint8 (H, W, 3).
       content: name of its file.
       motion: video; unused where `drive` has key frames or codes.
       where: the faces are.

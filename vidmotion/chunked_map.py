@@ -59,7 +59,7 @@ def each(
     """`function` of every row of the leading axis, one piece after the other.
 
     Args:
-      function: of one row.
+      function: takes one row.
       rows: arrays (n, ...).
       size: rows that a device takes at a time; its last piece may be smaller.
       shards: over how many devices the leading axis is cut (`row_shards`), a divisor of n.

@@ -46,8 +46,8 @@ class Pairs(NamedTuple):
 
 def shipped() -> dict[str, str]:
     """The shipped networks that move one clip as another, by the titles of their systems."""
-    by_system = {weights.card(name)["config"]["system"]["name"]: name for name in weights.names()}
-    return {title: by_system[name] for name, title in TITLES.items() if name in by_system}
+    found = {title: weights.of_system(system) for system, title in TITLES.items()}
+    return {title: name for title, name in found.items() if name}
 
 
 def drawn(count: int) -> Pairs:

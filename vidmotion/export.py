@@ -44,7 +44,7 @@ def export(run: Run, out: str) -> pathlib.Path:
     """Write the programs, weights, description and loader of a run.
 
     Args:
-      run: of a system that transfers motion.
+      run: a run whose system transfers motion.
       out: folder, new or empty.
 
     Returns:

@@ -79,7 +79,7 @@ class Job:
 
         Args:
           src: dataset of clips.
-          splits: of it.
+          splits: which of its splits are encoded.
           encode: uint8 (T, H, W, 3) -> float16 latents.
           out: the cache's folder.
           key: hex text naming what the latents depend on: blocks of another are not used.

@@ -171,7 +171,7 @@ def _no_field(message: str, fields: list[str], argv: list[str]) -> str:
     """Which of the overrides names no field, and the field that was probably meant.
 
     Args:
-      message: of ml_collections, which has both names, but escaped and without their section.
+      message: what ml_collections says, which has both names, but escaped and without their section.
       fields: the overrides, ``config.<field>=<value>``.
       argv: the command line, which names the config.
     """

@@ -64,7 +64,7 @@ def grid(
         pad: separator and border, pixels.
         scale: whole-number nearest-neighbour enlargement of each item.
         fill: grey value of separators and of empty cells, 0..255.
-        captions: of the items, written in their corners; "" for none.
+        captions: one for each item, written in its corner; "" for none.
 
     Returns:
         uint8 (GH, GW, 3) or (T, GH, GW, 3) with GH = rows * (scale * H + pad) + pad.

@@ -109,7 +109,7 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
       ConfigError: no run there, or a change that does not fit it.
     """
     if workdir in own_weights.names():
-        config = ml_collections.ConfigDict(own_weights.card(workdir)["config"])
+        config = ml_collections.ConfigDict(of_today(own_weights.card(workdir)["config"]))
         config = _used_here(config, changes)
         model = _completed(config, own_weights.read(workdir, "the run")["model"])
 
@@ -183,7 +183,7 @@ def open_weights(folder: str, changes: Mapping[str, str] | None = None) -> Run:
 
     Args:
       folder: that ``python -m vidmotion.convert`` wrote, of a network in `RELEASED`.
-      changes: as of `open_run`.
+      changes: see `open_run`.
 
     Raises:
       ConfigError: no such folder, another network, or parameters that do not fit it; all are named.

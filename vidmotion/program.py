@@ -29,8 +29,8 @@ class Instruction(NamedTuple):
 
     Attributes:
       kind: the operation, for example ``fusion``.
-      shape: of the result, as text.
-      rest: of the line, from the operands on.
+      shape: the shape of the result, as text.
+      rest: the rest of the line, from the operands on.
       rounds: how often it runs.
       inner: it stands within a fusion or a reduction, and makes no array in memory.
     """

@@ -137,7 +137,7 @@ def reenact(
       side_by_side: content and motion beside the result.
       together: windows sampled at a time.
       seed: the seed of the initial noise.
-      part: of `PARTS`; other than ``both``, what one of a VidTwin's latents shows alone.
+      part: one of `PARTS`; other than ``both``, what one of a VidTwin's latents shows alone.
       where: the faces are, for systems that look at them.
       drive: key frames, codes, or a generator that goes on, for the same systems.
       tell: called after each frame with the number of frames made and of all (0: not known); what it raises ends the
@@ -234,7 +234,7 @@ def write_manifest(
       run: that made it.
       out: the video.
       inputs: files by what they were to it.
-      settings: of this video, JSON-able.
+      settings: how this video was made, JSON-able.
     """
 
     def known(path: str) -> dict[str, str]:

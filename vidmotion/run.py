@@ -349,7 +349,7 @@ class Run:
         """The workdir's newest whole checkpoint on this mesh, or None.
 
         Args:
-          checkpointer: of the workdir.
+          checkpointer: the workdir's.
           for_use: leave out what only training reads: the optimizer, and the raw value of each leaf that has an
             average.
 

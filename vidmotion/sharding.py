@@ -175,7 +175,7 @@ class OnMesh:
     """`function`, traced where `chunked_map.row_shards` knows the mesh; two of the same are equal: `jit` compiles once.
 
     Attributes:
-      function: of arrays whose batch is cut over the mesh.
+      function: takes arrays whose batch is cut over the mesh.
       mesh: that mesh.
     """
 

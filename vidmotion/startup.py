@@ -31,7 +31,7 @@ def config_file(name: str) -> str:
     """The file of a config, followed by its argument: ``heads:demo`` -> ``/.../configs/heads.py:demo``.
 
     Args:
-      name: of a recipe of this project, or a path that ends in ``.py``. Where there is no file at the path
+      name: the name of a recipe of this project, or a path that ends in ``.py``. Where there is no file at the path
         ``configs/<name>.py``, it means the recipe of that name, so that it can be given in any folder.
 
     Raises:

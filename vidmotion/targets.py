@@ -74,7 +74,7 @@ class Target(NamedTuple):
       compiler: its name and version; ``XLA for the CPU`` stands in for the chip's own.
       devices: that the mesh is made of.
       platform: ``tpu``, ``gpu`` or ``cpu``.
-      options: of the compiler.
+      options: the compiler's options.
     """
 
     compiler: str

@@ -157,7 +157,7 @@ def rates(run: Run, flops: float | None, steps: int, seconds: float) -> dict[str
 
     Args:
       run: that took the steps, on all devices.
-      flops: of one step, by `Run.flops_per_step`; None: not known.
+      flops: what one step takes, by `Run.flops_per_step`; None: not known.
       steps, seconds: both positive.
     """
     found = {
@@ -195,7 +195,7 @@ def train(
     """Train until ``config.steps``, resuming whatever the workdir holds.
 
     Args:
-      config: of the run.
+      config: the run's config.
       workdir: the folder of the run.
       profile: how many steps to trace into ``<workdir>/profile`` (`Trace`).
       evals: evaluators to run in the place of those that the config runs (`evaluation.asked`).

@@ -58,7 +58,7 @@ class Picture:
         """A region, scaled without aliasing.
 
         Args:
-          reformatter: of one thread, for pictures of one kind: it keeps what it has set up.
+          reformatter: one thread's own, for pictures of one kind: it keeps what it has set up.
           box: x0, y0, x1, y1; the whole by default; black where it leaves the picture.
           size: width and height of the result; unscaled by default.
 

@@ -2,15 +2,21 @@
 
     python docs/results/build.py
 
+The pages of docs/papers have what was reached from the same records, between two marks.
+
 A record is the ``record.json`` of a run, copied to ``records/<name>.json``, or the card of a shipped network; a
 picture of the same name in ``pictures`` is shown with it. Those of a sweep lie in ``records/<sweep>/`` and become one
 table. Paper's figures, where there are any, are in ``PAPER`` and labelled as such.
 """
 
 import json
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).parent
+RECORDS = HERE / "records"
+PAPERS = HERE.parent / "papers"
 SHIPPED = HERE.parents[1] / "vidmotion" / "weights"  # whose cards are run records
 CLIPS = ("heads", "sprites")
 SYSTEMS = {"bcd": "BCD", "vidtwin": "VidTwin", "xnemo": "X-NeMo", "warpface": "WarpFace"}
@@ -38,6 +44,101 @@ PAPER = {
     "cross_driven/hair": (1.0, "Table A1"),
 }
 
+# page of docs/papers -> runs in which heads are moved as others, left of a slash their sweep; the system's shipped
+# networks join them
+SWAPS = {
+    "bcd": ("heads_mini", "heads_demo"),
+    "vidtwin": ("vidtwin_mini", "vidtwin_demo"),
+    "xnemo": (
+        "xnemo_mini",
+        "xnemo_demo_stage2_no_gan",
+        "xnemo_demo_stage2",
+        "xnemo_demo_stage4_no_gan",
+        "xnemo_demo_stage4",
+    ),
+    "warpface": (
+        "warpface_mini",
+        "warpface_demo",
+        "warpface_tables/full_model",
+        "warpface_tables/table_3_CA_keypoints",
+    ),
+}
+# heading -> metrics, of which the first that a record has is taken
+ANSWERS = {
+    "swap": ("psnr/swap",),
+    "wrong driver": ("psnr/wrong_driver",),
+    "copy of source": ("psnr/copy_content", "psnr/copy_source"),
+    "copy of driver": ("psnr/copy_motion", "psnr/copy_driver"),
+    "mean picture": ("psnr/mean_picture",),
+}
+
+
+class Figure(NamedTuple):
+    """What else a page says: of which runs, and the paper's figure. Without runs only the paper has it."""
+
+    label: str
+    metric: str = ""
+    runs: tuple[str, ...] = ()
+    paper: str = ""
+
+
+ATTRIBUTES = ("action", "skin", "pants", "top", "hair")
+FIGURES = {
+    "bcd": (
+        *(
+            Figure(f"{name} kept in swaps of Sprites", f"cross_driven/{name}", ("sprites_demo",))
+            for name in ATTRIBUTES
+        ),
+        Figure("bits per frame of motion", "bits_per_frame/hard", ("heads_mini", "heads_demo")),
+        Figure("perplexity of a motion code, of 8", "perplexity", ("heads_gpt_demo",)),
+        Figure("FID of motion transfer, LRS3", paper="86.0 (Table A2)"),
+        Figure("CSIM of motion transfer, LRS3", paper="0.692 (Table A2)"),
+    ),
+    "vidtwin": (
+        Figure(
+            "PSNR of the reconstruction, dB",
+            "psnr/reconstruction",
+            ("vidtwin_mini", "vidtwin_demo", "vidtwin_sprites_demo"),
+            "28.14, on MCL-JCV (main text, Table 1)",
+        ),
+        Figure(
+            "PSNR of the clip's mean frame, dB",
+            "psnr/mean_frame",
+            ("vidtwin_mini", "vidtwin_demo", "vidtwin_sprites_demo"),
+        ),
+        Figure(
+            "numbers kept, % of the clip's",
+            "rate",
+            ("vidtwin_mini", "vidtwin_demo", "vidtwin_sprites_demo"),
+            "0.20 (main text, Table 1)",
+        ),
+        Figure(
+            "class kept in generated clips, chance 1/9",
+            "class_accuracy/generated",
+            ("vidtwin_dit_demo",),
+        ),
+        Figure("gFVD of generated clips, UCF-101", paper="193 (main text, Table 2)"),
+    ),
+    "xnemo": (
+        Figure(
+            "error of motion rebuilt from tokens", "mse/reconstruction", ("xnemo_tokenizer_demo",)
+        ),
+        Figure("the same, of the mean motion", "mse/mean", ("xnemo_tokenizer_demo",)),
+        Figure("perplexity of a motion token, of 128", "perplexity", ("xnemo_outpaint_demo",)),
+        Figure("the same, of unigrams", "perplexity/unigram", ("xnemo_outpaint_demo",)),
+        Figure("ID-SIM, cross-reenactment", paper="0.787 (Table 1)"),
+        Figure("EMO-SIM, cross-reenactment", paper="0.65 (Table 1)"),
+        Figure("FVD, cross-reenactment", paper="152.8 (Table 1)"),
+        Figure("LPIPS, self-reenactment", paper="0.168 (Table 1)"),
+    ),
+    "warpface": (
+        Figure("CSIM, self-reenactment", paper="0.79 (Table 2)"),
+        Figure("FID, self-reenactment", paper="9.6 (Table 2)"),
+        Figure("CSIM, cross-reenactment", paper="0.65 (Table 2)"),
+        Figure("AED, cross-reenactment", paper="10.28 (Table 2)"),
+    ),
+}
+
 
 def describe(name: str, record: dict) -> list[str]:
     """Markdown lines of one run."""
@@ -59,12 +160,10 @@ def describe(name: str, record: dict) -> list[str]:
     if record["results"]:
         lines += ["", "| metric | value | paper | n | convention |", "|---|---|---|---|---|"]
     for row in record["results"]:
-        paper = PAPER.get(row["metric"])
-        cell = f"{paper[0]:.4f} ({paper[1]})" if paper else ""
         note = f"; {row['note']}" if row.get("note") else ""  # older records have none
         lines.append(
-            f"| {row['metric']} | {_value(row)} | {cell} | {row['n']} | {row['convention']}; weights: "
-            f"{row['weights']}; {row['resolution']}{note} |"
+            f"| {row['metric']} | {_value(row)} | {_papers(row['metric'])} | {row['n']} | "
+            f"{row['convention']}; weights: {row['weights']}; {row['resolution']}{note} |"
         )
     picture = HERE / "pictures" / f"{name}.png"
     if picture.exists():
@@ -131,7 +230,7 @@ def benchmark() -> str:
         found = {
             system: json.loads(path.read_text())
             for system in SYSTEMS
-            if (path := HERE / "records" / "benchmark" / f"{system}_{clips}.json").exists()
+            if (path := RECORDS / "benchmark" / f"{system}_{clips}.json").exists()
         }
         lines += _side_by_side(clips, found) if found else []
     return "\n".join(lines)
@@ -202,6 +301,96 @@ def _side_by_side(clips: str, records: dict[str, dict]) -> list[str]:
     return lines
 
 
+def paper_page(page: str) -> str:
+    """The whole page of docs/papers, with what was reached made anew."""
+    text = (PAPERS / f"{page}.md").read_text(encoding="utf-8")
+    begin, end = "<!-- reached -->", "<!-- end of reached -->"
+    block = "\n".join([begin, "", *reached(page), "", end])
+    return re.sub(f"{begin}.*{end}", lambda _: block, text, flags=re.S)
+
+
+def reached(page: str) -> list[str]:
+    """Markdown lines of what the runs of a paper reached. A run without a record is not mentioned."""
+    shipped = [
+        path.stem
+        for path in sorted(SHIPPED.glob("*.json"))
+        if json.loads(path.read_text())["config"]["system"]["name"] == page
+    ]
+    swaps, beaten = [], []
+    for name in dict.fromkeys([*SWAPS[page], *shipped]):
+        values = [_first(name, metrics) for metrics in ANSWERS.values()]
+        made, _, *trivial = values
+        if made is None:
+            continue
+        run, *facts = _of_run(name)
+        swaps.append([run, *map(_figure, values), *facts])
+        if made < max(value for value in trivial if value is not None):
+            beaten.append(run)
+    lines = []
+    if swaps:
+        lines += [
+            "Swaps, heads moved as other heads, in dB of PSNR against the exact picture of that, which the renderer of "
+            "Heads draws. With the motion of a wrong driver a network must do worse: the difference is the motion that "
+            "it transfers. Copies and the mean picture need no network.",
+            "",
+            *_grid(["run", *ANSWERS, "steps x batch", "commit"], swaps),
+            "",
+        ]
+    if beaten:
+        lines += [
+            f"A copy or the mean picture is nearer to the exact picture than {', '.join(beaten)}.",
+            "",
+        ]
+    rows = []
+    for figure in FIGURES[page]:
+        paper = figure.paper or _papers(figure.metric) or "none given"
+        if not figure.runs:
+            rows.append([figure.label, "not measured", paper, "", "", ""])
+        for name in figure.runs:
+            if (value := _first(name, (figure.metric,))) is not None:
+                rows.append([figure.label, _figure(value), paper, *_of_run(name)])
+    return [
+        *lines,
+        *_grid(["figure", "here", "the paper's", "run", "steps x batch", "commit"], rows),
+        "",
+        "The paper's figures are of its full recipe on its own data: they are no measure of a demo. The commit is that "
+        "of the run; `git diff COMMIT -- configs` says whether its config has changed since.",
+    ]
+
+
+def _record(name: str) -> dict | None:
+    """The record of a run, or the card of a shipped network; None where there is neither."""
+    for file in (RECORDS / f"{name}.json", SHIPPED / f"{name}.json"):
+        if file.exists():
+            return json.loads(file.read_text())
+    return None
+
+
+def _first(name: str, metrics: tuple[str, ...]) -> float | None:
+    """The first of these metrics that the record of a run has; None also where there is no record."""
+    values = {row["metric"]: row["value"] for row in (_record(name) or {"results": ()})["results"]}
+    return next((value for name in metrics if (value := values.get(name)) is not None), None)
+
+
+def _of_run(name: str) -> tuple[str, str, str]:
+    """A link to the record of a run, its steps and batch, and its commit."""
+    record = _record(name)
+    shipped = " (shipped)" if (SHIPPED / f"{name}.json").exists() else ""
+    sweep, slash, row = name.partition("/")
+    shown = f"{row.replace('_', ' ')} of {sweep}" if slash else name
+    return (
+        f"[{shown}](../results/README.md#{sweep}){shipped}",
+        f"{record['steps_done']:,} x {record['config']['batch_size']}",
+        _commit(record),
+    )
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if value >= 10 else f"{value:.3f}"
+
+
 def _hardware(record: dict) -> str:
     processes = record.get("processes", 1)
     joined = f" in {processes} processes" if processes > 1 else ""
@@ -215,6 +404,11 @@ def _commit(record: dict) -> str:
 
 def _value(row: dict) -> str:
     return "not computed" if row["value"] is None else f"{row['value']:.4f}"
+
+
+def _papers(metric: str) -> str:
+    value, place = PAPER.get(metric, (None, ""))
+    return "" if value is None else f"{value:.4f} ({place})"
 
 
 def _cell(value: float | None) -> str:
@@ -240,10 +434,10 @@ def build() -> str:
         "figure for its full recipe; a demo is not that recipe. Of networks that are shipped, the card is the record.",
         "",
     ]
-    runs = [*(HERE / "records").glob("*.json"), *SHIPPED.glob("*.json")]
+    runs = [*(RECORDS).glob("*.json"), *SHIPPED.glob("*.json")]
     for path in sorted(runs, key=lambda path: path.stem):
         lines += describe(path.stem, json.loads(path.read_text()))
-    for folder in sorted(path for path in (HERE / "records").iterdir() if path.is_dir()):
+    for folder in sorted(path for path in (RECORDS).iterdir() if path.is_dir()):
         if folder.name == "benchmark":
             lines += ["## benchmark", "", "[Four ideas, the same clips](benchmark.md)", ""]
             continue
@@ -260,5 +454,7 @@ def build() -> str:
 
 if __name__ == "__main__":
     (HERE / "README.md").write_text(build())
-    if (HERE / "records" / "benchmark").is_dir():
+    if (RECORDS / "benchmark").is_dir():
         (HERE / "benchmark.md").write_text(benchmark())
+    for page in SYSTEMS:
+        (PAPERS / f"{page}.md").write_text(paper_page(page), encoding="utf-8")

@@ -29,7 +29,7 @@ def write(
     Args:
       folder: where; what an earlier call wrote there is replaced.
       network: a name of `python -m vidmotion.convert`.
-      arguments: of the network's class, as JSON can hold them.
+      arguments: the arguments of the network's class, as JSON can hold them.
       params: nested dict of arrays.
     """
     folder = Path(folder)
@@ -60,7 +60,7 @@ def load(
 
     Args:
       folder: it.
-      only: of what `join` wrote, the parts that are wanted; None: all.
+      only: which parts of what `join` wrote are wanted; None: all.
 
     Raises:
       FileNotFoundError: one of the two files is absent.

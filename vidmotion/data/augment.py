@@ -52,7 +52,7 @@ class FaceAugment:
         Args:
           frames: (T, H, W, 3).
           squares: (T, 4), as of `faces.driving_boxes`: what would be seen without augmentation.
-          rng: of the parameters, the same for all frames.
+          rng: draws the parameters, the same for all frames.
         """
         stretch = 1 + self.scale * rng.uniform(-1, 1, 2)
         move = self.shift * rng.uniform(-1, 1, 2)

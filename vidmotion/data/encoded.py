@@ -241,7 +241,7 @@ class Cut(grain.transforms.RandomMap):
 
     Attributes:
       name: the name of the array.
-      length: of what is cut out.
+      length: how many frames are cut out.
     """
 
     name: str
@@ -315,7 +315,7 @@ def conditions(source) -> tuple[str, ...]:
     """Names of the emotions that a source's clips may have; none where it does not say.
 
     Args:
-      source: of clips: `heads.HeadsSource`, or `videos.VideoSource` of MEAD.
+      source: the clips: `heads.HeadsSource`, or `videos.VideoSource` of MEAD.
     """
     if isinstance(source, heads.HeadsSource):
         return EMOTIONS

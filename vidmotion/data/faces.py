@@ -38,7 +38,7 @@ def face_box(pictures: Sequence[np.ndarray]) -> np.ndarray | None:
     """The face throughout a clip: the median, side by side, of the largest face in each picture.
 
     Args:
-      pictures: of one clip, uint8 (H, W, 3); a few that are spread over it are enough.
+      pictures: frames of one clip, uint8 (H, W, 3); a few that are spread over it are enough.
 
     Returns:
       float64 (4,): x0, y0, x1, y1 in pixels, from the eyebrows to the chin. None where fewer than half
@@ -75,7 +75,7 @@ def square(box: Sequence[float], width: float, height: float, scale: float = 1.0
 
     Args:
       box: x0, y0, x1, y1.
-      width, height: of the picture.
+      width, height: the picture's size, pixels.
       scale: side of the result over the box's longer side.
 
     Returns:
@@ -132,7 +132,7 @@ def driving_boxes(
 
     Args:
       boxes: (T, 4) of the face.
-      width, height: of the frames.
+      width, height: the frames' size, pixels.
 
     Returns:
       float64 (T, 4).
@@ -259,7 +259,7 @@ def follow(faces: Iterable[np.ndarray]) -> tuple[np.ndarray, int]:
     than the face's side; after `PATIENCE` pictures without it, the largest again.
 
     Args:
-      faces: of each picture, (n, 4).
+      faces: the boxes found in each picture, (n, 4).
 
     Returns:
       (T, 4), nan where it is not seen; the number of pictures with several faces.

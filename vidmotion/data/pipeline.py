@@ -345,7 +345,7 @@ def device_prefetch(iterator: Iterable, put: Callable, ahead: int = 2) -> Device
     """Iterates over `put(batch)` for each batch, computed in a thread up to `ahead` batches early.
 
     Args:
-      iterator: of process-local numpy batches.
+      iterator: gives process-local numpy batches.
       put: batch -> device arrays, such as `jax.make_array_from_process_local_data` per leaf.
       ahead: batches on the devices beyond the one in use; at least 1.
 

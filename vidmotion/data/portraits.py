@@ -216,7 +216,7 @@ class PortraitSource(ClipSource, Prepared):
 
         Args:
           directory: folder that `vidmotion.data.prepare` wrote.
-          split: of it.
+          split: the name of a split of it.
           random: draw pairs and augment them; otherwise as `Pair` says.
           pair: fields of `Pair`, see `make_pair`.
           whole: take the whole picture as the face where the clips have no boxes, which the log then says.
@@ -265,7 +265,7 @@ class DrawnPortraitSource(ClipSource):
 
     Attributes:
       clips: the source of the clips.
-      transforms, fingerprint: as of `PortraitSource`.
+      transforms, fingerprint: see `PortraitSource`.
     """
 
     def __init__(self, clips, fps: float, random: bool = False, pair: Mapping | None = None):

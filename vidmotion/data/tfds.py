@@ -38,7 +38,7 @@ class HeadsConfig(tfds.core.BuilderConfig):
 
     Attributes:
       train, eval: clips of each split.
-      size, frames, fps, seed: of both.
+      size, frames, fps, seed: the same for both splits.
     """
 
     train: int = 20_000

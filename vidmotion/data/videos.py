@@ -174,10 +174,10 @@ class TfdsVideoSource(ClipSource, Classes):
 
         Args:
           name: ``ucf101/ucf101_1_256`` is the first of the three official splits.
-          split, data_dir: of it.
+          split, data_dir: its split, and the folder that it lies in.
           fps: the frame rate of its videos, which it does not tell.
           size: to which pictures are scaled, square; 0: as they are.
-          frames, decimate, random: of `Window`.
+          frames, decimate, random: see `Window`.
 
         Raises:
           ImportError: tensorflow-datasets or TensorFlow is not installed.

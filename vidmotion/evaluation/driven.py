@@ -47,13 +47,13 @@ class Driven:
     """The first clips of a split and what a system makes of them, each pass when it is first asked for.
 
     Args:
-      run, vars: as of `Evaluator.evaluate`.
+      run, vars: see `Evaluator.evaluate`.
       pairs: how many clips; 0: all.
       batch: pairs at a time.
       split: ``eval`` or ``train``.
 
     Attributes:
-      source: of the clips.
+      source: where the clips come from.
       count: N, of clips and of pairs.
       clips: uint8 (T, H, W, 3) each.
       paired: int (N,), whose motion clip i takes.

@@ -136,7 +136,7 @@ def load(name: str, path: str, convention: str = "", field: str = "weights") -> 
     """The network `name`, a key of `NETWORKS`, from a folder.
 
     Args:
-      convention: of what comes before the network; see `metrics.resize`.
+      convention: how pictures are resized before the network reads them; see `metrics.resize`.
       field: the field of the config, whose field `name` is `path`.
 
     Raises:

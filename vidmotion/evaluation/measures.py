@@ -180,9 +180,9 @@ def pixels(metric: str, convention: str, baselines: Sequence[str] = (), label: s
 
     Args:
       metric: "l1", "psnr" or "ssim".
-      convention: of `metrics.pixel`; "" for L1.
-      baselines: of the batches, to be compared likewise.
-      label: of what was made, "reconstruction": it follows the name of the metric.
+      convention: a convention of `metrics.pixel`; "" for L1.
+      baselines: entries of the batches that are compared in the same way.
+      label: what was made, "reconstruction"; it follows the name of the metric.
     """
     function = {"l1": pixel.l1, "psnr": pixel.psnr, "ssim": pixel.ssim}[metric]
     compare = jax.jit(
@@ -294,7 +294,8 @@ def fvd(
     """FVD (section 5) of the clips made against the driving clips.
 
     Args:
-      frames: of the clips; cut into pieces of 16 that do not overlap where they are that long, a rest left out.
+      frames: the length of the clips; where they are that long, they are cut into pieces of 16 that do not overlap, a
+        rest left out.
       name: the name of the row, "gfvd" of generated clips.
     """
 

@@ -32,7 +32,7 @@ class MotionGeneration(Evaluator):
       batch: clips at a time.
       clips: how many clips to render.
       frames: frames of a rendered clip.
-      temperature: of sampling; 0: the likeliest code.
+      temperature: the temperature of sampling; 0: the likeliest code.
       top_k: how many of the likeliest codes are drawn from; 0: all.
       bcd: workdir of the BCD whose codes these are; "": nothing is rendered, and the log says so.
     """

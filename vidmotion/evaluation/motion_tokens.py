@@ -145,7 +145,7 @@ def write_sheet(run, opened, name: str, codes: np.ndarray, fps: float) -> None:
 
     Args:
       run: whose workdir it goes to.
-      opened: of `open_xnemo`.
+      opened: what `open_xnemo` returned.
       name: the name of the files; the PNG shows eight frames of each motion in a row.
       codes: float32 (clips, motions, F, D); clip i moves the first picture of clip i of the X-NeMo's eval split.
       fps: frames per second.

@@ -23,7 +23,7 @@ def pictures(run, vars, step: int | None = None) -> dict[str, np.ndarray]:
     Args:
       run: a `vidmotion.run.Run`.
       vars: the system's variables.
-      step: of the variables in training, a part of the file names; None leaves it out. The corner of the grid says it,
+      step: the training step of the variables, a part of the file names; None leaves it out. The grid's corner says it,
         or that of the newest checkpoint, if any.
 
     Returns:

@@ -56,12 +56,12 @@ class PaperProtocol(Evaluator):
 
     Attributes:
       name: the name of the protocol, and of its files in ``<workdir>/eval``.
-      kind: of `Transfers`, which make the clips.
+      kind: the class of `Transfers` that makes the clips.
       outside: metrics, with their conventions, that other programs measure.
       data: folder of clips that ``python -m vidmotion.data.prepare videos`` wrote, of which the test split is taken;
         "": ``config.data.eval``, whatever it is.
-      frames, decimate: of each clip in `data`: so many frames (0: all), every `decimate`-th frame.
-      clips: of the split; 0: all.
+      frames, decimate: what is read of each clip in `data`: so many frames (0: all), every `decimate`-th frame.
+      clips: how many clips of the split; 0: all.
       batch: clips at a time, over all processes; rounded up to what the mesh divides.
       save_every: batches from one saving of the accumulators to the next; 0: only at the end.
       targets: frames that are made of each clip, drawn in self-reenactment among those more than `gap` seconds after
@@ -73,7 +73,7 @@ class PaperProtocol(Evaluator):
       measured: folder of what those measured, "": none; see `vidmotion.evaluation.measured`.
       head_model: .npz of the head model that clips were fitted with; "": none.
       fid, fvd: conventions, of `metrics.resize`.
-      weights: of each feature network, the folder that ``python -m vidmotion.convert`` wrote; "": none.
+      weights: for each feature network the folder that ``python -m vidmotion.convert`` wrote; "": none.
     """
 
     data: str
@@ -154,8 +154,8 @@ class Work(Protocol):
 
     Attributes:
       clips: how many.
-      rows: of a batch, over all processes.
-      frames: of what is made.
+      rows: how many rows a batch has, over all processes.
+      frames: how many frames are made.
       resolution: "64x64".
       fingerprint: hex text that names the clips.
     """
@@ -576,7 +576,7 @@ class Generation(PaperProtocol):
     """Clips of every class; with a judge, also `class_generation`.
 
     Attributes:
-      per_class, autoencoder, judge: as of `class_generation.ClassGeneration`.
+      per_class, autoencoder, judge: see `class_generation.ClassGeneration`.
     """
 
     name = "generation"

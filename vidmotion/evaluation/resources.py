@@ -63,7 +63,7 @@ class Cost(NamedTuple):
       forward_flops: the FLOPs of one forward pass.
       step_flops: the FLOPs of one training step: forward, backward, Adam.
       step_bytes: most memory that a training step holds: parameters, moments, gradients, activations.
-      ffn_parameters, ffn_flops: of the feed-forward layers and norms alone, forward.
+      ffn_parameters, ffn_flops: what the feed-forward layers and norms alone have and take, forward.
     """
 
     tokens: int

@@ -92,7 +92,7 @@ def transfer(
         integers.
       batch: pairs at a time; rounded up to what the mesh divides, the last batch is padded.
       what: name of the progress bar.
-      boxes: of the faces in contents and in motions, (T, 4) each, for systems with a `face_side`; None, or
+      boxes: where the faces are in contents and in motions, (T, 4) each, for systems with a `face_side`; None, or
         None among them, where they are not known: whole pictures are then taken as faces.
       options: passed to `System.sample`.
 

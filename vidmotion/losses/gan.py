@@ -11,7 +11,7 @@ def hinge_discriminator(real_logits: jax.Array, fake_logits: jax.Array) -> jax.A
     """0.5 * (mean relu(1 - real) + mean relu(1 + fake)), scalar float32.
 
     Args:
-      real_logits, fake_logits: of any shape, one each.
+      real_logits, fake_logits: the discriminator's outputs, each of any shape.
     """
     real = jnp.mean(jax.nn.relu(1.0 - real_logits.astype(jnp.float32)))
     fake = jnp.mean(jax.nn.relu(1.0 + fake_logits.astype(jnp.float32)))

@@ -17,7 +17,7 @@ class Weights:
     """Equation 7's; there that of the adversarial term is 1.
 
     Attributes:
-      adversarial: of the discriminator's score.
+      adversarial: the weight of the discriminator's score.
       reconstruction, vgg, face, matching: lambda_r, lambda_vgg, lambda_vggf, lambda_fm.
     """
 
@@ -44,7 +44,7 @@ def generator_loss(
       score_n: the discriminator's scores of `image_nhwc`; None leaves the adversarial term out, as below.
       matching: its features of both, target first.
       vgg, face: activations of VGG-19 and of the face recogniser for both, target first.
-      weights: of the terms.
+      weights: the weight of each term.
 
     Returns:
       Scalar float32, and the terms before weighting by name: ``reconstruction`` (equation 3, mean

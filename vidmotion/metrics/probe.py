@@ -183,7 +183,7 @@ class _Ridge:
     """Kernel ridge regression without penalty on the constant, for any strength from one factorisation.
 
     Args:
-      kernels: of the fitting part with itself (n, n), then of other parts with it.
+      kernels: the kernel of the fitting part with itself (n, n), then those of other parts with it.
       targets: (n, c) with mean zero.
     """
 

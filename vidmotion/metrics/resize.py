@@ -28,7 +28,7 @@ class ImageConvention:
     Attributes:
       kind: the kind of resizing, one of `KINDS`.
       centre: value of 0..255 that becomes zero; the same number becomes the unit.
-      divide_by: of the covariance, "N-1" or "N".
+      divide_by: the divisor of the covariance, "N-1" or "N".
     """
 
     kind: str
@@ -43,9 +43,9 @@ class ClipConvention:
     Attributes:
       kind: the kind of resizing, one of `KINDS`.
       crop: resize the shorter side and cut the centre out, not both sides to the square.
-      quantise: of floats: "round" to 0..255, "truncate" as VideoGPT's script does, or "keep".
-      bn_eps: of the network's batch norms.
-      divide_by: of the covariance, "N-1" or "N".
+      quantise: what becomes of floats: "round" to 0..255, "truncate" as VideoGPT's script does, or "keep".
+      bn_eps: the epsilon of the network's batch norms.
+      divide_by: the divisor of the covariance, "N-1" or "N".
     """
 
     kind: str

@@ -56,7 +56,7 @@ class DisentanglingEncoder(nn.Module):
     Gaps 1 and 2 of the register are fields here.
 
     Attributes:
-      layers, width, heads, mlp_dim: of the T5 stack (Tables A4, A5); the head width is width / heads.
+      layers, width, heads, mlp_dim: the sizes of the T5 stack (Tables A4, A5); the head width is width / heads.
       motion_width: C_m.
       content_tokens: K. Not in paper; 64 is one token per patch of the denoiser's 8x8 grid.
       content_width: C_c. Not in paper; 0 takes `width`.

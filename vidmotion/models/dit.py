@@ -145,7 +145,7 @@ def conditioning(inject: str, condition: tuple, width: int, sites: int, name: st
       inject: ``adagn`` or ``add_temb``.
       condition: the embedded time, the motion, and the SiLU of the time's embedding with the motion added; (B, T, 1, D)
         each.
-      width, sites, fields: of `layers.AdaLN`.
+      width, sites, fields: see `layers.AdaLN`.
       name: the name of the module.
     """
     if inject == "adagn":
@@ -230,7 +230,7 @@ class VideoDiT(nn.Module):
     """F(x, time | content, motion): the raw network inside the diffusion preconditioning.
 
     Attributes:
-      height, channels: of the latent video (square frames).
+      height, channels: the side of the latent video's square frames, and their channels.
       patch, width, layers, heads, mlp_dim: DiT sizes; `mlp_dim` 0 is 4 * width.
       temporal_blocks: indices of spatial blocks after which a temporal block stands (Tables A4, A5).
       placement: ``insert`` (18 blocks for 12 layers and 6 indices) or ``alternate`` (a temporal block

@@ -254,10 +254,10 @@ class Split(nn.Module):
     parts that are cut from activations, and put together again in the backward pass, are copied.
 
     Attributes:
-      features: of each part.
+      features: how many each part has.
       parts: how many.
-      kernel_init: of the kernel (c, parts features), whose columns are in the order of the parts.
-      dtype: of the computation.
+      kernel_init: the initializer of the kernel (c, parts features), whose columns are in the order of the parts.
+      dtype: the dtype of the computation.
     """
 
     features: int

@@ -25,7 +25,7 @@ class Cache(NamedTuple):
     takes quadratic time.
 
     Attributes:
-      keys_bthk, values_bthk: of each layer, (batch, capacity, heads, head width).
+      keys_bthk, values_bthk: for each layer, (batch, capacity, heads, head width).
       length: int32 scalar, how many positions are filled.
     """
 

@@ -65,9 +65,9 @@ class HeadsReaderNet(nn.Module):
     Attributes:
       outputs, pose: see above.
       frame: pose (b, p) and the pictures' side -> columns and rows (b, i, j) of the crop's pixels in the picture.
-      patch: of both looks.
-      widths, blocks: of the first and of the second look.
-      narrow, groups: of both, see `Look`.
+      patch: the side of a patch in both looks.
+      widths, blocks: sizes of the first and of the second look.
+      narrow, groups: for both looks, see `Look`.
       hidden: units of the hidden layers.
     """
 

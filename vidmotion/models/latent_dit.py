@@ -139,10 +139,10 @@ class LatentDiT(nn.Module):
     cross-attention; a text encoder's many tokens would use them.
 
     Attributes:
-      patches: of structure and of dynamics.
+      patches: how structure and dynamics are cut into tokens.
       classes: number of them; the label `classes` stands for no class.
       class_width: the width of the class vector.
-      width, layers, heads, mlp_ratio: of the transformer.
+      width, layers, heads, mlp_ratio: the transformer's sizes.
       dtype: the dtype of the matrix products; parameters, residual stream and result are float32.
       remat: recompute each block in the backward pass instead of keeping its activations.
       scan: compile one block for all; their parameters are stacked under `blocks`.

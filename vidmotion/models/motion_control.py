@@ -29,7 +29,7 @@ class MotionControl(nn.Module):
     Parameters with the sizes of Stable Diffusion 1.5, a map of 8x8 and 32 tokens of 16 numbers: 553,800,000.
 
     Attributes:
-      channels, attention, layers_per_block, heads, norm_groups: as of the `UNet`.
+      channels, attention, layers_per_block, heads, norm_groups: those of the `UNet`.
       context: has the `UNet`'s cross-attentions to its context.
       side: the side of the map, 4 times a power of two: the UNet's middle resolution.
       opened: the 1x1 convolutions start as other layers do, and not at zero.
@@ -57,7 +57,7 @@ class MotionControl(nn.Module):
         Args:
           motion_bfsc: tokens of each frame.
           time_b: (b,) timestep.
-          context_bsc: as of the `UNet`; None without `context`.
+          context_bsc: what the `UNet` takes; None without `context`.
 
         Returns:
           A list of (b, f, h, w, c), for the output of the first convolution, of each layer and of each down-sampler in

@@ -34,7 +34,7 @@ class ConvBlock(nn.Module):
     """Three 3x3 convolutions in a row whose outputs, side by side, are added to the input.
 
     Attributes:
-      channels: of the output: half of them from the first convolution, a quarter from each other.
+      channels: how many the output has: half of them from the first convolution, a quarter from each other.
       dtype: the dtype of the convolutions.
     """
 
@@ -137,13 +137,13 @@ class MotionEncoder(nn.Module):
       width: channels of the first convolution; the maps have 2 and 4 times as many. A multiple of
         16, in which `groups` divides twice the width.
       depth: the depth of the hourglass, whose map has a quarter of the crop's side.
-      attention_width, heads, groups: of the three patch attentions.
+      attention_width, heads, groups: sizes of the three patch attentions.
       landmarks: channels of the map before the last (68 landmarks in the original network).
       latent: length of the motion vector f_mot; 128, 512 or 1024 (appendix C).
-      frames: of the windows in which a frame's vector also hears of the other frames (`join`). 1: each frame stands for
+      frames: the length of windows in which a frame's vector hears of the other frames too (`join`). 1: each stands for
         itself, which is the paper's method; 16: the temporal motion encoder of Table 3.
       tokens, token_width: what vector and box become.
-      box_width: of the two layers that the box's shift passes.
+      box_width: the width of the two layers that the box's shift passes.
       dropout: in the hourglass.
       dtype: the dtype of convolutions and matrix products; parameters, norms, and everything after the last
         map are float32.

@@ -192,7 +192,7 @@ def draw(
       temperature: 0 takes the most likely entry (the paper's choice); otherwise logits are divided
         by it before drawing.
       top_k: draw among this many most likely entries only; None means all.
-      top_p: of those, draw among the most likely ones that are the fewest to reach this probability
+      top_p: draw among the fewest most likely ones of those that together reach this probability
         together, after the temperature (Holtzman et al. 2019, section 3.1); None means all.
 
     Returns:

@@ -73,11 +73,11 @@ class MotionTokenizer(nn.Module):
     ``codebook``, see `quantizer.EmaQuantizer`: it is no parameter.
 
     Attributes:
-      channels: of a motion vector (f_mot before the box is known).
-      entries, dim: of the codebook.
+      channels: the length of a motion vector (f_mot before the box is known).
+      entries, dim: the sizes of the codebook.
       halvings: how often time is halved; a token is 2^halvings frames.
       width, blocks, growth: channels and residual blocks of each resolution; T2M-GPT's.
-      decay, least: of the codebook's averages, and the count below which an entry is replaced;
+      decay, least: the decay of the codebook's averages, and the count below which an entry is replaced;
         T2M-GPT's. An entry in use needs `least` vectors in the average batch.
       dtype: the dtype of the convolutions; parameters, tokens and reconstruction are float32.
     """

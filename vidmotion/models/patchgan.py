@@ -28,7 +28,7 @@ class BatchNorm(nn.Module):
     Parameters ``scale``, ``bias``; collection ``batch_stats`` with ``mean``, ``var``.
 
     Attributes:
-      scale_init: of ``scale``; a discriminator's unless given.
+      scale_init: the initializer of ``scale``; a discriminator's unless given.
     """
 
     scale_init: nn.initializers.Initializer = _near_one

@@ -66,7 +66,7 @@ class GroupedQuantizer(nn.Module):
       hard: one-hot forward with straight-through gradient; False passes the soft mixture.
       normalise: RMS-normalise the whole motion vector first, so that its scale cannot collapse usage.
       post_linear: a bias-free map after quantisation.
-      tau_max, tau_min, tau_decay: of the `temperature` at which training draws entries (Tables A4, A5).
+      tau_max, tau_min, tau_decay: the course of the `temperature` at which training draws entries (Tables A4, A5).
     """
 
     books: int
@@ -175,7 +175,7 @@ class EmaQuantizer(nn.Module):
 
     Attributes:
       entries, dim: J, D.
-      decay: of the averages.
+      decay: how much of the averages stays at each step.
       least: count below which an entry is replaced.
     """
 

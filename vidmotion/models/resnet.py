@@ -31,7 +31,7 @@ class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions with batch norm, plus the input.
 
     Attributes:
-      channels: of the first two; the output has four times as many.
+      channels: how many the first two convolutions have; the output has four times as many.
       stride: the stride of the 3x3 convolution.
       dtype: the dtype of the convolutions.
     """

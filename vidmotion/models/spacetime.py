@@ -141,7 +141,7 @@ class Trunk(nn.Module):
 
     Attributes:
       depth: number of blocks, named block_0, block_1, ...
-      heads, mlp_ratio: of each block.
+      heads, mlp_ratio: sizes of each block.
       dtype: the dtype of the matrix products.
       remat: recompute each block in the backward pass instead of keeping its activations.
       scan: compile one block for all; their parameters are stacked under `blocks`.
@@ -213,7 +213,7 @@ class Decoder(nn.Module):
       width: channels of a token.
       patch: frames, rows and columns of a patch.
       trunk: arguments of `Trunk`.
-      channels: of the video.
+      channels: how many channels the video has.
     """
 
     width: int

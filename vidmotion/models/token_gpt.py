@@ -133,7 +133,7 @@ def token_loss(logits_bsv: jax.Array, ids_bs: jax.Array, pad: int) -> jax.Array:
     """Cross-entropy of the tokens in nats, a mean over those that are not `pad`.
 
     Args:
-      logits_bsv: of `TokenGPT`, (b, S, entries + 1).
+      logits_bsv: what `TokenGPT` returns, (b, S, entries + 1).
       ids_bs: what came, int (b, S): codes, perhaps the end, and `pad` after it.
       pad: `TokenGPT.pad`.
 

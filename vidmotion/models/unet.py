@@ -144,7 +144,7 @@ class Stage(nn.Module):
       layers: number of layers.
       resample: makes the `Downsample` or `Upsample`; None where the resolution stays.
       attention: has transformers.
-      heads, groups, context, dtype: of the transformers.
+      heads, groups, context, dtype: fields of the transformers.
       within: name of a transformer -> its `Transformer.within`, where it has one.
       after: name -> makes a module that follows each layer, called as ``(x_bfhwc, condition)``.
       remat: recompute residual blocks and transformers in the backward pass.
@@ -250,12 +250,12 @@ class UNet(nn.Module):
     A subclass puts its modules in by `within`, `after` and `added`.
 
     Attributes:
-      channels: of each resolution, highest first.
+      channels: the channels at each resolution, highest first.
       attention: which resolutions have transformers; the lowest one's is the middle's too, which
         always has one.
       layers_per_block: layers per resolution on the way down; one more on the way up.
       heads: the number of heads of every attention; divides the channels.
-      context_width: of the cross-attention's context; 0 leaves the cross-attentions out.
+      context_width: the width of the cross-attention's context; 0 leaves the cross-attentions out.
       norm_groups: the number of groups of the group norms.
       latent_channels: in and out.
       up: has the way up; without it there is no head either.

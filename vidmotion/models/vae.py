@@ -145,7 +145,7 @@ class AutoencoderKL(nn.Module):
     """The Stable Diffusion autoencoder.
 
     Attributes:
-      channels: of each resolution, highest first; each further level halves height and width.
+      channels: the channels at each resolution, highest first; each further level halves height and width.
       layers_per_block: residual blocks per level of the encoder; the decoder has one more.
       latent_channels: the number of channels of the latent.
       norm_groups: groups of every group norm.

@@ -346,17 +346,17 @@ class VidTwin(nn.Module):
     under the autocast of the released code (section 1.5).
 
     Attributes:
-      width, depth, heads: of the encoder and of the decoder (`SIZES`).
+      width, depth, heads: the sizes of encoder and decoder (`SIZES`).
       queries: n_q, not more than the frames of the transformers (3.2.1 of the paper).
       structure_channels, structure_blocks: d_S; convolutions of stride 2 on the structure, 1 to 3.
       dynamics_channels, dynamics_blocks: the same of the dynamics, d_D.
-      frames, size: of a clip; frames, and pixels of its equal height and width.
+      frames, size: how many frames a clip has, and its equal height and width in pixels.
       patch: frames, rows and columns of a patch.
-      channels: of a frame; 3 of pictures, others where it is made of latents of an image autoencoder.
-      query_width, query_layers, query_heads, query_mlp: of the Q-Former (D.1; section 2.1).
+      channels: how many a frame has: 3 of pictures, others where it is made of latents of an image autoencoder.
+      query_width, query_layers, query_heads, query_mlp: the sizes of the Q-Former (D.1; section 2.1).
       structure_width: channels of the first convolution on the structure.
       dropout: rate inside the Q-Former, the only dropout there is.
-      start: of the layers between the transformers, a name of `STARTS`.
+      start: how the layers between the transformers begin, a name of `STARTS`.
       dtype: the dtype of the matrix products of both transformers.
       remat, scan: see `spacetime.Trunk`; `scan` changes the parameter tree.
 

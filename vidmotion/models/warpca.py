@@ -79,7 +79,7 @@ def motion_tokens(theta_bm: jax.Array, how: str, groups: int, token_width: int) 
       how: ``chunk``, pieces of `token_width` with a fixed sine and cosine code of their place;
         ``groups``, one piece per group (the caller adds an embedding); ``single``, the whole.
       groups: K.
-      token_width: of ``chunk``.
+      token_width: the width of a token where tokens are made by ``chunk``.
 
     Raises:
       ValueError: unknown `how`, or the pieces do not divide the code.

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vidmotion import media
+from vidmotion import media, weights
 from vidmotion.checkpoint import CheckpointError
 from vidmotion.data import heads
 from vidmotion.data.records import DatasetError
@@ -37,7 +37,7 @@ MOST_SECONDS = 60.0
 MOST_SIDE = 4096  # pixels
 SIZE = 64  # of the heads, pixels: what the demos are trained on
 FPS = 2.0  # of random motion: what the demos are trained on
-KEPT = 4  # runs that stay open
+KEPT = 8  # runs that stay open
 
 
 class Stopped(Exception):
@@ -65,6 +65,12 @@ def found(runs: str, workdirs: Sequence[str] = ()) -> dict[str, str]:
     return known
 
 
+def shipped() -> dict[str, str]:
+    """The shipped networks of `MOVERS`, named like `found`; each is opened by its name as a workdir is."""
+    networks = {system: weights.of_system(system) for system in MOVERS}
+    return {f"{name} ({system})": name for system, name in networks.items() if name}
+
+
 def movers(known: Mapping[str, str]) -> list[str]:
     """Names of `found` whose systems move one clip as another."""
     return [name for name in known if name.rpartition("(")[2][:-1] in MOVERS]
@@ -80,11 +86,13 @@ class Opened:
 
 
 def opened(workdir: str) -> Opened:
-    """A run, read once as long as its newest checkpoint stays the same.
+    """A run or a shipped network, read once as long as its newest checkpoint stays the same.
 
     Raises:
       ConfigError, CheckpointError: the folder holds no trained run, or does so no more.
     """
+    if workdir in weights.names():
+        return _opened(workdir, 0)
     folder = Path(workdir, "checkpoints")
     if not Path(workdir, CONFIG_FILE).exists():
         raise ConfigError(f"{workdir} holds no run any more; choose another one")
@@ -147,10 +155,10 @@ def move_head(
 
     Args:
       one: a run trained on heads of `SIZE` pixels.
-      identity: of the head.
+      identity: who the head is.
       motion: (T, 14), brought to the number of frames of the run.
       driver: identity of whom the run sees moving.
-      seed: of the noise, and of the wrong driver.
+      seed: the seed of the noise, and of the wrong driver.
 
     Raises:
       ConfigError: a run of another size.

@@ -1,6 +1,7 @@
 """A page in the browser: heads moved by heads, your own files, latents, and what runs have become.
 
-    vidmotion studio --runs=runs                     # all runs in a folder
+    vidmotion studio                                 # the shipped networks, and the runs in the folder runs
+    vidmotion studio --runs=DIR                      # and those in another folder
     vidmotion studio --workdir=runs/heads            # one of them; may be given again
 
 The page is at http://127.0.0.1:7860 and reaches no further than this machine, unless --host says otherwise. It needs

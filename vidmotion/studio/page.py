@@ -36,8 +36,9 @@ def fresh(suffix: str) -> str:
 
 
 def build(runs: str, workdirs: tuple[str, ...] = ()) -> gr.Blocks:
-    """The page over the runs of a folder, and further workdirs."""
-    known = studio.found(runs, workdirs)
+    """The page over the shipped networks, the runs of a folder, and further workdirs."""
+    shipped, found = studio.shipped(), studio.found(runs, workdirs)
+    known = {**shipped, **found}
     able = studio.movers(known)
 
     def place(name: str | None) -> str:
@@ -51,13 +52,13 @@ def build(runs: str, workdirs: tuple[str, ...] = ()) -> gr.Blocks:
     with gr.Blocks(title="vidmotion") as page:
         gr.Markdown("# vidmotion\nMotion and content, learned apart.")
         with gr.Tab("Heads"):
-            _heads(able, place)
+            _heads(able, list(shipped) or able[:1], place)
         with gr.Tab("Your files"):
             _files(able, place)
         with gr.Tab("Latents"):
             _latents(able, place)
         with gr.Tab("Runs"):
-            _runs(list(known), place)
+            _runs(list(found), place)
     return page.queue(max_size=16, default_concurrency_limit=1)
 
 
@@ -73,7 +74,7 @@ def _names(factors, names) -> list[str]:
     return [f.name for f in factors if f.name in names and f.kind == "continuous"]
 
 
-def _heads(able, place) -> None:
+def _heads(able, first, place) -> None:
     who_names = _names(heads.IDENTITY_FACTORS, IDENTITY)
     pose_names = _names(heads.MOTION_FACTORS, MOTION)
     gr.Markdown(
@@ -92,7 +93,7 @@ def _heads(able, place) -> None:
             record, clear = gr.Button("Record this pose"), gr.Button("Forget the poses")
             count = gr.Markdown("No pose recorded: a random motion drives.")
     with gr.Row():
-        chosen = gr.CheckboxGroup(able, value=able[:1], label="systems")
+        chosen = gr.CheckboxGroup(able, value=first, label="systems")
         driver = gr.Number(2, label="driver's head", precision=0, minimum=0)
     with gr.Row():
         go, stop = gr.Button("Move", variant="primary"), gr.Button("Stop")

@@ -99,7 +99,7 @@ class Diffusion:
 
     Attributes:
       kind: ``edm``, or ``ddpm_eps`` for noise prediction on a linear 1000-step schedule.
-      sigma_data, p_mean, p_std: of EDM's training.
+      sigma_data, p_mean, p_std: EDM's numbers of training.
       sigma_min, sigma_max: ends of EDM's sampling schedule.
       output: how EDM's network becomes a denoiser, see `process.EDM`. Not in paper.
     """
@@ -156,13 +156,14 @@ class BCD(System, MotionTransfer, Describes):
     """Bitrate-controlled diffusion.
 
     Attributes:
-      frames, size: of a training clip; `frames` is even, the halves are A and B.
+      frames, size: the length of a training clip and its side in pixels; `frames` is even, the halves are A and B.
       codec: see `codecs`, or a mapping of its fields.
       encoder, quantizer, denoiser: the networks, or mappings of those of their fields that no other field decides.
       rate ... diffusion: the records above.
       compute: ``float32`` or ``bfloat16``; parameters, quantiser, entropies, softmaxes, noise scalings and
         losses are float32 either way.
-      remat, scan: of the denoiser (remat also of the encoder).
+      remat, scan: whether the denoiser recomputes its blocks in the backward pass (as does the encoder), and compiles
+        one for all.
 
     Raises:
       ConfigError: sizes that do not fit together.
@@ -422,7 +423,7 @@ class BCD(System, MotionTransfer, Describes):
         """Frames from content and motion codes.
 
         Args:
-          vars, key, steps, guidance: as of `sample`.
+          vars, key, steps, guidance: see `sample`.
           batch: ``content`` (B, K, C_c) and ``ids`` (B, T, N), from `read` or from a generator.
 
         Returns:

@@ -43,7 +43,7 @@ class PixelCodec:
     """No autoencoder: x = (v / 256 - mean) / std * 0.5 (Sprites; spec 6.1).
 
     Attributes:
-      mean, std: of v / 256 over the training set, so that x has the EDM's sigma_data = 0.5.
+      mean, std: mean and standard deviation of v / 256 over the training set, so that x has the EDM's sigma_data = 0.5.
       patch: side of the squares of pixels that are laid out as channels of one place, for networks that
         are to see fewer places; nothing is lost.
     """

@@ -51,10 +51,10 @@ class HeadsReader(System):
     A factor counts only in frames where it has an effect on the picture (`heads.seen`).
 
     Attributes:
-      frames, size: of a clip; each frame is read by itself.
+      frames, size: the length of a clip and its side in pixels; each frame is read by itself.
       crop: side in pixels of the crop around the face, a multiple of 2 `patch`.
       patch, widths, blocks, narrow, hidden, groups: see `HeadsReaderNet`.
-      identity_weight, class_weight: of the mean square error of the identity's numbers and of the mean
+      identity_weight, class_weight: the weights of the mean square error of the identity's numbers and of the mean
         cross-entropy of its classes; that of the motion counts 1.
       soften: half of the training frames are mixed with a blurred copy of themselves, up to this share.
       noise: largest standard deviation of white noise on training frames, pixels in [0, 1]. Both make a reader that

@@ -67,7 +67,7 @@ class Gan:
     Attributes:
       weight: the weight of -mean D(x'); 0: there is no discriminator.
       start: the step from which the discriminator learns, and the autoencoder from it.
-      width, layers: of `PatchDiscriminator`.
+      width, layers: the sizes of `PatchDiscriminator`.
     """
 
     weight: float = 0.0

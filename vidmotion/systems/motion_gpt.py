@@ -29,7 +29,7 @@ class MotionGenerator(System, Describes):
     Attributes:
       codes: folder that ``python -m vidmotion.encode`` wrote; its codebooks are used frozen.
       frames: codes per training sequence.
-      books, entries, dim: of the BCD run's quantiser.
+      books, entries, dim: the sizes of the BCD run's quantiser.
       content_tokens, content_width: K and C_c of the BCD run.
       width, layers, heads: Table A6.
       max_positions, dropout: not in paper.

@@ -30,7 +30,7 @@ class SpritesJudge(System):
     """Classifier of Sprites clips.
 
     Attributes:
-      frames, size: of a clip.
+      frames, size: the length of a clip and its side in pixels.
       width, features, hidden, head: see `SpritesJudgeNet`.
       compute: ``float32`` or ``bfloat16``.
     """

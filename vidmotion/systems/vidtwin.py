@@ -84,7 +84,7 @@ class Gan:
     Attributes:
       weight: the weight of the adversarial gradient against the likelihood's, at the last kernel; 0: no discriminator.
       start: first batch from which the discriminator learns; batches, not optimiser steps.
-      width, layers: of `PatchDiscriminator`.
+      width, layers: the sizes of `PatchDiscriminator`.
     """
 
     weight: float = 0.05
@@ -101,7 +101,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
       network: sizes of `models.vidtwin.VidTwin` in pixels, all its fields but channels, dtype, remat and scan; and
         those that an ablation has beside them.
       ablation: a letter of Table 3 of the main text, see `models.vidtwin_ablations`; "", the full model.
-      codec: of an image autoencoder, see `systems.codecs`; None: the network reads and writes pixels.
+      codec: the image autoencoder whose latents the network reads and writes, see `systems.codecs`; None: pixels.
       structure_from: what the structure that is decoded with a clip's dynamics is read from in training: ``clip``, the
         clip itself, as in the paper; ``shuffled``, its frames in another order (the released code has this as a
         variant, and another that reorders what the encoder made of them, which changes nothing, since the Q-Former
@@ -116,7 +116,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
       perceptual, gan: the records above.
       overlap: frames that a window shares with the next in `sample`, of clips that are longer than one; at most half.
       compute: ``float32`` or ``bfloat16``; parameters, latents and losses are float32 either way.
-      remat, scan: of both transformers; see `models.spacetime.Trunk`.
+      remat, scan: for both transformers; see `models.spacetime.Trunk`.
 
     Raises:
       ConfigError: sizes that do not exist or do not fit together.

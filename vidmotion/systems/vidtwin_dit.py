@@ -61,7 +61,7 @@ class VidTwinDiT(System, Describes):
       structure_patch, dynamics_patch: queries or 1, rows and columns of a token.
       classes: number of them.
       class_width: the width of the class vector.
-      width, layers, heads, mlp_ratio: of the transformer.
+      width, layers, heads, mlp_ratio: the transformer's sizes.
       guidance, sampler, diffusion: see `Guidance`, `Sampler`, `process.DDPM`.
       compute: ``float32`` or ``bfloat16``.
       remat, scan: see `LatentDiT`.

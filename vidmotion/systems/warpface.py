@@ -46,7 +46,7 @@ class Motion:
     Attributes:
       kind: ``vector``, MGME; ``ip``, keypoints (Table 3); ``none``, no motion at all, the intrinsic-motion
         baseline of Figure 1.
-      patch, depth, width, heads, groups, basis, size, hidden, wide: of `MGME`.
+      patch, depth, width, heads, groups, basis, size, hidden, wide: the fields of `MGME`.
       transfer: Eq. 4, ``difference``, or ``sum``.
       keypoints: arguments of `KeypointDetector`, for ``ip``.
       equivariance: weight of the keypoints' loss. Not in paper.
@@ -94,7 +94,7 @@ class Loss:
         loss has no gradient for the motion encoder; in the paper's form the symmetry term, whose easiest answer is one
         code for all pictures, then trains it alone, and an optimizer that sets its own scale makes up for any small
         weight of it. False, as the paper's equation reads.
-      tau, epsilon: of the weight map.
+      tau, epsilon: the weight of what hardly moves, and how much more the rest gets (Eq. 12).
       symmetry_on: ``source``, as Eq. 13 has it; ``both`` frames.
     """
 
@@ -133,10 +133,10 @@ class WarpFace(System, MotionTransfer, Released, Describes):
       unet: sizes of `UNet`; both networks have them.
       reference: name of the set of blocks that read the reference (Table 4a).
       motion ... diffusion: the records above, and `DDPM`.
-      prediction: of the denoiser, ``eps`` in the paper, ``x0`` or ``v``; ``x0`` asks least of a small network.
+      prediction: what the denoiser says, ``eps`` in the paper, ``x0`` or ``v``; ``x0`` asks least of a small network.
       steps: the number of steps of DDIM.
       compute: ``float32`` or ``bfloat16``.
-      remat: of both UNets.
+      remat: whether both UNets recompute their blocks in the backward pass.
 
     Raises:
       ConfigError: values that do not exist or do not fit together.

@@ -204,7 +204,7 @@ class Portrait(NamedTuple):
     """What the denoiser is told of a portrait, the same for all frames and steps.
 
     Attributes:
-      latent_bhwc: of the codec.
+      latent_bhwc: a latent of the codec.
       banks: the reference network's features, block -> (b, l, c).
       context: CLIP's token (b, 1, c); None for UNets without.
     """
@@ -226,9 +226,9 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         takes the place of the former in an ablation.
       motion: fields of `MotionEncoder`.
       stage ... diffusion: the records above, and `DDPM`.
-      prediction: of the denoiser, ``eps`` in the paper, ``x0`` or ``v``; ``x0`` asks least of a small network.
+      prediction: what the denoiser says, ``eps`` in the paper, ``x0`` or ``v``; ``x0`` asks least of a small network.
       compute: ``float32`` or ``bfloat16``.
-      remat: of both UNets.
+      remat: whether both UNets recompute their blocks in the backward pass.
 
     Raises:
       ConfigError: values that do not exist or do not fit together.
@@ -735,7 +735,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
           vector_bfm: f_mot of each frame, (B, F, D).
           f_rts: (B, F, 3).
           still_b1m: the portrait's own f_mot, (B, 1, D), of the negative branch.
-          key, steps, guidance: as of `sample`.
+          key, steps, guidance: see `sample`.
 
         Returns:
           float32 (B, F, h, w, C), for the codec.

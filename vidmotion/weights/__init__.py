@@ -40,6 +40,12 @@ def card(name: str) -> dict[str, Any]:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def of_system(system: str) -> str:
+    """The shipped network of a system, "" where there is none."""
+    named = (name for name in names() if card(name)["config"]["system"]["name"] == system)
+    return next(named, "")
+
+
 def read(where: str, field: str) -> dict[str, PyTree]:
     """Parameters of a run, averaged where it averages, or of a shipped network.
 

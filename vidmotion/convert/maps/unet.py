@@ -213,7 +213,7 @@ def temporal_codes(channels: Sequence[int], layers: int) -> dict[str, int]:
     """Keys of the position codes that a checkpoint with temporal modules has, and their widths.
 
     Args:
-      channels: of each resolution.
+      channels: the channels at each resolution.
       layers: per resolution on the way down.
     """
     stages = [("mid_block", channels[-1], 1)]

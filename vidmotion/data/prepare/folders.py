@@ -92,9 +92,9 @@ class FolderJob:
       boxes: name -> crop box, for every file that is to be used; None where there is no box file.
       cutting: settings.
       ignored: number of files that are no videos, by suffix.
-      test_share: of the files that give clips and have no split, at random, for "test" rather than
+      test_share: the share of the files that give clips and have no split, at random, for "test" rather than
         "train"; at least one of several, unless 0, and not all of them, unless 1.
-      seed: of that choice.
+      seed: the seed of that choice.
     """
 
     files: tuple[SourceFile, ...]

@@ -78,7 +78,7 @@ class ClipVision(nn.Module):
     """Picture to the embedding that CLIP compares with texts; not normalised.
 
     Attributes:
-      width, layers, heads, mlp_dim: of the transformer.
+      width, layers, heads, mlp_dim: the transformer's sizes.
       patch: side of a patch, pixels.
       size: side of the picture, pixels.
       embedding: width of the embedding.

@@ -32,7 +32,7 @@ class ConvNorm(nn.Module):
     Attributes:
       features: channels of the output.
       kernel: its size.
-      strides: of both axes.
+      strides: the strides of both axes.
       padding: "SAME", which at stride 1 is symmetric, or "VALID".
       dtype: the dtype of the convolution; parameters and the norm are float32.
     """

@@ -17,7 +17,7 @@ def max_pool(
 
     Args:
       x: (n, ..., c), as many axes between as `window` has sizes.
-      window, strides: of each of these axes.
+      window, strides: the window's length and the stride along each of these axes.
       padding: "SAME" or "VALID", as TensorFlow and XLA understand them.
     """
     for axis, (size, stride) in enumerate(zip(window, strides), start=1):

@@ -1,0 +1,120 @@
+"""The networks that this package ships, and what becomes of them when they are opened or trained on."""
+
+import hashlib
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from vidmotion import demo, evaluation, media, paths, weights
+from vidmotion.convert import read
+from vidmotion.errors import EXIT_DONE, ConfigError
+from vidmotion.open_run import load_config, open_run
+from vidmotion.run import Run
+from vidmotion.train import train
+
+# Two figures of each card: evaluator, metric, and how far float16 and the order of sums may move it.
+FIGURES = {
+    "heads_codec": ("codec", {"psnr/codec": 0.02, "ssim/codec": 0.001}),
+    "heads_reader": ("heads_reader", {"read/motion/yaw": 0.001, "read/identity/glasses": 0.002}),
+    "image_motion": ("swap", {"psnr/swap": 0.05, "psnr/self": 0.05}),
+}
+MEBI = 2**20
+
+
+@pytest.mark.parametrize("name", weights.names())
+def test_each_is_small_and_says_where_it_comes_from(name):
+    file, card = weights.FOLDER / f"{name}.safetensors", weights.card(name)
+    assert file.stat().st_size <= 6 * MEBI
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == card["sha256"]
+    assert len(card["commit"]) == 40 and card["steps_done"] == card["config"]["steps"] > 0
+    assert card["licence"] == "Apache-2.0" and card["results"]
+    assert {value.dtype for value in read.read(file).values()} == {np.dtype(np.float16)}
+
+
+def test_all_of_them_are_small_together():
+    assert sum(file.stat().st_size for file in weights.FOLDER.iterdir()) <= 32 * MEBI
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", weights.names())
+def test_each_reaches_what_its_card_says(name):
+    evaluator, metrics = FIGURES.get(name, FIGURES["image_motion"])
+    run = open_run(name)
+    rows = evaluation.evaluate(evaluator, run, run.trained_vars())
+    found = {row.metric: row.value for row in rows}
+    said = {row["metric"]: row["value"] for row in weights.card(name)["results"]}
+    for metric, tolerance in metrics.items():
+        assert found[metric] == pytest.approx(said[metric], abs=tolerance), metric
+
+
+@pytest.fixture(scope="module")
+def half_trained(tmp_path_factory):
+    """Workdir of a run whose encoder does not learn."""
+    workdir = tmp_path_factory.mktemp("runs") / "half"
+    assert train(frozen(), str(workdir)) == EXIT_DONE
+    return workdir
+
+
+def frozen() -> ml_collections.ConfigDict:
+    config = load_config("heads:debug")
+    config.optimizer.model.trainable = ((r"encoder/.*", False), (".*", True))
+    return config
+
+
+def test_what_did_not_learn_is_not_shipped_and_comes_from_the_seed(
+    half_trained, tmp_path, monkeypatch
+):
+    trained = weights.read(str(half_trained), "workdir")["model"]
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    file = weights.ship(str(half_trained), "half", tmp_path)
+    assert not [path for path in read.read(file) if path.startswith("model/encoder/")]
+    opened = jax.device_get(open_run("half").trained_vars().params["model"])
+    whole, again = paths.flatten(trained), paths.flatten(opened)
+    assert again.keys() == whole.keys()
+    for path, leaf in whole.items():
+        exact = path.startswith("encoder/")
+        np.testing.assert_allclose(
+            again[path], leaf, rtol=0 if exact else 1e-3, atol=0 if exact else 1e-6, err_msg=path
+        )
+    config = frozen()
+    config.init_from, config.init_rules = "half", ((r"model/encoder/.*", None), (".*", True))
+    fresh = paths.flatten(jax.device_get(Run(config, "").fresh_state().params["model"]))
+    for path, leaf in again.items():
+        np.testing.assert_array_equal(fresh[path], leaf, err_msg=path)
+
+
+def test_what_did_not_learn_ships_where_it_came_from_another_run(
+    half_trained, tmp_path, monkeypatch
+):
+    record = half_trained / "record.json"
+    before = record.read_text()
+    record.write_text(before.replace('"init_from": ""', '"init_from": "runs/another"'))
+    try:
+        file = weights.ship(str(half_trained), "half", tmp_path)
+    finally:
+        record.write_text(before)
+    assert [path for path in read.read(file) if path.startswith("model/encoder/")]
+
+
+@pytest.mark.slow
+def test_the_demo_moves_heads_by_all_four(tmp_path, capsys):
+    assert demo.main([f"--out={tmp_path / 'new'}", "--pairs=2"]) == EXIT_DONE
+    said = capsys.readouterr().out
+    assert all(f"  {title} " in said for title in demo.TITLES.values())
+    for name in ("faces.png", "demo.png", "demo.gif", "demo.mp4"):
+        assert (tmp_path / "new" / name).stat().st_size > 0
+    # Two rows; source, driver, exact answer and four systems.
+    cell = demo.SCALE * demo.FACES["size"]
+    video = np.stack(list(media.iter_video(tmp_path / "new" / "demo.mp4")))
+    assert video.shape[0] == demo.FACES["frames"]
+    assert video.shape[1] // cell == 2 and video.shape[2] // cell == 7
+
+
+def test_the_demo_needs_two_pairs_and_networks(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="two at least"):
+        demo.drawn(1)
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    with pytest.raises(ConfigError, match="no network that moves heads is shipped"):
+        demo.demo(tmp_path / "out")

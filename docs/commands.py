@@ -537,6 +537,10 @@ class Runs:
         """An exit code."""
         if (folder / name).exists():
             return 0
+        if name not in OF and (found := self._of_another_page(name)):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).symlink_to(found)
+            return 0
         for before in OF.get(name, ()):
             if code := self._make(before, shell, folder, log):
                 return code
@@ -545,6 +549,11 @@ class Runs:
             if code := shell.run(text, log):
                 return code
         return 0
+
+    def _of_another_page(self, name: str) -> Path | None:
+        """What does not look for its neighbours can be used by several pages; None where none has made it."""
+        there = (self._folder / Path(page.name).stem / name for page in pages())
+        return next((path for path in there if path.exists()), None)
 
     def _told(self, command: Command, code: int, seconds: float, log: Path, what: str = "") -> bool:
         print(f"    exit code {code}, {seconds:.1f} s{', ' if what else ''}{what}", flush=True)

@@ -72,7 +72,6 @@ MISTAKES = [
         ["config.system.codec.weights='heads_codek'", "shipped networks (", "heads_codec"],
     ),
     (f"{TRAIN} --evals=psnr", ["'psnr'; bcd can be evaluated by swap, drivers", "--evals=none"]),
-    (f"{TRAIN} --config.accumulate=3", ["batch_size=8 cannot be cut", "use 6 or 9"]),
     # what needs a training
     (
         "eval --config=heads:debug --workdir=runs/bcd",
@@ -81,6 +80,10 @@ MISTAKES = [
     (
         "plan --config=heads:debug --config.plan.chip=b300 --config.plan.devices=8",
         ["config.plan.chip='b300' is not known; choose from v4, v5e"],
+    ),
+    (
+        "plan --config=heads:debug --config.plan.compiler=cpu --config.plan.devices=3",
+        ["config.batch_size=8 cannot be cut into 3 mesh shards", "use 6 or 9"],
     ),
     (f"{MOVE} --workdir=runs/none", ["runs/none holds no run", "shipped ones are ", "heads_codec"]),
     (

@@ -134,7 +134,9 @@ RULES = (
         r"vidmotion train --config=(lrs3|xnemo)_gpt\S* --workdir=\S+ --config\.evals\.\w+\.\w+=\S+",
         changes=DEBUG,
     ),
-    Rule(r"vidmotion train .*--config\.(init_from|system\.\S*weights)=.*", lacks=PUBLISHED),
+    Rule(
+        r"vidmotion train .*--config\.(init_from|system\.\S*weights)=(?!heads_).*", lacks=PUBLISHED
+    ),
     Rule(r"vidmotion train --config=vidtwin_dit --workdir=\S+ --config\.evals\..*", lacks=HANDED),
     # vidmotion eval, sample, plan
     Rule(
@@ -150,6 +152,10 @@ RULES = (
         r"vidmotion train \.\.\. --evals=.* --config\.evals\.\w+\.data=.*",
         changes=((r" \.\.\. ", " --config=configs/xnemo.py:debug --workdir=RUN --mode=eval "),),
         first=("RUN",),
+    ),
+    Rule(
+        r"vidmotion train --config=\S+:mini --workdir=\S+ --config\.init_from=heads_\w+",
+        changes=TWO_STEPS,
     ),
     Rule(r"vidmotion plan .*--config=\S+ --config\.plan\..*", changes=CHEAP_PLAN),
     # vidmotion prepare
@@ -174,6 +180,7 @@ RULES = (
         drawn="--box=whole --motion_box=whole",
     ),
     Rule(r"vidmotion reenact --workdir=runs/(?!xnemo_4\b)\S+ .*"),
+    Rule(r"vidmotion reenact --workdir=heads_\w+ .*", drawn="--box=whole --motion_box=whole"),
     Rule(r"vidmotion reenact --weights=.*", lacks=PUBLISHED),
     Rule(
         r"vidmotion encode --workdir=runs/\S+ --out=\S+( --frames=\d+)?",

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -168,9 +169,19 @@ def test_a_command_that_takes_too_long_is_ended_with_its_children(tmp_path):
     shell = commands.Shell(tmp_path, tmp_path, limit=0.5)
     assert shell.run("sleep 60 & echo $! >child; sleep 60", tmp_path / "log") == 124
     child = int((tmp_path / "child").read_text())
-    # It is gone, or waits for whoever adopted it to read its exit code.
     state = Path(f"/proc/{child}/stat")
-    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+    def gone() -> bool:
+        """It is no more, or waits for whoever adopted it to read its exit code."""
+        try:
+            return state.read_text().rpartition(")")[2].split()[0] == "Z"
+        except FileNotFoundError:
+            return True
+
+    deadline = time.monotonic() + 10  # a killed process takes a moment to end
+    while not gone() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert gone()
 
 
 @pytest.fixture

@@ -111,13 +111,18 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
     if workdir in own_weights.names():
         config = ml_collections.ConfigDict(of_today(own_weights.card(workdir)["config"]))
         config = _used_here(config, changes)
-        model = _completed(config, own_weights.read(workdir, "the run")["model"])
+        params = own_weights.read(workdir, "the run")
+
+        def whole(run):
+            params["model"] = _completed(run, params["model"])
+            return params
 
         def parts(system, names):
+            model = params["model"]
             chosen = {name: model[name] for name in names or model if name in model}
             return {"model": chosen}, system.init_mutable()
 
-        return GivenRun(config, workdir, workdir, lambda system: {"model": model}, parts)
+        return GivenRun(config, workdir, workdir, whole, parts)
     check_place(workdir)
     path = epath.Path(workdir) / CONFIG_FILE
     try:
@@ -138,9 +143,8 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
     return Run(_used_here(config, changes), workdir)
 
 
-def _completed(config: ml_collections.ConfigDict, model: PyTree) -> PyTree:
+def _completed(run: Run, model: PyTree) -> PyTree:
     """The parameters of a shipped network with those that did not learn, which are as they began."""
-    run = Run(config, "", abstract=True)
     wanted = paths.flatten(run.abstract_params["model"])
     if absent := wanted.keys() - paths.flatten(model).keys():
         begun = jax.device_get(run.leaves_at_start("model", sorted(absent)))
@@ -207,7 +211,7 @@ def open_weights(folder: str, changes: Mapping[str, str] | None = None) -> Run:
 
     config = _used_here(config, changes)
     return GivenRun(
-        config, folder, f"--weights={folder}", lambda system: system.released(shapes), read
+        config, folder, f"--weights={folder}", lambda run: run.system.released(shapes), read
     )
 
 
@@ -346,7 +350,7 @@ class GivenRun(Run):
       config: the (locked) config.
       where: the folder or name that holds them.
       named: how messages name it.
-      shapes: system -> ``{player: tree}`` that has the shapes of all of them.
+      shapes: this run -> ``{player: tree}`` that has the shapes of all of them.
       read: system and names of networks, None for all -> ``{player: tree}`` and the state that takes no gradient.
     """
 
@@ -355,13 +359,13 @@ class GivenRun(Run):
         config: ml_collections.ConfigDict,
         where: str,
         named: str,
-        shapes: Callable[[systems.System], PyTree],
+        shapes: Callable[[Run], PyTree],
         read: Callable[[systems.System, tuple[str, ...] | None], tuple[PyTree, PyTree]],
     ):
         super().__init__(config, where)
         self._read_given = read
         want = {"model": self.abstract_params["model"]}
-        if wrong := paths.misfits(shapes(self.system), want):
+        if wrong := paths.misfits(shapes(self), want):
             raise ConfigError(f"{named} does not fit its own sizes: {'; '.join(wrong)}")
 
     def trained_vars(self) -> Vars:

@@ -46,6 +46,14 @@ def test_runs_are_found_by_their_configs(tmp_path):
     }
 
 
+def test_the_shipped_networks_are_among_what_moves():
+    shipped = studio.shipped()
+    assert sorted(studio.movers(shipped)) == sorted(shipped) and len(shipped) == 4
+    one = studio.opened(shipped["heads_bcd (bcd)"])
+    assert one.run.system.size == studio.SIZE
+    assert studio.opened("heads_bcd") is one
+
+
 def test_poses_are_passed_through_in_equal_times():
     first, second = studio.rest(), {**studio.rest(), "yaw": 0.4}
     course = studio.between([first, second, first], 5)
@@ -198,6 +206,9 @@ def test_each_tab_in_a_browser(heads_run, tmp_path):
             page.set_default_timeout(60_000)
             page.goto(f"http://127.0.0.1:{port}/")
             expect(page.get_by_alt_text("").first).to_be_visible(timeout=60_000)
+            for name in studio.shipped():
+                page.get_by_label(name).uncheck()
+            page.get_by_label(f"{heads_run.name} (bcd)").check()
             page.get_by_role("button", name="Move", exact=True).first.click()
             expect(page.get_by_text(re.compile("trained at 16 pixels"))).to_be_visible(
                 timeout=120_000

@@ -11,6 +11,7 @@ from vidmotion import demo, evaluation, media, paths, weights
 from vidmotion.convert import read
 from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.open_run import load_config, open_run
+from vidmotion.reenact import reenact
 from vidmotion.run import Run
 from vidmotion.train import train
 
@@ -120,3 +121,23 @@ def test_the_demo_needs_two_pairs_and_networks(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
     with pytest.raises(ConfigError, match="no network that moves heads is shipped"):
         demo.demo(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_shipped_warpface_makes_each_frame_of_a_video_by_itself(tmp_path):
+    """So it does not matter how many frames are made together, nor where a video of another length ends."""
+    source = demo.make_source("heads", clips=2, **{**demo.FACES, "frames": 10})
+    picture, motion = str(tmp_path / "A.png"), str(tmp_path / "B.mp4")
+    media.write_png(picture, source[0]["video"][0])
+    media.write_mp4(motion, source[1]["video"], fps=4)
+    run = open_run("heads_warpface")
+    videos = []
+    for together in (1, 2):
+        out = str(tmp_path / f"{together}.mp4")
+        assert reenact(run, picture, motion, out, together=together) == 10
+        videos.append(np.stack(list(media.iter_video(out))).astype(int))
+    assert videos[0].shape == (10, 64, 64, 3)
+    assert (
+        np.abs(videos[0] - videos[1]).max() <= 3
+    )  # of 255; what rounding and the video codec leave
+    assert np.abs(videos[0][0] - videos[0][-1]).max() > 20  # it moves

@@ -35,6 +35,7 @@ from vidmotion.system import Const, Describes, MotionTransfer, Out, Released, Sy
 from vidmotion.systems import codecs
 
 PyTree = Any
+TOGETHER = 8  # frames
 MOTIONS = ("vector", "ip", "none")
 NULLS = ("both", "appearance", "motion")
 
@@ -373,6 +374,16 @@ class WarpFace(System, MotionTransfer, Released, Describes):
         if self.motion.kind != "none":
             metrics["code_spread"] = _spread(self._own(seen[1]))
         return loss, Out(metrics, vars.mutable)
+
+    @property
+    def window(self) -> int:
+        """Frames of a long driver that are made together; `sample` takes any number, and makes each by itself."""
+        return TOGETHER
+
+    @property
+    def content_frames(self) -> int:
+        """One: the source."""
+        return 1
 
     def sample(
         self,

@@ -42,7 +42,8 @@ def test_all_of_them_are_small_together():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", weights.names())
-def test_each_reaches_what_its_card_says(name):
+def test_each_reaches_what_its_card_says(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a folder of that name takes pictures
     evaluator, metrics = FIGURES.get(name, FIGURES["image_motion"])
     run = open_run(name)
     rows = evaluation.evaluate(evaluator, run, run.trained_vars())

@@ -410,7 +410,7 @@ def prepare_folder(folder: Path, clips: Path) -> None:
 
 
 def gather_clips(folder: Path, videos: Path | None) -> None:
-    """Links to the videos of a folder, the first two as `VIDEOS`; or heads that are drawn."""
+    """Links to the videos of a folder, the two smallest as `VIDEOS`; or heads that are drawn."""
     from vidmotion import media
     from vidmotion.data.pipeline import make_source
 
@@ -421,7 +421,8 @@ def gather_clips(folder: Path, videos: Path | None) -> None:
         for k, name in enumerate(names):
             media.write_mp4(folder / name, heads[k]["video"], fps=25)
         return
-    found = sorted(path for path in videos.iterdir() if path.suffix == ".mp4")
+    found = [path for path in videos.iterdir() if path.suffix == ".mp4"]
+    found.sort(key=lambda path: (path.stat().st_size, path.name))
     if len(found) < 2:
         raise SystemExit(f"--videos={videos}: two mp4 files at least, for A and B")
     for k, path in enumerate(found):

@@ -4,13 +4,15 @@
     python launch/sweep.py NAME --workdir=DIR [--steps=N] [--arguments=KEY=VALUE,...] [--dry_run]
 
 NAME is a file of configs/sweeps: arguments of one config, common overrides, the columns of the table, and what is
-drawn against what. A run that is complete is not run again, unless its record lacks a column: the same command then
-trains nothing and evaluates anew. An interrupted one resumes. The table is DIR/table.md; the picture, DIR/rate.png,
-needs matplotlib.
+drawn against what. Where it has ``CHANGES``, these are further overrides of single runs, and where it has ``SEEDS``,
+each run is made with each of them. A run that is complete is not run again, unless its record lacks a column: the same
+command then trains nothing and evaluates anew. An interrupted one resumes. The table is DIR/table.md; the picture,
+DIR/rate.png, needs matplotlib.
 """
 
 import argparse
 import importlib
+import itertools
 import shlex
 import subprocess
 import sys
@@ -28,9 +30,13 @@ def commands(
     sweep, workdir: Path, steps: int | None, more: str = ""
 ) -> dict[str, tuple[Path, list[str]]]:
     """``{name: (workdir, command)}`` of every run; `more` arguments of the config follow the sweep's own."""
-    overrides = {**sweep.OVERRIDES, **({"steps": steps} if steps else {})}
+    common = {**sweep.OVERRIDES, **({"steps": steps} if steps else {})}
+    changes, seeds = (vars(sweep).get(name, {}) for name in ("CHANGES", "SEEDS"))
     runs = {}
-    for name, argument in sweep.ARGUMENTS.items():
+    for (name, argument), seed in itertools.product(sweep.ARGUMENTS.items(), seeds or [None]):
+        overrides = {**common, **changes.get(name, {})}
+        if seed is not None:
+            name, overrides = f"{name} {seed}", {**overrides, "seed": seed}
         folder = workdir / name.replace(" ", "_")
         runs[name] = (
             folder,

@@ -1,9 +1,19 @@
 """The results page holds what the run records say, and nothing else."""
 
+import functools
+import importlib
 import importlib.util
 import json
 import re
+import types
 from pathlib import Path
+
+import ml_collections
+import numpy as np
+import pytest
+
+from configs.sweeps import Claim
+from vidmotion.open_run import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -72,6 +82,55 @@ def test_the_benchmarks_page_is_built_from_its_records():
     page = RESULTS / "benchmark.md"
     assert page.exists() == (RESULTS / "records" / "benchmark").is_dir()
     assert not page.exists() or page.read_text() == load().benchmark()
+
+
+def test_the_page_of_claims_is_built_from_its_records():
+    assert (RESULTS / "claims.md").read_text(encoding="utf-8") == load().claims()
+
+
+def test_a_claim_is_judged_by_the_interval_of_its_paired_differences():
+    """Student's t of two degrees of freedom at 95 % is 4.3027, as tables have it."""
+    build = load()
+    low, high = build.interval(np.array([1.0, 2.0, 3.0]))
+    assert (low, high) == (
+        pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-4),
+        pytest.approx(4.4842, abs=1e-4),
+    )
+    claim = Claim("it helps", "Table 1", "psnr", "with it", "without")
+    sweep = types.SimpleNamespace(SEEDS=(0, 1, 2), CLAIMS=(claim,))
+
+    def judged(more, less):
+        records = {
+            f"{name}_{seed}": {"results": [{"metric": "psnr", "value": value}]}
+            for name, values in (("with_it", more), ("without", less))
+            for seed, value in enumerate(values)
+        }
+        return build._judged(sweep, records)[0]
+
+    # The differences are 1, 1.1 and .9, whose deviation is .1 and interval 1 +- .248.
+    apart = judged((18.0, 19.1, 16.9), (17.0, 18.0, 16.0))
+    assert apart[3:] == ["with it 18.00", "without 17.00", "+1.00 [0.75, 1.25]", "3", "holds"]
+    assert judged((17.0, 18.0, 16.0), (18.0, 19.1, 16.9))[-1] == "does not hold"
+    assert judged((17.0, 19.0, 16.0), (16.0, 20.0, 16.0))[-1] == "not decided here"
+    assert judged((18.0,), (17.0,))[-2:] == ["1", "not decided here"]
+    assert judged((), ())[-2:] == ["0", "not run"]
+
+
+@pytest.mark.parametrize("system", ["bcd", "vidtwin", "xnemo", "warpface"])
+def test_claims_compare_runs_that_their_sweep_makes(system):
+    sweep = importlib.import_module(f"configs.sweeps.claims_{system}")
+    changes = vars(sweep).get("CHANGES", {})
+    for claim in sweep.CLAIMS:
+        assert {claim.better, claim.worse} <= set(sweep.ARGUMENTS)
+    assert set(changes) <= set(sweep.ARGUMENTS)
+    for name, argument in sweep.ARGUMENTS.items():
+        config = load_config(f"{ROOT / sweep.CONFIG}:{argument}")
+        for field, value in {**sweep.OVERRIDES, **changes.get(name, {})}.items():
+            *sections, last = field.split(".")
+            section = functools.reduce(ml_collections.ConfigDict.__getitem__, sections, config)
+            section[last] = (
+                value  # a field that is not there, or a value of another type, is refused
+            )
 
 
 def test_the_benchmark_puts_systems_side_by_side():

@@ -9,14 +9,21 @@ picture of the same name in ``pictures`` is shown with it. Those of a sweep lie 
 table. Paper's figures, where there are any, are in ``PAPER`` and labelled as such.
 """
 
+import importlib
 import json
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
-HERE = Path(__file__).parent
+import numpy as np
+from scipy import stats
+
+HERE = Path(__file__).resolve().parent
 RECORDS = HERE / "records"
 PAPERS = HERE.parent / "papers"
+sys.path.insert(0, str(HERE.parents[1]))  # where `configs` is
 SHIPPED = HERE.parents[1] / "vidmotion" / "weights"  # whose cards are run records
 CLIPS = ("heads", "sprites")
 SYSTEMS = {"bcd": "BCD", "vidtwin": "VidTwin", "xnemo": "X-NeMo", "warpface": "WarpFace"}
@@ -174,10 +181,7 @@ def describe(name: str, record: dict) -> list[str]:
 
 def compare(name: str, records: dict[str, dict]) -> list[str]:
     """Markdown lines of a sweep: a row per run, a column per metric that all have a value of."""
-    results = {
-        run: {row["metric"]: row["value"] for row in record["results"]}
-        for run, record in records.items()
-    }
+    results = {run: _values(record) for run, record in records.items()}
     first, *others = results.values()
     metrics = [m for m in first if all(row.get(m) is not None for row in [first, *others])]
     rows = []
@@ -236,12 +240,89 @@ def benchmark() -> str:
     return "\n".join(lines)
 
 
+def claims() -> str:
+    """The page of the orderings that the papers claim."""
+    lines = [
+        "# What the papers claim, and what was seen here",
+        "",
+        "Built by `python docs/results/build.py` from the run records in `records/claims_*/`, which "
+        "`launch/sweep.py claims_bcd` and the other three make: the same number of steps for every run of a system, "
+        "three seeds, small networks on drawn heads. Differences are between runs of the same seed, with the interval "
+        "of 95 % by Student's t. A claim *holds* where the interval is above zero, *does not hold* where it is below, "
+        "and is *not decided here* otherwise. A run takes minutes of two CPU cores, so a claim that does not hold here "
+        "may well hold for the networks of the paper.",
+        "",
+    ]
+    for system, name in SYSTEMS.items():
+        sweep = importlib.import_module(f"configs.sweeps.claims_{system}")
+        folder = RECORDS / f"claims_{system}"
+        records = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+        lines += [f"## {name}", "", *_facts(records), *_grid(CLAIMS, _judged(sweep, records)), ""]
+    return "\n".join(lines)
+
+
+CLAIMS = ["claim", "source", "metric", "more", "less", "difference", "seeds", "here"]
+
+
+def _facts(records: dict[str, dict]) -> list[str]:
+    """Steps, hardware and commits of the runs of a sweep, and the copies that they are compared with."""
+    if not records:
+        return ["Not run yet.", ""]
+    steps = sorted({record["steps_done"] for record in records.values()})
+    hardware = sorted({_hardware(record) for record in records.values()})
+    commits = sorted({_commit(record) for record in records.values()})
+    values = _values(next(iter(records.values())))
+    copies = [
+        m for m in ("psnr/copy_content", "psnr/copy_motion", "psnr/mean_frame") if m in values
+    ]
+    return [
+        f"{' and '.join(f'{n:,}' for n in steps)} steps, {', '.join(hardware)}, commit {', '.join(commits)}. "
+        + ", ".join(f"`{metric}` {values[metric]:.2f} dB" for metric in copies)
+        + ".",
+        "",
+    ]
+
+
+def _judged(sweep: ModuleType, records: dict[str, dict]) -> list[list[str]]:
+    """A row of the table for each claim."""
+    rows = []
+    for claim in sweep.CLAIMS:
+        pairs = []
+        for seed in sweep.SEEDS:
+            names = [f"{name} {seed}".replace(" ", "_") for name in (claim.better, claim.worse)]
+            if all(name in records for name in names):
+                pairs.append([_values(records[name])[claim.metric] for name in names])
+        facts = [claim.says, claim.source, f"`{claim.metric}`"]
+        named = [f"{claim.better}", f"{claim.worse}"]
+        if not pairs:
+            rows.append([*facts, *named, "", "0", "not run"])
+            continue
+        more, less = np.transpose(pairs)
+        low, high = interval(more - less)
+        found = "holds" if low > 0 else "does not hold" if high < 0 else "not decided here"
+        named = [f"{name} {side.mean():.2f}" for name, side in zip(named, (more, less))]
+        spread = f" [{low:.2f}, {high:.2f}]" if len(pairs) > 1 else ""
+        difference = f"{(more - less).mean():+.2f}{spread}"
+        rows.append([*facts, *named, difference, str(len(pairs)), found])
+    return rows
+
+
+def interval(differences: np.ndarray) -> tuple[float, float]:
+    """The interval of 95 % of the mean of a few numbers by Student's t; of one number, everything."""
+    n = len(differences)
+    if n < 2:
+        return -np.inf, np.inf
+    half = stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n)
+    return differences.mean() - half, differences.mean() + half
+
+
+def _values(record: dict) -> dict[str, float | None]:
+    return {row["metric"]: row["value"] for row in record["results"]}
+
+
 def _side_by_side(clips: str, records: dict[str, dict]) -> list[str]:
     """Markdown lines of one kind of clips."""
-    values = {
-        system: {row["metric"]: row["value"] for row in record["results"]}
-        for system, record in records.items()
-    }
+    values = {system: _values(record) for system, record in records.items()}
     rows = []
     for system, record in records.items():
         seconds, tflops = record["step_seconds"], record.get("model_tflops")
@@ -441,6 +522,9 @@ def build() -> str:
         if folder.name == "benchmark":
             lines += ["## benchmark", "", "[Four ideas, the same clips](benchmark.md)", ""]
             continue
+        if folder.name.startswith("claims_"):
+            lines += [f"## {folder.name}", "", "[What the papers claim](claims.md)", ""]
+            continue
         if folder.name == "faults":
             lines += ["## faults", "", "[Reliability](../reliability.md)", ""]
             continue
@@ -456,5 +540,6 @@ if __name__ == "__main__":
     (HERE / "README.md").write_text(build())
     if (RECORDS / "benchmark").is_dir():
         (HERE / "benchmark.md").write_text(benchmark())
+    (HERE / "claims.md").write_text(claims(), encoding="utf-8")
     for page in SYSTEMS:
         (PAPERS / f"{page}.md").write_text(paper_page(page), encoding="utf-8")

@@ -163,3 +163,23 @@ def test_an_unknown_sweep_lists_those_there_are(tmp_path):
         text=True,
     )
     assert done.returncode == 2 and "bcd_bitrate" in done.stderr
+
+
+def test_seeds_and_changes_of_single_runs(tmp_path, sweep):
+    four = types.SimpleNamespace(
+        CONFIG="configs/heads.py",
+        OVERRIDES={"steps": 3},
+        ARGUMENTS={"full": "mini", "no loss": "mini"},
+        CHANGES={"no loss": {"system.rate.weight": 0.0}},
+        SEEDS=(0, 7),
+    )
+    runs = sweep.commands(four, tmp_path, None)
+    assert list(runs) == ["full 0", "full 7", "no loss 0", "no loss 7"]
+    folder, command = runs["no loss 7"]
+    assert folder == tmp_path / "no_loss_7"
+    assert command[-3:] == [
+        "--config.steps=3",
+        "--config.system.rate.weight=0.0",
+        "--config.seed=7",
+    ]
+    assert "--config.system.rate.weight=0.0" not in runs["full 0"][1]

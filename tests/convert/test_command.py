@@ -135,7 +135,7 @@ def test_all_offenders_in_one_message(tmp_path, checkpoint, capsys):
 
 
 def test_position_codes_must_be_ours(tmp_path, checkpoint, capsys):
-    """A checkpoint whose position codes list rows before columns is refused; the port lists columns first."""
+    """A checkpoint whose position codes have rows and columns exchanged is refused."""
     code = checkpoint["encoder.pos_embed"].reshape(1, 6, 6, 8).swapaxes(1, 2).reshape(1, 36, 8)
     write_safetensors(tmp_path / "x.safetensors", checkpoint | {"encoder.pos_embed": code})
     said = refused(capsys, f"--src={tmp_path / 'x.safetensors'}", f"--out={tmp_path}", *HEADS)

@@ -84,7 +84,7 @@ def test_ddpm_table_against_diffusers():
     abar = scheduler.alphas_cumprod.double().numpy()
     sigma = np.sqrt((1 - abar) / abar)
     process = DDPM()
-    # diffusers computes 1 - x in float32.
+    # diffusers stores alpha bar in float32, so that 1 - alpha bar is inexact.
     assert process.sigma_min == pytest.approx(sigma[0], rel=1e-3)
     assert process.sigma_max == pytest.approx(sigma[-1], rel=1e-4)
     time = process.scalings(jnp.asarray(sigma, jnp.float32)).time

@@ -33,8 +33,7 @@ def test_entropy_in_bits():
 
 def test_entropy_of_unused_entries_has_a_finite_gradient():
     gradient = jax.grad(lambda a: jnp.sum(bitrate.entropy_bits(a)))(jnp.array([[1.0, 0.0]]))
-    # d/da of -a log2(a + e) is -log2(a + e) - a / ((a + e) ln 2), which is -1 / ln 2 at a = 1 and -log2(1e-10) at a =
-    # 0.
+    # d/da of -a log2(a + e) is -log2(a + e) - a / ((a + e) ln 2): -1 / ln 2 at one, -log2(1e-10) at zero.
     np.testing.assert_allclose(gradient, [[-1 / math.log(2), 10 * math.log2(10)]], rtol=1e-5)
 
 

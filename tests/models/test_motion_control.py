@@ -67,7 +67,7 @@ def test_parameters_of_stable_diffusions_size():
         return own + (c * o + o if c != o else 0)
 
     def transformer(c):
-        # To its own tokens, and to CLIP's of 768 numbers.
+        # Attention to the layer's own tokens, and to CLIP's of 768 numbers.
         attention = 2 * (4 * c * c + c) + 2 * (768 - c) * c
         return 2 * c + 2 * (c * c + c) + 6 * c + attention + 8 * c * c + 8 * c + 4 * c * c + c
 

@@ -104,7 +104,7 @@ def test_parameters_and_keys_are_those_released(fixtures_dir):
 
 def test_the_vector_may_have_another_length():
     tree = abstract(MotionEncoder(**TINY | dict(latent=40)))["params"]
-    # The last map has an eighth of the 64 pixels.
+    # The side of the last map is an eighth of 64 pixels.
     assert tree["motion"]["kernel"].shape == (8 * 8, 40)
     assert tree["fusion"]["kernel"].shape == (40 + 64, 4 * 16)
 

@@ -23,7 +23,7 @@ PREFIX = {"vgg19": "features.", "vgg_face": ""}
 
 
 def classifier(torch, layout, layers):
-    """Returns the whole network and its first `layers` layers, with average pooling as in the pose descriptors' code."""
+    """Returns the network and its first `layers` layers, with average pooling as in the pose descriptors' code."""
     modules, channels = [], 3
     for width in layout:
         if width == "M":

@@ -1,4 +1,4 @@
-"""The temporal autoencoder against every `svd_vae*.npz` of the fixtures folder, diffusers, and itself.
+"""The temporal autoencoder against every `svd_vae*.npz` of the fixtures folder, diffusers, and itself in chunks.
 
 Run the fixtures alone by ``pytest -k "svd and parity"``; ``-s`` prints the differences.
 """

@@ -438,7 +438,7 @@ def test_what_is_never_read_has_no_gradient():
     assert len(unread) == 20
 
 
-# Modules put in.
+# Modules that a subclass inserts.
 
 
 class Shift(nn.Module):

@@ -48,7 +48,7 @@ class StandIn(systems.System, systems.MotionTransfer):
         return SimpleNamespace(decode=lambda consts, latent: latent)
 
     def input_spec(self, batch):
-        """``video`` uint8."""
+        """Returns the shape of ``video``, uint8."""
         return {"video": jax.ShapeDtypeStruct((batch, FRAMES, SIZE, SIZE, 3), jnp.uint8)}
 
     def init(self, key, batch):

@@ -271,9 +271,8 @@ def test_network_around_identity_blocks_equals_numpy(concat, content, position):
     p["unit_0"] = jax.tree.map(np.zeros_like, p["unit_0"])
     x, time, c, m = args
     image = np.empty((2, 8, 8, 3))
-    beside = np.zeros(
-        (2, TOKENS, 16)
-    )  # the content token's share of the embedding of a patch and its content token joined in a row
+    # The content token's share of the embedding of a patch joined with its content token.
+    beside = np.zeros((2, TOKENS, 16))
     if concat == "reshape":
         image = c.reshape(2, 8, 8, 3)
     elif concat == "patch":

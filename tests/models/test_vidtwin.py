@@ -355,9 +355,8 @@ def test_decoding_splits_before_the_last_layer():
     assert features.shape == (2, *NET.grid, 16) and video.shape == CLIP
     np.testing.assert_allclose(run(params, features, method="to_pixels"), video, atol=1e-5)
     out = params["decoder"]["out"]
-    token = (
-        np.asarray(features)[1, 3, 2, 5] @ out["kernel"] + out["bias"]
-    )  # frame 3, row 2, column 5
+    # Frame 3, row 2, column 5.
+    token = np.asarray(features)[1, 3, 2, 5] @ out["kernel"] + out["bias"]
     want = np.asarray(token).reshape(4, 4, 3)
     np.testing.assert_allclose(video[1, 3, 8:12, 20:24], want, atol=1e-5)
 

@@ -306,9 +306,8 @@ def test_the_null_branch_lacks_what_it_says(system, vars):
     def change(null, vars_, inputs):
         return float(jnp.abs(sample[null](vars_, inputs) - sample[null](vars, first)).max())
 
-    moved = {
-        null: (change(null, vars, drive), change(null, other, first)) for null in sample
-    }  # by another driver, by another reference network
+    # Changes caused by another driver, and by another reference network.
+    moved = {null: (change(null, vars, drive), change(null, other, first)) for null in sample}
     assert max(*moved["both"], moved["appearance"][1], moved["motion"][0]) < 1e-5, moved
     assert min(moved["appearance"][0], moved["motion"][1]) > 1e-4, moved
 
@@ -331,9 +330,8 @@ def test_swapping_gives_each_frame_its_own_motion_on_one_noise(system, vars):
     assert out["video"].shape == (1, 3, 32, 32, 3) and out["code"].shape == (1, 3, 16)
     video = np.asarray(out["video"])
     assert video.min() >= 0 and video.max() <= 1
-    np.testing.assert_allclose(
-        video[:, 0], video[:, 2], atol=1e-5
-    )  # every frame uses the same noise
+    # Every frame uses the same noise.
+    np.testing.assert_allclose(video[:, 0], video[:, 2], atol=1e-5)
     assert np.abs(video[:, 0] - video[:, 1]).max() > 1e-3
     read = system.read_codes(vars, batch)
     np.testing.assert_allclose(read["motion"], out["code"], atol=1e-5)

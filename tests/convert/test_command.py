@@ -1,4 +1,4 @@
-"""`python -m vidmotion.convert`: there and back, and what it says to files that do not fit."""
+"""`python -m vidmotion.convert`: conversion in both directions, and the messages for files that do not fit."""
 
 import json
 
@@ -36,7 +36,7 @@ VIDTWIN = command.NETWORKS["vidtwin"]
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    """Everything that a released checkpoint holds, small."""
+    """Returns every array that a released checkpoint holds, in a small size."""
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), VIDTWIN.shapes(WITH_JUDGE)
@@ -81,7 +81,7 @@ def test_there_and_back(tmp_path, checkpoint, capsys):
     assert (network, arguments) == ("vidtwin", WITH_JUDGE)
     want = VIDTWIN.shapes(WITH_JUDGE)
     assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, want)
-    loss = params["loss"]  # what the training of the checkpoint goes on with
+    loss = params["loss"]  # resumed training of the checkpoint needs these
     assert loss["logvar"] == checkpoint["loss.logvar"]
     kernel = checkpoint["loss.discriminator.main.2.weight"]
     np.testing.assert_array_equal(
@@ -135,7 +135,7 @@ def test_all_offenders_in_one_message(tmp_path, checkpoint, capsys):
 
 
 def test_position_codes_must_be_ours(tmp_path, checkpoint, capsys):
-    """Row first instead of column first."""
+    """A checkpoint whose position codes have rows and columns exchanged is refused."""
     code = checkpoint["encoder.pos_embed"].reshape(1, 6, 6, 8).swapaxes(1, 2).reshape(1, 36, 8)
     write_safetensors(tmp_path / "x.safetensors", checkpoint | {"encoder.pos_embed": code})
     said = refused(capsys, f"--src={tmp_path / 'x.safetensors'}", f"--out={tmp_path}", *HEADS)

@@ -1,4 +1,4 @@
-"""Weights through a table and back; every kind of misfit is named."""
+"""Converts weights through a table and back; checks that every kind of mismatch is named."""
 
 import flax.linen as nn
 import jax
@@ -25,14 +25,14 @@ def numbers(*shape, dtype=np.float32):
 
 
 def abstract(**shapes):
-    """Keys with __ for / -> tree of float32 shapes."""
+    """Builds a tree of float32 shapes from keywords; ``__`` in a keyword stands for ``/``."""
     leaf = jax.ShapeDtypeStruct
     return paths.unflatten(
         {k.replace("__", "/"): leaf(shape, jnp.float32) for k, shape in shapes.items()}
     )
 
 
-# Transforms: (transform, source shape, one element's place in source and target).
+# Transforms: (transform, source shape, index of one element in the source, target shape, its index in the target).
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,6 @@ def test_layers_compute_what_torch_computes():
         want = module(torch.from_numpy(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).detach()
         np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
 
-
-# The engine.
 
 RULES = (
     *layer("block_{i}/res_{j}/conv", "blocks.{i}.res.{j}.conv", t.conv2d),

@@ -1,4 +1,4 @@
-"""The files of CSIM's and EMO-SIM's networks: there and back, and files that do not fit."""
+"""Files of the networks behind CSIM and EMO-SIM: converted in both directions; files that do not fit are refused."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from vidmotion.convert import engine, folder
 from vidmotion.convert.read import read, write_safetensors
 from vidmotion.errors import EXIT_DONE, EXIT_REFUSED
 
-# Networks of small sizes, which the command reads off the file.
+# Small networks; the command reads their sizes from the file.
 ARGUMENTS = {
     "arcface": {"layers": (1, 2, 1, 1), "widths": (4, 6, 8, 10), "embedding": 7, "size": 32},
     "emonet": {"expressions": 5, "width": 4, "landmarks": 6},
@@ -32,7 +32,7 @@ def checkpoint(request):
         if key.endswith("running_mean")
     }
     with pytest.MonkeyPatch.context() as patch:
-        # Tracing takes seconds, and the sizes stay the same.
+        # Tracing the network takes seconds, and its shapes stay the same.
         traced = dataclasses.replace(network, shapes=lambda arguments: abstract)
         patch.setitem(command.NETWORKS, request.param, traced)
         yield request.param, source, counters
@@ -76,7 +76,7 @@ def test_there_and_back(tmp_path, checkpoint, capsys):
 
 
 def test_prefix_of_parallel_training(tmp_path, checkpoint):
-    """The public EmoNet files may call every key module.KEY."""
+    """A public EmoNet file whose keys all have the form module.KEY is accepted."""
     name, source, counters = checkpoint
     if name != "emonet":
         pytest.skip("ArcFace's files have no prefix")

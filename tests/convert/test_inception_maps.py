@@ -1,4 +1,4 @@
-"""The files of FID's and FVD's networks: there and back, and files that do not fit."""
+"""Files of the networks behind FID and FVD: converted in both directions; files that do not fit are refused."""
 
 import functools
 
@@ -11,7 +11,7 @@ from vidmotion.convert import engine, folder
 from vidmotion.convert.read import read, write_safetensors
 from vidmotion.errors import EXIT_DONE, EXIT_REFUSED
 
-# Keys and shapes as the authors' code makes them: (entries without counters, counters, examples).
+# Keys and shapes as in the authors' code: (entries without counters, counters, examples).
 FILES = {
     "fid_inception": (
         472,
@@ -110,7 +110,7 @@ def test_files_that_do_not_fit(tmp_path, checkpoint, capsys):
 
 @pytest.mark.parametrize("name", FILES)
 def test_no_other_key_is_taken(name):
-    """Torchvision's classifier has 1000 classes and other behaviour: its file is refused."""
+    """A classifier with 1000 classes, such as torchvision's, behaves differently: its file is refused."""
     network = command.NETWORKS[name]
     flat = paths.flatten(abstract(name))
     empty = {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in flat.items()}

@@ -1,4 +1,4 @@
-"""The tables of VidTwin's loss networks: the released keys, there and back, and what lacks a file."""
+"""Tables of VidTwin's loss networks: the released keys, conversion in both directions, and missing files."""
 
 import fnmatch
 
@@ -27,7 +27,7 @@ def random(shapes, seed=0):
 
 @pytest.fixture(scope="module")
 def files():
-    """AlexNet's two public files (keys and shapes of torchvision and lpips), random values."""
+    """Returns random values for AlexNet's two public files, with the keys and shapes of torchvision and lpips."""
     convs = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
     trunk = {}
     for place, (outputs, inputs, size) in convs.items():
@@ -84,7 +84,8 @@ def test_a_file_is_missing(tmp_path, files, capsys):
     assert "--heads" not in said
     said = refused("lpips_vgg", f"--src={lins}")
     assert "https://download.pytorch.org/models/vgg16-397923af.pth" in said
-    said = refused("lpips_vgg", f"--src={src}", f"--heads={lins}")  # of the other trunk
+    # The heads belong to the other trunk.
+    said = refused("lpips_vgg", f"--src={src}", f"--heads={lins}")
     assert "net/conv1_2/kernel: no source features.2.weight" in said
     said = refused("lpips_alex", f"--src={src}", f"--heads={tmp_path / 'none.pth'}")
     assert "none.pth: no such file" in said
@@ -93,7 +94,7 @@ def test_a_file_is_missing(tmp_path, files, capsys):
 
 @pytest.fixture(scope="module")
 def released(fixtures_dir):
-    """Keys and shapes of the released checkpoint of VidTwin."""
+    """Returns the keys and shapes of VidTwin's released checkpoint."""
     return read_manifest(fixtures_dir / "manifests" / "vidtwin_released.txt")
 
 
@@ -104,7 +105,7 @@ def discriminator_shapes():
 
 
 def test_every_loss_tensor_has_its_place(released):
-    """56 of them: 31 of LPIPS, 19 of the discriminator, 6 ignored for a reason."""
+    """The checkpoint has 56 loss tensors: 31 of LPIPS, 19 of the discriminator and 6 that are ignored for a reason."""
     network = command.NETWORKS["lpips_vgg"]
     arguments = network.arguments(released, {"heads": None})
     engine.check(network.shapes(arguments), released, network.rules)
@@ -117,7 +118,7 @@ def test_every_loss_tensor_has_its_place(released):
     def zeros(tree):
         return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), tree)
 
-    # Written back under the first spelling, which for LPIPS is that of its own two files.
+    # Export uses the first spelling in the table; for LPIPS this is the spelling of its own two files.
     perceptual = len(engine.export(zeros(network.shapes(arguments)), network.rules))
     discriminator = engine.export(zeros(discriminator_shapes()), patchgan.RULES).keys()
     assert perceptual == 31 and len(discriminator) == 19 and discriminator < loss
@@ -136,7 +137,7 @@ def test_every_loss_tensor_has_its_place(released):
 
 
 def test_lpips_from_a_vidtwin_checkpoint(tmp_path, released, capsys):
-    """Its loss networks and a little of the rest; the constants must be ours."""
+    """LPIPS is read from a VidTwin checkpoint cut down to LPIPS and two tensors; wrong constants are refused."""
     shapes = {
         key: shape
         for key, shape in released.items()

@@ -1,4 +1,4 @@
-"""Every file format in; safetensors out."""
+"""Every supported file format can be read; safetensors files are written."""
 
 import json
 

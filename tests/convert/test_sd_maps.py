@@ -1,4 +1,4 @@
-"""Tables of the Stable Diffusion family against the released key manifests, by shapes alone."""
+"""Tables of the Stable Diffusion family against the released key manifests; only shapes are compared."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,8 @@ def shapes_of(net, *shapes):
 
 LATENT, CONTEXT, MOTION = (1, 8, 8, 4), (1, 1, 768), (1, 2, 32, 16)
 FRAMES, TIME = (1, 2, 8, 8, 4), (1,)
-# Tree of the released size, manifest, table, entries, parameters (spec xnemo.md, section 0).
+# Function that returns the tree at the released size, manifest, table, number of entries, number of parameters (spec
+# xnemo.md, section 0).
 RELEASED = {
     "reference": (
         lambda: shapes_of(ReferenceUNet(**SIZES["sd15"]), LATENT, CONTEXT),
@@ -91,7 +92,7 @@ def test_covers_the_released_network(fixtures_dir, name, denoising, reference):
 
 
 def part(tree, name):
-    """The leaves of one family of modules, and of everything that is in neither."""
+    """Returns the leaves of the modules called `name` ("motion" or "temporal"), or those of neither kind for ""."""
     flat = paths.flatten(tree)
     kinds = {
         path: next((k for k in ("motion", "temporal") if f"/{k}_" in path), "") for path in flat
@@ -114,7 +115,7 @@ def stand_ins(shapes):
 
 
 def test_animatediff_modules_are_the_temporal_ones(fixtures_dir, denoising):
-    """A file of AnimateDiff has the temporal modules alone and calls them motion modules."""
+    """An AnimateDiff file holds only the temporal modules, which it calls motion modules."""
     shapes = manifest(fixtures_dir, "xnemo_denoising_unet")
     mine = {key: shape for key, shape in shapes.items() if ".temporal_modules." in key}
     theirs = {key.replace("temporal_modules", "motion_modules"): s for key, s in mine.items()}
@@ -122,12 +123,12 @@ def test_animatediff_modules_are_the_temporal_ones(fixtures_dir, denoising):
         found = unet_maps.as_temporal(stand_ins(file))
         assert found.keys() == {key for key in mine if not key.endswith("pos_encoder.pe")}
         check(part(denoising, "temporal"), {k: x.shape for k, x in found.items()}, unet_maps.RULES)
-    whole = unet_maps.as_temporal(stand_ins(shapes))  # of X-NeMo, in which both kinds are
+    whole = unet_maps.as_temporal(stand_ins(shapes))  # X-NeMo's file holds both kinds
     assert whole.keys() == {key for key in shapes if not key.endswith("pos_encoder.pe")}
 
 
 def test_reference_from_a_whole_unet(fixtures_dir, denoising, reference):
-    """The denoising network's base is a whole UNet of Stable Diffusion."""
+    """The denoising network without its modules is a whole UNet of Stable Diffusion, which the reference accepts."""
     whole = {
         key: shape
         for key, shape in manifest(fixtures_dir, "xnemo_denoising_unet").items()
@@ -138,7 +139,7 @@ def test_reference_from_a_whole_unet(fixtures_dir, denoising, reference):
     check(reference, whole, unet_maps.REFERENCE)
     with pytest.raises(ConversionError) as caught:
         check(reference, {k: s for k, s in whole.items() if k != "conv_in.bias"}, unet_maps.RULES)
-    assert len(caught.value.problems) == 5  # four of the output layer, one absent
+    assert len(caught.value.problems) == 5  # four tensors of the output layer, one missing
 
 
 def test_sizes_are_read_off_the_shapes(fixtures_dir):
@@ -169,7 +170,7 @@ def test_older_names_of_the_temporal_autoencoder():
         return key
 
     renamed = {older(key): x for key, x in state.items()}
-    assert len(renamed.keys() - state.keys()) == 16  # of both halves
+    assert len(renamed.keys() - state.keys()) == 16  # in the encoder and the decoder
     jax.tree.map(np.testing.assert_array_equal, convert(tree, renamed, vae_maps.RULES), params)
 
 
@@ -186,7 +187,7 @@ def test_there_and_back():
 
 
 def test_command_takes_single_networks(tmp_path, capsys):
-    """X-NeMo's denoising network there and back; a wrong position code is refused."""
+    """X-NeMo's denoising network is converted in both directions; a wrong position code is refused."""
     size = {"channels": [32], "attention": [True], "layers_per_block": 1, "context_width": 12}
     network = command.NETWORKS["xnemo_denoising_unet"]
     arguments = size | {"heads": 4, "head": True}

@@ -1,4 +1,4 @@
-"""Stable Diffusion's files as what WarpFace begins with: coverage, two steps of training, and what is refused."""
+"""WarpFace initialised from Stable Diffusion's files: coverage, two training steps, and what is refused."""
 
 import re
 
@@ -27,7 +27,7 @@ BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
 
 
 def random_of(name, arguments, rules):
-    """Random parameters of a network, and its published file of them."""
+    """Returns random parameters of a network, and the same as a published file would hold them."""
     rng = np.random.default_rng(len(name))
     shapes = command.NETWORKS[name].shapes(arguments)
     params = jax.tree.map(lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype("f4"), shapes)
@@ -47,7 +47,7 @@ def vae():
 
 @pytest.fixture(scope="module")
 def files(unet, vae, tmp_path_factory):
-    """Both files where the published ones lie, and the folder made of them."""
+    """Writes both files under their published names, converts them, and returns the folder of the result."""
     here = tmp_path_factory.mktemp("sd15")
     for part, state in (("unet", unet[1]), ("vae", vae[1])):
         (here / part).mkdir()
@@ -61,7 +61,7 @@ def files(unet, vae, tmp_path_factory):
 
 
 def test_a_run_begins_with_both_files_and_learns(files, unet, vae, tmp_path, unoptimised):
-    """At a rate of 1e-6 two steps of Adam move no number by more than a few millionths."""
+    """At a rate of 1e-6, two steps of Adam move no parameter by more than a few millionths."""
     config = load_config("warpface:debug")
     config.system.unet.update({"channels": (32,), "attention": (True,)})
     numbers = {"mean": (0.0,) * 4, "std": (2.745,) * 4}
@@ -87,7 +87,7 @@ def test_a_run_begins_with_both_files_and_learns(files, unet, vae, tmp_path, uno
 
 
 def test_another_run_of_it_gives_motion_and_warps_too():
-    """Of Stable Diffusion there is neither, and both stay as they were initialised."""
+    """Stable Diffusion has neither motion nor warps: starting from it, both keep their initial values."""
     config = load_config("warpface:debug")
     system = build(config.system)
     batch = {n: jnp.zeros(s.shape, s.dtype) for n, s in system.input_spec(1).items()}
@@ -158,7 +158,7 @@ def refused(tmp_path, capsys, base, vae=None):
 
 
 def test_stable_diffusion_2_is_refused_by_all_its_layers(unet, tmp_path, capsys):
-    """Its transformers begin and end with matrices where 1.5 has convolutions of size 1."""
+    """Version 2 has matrices at both ends of a transformer, where version 1.5 has convolutions of size 1."""
     projections = [k for k in unet[1] if k.endswith(("proj_in.weight", "proj_out.weight"))]
     assert len(projections) == 2 * 4
     second = unet[1] | {key: unet[1][key][:, :, 0, 0] for key in projections}
@@ -207,7 +207,7 @@ def test_a_folder_of_another_network_is_refused():
 
 
 def base_manifest(fixtures_dir):
-    """Keys and shapes of Stable Diffusion 1.5's UNet: those of X-NeMo's denoising network without its modules."""
+    """Returns keys and shapes of Stable Diffusion 1.5's UNet: X-NeMo's denoising network without its modules."""
     shapes = read_manifest(fixtures_dir / "manifests" / "xnemo_denoising_unet.txt")
     return {key: shape for key, shape in shapes.items() if "_modules." not in key}
 
@@ -219,7 +219,8 @@ def test_the_published_unet_fills_both_networks_of_the_recipe(fixtures_dir):
     tree = network.shapes(network.arguments(shapes, dict.fromkeys(network.options)))
     engine.check(tree, shapes, network.rules)
     kept = paths.flatten(unet_maps.without_text(tree))
-    assert len(shapes) == 686 and len(kept) == 686 - 16 * 7  # q, k, v, out and its bias, norm
+    # Query, key, value, output and its bias, two of the norm.
+    assert len(shapes) == 686 and len(kept) == 686 - 16 * 7
     assert sum(leaf.size for leaf in kept.values()) == 815_533_444  # spec warpface.md, 5.1
     for msa in ("down+mid", "all"):
         config = load_config(f"warpface:msa={msa}")
@@ -233,4 +234,4 @@ def test_the_published_unet_fills_both_networks_of_the_recipe(fixtures_dir):
             assert asked[path] is None or given[path].shape == leaf.shape, path
             assert (path in given) == (asked[path] is True), path
         used = {path.partition("/")[2].partition("/")[2] for path in asked if asked[path]}
-        assert used == kept.keys()  # every array is read, by the denoiser at least
+        assert used == kept.keys()  # every array is read, at least by the denoiser

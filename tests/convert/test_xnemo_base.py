@@ -1,4 +1,4 @@
-"""What X-NeMo's training begins with: Stable Diffusion's UNet, AnimateDiff's module and ImageNet's ResNet-50."""
+"""What X-NeMo's training starts from: Stable Diffusion's UNet, AnimateDiff's module and ImageNet's ResNet-50."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ MODULE = {"channels": [32], "layers_per_block": 1}
 
 
 def file_of(path, name, arguments, rules):
-    """A published file of random numbers, and the parameters that are in it."""
+    """Writes random parameters as a published file; returns the parameters and the file's content."""
     rng = np.random.default_rng(len(name))
     shapes = command.NETWORKS[name].shapes(arguments)
     params = jax.tree.map(lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype("f4"), shapes)
@@ -35,7 +35,7 @@ def file_of(path, name, arguments, rules):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The three files: name -> (path, parameters, state)."""
+    """Writes the three files; returns name -> (path, parameters, content of the file)."""
     here = tmp_path_factory.mktemp("xnemo_base")
     made = {}
     for option, name, arguments, rules in (
@@ -70,13 +70,13 @@ def config_of(folder_there, stage):
 
 
 def test_the_module_is_spelled_as_animatediff_spells_it(files):
-    """Version 2: one module a layer, one in the middle; names from its published file."""
+    """Version 2 has one module per layer and one in the middle, named as in its published file."""
     module = "temporal_transformer.transformer_blocks.0.attention_blocks.1.to_q.weight"
     keys = files["temporal"][2].keys()
     for place in ("down_blocks.0.motion_modules.0", "mid_block.motion_modules.0"):
         assert f"{place}.{module}" in keys
     assert f"up_blocks.0.motion_modules.1.{module}" in keys
-    assert len(keys) == 26 * 4  # of a layer on the way down, the middle, and two on the way up
+    assert len(keys) == 26 * 4  # one layer on the way down, the middle, two layers on the way up
 
 
 def test_every_part_lands_where_it_belongs_and_the_rest_stays_fresh(files, begun):
@@ -84,8 +84,8 @@ def test_every_part_lands_where_it_belongs_and_the_rest_stays_fresh(files, begun
     system = build(config.system)
     batch = {n: jnp.zeros(s.shape, s.dtype) for n, s in system.input_spec(1).items()}
     shapes = jax.eval_shape(system.init, jax.random.key(0), batch)
-    # Pixels laid out as twelve times as many channels as latents have: Stable Diffusion's first and last layers are not
-    # of this codec, and are taken as they come.
+    # The debug codec lays pixels out in twelve times as many channels as a latent has, so Stable Diffusion's first and
+    # last layers do not fit it; ones of the right shapes take their place.
     source = paths.flatten(system.released(folder.load(begun)[2]))
     flat = paths.flatten(shapes["model"])
     ends = {f"model/{path}": leaf.shape for path, leaf in flat.items() if "/conv_" in path}
@@ -122,7 +122,8 @@ def test_a_run_begins_with_them_and_trains(files, begun, tmp_path):
     assert train(config, str(tmp_path / "run")) == EXIT_DONE
     learnt = paths.flatten(Run(config, str(tmp_path / "run")).trained_vars().params)
     for path, leaf in paths.flatten(files["temporal"][1]).items():
-        np.testing.assert_array_equal(learnt[f"model/denoiser/{path}"], leaf)  # rest in stage 1
+        # Not trained in stage 1.
+        np.testing.assert_array_equal(learnt[f"model/denoiser/{path}"], leaf)
     for path, leaf in paths.flatten(files["appearance"][1]["params"]).items():
         np.testing.assert_array_equal(learnt[f"head/appearance/trunk/{path}"], leaf)
 

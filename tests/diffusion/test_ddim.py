@@ -1,4 +1,4 @@
-"""DDIM over discrete times: all three predictions, hand values, diffusers."""
+"""DDIM over discrete times: all three predictions, against values computed by hand and against diffusers."""
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,10 @@ PROCESS = DDPM(beta_start=0.00085, beta_end=0.012, schedule="scaled_linear")
 
 
 def test_scaled_linear_by_hand():
-    # Betas are squares of evenly spaced numbers: 0.1^2, 0.2^2, 0.3^2.
+    # The betas are the squares of evenly spaced numbers: 0.1^2, 0.2^2, 0.3^2.
     abar = DDPM(3, 0.01, 0.09, "scaled_linear").alpha_bar()
     np.testing.assert_allclose(abar, [0.99, 0.99 * 0.96, 0.99 * 0.96 * 0.91], rtol=1e-12)
-    # Published with WarpFace's schedule, which is Stable Diffusion's.
+    # Published values of WarpFace's schedule, which is Stable Diffusion's.
     known = {1: 0.99829603, 26: 0.97565291, 501: 0.27499907, 976: 0.00612401, 999: 0.00466010}
     for time, value in known.items():
         assert PROCESS.alpha_bar()[time] == pytest.approx(value, abs=5e-9)
@@ -34,7 +34,7 @@ def test_times():
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_targets_and_noised_by_hand(prediction):
-    process = DDPM(3, 0.1, 0.3)  # alpha bar .9, .72, .504
+    process = DDPM(3, 0.1, 0.3)  # alpha bar is .9, .72, .504
     z, noise = jnp.array([[1.0, 2.0], [3.0, -1.0]]), jnp.array([[0.5, -1.0], [2.0, 0.0]])
     times = jnp.array([0, 2])
     a, s = np.sqrt([[0.9], [0.504]]), np.sqrt([[0.1], [0.496]])
@@ -51,7 +51,7 @@ def test_the_true_answer_leads_to_it_whatever_is_predicted(prediction):
     z, noise = (rng.normal(size=(2, 3, 4)).astype(np.float32) for _ in range(2))
     times = leading_times(10)
 
-    def predict(x, time):  # what a perfect network says of a set that is only z
+    def predict(x, time):  # a perfect network for a data set whose only sample is z
         abar = jnp.asarray(PROCESS.alpha_bar(), jnp.float32)[time]
         rest = (x - jnp.sqrt(abar) * z) / jnp.sqrt(1 - abar)
         return PROCESS.target(z, rest, time, prediction)

@@ -1,4 +1,4 @@
-"""Classifier-free guidance by hand."""
+"""Classifier-free guidance against values computed by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -35,4 +35,4 @@ def test_scale_1_is_the_conditional_model_and_evaluates_nothing_else():
     got = jax.jit(guided(recording, COND, NULL, 1.0))(X, 0.25)
     np.testing.assert_array_equal(got, X * COND["a"] + 10.25)
     jax.jit(guided(recording, COND, NULL, 1.5))(X, 0.25)
-    assert batches == [2, 4]  # otherwise both branches in one batch
+    assert batches == [2, 4]  # at a scale other than 1, both branches run in one batch

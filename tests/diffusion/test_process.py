@@ -1,4 +1,4 @@
-"""Noise processes: preconditioning, weights and tables in closed form and against diffusers."""
+"""Noise processes: preconditioning, weights and tables, in closed form and against diffusers."""
 
 import math
 
@@ -16,18 +16,18 @@ SIGMAS = np.array([0.002, 0.1, 0.5, 3.0, 80.0], np.float32)
 def test_edm_network_sees_and_predicts_unit_variance(data_std):
     edm = EDM(sigma_data=data_std)
     scale, sigma = edm.scalings(SIGMAS), np.float64(SIGMAS)
-    # z of variance data_std^2 and unit noise are independent, so variances of sums add.
+    # z (variance data_std^2) and the unit noise are independent, so the variance of their sum is the sum of variances.
     noisy = data_std**2 + sigma**2
     np.testing.assert_allclose(np.float64(scale.c_in) ** 2 * noisy, 1, rtol=1e-5)
-    # What F must predict is (z - c_skip (z + sigma n)) / c_out.
+    # The target of F is (z - c_skip (z + sigma n)) / c_out.
     c_skip, c_out = np.float64(scale.c_skip), np.float64(scale.c_out)
     target = ((1 - c_skip) ** 2 * data_std**2 + c_skip**2 * sigma**2) / c_out**2
     np.testing.assert_allclose(target, 1, rtol=1e-4)
-    # c_skip makes c_out smallest: no other value amplifies the network's errors less.
+    # c_skip minimises c_out: any other value amplifies the network's errors more.
     for other in (0.99, 1.01):
         error = (1 - other * c_skip) ** 2 * data_std**2 + (other * c_skip) ** 2 * sigma**2
         assert np.all(error > c_out**2 * (1 - 1e-6))
-    # The weight makes the loss on D the plain loss on F.
+    # The weight turns the loss on D into the unweighted loss on F.
     np.testing.assert_allclose(edm.weight(SIGMAS) * c_out**2, 1, rtol=1e-5)
     np.testing.assert_allclose(scale.time, 1000 * np.log(sigma) / 4, rtol=1e-6)
 
@@ -84,7 +84,8 @@ def test_ddpm_table_against_diffusers():
     abar = scheduler.alphas_cumprod.double().numpy()
     sigma = np.sqrt((1 - abar) / abar)
     process = DDPM()
-    assert process.sigma_min == pytest.approx(sigma[0], rel=1e-3)  # theirs is 1 - float32
+    # diffusers stores alpha bar in float32, so that 1 - alpha bar is inexact.
+    assert process.sigma_min == pytest.approx(sigma[0], rel=1e-3)
     assert process.sigma_max == pytest.approx(sigma[-1], rel=1e-4)
     time = process.scalings(jnp.asarray(sigma, jnp.float32)).time
     np.testing.assert_allclose(time, np.arange(1000), atol=0.01)

@@ -1,4 +1,4 @@
-"""Samplers: schedule, evaluations, exact solutions for a point and a Gaussian, diffusers."""
+"""Samplers: schedule, number of evaluations, exact solutions for a point and a Gaussian, and diffusers."""
 
 import itertools
 import math
@@ -39,7 +39,8 @@ def test_network_evaluations(method, steps):
     jax.jit(lambda noise: samplers.sample(denoise, noise, sigmas, method))(jnp.ones(3))
     jax.effects_barrier()
     levels = [float(s) for s in sigmas[:-1]]
-    if method == "heun":  # both ends of every interval; the last interval ends at 0, by Euler
+    # Heun evaluates at both ends of every interval, except in the last, which ends at 0 and is an Euler step.
+    if method == "heun":
         expected = [s for pair in itertools.pairwise(levels) for s in pair] + levels[-1:]
         assert len(expected) == 2 * steps - 1
     else:
@@ -54,13 +55,14 @@ def test_perfect_denoiser_of_a_point_returns_the_point(method, steps):
     point, noise = (rng.normal(size=(2, 5)).astype(np.float32) for _ in range(2))
     sigmas = samplers.karras_sigmas(steps, 0.002, 80.0)
     x = jax.jit(lambda n: samplers.sample(lambda x, sigma: point, n, sigmas, method))(noise)
-    np.testing.assert_allclose(x, point, atol=2e-5)  # one step from 80: 80 ulp of 1
+    # A single step from 80 rounds by up to 80 ulp of 1.
+    np.testing.assert_allclose(x, point, atol=2e-5)
 
 
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
 def test_order_of_convergence_on_gaussian_data(method, order):
-    # Data N(mu, s^2): D(x; sigma) = (s^2 x + sigma^2 mu) / (s^2 + sigma^2), and on the flow
-    # (x - mu) / sqrt(s^2 + sigma^2) is constant.
+    # Data N(mu, s^2): D(x; sigma) = (s^2 x + sigma^2 mu) / (s^2 + sigma^2), and (x - mu) / sqrt(s^2 + sigma^2) is
+    # constant along the flow.
     mu, s, low, high = 0.3, 0.5, 0.05, 5.0
     noise = np.array([-1.5, -0.2, 0.7, 2.0], np.float32)
 
@@ -72,13 +74,13 @@ def test_order_of_convergence_on_gaussian_data(method, order):
         return samplers.sample(denoise, noise, sigmas, method)
 
     at_low = mu + (np.float64(noise) * high - mu) * math.sqrt((s**2 + low**2) / (s**2 + high**2))
-    exact = (s**2 * at_low + low**2 * mu) / (s**2 + low**2)  # the last step, which is Euler's
+    exact = (s**2 * at_low + low**2 * mu) / (s**2 + low**2)  # the last step is an Euler step
     run = jax.jit(solve, static_argnums=0)
     errors = [np.abs(np.float64(run(steps)) - exact).max() for steps in (10, 20, 40)]
     assert errors[-1] > 2e-5  # far above float32 rounding
     slopes = np.log2(np.divide(errors[:-1], errors[1:]))
     np.testing.assert_allclose(slopes, order, atol=0.3)
-    # In the limit the samples are the data's: mean and spread of the mapped noise.
+    # In the limit the samples have the distribution of the data: the noise mapped to its mean and spread.
     np.testing.assert_allclose(exact, mu + s * (noise - mu / high), atol=0.02)
 
 

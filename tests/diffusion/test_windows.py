@@ -1,4 +1,4 @@
-"""Windows of long videos: lists by hand, coverage, averaging, and memory that stays."""
+"""Windows of long videos: lists written by hand, coverage, averaging, and memory that does not grow."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def test_lists_by_hand():
     lists = Windows(44).indices(5).tolist()
     assert lists[0] == list(range(5, 29))
     assert lists[1] == list(range(25, 44)) + list(range(5))
-    assert lists[2] == [1 + k for k in range(24)]  # 45 and on: around the loop
+    assert lists[2] == [1 + k for k in range(24)]  # indices from 45 on wrap around
     assert Windows(25).indices().tolist() == [
         list(range(24)),
         [20, 21, 22, 23, 24, *range(19)],
@@ -60,7 +60,8 @@ def test_the_mean_over_the_windows_that_hold_a_frame(together):
     x = rng.normal(size=(2, 11, 3)).astype(np.float32)
     c = rng.normal(size=(2, 11)).astype(np.float32)
 
-    def predict(x, time, condition):  # depends on the neighbours in the window
+    # Each frame's prediction depends on its neighbours in the window.
+    def predict(x, time, condition):
         return jnp.cumsum(x, 1) * time + condition["c"][..., None]
 
     whole = jax.jit(windowed(predict, {"c": c}, windows, KEY, together))
@@ -91,7 +92,7 @@ def test_what_looks_at_one_frame_only_is_not_changed_by_windows():
 
 def test_memory_is_that_of_the_windows_whatever_the_length():
     def scratch(frames):
-        """Bytes beside arguments and result, of a network with 512 numbers inside per number."""
+        """Returns the temporary memory in bytes of a network that uses 512 numbers internally per input number."""
 
         def predict(x, time, _):
             wide = jnp.tanh(x[..., None] * jnp.arange(512.0).reshape(1, 1, 1, -1) + time)
@@ -102,9 +103,9 @@ def test_memory_is_that_of_the_windows_whatever_the_length():
         return run.memory_analysis().temp_size_in_bytes
 
     short, long = scratch(100), scratch(5000)
-    video = 4900 * 64 * 4  # bytes of the frames between the two
-    assert long - short < 4 * video  # sums and counts grow, a few copies of the video
-    assert short > 24 * 64 * 512 * 4 / 2  # the network's own, and it was counted
+    video = 4900 * 64 * 4  # bytes by which the two videos differ
+    assert long - short < 4 * video  # only the sums and counts grow: a few copies of the video
+    assert short > 24 * 64 * 512 * 4 / 2  # the network's own memory was counted
 
 
 def test_wrong_sizes_are_refused():

@@ -1,4 +1,4 @@
-"""X-NeMo's sampler as released: the recorded trajectory, blur and first noisy latent."""
+"""X-NeMo's released sampler: the recorded trajectory, the blur and the first noisy latent."""
 
 import json
 
@@ -75,15 +75,15 @@ def test_blur_and_first_latent_parity(records):
         process, first = process_of(meta), int(io["timesteps"][0])
         blurred = jax.jit(gaussian_blur)(channels_last(io["blur_in"]))
         np.testing.assert_allclose(blurred, channels_last(io["blur_out"]), atol=1e-6)
-        noisy = process.noised(  # recorded for the sharp latent
+        noisy = process.noised(  # the recording used the latent without blur
             channels_last(io["blur_in"]), channels_last(io["add_noise_n"]), first
         )
         np.testing.assert_allclose(noisy, channels_last(io["add_noise_t0"]), atol=1e-6)
 
 
 def test_what_the_release_does_by_the_numbers():
-    # sqrt of the clean share at the first time, and at the end of the schedule: computed by hand
-    # from 1 - prod(1 - beta), beta = (sqrt(.00085) + k / 999 (sqrt(.02) - sqrt(.00085)))^2.
+    # Square root of alpha bar at the first time and at the end of the schedule, computed by hand from prod(1 - beta)
+    # with beta = (sqrt(.00085) + k / 999 (sqrt(.02) - sqrt(.00085)))^2.
     process = DDPM(beta_start=0.00085, beta_end=0.02, schedule="scaled_linear")
     share = np.sqrt(process.alpha_bar())
     assert share[961] == pytest.approx(0.0220, abs=5e-5)
@@ -96,7 +96,7 @@ def test_what_the_release_does_by_the_numbers():
 
 def test_the_start_is_the_blurred_reference_and_each_frames_own_noise():
     process = DDPM(beta_start=0.00085, beta_end=0.02, schedule="scaled_linear")
-    reference = jnp.full((1, 16, 16, 4), 100.0)  # a flat picture stays what it is
+    reference = jnp.full((1, 16, 16, 4), 100.0)  # the blur leaves a flat picture unchanged
     start = start_from_reference(jax.random.key(0), reference, 6, process, 961)
     assert start.shape == (1, 6, 16, 16, 4) and start.dtype == jnp.float32
     rest = np.float64(start) - 100 * np.sqrt(process.alpha_bar()[961])

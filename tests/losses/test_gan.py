@@ -1,4 +1,4 @@
-"""Hinge terms by hand; the adaptive weight against torch and at the ends of the number range."""
+"""Hinge terms by hand; the adaptive weight against torch and at the limits of floating point."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from vidmotion.losses.gan import adaptive_weight, hinge_discriminator, hinge_gen
 
 def test_hinge():
     real, fake = jnp.array([[2.0, 0.5], [-1.0, 1.0]]), jnp.array([-2.0, -0.5, 1.0])
-    # relu(1 - real): 0, 0.5, 2, 0; relu(1 + fake): 0, 0.5, 2
+    # relu(1 - real) is 0, 0.5, 2, 0; relu(1 + fake) is 0, 0.5, 2.
     np.testing.assert_allclose(
         hinge_discriminator(real, fake), 0.5 * (2.5 / 4 + 2.5 / 3), rtol=1e-6
     )
@@ -18,7 +18,7 @@ def test_hinge():
 
 
 def test_logits_of_half_precision():
-    """4096 ones and one 3: a bfloat16 sum would stop at 256."""
+    """The mean of 4096 ones and one 3 is exact to float32; a bfloat16 sum would stop at 256."""
     fake = jnp.ones(4097, jnp.bfloat16).at[0].set(3)
     for got, want in (
         (hinge_generator(fake), -4099 / 4097),
@@ -31,7 +31,7 @@ def test_logits_of_half_precision():
 @pytest.mark.oracle
 @pytest.mark.parametrize("gain", [1.0, 1e-6])
 def test_adaptive_weight_equals_torch(gain):
-    """A last kernel between random features and two losses; ours differentiates with jax."""
+    """Compares weights computed from the gradients of two losses in a last kernel, by jax and by torch."""
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     features, kernel, target, judge = (
@@ -60,9 +60,9 @@ def test_adaptive_weight_equals_torch(gain):
     [
         (0.0, 0.0, 0.0),
         (0.0, 1.0, 0.0),
-        (3.0, 0.0, 1e4),  # 6 / 1e-4 is above the limit
-        (1e-4, 0.0, 2.0),  # norm 2e-4 over eps
-        (3e38, 3e38, 1.0),  # norms beyond float32
+        (3.0, 0.0, 1e4),  # 6 / 1e-4 exceeds the limit
+        (1e-4, 0.0, 2.0),  # norm 2e-4 divided by eps
+        (3e38, 3e38, 1.0),  # norms that overflow float32
         (1e30, 2e30, 0.5),
         (3e38, 0.0, 1e4),
         (0.0, 3e38, 0.0),
@@ -72,7 +72,7 @@ def test_adaptive_weight_equals_torch(gain):
 )
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_adaptive_weight_is_finite(nll, gan, want, dtype):
-    """Four equal entries: the norm is twice one of them."""
+    """Each gradient has four equal entries, so its norm is twice one entry."""
     nll, gan = (jnp.full((2, 2), value, dtype) for value in (nll, gan))
     got = adaptive_weight(nll, gan, 0.5)
     np.testing.assert_allclose(got, 0.5 * want, rtol=0.01, atol=1e-20)

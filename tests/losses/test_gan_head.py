@@ -1,4 +1,4 @@
-"""Feature matching and equation 7 by hand."""
+"""Feature matching and equation 7 against values computed by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from vidmotion.losses.feature_matching import feature_distance
 from vidmotion.losses.gan_head import Weights, generator_loss
 
-# Mean absolute differences 1 and 0.25.
+# The two pairs of features have mean absolute differences of 1 and 0.25.
 REAL = [jnp.array([[1.0, 2.0]]), jnp.zeros((1, 2, 2, 1))]
 FAKE = [jnp.array([[0.0, 3.0]]), jnp.array([[[[1.0], [0.0]], [[0.0], [0.0]]]])]
 
@@ -21,13 +21,13 @@ def test_feature_distance_by_hand():
 def test_no_gradient_reaches_the_real_side():
     by_real, by_fake = jax.grad(feature_distance, argnums=(0, 1))(REAL, FAKE)
     assert not any(np.any(leaf) for leaf in by_real)
-    np.testing.assert_allclose(by_fake[0], [[-0.25, 0.25]])  # half the mean of two entries
+    np.testing.assert_allclose(by_fake[0], [[-0.25, 0.25]])  # half of the mean over two entries
 
 
 def test_equation_7_by_hand():
     target = jnp.zeros((2, 2, 2, 3))
     image = target.at[0].set(0.5)  # mean absolute difference 0.25
-    score = jnp.array([1.0, -3.0])  # minus the mean is 1
+    score = jnp.array([1.0, -3.0])  # the negative mean is 1
     loss, terms = generator_loss(target, image, score, (REAL, FAKE), (REAL, FAKE), (REAL, FAKE))
     assert {k: float(v) for k, v in terms.items()} == pytest.approx(
         dict(adversarial=1.0, reconstruction=0.25, matching=0.625, vgg=1.25, face=1.25)
@@ -38,7 +38,7 @@ def test_equation_7_by_hand():
     )
     assert set(terms) == {"adversarial", "reconstruction", "matching"}
     assert loss == pytest.approx(1.5)
-    # Without a discriminator: the mean absolute difference alone.
+    # Without a discriminator only the mean absolute difference is left.
     loss, terms = generator_loss(target, image)
     assert set(terms) == {"reconstruction"} and loss == pytest.approx(0.25)
 

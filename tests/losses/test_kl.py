@@ -1,4 +1,4 @@
-"""The divergence against numerical integration and in its limits."""
+"""The Kullback-Leibler divergence against numerical integration and in its limits."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""WarpFace's weight map by hand, and the symmetry term (spec warpface.md, sections 7 and 14)."""
+"""WarpFace's weight map and symmetry term by hand (spec warpface.md, sections 7 and 14)."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def test_weight_map_of_the_worked_example():
 def test_differences_are_averaged_over_channels_and_examples_kept_apart():
     z = np.zeros((2, 1, 2, 2), np.float32)
     z[0, 0, 0] = [3.0, -1.0]  # delta 2 and 0, mean 1
-    z[1, 0, 1] = [0.2, 0.0]  # delta 0 and 0.1, mean 0.05: small, but all there is
+    z[1, 0, 1] = [0.2, 0.0]  # delta 0 and 0.1, mean 0.05: small, but this example's largest
     weight = np.asarray(adaptive_weight(z, np.zeros_like(z), 0.1, 3.0))
     np.testing.assert_allclose(weight[:, 0], [[0.7, 0.1], [0.1, 0.7]], rtol=1e-5)
 
@@ -32,5 +32,5 @@ def test_symmetry_is_a_mean_of_squares_that_opposite_codes_make_zero():
     there, back = jnp.array([[1.0, -2.0], [0.5, 0.5]]), jnp.array([[-1.0, 2.0], [0.5, -1.5]])
     np.testing.assert_allclose(symmetry_loss(there, back), [0.0, 1.0])  # (1 + 1) / 2
     both = jax.grad(lambda a, b: jnp.sum(symmetry_loss(a, b)), argnums=(0, 1))(there, back)
-    for gradient in both:  # 2 (a + b) / D, to either side
+    for gradient in both:  # 2 (a + b) / D on either side
         np.testing.assert_allclose(gradient, [[0.0, 0.0], [1.0, -1.0]])

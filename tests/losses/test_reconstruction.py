@@ -1,4 +1,4 @@
-"""The likelihood against torch, pixel by pixel, and against the density of SciPy."""
+"""The likelihood against torch, pixel by pixel, and against SciPy's density."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from vidmotion.losses.reconstruction import laplace_nll
 
 @pytest.mark.oracle
 def test_equals_torch():
-    """Value and gradients of r / exp(s) + s, summed over pixels, averaged over images."""
+    """Compares value and gradients of r / exp(s) + s, summed over pixels and averaged over images."""
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     error = rng.uniform(0, 1, (3, 4, 5, 3)).astype(np.float32)
@@ -32,7 +32,7 @@ def test_equals_torch():
 
 
 def test_is_the_laplace_density():
-    """Without the perceptual part, and but for log 2 at each value."""
+    """Without the perceptual part, the loss is the negative log density up to log 2 per value."""
     error = np.random.default_rng(1).uniform(0, 2, (2, 3, 3, 3)).astype(np.float32)
     got = laplace_nll(error, jnp.zeros(2), jnp.float32(0.4), 0.05)
     density = stats.laplace.logpdf(error, scale=np.exp(0.4)) + np.log(2)
@@ -40,7 +40,7 @@ def test_is_the_laplace_density():
 
 
 def test_what_a_frame_pays_for_its_distance():
-    """Section 7: at s = 0, 0.05 * 150528 * p for 224x224 pixels."""
+    """Section 7: at s = 0, LPIPS adds 0.05 * 150528 * p per frame of 224x224 pixels."""
     got = laplace_nll(jnp.zeros((1, 224, 224, 3)), jnp.array([0.25]), jnp.float32(0), 0.05)
     np.testing.assert_allclose(got, 0.05 * 150528 * 0.25, rtol=1e-6)
 

@@ -1,4 +1,4 @@
-"""The streaming mean against the mean over everything at once."""
+"""The streaming mean against the mean over all values at once."""
 
 import math
 
@@ -21,7 +21,8 @@ def test_batches_and_hosts_merge_to_the_mean_of_all():
 
 
 def test_float32_values_are_summed_in_float64():
-    mean = Mean(total=2.0**24, count=1).update(np.ones(1, np.float32))  # 2^24 + 1 is no float32
+    # float32 cannot represent 2^24 + 1.
+    mean = Mean(total=2.0**24, count=1).update(np.ones(1, np.float32))
     assert mean.total == 2**24 + 1
 
 

@@ -1,4 +1,4 @@
-"""Codebook statistics: closed forms and a small table worked out by hand."""
+"""Codebook statistics against closed forms and a small table worked out by hand."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""AED, AUH and EMO-SIM: section 14, scipy, hand computations, and bad input."""
+"""AED, AUH and EMO-SIM against section 14 of the spec, scipy and hand computations; bad input is refused."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def axes(course):
 
 def test_blendshapes_by_hand():
     a, b = np.zeros((2, 52)), np.zeros((2, 52))
-    b[0, 0] = 1.0  # _neutral, which does not count
+    b[0, 0] = 1.0  # _neutral, which is ignored
     b[1, 5], a[1, 51] = 0.51, 0.51
     np.testing.assert_allclose(blendshape_distance(a, b), [0, 0.02], atol=1e-15)
     np.testing.assert_allclose(blendshape_distance(a[:, 1:], b[:, 1:]), [0, 0.02], atol=1e-15)
@@ -51,7 +51,7 @@ def test_blendshapes_refused():
 
 
 def test_face_model_scalings_by_hand():
-    """Two videos of one and three frames: each counts as one."""
+    """Two videos of one and of three frames have equal weight."""
     zero, angle = np.zeros((1, 64)), np.zeros((1, 3))
     one = FaceModelMotion().update(zero, zero + 0.1, angle, angle + np.deg2rad([[3, 6, 9]]))
     long = [np.repeat(x, 3, axis=0) for x in (zero, zero + 0.3, angle, angle + 0.0)]
@@ -66,7 +66,7 @@ def test_face_model_scalings_by_hand():
     merged = one.merge(FaceModelMotion().update(*long)).merge(FaceModelMotion())
     assert merged == both and FaceModelMotion().merge(both) == both
 
-    # What a frame without a face holds does not matter.
+    # Values of a frame without a face are ignored.
     seen = np.array([True, False, True])
     long[1][1] = np.nan
     assert one.update(*long, seen).rows("w", "r")[0].value == pytest.approx(0.2)
@@ -102,7 +102,7 @@ def test_slices_of_deep3d():
 
 
 def test_action_units_golden():
-    """Section 14 of the spec."""
+    """Checks the values of section 14 of the spec."""
     a = np.array([[1, 0, 1, 0], [0, 0, 1, 1]], bool)
     b = np.array([[1, 1, 1, 0], [0, 1, 0, 1]], bool)
     score = PairedScore().update(action_unit_distance(a, b))
@@ -141,7 +141,7 @@ def test_openface_files(tmp_path):
 
 
 def test_emo_sim_golden():
-    """Section 14 of the spec: PCC .9759828106, CCC .9490681930."""
+    """Checks the values of section 14 of the spec: PCC .9759828106, CCC .9490681930."""
     moments = Moments.empty(4).update(np.concatenate([axes(P), axes(Q)], axis=1))
     assert emo_sim(moments) == pytest.approx(0.9625255018, abs=1e-9)
     similarity = EmotionSimilarity().update(axes(P), axes(Q))
@@ -168,7 +168,7 @@ def test_emo_sim_by_numpy_and_merged():
         parts = parts.merge(EmotionSimilarity().update(a[part], b[part]))
     assert parts.compute() == pytest.approx(whole.compute(), abs=1e-12)
     assert parts.videos.mean.count == 3
-    # Clipped to [-1, 1]; frames without a face are left out.
+    # Values are clipped to [-1, 1]; frames without a face are left out.
     seen = np.ones(33, bool)
     seen[[5, 9]] = False
     longer = [np.insert(x, [5, 8], np.nan, axis=0) for x in (a, b)]

@@ -1,4 +1,4 @@
-"""Resizing for FID and FVD against Pillow, torch and hand computations; each convention; bad input."""
+"""Resizing for FID and FVD in each convention against Pillow, torch and hand computations; bad input is refused."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ SIZES = [(5, 9), (12, 7), (7, 7), (40, 11), (3, 30)]
 
 
 def test_golden_lines():
-    """The table of the spec metrics.md, section 14: 0, 1, 2, 3 at seven places."""
+    """Checks the table of the spec metrics.md, section 14: the line 0, 1, 2, 3 resized to seven values."""
     line = np.arange(4.0)
     np.testing.assert_allclose(
         matrix("tf1", 4, 7) @ line,
@@ -66,7 +66,7 @@ def test_bicubic_is_pillow(old, new):
 
 @pytest.mark.parametrize("convention", IMAGE_CONVENTIONS)
 def test_images_of_every_convention(convention):
-    """A picture of the network's size is only scaled; values beyond white and black stay there."""
+    """An image of the network's size is only rescaled; overshoots beyond black and white are clipped."""
     flat = np.zeros((2, 299, 299, 3), np.uint8)
     flat[1] = 255
     got = np.asarray(for_inception(flat, convention))
@@ -74,7 +74,7 @@ def test_images_of_every_convention(convention):
     np.testing.assert_allclose(got[0], -1, atol=1e-6)
     np.testing.assert_allclose(got[1], (255 - centre) / centre, atol=1e-6)
     edge = np.zeros((1, 20, 20, 3), np.uint8)
-    edge[:, 10:] = 255  # bicubic overshoots here
+    edge[:, 10:] = 255  # an edge at which bicubic interpolation overshoots
     got = np.asarray(for_inception(edge, convention))
     assert got.min() >= -1 - 1e-6 and got.max() <= (255 - centre) / centre + 1e-6
     floats = np.random.default_rng(0).random((1, 20, 31, 3), np.float32)
@@ -98,7 +98,7 @@ def test_clips_of_every_convention(h, w):
     size = [-(-side * 224 // short) for side in (h, w)]
     top, left = ((side - 224) // 2 for side in size)
     cut = np.s_[:, top : top + 224, left : left + 224]
-    # Torch's places of pixels are float32: of 300 pixels they err by 2e-5 of the step between two.
+    # Torch computes pixel positions in float32, which at 300 pixels is off by 2e-5 of the distance between two pixels.
     want = {
         "styleganv_np": bilinear(frames, size)[cut],
         "styleganv": bilinear(torch.round(255 * frames) / 255, (224, 224)),
@@ -142,5 +142,5 @@ def test_refusals():
         for_i3d(clip, "clean")
     with pytest.raises(ValueError, match="kind must be one of"):
         matrix("area", 3, 4)
-    # Under jit values are not to be seen; shapes are.
+    # Under jit only shapes can be checked, not values.
     assert jax.eval_shape(for_i3d, clip).shape == (1, 2, 224, 224, 3)

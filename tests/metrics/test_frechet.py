@@ -1,4 +1,4 @@
-"""Frechet distances against scipy, closed forms and the spec's golden values; streaming; bad input."""
+"""Frechet distances against scipy, closed forms and the spec's golden values; streaming; bad input is refused."""
 
 import math
 
@@ -32,7 +32,8 @@ def test_golden_values():
     a, b = moments(GOLDEN_A), moments(GOLDEN_B)
     assert frechet_distance(a, b) == pytest.approx(3.7320585752, abs=5e-10)
     assert frechet_distance(a, b, "N") == pytest.approx(3.6861340269, abs=5e-10)
-    # Rank 19 of 64: the nuclear norm of the product of centred features, which nothing here forms.
+    # Rank 19 of 64. The expected value is from the nuclear norm of the product of centred features, which the code
+    # never forms.
     a, b = moments(normal(0, 20, 64)), moments(1.2 * normal(1, 20, 64))
     assert frechet_distance(a, b) == pytest.approx(92.118174256, abs=2e-9)
 
@@ -47,8 +48,8 @@ def test_scipy_root():
 
 
 def test_diagonal_gaussians():
-    """sum (m1 - m2)^2 + (s1 - s2)^2; a set of plus and minus unit axes has an exact covariance."""
-    axes = np.concatenate([np.eye(5), -np.eye(5)])  # scatter 2 I
+    """The distance is sum (m1 - m2)^2 + (s1 - s2)^2; plus and minus the unit axes have an exact covariance."""
+    axes = np.concatenate([np.eye(5), -np.eye(5)])  # the scatter matrix is 2 I
     s1, s2 = np.array([1, 2, 0.5, 0, 3]), np.array([2, 2, 0, 0, 1])
     m1, m2 = np.arange(5.0), np.array([0, 1, 2, 5, 4.0])
     unit = 2 / 9
@@ -85,7 +86,7 @@ def test_degenerate_sets():
     want = np.sum((GOLDEN_A.mean(0) - 3) ** 2) + np.trace(np.cov(GOLDEN_A, rowvar=False))
     assert frechet_distance(a, constant) == pytest.approx(want, rel=1e-12)
     assert frechet_distance(constant, moments(np.full((4, 8), 1.0))) == 8 * 4
-    # Copies of a few: the rank is below N - 1.
+    # Repeated samples: the rank is below N - 1.
     few = normal(2, 4, 8)
     copies = moments(np.repeat(few, 5, axis=0))
     x, y = GOLDEN_A - GOLDEN_A.mean(0), np.repeat(few - few.mean(0), 5, axis=0)

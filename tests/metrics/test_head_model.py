@@ -1,4 +1,4 @@
-"""Shape, Motion and Cross error: section 14, meshes by loops and scipy, files."""
+"""Shape, Motion and Cross error against section 14 of the spec, meshes computed by loops, and scipy; files."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def head():
 
 @pytest.fixture(scope="module")
 def videos():
-    """Reference and generated video of section 14."""
+    """Returns the reference video and the generated video of section 14."""
     return [
         HeadMotion(
             normal(3 + i, 3),
@@ -65,7 +65,7 @@ def test_meshes(head, videos):
 
 
 def test_errors_of_what_is_kept(head, videos):
-    """What stays the same costs nothing, whatever the rest does."""
+    """Each error is zero if the parameters that it measures are unchanged, whatever the others are."""
     ref, made = videos
     copied = dataclasses.replace(made, beta=ref.beta)
     assert shape_error(head, ref, copied) == 0 and motion_error(head, ref, copied) > 0
@@ -73,7 +73,7 @@ def test_errors_of_what_is_kept(head, videos):
     assert motion_error(head, ref, driven) == 0 and shape_error(head, ref, driven) > 0
     assert cross_error(head, made, ref, driven) == pytest.approx(0, abs=1e-30)
     moved = dataclasses.replace(ref, trans=ref.trans + np.array([0, 0, 0.3]))
-    assert motion_error(head, ref, moved) == pytest.approx(0.03)  # of three coordinates one
+    assert motion_error(head, ref, moved) == pytest.approx(0.03)  # one of three coordinates moved
 
 
 def test_means_over_videos_merge(head, videos):
@@ -133,7 +133,7 @@ def test_files(tmp_path, head, videos):
 
     ref = videos[0]
     fields = {"psi": ref.psi, "euler": ref.euler, "trans": ref.trans}
-    np.savez(fit, beta=np.stack([ref.beta - 1, ref.beta + 1] * 2), **fields)  # of every frame
+    np.savez(fit, beta=np.stack([ref.beta - 1, ref.beta + 1] * 2), **fields)  # one beta per frame
     np.testing.assert_allclose(HeadMotion.load(fit).beta, ref.beta)
     np.savez(fit, **fields)
     with pytest.raises(ConfigError, match=r"fit\.npz: lacks beta"):

@@ -1,4 +1,4 @@
-"""Head angles against scipy, and the distances of section 14."""
+"""Head angles against scipy, and distances against section 14 of the spec."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from vidmotion.metrics.head_pose import (
 
 
 def test_golden_values():
-    """Section 14 of the spec."""
+    """Checks the values of section 14 of the spec."""
     first, second = np.deg2rad([[10, 20, 30.0]]), np.deg2rad([[-5, 25, 28.0]])
     np.testing.assert_allclose(
         rotation(first)[0, 2], [-0.34202014, 0.16317591, 0.92541658], atol=1e-8
@@ -31,7 +31,7 @@ def test_scipy():
     Rotation = pytest.importorskip("scipy.spatial.transform").Rotation
     rng = np.random.default_rng(0)
     a, b = rng.uniform(-1.5, 1.5, (2, 20, 3))
-    a[:, ::2] *= 2  # pitch and roll all around
+    a[:, ::2] *= 2  # pitch and roll cover the full circle
     ours, theirs = rotation(a), Rotation.from_euler("ZYX", a[:, ::-1])
     np.testing.assert_allclose(ours, theirs.as_matrix(), atol=1e-12)
     np.testing.assert_allclose(angles(ours), theirs.as_euler("ZYX")[:, ::-1], atol=1e-9)
@@ -41,7 +41,7 @@ def test_scipy():
 
 
 def test_mediapipe_matrices():
-    """Scaled by columns, with a shift; only the directions count."""
+    """Matrices with scaled columns and a translation give the angles of the directions alone."""
     want = np.array([[0.1, -0.4, 0.3], [-0.7, 0.2, 2.0]])
     matrices = np.tile(np.eye(4), (2, 1, 1))
     matrices[:, :3, :3] = rotation(want) * [1.1, 0.9, 1.3]

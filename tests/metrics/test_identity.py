@@ -1,4 +1,4 @@
-"""CSIM: alignment against scikit-image, cosines by hand, and faces that are not found."""
+"""CSIM: alignment against scikit-image, cosines by hand, and faces that are not detected."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ POINTS = np.array([(100, 120), (160, 118), (131, 150), (108, 185), (155, 183)], 
 
 
 def test_golden_transform():
-    """Section 14 of the spec."""
+    """Checks the transform of section 14 of the spec."""
     want = [[0.614826942, -0.0141571873, -22.2526373], [0.0141571873, 0.614826942, -22.9128137]]
     np.testing.assert_allclose(similarity_transform(POINTS, TEMPLATE), want, rtol=1e-8)
 
@@ -29,8 +29,9 @@ def test_transforms_are_scikit_images():
     transform = pytest.importorskip("skimage.transform")
     rng = np.random.default_rng(0)
     points = rng.normal(size=(6, 5, 2)) * 40 + 100
-    points[1, :, 0] = 255 - points[1, :, 0]  # mirrored, where no reflection may come out
-    points[2] = POINTS[0] + np.arange(5)[:, None] * [2.0, 1.0]  # in a line
+    # Mirrored points, for which a reflection would fit best but must not be returned.
+    points[1, :, 0] = 255 - points[1, :, 0]
+    points[2] = POINTS[0] + np.arange(5)[:, None] * [2.0, 1.0]  # points on a line
     got = similarity_transform(points, TEMPLATE)
     for mine, five in zip(got, points):
         want = transform.SimilarityTransform.from_estimate(five, TEMPLATE).params[:2]
@@ -55,7 +56,7 @@ def test_warps_are_scikit_images():
 
 def test_aligned_faces():
     image = np.random.default_rng(0).integers(0, 256, (1, 112, 112, 3), np.uint8)
-    kept = np.asarray(align(image, TEMPLATE[None]))  # they are where they should be
+    kept = np.asarray(align(image, TEMPLATE[None]))  # the points already match the template
     np.testing.assert_allclose(kept, image / 127.5 - 1, atol=1e-4)
     np.testing.assert_allclose(align(image / 255.0, TEMPLATE[None]), kept, atol=1e-5)
     away = np.asarray(align(image, TEMPLATE[None] + 500.0))
@@ -101,7 +102,7 @@ def test_cosines_by_hand():
 
 
 def test_faces_that_are_not_found():
-    """None in the real image: dropped; none in the generated one: 0."""
+    """A real image without a face drops the pair; a generated image without a face counts as 0."""
     same = np.eye(4)
     score = update(
         PairedScore(), same, same, np.array([1, 1, 0, 0], bool), np.array([1, 0, 1, 0], bool)

@@ -1,4 +1,4 @@
-"""The streaming Inception score against the definition, hand computation and bad input."""
+"""The streaming Inception score against its definition and hand computations; bad input is refused."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from vidmotion.metrics.inception_score import InceptionScore, result, without_we
 
 
 def plain(logits, splits):
-    """The definition, written out with probabilities and logarithms."""
+    """Computes the score by its definition, with probabilities and logarithms."""
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     n, scores = len(p), []
     for i in range(splits):
@@ -18,7 +18,7 @@ def plain(logits, splits):
 
 
 def test_golden_block():
-    """The table of the spec metrics.md, section 14, as logits."""
+    """Checks the table of the spec metrics.md, section 14, given as logits."""
     p = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [0.9, 0.05, 0.05]])
     score = InceptionScore.empty(3, total=4, splits=1).update(np.log(p) + 5, np.arange(4))
     assert score.compute() == (pytest.approx(1.4188362838, abs=1e-10), 0.0)
@@ -37,12 +37,12 @@ def test_batches_hosts_and_order_do_not_matter(n, splits):
 
 
 def test_extremes():
-    sure = np.where(np.eye(6, dtype=bool), 0.0, -np.inf)  # probabilities of exactly 0 and 1
+    sure = np.where(np.eye(6, dtype=bool), 0.0, -np.inf)  # probabilities are exactly 0 and 1
     score = InceptionScore.empty(6, 6, 1).update(sure, np.arange(6))
     assert score.compute()[0] == pytest.approx(6, rel=1e-14)
     score = InceptionScore.empty(6, 6, 1).update(np.ones((6, 6)), np.arange(6))
     assert score.compute()[0] == pytest.approx(1, rel=1e-14)
-    score = InceptionScore.empty(6, 6, 1).update(1e4 * np.eye(6), np.arange(6))  # no overflow
+    score = InceptionScore.empty(6, 6, 1).update(1e4 * np.eye(6), np.arange(6))  # must not overflow
     assert score.compute()[0] == pytest.approx(6, rel=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""Judge scores: closed forms, and one small table worked out by hand."""
+"""Judge scores against closed forms and one small table worked out by hand."""
 
 import math
 
@@ -26,7 +26,7 @@ def test_uniform_judgements():
 
 
 def test_small_table():
-    # Independently computed in float64.
+    # Expected values were computed independently in float64.
     assert judge.marginal_entropy(SMALL) == pytest.approx(1.0462166779, abs=1e-10)
     assert judge.conditional_entropy(SMALL) == pytest.approx(0.6963796607, abs=1e-10)
     assert judge.inception_score(SMALL) == pytest.approx(1.4188362838, abs=1e-10)

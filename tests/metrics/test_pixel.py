@@ -10,7 +10,7 @@ from vidmotion.metrics.pixel import l1, psnr, ssim
 
 
 def pair(seed=0, shape=(64, 64, 3)):
-    """The image pair of the golden numbers below (float64)."""
+    """Returns the float64 image pair of the golden numbers below."""
     x = np.random.RandomState(seed).rand(*shape)
     noise = np.random.RandomState(seed + 1).rand(*shape) - 0.5
     return x, np.clip(x + 0.2 * noise, 0, 1)
@@ -24,7 +24,7 @@ def wang(x, y, **kwargs):
 
 @pytest.mark.parametrize(
     ("convention", "decibel"),
-    # Computed in float64 with numpy from the definitions.
+    # Computed from the definitions with numpy in float64.
     [("vidtok", 25.007747572), ("common", 25.007761330), ("uint8", 25.002165982)],
 )
 def test_psnr_golden(convention, decibel):
@@ -56,7 +56,8 @@ def test_ssim_golden_and_skimage():
     x, y = pair()
     assert float(ssim(x, y, "wang")) == pytest.approx(0.980565614, abs=1e-6)
     assert float(ssim(x, y, "wang")) == pytest.approx(wang(x, y, channel_axis=-1), abs=1e-6)
-    assert float(ssim(x, y, "vidtok")) == pytest.approx(0.980565614, abs=1e-6)  # nothing to pool
+    # Too small to be pooled.
+    assert float(ssim(x, y, "vidtok")) == pytest.approx(0.980565614, abs=1e-6)
     assert float(ssim(x, y, "wang", gray=True)) == pytest.approx(0.980471397, abs=1e-6)
 
 
@@ -67,7 +68,7 @@ def test_ssim_pools_large_frames_in_vidtok():
 
 
 def test_ssim_of_flat_bright_frames():
-    # No structure: only the luminance term is left, (2ab + c1) / (a^2 + b^2 + c1).
+    # Without structure only the luminance term is left: (2ab + c1) / (a^2 + b^2 + c1).
     a, b = 0.95, 0.9
     x, y = np.full((16, 16, 1), a), np.full((16, 16, 1), b)
     expected = (2 * a * b + 1e-4) / (a * a + b * b + 1e-4)
@@ -120,5 +121,5 @@ def test_what_is_refused():
         l1(jnp.asarray(good).at[0, 0, 0].set(jnp.nan), good)
     with pytest.raises(ValueError, match=r"\(\.\.\., H, W, C\)"):
         l1(good[0], good[0])
-    with pytest.raises(ValueError, match="floats"):  # seen under jit as well
+    with pytest.raises(ValueError, match="floats"):  # also detected under jit
         jax.jit(l1)(good, good.astype(np.int32))

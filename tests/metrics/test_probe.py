@@ -1,4 +1,4 @@
-"""Probes: closed forms, least squares, and codes of which it is known what they say."""
+"""Probes against closed forms and least squares, and on codes whose content is known."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_ridge_is_its_normal_equations(rng):
     kernels = probe._kernels("linear", code, parts)
     predicted = probe._Ridge(kernels, (factor[fit] - mean)[:, None]).predict(1, 0.3)[:, 0]
     z = (code - code[fit].mean(axis=0)) / code[fit].std(axis=0)
-    # The kernel is z z' / 5, whose eigenvalues sum to the number of fitted examples.
+    # The kernel is z z' / 5, so that its eigenvalues sum to the number of fitted examples: hence the factor of 5.
     penalty = 0.3 * 5 * np.eye(5)
     weights = np.linalg.solve(z[fit].T @ z[fit] + penalty, z[fit].T @ (factor[fit] - mean))
     np.testing.assert_allclose(predicted, z[parts.test] @ weights, atol=1e-9)
@@ -100,7 +100,7 @@ def test_arc_cosine_kernel_is_a_wide_layer_of_random_relus(rng):
     expected = 2 * hidden[0] @ hidden[1].T / weights.shape[1]
     squares = [(v**2).sum(axis=1) for v in (x, y)]
     np.testing.assert_allclose(probe._arc_cosine(x @ y.T, *squares), expected, atol=0.05)
-    # In line: the product of lengths; opposite: nothing in common.
+    # Parallel vectors give the product of their lengths; opposite vectors give zero.
     one = np.ones((1, 1))
     assert probe._arc_cosine(6 * one, 4 * one[0], 9 * one[0])[0, 0] == pytest.approx(6)
     assert probe._arc_cosine(-6 * one, 4 * one[0], 9 * one[0])[0, 0] == pytest.approx(0)
@@ -132,7 +132,7 @@ def test_independent_codes_read_at_chance(rng, reader):
         assert abs(r2.value) < 0.02 and abs(accuracy.value - accuracy.chance) < 0.05
         assert accuracy.chance == pytest.approx(0.6, abs=0.1)
         covered += (r2.low <= 0 <= r2.high) + (accuracy.low <= accuracy.chance <= accuracy.high)
-    assert covered >= 10  # of 12 intervals of 95 %
+    assert covered >= 10  # out of 12 intervals at 95 %
 
 
 def test_chance_is_the_commonest_class_of_the_fitting_part(rng):
@@ -151,11 +151,11 @@ def test_classes_that_the_code_tells_apart_are_read(rng):
 
 
 def test_a_person_met_in_fitting_is_not_in_the_test(rng):
-    """The code is who, the factor is what each person happens to do: with whole groups held out, chance."""
+    """A code of the person cannot predict a habit drawn per person once whole persons are held out."""
     who = np.repeat(np.arange(60), 8)
     habit = rng.normal(size=60)[who]
     code = np.eye(60)[who] + 0.01 * rng.normal(size=(480, 60))
-    assert read_one("linear", code, habit).value > 0.9  # every example its own group
+    assert read_one("linear", code, habit).value > 0.9  # every example is its own group
     assert abs(read_one("linear", code, habit, groups=who).value) < 0.05
 
 
@@ -195,11 +195,12 @@ def test_examples_of_one_group_are_resampled_together(rng):
     together = probe.estimate([probe.Reading(joined, np.full(200, 4.0), 0.5, 1.0)])
     assert together.value == alone.value
     ratio = (together.high - together.low) / (alone.high - alone.low)
-    assert ratio == pytest.approx(2, rel=0.15)  # four copies of one coin: sqrt(4) as wide
+    # Four copies of one draw: the interval is sqrt(4) times as wide.
+    assert ratio == pytest.approx(2, rel=0.15)
 
 
 def test_factors_are_resampled_together(rng):
-    """Two factors that are the same have the interval of one, not one narrower by sqrt(2)."""
+    """Two identical factors have the interval of one factor, not one narrower by sqrt(2)."""
     one = probe.Reading((rng.random(400) < 0.5).astype(float), np.ones(400), 0.5, 1.0)
     assert probe.estimate([one, one]) == pytest.approx(probe.estimate([one]))
 

@@ -1,4 +1,4 @@
-"""Flicker and change: hand computations, and what is refused."""
+"""Flicker and change against hand computations, and what is refused."""
 
 import numpy as np
 import pytest
@@ -22,13 +22,13 @@ def test_flicker_by_hand():
 
 
 def test_a_seam_by_hand():
-    """The second window a tenth brighter; windows share no frame, or one."""
+    """The second window is brighter by a tenth; the windows share no frame, or one frame."""
     x = video([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     y = video([0.1, 0.2, 0.3, 0.5, 0.6, 0.7])
     np.testing.assert_allclose(seam(x, y, 3), [0.1, 0.0], atol=1e-6)
     faded = video([0.1, 0.2, 0.3, 0.45, 0.6, 0.7, 0.8])
     longer = video([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
-    # Windows of four begin at 0 and 3: the changes into frames 3 and 4 are the border's, both wrong by 0.05.
+    # Windows of four begin at 0 and 3, so the changes into frames 3 and 4 belong to the border; both are off by 0.05.
     np.testing.assert_allclose(seam(longer, faded, 4, 1), [0.05, 0.0], atol=1e-6)
     with pytest.raises(ValueError, match="shapes"):
         seam(x, longer, 3)

@@ -19,7 +19,7 @@ def shapes_of(net):
 
 
 def pictures():
-    """Two pictures of bytes."""
+    """Returns two random uint8 pictures."""
     shape = 2, SIZE["size"], SIZE["size"], 3
     return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
 

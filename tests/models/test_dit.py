@@ -1,4 +1,4 @@
-"""Video DiT: parts against torch, diffusers and explicit numpy; temporal insertion; equal forms."""
+"""Video DiT: its parts against torch, diffusers and explicit numpy; inserting temporal blocks; equivalent forms."""
 
 import math
 
@@ -19,7 +19,7 @@ TOKENS, CONTENT, MOTION, FRAMES = 4, 5, 6, 3
 
 
 def without_temporal_change(params, fresh):
-    """`params` with the temporal blocks of `fresh`."""
+    """Returns `params` with the temporal blocks replaced by those of `fresh`."""
     flat, start = (flax.traverse_util.flatten_dict(tree) for tree in (params, fresh))
     kept = {
         path: start[path] if any(part.startswith("temporal") for part in path) else leaf
@@ -51,7 +51,7 @@ def init(model, *args):
 
 @pytest.fixture(scope="module")
 def tiny():
-    """(apply, fresh parameters, random parameters) of the plain tiny network."""
+    """Returns (apply, fresh parameters, random parameters) of the plain tiny network."""
     model, apply = build()
     fresh = init(model, *inputs())
     return apply, fresh, random_like(fresh)
@@ -87,7 +87,7 @@ def test_position_codes_in_closed_form():
 def test_position_code_against_diffusers():
     embeddings = pytest.importorskip("diffusers.models.embeddings")
     theirs = embeddings.get_2d_sincos_pos_embed(24, 4, base_size=4).numpy()
-    # DiT's code puts the column in the first half of the channels; here it is the row.
+    # DiT's code uses the first half of the channels for the column; ours uses it for the row.
     column, row = theirs[:, :12], theirs[:, 12:]
     np.testing.assert_allclose(
         dit.sincos_2d(24, 4, 4), np.concatenate([row, column], axis=1), atol=1e-6
@@ -135,7 +135,7 @@ def test_group_norm_is_torchs_on_each_frame_alone():
 
 
 def test_adagn_by_hand():
-    # One channel, h = 2, t_s = 1.5, t_b = -1, m_s = 1 + 2, m_b = 3: 3 * (1.5 * 2 - 1) + 3 = 9.
+    # One channel with h = 2, t_s = 1.5, t_b = -1, m_s = 1 + 2, m_b = 3: 3 * (1.5 * 2 - 1) + 3 = 9.
     module = dit.AdaGN(width=1, sites=1, gates=False)
     temb, m, cond = (jnp.full((1, 1, 1, 1), value) for value in (0.7, 1.0, 5.0))
     params = {
@@ -145,7 +145,7 @@ def test_adagn_by_hand():
     modulate, gates = module.apply({"params": params}, temb, m, cond)
     assert gates == []
     np.testing.assert_allclose(modulate(0, jnp.full((1, 1, 1, 1), 2.0)), 9.0)
-    # The time half is linear in SiLU of the embedding, SiLU(0.7) = 0.7 / (1 + e^-0.7).
+    # The time's share is linear in SiLU of the embedding; SiLU(0.7) = 0.7 / (1 + e^-0.7).
     params["time"]["kernel"] = jnp.array([[1.0, 0.0]])
     modulate, _ = module.apply({"params": params}, temb, m, cond)
     expected = 3 * ((1.5 + 0.7 / (1 + math.exp(-0.7))) * 2 - 1) + 3
@@ -167,7 +167,7 @@ def block_inputs(frames=3, tokens=5, width=16, seed=0):
 
 
 def numpy_block(p, x, temb, m, cond, heads, groups, temporal, inject, rope):
-    """The block of the docstring, written out frame by frame and head by head."""
+    """Computes the block of the docstring in numpy, frame by frame and head by head."""
 
     def dense(name, value, tree=p):
         return value @ np.float64(tree[name]["kernel"]) + np.float64(tree[name]["bias"])
@@ -185,7 +185,7 @@ def numpy_block(p, x, temb, m, cond, heads, groups, temporal, inject, rope):
     def chunks(name, value, count):
         return np.split(dense(name, value, p["conditioning"]), count, axis=-1)
 
-    def turn(h_te):  # pairs (i, i + half) as complex numbers
+    def turn(h_te):  # pairs (i, i + half) are complex numbers
         half = h_te.shape[1] // 2
         z = h_te[:, :half] + 1j * h_te[:, half:]
         z = z * np.exp(1j * np.arange(len(h_te))[:, None] / 10000 ** (np.arange(half) / half))
@@ -261,7 +261,7 @@ def test_block_is_the_identity_then_equals_numpy(temporal, inject, rope):
     ],
 )
 def test_network_around_identity_blocks_equals_numpy(concat, content, position):
-    # Blocks of zeros pass x on: left are embedding, position, final norm, modulation, output.
+    # Blocks of zeros pass x on; what remains is embedding, position, final norm, modulation and output.
     model, apply = build(
         content_concat=concat, temporal_position=position, layers=1, temporal_blocks=(0,)
     )
@@ -271,9 +271,8 @@ def test_network_around_identity_blocks_equals_numpy(concat, content, position):
     p["unit_0"] = jax.tree.map(np.zeros_like, p["unit_0"])
     x, time, c, m = args
     image = np.empty((2, 8, 8, 3))
-    beside = np.zeros(
-        (2, TOKENS, 16)
-    )  # of an embedding of the patch and its content token in a row
+    # The content token's share of the embedding of a patch joined with its content token.
+    beside = np.zeros((2, TOKENS, 16))
     if concat == "reshape":
         image = c.reshape(2, 8, 8, 3)
     elif concat == "patch":
@@ -281,7 +280,7 @@ def test_network_around_identity_blocks_equals_numpy(concat, content, position):
         beside += c @ p["content"]["kernel"] + p["content"]["bias"]
     else:
         patches = c @ p["content"]["kernel"] + p["content"]["bias"]
-        for n in range(TOKENS):  # token n stands at row n // 2, column n % 2
+        for n in range(TOKENS):  # token n is at row n // 2, column n % 2
             r, q = 4 * (n // 2), 4 * (n % 2)
             own = patches[:, n if content[0] > 1 else 0]
             image[:, r : r + 4, q : q + 4] = own.reshape(2, 4, 4, 3)
@@ -320,7 +319,7 @@ def test_content_as_tokens_is_a_set_that_is_read():
     x, time, c, m = args
     y = apply(params, *args)
     assert y.shape == x.shape
-    # Content tokens carry no position, so their order says nothing; their values do.
+    # Content tokens have no position, so their order has no effect; their values do.
     np.testing.assert_allclose(apply(params, x, time, c[:, ::-1], m), y, atol=1e-4)
     assert np.abs(apply(params, x, time, c + 1, m) - y).max() > 1e-2
 
@@ -347,12 +346,13 @@ def test_insertion_of_fresh_temporal_blocks_changes_nothing(tiny):
     apply, fresh, noisy = tiny
     spatial, apply_spatial = build(temporal=False)
     same = init(spatial, *inputs())
-    jax.tree.map(np.testing.assert_array_equal, same, fresh)  # one tree for both stages
+    jax.tree.map(np.testing.assert_array_equal, same, fresh)  # both stages have the same tree
     stage_1 = without_temporal_change(noisy, fresh)
     y = apply_spatial(stage_1, *inputs())
     assert np.std(y) > 0.1
     np.testing.assert_array_equal(apply(stage_1, *inputs()), y)
-    np.testing.assert_array_equal(apply_spatial(noisy, *inputs()), y)  # skipped, whatever they hold
+    # Temporal blocks are skipped, whatever they hold.
+    np.testing.assert_array_equal(apply_spatial(noisy, *inputs()), y)
     assert np.abs(apply(noisy, *inputs()) - y).max() > 1e-2
 
 
@@ -397,7 +397,7 @@ def block_names(**fields):
 def test_placement():
     assert block_names() == [["spatial_0", "spatial_1", "temporal_0"]] * 2
     assert block_names(placement="alternate") == [["spatial_1", "temporal_0"]] * 2
-    # A pattern that does not repeat is one unit.
+    # A pattern that does not repeat forms one unit.
     irregular = block_names(temporal_blocks=(0, 3))
     assert irregular == [
         [*(f"spatial_{i}" for i in range(4)), "temporal_0", "temporal_3"],
@@ -410,7 +410,7 @@ def test_placement():
 
 @pytest.fixture(scope="module")
 def gradients(tiny):
-    """Output and gradient of the plain loop."""
+    """Returns the random parameters, and the plain loop's output and gradient for them."""
     _, _, noisy = tiny
     return noisy, value_and_gradient(build()[0], noisy)
 
@@ -428,7 +428,7 @@ def value_and_gradient(model, params):
 def test_remat_and_scan_give_the_numbers_of_the_plain_loop(gradients, scan):
     noisy, (y, gradient) = gradients
 
-    def stacked(tree):  # unit_0, unit_1 -> units with a leading axis
+    def stacked(tree):  # unit_0, unit_1 -> units, with a leading axis
         rest = {name: value for name, value in tree.items() if not name.startswith("unit_")}
         units = jax.tree.map(lambda a, b: jnp.stack([a, b]), tree["unit_0"], tree["unit_1"])
         return {**rest, "units": units}
@@ -482,8 +482,9 @@ def test_parameter_count(size, patch, height, channels, motion, placement):
         )
     )
     shapes = jax.eval_shape(model.init, jax.random.key(0), *args)
-    dit_block = 12 * d * d + 9 * d + (6 * d * d + 6 * d)  # attention, MLP; adaLN of the original
-    block = dit_block + 4 * d * motion + 4 * d  # and Eq. 5's linear maps of the motion
+    # Attention and MLP; adaLN of the original DiT.
+    dit_block = 12 * d * d + 9 * d + (6 * d * d + 6 * d)
+    block = dit_block + 4 * d * motion + 4 * d  # plus the linear maps of the motion in Eq. 5
     values = patch * patch * channels
     embeddings = (
         (2 * values + 1) * d  # patches of the noisy latent beside the content image

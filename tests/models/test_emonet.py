@@ -1,4 +1,4 @@
-"""EMO-SIM's network: the spec's golden values, and plain torch with random weights."""
+"""EMO-SIM's network against the spec's golden values and, with random weights, against plain torch."""
 
 import jax
 import numpy as np
@@ -10,14 +10,14 @@ from vidmotion.models.features.emonet import EmoNet
 
 
 def state_of(net, gain):
-    """Keys and shapes of the public layout, filled; and our variables made of them."""
+    """Fills the keys and shapes of the public file; returns the file's content and our variables made from it."""
     return filled_state(net, (1, net.size, net.size, 3), RULES, gain)
 
 
 @pytest.mark.slow
 @pytest.mark.oracle
 def test_golden_values_and_torch():
-    """Section 14, item 0, beside a face of noise; the entries include a counter for each norm."""
+    """Checks item 0 of section 14, and a face of noise against torch; the file has one counter per norm."""
     torch = pytest.importorskip("torch")
     net = EmoNet()
     source, variables = state_of(net, 0.3)
@@ -37,14 +37,14 @@ def test_golden_values_and_torch():
     weights = {key: torch.from_numpy(value) for key, value in source.items()}
     with torch.no_grad():
         want = torch_emonet(weights, torch.from_numpy(faces)).numpy()
-    assert not np.allclose(want[0], want[1], rtol=1e-2, atol=0)  # the faces do count
+    assert not np.allclose(want[0], want[1], rtol=1e-2, atol=0)  # the output depends on the face
     np.testing.assert_allclose(out["expression"], want[:, :-2], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(out["valence"], want[:, -2], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(out["arousal"], want[:, -1], rtol=1e-4, atol=1e-6)
 
 
 def torch_emonet(w, x):
-    """The network in plain torch: the last layer's output."""
+    """Runs the network in plain torch; returns the last layer's output."""
     import torch
     from torch.nn import functional as F
 

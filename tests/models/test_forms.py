@@ -1,4 +1,4 @@
-"""Forms for the CPU against the plain ones and against numpy, forwards and backwards."""
+"""Forms for the CPU against the plain forms and against numpy, forwards and backwards."""
 
 import flax.linen as nn
 import jax
@@ -23,7 +23,7 @@ def random(*shape, seed=0):
 
 
 def with_gradients(function, *inputs):
-    """The function's value, and the gradients of its product with a fixed array."""
+    """Returns the function's value, and the gradients of its product with a fixed array."""
 
     def run(*inputs):
         y, back = jax.vjp(function, *inputs)
@@ -38,7 +38,7 @@ def close(got, want, atol=2e-5):
 
 
 def softmax(q, k, v, mask):
-    """Attention by numpy in float64."""
+    """Computes attention with numpy in float64."""
     logits = np.einsum("nlhd,nshd->nhls", q.astype(float), k.astype(float))
     logits = logits / np.sqrt(q.shape[-1])
     if mask is not None:
@@ -47,7 +47,7 @@ def softmax(q, k, v, mask):
     return np.einsum("nhls,nshd->nlhd", weight / weight.sum(-1, keepdims=True), v)
 
 
-# A few keys, all heads at once, head by head.
+# (queries, keys) for the three forms: few keys, all heads at once, head by head.
 SHAPES = {"plain": (4, 2), "at once": (8, 12), "one by one": (160, 128)}
 
 
@@ -84,7 +84,7 @@ def test_gradients_of_attention(kind, limit, masked):
 
 
 def test_large_logits():
-    """No overflow where the exponentials of the logits have no float32."""
+    """Attention does not overflow for logits whose exponentials exceed float32."""
     q, v = 100 * random(1, 128, 1, 4), random(1, 128, 1, 4, seed=1)
     np.testing.assert_allclose(attend(q, q, v), softmax(q, q, v, None), atol=1e-4)
 
@@ -107,7 +107,7 @@ def test_conv(strides):
 
 
 def same(ours, flax, x):
-    """Fresh parameters, values and gradients of the two modules are the same."""
+    """Checks that the two modules have the same fresh parameters, values and gradients."""
     fresh = [jax.tree.leaves_with_path(net.init(jax.random.key(0), x)) for net in (ours, flax)]
     assert [path for path, _ in fresh[0]] == [path for path, _ in fresh[1]]
     close(*([leaf for _, leaf in leaves] for leaves in fresh), atol=0)
@@ -127,7 +127,7 @@ def test_gelu():
 
 
 def test_accelerators_keep_the_plain_form():
-    """So do narrower floats, and what is counted."""
+    """The plain form is also kept for narrower floats, and while operations are counted."""
     q = random(1, 128, 1, 8)
 
     def text():

@@ -1,4 +1,4 @@
-"""Attention in the forms for accelerators against XLA's own, on the CPU; and kernels, where a compiler is installed."""
+"""Attention in the forms for accelerators against XLA's own, on the CPU; kernels where a compiler is installed."""
 
 import importlib.util
 import os
@@ -27,7 +27,7 @@ def arrays(seed, *shapes, dtype=jnp.float32):
 
 
 def outcome(function, *arguments):
-    """(value, gradients) under one projection, in float32."""
+    """Returns the value and the gradients of its product with a fixed array, in float32."""
 
     def total(*arguments):
         y = function(*arguments)
@@ -58,7 +58,8 @@ def test_heads_that_share_tiles(dtype, causal, heads, width):
             assert fused.attention(*qkv, causal=causal) is not None
             return attend(*qkv, causal=causal)
 
-    exact = [x.astype(jnp.float32) for x in qkv]  # what narrow floats are to be near to
+    # float32 results that narrower floats must approximate.
+    exact = [x.astype(jnp.float32) for x in qkv]
     near(outcome(packed, *qkv), outcome(plain, *exact), dtype)
 
 
@@ -90,7 +91,7 @@ def test_frames(dtype, causal, frames):
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_kernel_of_the_tpu_interpreted(masked, monkeypatch):
     monkeypatch.setattr(fused, "FLASH_LOGITS", 0)
-    # Keys that do not fill a block, a width that does not fill the lanes.
+    # The keys do not fill a block, and the width does not fill the lanes.
     q, k, v = arrays(2, (2, 256, 2, 40), (2, 200, 2, 40), (2, 200, 2, 40), dtype=jnp.bfloat16)
     mask = jnp.asarray(np.random.default_rng(3).random((2, 200)) < 0.7) if masked else None
 
@@ -110,7 +111,7 @@ def test_the_kernel_of_the_tpu_interpreted(masked, monkeypatch):
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu", "any"])
 def test_what_no_kernel_takes_is_left_to_xla(platform):
-    q, k, v = arrays(4, *[(2, 128, 2, 40)] * 3)  # float32, and heads that share no tile
+    q, k, v = arrays(4, *[(2, 128, 2, 40)] * 3)  # float32, and heads that cannot share a tile
     with forms.of(platform):
         assert fused.attention(q, k, v) is None
 
@@ -128,7 +129,7 @@ def test_positions_turn_alike_in_both_forms():
     with forms.of("tpu"):
         turned = rotary(x)
     np.testing.assert_allclose(turned, rotary(x), atol=1e-6)
-    # By hand: the first pair of frame 2 turns by two radians.
+    # By hand: in frame 2 the first pair turns by two radians.
     first, second = x[0, 2, 0, 0, 0], x[0, 2, 0, 0, 4]
     expected = first * np.cos(2) - second * np.sin(2)
     np.testing.assert_allclose(turned[0, 2, 0, 0, 0], expected, atol=1e-6)
@@ -178,7 +179,8 @@ print("kernels", program.kernels()["fused attention"])
 @pytest.mark.parametrize(
     ("package", "words", "kernels"),
     [
-        ("libtpu", ("chip=v5e", "topology=2x2"), 3),  # forward, and two of the backward pass
+        # One forward kernel and two for the backward pass.
+        ("libtpu", ("chip=v5e", "topology=2x2"), 3),
         ("jax_cuda12_plugin", ("chip=h100",), 2),
     ],
 )

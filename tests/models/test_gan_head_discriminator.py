@@ -12,11 +12,12 @@ torch = pytest.importorskip("torch")
 torch.set_num_threads(1)
 functional = torch.nn.functional
 
-SMALL = dict(width=4, most=8, blocks=4)  # 16 pixels: two blocks halve, two do not
+# At 16 pixels two blocks halve the resolution and two keep it.
+SMALL = dict(width=4, most=8, blocks=4)
 
 
 class Normalised(torch.nn.Module):
-    """One layer with torch's spectral norm, holding our kernel, bias and vectors."""
+    """A layer with torch's spectral norm that holds our kernel, bias and vectors."""
 
     def __init__(self, kernel, bias, vectors):
         super().__init__()
@@ -33,7 +34,7 @@ class Normalised(torch.nn.Module):
         self.layer = torch.nn.utils.spectral_norm(layer, eps=1e-4)
         left, right = (torch.tensor(np.asarray(vectors[n])) for n in ("left", "right"))
         self.layer.weight_u.copy_(left)
-        if space:  # torch flattens (i, h, w), ours (h, w, i)
+        if space:  # torch flattens in the order (i, h, w), we in the order (h, w, i)
             right = right.reshape(*kernel.shape[:-1]).permute(2, 0, 1).reshape(-1)
         self.layer.weight_v.copy_(right)
 

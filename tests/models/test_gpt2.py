@@ -1,4 +1,4 @@
-"""GPT-2 trunk: equal to transformers' GPT2Model, cached decoding, causality, sizes, types."""
+"""GPT-2 trunk: equality with transformers' GPT2Model, cached decoding, causality, sizes, types."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from vidmotion.models import gpt2
 TINY = dict(width=24, layers=2, heads=3, max_positions=12)
 
 QKV = tuple(f"layer_{{i}}/attention/{name}" for name in ("query", "key", "value"))
-RULES = (  # transformers' GPT2Model; its dense layers keep kernels in-by-out, as Flax does
+RULES = (  # transformers' GPT2Model stores dense kernels as (in, out), like Flax
     ("positions/embedding", "wpe.weight", embed),
     *engine.norm("layer_{i}/attention_norm", "h.{i}.ln_1"),
     (tuple(f"{name}/kernel" for name in QKV), "h.{i}.attn.c_attn.weight", split(3, -1)),
@@ -28,7 +28,7 @@ RULES = (  # transformers' GPT2Model; its dense layers keep kernels in-by-out, a
 
 @pytest.fixture(scope="module")
 def tiny():
-    """A tiny trunk, its parameters, and inputs (2, 9, 24)."""
+    """Returns a tiny trunk, its parameters, and inputs (2, 9, 24)."""
     model = gpt2.GPT2(**TINY)
     x = jax.random.normal(jax.random.key(1), (2, 9, TINY["width"]))
     return model, jax.jit(model.init)(jax.random.key(0), x), x
@@ -104,7 +104,7 @@ def test_every_parameter_has_a_gradient(tiny):
     model, variables, x = tiny
     grad = jax.jit(jax.grad(lambda v: jnp.sum(jnp.sin(model.apply(v, x)[0]))))(variables)["params"]
     for i in range(TINY["layers"]):
-        # A softmax does not see what all its keys share: this one is zero up to rounding.
+        # A softmax ignores what is added to all of its logits, so this gradient is zero up to rounding.
         assert np.abs(grad[f"layer_{i}"]["attention"]["key"].pop("bias")).max() < 1e-5
     positions = grad.pop("positions")["embedding"]
     assert np.all(positions[:9] != 0)
@@ -163,7 +163,8 @@ def test_equals_transformers():
     )
     oracle = transformers.GPT2Model(config).eval()
     rng = np.random.default_rng(0)
-    with torch.no_grad():  # biases and norms away from their initial values, so that all show
+    # Move biases and norms away from their initial values, so that a missing one shows.
+    with torch.no_grad():
         for value in oracle.parameters():
             value.add_(torch.from_numpy(rng.normal(size=value.shape)).float(), alpha=0.1)
     x = rng.normal(size=(2, 9, TINY["width"])).astype(np.float32)

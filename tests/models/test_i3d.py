@@ -1,4 +1,4 @@
-"""I3D: the spec's golden values, plain torch with random weights, and its convolution alone."""
+"""I3D against the spec's golden values and, with random weights, plain torch; its convolution against lax."""
 
 import jax
 import jax.numpy as jnp
@@ -12,23 +12,23 @@ from vidmotion.models.features.i3d import I3D, SIZE, Conv3d
 
 @pytest.fixture(scope="module")
 def state():
-    """The public file's keys and shapes, filled by the rule of section 14."""
+    """Fills the public file's keys and shapes by the rule of section 14."""
     return filled_state(I3D(), (1, 9, SIZE, SIZE, 3), RULES)
 
 
 def test_sizes(state):
     source, _ = state
-    assert len(source) + 57 == 344  # with the 57 counters of updates that the file holds
+    assert len(source) + 57 == 344  # the file also holds 57 counters of updates
     assert source["logits.conv3d.weight"].shape == (400, 1024, 1, 1, 1)
 
 
 @pytest.mark.slow
 def test_golden_values(state):
-    """Section 14, both epsilons."""
+    """Checks the values of section 14 for both epsilons."""
     b, c, t, y, x = np.ogrid[:2, :3, :16, :SIZE, :SIZE]
     wave = np.sin(0.01 * (y + 1) * (c + 1) + 0.07 * (x + 1) + b + 0.2 * t)
     clip = np.moveaxis(wave, 1, -1).astype(np.float32)
-    net = jax.jit(lambda v, x, eps: I3D(bn_eps=eps).apply(v, x))  # one compilation for both
+    net = jax.jit(lambda v, x, eps: I3D(bn_eps=eps).apply(v, x))  # compiled once for both epsilons
     out = jax.tree.map(np.asarray, net(state[1], clip, 1e-3))
     logits = out["logits"]
     assert logits.shape == (2, 400) and out["pooled"].shape == (2, 1024)
@@ -45,7 +45,7 @@ def test_golden_values(state):
 @pytest.mark.slow
 @pytest.mark.oracle
 def test_torch(state):
-    """17 frames: two positions in time are averaged after the last layer."""
+    """Compares logits of 17 frames, which give two positions in time that are averaged after the last layer."""
     torch = pytest.importorskip("torch")
     source, variables = state
     clip = np.random.default_rng(0).uniform(-1, 1, (1, 17, SIZE, SIZE, 3)).astype(np.float32)
@@ -60,12 +60,12 @@ def test_torch(state):
 
 
 def torch_i3d(w, x, eps=1e-3):
-    """The network in plain torch: logits, and how many positions in time they are the mean of."""
+    """Runs the network in plain torch; returns the logits and the number of positions in time that they average."""
     import torch
     from torch.nn import functional as F
 
     def padded(x, size, stride):
-        """As TensorFlow pads; zeros do, since what is pooled is not negative."""
+        """Pads with zeros as TensorFlow does, which also suits max pooling because its inputs are not negative."""
         pad = []
         for length, k, s in zip(x.shape[:1:-1], size[::-1], stride[::-1]):
             total = max((-(-length // s) - 1) * s + k - length, 0)
@@ -106,7 +106,7 @@ def torch_i3d(w, x, eps=1e-3):
 @pytest.mark.parametrize("size, stride", [(1, 1), (3, 1), (3, 2), (7, 2)])
 @pytest.mark.parametrize("frames", [9, 10])
 def test_convolution_is_that_of_lax(size, stride, frames):
-    """Images with frames side by side against a convolution over three axes."""
+    """Compares the convolution of frames laid side by side in images with one over three axes."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, frames, 8, 11, 3)).astype(np.float32)
     kernel = rng.normal(size=(size, size, size, 3, 4)).astype(np.float32)

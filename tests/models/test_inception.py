@@ -1,4 +1,4 @@
-"""FID's Inception network: the spec's golden values, and plain torch with random weights."""
+"""FID's Inception network against the spec's golden values and, with random weights, against plain torch."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from vidmotion.models.features.windows import max_pool, mean_3x3
 
 
 def image(n, size):
-    """The test picture of section 14, channels last."""
+    """Returns the test pictures of section 14, channels last."""
     b, c, y, x = np.ogrid[:n, :3, :size, :size]
     wave = 0.5 + 0.5 * np.sin(0.1 * (y + 1) * (c + 1) + 0.07 * (x + 1) + b)
     return np.moveaxis(wave, 1, -1).astype(np.float32)
@@ -21,7 +21,7 @@ def image(n, size):
 
 @pytest.fixture(scope="module")
 def state():
-    """The public file's keys and shapes, filled."""
+    """Fills the public file's keys and shapes."""
     return filled_state(InceptionV3(), (1, SIZE, SIZE, 3), RULES)
 
 
@@ -33,14 +33,14 @@ def features(state):
 
 def test_sizes(state):
     source, _ = state
-    # 94 counters of updates come on top in the file: 566 entries.
+    # The file also holds 94 counters of updates: 566 entries in all.
     assert len(source) == 472 and sum(x.size for x in source.values()) == 23_885_392
     assert source["fc.weight"].shape == (1008, 2048)
 
 
 @pytest.mark.slow
 def test_golden_values(features):
-    """Section 14; "on floats" is the resizing without rounding."""
+    """Checks the values of section 14, in which "on floats" means resizing without rounding."""
     x = image(2, 64)
     out = features(resize(255 * x, "half_pixel", (SIZE, SIZE)) / 127.5 - 1)
     pool = out["2048"]
@@ -77,7 +77,7 @@ def test_torch(state, features):
 
 
 def torch_inception(w, x):
-    """The network in plain torch, pytorch-fid's behaviour."""
+    """Runs the network in plain torch as pytorch-fid does; returns its features."""
     import torch
     from torch.nn import functional as F
 
@@ -93,7 +93,7 @@ def torch_inception(w, x):
         return F.relu(F.batch_norm(x, *statistics, training=False, eps=1e-3))
 
     def row(name, x, *layers):
-        """Convolutions in a row: (suffix, stride, padding)."""
+        """Applies convolutions one after another, each given as (suffix, stride, padding)."""
         for suffix, stride, padding in layers:
             x = conv(name + suffix, x, stride, padding)
         return x
@@ -170,7 +170,7 @@ def test_other_shapes_are_refused():
 
 
 def test_means_leave_the_border_out():
-    """The table of section 14."""
+    """Means at the border do not count the padding: the table of section 14."""
     x = jnp.arange(1.0, 10.0).reshape(1, 3, 3, 1)
     want = [3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7]
     np.testing.assert_allclose(np.ravel(mean_3x3(x)), want, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""CSIM's recogniser: the spec's golden values, and plain torch with random weights."""
+"""CSIM's recogniser against the spec's golden values and, with random weights, against plain torch."""
 
 import jax
 import numpy as np
@@ -10,12 +10,12 @@ from vidmotion.models.features.iresnet import SIZES, IResNet
 
 
 def state_of(net, gain):
-    """Keys and shapes of the public layout, filled; and our variables made of them."""
+    """Fills the keys and shapes of the public file; returns the file's content and our variables made from it."""
     return filled_state(net, (1, net.size, net.size, 3), RULES, gain)
 
 
 def faces():
-    """The test picture of section 14, two of them in [-1, 1], and one of noise."""
+    """Returns two test pictures of section 14, in [-1, 1], and one of noise."""
     b, c, y, x = np.ogrid[:2, :3, :112, :112]
     waves = np.moveaxis(np.sin(0.1 * (y + 1) * (c + 1) + 0.07 * (x + 1) + b), 1, -1)
     noise = np.random.default_rng(0).uniform(-1, 1, (1, 112, 112, 3))
@@ -23,7 +23,7 @@ def faces():
 
 
 def check(size, source, variables, entries, first, deviation, cosine):
-    """Golden values of section 14; entries include a counter for each norm."""
+    """Checks the golden values of section 14; `entries` includes one counter per norm."""
     net = IResNet(**SIZES[size])
     assert len(source) + sum(key.endswith("running_mean") for key in source) == entries
     assert IResNet(**arguments({key: x.shape for key, x in source.items()})) == net
@@ -58,7 +58,7 @@ def test_golden_values_of_the_larger_net():
 
 
 def torch_iresnet(w, x):
-    """The network in plain torch, as arcface_torch has it."""
+    """Runs the network of arcface_torch in plain torch."""
     from torch.nn import functional as F
 
     def norm(name, x):

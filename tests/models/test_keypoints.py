@@ -1,4 +1,4 @@
-"""Keypoints: centres of heat maps, the bend and equivariance (spec warpface.md, 12.1)."""
+"""Keypoints: centres of heat maps, random bends of the plane, and equivariance (spec warpface.md, 12.1)."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The denoiser of VidTwin's latents: tokens and back, what reads what, sizes (spec vidtwin.md, section 12)."""
+"""The denoiser of VidTwin's latents: tokens, dependencies between them, and sizes (spec vidtwin.md, section 12)."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def test_tokens_of_the_paper():
     assert [part.width for part in PAPER] == [32, 32]
     released = Patches((16, 7, 7, 8), (2, 2, 2))
     assert (released.tokens, released.width) == (128, 64)
-    # Without padding: 8 numbers per token, 392 + 224 tokens.
+    # Without padding there are 392 + 224 tokens of 8 numbers each.
     fine = Patches((16, 7, 7, 4), (2, 1, 1)), Patches((1, 16, 14, 8), (1, 1, 1))
     assert [(part.tokens, part.width) for part in fine] == [(392, 8), (224, 8)]
 
@@ -46,12 +46,12 @@ def test_join_is_the_exact_inverse_of_split(patches):
     tokens = patches.split(x)
     assert tokens.shape == (2, patches.tokens, patches.width)
     np.testing.assert_array_equal(patches.join(tokens), x)
-    # A flat row of the same numbers is the same latent.
+    # The latent may also be given as a flat row of the same numbers.
     np.testing.assert_array_equal(patches.split(x.reshape(2, -1)), tokens)
     mask = patches.mask()
     assert mask.sum() == patches.numbers == x[0].size
     assert not np.any(np.asarray(tokens)[:, ~mask]) and np.all(np.asarray(tokens)[:, mask])
-    # Whatever stands in the filling is dropped.
+    # The values in the padding are dropped.
     np.testing.assert_array_equal(patches.join(jnp.where(mask, tokens, 7.0)), x)
 
 
@@ -59,13 +59,13 @@ def test_a_token_is_its_block():
     patches = PAPER[0]
     x = np.random.default_rng(0).normal(size=(1, 16, 7, 7, 4)).astype(np.float32)
     tokens = np.asarray(patches.split(x))[0]
-    # Query pair 3, row pair 1, column pair 2 of 8 x 4 x 4.
+    # Query pair 3, row pair 1, column pair 2 in a grid of 8 x 4 x 4.
     np.testing.assert_array_equal(tokens[3 * 16 + 1 * 4 + 2], x[0, 6:8, 2:4, 4:6].ravel())
-    # The last row pair has one row in it: the eighth is filled up.
+    # The last row pair holds one real row; the other one is padding.
     last = tokens[0 * 16 + 3 * 4 + 0].reshape(2, 2, 2, 4)
     np.testing.assert_array_equal(last[:, 0], x[0, 0:2, 6, 0:2])
     assert not last[:, 1].any()
-    # 16 x 7 of 8 x 8 rows and columns are real; 128 tokens of 32.
+    # 7 of 8 rows and 7 of 8 columns are real.
     assert patches.mask().mean() == pytest.approx(49 / 64)
 
 
@@ -99,7 +99,8 @@ def test_fresh_it_gives_zero_and_its_blocks_do_nothing(net):
         if path.startswith("final_") and path.endswith("kernel"):
             opened[path] = rng.normal(size=opened[path].shape).astype(np.float32)
     with_blocks = run(paths.unflatten(opened), *inputs())
-    for path in opened:  # other blocks, same answer: each is the identity while its gates are shut
+    # Other blocks, same answer: each block is the identity while its gates are closed.
+    for path in opened:
         if path.startswith("block_") and not any(part in path for part in ("conditioning", "out")):
             opened[path] = opened[path] + 1.0
     for a, b in zip(with_blocks, run(paths.unflatten(opened), *inputs())):
@@ -121,7 +122,7 @@ def test_both_latents_read_each_other_the_time_and_the_class(net):
     for name, out in changed.items():
         for a, b in zip(base, out):
             assert np.abs(np.asarray(a) - b).max() > 1e-3, name
-    # Examples do not mix.
+    # Examples do not affect each other.
     alone = run(vivid, [x[1:2] for x in tokens], time[1:2], label[1:2])
     for a, b in zip(base, alone):
         np.testing.assert_allclose(a[1:2], b, atol=1e-5)
@@ -145,7 +146,7 @@ def test_every_parameter_learns_but_queries_and_keys_of_one_class_token(net):
         for name in ("query", "key")
         for part in ("kernel", "bias")
     }
-    # A bias of the keys adds the same to all scores of a softmax.
+    # A bias of the keys adds the same to all scores, which a softmax ignores.
     assert still - one_key <= {"block_0/attention/qkv/bias", "block_1/attention/qkv/bias"}
     assert one_key <= still
 
@@ -187,7 +188,7 @@ def test_parameters_at_the_papers_size(width_of_structure):
     w = 8 * width_of_structure
     rest = (
         dense(256, d) + dense(d, d)  # time
-        + 102 * c + 184 * d + 2 * d  # classes and none, places, kinds
+        + 102 * c + 184 * d + 2 * d  # classes and no class, positions, kinds
         + dense(w, d) + dense(32, d) + dense(d, w) + dense(d, 32)
         + dense(d, 2 * d)  # the last shift and scale
     )  # fmt: skip

@@ -17,18 +17,18 @@ dense = nn.Dense
 
 
 class Called(nn.Module):
-    """A module that calls one of the functions and nothing else."""
+    """A module that only calls the given function."""
 
     function: object
 
     @nn.compact
     def __call__(self, *args):
-        """What the function returns."""
+        """Returns the function's result."""
         return self.function(*args)
 
 
 def applied(function, *args):
-    """The function's value for random parameters, and these, by path."""
+    """Returns the function's value for random parameters, and these parameters by path."""
     module = Called(function)
     params = random_like(module.init(jax.random.key(0), *args)["params"])
     return module.apply({"params": params}, *args), {
@@ -88,7 +88,7 @@ def test_a_plain_norm_has_mean_zero_and_variance_one():
 
 
 def test_an_adaptive_norm_by_hand():
-    """Scale 1 + 2 c, shift 3 c and gate 0.5 + 4 c of a condition c = 1."""
+    """For the condition c = 1, checks a scale of 1 + 2 c, a shift of 3 c and a gate of 0.5 + 4 c."""
     module = layers.AdaLN(width=1, sites=1, gates=True, gate_start=0.5)
     condition, x = jnp.ones((1, 1, 1)), jnp.full((1, 2, 1), 7.0)
     params = module.init(jax.random.key(0), condition)["params"]
@@ -104,13 +104,13 @@ def test_an_adaptive_norm_by_hand():
 
 
 class Step(nn.Module):
-    """x -> shared * x + weight * row."""
+    """Computes x -> shared * x + weight * row."""
 
     start: float
 
     @nn.compact
     def __call__(self, x, shared, row):
-        """As `layers.stack` wants it."""
+        """Returns the pair that `layers.stack` expects."""
         weight = self.param("weight", nn.initializers.constant(self.start), ())
         return shared * x + weight * row, None
 

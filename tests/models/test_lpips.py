@@ -1,4 +1,4 @@
-"""LPIPS and its trunks against plain torch, the spec's golden values, and limits."""
+"""LPIPS and its trunks against plain torch and the spec's golden values, and in limiting cases."""
 
 import importlib.util
 import zlib
@@ -18,7 +18,7 @@ from vidmotion.models.features.lpips import LPIPS, TRUNKS
 
 RULES = {"vgg": maps.VGG, "alex": maps.ALEX}
 WIDTHS = {"vgg": (64, 128, 256, 512, 512), "alex": (64, 192, 384, 256, 256)}
-# (kind, index in torchvision's `features`, output channels, kernel, stride, padding); index of a tap.
+# (kind, index in torchvision's `features`, output channels, kernel, stride, padding). TAPS has the layers returned.
 LAYERS = {
     "vgg": (
         *[("conv", i, c, 3, 1, 1) for i, c in ((0, 64), (2, 64))],
@@ -41,13 +41,14 @@ LAYERS = {
         ("conv", 10, 256, 3, 1, 1),
     ),
 }
-TAPS = {"vgg": (2, 7, 14, 21, 28), "alex": (0, 3, 6, 8, 10)}  # convolutions; their ReLU follows
+# Convolutions, tapped after their ReLU.
+TAPS = {"vgg": (2, 7, 14, 21, 28), "alex": (0, 3, 6, 8, 10)}
 POOL = {"vgg": 2, "alex": 3}
-SIZES = {"vgg": (17, 19), "alex": (33, 37)}  # pooling drops rows and columns
+SIZES = {"vgg": (17, 19), "alex": (33, 37)}  # sizes at which pooling drops rows and columns
 
 
 def filled(name, shape, gain=1.0):
-    """The fill rule of the spec metrics.md, section 14."""
+    """Draws an array by the fill rule of the spec metrics.md, section 14."""
     r = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
     if len(shape) >= 2:
         r *= gain * np.sqrt(2 / np.prod(shape[1:]))
@@ -84,7 +85,7 @@ def params_of(trunk, state):
 
 
 def torch_features(trunk, state, x):
-    """The trunk in plain torch; x is a tensor (n, 3, h, w) in [-1, 1]."""
+    """Runs the trunk in plain torch; x is a tensor (n, 3, h, w) in [-1, 1]."""
     import torch
     from torch.nn import functional as F
 
@@ -119,7 +120,7 @@ def torch_lpips(trunk, state, x, y):
 
 @pytest.fixture(scope="module", params=["vgg", "alex"])
 def case(request):
-    """(trunk, torch state, our parameters, two batches of images)."""
+    """Returns (trunk, torch state, our parameters, first images, second images)."""
     trunk = request.param
     state = trunk_state(trunk) | random_heads(trunk)
     rng = np.random.default_rng(1)
@@ -129,7 +130,7 @@ def case(request):
 
 @pytest.fixture(scope="module")
 def compiled(case):
-    """One compilation: value, gradient with respect to the second images, maps of both."""
+    """Compiles once; returns the step, the distance, both feature maps, and the gradient in the second images."""
     trunk, _, params, x, y = case
     net = LPIPS(trunk)
 
@@ -174,7 +175,7 @@ def test_layers_sum_up(case, compiled):
 
 
 def test_is_a_distance_with_a_gradient_everywhere(case, compiled):
-    """Equal images: zero. No active channel (all weights and biases zero): no NaN."""
+    """Equal images have distance zero; without active channels (all weights and biases zero) nothing is NaN."""
     _, _, params, x, _ = case
     step = compiled[0]
     (_, (distance, _)), gradient = step(x, params, x)
@@ -202,7 +203,7 @@ def test_bfloat16(case, compiled):
 
 
 def test_no_device_needs_the_images_of_another():
-    """A batch cut over a mesh passes without a collective."""
+    """A batch split over a mesh needs no collective."""
     devices = jax.devices()[:2]
     if len(devices) < 2:
         pytest.skip("needs two devices")
@@ -244,7 +245,7 @@ def test_refuses(trunk, least):
 
 
 def test_parameters():
-    """14,714,688 and 2,469,696 as torchvision's `features` have, which serve alone; and the heads."""
+    """The trunks, which also work alone, have the 14,714,688 and 2,469,696 parameters of torchvision's `features`."""
     for trunk, count in (("vgg", 14_714_688), ("alex", 2_469_696)):
         x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
         params = jax.eval_shape(LPIPS(trunk).init, jax.random.key(0), x, x)["params"]
@@ -267,7 +268,7 @@ SUMS = {
 @pytest.mark.oracle
 @pytest.mark.parametrize("trunk", ["vgg", "alex"])
 def test_golden_values(trunk):
-    """Section 14: the released heads, which an installed `lpips` holds, on a trunk filled by rule."""
+    """Checks section 14: the released heads, from an installed `lpips`, on a trunk filled by rule."""
     pytest.importorskip("torch")
     found = importlib.util.find_spec("lpips")
     if found is None:

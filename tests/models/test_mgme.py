@@ -32,7 +32,8 @@ def test_columns_are_orthonormal_with_a_fixed_sign():
     q = np.asarray(orthogonal(c))
     for k in range(3):
         np.testing.assert_allclose(q[k].T @ q[k], np.eye(5), atol=1e-5)
-        r = q[k].T @ c[k]  # upper triangular: each vector stays in the span of those before it
+        # Upper triangular: each vector is in the span of its own and the earlier ones.
+        r = q[k].T @ c[k]
         np.testing.assert_allclose(r, np.triu(r), atol=1e-5)
         assert (np.diag(r) > 0).all()
 
@@ -65,7 +66,7 @@ def test_more_vectors_than_dimensions_make_a_tight_frame_or_are_cut():
 
 def test_a_codebook_of_deficient_rank_has_no_gradient():
     gradient = jax.grad(lambda c: jnp.sum(orthogonal(c)))(jnp.zeros((1, 4, 2)))
-    assert np.isnan(gradient).any()  # why the docstring forbids it
+    assert np.isnan(gradient).any()  # the reason why the docstring forbids it
 
 
 def test_bfloat16_is_orthogonalised_in_float32():
@@ -110,7 +111,7 @@ def test_size_is_the_published_one():
         if name.startswith("blocks")
         for leaf in jax.tree.leaves(shapes[name])
     ]
-    d = 256  # a block: 12 d^2 in its kernels, 9 d in their biases, 4 d in two norms
+    d = 256  # per block: 12 d^2 in the kernels, 9 d in their biases, 4 d in two norms
     assert sum(np.prod(leaf.shape) for leaf in blocks) == 6 * (12 * d * d + 13 * d) == 4_738_560
     assert shapes["position"].shape == (258, 256)
     assert shapes["codebook"].shape == (4, 256, 128)
@@ -153,8 +154,8 @@ def test_sizes_that_do_not_fit_are_named(encoder):
 
 
 def test_a_fresh_encoder_sees_where_things_are():
-    # The same patches in another order: before anything is learnt the code must differ as much as that of another
-    # picture does, or where the face is could not be read off it.
+    # Shuffled patches must change the code of an untrained encoder as much as another picture does; otherwise the
+    # position of a face could not be read from it.
     net = MGME(side=16, patch=1, depth=3, width=64, groups=4, basis=8, size=16, hidden=64)
     z = jax.random.normal(jax.random.key(1), (2, 16, 16, 4))
     order = np.random.default_rng(0).permutation(256)

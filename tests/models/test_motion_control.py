@@ -1,4 +1,4 @@
-"""The ControlNet in the place of motion cross-attention: what it adds and where, its size, its start."""
+"""The ControlNet that replaces motion cross-attention: what it adds and where, its size, its initial state."""
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,11 @@ SMALL = {
     "norm_groups": 8,
 }
 NET = DenoisingUNet(**SMALL, context_width=0, control_side=4)
-SIDE = 8  # of the latents: a middle of 4x4
+SIDE = 8  # of the latents; the middle is 4x4
 
 
 def inputs(seed=0):
-    """Latents, time and motion tokens."""
+    """Returns latents, times and motion tokens."""
     rng = np.random.default_rng(seed)
     x, motion = rng.normal(size=(2, 2, SIDE, SIDE, 4)), rng.normal(size=(2, 2, 3, 5))
     return x.astype("f4"), np.float32([7, 801]), motion.astype("f4")
@@ -36,7 +36,7 @@ def shapes_of(net):
 
 
 def closed(params):
-    """As before training: the 1x1 convolutions are zero."""
+    """Sets the 1x1 convolutions to zero, as they are before training."""
     zero = {p: 0 * leaf if "/leave_" in p else leaf for p, leaf in paths.flatten(params).items()}
     return paths.unflatten(zero)
 
@@ -54,24 +54,25 @@ def test_what_is_added_has_the_shapes_of_the_way_down():
     (added, middle), _ = jax.eval_shape(
         control.init_with_output, jax.random.key(0), motion, time, None
     )
-    # After the first convolution and the layer at 8x8; the down-sampler and the layer at 4x4.
+    # Features after the first convolution and the layer at 8x8, then after the down-sampler and the layer at 4x4.
     want = [(2, 2, 8, 8, 32)] * 2 + [(2, 2, 4, 4, 32), (2, 2, 4, 4, 64)]
     assert [x.shape for x in added] == want and middle.shape == (2, 2, 4, 4, 64)
 
 
 def test_parameters_of_stable_diffusions_size():
-    """Each layer by hand: 3x3 convolutions, norms, the time, 1x1 convolutions, transformers."""
+    """Counts each layer by hand: 3x3 convolutions, norms, the time, 1x1 convolutions, transformers."""
 
     def res(c, o):
         own = 2 * c + 9 * c * o + o + 1280 * o + o + 2 * o + 9 * o * o + o
         return own + (c * o + o if c != o else 0)
 
     def transformer(c):
-        attention = 2 * (4 * c * c + c) + 2 * (768 - c) * c  # own tokens, and CLIP's of 768
+        # Attention to the layer's own tokens, and to CLIP's of 768 numbers.
+        attention = 2 * (4 * c * c + c) + 2 * (768 - c) * c
         return 2 * c + 2 * (c * c + c) + 6 * c + attention + 8 * c * c + 8 * c + 4 * c * c + c
 
     def styled(c):
-        return 512 * c + c + 9 * c * c + c  # style, its bias, kernel, bias
+        return 512 * c + c + 9 * c * c + c  # style and its bias, kernel and bias
 
     def conv(c):
         return 9 * c * c + c
@@ -83,7 +84,8 @@ def test_parameters_of_stable_diffusions_size():
     up += 3 * (res(1280, 1280) + transformer(1280)) + conv(1280)
     up += res(1280, 640) + 2 * res(640, 640) + 3 * transformer(640) + conv(640)
     up += res(640, 320) + 2 * res(320, 320) + 3 * transformer(320)
-    # Stage's channels to those of what is added to; of the middle and down, from the lowest.
+    # (channels of the stage, channels of the feature added to) for the middle and the way down, lowest resolution
+    # first.
     leave = [(1280, 1280)] * 6 + [(1280, 640), (640, 640), (640, 640), (640, 320)]
     leave += [(320, 320)] * 3
     total = mapped + time + middle + up + sum(c * o + o for c, o in leave)
@@ -92,13 +94,13 @@ def test_parameters_of_stable_diffusions_size():
     given = jnp.zeros((1, 1, 64, 64, 4)), jnp.zeros(1), jnp.zeros((1, 1, 768))
     tree = jax.eval_shape(net.init, jax.random.key(0), *given, jnp.zeros((1, 1, 32, 16)))["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(tree["control"])) == total
-    # And no motion modules: 372,088,000 fewer (spec xnemo.md, section 0).
+    # The rest has no motion modules: 372,088,000 fewer (spec xnemo.md, section 0).
     others = sum(leaf.size for leaf in jax.tree.leaves(tree)) - total
     assert others == 1_684_818_244 - 372_088_000
 
 
 def test_at_the_start_it_adds_nothing():
-    """Bit for bit, whatever the motion; and it is that of the network without control."""
+    """Before training the output equals, bit for bit, that of the network without control, whatever the motion."""
     params, (x, time, motion) = closed(random_like(shapes_of(NET), scale=0.1)), inputs()
     plain = DenoisingUNet(**SMALL, context_width=0)
     without = {name: leaf for name, leaf in params.items() if name != "control"}
@@ -116,7 +118,7 @@ def test_at_the_start_it_adds_nothing():
 
 
 def test_the_last_layer_is_added_to_the_first_feature():
-    """A layer on the way up moves what comes after it alone, and that is added further up on the way down."""
+    """A layer on the way up affects only later layers, which are added to earlier features on the way down."""
     control = MotionControl(**SMALL, context=False, side=4, opened=True)
     _, time, motion = inputs()
     fresh = quick_jit(control.init)(jax.random.key(0), motion, time, None)["params"]
@@ -145,7 +147,7 @@ def test_each_frame_has_the_map_of_its_own_motion():
 
 
 def test_after_one_step_all_of_it_learns():
-    """At the first only the 1x1 convolutions do. The rest of the network is one that has learnt."""
+    """At the first step only the 1x1 convolutions have gradients; the rest of the network is as if trained."""
     params, (x, time, motion) = closed(random_like(shapes_of(NET), scale=0.1)), inputs()
     toward = np.random.default_rng(5).normal(size=x.shape).astype("f4")
     pull = quick_jit(jax.grad(lambda p: jnp.mean(toward * apply(p, x, time, motion))))
@@ -159,7 +161,7 @@ def test_after_one_step_all_of_it_learns():
 
 
 def test_a_map_without_colours():
-    """The features that an image of that size is coloured from."""
+    """`Synthesis` without colours returns the features from which an image of that size would be coloured."""
     style = np.random.default_rng(0).normal(size=(3, 6)).astype("f4")
     whole = Synthesis(size=8, channels=6, area=48)
     params = quick_jit(whole.init)(jax.random.key(0), style)["params"]

@@ -32,7 +32,7 @@ def abstract(net):
 
 
 def rebuilt(row, seed):
-    """(key, array) of a row ``key|dtype|d0,d1,...`` by the rule of the fixtures' `weights.py`."""
+    """Rebuilds (key, array) from a row ``key|dtype|d0,d1,...`` by the rule of the fixtures' `weights.py`."""
     key, dtype, dims = str(row).split("|")
     shape = tuple(int(d) for d in dims.split(",") if d)
     if dtype != "float32":
@@ -104,7 +104,8 @@ def test_parameters_and_keys_are_those_released(fixtures_dir):
 
 def test_the_vector_may_have_another_length():
     tree = abstract(MotionEncoder(**TINY | dict(latent=40)))["params"]
-    assert tree["motion"]["kernel"].shape == (8 * 8, 40)  # the last map is an eighth of 64 pixels
+    # The side of the last map is an eighth of 64 pixels.
+    assert tree["motion"]["kernel"].shape == (8 * 8, 40)
     assert tree["fusion"]["kernel"].shape == (40 + 64, 4 * 16)
 
 
@@ -153,7 +154,7 @@ def test_training_uses_the_batch_and_updates_statistics(tiny):
         return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
     (_, (tokens, stats)), gradient = step(variables, x, jax.random.key(1))
-    # The stem by hand: its convolution's mean over the batch, a tenth of it taken over.
+    # The stem by hand: the running mean takes over a tenth of its convolution's mean over the batch.
     stem = variables["params"]["stem"]
     y = jax.lax.conv_general_dilated(
         x, stem["kernel"], (2, 2), [(3, 3)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -169,14 +170,14 @@ def test_training_uses_the_batch_and_updates_statistics(tiny):
         assert np.all(np.isfinite(leaf)), name
         assert np.any(leaf), name
     (_, (other, _)), _ = step(variables, x, jax.random.key(2))
-    assert np.abs(tokens - other).max() > 1e-4  # another dropout
+    assert np.abs(tokens - other).max() > 1e-4  # another draw of dropout
 
 
 # -- the temporal motion encoder of Table 3 ---------------------------------------------------------
 
 
 def temporal(frames, **fields):
-    """A network over clips and random parameters of all that it has."""
+    """Returns a network over clips, and random parameters for all of it."""
     net = MotionEncoder(**TINY | {"frames": frames} | fields)
     return net, random_like(abstract(net)["params"], scale=0.3)
 
@@ -186,7 +187,7 @@ def joined(net, params, vectors):
 
 
 def test_size_of_the_temporal_motion_encoder():
-    """By hand at 512: two dense layers, norms, two attentions, and the GEGLU layer."""
+    """Counts the parameters at width 512 by hand: two dense layers, norms, two attentions, and the GEGLU layer."""
     dense, attention = 512 * 512 + 512, 2 * 512 + 4 * 512 * 512 + 512
     feed_forward = 2 * 512 + 512 * 4096 + 4096 + 2048 * 512 + 512
     want = 2 * 512 + 2 * dense + 2 * attention + feed_forward
@@ -198,7 +199,7 @@ def test_size_of_the_temporal_motion_encoder():
 
 
 def test_at_the_start_frames_are_not_joined(tiny):
-    """Bit for bit: what the last layer adds is zero, and all else starts as without."""
+    """The vectors are unchanged bit for bit: the last layer adds zero, and the rest starts as without joining."""
     net = MotionEncoder(**TINY | {"frames": 3})
     crops, boxes = tiny[2:]
     fresh = quick_jit(net.init)(jax.random.key(0), crops, boxes)
@@ -214,7 +215,7 @@ def test_at_the_start_frames_are_not_joined(tiny):
 
 
 def test_a_clip_is_joined_window_by_window():
-    """A frame knows of those in its window, also of later ones, and of no others; the last window is filled up."""
+    """A frame depends on all frames of its window, also later ones, and on no others; the last window is padded."""
     net, params = temporal(4)
     vectors = np.random.default_rng(1).normal(size=(2, 10, 24)).astype("f4")
     whole = joined(net, params, vectors)
@@ -228,13 +229,13 @@ def test_a_clip_is_joined_window_by_window():
     windows = [vectors[:, :4], vectors[:, 4:8], vectors[:, [8, 9, 9, 9]]]
     apart = np.concatenate([joined(net, params, window) for window in windows], axis=1)
     np.testing.assert_allclose(whole, apart[:, :10], atol=1e-5)
-    # A picture is a clip that stands still.
+    # A picture gives the result of a clip that repeats it.
     still = np.repeat(vectors[:, :1], 4, axis=1)
     np.testing.assert_allclose(
         joined(net, params, vectors[:, :1]), joined(net, params, still)[:, :1], atol=1e-5
     )
     backwards = joined(net, params, vectors[:, 3::-1])[:, ::-1]
-    assert np.abs(backwards - whole[:, :4]).max() > 1e-3  # it knows the order
+    assert np.abs(backwards - whole[:, :4]).max() > 1e-3  # the order of the frames matters
 
 
 def test_after_one_step_all_of_what_joins_learns():

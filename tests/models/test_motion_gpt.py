@@ -1,4 +1,4 @@
-"""Motion generator: what each position sees, the loss, decoding, drawing, sizes."""
+"""Motion generator: what each position sees, the loss, decoding, random draws, sizes."""
 
 import functools
 import math
@@ -24,12 +24,12 @@ FRAMES = 7
 
 
 def _vivid(variables):
-    """Weights so large that the predictions depend on what was seen."""
+    """Scales the weights up so much that predictions depend on the inputs seen."""
     return jax.tree.map(lambda p: 10 * p if p.ndim > 1 else p, variables)
 
 
 def _build(**changes):
-    """A tiny model, its parameters, content (2, 4, 6) and motion (2, 7, 24)."""
+    """Returns a tiny model, its parameters, content (2, 4, 6) and motion (2, 7, 24)."""
     model = motion_gpt.MotionGPT(**{**TINY, **changes})
     content = jax.random.normal(jax.random.key(1), (2, *TINY["content_shape"]))
     motion = jax.random.normal(jax.random.key(2), (2, FRAMES, model.books * model.book_dim))
@@ -43,7 +43,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def embed():
-    """Lookup of codes in random codebooks: (b, s, 3) -> (b, s, 24)."""
+    """Returns a function that looks up codes in random codebooks: (b, s, 3) -> (b, s, 24)."""
     table_njd = jax.random.normal(jax.random.key(3), (3, 5, 8))
 
     def lookup(ids_bsn):
@@ -85,7 +85,7 @@ def test_causal(elements):
     apply = jax.jit(functools.partial(model.apply, variables))
     logits = apply(content, motion)
     assert logits.shape == (2, FRAMES + 1, 3, 5)
-    # Changing frame 4 (index 3) reaches the predictions of frames 5 and later only.
+    # Changing frame 4 (index 3) affects only the predictions of frames 5 and later.
     changed = np.abs(apply(content, motion.at[:, 3].multiply(-1.0)) - logits).max((0, 2, 3))
     assert np.all(changed[:4] < 1e-6)
     assert np.all(changed[4:] > 1e-4)
@@ -99,7 +99,7 @@ def test_loss_of_uniform_logits_is_ln_32():
 
 
 def test_loss_by_hand():
-    # One codebook of two entries, odds 3:1 for entry 1; two clips of two frames.
+    # One codebook of two entries with odds of 3:1 for entry 1; two clips of two frames.
     logits = jnp.broadcast_to(jnp.array([0.0, math.log(3)]), (2, 2, 1, 2))
     ids = jnp.array([[1, 0], [1, 1]])[..., None]
     right, wrong = math.log(4 / 3), math.log(4)
@@ -122,7 +122,8 @@ def test_every_parameter_has_a_gradient(tiny):
 
     grad = gradient(variables)["params"]
     for i in range(TINY["layers"]):
-        grad["trunk"][f"layer_{i}"]["attention"]["key"].pop("bias")  # zero: see test_gpt2.py
+        # Zero, as test_gpt2.py explains.
+        grad["trunk"][f"layer_{i}"]["attention"]["key"].pop("bias")
     for path, g in jax.tree_util.tree_leaves_with_path(grad):
         assert np.any(np.asarray(g) != 0), path
 
@@ -135,7 +136,7 @@ def test_greedy_equals_decoding_without_a_cache(embed, elements):
     got = generate(content)
     assert got.shape == (2, FRAMES, 3)
     assert got.dtype == jnp.int32
-    # Causality makes this the whole loop: each code must be the best one given those before it.
+    # By causality one pass checks the whole loop: each code must be the best one given the codes before it.
     logits = jax.jit(model.apply)(variables, content, embed(got[:, :-1]))
     np.testing.assert_array_equal(got, jnp.argmax(logits, -1))
     assert len(np.unique(got)) > 1
@@ -180,7 +181,7 @@ def test_random_generation(tiny, embed):
 
 def test_draw_statistics():
     p = np.array([0.1, 0.2, 0.3, 0.4])
-    n = 20_000  # standard error of a frequency: at most 0.0035
+    n = 20_000  # the standard error of a frequency is at most 0.0035
     logits = jnp.broadcast_to(jnp.log(p), (n, 4))
 
     def frequencies(temperature, top_k=None):
@@ -193,7 +194,7 @@ def test_draw_statistics():
     np.testing.assert_array_equal(frequencies(1.0, 1), [0, 0, 0, 1])
     np.testing.assert_array_equal(frequencies(0.0), [0, 0, 0, 1])
     tied = motion_gpt.draw(jax.random.key(0), jnp.zeros((n, 4)), 1.0, 2)
-    assert len(np.unique(tied)) == 2  # top_k keeps exactly k, ties or not
+    assert len(np.unique(tied)) == 2  # top_k keeps exactly k, also with ties
 
 
 def test_draw_of_the_nucleus():
@@ -204,13 +205,13 @@ def test_draw_of_the_nucleus():
         ids = motion_gpt.draw(jax.random.key(0), logits, temperature, top_k, top_p)
         return np.bincount(ids, minlength=4) / n
 
-    # 0.4 + 0.3 reach 0.6, 0.4 alone does not.
+    # 0.4 + 0.3 reaches 0.6; 0.4 alone does not.
     np.testing.assert_allclose(frequencies(1.0, None, 0.6), [0, 4 / 7, 3 / 7, 0], atol=0.014)
     np.testing.assert_allclose(frequencies(1.0, None, 0.75), [0, 4 / 9, 3 / 9, 2 / 9], atol=0.014)
     np.testing.assert_array_equal(frequencies(1.0, None, 1e-3), [0, 1, 0, 0])
-    # Halved temperature squares: 16, 9, 4, 1 of 30, and two of them reach 0.8.
+    # Half the temperature squares the odds: 16, 9, 4 and 1 of 30, of which the first two reach 0.8.
     np.testing.assert_allclose(frequencies(0.5, None, 0.8), [0, 16 / 25, 9 / 25, 0], atol=0.014)
-    # Of the three that top_k keeps, 4/9 and 3/9 reach 0.75.
+    # Among the three entries that top_k keeps, 4/9 and 3/9 reach 0.75.
     np.testing.assert_allclose(frequencies(1.0, 3, 0.75), [0, 4 / 7, 3 / 7, 0], atol=0.014)
     np.testing.assert_allclose(frequencies(1.0, None, 1.0), [0.1, 0.4, 0.3, 0.2], atol=0.014)
 

@@ -1,4 +1,4 @@
-"""The codebook of moving averages by hand, and the tokenizer's convolutions against plain torch."""
+"""The moving-average codebook by hand, and the tokenizer's convolutions against plain torch."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def train():
 
 
 def book_of(entries, counts, decay=0.99):
-    """State of a codebook in balance: every entry the mean of its vectors."""
+    """Returns the state of a codebook in balance: every entry is the mean of its vectors."""
     entries, counts = np.float32(entries), np.float32(counts)
     return dict(
         entries=entries, sums=entries * counts[:, None], counts=counts, started=np.array(True)
@@ -42,7 +42,8 @@ def test_averages_by_hand(train):
     z = np.float32([[[1.0], [2.0]], [[11.0], [21.0]]])
     coded, new = train(net, book, z, jax.random.key(0))
     np.testing.assert_array_equal(coded.ids_bt, [[0, 0], [1, 2]])
-    np.testing.assert_array_equal(coded.z_btd, [[[0], [0]], [[10], [20]]])  # the old entries
+    # Entries before the update.
+    np.testing.assert_array_equal(coded.z_btd, [[[0], [0]], [[10], [20]]])
     new = new["codebook"]
     # 0.75 * 4 + 0.25 * 2, 0.75 * 2 + 0.25, 0.75 * 8 + 0.25
     np.testing.assert_allclose(new["counts"], [3.5, 1.75, 6.25])
@@ -50,7 +51,7 @@ def test_averages_by_hand(train):
     np.testing.assert_allclose(new["sums"], [[0.75], [17.75], [125.25]])
     np.testing.assert_allclose(new["entries"], [[0.75 / 3.5], [17.75 / 1.75], [125.25 / 6.25]])
     assert coded.commitment == pytest.approx((1 + 4 + 1 + 1) / 4)
-    # Shares 1/2, 1/4, 1/4 are 1.5 bits.
+    # Shares of 1/2, 1/4 and 1/4 have an entropy of 1.5 bits.
     assert coded.perplexity == pytest.approx(2**1.5)
 
 
@@ -62,13 +63,14 @@ def test_an_entry_that_is_not_used_moves_to_a_vector_of_the_batch(train):
     for seed in range(8):
         _, new = train(net, book, z, jax.random.key(seed))
         new = new["codebook"]
-        np.testing.assert_allclose(new["counts"], [3.0, 3.0, 0.95])  # the last one is below 1
+        np.testing.assert_allclose(new["counts"], [3.0, 3.0, 0.95])  # the last count is below 1
         np.testing.assert_allclose(new["entries"][:2], [[0.5 * 3 / 3], [0.5 * 63 / 3]])
         assert float(new["entries"][2, 0]) in {1.0, 2.0, 11.0, 12.0}
         seen.add(float(new["entries"][2, 0]))
-    assert len(seen) > 1  # drawn anew each time
+    assert len(seen) > 1  # drawn anew for each key
     _, new = train(net, book_of([[0.0], [10.0], [99.0]], [4.0, 4.0, 2.0]), z, jax.random.key(0))
-    np.testing.assert_allclose(new["codebook"]["entries"][2], 99.0)  # a count of 1 stays
+    # An entry with a count of 1 stays.
+    np.testing.assert_allclose(new["codebook"]["entries"][2], 99.0)
 
 
 def test_the_first_batch_fills_the_codebook(train):
@@ -76,7 +78,7 @@ def test_the_first_batch_fills_the_codebook(train):
     z = np.random.default_rng(0).normal(size=(2, 3, 2)).astype(np.float32)
     coded, new = train(net, fresh(net, z), z, jax.random.key(1))
     flat = z.reshape(-1, 2)
-    # Before the update the entries were four vectors of the batch: those have no distance.
+    # Before the update the entries are four vectors of the batch, so these four have distance zero.
     gaps = np.abs(np.asarray(coded.z_btd).reshape(-1, 2) - flat).max(axis=-1)
     assert np.sum(gaps < 1e-6) == 4
     assert len(np.unique(coded.ids_bt)) == 4

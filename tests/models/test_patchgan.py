@@ -1,4 +1,4 @@
-"""PatchDiscriminator against plain torch, its shapes, and its start."""
+"""PatchDiscriminator against plain torch, its shapes, and its initial values."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def shapes_of(net, size=32):
 
 @pytest.fixture(scope="module")
 def variables():
-    """Random ones that hide nothing; variances are positive."""
+    """Returns random variables, without zeros that hide errors; variances are positive."""
     tree = random_like(shapes_of(NET))
     tree["batch_stats"] = {
         name: {"mean": stats["mean"], "var": 0.5 + jnp.abs(stats["var"])}
@@ -42,7 +42,7 @@ def in_training(net, variables, x):
 
 
 def reference(width):
-    """The discriminator in plain torch, numbered as the released one."""
+    """Builds the discriminator in plain torch, with the layers numbered as in the released one."""
     from torch import nn
 
     def normed(inputs, outputs, stride):
@@ -65,7 +65,7 @@ def nhwc(x):
 
 @pytest.mark.oracle
 def test_equals_torch(variables, images):
-    """Two training calls, one after the other, then one with the running statistics."""
+    """Compares two successive training calls, then one with the running statistics."""
     torch = pytest.importorskip("torch")
     module = reference(width=4)
     prefix = "loss.discriminator.main."
@@ -91,14 +91,14 @@ def test_equals_torch(variables, images):
 
 
 def test_sizes():
-    """The paper's frames, the least, and the parameters of the released discriminator."""
+    """Checks the paper's frames, the smallest frames, and the released discriminator's number of parameters."""
     net = PatchDiscriminator()
     variables = shapes_of(net)
     for size, side in ((224, 26), (24, 1)):
         x = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
         logits = jax.eval_shape(lambda v, x: net.apply(v, x, train=False), variables, x)
         assert logits.shape == (2, side, side, 1) and logits.dtype == jnp.float32
-    # Kernels 3*64, 64*128, 128*256, 256*512, 512 times 16; biases 64 and 1; three norms.
+    # Kernels: 3*64, 64*128, 128*256, 256*512 and 512, times 16; biases: 64 and 1; three norms.
     kernels = 16 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512 + 512)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     assert count == kernels + 65 + 2 * (128 + 256 + 512)
@@ -107,7 +107,7 @@ def test_sizes():
 
 
 def test_start():
-    """Kernels N(0, 0.02), scales N(1, 0.02); statistics of the standard normal, not of a batch."""
+    """Kernels are N(0, 0.02), scales N(1, 0.02); the statistics are mean 0 and variance 1, not a batch's."""
     x = 5.0 * jnp.ones((1, 24, 24, 3))
     init = quick_jit(lambda key, x: PatchDiscriminator(width=32).init(key, x, train=True))
     variables = init(jax.random.key(0), x)
@@ -122,7 +122,7 @@ def test_start():
 
 
 def test_a_batch_cut_over_devices_has_one_mean(variables, images):
-    """The same logits and statistics as on one device, to rounding."""
+    """A batch split over devices has the same logits and statistics as on one device, up to rounding."""
     devices = jax.devices()[:2]
     if len(devices) < 2:
         pytest.skip("needs two devices")
@@ -136,7 +136,7 @@ def test_a_batch_cut_over_devices_has_one_mean(variables, images):
 
 
 def test_bfloat16(variables, images):
-    """Finite values and gradients, also for a constant image far out of range."""
+    """Values and gradients are finite, also for a constant image far out of range."""
     net = PatchDiscriminator(width=4, dtype=jnp.bfloat16)
 
     def loss(params, x):

@@ -22,14 +22,14 @@ def vectors(fields, frames=5, batch=2, seed=0):
 
 
 def build(fields, **more):
-    """(module, variables, jitted apply)."""
+    """Returns (module, variables, compiled apply)."""
     module = GroupedQuantizer(**fields, **more)
     variables = quick_jit(module.init)(jax.random.key(0), vectors(fields))
     return module, variables, quick_jit(module.apply)
 
 
 def distances(module, variables, m):
-    """Squared distances (B, T, N, J) of the RMS-normalised vectors, in float64."""
+    """Returns the squared distances (B, T, N, J) of the RMS-normalised vectors, in float64."""
     m = np.float64(m)
     if module.normalise:
         m = m / np.sqrt(np.mean(m**2, axis=-1, keepdims=True) + 1e-6)
@@ -71,13 +71,13 @@ def test_soft_assignment_is_the_softmax_of_the_distances(distance):
     d = distances(module, variables, m)
     expected = softmax(-1.7 * (d if distance == "sq_l2" else np.sqrt(d)))
     np.testing.assert_allclose(apply(variables, m).soft_btnj, expected, atol=1e-5)
-    # The rate is measured without noise and temperature.
+    # The rate is measured without noise or temperature.
     noisy = apply(variables, m, 0.3, jax.random.key(1))
     np.testing.assert_allclose(noisy.soft_btnj, expected, atol=1e-5)
 
 
 def test_default_alpha_and_learned_alpha():
-    assert default_alpha(16) == 5.0  # TF-Codec's
+    assert default_alpha(16) == 5.0  # TF-Codec's value
     assert default_alpha(384) == pytest.approx(5 / 24)
     _, variables, apply = build(TINY)
     module, learned, apply_learned = build(TINY, learn_alpha=True)
@@ -87,7 +87,7 @@ def test_default_alpha_and_learned_alpha():
     )
     total = jax.grad(lambda v: jnp.sum(bits(module.apply(v, m).soft_btnj)))
     gradient = quick_jit(total)(learned)
-    # Sharper assignments of vectors that use many entries spend fewer soft bits.
+    # For vectors that use many entries, sharper assignments cost fewer soft bits.
     assert abs(gradient["params"]["log_alpha"]) > 1e-3
 
 
@@ -132,7 +132,7 @@ def test_unknown_distance_is_refused():
 
 
 def test_gumbel_argmax_follows_the_softmax():
-    # Many frames of one vector: each entry is drawn as often as softmax(-alpha d) says.
+    # All frames hold the same vector, so each entry is drawn with frequency softmax(-alpha d).
     fields, draws, tau = dict(books=2, dim=2, entries=5), 20000, 0.7
     module, variables, apply = build(fields, alpha=1.0, post_linear=False, normalise=False)
     m = np.broadcast_to(np.float32([0.3, -0.2, 0.1, 0.4]), (1, draws, 4))
@@ -141,7 +141,7 @@ def test_gumbel_argmax_follows_the_softmax():
     books = np.asarray(variables["params"]["codebooks"])
     drawn = np.asarray(code.m_hat_btm).reshape(draws, 2, 1, 2)
     hit = np.all(np.abs(drawn - books) < 1e-5, axis=-1)
-    np.testing.assert_array_equal(hit.sum(axis=-1), 1)  # hard: exactly one entry, to rounding
+    np.testing.assert_array_equal(hit.sum(axis=-1), 1)  # hard: exactly one entry, up to rounding
     deviation = np.sqrt(p * (1 - p) / draws)
     assert np.all(np.abs(hit.mean(axis=0) - p) < 4.5 * deviation)
     assert np.all((p > 0.02) & (p < 0.9))  # so that a uniform or greedy draw would fail
@@ -180,8 +180,8 @@ def test_training_forward_and_its_straight_through_gradient(hard):
     assert np.abs(picked - soft).max() > 0.3
     np.testing.assert_allclose(m_hat, out(picked if hard else soft, books), atol=1e-5)
 
-    # Both backward passes differentiate the soft mixture; only where the codebook multiplies the
-    # weights does the hard one see the one-hot choice.
+    # Both modes backpropagate through the soft mixture; the hard mode uses the one-hot choice only where the weights
+    # are multiplied by the codebook.
     def central(f, x, eps=1e-5):
         slope = np.zeros_like(x)
         for index in np.ndindex(x.shape):
@@ -201,7 +201,7 @@ def test_training_forward_and_its_straight_through_gradient(hard):
     ("fields", "softness"), [(LRS3, 0.113), (SPRITES, 0.47)], ids=["lrs3", "sprites"]
 )
 def test_codebooks_start_unsaturated_in_both_papers_sizes(fields, softness):
-    # Trace of the softmax Jacobian, 1 - sum p^2, computed elsewhere from the same description.
+    # Trace of the softmax Jacobian, 1 - sum p^2, computed independently from the same description.
     _, variables, apply = build(fields)
     soft = np.asarray(apply(variables, vectors(fields, 25, 4)).soft_btnj)
     assert np.mean(1 - np.sum(soft**2, axis=-1)) == pytest.approx(softness, rel=0.2)
@@ -219,7 +219,7 @@ def test_encoder_learns_through_the_code_at_step_0(fields):
         mlp_dim=16,
     )
     z = np.random.default_rng(0).normal(size=(2, 4, 4, 4, 3)).astype(np.float32)
-    params = quick_jit(encoder.init)(jax.random.key(0), z)["params"]  # as at step 0
+    params = quick_jit(encoder.init)(jax.random.key(0), z)["params"]  # parameters as at step 0
     quantizer, variables, _ = build(fields)
 
     def code(p):
@@ -248,11 +248,11 @@ def test_encoder_learns_through_the_code_at_step_0(fields):
 
 def test_entropy_of_a_uniform_assignment_is_log2_j():
     _, variables, apply = build(dict(books=3, dim=8, entries=8), normalise=False)
-    # At the origin all entries of an orthonormal codebook are equally far.
+    # At the origin all entries of an orthonormal codebook are equally distant.
     variables["params"]["codebooks"] = jnp.broadcast_to(jnp.eye(8)[None], (3, 8, 8))
     origin = np.zeros((2, 4, 24), np.float32)
     np.testing.assert_allclose(bits(apply(variables, origin).soft_btnj), 3.0, atol=1e-6)
-    # Four entries used equally, each with certainty, are two bits.
+    # Four entries that are used equally often, each with certainty, give two bits.
     certain = np.tile(100 * np.eye(8, dtype=np.float32)[:4], (2, 1, 3))
     np.testing.assert_allclose(bits(apply(variables, certain).soft_btnj), 2.0, atol=1e-6)
 
@@ -272,7 +272,7 @@ def test_entropy_is_that_of_the_global_batch():
     cut = jax.device_put(m, NamedSharding(mesh, PartitionSpec("data")))
     np.testing.assert_allclose(entropy(cut), whole, atol=1e-5)
     alone = np.mean([entropy(m[i : i + 1]) for i in range(8)], axis=0)
-    assert np.all(alone < np.asarray(whole) - 0.1)  # what a mean of local entropies would give
+    assert np.all(alone < np.asarray(whole) - 0.1)  # a mean of local entropies would be smaller
 
 
 @pytest.mark.parametrize("mode", bitrate.MODES[:3])
@@ -293,7 +293,7 @@ def test_gradient_of_the_rate_is_zero_exactly_at_the_target(mode):
     at, above, below = (np.asarray(slope(spent[0] + gap)[0]) for gap in (0, 1, -1))
     assert np.abs(above).max() > 1e-5
     np.testing.assert_allclose(at, 0, atol=1e-5 * np.abs(above).max())
-    np.testing.assert_allclose(above, -below, rtol=1e-3, atol=1e-7)  # two-sided
+    np.testing.assert_allclose(above, -below, rtol=1e-3, atol=1e-7)  # the penalty has two sides
 
 
 # -- temperature ----------------------------------------------------------------------------------

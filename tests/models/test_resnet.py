@@ -22,7 +22,7 @@ def abstract(net, side=32):
 
 
 def torchvision_name(key):
-    """A key of transformers' `ResNetModel` as torchvision spells it."""
+    """Converts a key of transformers' `ResNetModel` to torchvision's spelling."""
     key = key.replace("embedder.embedder.convolution", "conv1")
     key = key.replace("embedder.embedder.normalization", "bn1")
 
@@ -85,7 +85,7 @@ def test_equals_transformers_in_evaluation_and_training():
 def test_parameter_count_of_resnet_50():
     network = command.NETWORKS["resnet50"]
     tree = network.shapes(network.arguments({}, {}))["params"]
-    # torchvision's 25,557,032 without its classifier, 2048 x 1000 + 1000.
+    # torchvision's 25,557,032 minus the classifier's 2048 x 1000 + 1000.
     assert sum(leaf.size for leaf in jax.tree.leaves(tree)) == 25_557_032 - 2_049_000
 
 

@@ -1,4 +1,4 @@
-"""StyleGAN2's synthesis against per-example convolutions in torch with the weights written out."""
+"""StyleGAN2's synthesis against torch convolutions with explicit weights for each example."""
 
 import jax
 import jax.numpy as jnp
@@ -21,21 +21,21 @@ def tensor(x):
 
 
 def blurred(x, pad):
-    """Depthwise [1 3 3 1] filter with gain 4 of (n, c, h, w), padded by `pad`."""
+    """Pads x (n, c, h, w) by `pad` and filters each channel with [1 3 3 1], at a gain of 4."""
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
     kernel = (4 * torch.outer(taps, taps)).expand(x.shape[1], 1, 4, 4)
     return functional.conv2d(functional.pad(x, pad), kernel, groups=x.shape[1])
 
 
 def stuffed(x):
-    """A zero after every row and column."""
+    """Inserts a zero after every row and column."""
     out = x.new_zeros(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3])
     out[:, :, ::2, ::2] = x
     return out
 
 
 def modulated(x, style, p, up=False, demodulate=True):
-    """Equations 1 and 3 on the weights themselves, one example after the other."""
+    """Applies equations 1 and 3 to the weights themselves, one example at a time."""
     affine, kernel = tensor(p["style_kernel"]), tensor(p["kernel"])
     scale = style @ affine / np.sqrt(affine.shape[0]) + tensor(p["style_bias"])
     weight = kernel.permute(3, 2, 0, 1) / np.sqrt(np.prod(kernel.shape[:3]))

@@ -1,4 +1,4 @@
-"""The temporal autoencoder against every `svd_vae*.npz` of the fixtures folder, diffusers, and itself.
+"""The temporal autoencoder against every `svd_vae*.npz` of the fixtures folder, diffusers, and itself in chunks.
 
 Run the fixtures alone by ``pytest -k "svd and parity"``; ``-s`` prints the differences.
 """
@@ -34,7 +34,7 @@ def channels_first(x):
 
 
 def coded(net, params, image, frames):
-    """Mean of an image, and the frames of one latent clip decoded together."""
+    """Returns the mean for an image, and the frames of one latent clip decoded together."""
 
     @quick_jit
     def both(params):
@@ -73,7 +73,7 @@ def test_svd_vae_parity(fixtures_dir):
 
 @pytest.mark.oracle
 def test_equals_diffusers():
-    """Of what the fixtures do not have: two clips, another number of frames, oblong ones."""
+    """Compares a case that the fixtures lack: two clips, another number of frames, oblong frames."""
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
     torch.set_num_threads(1)
@@ -104,7 +104,8 @@ def test_chunks_are_decoded_by_themselves():
     want = [decode(params, z[:, part]) for part in (slice(0, 2), slice(2, 4), slice(4, 5))]
     got = quick_jit(lambda p: decode_in_chunks(net, {"params": p}, z, frames=2))(params)
     np.testing.assert_allclose(got, np.concatenate(want, axis=1), atol=1e-5)
-    assert np.abs(decode(params, z[:, :3])[:, :2] - want[0]).max() > 1e-3  # frames do meet
+    # Frames in one call do affect each other.
+    assert np.abs(decode(params, z[:, :3])[:, :2] - want[0]).max() > 1e-3
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("svd", 97_742_847), ("tiny", 414_895)])

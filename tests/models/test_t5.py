@@ -1,4 +1,4 @@
-"""T5 encoder: equal to transformers' T5EncoderModel, sizes, initial scales, masks, types."""
+"""T5 encoder: equality with transformers' T5EncoderModel, sizes, initial scales, masks, types."""
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,14 @@ TINY = dict(width=24, layers=2, heads=3, head_dim=5, mlp_dim=40)
 
 @pytest.fixture(scope="module")
 def tiny():
-    """A tiny encoder, its parameters, and inputs (2, 11, 24)."""
+    """Returns a tiny encoder, its parameters, and inputs (2, 11, 24)."""
     model = t5.T5Encoder(**TINY)
     x = jax.random.normal(jax.random.key(1), (2, 11, TINY["width"]))
     return model, jax.jit(model.init)(jax.random.key(0), x), x
 
 
 def test_buckets_by_hand():
-    # 32 buckets, 128 tokens: 8 exact per side, then edges at 8 * 16**(k/8) = 8, 11.3, 16, 22.6, ...
+    # 32 buckets up to 128 tokens: 8 exact ones per side, then edges at 8 * 16**(k/8) = 8, 11.3, 16, 22.6, ...
     distance = np.array(
         [0, -1, -7, -8, -11, -12, -15, -16, -22, -23, -32, -64, -90, -91, -128, -999]
     )
@@ -58,7 +58,7 @@ def test_initial_scales():
         "wi": (layer["wi"]["kernel"], 256**-0.5),
         "wo": (layer["wo"]["kernel"], 512**-0.5),
     }
-    for name, (kernel, expected) in stddev.items():  # 2**15 draws: 0.4% standard error
+    for name, (kernel, expected) in stddev.items():  # 2**15 draws have a standard error of 0.4%
         np.testing.assert_allclose(np.std(kernel), expected, rtol=0.02, err_msg=name)
     table = params["relative_bias"]["table"]
     np.testing.assert_allclose(np.std(table), 256**-0.5, rtol=0.2)
@@ -82,7 +82,7 @@ def test_every_parameter_has_a_gradient_and_remat_changes_nothing(tiny):
         return jax.jit(jax.grad(lambda v: jnp.sum(jnp.sin(m.apply(v, x)))))(variables)
 
     plain, remat = gradient(model), gradient(t5.T5Encoder(**TINY, remat=True))
-    # Of the bias table only the buckets of distances up to 10 are used.
+    # Only the buckets of distances up to 10 are used in the bias table.
     table = plain["params"]["relative_bias"].pop("table")
     used = t5.relative_buckets(np.arange(-10, 11), 32, 128)
     assert set(np.flatnonzero(np.any(table != 0, axis=1))) == set(used.tolist())
@@ -120,7 +120,7 @@ def test_errors(tiny):
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("tokens", [11, 300])  # 300: past the last bucket's edge at 128
+@pytest.mark.parametrize("tokens", [11, 300])  # 300 is past the last bucket's edge at 128
 def test_equals_transformers(tokens):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -136,7 +136,7 @@ def test_equals_transformers(tokens):
     )
     oracle = transformers.T5EncoderModel(config).eval()
     rng = np.random.default_rng(0)
-    with torch.no_grad():  # norm scales away from one, so that a forgotten one shows
+    with torch.no_grad():  # move norm scales away from one, so that a missing one shows
         for value in oracle.parameters():
             value.add_(torch.from_numpy(rng.normal(size=value.shape)).float(), alpha=0.1)
     x = rng.normal(size=(2, tokens, TINY["width"])).astype(np.float32)

@@ -15,7 +15,7 @@ TINY = dict(entries=7, width=24, layers=2, heads=3, max_positions=10)
 
 
 def build(**more):
-    """A model whose weights are so large that predictions depend on what was seen."""
+    """Builds a model with weights so large that predictions depend on the inputs seen."""
     model = TokenGPT(**TINY | more)
     ids = jnp.zeros((2, 3), jnp.int32)
     condition = jnp.zeros(2, jnp.int32) if model.conditions else None
@@ -34,13 +34,13 @@ def conditioned():
 
 
 def logits_of(model, variables, ids, condition=None):
-    """All positions' logits, computed without a cache."""
+    """Computes the logits of all positions without a cache."""
     ids = jnp.asarray(ids, jnp.int32)
     return np.asarray(quick_jit(model.apply)(variables, ids, condition))
 
 
 def test_parameter_count_of_gpt2_small():
-    model = TokenGPT(**SIZES["xnemo"], conditions=22)  # 7 emotions of 3 levels, and neutral
+    model = TokenGPT(**SIZES["xnemo"], conditions=22)  # 7 emotions at 3 levels each, and neutral
     ids, condition = (jax.ShapeDtypeStruct(s, jnp.int32) for s in ((1, 8), (1,)))
     tree = jax.eval_shape(model.init, jax.random.key(0), ids, condition)["params"]
     blocks = 12 * (12 * 768**2 + 13 * 768) + 2 * 768
@@ -52,7 +52,7 @@ def test_logits_by_hand_from_the_trunk(conditioned):
     model, variables = conditioned
     table = np.asarray(variables["params"]["table"])
     assert table.shape == (7 + 3 + 4, 24)
-    # end, begin and pad are 7, 8 and 9; conditions begin at 10 and 13 is none.
+    # End, begin and pad are 7, 8 and 9; conditions begin at 10, and 13 stands for no condition.
     x = table[np.array([[8, 12, 4, 0], [8, 13, 6, 6]])]
     trunk = GPT2(width=24, layers=2, heads=3, max_positions=10)
     h, _ = quick_jit(trunk.apply)({"params": variables["params"]["trunk"]}, x)
@@ -63,7 +63,7 @@ def test_logits_by_hand_from_the_trunk(conditioned):
 
 
 def test_loss_leaves_out_padding():
-    # Odds 3:1 for code 1 of two codes and an end that cannot be.
+    # Odds of 3:1 for code 1 over code 0; the end is impossible.
     logits = jnp.broadcast_to(jnp.array([0.0, math.log(3), -1e9]), (1, 3, 3))
     loss = token_loss(logits, jnp.array([[1, 0, 4]]), pad=4)
     assert loss == pytest.approx((math.log(4 / 3) + math.log(4)) / 2)
@@ -74,7 +74,7 @@ def test_corruption_changes_codes_only():
     ids = jnp.concatenate([jnp.zeros((1, 20000), jnp.int32), jnp.array([[50, 52]])], axis=1)
     out = np.asarray(corrupt(jax.random.key(0), ids, 50, 0.6))
     np.testing.assert_array_equal(out[0, -2:], [50, 52])
-    # 0.4 are drawn anew, and one of 50 draws is the same code.
+    # A share of 0.4 is drawn anew, and one draw in 50 gives the same code.
     assert np.mean(out[0, :-2] != 0) == pytest.approx(0.4 * 49 / 50, abs=0.012)
     assert out.max() == 52 and set(out[0, :-2]) == set(range(50))
     np.testing.assert_array_equal(corrupt(jax.random.key(0), ids, 50, 1.0), ids)
@@ -84,7 +84,7 @@ def test_greedy_outpainting_equals_recomputing(plain):
     model, variables = plain
     start = jnp.array([[3, 1, 4], [0, 6, 2]])
     got = quick_jit(lambda s: generate(model, variables, s, 5, temperature=0.0))(start)
-    # Nothing sees what follows it, so one pass over the result has the logits of every step.
+    # No position sees what follows it, so one pass over the result gives the logits of every step.
     best = logits_of(model, variables, np.concatenate([start, got], axis=1)[:, :-1])[:, 3:, :7]
     np.testing.assert_array_equal(got, best.argmax(axis=-1))
 
@@ -95,7 +95,7 @@ def test_long_sequences_continue_in_windows(plain):
     how = dict(temperature=0.0, context=2)
     got = np.asarray(quick_jit(lambda s: generate(model, variables, s, 12, **how))(start))
     assert got.shape == (2, 12)
-    # 9 tokens fit after the beginning and the last made is not read: windows make 7 and 5.
+    # 9 tokens fit after the begin token, and the last one made is never read: the windows make 7 and 5 tokens.
     ids = np.concatenate([start, got], axis=1)
     for first, size in ((3, 7), (10, 5)):
         seen = ids[:, (0 if first == 3 else first - 2) : first + size - 1]

@@ -1,4 +1,4 @@
-"""The UNet against diffusers; reading reference features; the modules that a subclass puts in."""
+"""The UNet against diffusers; reading reference features; modules that a subclass inserts."""
 
 import functools
 import re
@@ -34,7 +34,7 @@ SMALL = {
     "context_width": 12,
     "norm_groups": 4,
 }
-SIDE = 4  # of a small network's latent
+SIDE = 4  # of the latents of a small network
 
 
 def random(*shape, seed=0):
@@ -46,28 +46,28 @@ def shapes_of(net, *inputs):
 
 
 def inputs(batch=2, frames=2):
-    """Latents, time and context of a small network."""
+    """Returns latents, times and context for a small network."""
     x = random(batch, frames, SIDE, SIDE, 4)
     return x, np.array([7.0, 801.0], np.float32)[:batch], random(batch, 3, 12, seed=1)
 
 
 @pytest.fixture(scope="module")
 def small():
-    """A small network with parameters that hide nothing."""
+    """Returns a small network, and random parameters without zeros that hide errors."""
     net = UNet(**SMALL)
     return net, random_like(shapes_of(net, *inputs()))
 
 
 @pytest.fixture(scope="module")
 def plain(small):
-    """The small network's output of `inputs`, without a reference."""
+    """Returns the small network's output for `inputs`, without a reference."""
     net, params = small
     return quick_jit(net.apply)({"params": params}, *inputs())
 
 
 @pytest.fixture(scope="module")
 def run(small):
-    """The small network, compiled: (banks, mask, latents) -> output."""
+    """Returns the compiled small network: (banks, mask, latents) -> output."""
     net, params = small
 
     @quick_jit
@@ -81,7 +81,7 @@ def run(small):
 
 @pytest.fixture(scope="module")
 def banks():
-    """Of a part of the blocks."""
+    """Returns reference features for two of the blocks."""
     return {"down_0/attn_0": random(2, SIDE**2, 8, seed=3), "mid/attn_0": random(2, 4, 16)}
 
 
@@ -89,7 +89,7 @@ def banks():
 
 
 def reference():
-    """diffusers' UNet with random weights; norms are moved away from the identity."""
+    """Returns diffusers' UNet with random weights, its norms moved away from the identity."""
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
     torch.set_num_threads(1)
@@ -126,7 +126,7 @@ def test_equals_diffusers():
 
 
 def test_sizes():
-    """The tiny ones; the released sizes are counted in tests/convert/test_sd_maps.py."""
+    """Counts the tiny sizes; the released sizes are counted in tests/convert/test_sd_maps.py."""
     x, context = jnp.zeros((1, 8, 8, 4)), jnp.zeros((1, 1, 48))
     trees = (
         shapes_of(ReferenceUNet(**SIZES["tiny"]), x, context),
@@ -137,7 +137,7 @@ def test_sizes():
 
 
 def test_without_text_there_are_fewer_parameters():
-    """The paper's difference, 43,987,520 (spec warpface.md, 5.1)."""
+    """The difference is the paper's, 43,987,520 (spec warpface.md, 5.1)."""
     size = SIZES["sd15"] | {"context_width": 0}
     x = jnp.zeros((1, 1, 8, 8, 4))
     tree = shapes_of(UNet(**size), x, jnp.zeros(1))
@@ -162,7 +162,7 @@ def moving_inputs():
 
 
 def test_starts_as_zero():
-    """By what the initial values are computed from: a constant or a draw."""
+    """Finds, in the program of the initialisation, the kernels that are constant and not drawn: the last layers."""
     net = DenoisingUNet(**MOVING)
     tree = shapes_of(net, *moving_inputs())
     jaxpr = jax.make_jaxpr(lambda key: net.init(key, *moving_inputs())["params"])(jax.random.key(0))
@@ -178,7 +178,8 @@ def test_starts_as_zero():
     }
     want = {path for path in paths.flatten(tree) if path.endswith("proj_out/kernel")}
     assert constant == {"conv_out/kernel"} | want
-    assert len(want) == 4 * 3  # two layers on the way up; a transformer and two modules each
+    # Four places (down, middle, twice up), each with a transformer and two modules.
+    assert len(want) == 4 * 3
 
 
 def test_computes_in_bfloat16_with_float32_parameters():
@@ -194,7 +195,7 @@ def test_computes_in_bfloat16_with_float32_parameters():
 
 def test_recomputes_in_the_backward_pass():
     def kept(remat):
-        """Bytes that the forward pass keeps."""
+        """Returns the number of values that the forward pass keeps, without the parameters."""
         net = DenoisingUNet(**MOVING, remat=remat)
         params = shapes_of(net, *moving_inputs())
 
@@ -238,7 +239,8 @@ def test_attention_in_pieces_is_attention():
         *(torch.from_numpy(x).transpose(1, 2) for x in (q, k, v)),
         attn_mask=torch.from_numpy(mask)[:, None, None],
     ).transpose(1, 2)
-    for limit in (1000, 250, 120, 50, 1):  # all at once; two rows; a row; a part of one; a query
+    # All at once; two rows; one row; part of a row; one query.
+    for limit in (1000, 250, 120, 50, 1):
         got = quick_jit(functools.partial(attend, limit=limit))(q, k, v, mask)
         np.testing.assert_allclose(got, want, atol=1e-5, err_msg=str(limit))
     whole, parts = (
@@ -263,7 +265,7 @@ def test_on_a_mesh_each_device_attends_to_its_own_rows():
         return jax.grad(lambda *a: jnp.sum(total(*a)), argnums=(0, 1, 2))
 
     want = jax.jit(gradient(10**6))(q, k, v, mask)
-    for limit in (250, 120, 50):  # two rows of a device; a row; a part of one
+    for limit in (250, 120, 50):  # two rows of a device; one row; part of a row
         on_mesh = jax.jit(sharding.OnMesh(gradient(limit), mesh), out_shardings=where)
         given = [jax.device_put(x, where) for x in (q, k, v, mask)]
         program = on_mesh.lower(*given).compile().as_text()
@@ -274,7 +276,7 @@ def test_on_a_mesh_each_device_attends_to_its_own_rows():
 
 
 def test_memory_of_attention_does_not_square():
-    """4096 queries and 8192 keys of eight heads, which are 1 GiB of logits a frame."""
+    """With 4096 queries and 8192 keys of eight heads, the logits would need 1 GiB per frame."""
 
     def temporary(frames):
         q, k = (jax.ShapeDtypeStruct((frames, n, 8, 40), jnp.float32) for n in (4096, 8192))
@@ -286,7 +288,7 @@ def test_memory_of_attention_does_not_square():
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_bank_keys_are_attended_like_own_ones(rows):
-    """Against the textbook's formula, written for one head and one row at a time."""
+    """Compares with the textbook formula, for one head and one row at a time."""
     net = Attention(heads=2)
     x, bank, mask = random(4, 3, 6), random(rows, 5, 6, seed=1), random(rows, 5, seed=2) > 0
     params = random_like(jax.eval_shape(net.init, jax.random.key(0), x)["params"])
@@ -311,7 +313,7 @@ def test_bank_keys_are_attended_like_own_ones(rows):
 
 
 def test_a_masked_reference_is_none(run, plain, banks):
-    """Sample by sample; and frames do not meet."""
+    """Masking acts on each sample separately, and frames do not affect each other."""
     x, *_ = inputs()
 
     def masked(*keep):
@@ -328,7 +330,7 @@ def test_a_masked_reference_is_none(run, plain, banks):
 
 
 def test_masking_keeps_what_it_says():
-    """Tokens are numbered, so that it can be seen which stay."""
+    """Numbers the tokens, which shows which of them are kept."""
     sizes = {"a": 64, "b": 64, "c": 4}
     banks = {n: jnp.tile(jnp.arange(s)[None, :, None], (5, 1, 3)) for n, s in sizes.items()}
     kept = random_banks(jax.random.key(0), banks, ratio=0.3)
@@ -339,11 +341,11 @@ def test_masking_keeps_what_it_says():
     }
     rows = []
     for name, bank in kept.items():
-        np.testing.assert_array_equal(bank, bank[..., :1].repeat(3, -1))  # tokens stay whole
+        np.testing.assert_array_equal(bank, bank[..., :1].repeat(3, -1))  # tokens are kept whole
         chosen = np.sort(np.asarray(bank[..., 0]), axis=1)
         assert all(len(set(row)) == len(row) and row[-1] < sizes[name] for row in chosen)
         rows += [tuple(row) for row in chosen] if name != "c" else []
-    assert len(set(rows)) == 10  # drawn per sample and per block
+    assert len(set(rows)) == 10  # drawn for each sample and each block
     many = {"a": jnp.tile(jnp.arange(64)[None, :, None], (2000, 1, 1))}
     many = random_banks(jax.random.key(1), many, ratio=0.3)["a"]
     share = np.bincount(np.asarray(many).ravel(), minlength=64) / 2000
@@ -354,7 +356,7 @@ def test_masking_keeps_what_it_says():
 
 
 def test_a_masked_reference_is_one_of_fewer_tokens(run, plain, banks):
-    """What is left out, marked as unseen among all tokens, gives what the tokens that stay give alone."""
+    """Hiding tokens by a mask gives the same as leaving them out."""
     x, *_ = inputs()
     kept = random_banks(jax.random.key(3), banks, ratio=0.3)
     mask = {}
@@ -371,7 +373,7 @@ def test_a_masked_reference_is_one_of_fewer_tokens(run, plain, banks):
 
 
 def test_one_token_of_context_needs_no_queries():
-    """The same token twice shares the attention out and gives the same; in half the products."""
+    """One token and the same token twice give the same result; one token needs only half of the products."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 5, 8)), jnp.float32)
     context = jnp.asarray(rng.normal(size=(2, 1, 6)), jnp.float32)
@@ -416,7 +418,7 @@ def test_the_way_down_alone_sees_the_same():
 
 
 def test_what_is_never_read_has_no_gradient():
-    """And only that, by what the banks of the released network depend on."""
+    """Exactly the parameters that match `UNREAD` have no effect on the banks of the released network."""
     net = ReferenceUNet(**SIZES["sd15"])
     given = jnp.zeros((1, 16, 16, 4)), jnp.zeros((1, 2, 768))
     params = shapes_of(net, *given)
@@ -436,11 +438,11 @@ def test_what_is_never_read_has_no_gradient():
     assert len(unread) == 20
 
 
-# Modules put in.
+# Modules that a subclass inserts.
 
 
 class Shift(nn.Module):
-    """Adds what it is conditioned on to the stream, and a parameter."""
+    """Adds its condition and a learned bias to the stream."""
 
     @nn.compact
     def __call__(self, x_bfhwc, time_bc, condition):
@@ -450,7 +452,7 @@ class Shift(nn.Module):
 
 
 class Shifted(UNet):
-    """A UNet with `Shift` in the middle's transformer."""
+    """A UNet with a `Shift` in the transformer of its middle."""
 
     def within(self, block):
         return Shift if block == "mid/attn_0" else None
@@ -486,13 +488,13 @@ def test_temporal_modules_keep_places_apart():
     params = random_like(jax.eval_shape(net.init, jax.random.key(0), x)["params"], scale=0.1)
     apply = quick_jit(net.apply)
     plain = apply({"params": params}, x)
-    # Group norm is per frame over places: scaling a frame by a number leaves what it returns.
+    # Group norm averages over the places of one frame, so scaling a frame does not change what the module adds.
     scaled = x.copy()
     scaled[:, 1] *= 2
     got = apply({"params": params}, scaled)
     np.testing.assert_allclose(got - scaled, plain - x, atol=1e-3)
     backwards = apply({"params": params}, x[:, ::-1])[:, ::-1]
-    assert np.abs(backwards - plain).max() > 1e-4  # it knows the order
+    assert np.abs(backwards - plain).max() > 1e-4  # the order of the frames matters
     with pytest.raises(ValueError, match=r"33 frames at once.*know 32 positions"):
         jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 33, 2, 2, 32)))
 
@@ -506,7 +508,7 @@ def test_time_code_is_diffusers():
 
 
 def test_only_a_network_with_places_tells_where_a_flat_latent_is():
-    # One colour everywhere, no borders in sight: at the start a 3x3 kernel of the middle sees the same everywhere.
+    # A constant input without borders in reach: before training, a 3x3 kernel of the middle sees the same everywhere.
     x = np.ones((1, 1, 16, 16, 4), np.float32)
     middles = []
     for places in (False, True):

@@ -1,4 +1,4 @@
-"""The autoencoder against diffusers, a fixture and closed forms; the codec without weights."""
+"""The autoencoder against diffusers, a fixture and closed forms; the codec that needs no weights."""
 
 import importlib.util
 import itertools
@@ -36,7 +36,7 @@ def random(*shape, seed=0):
 
 
 def reference(channels, layers_per_block, norm_groups):
-    """diffusers' autoencoder with random weights; norms are moved away from the identity."""
+    """Returns diffusers' autoencoder with random weights, its norms moved away from the identity."""
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
     torch.set_num_threads(1)
@@ -84,7 +84,7 @@ def test_equals_diffusers_at_full_width():
 
 @pytest.fixture(scope="module")
 def state():
-    """A checkpoint in diffusers' spelling, from the table alone."""
+    """Returns a checkpoint in diffusers' spelling, made with our table alone."""
     shapes = shapes_of(AutoencoderKL(**SIZE))
     leaves = paths.flatten(shapes)
     filled = {k: random(*x.shape, seed=i) for i, (k, x) in enumerate(leaves.items())}
@@ -153,7 +153,7 @@ def test_encoder_equals_fixture(fixtures_dir):
 
 
 def count(channels, layers_per_block, norm_groups, latent=4):
-    """Closed form of the number of parameters; `norm_groups` does not enter."""
+    """Returns the number of parameters in closed form, which does not depend on `norm_groups`."""
 
     def conv(c_in, c_out, k=3):
         return (k * k * c_in + 1) * c_out
@@ -209,7 +209,7 @@ def test_res_block_with_noise_level_equals_diffusers():
         in_channels=8, out_channels=16, temb_channels=12, groups=4, eps=1e-5
     )
     net = ResBlock(16, groups=4, epsilon=1e-5)
-    x, time = 1e-3 * random(2, 6, 6, 8), random(2, 12, seed=1)  # small: epsilon shows
+    x, time = 1e-3 * random(2, 6, 6, 8), random(2, 12, seed=1)  # small, so that epsilon matters
     shapes = jax.eval_shape(net.init, jax.random.key(0), x, time)["params"]
     state = as_numpy(module.state_dict())
     params = convert(
@@ -234,7 +234,7 @@ def test_attention_of_equal_positions_is_their_value():
     net = Attention2D(groups=2)
     x = random(1, 3, 3, 4)
     params = jax.jit(net.init)(jax.random.key(0), x)["params"]
-    params["q"] = jax.tree.map(jnp.zeros_like, params["q"])  # uniform weights
+    params["q"] = jax.tree.map(jnp.zeros_like, params["q"])  # makes the attention weights uniform
     got = jax.jit(net.apply)({"params": params}, x)
     groups = x.reshape(1, 9, 2, 2)
     centred = groups - groups.mean((1, 3), keepdims=True)

@@ -13,7 +13,7 @@ from vidmotion.convert import engine
 from vidmotion.convert.maps.vgg import VGG19, VGG_FACE
 from vidmotion.models.features.vgg import SIZES, VGGActivations
 
-# torchvision's layouts: M is a pooling.
+# torchvision's layouts; M is a pooling layer.
 LAYOUTS = {
     "vgg19": [64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4, "M"],
     "vgg_face": [64, 64, "M", 128, 128, "M", *[256] * 3, "M", *[512] * 3, "M", *[512] * 3, "M"],
@@ -23,7 +23,7 @@ PREFIX = {"vgg19": "features.", "vgg_face": ""}
 
 
 def classifier(torch, layout, layers):
-    """The first `layers` layers, as the pose descriptors' code uses them: averages for maxima."""
+    """Returns the network and its first `layers` layers, with average pooling as in the pose descriptors' code."""
     modules, channels = [], 3
     for width in layout:
         if width == "M":
@@ -74,7 +74,7 @@ def test_every_key_has_its_place(name):
     assert len(maps) == 13
     engine.check(variables["params"], shapes, RULES[name])
     network = command.NETWORKS[name]
-    arguments = json.loads(json.dumps(network.arguments(shapes, {})))  # as the folder keeps them
+    arguments = json.loads(json.dumps(network.arguments(shapes, {})))  # as the folder stores them
     assert network.rules is RULES[name]
     engine.check(network.shapes(arguments), shapes, network.rules)
 

@@ -1,6 +1,6 @@
-"""VidTwin: sizes against the paper's and the manifest, closed forms, who sees which frame.
+"""VidTwin: sizes against the paper and the manifest, closed forms, and which frames depend on which.
 
-Equality with the reference network is test_vidtwin_parity.py's.
+Equality with the reference network is tested in test_vidtwin_parity.py.
 """
 
 import functools
@@ -37,7 +37,7 @@ NET = VidTwin(**TINY)
 
 
 def abstract(net, batch=1):
-    """(video, latents), parameters; nothing is computed."""
+    """Returns ((video, latents), parameters) as shapes; nothing is computed."""
     x = jax.ShapeDtypeStruct((batch, net.frames, net.size, net.size, 3), jnp.float32)
     output, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), x)
     return output, variables["params"]
@@ -65,7 +65,7 @@ def count(tree):
 
 
 def unread(width):
-    """Parameters that the released code holds and nothing reads (spec, section 5)."""
+    """Counts the parameters that the released code holds but never reads (spec, section 5)."""
     pixels = 3 * 16 * 16
     return (2 * width + width * pixels + pixels) + (pixels * width + width)
 
@@ -93,7 +93,7 @@ def test_parameter_counts(size, latent, millions, with_losses):
 
 
 def test_parameters_of_the_base_by_part():
-    """Spec, section 5, last paragraph."""
+    """Checks the counts in the last paragraph of section 5 of the spec."""
     _, params = abstract(VidTwin(**SIZES["base"], **LATENTS["released"], scan=True))
     structure, back = params["structure_encoder"], params["structure_decoder"]
     dynamics = params["dynamics_encoder"], params["dynamics_decoder"]
@@ -125,7 +125,7 @@ def test_parameters_of_the_base_by_part():
     ],
 )
 def test_latent_settings(latent, structure, dynamics, numbers):
-    """Supplement, Table 5; spec, section 9."""
+    """Checks Table 5 of the supplement and section 9 of the spec."""
     net = VidTwin(**SIZES["base"] | {"depth": 1}, **LATENTS[latent])
     assert (net.structure_shape, net.dynamics_shape) == (structure, dynamics)
     assert net.rate == numbers / 2_408_448
@@ -170,7 +170,7 @@ def test_manifest_is_used_up(fixtures_dir, scan):
     disc = jax.eval_shape(lambda x: PatchDiscriminator().init(jax.random.key(0), x, True), frame)
     judge = {"logvar": jax.ShapeDtypeStruct((), jnp.float32), "disc": disc}
     check({**params, "loss": judge}, shapes, maps.RULES)
-    # Exactly the nine entries that the spec names are left aside, and what the losses do not keep.
+    # Besides what the losses do not keep, only the nine entries named by the spec are ignored.
     ignored = {rule.source for rule in maps.RULES if isinstance(rule, Ignore)}
     named = {source for source in ignored if not source.startswith("loss.")}
     assert named <= shapes.keys() and len(named) == 9
@@ -225,7 +225,7 @@ def test_position_code_is_column_first():
 
 @pytest.fixture(scope="module")
 def block():
-    """A block of random parameters, its input (2, 3, 4, 8) and code (3, 8)."""
+    """Returns a compiled block, its random parameters, an input (2, 3, 4, 8) and a code (3, 8)."""
     rng = np.random.default_rng(0)
     x, code = (rng.normal(size=s).astype(np.float32) for s in [(2, 3, 4, 8), (3, 8)])
     net = Block(heads=2)
@@ -235,7 +235,7 @@ def block():
 
 
 def test_temporal_branch_reads_the_raw_stream_and_its_past(block):
-    """Without queries the weights are equal: a running mean of x + code, through two matrices."""
+    """Without queries all weights are equal, so the branch is a running mean of x + code times two matrices."""
     apply, params, x, code = block
     params = jax.tree.map(jnp.zeros_like, params) | {"temporal": dict(params["temporal"])}
     gate = np.linspace(0.5, 1.5, 8, dtype=np.float32)
@@ -263,7 +263,7 @@ def test_both_attentions_share_the_first_gate(block):
     np.testing.assert_allclose(apply(closed, x, code), x + gate * y, atol=1e-5)
 
 
-# Who sees what.
+# Which frames depend on which.
 
 
 def test_only_the_attention_over_time_is_causal():
@@ -272,7 +272,7 @@ def test_only_the_attention_over_time_is_causal():
     later[:, 2:] = clip(seed=1)[:, 2:]
     params = tiny_params()
     z, z_later = (np.asarray(run(params, v, method="features")) for v in (x, later))
-    np.testing.assert_array_equal(z[:, :2], z_later[:, :2])  # no leak at all
+    np.testing.assert_array_equal(z[:, :2], z_later[:, :2])  # nothing leaks from later frames
     assert np.all(np.abs(z - z_later)[:, 2:].max((2, 3, 4)) > 1e-3)
     a, b = (run(params, v, method="encode") for v in (x, later))
     moved = np.abs(np.asarray(a.dynamics.mean - b.dynamics.mean)).max((0, 2, 3))
@@ -281,7 +281,7 @@ def test_only_the_attention_over_time_is_causal():
 
 
 def test_space_is_seen_whole():
-    """A corner patch of the first frame moves every patch of that frame."""
+    """A corner patch of the first frame affects every patch of that frame."""
     x = clip()
     other = x.copy()
     other[:, 0, :4, :4] += 0.5
@@ -290,7 +290,7 @@ def test_space_is_seen_whole():
 
 
 def test_frames_folded_into_the_batch_equal_frames_one_by_one():
-    """With the temporal branch as it starts, at zero, a frame's tokens depend on it alone."""
+    """While the temporal branch is zero, as it is at the start, a frame's tokens depend on that frame alone."""
     leaves = paths.flatten(tiny_params())
     off = {k: jnp.zeros_like(x) if "temporal/out" in k else x for k, x in leaves.items()}
     params, x = paths.unflatten(off), clip()
@@ -304,12 +304,13 @@ def test_profiles_are_means_over_rows_and_over_columns():
     net = DynamicsEncoder(blocks=1, channels=3, start=STARTS["released"])
     apply = quick_jit(lambda p, z: net.apply({"params": p}, z))
     params = tiny_params()["dynamics_encoder"]
-    z = np.broadcast_to(clip((1, 4, 1, 10, 16)), (1, 4, 10, 10, 16))  # equal rows: 10 to 5
+    # Equal rows; 10 of them become 5.
+    z = np.broadcast_to(clip((1, 4, 1, 10, 16)), (1, 4, 10, 10, 16))
     along_width, along_height = np.split(np.asarray(apply(params, z)), 2, axis=2)
     assert np.abs(np.diff(along_width, axis=2)).min((0, 1, 3)).all()
-    # Zeros beyond the border reach two convolutions far from the top, one from the bottom.
+    # The zero padding affects the two rows next to the top and the one next to the bottom.
     np.testing.assert_allclose(along_height[:, :, 2], along_height[:, :, 3], atol=1e-5)
-    # One head serves both: rows and columns exchanged exchange the two profiles.
+    # One head serves both profiles: exchanging rows and columns exchanges the profiles.
     down = params["down_0"]
     turned = params | {"down_0": down | {"kernel": jnp.swapaxes(down["kernel"], 0, 1)}}
     first, second = np.split(np.asarray(apply(turned, np.swapaxes(z, 2, 3))), 2, axis=2)
@@ -321,7 +322,7 @@ def test_profiles_are_means_over_rows_and_over_columns():
 
 
 def test_upsampling_is_cut_in_the_middle():
-    """Two blocks of 6 patches leave 2, and give back 8: one too many on each side."""
+    """Two blocks reduce 6 patches to 2 and restore 8, of which one is cut on each side."""
     net = StructureDecoder(
         frames=2,
         side=6,
@@ -334,7 +335,7 @@ def test_upsampling_is_cut_in_the_middle():
     latent = np.arange(1.0, 5.0, dtype=np.float32).reshape(1, 1, 2, 2, 1)
     shapes = jax.eval_shape(net.init, jax.random.key(0), latent)["params"]
     params = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
-    for name in ("conv_in", "up_0", "up_1", "conv_out"):  # the first channel, where it is
+    for name in ("conv_in", "up_0", "up_1", "conv_out"):  # passes the first channel on in place
         params[name]["kernel"] = params[name]["kernel"].at[1, 1, 0, 0].set(1)
     params["widen"]["kernel"] = jnp.asarray([[1.0, 2.0, -1.0]])
     params["mix"]["kernel"] = jnp.asarray([[1.0, 10.0]])
@@ -343,7 +344,7 @@ def test_upsampling_is_cut_in_the_middle():
     plane = latent[0, 0, :, :, 0][rows][:, rows]
     np.testing.assert_array_equal(got[0, 0, :, :, 0], plane)
     np.testing.assert_array_equal(got[0, 1, :, :, 1], 20 * plane)
-    assert not got[..., 2].any()  # negative: ReLU
+    assert not got[..., 2].any()  # negative values end at the ReLU
 
 
 def test_decoding_splits_before_the_last_layer():
@@ -354,9 +355,8 @@ def test_decoding_splits_before_the_last_layer():
     assert features.shape == (2, *NET.grid, 16) and video.shape == CLIP
     np.testing.assert_allclose(run(params, features, method="to_pixels"), video, atol=1e-5)
     out = params["decoder"]["out"]
-    token = (
-        np.asarray(features)[1, 3, 2, 5] @ out["kernel"] + out["bias"]
-    )  # frame 3, row 2, column 5
+    # Frame 3, row 2, column 5.
+    token = np.asarray(features)[1, 3, 2, 5] @ out["kernel"] + out["bias"]
     want = np.asarray(token).reshape(4, 4, 3)
     np.testing.assert_allclose(video[1, 3, 8:12, 20:24], want, atol=1e-5)
 
@@ -417,7 +417,7 @@ def test_gradients_reach_every_parameter_through_scan_and_remat():
     for path, leaf in paths.flatten(found).items():
         layers = leaf if "/blocks/" in path else leaf[None]
         assert jnp.all(jnp.isfinite(leaf)), path
-        if not path.endswith("key/bias"):  # a shift of all logits alike: no softmax sees it
+        if not path.endswith("key/bias"):  # it shifts all logits alike, which a softmax ignores
             assert all(np.abs(layer).max() > 1e-9 for layer in layers), path
 
 
@@ -451,7 +451,7 @@ def test_bfloat16_is_finite_and_near():
 
 
 def test_only_the_trunks_compute_in_half_precision():
-    """Spec, section 1.5: patch embedding, Q-Former, convolutions, moments and last layer are float32."""
+    """Patch embedding, Q-Former, convolutions, moments and last layer stay in float32 (spec, section 1.5)."""
     half = VidTwin(**TINY, dtype=jnp.bfloat16)
     x = jax.ShapeDtypeStruct(CLIP, jnp.float32)
     _, state = jax.eval_shape(
@@ -491,10 +491,10 @@ def test_dropout_is_the_q_formers():
 
 
 def test_start():
-    """The temporal branch is off, all else is not (spec, section 1.6)."""
+    """At the start only the temporal branch is zero (spec, section 1.6)."""
 
     @quick_jit
-    def start():  # the rest of the tree is not computed
+    def start():  # avoids computing the rest of the tree
         params = NET.init(jax.random.key(0, impl="rbg"), jnp.asarray(clip()))["params"]
         return params["encoder"]["patch_embed"], params["decoder"]
 
@@ -513,7 +513,8 @@ def test_start():
 
 
 def test_structure_starts_alive_if_scaled():
-    """How far the means of structure lie apart over clips, for a posterior's deviation of 1 (learning.md, 5)."""
+    """With "scaled", the means of structure vary over clips; with "released", they hardly do next to a posterior
+    deviation of 1 (learning.md, 5)."""
     size = {"width": 64, "queries": 4, "query_width": 32, "query_layers": 4, "query_heads": 4}
     size |= {"query_mlp": 64, "structure_width": 16, "structure_channels": 4}
     x = clip((8, 4, 24, 24, 3)) * 0.2 + clip((8, 1, 1, 1, 3), seed=1)
@@ -536,7 +537,7 @@ def test_structure_starts_alive_if_scaled():
 
 
 def test_no_frame_and_no_place_starts_silent_if_scaled():
-    """What the two decoders of latents hand on, for each frame and place: half of the random channels of a ReLU."""
+    """Both latent decoders return about half of their random ReLU channels positive, at each frame and each place."""
     key = jax.random.key(0, impl="rbg")
     start = STARTS["scaled"]
     structure = StructureDecoder(8, 4, 64, 32, width=32, blocks=1, start=start)
@@ -558,7 +559,7 @@ def test_interpolation_is_torch_s():
 
 
 def test_the_order_of_tokens_is_nothing_to_the_q_former():
-    """The released `shuffle_content` reorders what the encoder made: it changes nothing."""
+    """The released `shuffle_content` reorders the encoder's tokens, which does not change the result."""
     net = QFormer(queries=3, width=8, layers=2, heads=2, mlp_dim=12)
     memory = clip((2, 5, 6))
     params = random_like(jax.eval_shape(net.init, jax.random.key(0), memory)["params"])

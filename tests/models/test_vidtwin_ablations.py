@@ -1,4 +1,4 @@
-"""VidTwin's ablations: sizes by hand, who sees what, and that all of each learns."""
+"""VidTwin's ablations: sizes by hand, what depends on what, and gradients for every parameter."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ LETTERS = tuple("abcd")
 
 
 def abstract(net, batch=1):
-    """(video, latents), parameters; nothing is computed."""
+    """Returns ((video, latents), parameters) as shapes; nothing is computed."""
     x = jax.ShapeDtypeStruct((batch, net.frames, net.size, net.size, 3), jnp.float32)
     output, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), x)
     return output, variables["params"]
@@ -26,14 +26,14 @@ def count(tree):
 
 
 def base(letter):
-    """The ablation as the recipe has it, of one block."""
+    """Builds an ablation at the recipe's size, with one block."""
     sizes = {**SIZES["base"], "depth": 1} | LATENTS["1"] | config.ABLATIONS[letter or "none"]
     return ABLATIONS[letter](**sizes)
 
 
 @pytest.fixture(scope="module", params=LETTERS)
 def tiny(request):
-    """(letter, network, parameters that hide nothing, clip)."""
+    """Returns (letter, network, random parameters without zeros that hide errors, clip)."""
     net = ABLATIONS[request.param](**VIDTWIN)
     clip = np.random.default_rng(0).uniform(-1, 1, (2, 4, 24, 24, 3)).astype("f4")
     return request.param, net, random_like(abstract(net)[1]), clip
@@ -60,7 +60,7 @@ def test_a_clip_keeps_about_as_many_numbers(letter, structure, dynamics, numbers
 
 
 def test_parameters_by_hand():
-    """Of what an ablation has in another place; the rest is the full model's, leaf by leaf."""
+    """Parts that an ablation replaces have the sizes counted by hand; the rest is the full model's, leaf by leaf."""
     full = abstract(base(""))[1]
     assert count(full["structure_encoder"]["qformer"]) == 1_017_984  # spec, section 5
     want = {
@@ -95,12 +95,13 @@ def test_parameters_by_hand():
             assert got == size, part
         rest = {p: leaf.shape for p, leaf in own.items() if not p.startswith(tuple(parts) or "-")}
         differ = {p for p, shape in rest.items() if p not in flat or flat[p].shape != shape}
-        if letter in "bd":  # without Gaussians: half of what makes the moments
+        # Without Gaussians a layer returns only the latent: half of the moments.
+        if letter in "bd":
             latent = {f"{name}_encoder/latent" for name in ("structure", "dynamics")} - {
                 {"b": "dynamics", "d": "structure"}[letter] + "_encoder/latent"
             }
             assert differ == {f"{part}/{leaf}" for part in latent for leaf in ("kernel", "bias")}
-        elif letter == "a":  # six channels for four
+        elif letter == "a":  # six channels instead of four
             assert differ == {
                 "structure_encoder/moments/kernel",
                 "structure_encoder/moments/bias",
@@ -132,7 +133,7 @@ def test_all_of_it_learns(tiny):
         return jnp.sum(toward * video) + sum(spread)
 
     grads = paths.flatten(quick_jit(jax.grad(loss))(params))
-    # A key's bias adds the same to all logits of a query, which a softmax does not see.
+    # A key's bias adds the same to all logits of a query, which a softmax ignores.
     still = {path for path, leaf in grads.items() if np.abs(leaf).max() < 1e-6}
     assert all(path.endswith(("key/bias", "qkv/bias")) for path in still), still
 
@@ -153,12 +154,12 @@ def test_one_latent_is_the_structure_alone():
 
 
 def features(seed=0):
-    """z of a clip, (1, t, h, w, c)."""
+    """Returns random features z of a clip, (1, t, h, w, c)."""
     return np.random.default_rng(seed).normal(size=(1, 4, 6, 6, 16)).astype("f4")
 
 
 def branch(letter, name):
-    """A function of features: the encoder of a branch with random parameters."""
+    """Returns the compiled encoder of a branch, with random parameters, as a function of features."""
     net = ABLATIONS[letter](**VIDTWIN)
     params = random_like(abstract(net)[1])
     apply = lambda net, z: getattr(net, f"{name}_encoder")(z, True)  # noqa: E731

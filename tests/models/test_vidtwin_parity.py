@@ -1,4 +1,4 @@
-"""VidTwin against what the reference network returned: every `vidtwin_*.npz` of the fixtures folder.
+"""VidTwin against the outputs of the reference network: every `vidtwin_*.npz` of the fixtures folder.
 
 The folder's README says what a file holds. Weights are rebuilt from keys, shapes and a seed. Run
 alone by ``pytest -k "vidtwin and parity"``; ``-s`` prints the differences.
@@ -24,7 +24,7 @@ TOLERANCE = 1e-4
 
 
 def network(config):
-    """The network of a fixture's configuration, which names things as the reference does."""
+    """Builds the network from a fixture's configuration, which uses the reference's names."""
     frames, height, width = config["input_size"]
     assert height == width
     return VidTwin(
@@ -48,7 +48,7 @@ def network(config):
 
 
 def rebuilt(row, seed):
-    """(key, array) of a row ``key|dtype|d0,d1,...`` by the rule of the fixtures' `weights.py`."""
+    """Rebuilds (key, array) from a row ``key|dtype|d0,d1,...`` by the rule of the fixtures' `weights.py`."""
     key, dtype, dims = str(row).split("|")
     shape = tuple(int(d) for d in dims.split(",") if d)
     assert dtype == "float32", row  # this network has no counters and no running statistics
@@ -66,7 +66,7 @@ def channels_last(x):
 
 
 def from_reference(name, x, net):
-    """A tensor of a fixture in our layout."""
+    """Converts a tensor of a fixture to our layout."""
     frames, side, _ = net.grid
     match name:
         case "zDx" | "zDy" | "inter.bottle_down" | "inter.conv_out":
@@ -86,11 +86,11 @@ def wanted(module, method):
 
 
 def outputs(net, params, x):
-    """What ours returns, by the fixture's names.
+    """Returns our network's outputs under the fixture's names.
 
-    A list where the fixtures' README leaves open what is meant: the encoder's intermediates may be
-    those of the clip whose dynamics `cross` takes, as they are in vidtwin_tiny, and that clip may
-    be reversed before or after it is encoded. Any of them may fit.
+    An output is a list of candidates where the fixtures' README leaves its meaning open: the encoder's
+    intermediates may be those of the clip whose dynamics `cross` takes, as they are in vidtwin_tiny, and
+    that clip may be reversed before or after it is encoded. Any one of the candidates may fit.
     """
 
     @functools.partial(quick_jit, static_argnames="method")
@@ -142,7 +142,7 @@ def dig(tree, path):
 
 
 def codes(net):
-    """The fixed position codes, which a fixture holds as the reference's own."""
+    """Returns our fixed position codes; a fixture holds the reference's."""
     spatial, temporal = spatial_code(net.width, net.grid[1]), temporal_code(net.width, net.grid[0])
     return {
         f"{half}.{name}": code[None]
@@ -152,7 +152,7 @@ def codes(net):
 
 
 def compared(got, want, label):
-    """(line of the report, whether it fits)."""
+    """Returns (line of the report, whether the tensor fits)."""
     candidates = got if isinstance(got, list) else [got]
     shapes = [np.shape(x) for x in candidates]
     if np.shape(want) not in shapes:
@@ -164,7 +164,7 @@ def compared(got, want, label):
 
 
 def of_file(file):
-    """(line, whether it fits) of every tensor of one fixture."""
+    """Yields (line of the report, whether it fits) for every tensor of one fixture."""
     with np.load(file) as content:
         fixture = dict(content)
     meta = json.loads(str(fixture.pop("meta")))

@@ -1,4 +1,4 @@
-"""The warp against torch's grid_sample, and WarpCA's start, tokens and gradients (spec warpface.md, section 14)."""
+"""The warp against torch's grid_sample; WarpCA's initial state, tokens and gradients (spec warpface.md, section 14)."""
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ def test_tokens_of_the_paper_and_of_the_wide_codebook():
     assert motion_tokens(np.zeros((1, 256), np.float32), "chunk", 1, 16).shape == (1, 16, 16)
     assert motion_tokens(np.zeros((1, 1024), np.float32), "groups", 4, 16).shape == (1, 4, 256)
     first = np.asarray(motion_tokens(np.zeros((1, 32), np.float32), "chunk", 1, 16))[0]
-    np.testing.assert_allclose(first[0], [0] * 8 + [1] * 8)  # sines, then cosines, of place 0
+    np.testing.assert_allclose(first[0], [0] * 8 + [1] * 8)  # position 0: sines, then cosines
     with pytest.raises(ValueError, match="40 numbers does not divide into tokens of 16"):
         motion_tokens(np.zeros((1, 40), np.float32), "chunk", 4, 16)
     with pytest.raises(ValueError, match="chunk, groups, single"):
@@ -114,7 +114,7 @@ def test_blend_and_plain_cross_attention_start_at_the_identity(inputs):
 
 
 def redrawn(variables, seed=3):
-    """The same tree with every leaf random, so that nothing hides behind zeros."""
+    """Returns the same tree with random leaves, so that no zero hides an error."""
     leaves, tree = jax.tree.flatten(variables)
     rng = np.random.default_rng(seed)
     return jax.tree.unflatten(
@@ -152,7 +152,7 @@ def test_equation_10_with_random_weights(inputs):
 
 
 def test_gradient_reaches_the_code_after_one_update_but_never_from_the_dead_start(inputs):
-    """Zero heads, zero flow, no token code and no query: every gradient but biases stays zero (spec 3.4)."""
+    """The dead start is zero heads, zero flow, no token code and no query: only biases get gradients (spec 3.4)."""
     x, time, theta = inputs
     target = np.random.default_rng(5).normal(size=x.shape).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""X-NeMo's two UNets against what the reference networks returned: every `xnemo_unets*.npz` of the
+"""X-NeMo's two UNets against the outputs of the reference networks: every `xnemo_unets*.npz` of the
 fixtures folder.
 
 The folder's README says what a file holds. Weights are rebuilt from keys, shapes and a seed. Run
@@ -24,7 +24,7 @@ SKIP = ("motion", "temporal")
 
 
 def sizes(config):
-    """Our sizes of a fixture's configuration, which names things as the reference does."""
+    """Converts a fixture's configuration, which uses the reference's names, to our sizes."""
     assert config["flip_sin_to_cos"] and config["norm_eps"] == 1e-5
     return {
         "channels": tuple(config["block_out_channels"]),
@@ -41,7 +41,7 @@ def channels_last(x):
 
 
 def theirs(block):
-    """Our name of a transformer as the fixture spells it."""
+    """Converts our name of a transformer to the fixture's spelling."""
     stage, attn = block.split("/")
     stage = stage.replace("down_", "down_blocks.").replace("up_", "up_blocks.")
     stage = stage.replace("mid", "mid_block")
@@ -49,7 +49,7 @@ def theirs(block):
 
 
 class Fixture:
-    """One file: both networks with their weights, inputs in our layout, wanted outputs."""
+    """One file: both networks with their weights, the inputs in our layout, and the expected outputs."""
 
     def __init__(self, file, weights):
         with np.load(file) as content:
@@ -100,7 +100,7 @@ def compare(got, want, label, tolerance):
 
 
 def outputs(fixture):
-    """Banks, then the four outputs by the fixture's names."""
+    """Yields the banks, then the four outputs under the fixture's names."""
     clip, motion = fixture.clip, fixture.motion
     reference = quick_jit(fixture.reference.apply)
     banks = reference({"params": fixture.reference_params}, fixture.latent, clip)
@@ -108,8 +108,8 @@ def outputs(fixture):
 
     @quick_jit
     def rows(params):
-        """One call, three samples: the two halves of the guidance, of which the negative has its
-        reference masked and a zero token, and the positive one with its reference masked."""
+        """Runs three samples in one call: the negative half of the guidance (reference masked, token zero), the
+        positive half, and the positive half with its reference masked."""
         pairs = project_banks(fixture.denoiser, params, banks)
         keep = jnp.array([[False], [True], [False]])
         mask = {name: jnp.tile(keep, (1, k.shape[1])) for name, (k, _) in pairs.items()}

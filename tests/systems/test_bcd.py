@@ -1,4 +1,4 @@
-"""BCD as a system: who sees what, every alternative trains, sampling, errors."""
+"""BCD as a system: which inputs affect which outputs, training of every alternative, sampling, errors."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ TINY = {
         "tau_min": 0.5,
         "tau_decay": 0.999,
     },
-    "rate": {"target": 100.0},  # 4 of 6 bits
+    "rate": {"target": 100.0},  # 4 bits of 6
     "denoiser": {
         "patch": 4,
         "width": 16,
@@ -49,7 +49,7 @@ STEP = jnp.int32(300)
 
 
 def build(**fields):
-    """The tiny system; a mapping changes fields of a section."""
+    """Builds the tiny system; a mapping changes fields of a section."""
     section = {key: dict(part) if isinstance(part, dict) else part for key, part in TINY.items()}
     for name, value in fields.items():
         section[name] = {**section.get(name, {}), **value} if isinstance(value, dict) else value
@@ -90,7 +90,7 @@ def jit_sample(system, **options):
 
 @pytest.fixture(scope="module")
 def tiny():
-    """(system, fresh parameters, random parameters, compiled loss)."""
+    """Returns (system, fresh parameters, random parameters, compiled loss)."""
     system = build()
     fresh = quick_jit(system.init)(jax.random.key(0), {"video": clips(1)})
     return system, fresh, random_params(system), jit_loss(system)
@@ -98,7 +98,7 @@ def tiny():
 
 # -- training -------------------------------------------------------------------------------------
 
-# Every alternative of the register of gaps, several at a time.
+# Covers every alternative of the register of gaps, several at a time.
 ALTERNATIVES = {
     "defaults": {},
     "one_content_frame_both_ways": dict(
@@ -157,7 +157,7 @@ def test_every_alternative_trains_every_parameter(name):
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
-    # Two draws: of one, all conditions or none of them may have been dropped.
+    # Two draws, because a single one may have dropped all conditions, or none.
     draws = [gradient(params, jax.random.key(seed)) for seed in (0, 3)]
     for (value, metrics), _ in draws:
         assert np.isfinite(value)
@@ -177,8 +177,8 @@ def test_every_alternative_trains_every_parameter(name):
 
 @pytest.mark.parametrize("kind", ["edm", "ddpm_eps"])
 def test_loss_of_a_fresh_network_is_one(tiny, kind):
-    # F = 0 at first: EDM's error is then a target of unit variance for data of sigma_data; the
-    # noise predictor's is the noise itself. The clips are uniform bytes: sigma 0.2887 of 0..1.
+    # At first F = 0. EDM's error is then a target of unit variance, for data of deviation sigma_data; the noise
+    # predictor's error is the noise itself. The clips are uniform bytes, whose deviation is 0.2887 in 0..1.
     _, fresh, _, loss = tiny
     if kind == "ddpm_eps":
         loss = jit_loss(build(diffusion={"kind": kind}))
@@ -187,7 +187,7 @@ def test_loss_of_a_fresh_network_is_one(tiny, kind):
         loss(fresh, clips(seed=seed), jax.random.key(seed))[1].metrics["denoising"]
         for seed in range(8)
     ]
-    # 8 draws of 2,304 values, correlated through the four noise levels of a batch only weakly.
+    # 8 draws of 2,304 values, correlated only weakly, by the four noise levels of a batch.
     assert np.mean(values) == pytest.approx(1, abs=0.05)
 
 
@@ -266,7 +266,7 @@ def test_a_program_of_the_first_stage_holds_no_temporal_block():
 
         return jax.jit(loss).lower(params, batch, jnp.int32(first)).as_text()
 
-    # What a temporal block has and nothing else: the cosine of its rotary position.
+    # Only temporal blocks compute a cosine, for their rotary position.
     assert "cosine" in text(100, None)
     assert text(0, 100).count("dot_general") < text(100, None).count("dot_general")
 
@@ -277,7 +277,7 @@ def test_the_two_stages_of_lrs3_are_one_run():
     first = 30 * 12_300
     assert config.steps == first * 3 // 2
     assert system.players[0].switches == (first,)
-    # One count of steps: where the second stage begins, the temperature has fallen to 1.5 * 0.9999972^369,000.
+    # Steps are counted over both stages: at the second one's start the temperature is 1.5 * 0.9999972^369,000.
     q = system.quantizer
     tau = temperature(jnp.int32(first), q.tau_max, q.tau_min, q.tau_decay)
     assert float(tau) == pytest.approx(0.534, abs=0.001)
@@ -290,8 +290,8 @@ def test_the_two_stages_of_lrs3_are_one_run():
 
 
 def test_content_of_patches_is_not_squeezed_through_a_token_of_the_frame():
-    # 4 tokens of 30 numbers from one frame of 192: through the 16 numbers of the frame's token the derivative has
-    # rank 16 at most; every query that begins with its own patch adds 16.
+    # One frame of 192 numbers gives 4 tokens of 30 numbers. Through the 16 numbers of the frame's token the derivative
+    # has a rank of 16 at most; every query that begins with its own patch adds 16.
     ranks = {}
     for queries in ("learned", "patches"):
         system = build(encoder={"queries": queries, "content_width": 30})
@@ -318,7 +318,7 @@ def test_x_prediction_is_the_networks_output_and_its_error_counts_alike_at_all_l
         c,
         m,
     )
-    # Nothing of the noisy picture is left in it, not even where the noise is least.
+    # The result does not contain the noisy picture itself, not even at the lowest noise level.
     got = system._denoise(noisy["model"], y, jnp.asarray(sigma), c, m)
     np.testing.assert_allclose(got, 0.5 * network, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(system.diffusion.process().weight(sigma), 4.0)
@@ -328,7 +328,7 @@ def test_x_prediction_is_the_networks_output_and_its_error_counts_alike_at_all_l
 
 
 def cross_drive(system, params, video):
-    """(target, content, motion) numpy of one training batch, and the encoder itself."""
+    """Returns (target, content, motion) of one training batch as numpy arrays, and the encoder."""
     encode = quick_jit(lambda z: system._encode(params["model"], z))
     out = quick_jit(lambda z: system._cross_drive(params["model"], z))(latents(video))
     return [np.asarray(x) for x in out], encode
@@ -357,7 +357,7 @@ def test_symmetric_and_short_content_and_no_cross_driving(tiny):
     first, second = z[:, :HALF], z[:, HALF:]
     both = build(cross={"symmetric": True, "content_frames": 1})
     (target, c, m), encode = cross_drive(both, noisy, video)
-    # A clip's two directions lie next to each other.
+    # The two directions of a clip are adjacent rows.
     np.testing.assert_array_equal(target[0::2], second)
     np.testing.assert_array_equal(target[1::2], first)
     for rows, content, motion in (
@@ -390,7 +390,7 @@ def test_encoder_takes_any_number_of_frames_and_keeps_clips_apart(tiny):
 
 @pytest.fixture(scope="module")
 def sampled(tiny):
-    """(compiled guided sampler, its outputs for content and motion of 5 frames)."""
+    """Returns (compiled guided sampler, content, motion of 5 frames, the sampler's outputs for them)."""
     system, _, noisy, _ = tiny
     sample = jit_sample(system)
     content, motion = clips(2, HALF), clips(2, 5, seed=1)
@@ -408,7 +408,7 @@ def test_shapes_and_ranges(sampled):
 
 
 def test_content_is_read_from_as_many_frames_as_the_sampler_says(tiny):
-    """Table A2: the rest of the content clip says nothing, and the motion is read whole as ever."""
+    """Table A2: the remaining frames of the content clip have no effect, and the motion is still read whole."""
     system, _, params, _ = tiny
     content, motion, key = clips(), clips(seed=5), jax.random.key(3)
     cut = dataclasses.replace(system, sampler=dataclasses.replace(system.sampler, content_frames=1))
@@ -424,7 +424,7 @@ def test_content_is_read_from_as_many_frames_as_the_sampler_says(tiny):
 
 
 def test_more_than_eight_kbps_take_more_books():
-    """The largest entropy that the books can have, in bits per second, against the target (Figure A2)."""
+    """The codebooks' largest entropy in bits per second is the target or up to twice as much (Figure A2)."""
     for kbps in (8, 12, 16):
         system = load_config(f"lrs3:bitrate={kbps}").system
         capacity = system.quantizer.books * np.log2(system.quantizer.entries) * 25
@@ -432,7 +432,7 @@ def test_more_than_eight_kbps_take_more_books():
 
 
 def test_long_drives_are_the_same_windows_one_by_one(tiny, sampled):
-    # 5 frames are a window of 3, and one of 2 padded with the last frame; all from one noise.
+    # 5 frames make a window of 3 and one of 2 that is padded with the last frame; both start from the same noise.
     _, _, noisy, _ = tiny
     sample, content, motion, whole = sampled
     last = np.concatenate([motion[:, 3:], motion[:, -1:]], axis=1)
@@ -489,7 +489,7 @@ def test_pixels_survive_the_codec():
     x = codec.encode({}, every)
     assert x.dtype == jnp.float32
     assert codec.latent_shape(16) == (16, 3)
-    # The published data are v / 256: black is -mean / std * 0.5.
+    # The published data are v / 256, so black is -mean / std * 0.5.
     assert float(x[0, 0, 0, 0, 0]) == pytest.approx(-0.091 / 0.2235 * 0.5, rel=1e-6)
     assert float(x[0, 0, 8, 0, 0]) == pytest.approx((0.5 - 0.091) / 0.2235 * 0.5, rel=1e-6)
     back = np.asarray(codec.decode({}, x))

@@ -1,4 +1,4 @@
-"""Latent codecs: normalisation by hand, chunks, weights through a file, and what is refused."""
+"""Latent codecs: normalisation by hand, chunks, weights read from a file, and what is refused."""
 
 import logging
 
@@ -31,13 +31,13 @@ def videos(seed=0):
 
 @pytest.fixture(scope="module")
 def weights():
-    """Random parameters of the tiny autoencoder."""
+    """Returns random parameters of the tiny autoencoder."""
     return random_like(make()._shapes(), scale=0.15)
 
 
 @pytest.fixture(scope="module")
 def file(weights, tmp_path_factory):
-    """They as a file in the layout of diffusers."""
+    """Writes these parameters to a file in diffusers' layout; returns its path."""
     path = tmp_path_factory.mktemp("weights") / "vae.safetensors"
     read.write_safetensors(path, engine.export(weights, vae_maps.DIFFUSERS))
     return str(path)
@@ -49,8 +49,8 @@ def file(weights, tmp_path_factory):
 def test_a_plain_patch_by_hand():
     codec = make("patch")
     assert codec.latent_shape(64) == (8, 4)
-    # Colour 255, 0, 51 is 1, -1, -0.6; an orthonormal constant of an 8x8 patch makes that 8 times
-    # as much; no gradient, so the fourth channel is 0.
+    # Colours 255, 0 and 51 become 1, -1 and -0.6; the constant of an orthonormal basis over an 8x8 patch makes them 8
+    # times as large. Without a gradient the fourth channel is 0.
     video = np.broadcast_to(np.array([255, 0, 51], np.uint8), (1, 2, 8, 8, 3))
     latent = codec.encode({}, video)
     assert latent.shape == (1, 2, 1, 1, 4) and latent.dtype == jnp.float32
@@ -61,7 +61,7 @@ def test_a_plain_patch_by_hand():
 
 def test_latents_are_decoded_into_the_range_of_pixels():
     codec = make("patch")
-    # One channel of red at +-100 * std is far outside; decoding holds it to [0, 1].
+    # Red at +-100 * std is far out of range; decoding clips it to [0, 1].
     latent = np.zeros((1, 2, 1, 1, 4), np.float32)
     latent[0, :, 0, 0, 0] = [-100, 100]
     red = codec.decode({}, latent)[..., 0]
@@ -94,7 +94,7 @@ def test_weights_come_back_from_a_file(weights, file):
     pixels = np.asarray(paint(raw)).reshape(CLIPS, FRAMES, SIZE, SIZE, 3) / 2 + 0.5
     back = quick_jit(codec.decode)(consts, latent)
     np.testing.assert_allclose(back, np.clip(pixels, 0, 1), atol=1e-5)
-    assert np.mean((pixels > 0) & (pixels < 1)) > 0.2  # not all of it is clipped
+    assert np.mean((pixels > 0) & (pixels < 1)) > 0.2  # not everything is clipped
 
 
 def test_weights_come_back_from_a_converted_folder(weights, file, tmp_path):
@@ -103,7 +103,7 @@ def test_weights_come_back_from_a_converted_folder(weights, file, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, dict(loaded), dict(weights))
     codec = make(weights=file)
     known = codec.fingerprints({"vae": weights})
-    assert codec.fingerprints({"vae": loaded}) == known  # a run may go on with either
+    assert codec.fingerprints({"vae": loaded}) == known  # a run may continue with either
 
 
 def test_mean_and_draw_come_of_one_run(weights, monkeypatch):
@@ -112,7 +112,7 @@ def test_mean_and_draw_come_of_one_run(weights, monkeypatch):
     np.testing.assert_allclose(mean, quick_jit(codec.encode)(consts, video), atol=1e-5)
     again = quick_jit(lambda v: codec.encode(consts, v, key))(video)
     np.testing.assert_allclose(drawn, again, atol=1e-5)
-    # The deviation by hand: noise of the key, times exp(logvar / 2) of the network, over twice the std.
+    # The deviation by hand: noise of the key, times exp(logvar / 2) of the network, divided by twice the std.
     net = vae.AutoencoderKL(**vae.SIZES["tiny"])
     frames = video.reshape(-1, SIZE, SIZE, 3) / np.float32(127.5) - 1
     logvar = quick_jit(lambda x: net.apply({"params": weights}, x, method="encode")[1])(frames)
@@ -127,7 +127,7 @@ def test_mean_and_draw_come_of_one_run(weights, monkeypatch):
 
 
 def test_half_precision_is_of_the_network_alone(weights):
-    """bfloat16 has eight bits: the latents of random weights, and what is decoded from them, move by about 2^-8."""
+    """bfloat16 has eight bits, so latents of random weights, and pictures decoded from them, change by about 2^-8."""
     exact, half = make(), make(compute="bfloat16")
     video = videos()
     latents = [codec.encode({"vae": weights}, video) for codec in (exact, half)]
@@ -151,7 +151,7 @@ def test_chunks_do_not_show(weights, chunk):
 
 
 def test_each_device_encodes_its_own_clips(weights):
-    # Frames are taken one after another, clips stay where they are: nothing to be gathered.
+    # Frames are encoded one after another and clips stay on their device, so nothing has to be gathered.
     mesh = sharding.make_mesh({"data": 8})
     video = jax.ShapeDtypeStruct((8, 4, 16, 16, 3), jnp.uint8, sharding=sharding.batch(mesh))
     whole = sharding.replicated(mesh)

@@ -34,7 +34,7 @@ def batch_of(clips=CLIPS):
 
 @pytest.fixture(scope="module")
 def reader():
-    """(system, random variables, compiled loss, compiled sample)."""
+    """Returns (system, random variables, compiled loss, compiled sample)."""
     system = systems.build(TINY)
     shapes = jax.eval_shape(system.init, jax.random.key(0), None)
     loss = quick_jit(lambda v, batch: system.loss("model", v, batch, jax.random.key(0), 0, ()))
@@ -43,7 +43,7 @@ def reader():
 
 
 def blank(reader):
-    """Variables of a reader that answers 0 to everything: the mean, and equal shares."""
+    """Returns variables of a reader whose outputs are all 0: the mean motion, and equal class probabilities."""
     return reader[1]._replace(params=jax.tree.map(jnp.zeros_like, reader[1].params))
 
 
@@ -60,12 +60,12 @@ def test_the_crop_lies_where_the_renderer_puts_the_head():
         columns, rows = _face_frame(side, jnp.asarray(pose[None]), size)
         assert columns.shape == rows.shape == (1, side, side)
         head = cartoon.Head(who, {n: motion[k : k + 1] for k, n in enumerate(MOTION)}, size)
-        # The middle: seven tenths of the way to the front of the skull, .12 below its own.
+        # The centre of the crop is seven tenths of the way to the front of the skull, and .12 below the skull's centre.
         x, y = (0.7 * cartoon.DEPTH * np.sin(motion[k]) for k in (0, 1))
         for i, j in ((0, 0), (2, 5), (4, 1)):
             u, v = (((k + 0.5) / side * 2 - 1) * REACH for k in (j, i))
             (point,) = head.plane((x + u, y + 0.12 + v), (0, 0), (0, 0)).origin
-            # The renderer counts from the corner of the first pixel, the sampler from its middle.
+            # The renderer counts from the corner of the first pixel, the sampler from its centre.
             got = columns[0, i, j] + 0.5, rows[0, i, j] + 0.5
             np.testing.assert_allclose(got, point, atol=1e-3)
 
@@ -86,7 +86,7 @@ def test_losses_of_a_reader_that_knows_nothing(reader):
     motion = ((batch["motion"].reshape(-1, 14) - mean[:14]) / std[:14]) ** 2
     assert float(out.metrics["error/motion"]) == pytest.approx(motion.mean(), rel=1e-5)
     assert float(out.metrics["error/first_look"]) == pytest.approx(motion[:, :6].mean(), rel=1e-5)
-    # Identities are kept as numbers in [-1, 1], of variance 1/3.
+    # Identities are stored as numbers in [-1, 1] with a variance of 1/3.
     places = [heads.IDENTITY_SLICES[name].start for name in NUMBERS]
     numbers = 3 * batch["identity"][:, places] ** 2
     assert float(out.metrics["error/identity"]) == pytest.approx(numbers.mean(), rel=1e-5)
@@ -135,7 +135,7 @@ def test_what_is_hidden_does_not_count(reader):
 
 
 def test_the_place_of_the_crop_takes_no_gradient(reader):
-    """The first look learns the pose, and features for the second, but not to move the crop."""
+    """The first look learns the pose, and features for the second look, but not to move the crop."""
     system, variables, _, _ = reader
     batch = batch_of()
 
@@ -194,7 +194,7 @@ def test_frames_are_worn_by_blur_and_grain():
     clean = systems.build(TINY)
     np.testing.assert_array_equal(clean._worn(frames, jax.random.key(0)), frames)
     soft = np.asarray(systems.build({**TINY, "soften": 0.8})._worn(frames, jax.random.key(0)))
-    # A point under (1, 2, 1) / 4 both ways keeps a quarter: the share of the blur is known from what it lost.
+    # Blurred by (1, 2, 1) / 4 both ways, a point keeps a quarter; its loss gives the share of the blur in the frame.
     share = (1 - soft[:, 1, 1, 0]) / 0.75
     assert share.max() <= 0.8 and abs(np.mean(share == 0) - 0.5) < 0.1
     np.testing.assert_allclose(soft[:, 1, 2, 0], share / 8, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The image autoencoder: its loss against torch's words for it, its discriminator, and what stands on it."""
+"""The image autoencoder: its loss against torch, its discriminator, and its use as a codec of other systems."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def clips(count=3):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A finished run of configs/heads_codec.py:debug."""
+    """Trains configs/heads_codec.py:debug; returns the folder of the finished run."""
     workdir = tmp_path_factory.mktemp("codec")
     assert train(load_config("heads_codec:debug"), str(workdir)) == 0
     return workdir
@@ -91,7 +91,7 @@ def test_a_run_is_the_codec_of_others(workdir):
     run = Run(load_config("heads_codec:debug"), str(workdir))
     made = run.jit_sample()(run.trained_vars(), {"video": clips(8)}, jax.random.key(0))
     latent = own.encode(consts, clips(8))
-    np.testing.assert_allclose(latent, made["latent"], atol=1e-5)  # 0.5 / std is 1
+    np.testing.assert_allclose(latent, made["latent"], atol=1e-5)  # the factor 0.5 / std is 1
     np.testing.assert_allclose(own.decode(consts, latent), made["video"], atol=1e-5)
 
 

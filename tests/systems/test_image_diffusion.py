@@ -1,4 +1,4 @@
-"""The picture diffusion: its loss by hand, exact denoising by a known answer, and starting others from it."""
+"""The picture diffusion: its loss by hand, exact denoising by a known answer, and training that starts from it."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def system(**fields):
 
 @pytest.fixture(scope="module")
 def untrained():
-    """A system that predicts x0 and its fresh parameters, whose last layer is zero."""
+    """Returns a system that predicts x0, and its fresh parameters, whose last layer is zero."""
     own = system(prediction="x0")
     return own, Vars(own.init(jax.random.key(0), None), {}, {})
 
@@ -49,7 +49,7 @@ def test_a_network_that_says_zero_pays_the_latents_variance(untrained):
     own, vars = untrained
     batch = {"video": clips()}
     loss, out = own.loss("model", vars, batch, jax.random.key(1), jnp.int32(0), None)
-    latent = (clips() / 256.0 - 0.5) / 0.5 * 0.5  # of the pixel codec, laid out otherwise
+    latent = (clips() / 256.0 - 0.5) / 0.5 * 0.5  # the pixel codec's latents, in another layout
     np.testing.assert_allclose(loss, np.mean(latent**2), rtol=1e-5)
     np.testing.assert_allclose(out.metrics["mse"], loss)
 
@@ -61,7 +61,7 @@ def test_zero_is_the_mean_picture_whatever_the_noise(untrained):
         assert made.shape == (2, 2, 16, 16, 3)
         np.testing.assert_allclose(made, 0.5 * 256 / 255, rtol=1e-5)
     sampled = own.sample(vars, {"video": clips()}, jax.random.key(1), steps=5)["video"]
-    # The last step keeps the noise's share of the first time: 1 - abar_0 = beta_start = 1e-4.
+    # The last step keeps the noise's share at the first time: 1 - abar_0 = beta_start = 1e-4.
     np.testing.assert_allclose(sampled, 0.5 * 256 / 255, atol=0.05)
     assert np.std(sampled) > 1e-4
 
@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_named():
 
 @pytest.fixture(scope="module")
 def foundation(tmp_path_factory):
-    """A finished run of configs/heads_foundation.py:debug."""
+    """Trains configs/heads_foundation.py:debug; returns the folder of the finished run."""
     workdir = tmp_path_factory.mktemp("foundation")
     with quick.unoptimised():
         assert train(load_config("heads_foundation:debug"), str(workdir)) == 0

@@ -39,7 +39,7 @@ TINY = dict(
 
 @pytest.fixture(scope="module")
 def theirs():
-    """The quantiser of a BCD with all it can have, as (module, parameters)."""
+    """Returns the quantiser of a BCD with a learned alpha, as (module, parameters)."""
     net = GroupedQuantizer(books=BOOKS, entries=ENTRIES, dim=DIM, learn_alpha=True)
     shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 1, BOOKS * DIM)))
     return net, random_like(shapes["params"], scale=0.7)
@@ -47,7 +47,7 @@ def theirs():
 
 @pytest.fixture(scope="module")
 def folder(theirs, tmp_path_factory):
-    """Its codebooks as `encode` leaves them."""
+    """Writes the quantiser's codebooks as `encode` does; returns the folder."""
     path = tmp_path_factory.mktemp("codes")
     arrays = {name: np.asarray(value) for name, value in paths.flatten(theirs[1]).items()}
     (path / encoded.QUANTIZER).write_bytes(safetensors.numpy.save(arrays))
@@ -68,7 +68,7 @@ def random_batch(count=CLIPS, frames=FRAMES):
 
 @pytest.fixture(scope="module")
 def tiny(folder):
-    """(system, fresh variables, variables that hide nothing)."""
+    """Returns (system, fresh variables, random variables without zeros that hide errors)."""
     system = build(folder)
     consts = {name: const.load() for name, const in system.consts_spec().items()}
     fresh = quick_jit(system.init)(jax.random.key(0), random_batch())
@@ -125,7 +125,7 @@ def test_loss_is_the_mean_score_without_dropout(folder, tiny):
 
 
 def test_greedy_codes_are_what_each_position_predicts(tiny):
-    """Cached, one by one, equals one pass over the whole sequence that it made."""
+    """Decoding step by step with a cache equals one pass over the whole sequence that it produced."""
     system, _, vivid = tiny
     content = random_batch()["content"]
     sample = quick_jit(lambda key: system.sample(vivid, {"content": content}, key)["ids"])
@@ -170,12 +170,12 @@ def test_temperature_and_top_k(tiny):
     for options in (dict(temperature=-1.0), dict(top_k=6, temperature=1.0), dict(frames=9)):
         with pytest.raises(ConfigError, match="choose"):
             sample(key, **options)
-    # Eight positions hold the content and seven frames; the eighth is predicted and never read.
+    # Eight positions hold the content and seven frames; the eighth frame is predicted and never read.
     assert sample(key, frames=8).shape == (CLIPS, 8, BOOKS)
 
 
 def test_it_learns_a_cycle_whose_phase_is_the_content(folder):
-    """Codes count round and round from a start that only the content tells."""
+    """The codes cycle from a start that only the content reveals; training must reproduce them."""
     system = build(folder, dropout=0.0)
     phases = np.arange(ENTRIES)
     content = np.zeros((ENTRIES, 2, 6), np.float32)
@@ -207,7 +207,7 @@ def test_it_learns_a_cycle_whose_phase_is_the_content(folder):
     vars = Vars(params, {}, consts)
     made = jax.jit(lambda c: system.sample(vars, {"content": c}, jax.random.key(0)))(content)
     np.testing.assert_array_equal(made["ids"], ids)
-    # The first frame has nothing but the content to go by.
+    # The first frame can be predicted from the content alone.
     shuffled = system.score(vars, {"content": np.roll(content, 1, axis=0), "ids": ids})
     assert np.min(shuffled) > 0.5
 
@@ -286,13 +286,13 @@ def test_only_the_run_that_wrote_the_codes_renders_them(
 
 
 def test_evaluation_scores_each_clip_once(heads_codes, tmp_path):
-    """Four clips in batches of eight rows: the filling counts nowhere."""
+    """Four clips are scored in batches of eight rows; the padding rows do not count."""
     run = Run(config_of(heads_codes), str(tmp_path))
     rows = encoded.CodesSource(heads_codes, "eval", frames=2)
     truth = np.stack([rows[i]["ids"] for i in range(4)])
 
     class Oracle:
-        """Knows the eval split; scores a clip by its first code."""
+        """A system that knows the eval split and scores a clip by its first code."""
 
         def __init__(self, system):
             self.entries, self.frames, self.uniform_loss = system.entries, system.frames, 1.0

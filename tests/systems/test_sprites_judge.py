@@ -1,4 +1,4 @@
-"""The Sprites judge against the same network in torch, its running statistics, its metrics."""
+"""The Sprites judge against the same network in torch; its running statistics and its metrics."""
 
 import itertools
 
@@ -20,7 +20,8 @@ CLIPS = 4
 
 def random_batch(seed=0):
     rng = np.random.default_rng(seed)
-    large = rng.integers(0, 256, (CLIPS, 3, 2, 2, 3), np.uint8)  # blocks, unlike noise, tell apart
+    # Large blocks make clips differ for the network; noise does not.
+    large = rng.integers(0, 256, (CLIPS, 3, 2, 2, 3), np.uint8)
     return {
         "video": large.repeat(32, axis=2).repeat(32, axis=3),
         "action": rng.integers(0, 9, CLIPS).astype(np.int32),
@@ -30,7 +31,7 @@ def random_batch(seed=0):
 
 @pytest.fixture(scope="module")
 def judge():
-    """(system, random variables, compiled loss, compiled sample)."""
+    """Returns (system, random variables, compiled loss, compiled sample)."""
     system = systems.build(TINY)
     rng = np.random.default_rng(1)
     shapes = jax.eval_shape(system.init, jax.random.key(0), random_batch())
@@ -49,7 +50,7 @@ def judge():
 
 
 def in_torch(torch, variables):
-    """The network of the C-DSVAE judge with these weights; frames (N, T, 3, H, W) in [0, 1]."""
+    """Builds the C-DSVAE judge in torch with these weights; it takes frames (N, T, 3, H, W) in [0, 1]."""
     nn = torch.nn
     tree, stats = variables.params["model"], variables.mutable
 
@@ -118,7 +119,7 @@ def test_network_loss_and_statistics_equal_torch(judge):
     video = torch.from_numpy(batch["video"]).float().permute(0, 1, 4, 2, 3) / 255
     labels = {key: torch.from_numpy(x.copy()).long() for key, x in labels_of(batch).items()}
 
-    with torch.no_grad():  # evaluation: running statistics
+    with torch.no_grad():  # in evaluation: running statistics
         expected = {key: x.softmax(-1).numpy() for key, x in net.eval()(video).items()}
     got = sample(variables, batch)
     assert list(expected) == [name for name, _ in LABELS]
@@ -126,7 +127,7 @@ def test_network_loss_and_statistics_equal_torch(judge):
         np.testing.assert_allclose(got[name], p, atol=1e-4, err_msg=name)
         assert np.std(p, axis=0).max() > 1e-2
 
-    with torch.no_grad():  # training: statistics of the batch
+    with torch.no_grad():  # in training: statistics of the batch
         logits = net.train()(video)
     cross_entropy = torch.nn.functional.cross_entropy
     expected = sum(cross_entropy(x, labels[name]) for name, x in logits.items())
@@ -139,7 +140,7 @@ def test_network_loss_and_statistics_equal_torch(judge):
         norm, count = net.norms[i], CLIPS * 3 * side * side
         updated, before = out.mutable[f"norm_{i}"], variables.mutable[f"norm_{i}"]
         np.testing.assert_allclose(updated["mean"], norm.running_mean, atol=1e-4)
-        # torch keeps the unbiased variance, n / (n - 1) of what flax keeps.
+        # torch keeps the unbiased variance, which is n / (n - 1) times the variance that flax keeps.
         var = (norm.running_var.numpy() - 0.9 * before["var"]) * (count - 1) / count
         np.testing.assert_allclose(updated["var"], 0.9 * before["var"] + var, rtol=1e-3, atol=1e-4)
 
@@ -174,7 +175,7 @@ def test_labels_and_the_expected_batch(judge):
     labels = labels_of(batch)
     assert [(name, 9 if name == "action" else 6) for name in labels] == list(LABELS)
     np.testing.assert_array_equal(labels["action"], batch["action"])
-    # Attributes are in the order of the data: skin, pants, top, hair.
+    # Attributes are in the data's order: skin, pants, top, hair.
     for i, name in enumerate(("skin", "pants", "top", "hair")):
         np.testing.assert_array_equal(labels[name], batch["attributes"][:, i])
     check_batch(system, batch, CLIPS)

@@ -1,4 +1,4 @@
-"""VidTwin's ablations in the system: what is drawn and diverges, what one latent can do, two steps of each."""
+"""VidTwin's ablations in the system: which latents are drawn and diverge, what one latent allows, two steps."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ CLIPS = {
 
 @functools.cache
 def made(letter):
-    """The debug config's system without adversary, and random variables."""
+    """Returns the debug config's system without adversary, and random variables."""
     section = load_config(f"vidtwin:debug,ablation={letter}").system
     section.gan.weight = 0.0
     built = system.build(section)
@@ -100,14 +100,14 @@ def test_what_does_not_fit_is_refused(tmp_path):
         system.build({**section, "structure_from": "other"})
     with pytest.raises(ConfigError, match="ablation='e': choose a, b, c, d"):
         system.build({**section, "ablation": "e"})
-    with pytest.raises(ConfigError, match="place_width"):  # of another ablation
+    with pytest.raises(ConfigError, match="place_width"):  # a field of another ablation
         system.build({**section, "network": {**section["network"], "place_width": 32}})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("letter", LETTERS)
 def test_two_steps(letter, tmp_path, unoptimised, one_device, monkeypatch):
-    monkeypatch.setattr(Run, "flops_per_step", lambda self: None)  # which traces the update again
+    monkeypatch.setattr(Run, "flops_per_step", lambda self: None)  # it would trace the update again
     config = load_config(f"vidtwin:debug,ablation={letter}")
     config.sample.rows = 0
     assert train(config, str(tmp_path)) == EXIT_DONE

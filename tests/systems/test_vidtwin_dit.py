@@ -31,7 +31,7 @@ NUMBERS = 3 * 3 * 3 * 2 + 4 * 6 * 3
 
 
 def clips(count, seed=0):
-    """Latents of three classes: each has its own mean, channels have scales of their own."""
+    """Returns latents of three classes: each class has its own mean, and each channel its own scale."""
     rng = np.random.default_rng(seed)
     label = (np.arange(count) % 3).astype(np.int32)
     shift = 3.0 * (label - 1)[:, None, None, None]
@@ -46,7 +46,7 @@ def clips(count, seed=0):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A dataset as `encode` leaves it."""
+    """Writes a dataset as `encode` does; returns its folder."""
     path, batch = tmp_path_factory.mktemp("latents") / "all", clips(30)
     moments = {name: Moments() for name in encoded.LATENTS}
     provenance = {"classes": list(CLASSES), "command": "none"}
@@ -66,7 +66,7 @@ def build(folder, **fields):
 
 @pytest.fixture(scope="module")
 def tiny(folder):
-    """(system, fresh variables, variables that hide nothing)."""
+    """Returns (system, fresh variables, random variables without zeros that hide errors)."""
     system = build(folder)
     consts = {name: const.load() for name, const in system.consts_spec().items()}
     fresh = quick_jit(system.init)(jax.random.key(0), clips(1))
@@ -124,7 +124,7 @@ def test_a_clip_is_a_row_of_unit_variance_and_back(tiny):
 
 
 def test_knowing_nothing_costs_the_variance(tiny):
-    """A fresh network predicts zero, so the loss is the mean square of the normalised data: one."""
+    """A fresh network predicts zero, so the loss is the mean square of the normalised data, which is one."""
     system, fresh, _ = tiny
     loss, out = quick_jit(
         lambda batch: system.loss("model", fresh, batch, jax.random.key(0), 0, ())
@@ -135,7 +135,7 @@ def test_knowing_nothing_costs_the_variance(tiny):
 
 
 def test_the_network_is_asked_for_the_clean_row_at_a_time_of_the_schedule(tiny):
-    """A network that knows the answer has no loss; what it is shown is sqrt(abar) x_0 + sqrt(1 - abar) n."""
+    """A network that returns the clean row has no loss; its input is sqrt(abar) x_0 + sqrt(1 - abar) n."""
     system, fresh, _ = tiny
     batch, asked = clips(256), []
     clean = system._row(fresh.consts, batch)
@@ -150,7 +150,7 @@ def test_the_network_is_asked_for_the_clean_row_at_a_time_of_the_schedule(tiny):
     assert float(loss) == 0.0
     ((x, time, label),) = asked
     assert time.min() >= 0 and time.max() <= 999 and len(np.unique(time)) > 200
-    # Betas from 1e-4 to 2e-2, evenly spaced.
+    # The betas go from 1e-4 to 2e-2 in even steps.
     abar = np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))[time][:, None]
     noise = (x - np.sqrt(abar) * clean) / np.sqrt(1 - abar)
     late = time > 100
@@ -171,7 +171,7 @@ def test_one_class_in_five_is_dropped(tiny):
 
 
 def test_filling_takes_no_part(tiny):
-    """3 queries, rows and columns in patches of two: 8 tokens hold 54 of 128 numbers."""
+    """With 3 queries, rows and columns in patches of two, 8 tokens hold 54 real numbers out of 128."""
     system, _, vivid = tiny
     assert system.patches[0].mask().sum() == 54
     batch, key = clips(6), jax.random.key(0)
@@ -183,9 +183,9 @@ def test_filling_takes_no_part(tiny):
         return system.loss("model", vivid._replace(params=params), batch, key, 0, ())[0]
 
     gradient = quick_jit(jax.grad(loss))(jnp.zeros(16))
-    # A token of structure has 2 x 2 x 2 places of 2 channels; each is real in some token.
+    # A token of structure has 2 x 2 x 2 places of 2 channels; each place is real in some token.
     assert gradient.shape == (16,) and np.all(np.abs(gradient) > 0)
-    # The last place, (1, 1, 1), is real in one token of eight, the first in all.
+    # The last place, (1, 1, 1), is real in one of eight tokens, the first place in all of them.
     first, last = np.abs(gradient[:2]).mean(), np.abs(gradient[-2:]).mean()
     assert last < 0.6 * first
 
@@ -194,7 +194,7 @@ def test_filling_takes_no_part(tiny):
 
 
 def gaussian(system, means, s):
-    """The system with the best denoiser there is for clips that are normal about their class's mean."""
+    """Gives the system the optimal denoiser for clips that are normally distributed about their class's mean."""
     abar = jnp.asarray(system.diffusion.alpha_bar(), jnp.float32)
 
     def predict(params, x_bn, time_b, label_b):
@@ -211,9 +211,9 @@ def gaussian(system, means, s):
 @pytest.mark.parametrize("steps", [50, 500])
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 def test_gaussian_classes_are_sampled_as_their_closed_form(folder, steps, scale):
-    """For normal classes of one width s, guided clean predictions are those of a normal about
-    mean_none + w (mean_class - mean_none). DDIM is linear on it: the deviation from sqrt(abar) * mean
-    grows by (sqrt(abar' abar) s^2 + sqrt((1 - abar') (1 - abar))) / (abar s^2 + 1 - abar) each step."""
+    """For normal classes of one deviation s, guided clean predictions are those for a normal distribution about
+    mean_none + w (mean_class - mean_none). DDIM is linear in it: at each step the deviation from sqrt(abar) * mean
+    grows by (sqrt(abar' abar) s^2 + sqrt((1 - abar') (1 - abar))) / (abar s^2 + 1 - abar)."""
     s, means = 0.5, [1.0, -1.0, 0.5, 0.1]
     system = gaussian(build(folder), means, s)
     label = jnp.asarray([0, 1, 2] * 20)
@@ -235,16 +235,16 @@ def test_gaussian_classes_are_sampled_as_their_closed_form(folder, steps, scale)
     wanted = 0.1 + scale * (np.asarray(means)[np.asarray(label)] - 0.1)
     start = noise - np.sqrt(passed[0]) * wanted[:, None]
     np.testing.assert_allclose(out, wanted[:, None] + growth * start, atol=2e-4)
-    # What DDIM's 50 steps lose of the spread; the limit of many steps is s.
+    # DDIM with 50 steps loses some of the spread; in the limit of many steps it is s.
     assert growth == pytest.approx(s, rel={50: 0.08, 500: 0.01}[steps])
 
 
 def test_guidance_is_none_plus_five_times_what_the_class_adds(tiny):
-    """One step from the last time: the answer is the guided prediction itself."""
+    """A sample made in one step is the guided prediction itself."""
     system, _, vivid = tiny
     batch, key = {"label": jnp.asarray([0, 2])}, jax.random.key(3)
     noise = jax.random.normal(key, (2, NUMBERS))
-    time = jnp.zeros(2, jnp.int32)  # one step of the schedule of 1000 is its first time
+    time = jnp.zeros(2, jnp.int32)  # a single step over the schedule of 1000 is its first time
 
     @quick_jit
     def parts(params):
@@ -262,7 +262,7 @@ def test_guidance_is_none_plus_five_times_what_the_class_adds(tiny):
 
 @pytest.mark.slow
 def test_it_learns_its_classes(folder):
-    """What is sampled for a class lies about that class's mean, not another's."""
+    """Samples of a class are nearer to that class's mean than to another's."""
     system = build(folder, width=32)
     consts = {name: const.load() for name, const in system.consts_spec().items()}
     batch = clips(48, seed=1)

@@ -1,4 +1,4 @@
-"""VidTwin's losses and players: against plain differentiation, in bfloat16, and what each decoding takes."""
+"""VidTwin's losses and players: against plain differentiation, in bfloat16, and the latents that each decoding uses."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def batch(size=2, seed=0):
 
 @pytest.fixture(scope="module")
 def built():
-    """(system with LPIPS, its variables): biases are noise, so that none hides."""
+    """Returns (system with LPIPS, its variables); biases are random, so that a missing one shows."""
     made = make()
     params = quick_jit(made.init)(jax.random.key(0), batch())
     rng = np.random.default_rng(1)
@@ -39,7 +39,7 @@ def built():
     shapes = made._lpips_shapes()
     lpips = paths.unflatten(
         {
-            # He's scale keeps what passes a kernel its size; heads are not negative.
+            # He's scale preserves the size of what passes a kernel; heads are not negative.
             path: np.float32(
                 np.abs(rng.normal(size=leaf.shape))
                 if path.startswith("head")
@@ -64,7 +64,7 @@ def model_gradient(made, vars, step):
 
 @pytest.fixture(scope="module")
 def plain(built):
-    """Section 7 written down in one expression and differentiated through everything."""
+    """Computes the losses of section 7 as single expressions, differentiated through everything."""
     made, vars = built
     x = batch()["video"].reshape(-1, 16, 16, 3) / np.float32(127.5) - 1
     keys = jax.random.split(jax.random.key(7))
@@ -101,7 +101,7 @@ def plain(built):
 
 
 def relative(a, b):
-    """Largest difference over the largest entry, of all leaves together."""
+    """Returns the largest difference divided by the largest entry, over all leaves together."""
     pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b)))
     return max(float(jnp.abs(x - y).max()) for x, y in pairs) / max(
         float(jnp.abs(y).max()) for _, y in pairs
@@ -155,7 +155,7 @@ def test_the_discriminator_learns_on_the_same_reconstructions_and_from_nothing_e
 
 @pytest.mark.slow
 def test_switching_the_adversary_on_is_finite_in_bfloat16(built):
-    """A decoder of five times the weights: reconstructions far outside [-1, 1]."""
+    """With a decoder of five times the weights, reconstructions are far outside [-1, 1]."""
     made, vars = built
     low = dataclasses.replace(made, compute="bfloat16")
     wild = jax.tree.map(lambda x: 5.0 * x, vars.params["model"]["autoencoder"]["decoder"])
@@ -168,7 +168,7 @@ def test_switching_the_adversary_on_is_finite_in_bfloat16(built):
 
 
 def test_windows_fade_by_shares_that_add_up():
-    """Three windows of four frames of the values 0, 30 and 60, two shared: the earlier one weighs 2/3, then 1/3."""
+    """Three windows of four frames, with values 0, 30 and 60, share two: the earlier window weighs 2/3, then 1/3."""
     windows = np.broadcast_to(
         np.float32([0, 30, 60])[None, :, None, None, None, None], (1, 3, 4, 2, 2, 3)
     )
@@ -176,11 +176,11 @@ def test_windows_fade_by_shares_that_add_up():
     assert joined.shape == (1, 8, 2, 2, 3)
     np.testing.assert_allclose(joined[0, :, 0, 0, 0], [0, 0, 10, 20, 40, 50, 60, 60], rtol=1e-5)
     np.testing.assert_array_equal(crossfade(windows, 0), windows.reshape(1, 12, 2, 2, 3))
-    np.testing.assert_allclose(crossfade(windows[:, :1] + 7, 2), 7)  # one window fades nowhere
+    np.testing.assert_allclose(crossfade(windows[:, :1] + 7, 2), 7)  # a single window does not fade
 
 
 def test_where_windows_share_frames_a_border_is_a_fade(built, monkeypatch):
-    """A decoder that makes each window brighter than the last by 0.3: a step of it, or three of 0.1."""
+    """A decoder makes each window 0.3 brighter than the last: one step of 0.3, or three of 0.1 in shared frames."""
     made, vars = built
     frames = made.net.frames
 
@@ -211,14 +211,14 @@ def test_players_start_as_the_config_says():
     model, disc = made.players
     assert (model.name, model.start) == ("model", 0)
     assert (disc.name, disc.start, disc.shares_forward) == ("disc", 3, True)
-    assert disc.whole_schedule  # the released schedulers step once a batch, from batch 0 on
+    assert disc.whole_schedule  # the released schedulers step once per batch, from batch 0 on
 
 
 # -- where structure comes from --------------------------------------------------------------------
 
 
 def reconstruction(made, vars, video):
-    """What the training pass makes of clips, and the keys of its draws (structure, dynamics)."""
+    """Returns the training pass's reconstruction of clips, and the keys of its draws (structure, dynamics)."""
     out = quick_jit(
         lambda v: made.loss("model", v, {"video": video}, jax.random.key(7), jnp.int32(0), None)[1]
     )(vars)
@@ -226,7 +226,7 @@ def reconstruction(made, vars, video):
 
 
 def by_hand(made, vars, keys, shown, moving):
-    """Structure of the clips `shown` decoded with the dynamics of the clips `moving`."""
+    """Decodes the structure of the clips `shown` with the dynamics of the clips `moving`."""
     net = {"params": vars.params["model"]["autoencoder"]}
     structure, dynamics = (
         quick_jit(lambda x: made.net.apply(net, x, method="encode"))(x / np.float32(127.5) - 1)
@@ -238,7 +238,7 @@ def by_hand(made, vars, keys, shown, moving):
 
 @pytest.fixture(scope="module")
 def plain_network():
-    """(system without dropout and adversary, variables of random values)."""
+    """Returns (system without dropout and adversary, random variables)."""
     made = make(gan={"weight": 0.0}, network={**DEBUG.system.network.to_dict(), "dropout": 0.0})
     params = random_like(jax.eval_shape(made.init, jax.random.key(0), None), scale=0.2)
     return made, system.Vars(params, {}, {})
@@ -251,7 +251,7 @@ def test_structure_is_that_of_the_other_window(plain_network):
     video = np.concatenate([batch(seed=k)["video"] for k in (0, 1)], axis=1)
     windows = video.reshape(4, 4, 16, 16, 3)  # clip 0: windows 0 and 1, clip 1: windows 2 and 3
     got, keys = reconstruction(other, vars, video)
-    # The draw of a structure stays with the window that it was read from.
+    # The noise of a structure belongs to the window that the structure was read from.
     net = {"params": vars.params["model"]["autoencoder"]}
     found = made.net.apply(net, windows / np.float32(127.5) - 1, method="encode")
     structure = found.structure.sample(keys[0])[np.array([1, 0, 3, 2])]
@@ -262,10 +262,10 @@ def test_structure_is_that_of_the_other_window(plain_network):
 
 
 def test_structure_is_that_of_either_window(plain_network):
-    """Of each video both clips are rebuilt as with ``clip`` or both as with ``other``; both ways occur."""
+    """Both clips of a video are rebuilt as with ``clip``, or both as with ``other``; both ways occur."""
     made, vars = plain_network
     videos = np.concatenate([batch(seed=k)["video"] for k in (0, 1)], axis=1)
-    videos = np.concatenate([videos, videos[::-1], videos[:, ::-1]])  # six
+    videos = np.concatenate([videos, videos[::-1], videos[:, ::-1]])  # six videos
     other, either = (dataclasses.replace(made, structure_from=n) for n in ("other", "either"))
     assert either.input_spec(6)["video"].shape == (6, 8, 16, 16, 3)
     swapped, mixed = (reconstruction(system, vars, videos)[0] for system in (other, either))
@@ -280,9 +280,9 @@ def test_structure_is_that_of_either_window(plain_network):
 
 
 def test_colours_go_with_structure(plain_network):
-    """Of a video that shows the same frames twice, one window seen in the other's colours is the other window."""
+    """In a video that shows the same frames twice, a window seen in the other's colours equals the other window."""
     made, vars = plain_network
-    half = np.concatenate([batch(seed=k)["video"] for k in (0, 1)])  # four
+    half = np.concatenate([batch(seed=k)["video"] for k in (0, 1)])  # four clips
     video = {"video": np.concatenate([half, half], axis=1)}
     either = dataclasses.replace(made, structure_from="either", recolour=1.0)
     seen, aim, crossed = either._views(vars, video, jax.random.key(3))
@@ -298,7 +298,7 @@ def test_colours_go_with_structure(plain_network):
 
 def test_a_turn_of_the_hue_leaves_grey_and_distances():
     matrix, offset = (np.asarray(x) for x in vidtwin._colours(jax.random.key(0), 400, 0.75))
-    gain = matrix.sum(axis=-1)  # what becomes of white
+    gain = matrix.sum(axis=-1)  # the factor applied to white
     turn = matrix / gain[..., None]
     np.testing.assert_allclose(
         turn @ turn.transpose(0, 2, 1), np.tile(np.eye(3), (400, 1, 1)), atol=1e-5
@@ -319,7 +319,7 @@ def test_structure_of_shuffled_frames(plain_network):
     mixed = np.stack([clip[np.asarray(order)] for clip, order in zip(video, orders)])
     assert not np.array_equal(mixed, video)
     wrong = np.abs(got - by_hand(made, vars, keys, mixed, video)).max()
-    # The Q-Former reads a set: frames in another order differ only by what each saw of those before it.
+    # The Q-Former reads a set, so reordered frames differ only by what each of them saw of the frames before it.
     assert np.abs(got - reconstruction(made, vars, video)[0]).max() > 10 * wrong
     assert wrong < 1e-5
 
@@ -328,7 +328,7 @@ def test_structure_of_shuffled_frames(plain_network):
 
 
 def test_a_codec_changes_what_is_read_and_nothing_of_the_clip():
-    """Patches of 4 px are 2x2 places of 12 numbers; the codec undoes what it does."""
+    """Patches of 4 pixels become 2x2 places of 12 numbers; the sample is decoded back to the clip's pixels."""
     codec = {"mean": 0.5, "std": 0.25, "patch": 2}
     made = make(codec=codec, gan={"weight": 0.0})
     assert (made.net.size, made.net.channels, made.net.patch) == (8, 12, (1, 2, 2))
@@ -351,7 +351,7 @@ def test_a_codec_changes_what_is_read_and_nothing_of_the_clip():
     loss, out = quick_jit(
         lambda v: made.loss("model", v, {"video": video}, jax.random.key(1), jnp.int32(0), None)
     )(vars)
-    # Without an adversary the loss is the likelihood and the divergence.
+    # Without an adversary the loss consists of the likelihood and the divergence.
     np.testing.assert_allclose(loss, out.metrics["nll"] + 1e-3 * out.metrics["kl"], rtol=1e-5)
     assert "psnr" not in out.metrics and "gan" not in out.metrics
 
@@ -361,7 +361,7 @@ def test_a_codec_changes_what_is_read_and_nothing_of_the_clip():
 
 @pytest.fixture(scope="module")
 def decoding(built):
-    """(system, variables) whose reconstructions depend visibly on both latents."""
+    """Returns (system, variables) whose reconstructions depend visibly on both latents."""
     made, vars = built
     net = random_like(vars.params["model"]["autoencoder"], scale=0.2)
     return made, vars._replace(params={"model": {"autoencoder": net}})
@@ -410,9 +410,10 @@ def test_a_long_video_is_cut_into_windows(sample):
     whole = sample(long, long)
     assert whole.shape[1] == 10
     np.testing.assert_allclose(whole[:, :4], sample(long[:, :4], long[:, :4]), atol=1e-5)
-    tail = np.concatenate([long[:, 8:], long[:, 9:], long[:, 9:]], axis=1)  # filled up
+    # Padded with the last frame.
+    tail = np.concatenate([long[:, 8:], long[:, 9:], long[:, 9:]], axis=1)
     np.testing.assert_allclose(whole[:, 8:], sample(tail, tail)[:, :2], atol=1e-5)
-    still = long[:, :1]  # a picture: its one window serves all
+    still = long[:, :1]  # a picture: its single window serves all windows
     np.testing.assert_allclose(
         sample(still, long)[:, 4:8], sample(np.repeat(still, 4, 1), long[:, 4:8]), atol=1e-5
     )
@@ -446,7 +447,7 @@ def test_the_config_has_the_sizes_of_the_network():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("argument", "alone", "whole"),
-    [  # million parameters, spec section 5: without and with the loss networks
+    [  # millions of parameters (spec, section 5), without and with the loss networks
         ("size=small,latent=released", 106.92, 124.40),
         ("size=base,latent=released", 312.70, 330.18),
         ("size=large,latent=released", 1239.7, 1257.1),
@@ -508,7 +509,7 @@ def test_training_goes_on_with_the_log_variance_and_the_discriminator_of_the_che
     jax.tree.map(np.testing.assert_array_equal, taken, stats)
     kept = system.inherited(made.init_mutable(), {})
     jax.tree.map(np.testing.assert_array_equal, kept, made.init_mutable())
-    alone = made.released(network)  # of a checkpoint without them
+    alone = made.released(network)  # a checkpoint without the loss networks
     assert alone["model"]["logvar"] == 0.0 and "disc" not in alone
     fields = made.released_fields({"width": 16, "discriminator_width": 64})
     assert fields == {"network": {"width": 16}}

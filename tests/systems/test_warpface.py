@@ -1,4 +1,4 @@
-"""WarpFace whole: what each part learns from, pairs, guidance, sizes, the swap (spec warpface.md, section 14)."""
+"""WarpFace as a whole: gradients of each part, pairs, guidance, sizes, the swap (spec warpface.md, section 14)."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ BATCH = 2
 
 
 def made(argument="", **changes):
-    """The system of the debug config, with fields of its records changed: ``motion={"kind": "ip"}``."""
+    """Builds the debug config's system; a dict changes fields of a section: ``motion={"kind": "ip"}``."""
     config = load_config(f"warpface:debug{argument}")
     for name, value in changes.items():
         if isinstance(value, dict):
@@ -38,7 +38,7 @@ def batch_of(system, seed=0):
 
 
 def pictures_of(system, frames=3, seed=3):
-    """Noise in coarse squares of strong colours: of fine noise the motion encoder sees the mean alone."""
+    """Returns coarse squares of strong colours; of fine noise the motion encoder would see only the mean."""
     rng = np.random.default_rng(seed)
 
     def coarse(count):
@@ -50,8 +50,8 @@ def pictures_of(system, frames=3, seed=3):
 
 
 def random_vars(system):
-    """Random parameters, so that no layer that starts at zero hides what passes it; those of the motion encoder
-    are large, for codes that differ from picture to picture."""
+    """Returns random parameters, so that no layer that starts at zero hides what passes it; those of the motion
+    encoder are large, so that codes differ between pictures."""
     shapes = jax.eval_shape(system.init, jax.random.key(0), batch_of(system))
     params = random_like(shapes, scale=0.2)
     if "motion" in params["model"]:
@@ -60,7 +60,7 @@ def random_vars(system):
 
 
 def norm(tree):
-    """Euclidean, over all leaves."""
+    """Returns the Euclidean norm over all leaves."""
     leaves = (np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree))
     return float(np.sqrt(sum(np.sum(np.square(leaf)) for leaf in leaves)))
 
@@ -77,7 +77,7 @@ def vars(system):
 
 @pytest.fixture(scope="module")
 def learnt(system, vars):
-    """Metrics, and the gradients of the diffusion term and of the symmetry term apart."""
+    """Returns the values of the diffusion and symmetry terms, the gradients of each alone, and the metrics."""
     batch = batch_of(system)
 
     def both(params):
@@ -102,7 +102,7 @@ def test_the_diffusion_term_teaches_all_but_the_reverse_head(learnt):
         assert norm(ldm[part]) > 0
     for part in ("codebook", "forward_head", "blocks_0", "embed", "readout"):
         assert norm(ldm["motion"][part]) > 0, part
-    assert norm(ldm["motion"]["reverse_head"]) == 0  # Eq. 4 does not hold theta_{s->r}
+    assert norm(ldm["motion"]["reverse_head"]) == 0  # Eq. 4 does not contain theta_{s->r}
     moved = [p for p in paths.flatten(ldm["denoiser"]) if "flow_" in p or "occlusion_" in p]
     assert moved and all(norm(paths.flatten(ldm["denoiser"])[p]) > 0 for p in moved)
 
@@ -112,7 +112,7 @@ def test_the_symmetry_term_teaches_the_motion_encoder_alone(learnt, system, vars
     assert norm(symmetry["reference"]) == norm(symmetry["denoiser"]) == 0
     assert norm(symmetry["motion"]["reverse_head"]) > 0
     assert norm(symmetry["motion"]["forward_head"]) > 0
-    codes = system.codes(vars, batch_of(system)["reference_driving"])  # of the source alone
+    codes = system.codes(vars, batch_of(system)["reference_driving"])  # from the source alone
     want = np.mean((codes.to_canonical_bm + codes.from_canonical_bm) ** 2)
     assert float(metrics["symmetry"]) == pytest.approx(float(want), rel=1e-4)
     assert float(values[1]) == pytest.approx(0.1 * float(want), rel=1e-3)
@@ -169,7 +169,7 @@ def test_transfer_by_sum_teaches_the_reverse_head_by_diffusion(vars):
 
 
 def test_a_codebook_of_deficient_rank_shows_as_gradients_that_are_not_finite(system, vars):
-    """The documented behaviour: it is no silent standstill, training ends with exit code 3."""
+    """As documented, training does not stall silently: the gradients are not finite, and it ends with exit code 3."""
     params = jax.tree.map(lambda x: x, vars.params)
     params["model"]["motion"]["codebook"] *= 0.0
     gradient = jax.grad(
@@ -208,7 +208,7 @@ def test_the_codebook_is_orthonormal_after_every_step(system, vars):
 
 
 def spied(monkeypatch, system, vars, batch):
-    """What a training step gives the denoiser: latents, codes, masks; and its metrics."""
+    """Runs a training step; returns what the denoiser receives (latents, time, codes, mask), and the metrics."""
     seen = {}
 
     class Denoiser:
@@ -243,7 +243,7 @@ def test_a_pair_of_equal_frames_has_no_motion_and_weighs_tau(monkeypatch, vars):
 
 
 def test_the_target_is_drawn_from_the_posterior_and_all_else_is_its_mean(monkeypatch, vars):
-    """And each of the four frames of a pair is encoded once."""
+    """Each of the four frames of a pair is encoded only once, too."""
     system, seen = made(), []
     codec = type(system.codec)
     encode = codec.encode
@@ -276,7 +276,7 @@ def test_pairs_are_more_than_a_fifth_of_a_second_apart():
     rng = np.random.default_rng(0)
     for _ in range(40):
         reference, start = source.transforms[0]._picked(9, 25.0, rng)
-        assert abs(reference - start) >= 6  # 5 frames are exactly 0.2 s
+        assert abs(reference - start) >= 6  # a distance of 5 frames is exactly 0.2 s
     with pytest.raises(ConfigError, match=r"more than 0\.2 s away"):
         head_portraits(frames=6, random=True, **clips)
     head_portraits(frames=7, random=True, **clips)
@@ -286,7 +286,7 @@ def test_pairs_are_more_than_a_fifth_of_a_second_apart():
 
 
 def test_the_null_branch_lacks_what_it_says(system, vars):
-    """At scale 0 the null branch is alone."""
+    """At scale 0 only the null branch is left; it must ignore the condition that it lacks, and no other."""
     first = pictures_of(system)
     drive = {**first, "motion": 255 - first["motion"]}
     sample = {}
@@ -306,15 +306,14 @@ def test_the_null_branch_lacks_what_it_says(system, vars):
     def change(null, vars_, inputs):
         return float(jnp.abs(sample[null](vars_, inputs) - sample[null](vars, first)).max())
 
-    moved = {
-        null: (change(null, vars, drive), change(null, other, first)) for null in sample
-    }  # by another driver, by another reference
+    # Changes caused by another driver, and by another reference network.
+    moved = {null: (change(null, vars, drive), change(null, other, first)) for null in sample}
     assert max(*moved["both"], moved["appearance"][1], moved["motion"][0]) < 1e-5, moved
     assert min(moved["appearance"][0], moved["motion"][1]) > 1e-4, moved
 
 
 def test_guidance_of_one_is_the_conditional_branch(system, vars):
-    """The general formula, at a weight that differs from 1 by rounding, gives what the shortcut gives."""
+    """The shortcut at a weight of 1 equals the general formula at a weight that differs from 1 by rounding."""
     batch = pictures_of(system)
 
     def sample(scale):
@@ -331,16 +330,15 @@ def test_swapping_gives_each_frame_its_own_motion_on_one_noise(system, vars):
     assert out["video"].shape == (1, 3, 32, 32, 3) and out["code"].shape == (1, 3, 16)
     video = np.asarray(out["video"])
     assert video.min() >= 0 and video.max() <= 1
-    np.testing.assert_allclose(
-        video[:, 0], video[:, 2], atol=1e-5
-    )  # the same noise for every frame
+    # Every frame uses the same noise.
+    np.testing.assert_allclose(video[:, 0], video[:, 2], atol=1e-5)
     assert np.abs(video[:, 0] - video[:, 1]).max() > 1e-3
     read = system.read_codes(vars, batch)
     np.testing.assert_allclose(read["motion"], out["code"], atol=1e-5)
 
 
 def primitives(jaxpr, name, inside=False):
-    """(number at the top, number within loops) of a primitive in a jaxpr."""
+    """Counts a primitive in a jaxpr: (number at the top, number within loops)."""
     found = np.zeros(2, int)
     for eqn in jaxpr.eqns:
         found[int(inside)] += eqn.primitive.name == name
@@ -364,7 +362,7 @@ def test_a_video_needs_one_orthogonalisation(system, vars):
 
 
 def shapes_of(config):
-    """The system of a config, and its parameters' shapes."""
+    """Returns the system of a config, and the shapes of its parameters."""
     system = build(config.system)
     batch = {n: jnp.zeros(s.shape, s.dtype) for n, s in system.input_spec(1).items()}
     return system, jax.eval_shape(system.init, jax.random.key(0), batch)["model"]
@@ -376,7 +374,7 @@ def count(tree):
 
 @pytest.mark.slow
 def test_sizes_are_stable_diffusions_without_text():
-    """859,520,964 less the text attention's 43,987,520 each; a reference has no way out."""
+    """Each UNet has 859,520,964 parameters minus the text attention's 43,987,520; a reference has no output layer."""
     config = load_config("warpface:msa=all")
     config.system.codec.network = "patch"  # needs no weights
     parts = shapes_of(config)[1]
@@ -404,7 +402,7 @@ def test_rows_are_all_different_and_all_of_the_paper():
         len([n for n in warpface_tables.ROWS if n.startswith(t)])
         for t in ("table 3", "table 4a", "table 4b", "table 4c", "table 5", "table 6", "figure 1")
     ]
-    assert sizes == [4, 4, 4, 5, 9, 9, 1]  # the full model's own row is shared by all
+    assert sizes == [4, 4, 4, 5, 9, 9, 1]  # all tables share the row of the full model
     systems = [
         load_config(f"warpface:{a}").system.to_json() for a in warpface_tables.ARGUMENTS.values()
     ]
@@ -468,13 +466,13 @@ def test_more_vectors_than_dimensions_follow_the_rule_given(wide, count):
 
 @pytest.mark.slow
 def test_one_clip_is_learnt():
-    """After 300 steps on one clip the loss has fallen, and no motion rebuilds the source better than random motion."""
+    """After 300 steps on one clip the loss is lower, and a zero code rebuilds the source better than random codes."""
     import optax
 
     system = made(
         unet={"channels": (32, 32)},
         guidance={"drop": 0.1, "scale": 1.0},
-        inject={"flow_start": 0.0},  # as in the paper no motion moves nothing at first
+        inject={"flow_start": 0.0},  # as in the paper, a code of zeros moves nothing at first
         steps=10,
     )
     source = head_portraits(size=32, frames=6, clips=1, fps=6.0, pair={"recipe": "pcavs"})

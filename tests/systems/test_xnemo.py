@@ -1,4 +1,4 @@
-"""X-NeMo: what each loss trains, what each stage trains, guidance without a reference, windows, four stages."""
+"""X-NeMo: what each loss and each stage trains, guidance without a reference, windows, a run of all four stages."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ BATCH, SIZE = 2, 32
 
 
 def made(argument="", **stage):
-    """The system of the debug config with sizes cut further, in a stage."""
+    """Builds the debug config's system, with changes to its stage."""
     config = load_config(f"xnemo:debug{argument}")
     config.system.stage.update(stage)
     return build(config.system)
@@ -54,7 +54,7 @@ def system():
 
 @pytest.fixture(scope="module")
 def vars(system):
-    """Random parameters, so that no layer that starts at zero hides what passes it."""
+    """Returns random parameters, so that no layer that starts at zero hides what passes it."""
     shapes = jax.eval_shape(system.init, jax.random.key(0), batch_of(system))
     mutable = quick_jit(system.init_mutable)()
     return Vars(random_like(shapes, scale=0.1), mutable, {})
@@ -62,7 +62,7 @@ def vars(system):
 
 @pytest.fixture(scope="module")
 def model_side(system, vars):
-    """Gradients of L_ldm alone, and of L_gan alone, as the player ``model`` has them."""
+    """Returns the values and gradients of L_ldm and L_gan, each alone, for the player ``model``, and the output."""
     batch = batch_of(system)
 
     def both(params):
@@ -81,7 +81,7 @@ def model_side(system, vars):
 
 
 def norm(tree):
-    """Euclidean, over all leaves."""
+    """Returns the Euclidean norm over all leaves."""
     leaves = (np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree))
     return float(np.sqrt(sum(np.sum(np.square(leaf)) for leaf in leaves)))
 
@@ -92,14 +92,14 @@ def test_both_losses_reach_the_motion_encoder_and_neither_the_discriminator(mode
         assert norm(ldm["model"][part]) > 0
     assert norm(gan["model"]["motion"]) > 0
     assert norm(gan["model"]["reference"]) == norm(gan["model"]["denoiser"]) == 0
-    # Only f_mot: what follows it makes tokens, which the GAN head does not see.
+    # Only f_mot has a gradient: the layers after it make tokens, which the GAN head does not see.
     assert norm(gan["model"]["motion"]["fusion"]) == 0 < norm(ldm["model"]["motion"]["fusion"])
     for grads in (ldm, gan):
         assert norm(grads["disc"]) == norm(grads["head"]) == 0
 
 
 def test_the_head_learns_by_the_gradient_of_its_loss(system, vars, model_side):
-    """What comes with `carry` is the gradient of L_gan in the head's parameters, by finite differences."""
+    """The gradient that comes with `carry` is that of L_gan in the head's parameters, checked by finite differences."""
     _, _, out = model_side
     batch, key, step = batch_of(system), jax.random.key(1), jnp.zeros((), jnp.int32)
 
@@ -133,8 +133,8 @@ def test_the_head_learns_by_the_gradient_of_its_loss(system, vars, model_side):
 
 
 def test_the_head_sets_in_by_steps(system, vars, monkeypatch):
-    """The motion code is first learnt by the diffusion loss alone; L_r comes before the discriminator's terms; and
-    what L_gan pulls at the code has a length of its own. The UNets, which L_gan does not reach, are left out."""
+    """At first only the diffusion loss trains the motion code; L_r comes before the discriminator's terms; and L_gan's
+    gradient at the code is clipped to a length of its own. The UNets, which L_gan does not reach, are left out."""
     cls = type(system)
     monkeypatch.setattr(cls, "_predict", lambda self, vars, x, *rest: jnp.zeros_like(x))
     monkeypatch.setattr(cls, "_reference_features", lambda self, vars, pictures: ({}, None))
@@ -147,7 +147,7 @@ def test_the_head_sets_in_by_steps(system, vars, monkeypatch):
 
     @functools.partial(quick_jit, static_argnums=(1, 2))
     def motion(params, step, clip):
-        """Terms of L_gan at `step`, and the gradient of L_gan in E_mot."""
+        """Returns the gradient of L_gan in E_mot at `step`, and the metrics."""
         now = dataclasses.replace(timed, gan=dataclasses.replace(timed.gan, clip=clip))
 
         def l_gan(params):
@@ -170,14 +170,14 @@ def test_the_head_sets_in_by_steps(system, vars, monkeypatch):
     free, metrics = motion(vars.params, 300, 0.0)
     short, _ = motion(vars.params, 300, 1e-3)
     share = 1e-3 / float(metrics["gan/pull"])
-    assert share < 0.5  # the test says something
+    assert share < 0.5  # otherwise the clipping would hardly be tested
     assert norm(short) == pytest.approx(share * norm(free), rel=2e-2)
     with pytest.raises(ConfigError, match="start is the first"):
         dataclasses.replace(system.gan, start=5)
 
 
 def test_what_both_networks_have_starts_the_same(system):
-    """Queries of the one meet keys of the other: as where both begin as Stable Diffusion."""
+    """Queries of one network meet keys of the other, so both must start alike, as they do from Stable Diffusion."""
     params = quick_jit(system.init)(jax.random.key(4), batch_of(system))["model"]
     reference, denoiser = paths.flatten(params["reference"]), paths.flatten(params["denoiser"])
     shared = reference.keys() & denoiser.keys()
@@ -187,7 +187,7 @@ def test_what_both_networks_have_starts_the_same(system):
 
 
 def test_the_encoder_has_a_gradient_at_the_first_step_where_modules_are_open(system):
-    """With the paper's start of zero it has none. The denoiser's own last layer, which starts at zero, is made one."""
+    """With the paper's start of zero it has none. The denoiser's last layer, which starts at zero, is made non-zero."""
     for opened in (False, True):
         sizes = {"module_groups": 8, "motion_opened": opened}
         one = dataclasses.replace(system, modules=sizes, gan=Gan(enabled=False))
@@ -210,8 +210,8 @@ def test_the_encoder_has_a_gradient_at_the_first_step_where_modules_are_open(sys
 
 
 def test_the_demo_leaves_out_what_is_always_zero_and_averages_few_channels_nowhere():
-    """No cross-attention without CLIP; at least four channels a group; averaged weights; a rate that falls; noise
-    that hides the picture where most draws are; a warm-up that ends before the run."""
+    """No cross-attention without CLIP; at least four channels per group; averaged weights; a learning rate that falls;
+    noise that hides the picture in most draws; a warm-up that ends well before the run."""
     for stage in (1, 2, 3, 4):
         config = load_config(f"xnemo:demo,stage={stage}")
         unet, model = config.system.unet, config.optimizer.model
@@ -271,7 +271,7 @@ def test_statistics_move_where_the_encoder_learns(system, vars, model_side):
     ],
 )
 def test_a_stage_trains_what_it_says(argument, learns):
-    """Of the full network, whose last reference transformer has twenty leaves that nothing reads."""
+    """Checks names of the full network, whose last reference transformer has twenty leaves that are never read."""
     found = set()
     config = load_config(f"xnemo:{argument}")
     rules = config.optimizer.model.trainable
@@ -328,7 +328,7 @@ def pictures():
 
 
 def test_a_dropped_sample_sees_neither_reference_nor_clip(system, vars, monkeypatch):
-    """The share of dropped samples is the config's, and what they see is the negative branch's."""
+    """The config sets the share of dropped samples, which see what the negative branch sees."""
     seen = {}
     system = dataclasses.replace(system, guidance=Guidance(drop=0.25))
     rows = 400
@@ -364,23 +364,23 @@ def test_a_dropped_sample_sees_neither_reference_nor_clip(system, vars, monkeypa
     assert set(kept) == {0.0, 1.0}
     assert 1 - kept.mean() == pytest.approx(0.25, abs=3 * (0.25 * 0.75 / rows) ** 0.5)
     visible = np.asarray(seen["mask"]["mid/attn_0"]).sum(axis=1)
-    # floor(10 * 0.7) of ten tokens, another seven for every sample; none where dropped.
+    # floor(10 * 0.7) of ten tokens, drawn anew for every sample; none where the sample is dropped.
     np.testing.assert_array_equal(visible, 7 * kept)
     places = np.asarray(seen["mid/attn_0"])[..., 0].astype(int)
     assert places.shape == (rows, 7)
     np.testing.assert_allclose(np.bincount(places.ravel()) / rows, 0.7, atol=0.12)
-    assert seen["tokens"] is not None  # motion stays
+    assert seen["tokens"] is not None  # motion is not dropped
 
 
 def test_the_negative_branch_is_the_network_without_reference(system, vars, pictures):
-    """Scale 0 leaves the negative branch alone: no bank, CLIP of zeros, the portrait's own motion."""
+    """At scale 0 only the negative branch is left: no bank, zeros for CLIP, the portrait's own motion."""
     run = quick_jit(
         lambda scale_vars, p: system.sample(scale_vars, p, jax.random.key(0), 2, 0.0)["video"]
     )
     first = run(vars, pictures)
     other = {**pictures, "motion": 255 - pictures["motion"]}
-    np.testing.assert_allclose(first, run(vars, other), atol=1e-5)  # no driver
-    # Nor does the reference network: only the start and the portrait's own vector know the portrait.
+    np.testing.assert_allclose(first, run(vars, other), atol=1e-5)  # the driver has no effect
+    # Nor has the reference network: only the start and the portrait's own vector depend on the portrait.
     params = {
         **vars.params["model"],
         "reference": random_like(vars.params["model"]["reference"], 9),
@@ -390,7 +390,7 @@ def test_the_negative_branch_is_the_network_without_reference(system, vars, pict
 
 
 def test_a_masked_out_bank_is_no_bank(system, vars):
-    """Training's dropped sample and sampling's missing bank give the same noise."""
+    """A dropped sample in training and a missing bank in sampling give the same noise prediction."""
     from vidmotion.models.unet import project_banks
 
     rng = np.random.default_rng(0)
@@ -417,7 +417,7 @@ def test_a_masked_out_bank_is_no_bank(system, vars):
 
 
 def test_a_sample_of_any_length(system, vars):
-    """Windows of two frames that overlap by one, and a portrait that is no part of the driver."""
+    """Samples in windows of two frames that overlap by one, with a portrait that is not a frame of the driver."""
     rng = np.random.default_rng(1)
     clips = {
         name: jnp.asarray(rng.integers(0, 256, (2, frames, SIZE, SIZE, 3)), jnp.uint8)
@@ -432,7 +432,7 @@ def test_a_sample_of_any_length(system, vars):
 
 
 def test_crops_of_faces_are_those_of_the_training_pairs():
-    """`face_views` of a clip against itself, and what `data.portraits` makes of it."""
+    """`face_views` of a clip against itself equals what `data.portraits` makes of the clip."""
     from vidmotion.data.portraits import head_portraits
 
     clips = {"size": 64, "frames": 4, "clips": 2, "split": "eval"}
@@ -485,15 +485,15 @@ def test_the_plan_counts_what_the_release_has(stage):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # four programs are compiled
 def test_four_stages_and_a_video(tmp_path, unoptimised, one_device, monkeypatch):
-    """Each stage begins with the last one's parameters and statistics, and leaves the others alone."""
-    monkeypatch.setattr(Run, "flops_per_step", lambda self: None)  # which traces the update again
+    """Each stage begins with the previous stage's parameters and statistics, and leaves the rest unchanged."""
+    monkeypatch.setattr(Run, "flops_per_step", lambda self: None)  # it would trace the update again
     before, workdir = None, None
     for stage in (1, 2, 3, 4):
         config = load_config(f"xnemo:debug,stage={stage}")
         config.batch_size = 1
         config.evals, config.init_from = {}, str(workdir or "")
         config.sample.rows = 0
-        # One resolution, with transformers in its middle alone: modules of each kind, and little to be compiled.
+        # A single resolution with transformers only in its middle has modules of each kind and little to compile.
         config.system.unet.update({"channels": (32,), "attention": (False,)})
         config.optimizer.model.clip, config.ema.decay = ((".*", 0.0),), 0.0
         workdir = tmp_path / str(stage)
@@ -520,7 +520,7 @@ def test_four_stages_and_a_video(tmp_path, unoptimised, one_device, monkeypatch)
 # -- released files -------------------------------------------------------------------------------
 
 
-# The UNets of the debug config; their files tell all but the heads.
+# The UNets of the debug config; their files reveal all sizes except the number of heads.
 TINY = {
     "channels": (32, 32),
     "attention": (False, True),
@@ -532,7 +532,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory):
-    """The four files as published, tiny (E_mot in its own size): parameters, and the folder."""
+    """Writes the published files in tiny sizes, without E_mot; returns (folder, parameters)."""
     folder = tmp_path_factory.mktemp("release")
     rng = np.random.default_rng(0)
     params = {}
@@ -557,7 +557,7 @@ def test_the_files_are_assembled_and_all_that_is_wrong_is_said(release, tmp_path
     folder, params = release
     with pytest.raises(ValueError, match=r"lacks xnemo_motion_encoder\.pth"):
         convert.bring_in_xnemo(folder, tmp_path / "out", {})
-    # A motion encoder of one layer: its own conversion is tested where its map is.
+    # A motion encoder of one layer: the conversion of the whole one has its own test.
     network = dataclasses.replace(
         convert.NETWORKS["xnemo_motion_encoder"],
         arguments=lambda shapes, options: {"latent": 512},
@@ -594,7 +594,7 @@ def test_a_missing_temporal_part_is_named(release):
 
 
 def test_the_first_stage_begins_with_stable_diffusion(release, tmp_path, system):
-    """What its ``init_rules`` ask for is what the UNet's file gives, and nothing that is new."""
+    """The ``init_rules`` of stage 1 ask for exactly what the UNet's file gives, and for no new parameter."""
     folder, params = release
     whole = convert.read(folder / "xnemo_denoising_unet.safetensors")
     base = {key: x for key, x in whole.items() if "_modules" not in key}

@@ -1,4 +1,4 @@
-"""X-NeMo's ablations that have networks of their own: a ControlNet for motion, a temporal motion encoder."""
+"""X-NeMo's ablations with networks of their own: a ControlNet for motion, a temporal motion encoder."""
 
 import re
 
@@ -19,7 +19,7 @@ from vidmotion.train import train
 
 
 def abstract(argument):
-    """A system of the debug config, and the shapes of its parameters."""
+    """Returns a system of the debug config, and the shapes of its parameters."""
     system = build(load_config(f"xnemo:debug,{argument}").system)
     batch = {x: jnp.zeros(leaf.shape, leaf.dtype) for x, leaf in system.input_spec(1).items()}
     return system, jax.eval_shape(system.init, jax.random.key(0), batch)
@@ -47,7 +47,7 @@ def test_the_control_learns_with_motion(stage, learns):
 
 
 def test_the_control_begins_as_the_unet():
-    """What the rules copy is there and fits; what they leave is what reads skips in the UNet, or is in no UNet."""
+    """Copied parameters exist in the UNet and fit; the others read skips in the UNet, or exist in no UNet."""
     _, params = abstract("stage=1,cross_attention=off")
     numbers = np.random.default_rng(0).normal
     fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params)
@@ -106,7 +106,7 @@ def test_stages_that_run_the_encoder_learn_from_clips(argument, frames, batch, g
 
 
 def test_clips_are_encoded_window_by_window():
-    """Five frames in windows of two, as a driver's, in use and in training: by its parts."""
+    """Five frames, as many as a driver's, are encoded in windows of two, in use and in training; compared by parts."""
     system, params = abstract("stage=4,motion_frames=16")
     assert system.encoder.frames == system.stage.frames == 2
     params = random_like(params["model"]["motion"], scale=0.3)
@@ -148,8 +148,8 @@ def test_clips_are_encoded_window_by_window():
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("argument", ["cross_attention=off", "motion_frames=16"])
 def test_two_steps(argument, tmp_path, unoptimised, one_device, monkeypatch):
-    """Of the debug config, with UNets of one resolution; then a sample of more frames than one window."""
-    monkeypatch.setattr(Run, "flops_per_step", lambda self: None)  # which traces the update again
+    """Trains the debug config with UNets of one resolution, then samples more frames than one window holds."""
+    monkeypatch.setattr(Run, "flops_per_step", lambda self: None)  # it would trace the update again
     config = load_config(f"xnemo:debug,{argument}")
     config.batch_size, config.evals, config.sample.rows = 2, {}, 0
     config.system.unet.update({"channels": (32,), "attention": (False,)})

@@ -1,4 +1,4 @@
-"""From face crops to generated motion: codes of a stand-in X-NeMo, its tokenizer, GPT-2, pictures, refusals."""
+"""From face crops to generated motion: codes of a stand-in X-NeMo, its tokenizer, GPT-2, videos, refusals."""
 
 import dataclasses
 import json
@@ -25,15 +25,15 @@ from vidmotion.open_run import load_config, open_run
 from vidmotion.run import Run
 from vidmotion.train import evaluate_vars, train
 
-SIZE, FRAMES, WIDTH = 16, 16, 8  # WIDTH: numbers of a code, as in `xnemo_gpt:debug`
+SIZE, FRAMES, WIDTH = 16, 16, 8  # WIDTH: the numbers of a code, as in `xnemo_gpt:debug`
 REAL = systems.SYSTEMS["xnemo"]
 
 
 @dataclasses.dataclass(frozen=True)
 class StandIn(systems.System, systems.MotionTransfer):
-    """What generation asks of an X-NeMo; a code is the means of eight strips of the crop, times a gain.
+    """An X-NeMo with only what generation uses; a code is the means of eight strips of the crop, times a gain.
 
-    A portrait is moved by having the code's strips laid over it, so that the picture tells the code.
+    A portrait is animated by drawing the code's strips over it, so that the picture shows the code.
     """
 
     size: int = SIZE
@@ -44,46 +44,46 @@ class StandIn(systems.System, systems.MotionTransfer):
 
     @property
     def codec(self):
-        """Of pictures as they are."""
+        """A codec that returns pictures as they are."""
         return SimpleNamespace(decode=lambda consts, latent: latent)
 
     def input_spec(self, batch):
-        """``video`` uint8."""
+        """Returns the shape of ``video``, uint8."""
         return {"video": jax.ShapeDtypeStruct((batch, FRAMES, SIZE, SIZE, 3), jnp.uint8)}
 
     def init(self, key, batch):
-        """One number."""
+        """Returns a single parameter, the gain."""
         return {"model": {"motion": {"gain": jnp.ones(())}}}
 
     def init_mutable(self):
-        """As an X-NeMo's statistics."""
+        """Returns statistics in the place of an X-NeMo's."""
         return {"motion": {"mean": jnp.zeros(())}}
 
     def loss(self, player, vars, batch, key, step, carry):
-        """Nothing to learn from clips."""
+        """Pulls the gain towards 2; nothing is learnt from clips."""
         return (vars.params["model"]["motion"]["gain"] - 2.0) ** 2, systems.Out({}, vars.mutable)
 
     def motion_of(self, vars, crops):
-        """(B, T, 8)."""
+        """Returns codes (B, T, 8)."""
         x = crops.astype(jnp.float32) / 255
         strips = x.reshape(*x.shape[:2], WIDTH, SIZE // WIDTH, SIZE, 3).mean(axis=(3, 4, 5))
         return vars.params["model"]["motion"]["gain"] * strips
 
     def encoder_fingerprint(self, vars):
-        """Of the gain."""
+        """Returns the fingerprint of the gain."""
         return systems.fingerprint(vars.params["model"]["motion"])
 
     def animate(self, vars, portrait, vector_bfm, f_rts, still_b1m, key):
-        """Strips."""
+        """Draws the strips of the codes."""
         rows = jnp.repeat(vector_bfm, SIZE // WIDTH, axis=2)[..., None, None]
         return jnp.broadcast_to(jnp.clip(rows, 0, 1), (*rows.shape[:3], SIZE, 3))
 
     def look(self, vars, portrait):
-        """Nothing is made of it."""
+        """Returns the portrait unchanged."""
         return portrait
 
     def move(self, *arguments):
-        """As `animate`."""
+        """Does the same as `animate`."""
         return self.animate(*arguments)
 
 
@@ -177,7 +177,7 @@ def test_a_record_is_the_code_of_its_face_crops(xnemo, motion):
         told.append(0 if smile < -0.15 else 2 if smile > 0.15 else 1)
         assert source[i]["condition"] == told[-1]
     assert len(set(told)) == 3 and source.conditions == ("sad", "neutral", "happy")
-    # What fills up the last batch counts nowhere; nor does the eval split.
+    # Neither the padding of the last batch nor the eval split counts.
     found = encoded.MotionCodesSource.read_attached(motion)
     flat = np.concatenate(every)
     np.testing.assert_allclose(found["mean"], flat.mean(axis=0), rtol=1e-4)
@@ -188,7 +188,7 @@ def test_a_record_is_the_code_of_its_face_crops(xnemo, motion):
 
 
 def test_the_tokenizer_measures_what_tokens_keep(tokenizer, motion):
-    """Its own numbers, computed here from the run's parameters."""
+    """Compares the tokenizer's own results with values computed from the run's parameters."""
     run = open_run(str(tokenizer))
     vars, system = run.trained_vars(), run.system
     statistics = encoded.MotionCodesSource.read_attached(motion)
@@ -252,7 +252,7 @@ def generator(outpaint):
 
 
 def test_new_tokens_are_decoded_after_the_given_ones(generator, tokenizer):
-    """Their codes are the end of what all tokens stand for."""
+    """The motion returned is the end of what the given and the new tokens decode to together."""
     system, vars = generator
     ids = np.random.default_rng(0).integers(0, 8, (2, 3)).astype(np.int32)
     made = quick_jit(lambda key: system.sample(vars, {"ids": ids}, key, count=4))(jax.random.key(0))
@@ -321,7 +321,7 @@ def test_emotion_is_told_dropped_and_measured(tokens, folder):
 
 @pytest.mark.parametrize("name", ["tokenizer", "outpaint"])
 def test_the_sizes_of_the_paper(name):
-    """18,653,192 by hand from the layers; GPT2-small without its 50,257 words and 1,024 positions."""
+    """18,653,192 for the tokenizer, counted by hand; GPT2-small without its 50,257 words and 1,024 positions."""
     run = Run(load_config(f"xnemo_gpt:task={name}"), "", abstract=True)
     count = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_params))
     k3, k1 = 3 * 512 * 512 + 512, 512 * 512 + 512
@@ -397,7 +397,7 @@ def test_generated_codes_move_a_portrait(xnemo, files, outpaint):
 
 @pytest.fixture(scope="module")
 def other(stand_in, folder):
-    """Another X-NeMo."""
+    """Trains another X-NeMo."""
     return trained_xnemo(folder / "other", seed=1)
 
 
@@ -468,7 +468,7 @@ def test_what_is_not_there_is_named(motion, tokens, xnemo, tmp_path):
 
 
 def test_codes_of_another_xnemo_are_refused(other, xnemo, tokenizer, outpaint, files, folder):
-    """To be rendered by it, to go on with it, or to go on learning from."""
+    """Codes of another X-NeMo may not be rendered, continued, or used for further training."""
     for workdir in (tokenizer, outpaint):
         run = open_run(str(workdir))
         for section in run.config.evals.values():

@@ -1,4 +1,4 @@
-"""What the branches of X-NeMo's guidance are told (Figure 6)."""
+"""The inputs of the branches of X-NeMo's guidance (Figure 6)."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from vidmotion.systems import xnemo
     ("null", "sees", "moves"), [("both", 0, 9), ("appearance", 0, 5), ("motion", 1, 9)]
 )
 def test_the_null_branch_lacks_what_is_said(null, sees, moves, monkeypatch):
-    """The CLIP token, whether there are banks, and the motion tokens of both predictions."""
+    """Checks the CLIP token, whether there are banks, and the motion tokens, for both predictions."""
     section = load_config("xnemo:debug,stage=4").system
     section.sampler.update({"null": null, "scale": 3.0, "start": "noise"})
     system = build(section)

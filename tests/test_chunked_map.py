@@ -48,7 +48,7 @@ def test_each_device_goes_through_its_own_rows(rows, size):
     np.testing.assert_array_equal(got["half"], x / 2)
     np.testing.assert_array_equal(got["sum"], np.sum(x, 1))
     assert got["half"].sharding.shard_shape((rows, 3)) == (rows // 8, 3)
-    # A loop over all rows, without regard to devices, brings every row to every device: `each` is tested to avoid this.
+    # Without `row_shards`, the loop over the rows brings every row to every device.
     naive = jax.jit(sharding.OnMesh(lambda x: chunked_map.each(halved, (x, x), size), mesh))
     assert "all-gather" in naive.lower(x).compile().as_text()
 

@@ -195,7 +195,7 @@ def test_worked_example_is_a_system(monkeypatch):
 
 
 def test_worked_source_evaluator_and_recipe_learn_together(monkeypatch, tmp_path):
-    """On ramps the frame after a and b is 2 b - a, so least squares on uint8 ramps are wrong by rounding alone."""
+    """On ramps the frame after a and b is 2 b - a, so a least-squares fit to uint8 ramps errs by rounding alone."""
     monkeypatch.syspath_prepend(str(ROOT / "docs/examples"))
     monkeypatch.setitem(system.SYSTEMS, "brightness", "brightness:Brightness")
     monkeypatch.setitem(pipeline.SOURCES, "ramps", ("ramps", "Ramps"))

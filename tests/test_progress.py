@@ -7,8 +7,8 @@ from vidmotion.progress import watched
 
 def test_a_line_now_and_then(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("vidmotion"), "propagate", True)
-    # Times at the start and before each item: the first item takes 60 s, which do not count for others, the others 10
-    # s.
+    # The times at the start and before each item. The first item takes 60 s, which must not count for the others; each
+    # of those takes 10 s.
     now = iter([0, 0, 60, 70, 80, 90, 100])
     with caplog.at_level(logging.INFO, "vidmotion"):
         passed = list(watched(list("abcdef"), "copying", every=20, clock=lambda: next(now)))

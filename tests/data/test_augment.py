@@ -62,7 +62,7 @@ def test_bending_is_scikit_images_piecewise_affine_transform(nodes):
 
 def test_bending_leaves_still_nodes_alone_and_never_folds():
     np.testing.assert_allclose(augment.bend_map(np.zeros((5, 5, 2)), SIDE), places(), atol=1e-4)
-    # These moves are far beyond the limit that moves are clipped to.
+    # The moves are far beyond the limit to which `bend_map` clips them.
     wild = np.random.default_rng(0).normal(size=(6, 6, 2))
     xy = augment.bend_map(wild, 200)
     across, down = np.diff(xy, axis=1)[:-1], np.diff(xy, axis=0)[:, :-1]

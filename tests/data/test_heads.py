@@ -62,7 +62,7 @@ def test_long_clips_are_chunked_without_a_seam(monkeypatch):
 
 @pytest.mark.parametrize("size", [17, 64])
 def test_people_drawn_together_are_drawn_as_alone(size):
-    """The bits are the same, for clips of any length and people with all hair styles, clothes, beards and glasses."""
+    """Every bit is the same, for clips of any length and for all hair styles, clothes, beards and glasses."""
     people = [who for who, _ in samples(48, 1, stream=7)]
     for name in (
         "hair_style",
@@ -159,7 +159,7 @@ def test_coverage_is_that_of_an_average_over_finer_pixels(size):
 
 
 def test_closing_the_eyes_hides_the_iris():
-    """Two iris colours give different pictures unless both eyes are closed, and then the same picture."""
+    """Two iris colours give different pictures, unless both eyes are closed."""
     a, b = plain(iris_colour=3), plain(iris_colour=0)
     for motion, visible in (
         (neutral(), True),

@@ -118,7 +118,7 @@ def test_codes_of_noise_read_at_chance(truth):
 
 
 def test_untrained_encoders_read_at_chance_what_they_were_not_shown():
-    """Random features of drawn heads tell who is shown, but tell nothing about another clip."""
+    """Random features of drawn heads tell who is shown, but nothing about another clip."""
     heads = HeadsSource(16, FRAMES, CLIPS, split="eval")
     pixels = np.stack([heads[i]["video"] for i in range(CLIPS)]).reshape(CLIPS, FRAMES, -1) / 255.0
     weights = np.random.default_rng(0).normal(size=(2, pixels.shape[-1], 64)) / 16

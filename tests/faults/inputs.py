@@ -42,7 +42,7 @@ REFUSED, SKIPPED, RIGHT, EITHER = "refused", "skipped", "right", "either"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An input of the project, whole or damaged, and its expected outcome.
+    """An input, whole or damaged, and its expected outcome.
 
     Attributes:
       name: the name of the fault.

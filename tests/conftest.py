@@ -26,7 +26,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What `pytest -m fast` runs, except tests that are slow or oracles: pure functions, the trunk, a training of the tiny
+# What `pytest -m fast` runs, except tests marked slow or oracle: pure functions, the trunk, a training of the tiny
 # system, and one config.
 FAST = (
     *("diffusion/", "losses/", "metrics/", "data/test_records.py", "evaluation/test_measured.py"),
@@ -39,7 +39,7 @@ FAST = (
 
 
 def pytest_ignore_collect(collection_path, config):
-    """`pytest -m fast` reads the files of fast tests alone: to import the others takes longer than the tests."""
+    """Skips the files without fast tests for `pytest -m fast`: importing them takes longer than the fast tests."""
     if config.option.markexpr != "fast" or collection_path.suffix != ".py":
         return None
     name = collection_path.relative_to(ROOT / "tests").as_posix()
@@ -60,7 +60,7 @@ def pytest_addoption(parser):
 
 
 def _shared(what: str, variable: str, default: str) -> Path:
-    """A folder that is given beside the repository; the test is skipped where it is not."""
+    """Returns a folder that is given beside the repository; skips the test if it is missing."""
     path = Path(os.environ.get(variable, ROOT.parent / "shared" / default))
     if not path.is_dir():
         pytest.skip(f"{what} not found at {path}; set {variable} to run this test")
@@ -69,7 +69,7 @@ def _shared(what: str, variable: str, default: str) -> Path:
 
 @pytest.fixture(autouse=True)
 def log_as_it_was():
-    """A test that sets up the log, as a command does, does not change what later tests capture of it."""
+    """Restores the log, so that a test that sets it up, as a command does, does not change what later tests capture."""
     log = logging.getLogger("vidmotion")
     before = log.handlers[:], log.propagate, log.level
     yield
@@ -79,14 +79,14 @@ def log_as_it_was():
 
 @pytest.fixture
 def unoptimised():
-    """The whole test compiles as `quick.unoptimised` does."""
+    """Compiles every program of the test as `quick.unoptimised` does."""
     with quick.unoptimised():
         yield
 
 
 @pytest.fixture
 def one_device(monkeypatch):
-    """Runs have a mesh of one device: programs for several take longer to compile."""
+    """Gives runs a mesh of one device, because programs for several devices take longer to compile."""
     from vidmotion import sharding
 
     one = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
@@ -95,25 +95,25 @@ def one_device(monkeypatch):
 
 @pytest.fixture(scope="session")
 def sheets_dir() -> Path:
-    """The public Sprites sheets (README, section Data); absent on most machines."""
+    """Returns the folder of the public Sprites sheets (README, section Data); absent on most machines."""
     return _shared("Sprites sheets", "VIDMOTION_SHEETS", "data/sprite_sheets")
 
 
 @pytest.fixture(scope="session")
 def hard() -> Path:
-    """Small videos and pictures that are easily read wrong; absent on most machines."""
+    """Returns a folder of small videos and pictures that are easily read wrong; absent on most machines."""
     return _shared("hard inputs", "VIDMOTION_HARD_INPUTS", "hard_inputs")
 
 
 @pytest.fixture(scope="session")
 def fixtures_dir() -> Path:
-    """Inputs and outputs of reference networks; absent on most machines."""
+    """Returns the folder of inputs and outputs of reference networks; absent on most machines."""
     return _shared("reference fixtures", "VIDMOTION_FIXTURES", "fixtures")
 
 
 @pytest.fixture(scope="session")
 def heads_run(tmp_path_factory) -> Path:
-    """The workdir of a finished ``configs/heads.py:debug`` run: a BCD of untrained quality."""
+    """Returns the workdir of a finished ``configs/heads.py:debug`` run: a BCD that is hardly trained."""
     from vidmotion.open_run import load_config
     from vidmotion.train import train
 
@@ -125,7 +125,7 @@ def heads_run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def heads_codes(heads_run, tmp_path_factory) -> Path:
-    """The motion codes of that run's clips, eight frames of each."""
+    """Returns the folder of motion codes of the clips of `heads_run`, eight frames of each."""
     from vidmotion.encode import encode
     from vidmotion.open_run import open_run
 
@@ -138,7 +138,7 @@ def heads_codes(heads_run, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def judge_workdir(tmp_path) -> Path:
-    """A workdir begun for a system that has neither motion codes nor a renderer."""
+    """Returns a workdir begun for a system that has neither motion codes nor a renderer."""
     from vidmotion.open_run import load_config
 
     workdir = tmp_path / "judge"

@@ -1,4 +1,4 @@
-"""What the tests of networks share: fast compilation, and parameters that hide nothing."""
+"""Helpers for the tests of networks: fast compilation, and parameters among which no zero hides a mistake."""
 
 import contextlib
 import functools
@@ -10,10 +10,10 @@ import numpy as np
 
 from vidmotion.convert.engine import convert, export
 
-# Tests of tiny networks are nearly all compilation, and unoptimised code compiles faster.
+# Tests of tiny networks spend nearly all their time on compilation, and unoptimised code compiles faster.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-# The smallest VidTwin with every part in it, for clips of 4 frames and 24 px.
+# The smallest VidTwin that has every part, for clips of 4 frames and 24 px.
 VIDTWIN = {
     "width": 16,
     "depth": 1,
@@ -36,7 +36,7 @@ VIDTWIN = {
 
 @contextlib.contextmanager
 def unoptimised():
-    """Programs that are compiled within, by a training for example, compile as fast as those of `quick_jit`."""
+    """Makes all programs in the block, such as those of a training, compile as fast as those of `quick_jit`."""
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
@@ -45,7 +45,7 @@ def unoptimised():
 
 
 def random_like(tree, seed=1, scale=0.3):
-    """Normal values of the shapes of `tree`: unlike fresh parameters, no gate or bias is zero."""
+    """Returns normal values in the shapes of `tree`; unlike in fresh parameters, no gate or bias is zero."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape), jnp.float32), tree
@@ -53,7 +53,7 @@ def random_like(tree, seed=1, scale=0.3):
 
 
 def filled(name, shape, gain=1.0):
-    """Values of one entry of a published file, by the fill rule of the spec metrics.md, section 14."""
+    """Returns the values of one entry of a published file, by the fill rule of the spec metrics.md, section 14."""
     r = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
     last = name.rpartition(".")[2]
     if last == "running_mean":
@@ -68,9 +68,13 @@ def filled(name, shape, gain=1.0):
 
 
 def filled_state(net, inputs, rules, gain=1.0):
-    """A published file of `net` with the keys that `rules` name, filled; and our variables made of it.
+    """Returns a stand-in for a published file of `net`, and our variables converted from it.
 
-    `inputs` is the shape that the network reads.
+    Args:
+      net: the network.
+      inputs: the shape of the array that the network reads.
+      rules: the rules that name the file's keys.
+      gain: the factor on the values of weights with two or more dimensions.
     """
     shapes = jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct(inputs, np.float32))
     empty = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)

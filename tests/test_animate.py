@@ -1,6 +1,6 @@
-"""Portraits and drivers as people have them: what is seen of them, what is said, and how much is held.
+"""Portraits and drivers as people have them: what is seen of them, what is warned of, and how many frames are held.
 
-The system here is a stand-in whose pictures are sums that can be done by hand; `test_reenact_xnemo.py` has X-NeMo.
+The system is a stand-in whose pictures are sums that can be worked out by hand; `test_reenact_xnemo.py` tests X-NeMo.
 """
 
 import logging
@@ -25,7 +25,7 @@ FOUND = Faces()
 
 
 class StandIn:
-    """The motion of a crop is its mean and the place of its face; a picture is the portrait plus that mean."""
+    """A system whose motion is a crop's mean and the place of its face; a picture is the portrait plus both."""
 
     face_side, size = SIDE, SIZE
     encoder = types.SimpleNamespace(frames=1)
@@ -46,7 +46,7 @@ class StandIn:
 
 
 class Networks:
-    """`Run.vars_by_part`: names that were asked for together, and how many of each are held now."""
+    """Stands in for `Run.vars_by_part`; records the names of each request and how many networks were held then."""
 
     def __init__(self):
         self.asked, self.read = [], []
@@ -69,7 +69,7 @@ def run():
 
 @pytest.fixture
 def drive(monkeypatch):
-    """Puts frames in the place of a video, and boxes that are found in pictures by their first pixel."""
+    """Returns a function that replaces the video by frames, and the detector by boxes for a picture's first pixel."""
 
     def put(frames, found=lambda first: [(8, 8, 24, 24)]):
         monkeypatch.setattr(media, "iter_video", lambda path: iter(frames()))
@@ -100,7 +100,7 @@ def test_one_large_network_at_a_time(run, drive):
         ("reference",),
         ("denoiser", "motion"),
     ]
-    # Motion's stays; the reference's is gone when the denoiser is read.
+    # The motion network stays; the reference network is gone when the denoiser is read.
     assert [held for _, held in run.vars_by_part.asked] == [0, 1, 1]
 
 
@@ -109,7 +109,7 @@ def test_one_large_network_at_a_time(run, drive):
 
 @pytest.mark.parametrize("kind", ["alpha", "grey", "16 bits", "turned"])
 def test_pictures_of_other_kinds_are_as_good(run, drive, tmp_path, kind):
-    """The box is where the face is in the picture as it is meant to be seen."""
+    """The box lies where the face is in the picture as it is meant to be seen."""
     ramp = np.add.outer(2 * np.arange(60), np.arange(48)).astype(np.uint8)
     upright = np.repeat(ramp[..., None], 3, axis=2)
     path, exif = tmp_path / "a.png", Image.Exif()
@@ -120,12 +120,12 @@ def test_pictures_of_other_kinds_are_as_good(run, drive, tmp_path, kind):
     elif kind == "16 bits":
         picture = Image.fromarray(ramp.astype(np.uint16) * 257)
     else:
-        exif[0x0112] = 6  # a quarter turn clockwise sets it upright
+        exif[0x0112] = 6  # a quarter turn clockwise makes it upright
         picture = Image.fromarray(np.rot90(upright).copy())
     picture.save(path, exif=exif)
     drive(lambda: [flat(0)])
     portraits, _ = made(run, animate.first_picture(str(path)), Faces("10,20,26,36", "whole"))
-    # 16 pixels of face in a square of 32 about it: nothing is scaled.
+    # The face of 16 pixels lies in a square of 32 about it, so nothing is scaled.
     np.testing.assert_array_equal(portraits[0], upright[12:44, 2:34])
 
 
@@ -156,7 +156,7 @@ def test_of_several_faces_the_largest_is_taken_and_said(run, drive, caplog):
     with caplog.at_level(logging.WARNING):
         portraits, _ = made(run, picture, Faces(driver="whole"))
     assert "a.png: several faces in 1 frames: the largest one is followed" in caplog.text
-    # Twice the side of the larger face, about its centre.
+    # The square has twice the side of the larger face and the same centre.
     np.testing.assert_array_equal(portraits[0, 0, :, 0], np.arange(52, 84))
 
 
@@ -175,7 +175,7 @@ def test_places_that_are_none(run, drive, box, message):
 
 
 def test_a_face_lost_for_a_while_is_bridged_and_told(run, drive, caplog):
-    """Frame i has its number in the first pixel; the face moves right by a pixel a frame, and is hidden for ten."""
+    """A frame's number is in its first pixel; the face moves right by a pixel a frame and is hidden for ten frames."""
     count, hidden = 40, range(15, 25)
     frames = np.zeros((count, 100, 100, 3), np.uint8)
     frames[:, :, :, 1] = np.arange(100)[None, None]
@@ -188,7 +188,7 @@ def test_a_face_lost_for_a_while_is_bridged_and_told(run, drive, caplog):
     with caplog.at_level(logging.WARNING):
         _, pictures = made(run, flat(0), Faces("whole", "detect", "first"))
     assert "b.mp4: no face in 10 of 40 frames: its place is estimated" in caplog.text
-    # y first in f_rts: the face stays at its height. The mean of a crop, whose centre is smoothed.
+    # f_rts begins with y, which does not change. What remains is the mean of a crop, whose centre is smoothed.
     boxes = np.array([(20 + i, 30, 40 + i, 50) for i in range(count)], np.float64)
     squares = faces.driving_boxes(boxes, 100, 100)
     means = [faces.crop(f, s, SIDE).mean() for f, s in zip(frames, squares)]
@@ -202,7 +202,7 @@ def test_a_driver_without_any_face_is_refused(run, drive):
 
 
 def test_boxes_of_a_file_follow_a_rate_that_varies(run, hard, tmp_path):
-    """A line for each of the file's 35 frames, and 75 are shown."""
+    """The box file has a line for each of the video's 35 frames, and 75 frames are shown."""
     lines = [f"vfr.mp4,{k / 10},0,{20 + k / 10},20" for k in range(35)]
     path = tmp_path / "boxes.csv"
     path.write_text("\n".join(["file,x0,y0,x1,y1", *lines]))
@@ -218,7 +218,7 @@ def test_a_pipe_is_not_waited_for_as_codes(tmp_path):
 
 
 def test_motion_relative_to_the_first_frame(run, drive):
-    """The face goes down by half its side: a shift of 0.5 against the first frame, wherever the portrait's is."""
+    """The face moves down by half its side: a shift of 0.5 against the first frame, wherever the portrait's face is."""
     drive(
         lambda: [flat(k // 6) for k in range(12)],
         lambda first: [(8, 8 + 10 * first, 28, 28 + 10 * first)],
@@ -232,14 +232,14 @@ def test_motion_relative_to_the_first_frame(run, drive):
 
 @pytest.mark.parametrize("count", [3 * CROPS, 5000])
 def test_frames_are_let_go_at_any_length(run, drive, monkeypatch, count):
-    """As many pictures of the driver are held for 5,000 frames as for 48: those of two chunks of crops."""
+    """For 5,000 frames no more pictures of the driver are held than for 48: those of two chunks of crops."""
     alive, most = weakref.WeakSet(), [0]
 
     class Frame(np.ndarray):
-        """One that can be counted."""
+        """A frame that can be counted."""
 
     class Mark:
-        """Keeps its identity: a set of arrays would compare them."""
+        """A mark to be kept in a set, which would compare frames by value."""
 
     def marked(array):
         array = array.copy().view(Frame)

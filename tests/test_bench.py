@@ -1,4 +1,4 @@
-"""The bench of a system whose costs are known, on the CPU."""
+"""The bench on the CPU, for a system whose costs are known."""
 
 import json
 
@@ -22,7 +22,7 @@ def test_rates_are_those_of_the_median_step(record):
     assert sorted(step["all"])[1] == step["median"] and len(step["all"]) == 3
     assert step["min"] <= step["median"] <= step["max"]
     assert record["examples_per_second"] == pytest.approx(test_plan.ROWS / step["median"])
-    # Six FLOPs a parameter and token, less what the first layer's input would take.
+    # Six FLOPs per parameter and token, less those for the gradient of the first layer's input.
     flops = (6 * test_plan.LAYERS - 2) * test_plan.WIDTH**2 * test_plan.ROWS
     assert record["model_tflops"] == pytest.approx(flops / step["median"] / 1e12, rel=0.02)
     assert record["mfu"] == "unknown"  # a CPU has no published peak
@@ -93,7 +93,7 @@ def test_one_command_goes_through_all_recipes(monkeypatch, tmp_path):
 
     def process(command):
         asked.append(command[3:])
-        return Done(len(asked) == 2)  # the second one fails, and the others follow
+        return Done(len(asked) == 2)  # the second one fails, and the others still follow
 
     monkeypatch.setattr(bench.subprocess, "run", process)
     assert bench.main([f"--out={tmp_path}"]) == EXIT_UNMEASURED

@@ -26,7 +26,7 @@ from vidmotion.state import TrainState
 
 
 def make_state(step, mesh=None, scale=1.0):
-    """A state whose numbers say which step it is of; `wide` is cut over fsdp."""
+    """Returns a state whose numbers tell its step; `wide` is cut over fsdp."""
     mesh = mesh or sharding.make_mesh({"data": -1})
     rng = np.random.default_rng(step)
     params = {
@@ -68,7 +68,7 @@ def fill(workdir, steps, keep=5):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A workdir with the steps 1, 2 and 3; copied by whoever damages it."""
+    """Returns a workdir with the steps 1, 2 and 3; tests that damage it copy it first."""
     workdir = tmp_path_factory.mktemp("whole")
     fill(workdir, [1, 2, 3])
     return workdir
@@ -106,7 +106,7 @@ def test_an_empty_workdir_has_nothing_to_restore(tmp_path):
 
 
 def array_file(folder):
-    """The largest file of array data."""
+    """Returns the largest file of array data."""
     return max(folder.glob("state/**/d/*"), key=lambda file: file.stat().st_size)
 
 
@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(workdir, said, dam
         assert f"{workdir / 'checkpoints' / '3'} is damaged" in said.text
         assert problem in said.text
         assert (workdir / "damaged" / "3-0" / "state").is_dir()
-        # Training comes by step 3 again.
+        # Training reaches step 3 again.
         checkpointer.save(3, make_state(3), {"step": 3}, wait=True)
         assert checkpointer.steps() == [1, 2, 3]
     state, _ = restore(workdir)
@@ -194,7 +194,7 @@ def test_readers_leave_damage_where_it_is(workdir):
 
 
 def save_infinite(workdir, step):
-    """One more checkpoint, whole, whose parameters overflowed."""
+    """Saves one more checkpoint, which is whole, but whose parameters overflowed."""
     state = make_state(step)
     kernel = state.params["model"]["wide"]["kernel"]
     state.params["model"]["wide"]["kernel"] = kernel.at[3, 5].set(jnp.inf)
@@ -234,7 +234,7 @@ def test_any_name_of_a_folder_will_do(tmp_path, name):
 def test_when_all_are_damaged_the_run_does_not_begin_anew_unasked(workdir):
     for step in (1, 2, 3):
         flip_byte(workdir / "checkpoints" / str(step))
-    for _ in range(2):  # the second time as well: a launcher that restarts must not lose the run
+    for _ in range(2):  # twice, because a launcher that restarts must not lose the run
         with pytest.raises(CheckpointError, match=r"no whole checkpoint.*step 3.*step 2.*step 1"):
             restore(workdir)
 
@@ -306,7 +306,7 @@ def _fewer(state):
 
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # orbax's reads, given up
+)  # reads that orbax has abandoned
 @pytest.mark.parametrize(
     "change", [_other_shape, _more, _fewer], ids=lambda change: change.__name__
 )
@@ -366,8 +366,8 @@ def test_a_full_disk_costs_only_the_new_checkpoint(tmp_path):
     lines = done.stdout.splitlines()
     assert lines[0].startswith("refused 2: could not save step 2")
     assert "step 1 is untouched" in lines[0]
-    assert "steps [4]" in lines  # keep=1: step 1 went only when a newer one was whole
-    assert "could not save step 3" in done.stderr + done.stdout  # told at the next save
+    assert "steps [4]" in lines  # keep=1: step 1 was removed only when a newer step was whole
+    assert "could not save step 3" in done.stderr + done.stdout  # reported at the next save
     assert any(line.startswith("closing: could not save step 5") for line in lines)
     assert lines[-1] == "restored 4"
 
@@ -401,7 +401,7 @@ def test_reading_parameters_of_an_empty_place_says_so(tmp_path):
 
 
 def fresh():
-    """Parameters of a network to be initialised: `down` was called `wide` in the other run."""
+    """Returns parameters of a network to be initialised; its `down` was called `wide` in the other run."""
     where = jax.tree.leaves(make_state(0).params)[0].sharding
     shapes = {"down": {"kernel": (64, 32)}, "small": {"bias": (3,)}, "head": {"bias": (5,)}}
     tree = jax.tree.map(
@@ -433,7 +433,7 @@ def test_init_rules_take_what_there_may_be():
     loaded = load_into(fresh(), source, ((r"(.*)/down/(.*)", r"\1/wide/\2"), (".*", None)))["model"]
     np.testing.assert_array_equal(loaded["small"]["bias"], np.full(3, 3.0))
     np.testing.assert_array_equal(loaded["head"]["bias"], np.full(5, 9.0))
-    source["model"]["small"]["bias"] = np.zeros(4)  # it is there, and does not fit
+    source["model"]["small"]["bias"] = np.zeros(4)  # the leaf is there but does not fit
     with pytest.raises(CheckpointError, match=r"small/bias: \(4,\) there, \(3,\) here"):
         load_into(fresh(), source, (("model/down/.*", False), (".*", None)))
 
@@ -452,8 +452,8 @@ def test_everything_that_does_not_fit_is_named_at_once():
 @pytest.mark.parametrize(
     "rules",
     [
-        (("model/down/.*", True),),  # leaves without a rule
-        ((r"(.*)", r"\2"),),  # a group that the pattern does not have
+        (("model/down/.*", True),),  # some leaves have no rule
+        ((r"(.*)", r"\2"),),  # the pattern has no such group
         ((".*", 3),),  # neither yes, no nor a name
     ],
 )
@@ -467,5 +467,5 @@ def test_checksums_cover_every_file_of_a_step(whole):
     sums = json.loads((folder / "checksums.json").read_text())
     files = [file for file in folder.rglob("*") if file.is_file()]
     left_out = {file.name for file in files if str(file.relative_to(folder)) not in sums}
-    # orbax (re)writes its markers after the checksums and reads them for nothing that we use
+    # orbax writes its markers again after the checksums, and reads them for nothing that we use.
     assert left_out == {"checksums.json", "commit_success.txt", "_CHECKPOINT_METADATA"}

@@ -1,4 +1,4 @@
-"""Work in pieces: the same result, each device at its own rows, operations counted whole."""
+"""Work in pieces: the result is the same, each device works on its own rows, and all operations are counted."""
 
 import re
 
@@ -22,7 +22,7 @@ def test_a_program_on_a_mesh_knows_over_how_many_devices_rows_are_cut():
     jax.jit(look)(1.0)
     program = jax.jit(sharding.OnMesh(look, mesh))
     program(1.0)
-    jax.jit(sharding.OnMesh(look, mesh))(1.0)  # the same program: not traced again
+    jax.jit(sharding.OnMesh(look, mesh))(1.0)  # the same program, which is not traced again
     jax.jit(jax.grad(sharding.OnMesh(look, mesh.abstract_mesh)))(1.0)
     assert seen == [[1, 1, 1, 1], [4, 4, 1, 1], [4, 4, 1, 1]]
 
@@ -48,7 +48,7 @@ def test_each_device_goes_through_its_own_rows(rows, size):
     np.testing.assert_array_equal(got["half"], x / 2)
     np.testing.assert_array_equal(got["sum"], np.sum(x, 1))
     assert got["half"].sharding.shard_shape((rows, 3)) == (rows // 8, 3)
-    # What this test is about: a loop over the rows as they lie brings them all to all devices.
+    # Without `row_shards`, the loop over the rows brings every row to every device.
     naive = jax.jit(sharding.OnMesh(lambda x: chunked_map.each(halved, (x, x), size), mesh))
     assert "all-gather" in naive.lower(x).compile().as_text()
 

@@ -1,4 +1,4 @@
-"""Sections of a config become objects, and every mistake is named with its place and with what exists."""
+"""Sections of a config become objects, and every mistake is reported with its place and the valid choices."""
 
 import dataclasses
 

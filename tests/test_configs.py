@@ -1,4 +1,4 @@
-"""Every recipe: its arguments, what it builds, and two steps of its smallest shape from end to end."""
+"""Every recipe: its arguments, what it builds, and two steps of its smallest variant from end to end."""
 
 import json
 import math
@@ -27,7 +27,7 @@ NAMES = sorted(
 
 
 def options(name):
-    """{argument: its values, the default first}, as the config hands them to `_shared.parse`."""
+    """Returns {argument: its values, the default first}, as the config gives them to `_shared.parse`."""
     asked, parse = [], _shared.parse
 
     def spy(argument, *variants, **known):
@@ -58,7 +58,7 @@ def test_the_recipes_are_found():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_two_sections_are_one_object(name):
-    """Else a change to one, from the command line as well, would be a change to both."""
+    """If two sections were one object, a change to one, also from the command line, would change both."""
     sections = [load_config(f"{name}:demo")]
     for section in sections:
         sections += [part for part in section.values() if isinstance(part, ConfigDict)]
@@ -70,7 +70,7 @@ def test_no_two_sections_are_one_object(name):
 def test_every_variant_builds_its_run(name, variant):
     config = load_config(f"{name}:{variant}")
     run = Run(config, "", abstract=True)
-    state = run.abstract_state  # every path rule is applied to every leaf
+    state = run.abstract_state  # applies every path rule to every leaf
     assert jax.tree.leaves(state.params)
     for evaluator in config.evals:
         evaluation.build(evaluator, run)
@@ -89,7 +89,8 @@ def test_only_the_default_of_an_argument_changes_nothing(name):
         }
         same = [chosen[variant].to_json() == plain[variant] for variant in VARIANTS]
         assert all(same) if default else not all(same), argument
-        Run(chosen[VARIANTS[k % 3]], "", abstract=True)  # each argument with one variant, in turn
+        # Each argument builds with one variant, which changes in turn.
+        Run(chosen[VARIANTS[k % 3]], "", abstract=True)
 
 
 @pytest.mark.parametrize("name", ["heads", "vidtwin", "warpface", "xnemo"])
@@ -132,7 +133,7 @@ def test_the_codes_have_one_folder_and_one_length():
 
 
 def assert_complete(workdir, results=(), pictures=()):
-    """The workdir of a run of two steps, with these evaluation results and samples."""
+    """Checks that the workdir holds a complete run of two steps, with these evaluation results and samples."""
     with Checkpointer(workdir, read_only=True) as checkpointer:
         assert checkpointer.steps() == [2]
     rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "loss/model" in row]
@@ -183,7 +184,7 @@ def of_sheets(name, sheets_dir):
 
 @pytest.fixture(scope="module")
 def judge(sheets_dir, tmp_path_factory):
-    """The workdir of a judge of Sprites."""
+    """Returns the workdir of a judge of Sprites."""
     workdir = tmp_path_factory.mktemp("judge")
     with quick.unoptimised():
         assert train(of_sheets("sprites_judge", sheets_dir), str(workdir)) == EXIT_DONE
@@ -211,7 +212,7 @@ def test_sprites(sheets_dir, judge, tmp_path, unoptimised):
     results = ("cross_driven/action", "cross_driven/hair", "psnr/true_sprite")
     assert_complete(tmp_path, results, ["transfer-2"])
     rows = {r["metric"]: r for r in json.loads((tmp_path / "eval.json").read_text())["results"]}
-    # Four pairs cannot hold nine actions: said so, and no number in its place.
+    # Four pairs cannot hold nine actions, so a note says why there is no number.
     assert rows["inception_score"]["value"] is None
     assert rows["inception_score"]["note"].startswith("not computed")
 
@@ -219,7 +220,7 @@ def test_sprites(sheets_dir, judge, tmp_path, unoptimised):
 @pytest.mark.slow
 @pytest.mark.parametrize("system", benchmark.STEP)
 def test_the_benchmark_matches_parameters_and_arithmetic(system):
-    """Six to eight million parameters of what is kept after training; FLOPs as the compiler counts them."""
+    """6 to 8.5 million parameters are kept after training; FLOPs are those that the compiler counts."""
     config, other = (
         load_config(f"benchmark:system={system},clips={clips},minutes=2")
         for clips in ("heads", "sprites")
@@ -230,7 +231,7 @@ def test_the_benchmark_matches_parameters_and_arithmetic(system):
     flops = run.flops_per_step()
     assert flops == pytest.approx(1e9 * benchmark.STEP[system], rel=0.01)
     assert config.steps * flops == pytest.approx(2 * 3e12, rel=0.02)
-    # On sprites it is the same network in as many steps; other clips have other means and deviations.
+    # On sprites the network and the steps are the same; only the means and deviations of the clips differ.
     for each in (config, other):
         each.system.get("codec", {}).update({"mean": 0.0, "std": 1.0})
     assert other.system == config.system and other.steps == config.steps

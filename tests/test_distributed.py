@@ -1,4 +1,4 @@
-"""Two processes of four fake devices each: one job, as one process of eight would run it."""
+"""Two processes of four fake devices each run a job as one process of eight would run it."""
 
 import dataclasses
 import os
@@ -33,8 +33,8 @@ def tiny_config():
 
 
 def two_processes(workdir, changes=({}, {})):
-    """Run the command line as two processes with `changes` of their environments, which `tiny` explains; returns
-    both (exit code, output)."""
+    """Runs the command line as two processes, with `changes` of their environments, which `tiny` explains; returns
+    (exit code, output) of both."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -84,7 +84,8 @@ def assert_close(left, right):
 
 
 def test_a_job_of_two_is_the_job_of_one(tmp_path, monkeypatch):
-    """One process begins, two go on and are interrupted, one ends it here and two end it there."""
+    """One process begins; two go on and are interrupted; then one process finishes a copy, and two finish the
+    original."""
     tiny.register(monkeypatch)
     assert train(tiny_config(), str(tmp_path / "whole")) == EXIT_DONE
     expected = final(tmp_path / "whole")

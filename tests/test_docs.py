@@ -1,4 +1,4 @@
-"""README and docs: links lead somewhere, commands and fields exist, the worked example is a system."""
+"""README and docs: links lead somewhere, commands and fields exist, and the worked example is a system."""
 
 import importlib.util
 import json
@@ -43,7 +43,7 @@ def test_commands_and_configs_exist(page):
 
 
 def commands_of(page):
-    """The words of each command of this package in a page, in its blocks and in its text, without comments."""
+    """Yields the words of each command of this package in a page's blocks and text, without comments."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     parts = re.split(r"^```\w*\n(.*?)^```", text, flags=re.M | re.S)
     lines = re.split(r"\n|&&", "\n".join(parts[1::2]))
@@ -54,7 +54,7 @@ def commands_of(page):
 
 
 def written_in(words):
-    """The source of the module that a command runs, or of all files of a package."""
+    """Returns the source of the module that a command runs, or of all files if it is a package."""
     module = words[2] if words[0] == "python" else commands.COMMANDS[words[1]][0]
     file = Path(importlib.util.find_spec(module).origin)
     files = file.parent.glob("*.py") if file.name == "__init__.py" else [file]
@@ -63,7 +63,7 @@ def written_in(words):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_of_the_pages_can_be_given(page):
-    """The module has the flags; the config takes its argument and has the fields and evaluators."""
+    """The module has the flags; the config accepts its argument and has the fields and evaluators."""
     for words in commands_of(page):
         written = written_in(words)
         flags = dict(word[2:].partition("=")[::2] for word in words if word.startswith("--"))
@@ -79,7 +79,7 @@ def test_commands_of_the_pages_can_be_given(page):
 
 
 def flat(config):
-    """Paths of all fields of a config, sections among them."""
+    """Returns the paths of all fields of a config, including its sections."""
     paths = set()
     for name, value in config.items():
         inner = flat(value) if isinstance(value, ConfigDict) else ()
@@ -130,7 +130,7 @@ def test_reliability_page_has_the_figures_of_the_records(monkeypatch):
 
 @pytest.fixture
 def build():
-    """The module docs/results/build.py."""
+    """Returns the module docs/results/build.py."""
     spec = importlib.util.spec_from_file_location("build", ROOT / "docs/results/build.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -188,14 +188,14 @@ def test_worked_example_is_a_system(monkeypatch):
     import brightness_config
 
     text = plan.plan(Run(brightness_config.get_config("debug"), ""))
-    # A weight for each of the seven frames that are read.
+    # One weight for each of the seven frames that are read.
     assert re.search(r"^all +7$", text, re.M)
     assert re.search(r"^tokens per batch +56$", text, re.M)
     sys.modules.pop("brightness_config")
 
 
 def test_worked_source_evaluator_and_recipe_learn_together(monkeypatch, tmp_path):
-    """On ramps the next frame is 2 b - a of the last two: least squares of uint8 ramps are wrong by rounding alone."""
+    """On ramps the frame after a and b is 2 b - a, so a least-squares fit to uint8 ramps errs by rounding alone."""
     monkeypatch.syspath_prepend(str(ROOT / "docs/examples"))
     monkeypatch.setitem(system.SYSTEMS, "brightness", "brightness:Brightness")
     monkeypatch.setitem(pipeline.SOURCES, "ramps", ("ramps", "Ramps"))
@@ -206,7 +206,7 @@ def test_worked_source_evaluator_and_recipe_learn_together(monkeypatch, tmp_path
     assert train(config, str(tmp_path)) == EXIT_DONE
     rows = json.loads((tmp_path / "eval.json").read_text())["results"]
     error = {row["metric"]: row["value"] for row in rows}
-    # The ends of a ramp are uniform: they differ by 1/3 on average, and the frames by a seventh of that.
+    # The ends of a ramp are uniform: they differ by 1/3 on average, and successive frames by a seventh of that.
     assert error["brightness/unchanged"] == pytest.approx(1 / 21, rel=0.5)
     assert error["brightness/predicted"] < 0.1 * error["brightness/unchanged"]
     debug = load_config(f"{ROOT}/docs/examples/ramps_config.py:debug")

@@ -1,4 +1,5 @@
-"""docs/commands.py: each command of the pages falls under one rule, blocks are cut as a shell cuts them; some run."""
+"""docs/commands.py: each command of the pages falls under one rule, blocks are cut as by a shell, and some commands
+run."""
 
 import importlib.util
 import os
@@ -27,7 +28,7 @@ def test_each_command_falls_under_one_rule(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_workdir_belongs_to_one_config(page):
-    """Whoever follows a page from its top to its end trains nothing in the workdir of something else."""
+    """Someone who follows a page from top to bottom never trains in the workdir of another config."""
     owner = {}
     for command in commands.read(page):
         text = commands.canonical(command.text)
@@ -172,7 +173,7 @@ def test_a_command_that_takes_too_long_is_ended_with_its_children(tmp_path):
     state = Path(f"/proc/{child}/stat")
 
     def gone() -> bool:
-        """It is no more, or waits for whoever adopted it to read its exit code."""
+        """Tells whether the child has ended; it may still be a zombie whose exit code has not been read."""
         try:
             return state.read_text().rpartition(")")[2].split()[0] == "Z"
         except FileNotFoundError:
@@ -186,7 +187,7 @@ def test_a_command_that_takes_too_long_is_ended_with_its_children(tmp_path):
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-    """Runs the commands of a text, with two still videos for clips; returns counts and what was printed."""
+    """Returns a function that runs the commands of a text, with still videos for clips, and returns their counts."""
     import numpy as np
 
     from vidmotion import media
@@ -230,7 +231,7 @@ python -m vidmotion.weights --workdir=runs/heads_codec --name=mine --out=DIR   #
 
 @pytest.mark.slow
 def test_a_sample_runs(runs, capsys, tmp_path):
-    """The second preparation is refused: the folder holds another dataset."""
+    """The second preparation is refused, because the folder holds another dataset; all other commands run."""
     counts = runs(SAMPLE)
     said = capsys.readouterr().out
     assert counts == {"done": 5, "failed": 1, "not run": 0}, said

@@ -1,4 +1,4 @@
-"""Motion codes of a trained BCD: equal to reading each clip alone, and written whole or not at all."""
+"""Motion codes of a trained BCD: equal to those of each clip read alone, and written whole or not at all."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_a_record_is_its_clip_read_alone(trained, heads_codes, split):
         assert record["ids"].shape == (FRAMES, 2) and record["ids_fast"].shape == (FRAMES // 2, 2)
         np.testing.assert_array_equal(record["ids"], full["ids"])
         np.testing.assert_array_equal(record["ids_fast"], fast["ids"])
-        # Two frames, half a clip, as in training.
+        # The content comes from two frames, half a clip, as in training.
         np.testing.assert_allclose(record["content"], full["content"], atol=1e-5)
         different.add(record["content"].tobytes())
     assert len(different) == 2
@@ -94,7 +94,7 @@ def test_prepared_videos_are_read_at_the_rate_of_training(trained, heads_run, tm
     run.config.data.train = {"split": "train", "random": True}
     run.config.data.eval = {"split": "test"}
     assert encode(run, str(tmp_path / "codes"), frames=5) == {"train": 3, "eval": 3}
-    middle = stored[1, 0:9:2]  # at the rate of training; nine of ten frames, the rest is cut off
+    middle = stored[1, 0:9:2]  # at the rate of training; nine of ten frames, as the rest is cut off
     for split in ("train", "eval"):
         record = RecordSource(tmp_path / "codes", split)[1]
         content = middle[:2]  # half a clip
@@ -107,7 +107,7 @@ def test_prepared_videos_are_read_at_the_rate_of_training(trained, heads_run, tm
 
 
 def quick(heads_run):
-    """The run, with codes that cost nothing: these tests are about files."""
+    """Returns the run with codes that cost nothing, for tests of the files."""
     run = open_run(str(heads_run))
 
     def read(vars, batch):
@@ -135,7 +135,7 @@ def contents(folder):
 
 
 def test_an_interrupted_one_leaves_nothing(heads_run, tmp_path, monkeypatch):
-    interrupt_after(monkeypatch, 18)  # in the second split
+    interrupt_after(monkeypatch, 18)  # during the second split
     with pytest.raises(KeyboardInterrupt):
         encode(quick(heads_run), str(tmp_path / "out"))
     assert contents(tmp_path / "out") == {}
@@ -172,7 +172,7 @@ def test_overwriting_is_asked_for_and_happens_at_the_end(heads_run, tmp_path, mo
 
 @pytest.fixture
 def say(monkeypatch, caplog):
-    """Run the command in this process: (exit code, its errors)."""
+    """Returns a function that runs the command in this process and returns (exit code, its errors)."""
     for name in ("set_up_log", "set_up_devices"):
         monkeypatch.setattr(startup, name, lambda: None)
     monkeypatch.setattr(startup.logging.getLogger("vidmotion"), "propagate", True)

@@ -1,4 +1,4 @@
-"""A run written as StableHLO and read by the loader that lies beside it."""
+"""A run written as StableHLO and read by the loader that is written beside it."""
 
 import importlib.util
 import json

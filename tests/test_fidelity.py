@@ -1,4 +1,4 @@
-"""docs/fidelity.md: what it says of configs and code is so, and its counts are those of its tables."""
+"""docs/fidelity.md: what it says about configs and code is true, and its counts are those of its tables."""
 
 import ast
 import collections
@@ -33,12 +33,12 @@ class Row(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """One of `HOW`, or whatever stands there."""
+        """One of `HOW`, or whatever the cell holds instead."""
         return self.how.partition(":")[0]
 
 
 def tables(text: str) -> dict[str, list[Row]]:
-    """The rows of each paper's section."""
+    """Returns the rows of each paper's section."""
     found = {}
     for section in text.split("\n## ")[1:]:
         title, _, body = section.partition("\n")
@@ -51,7 +51,7 @@ def tables(text: str) -> dict[str, list[Row]]:
 
 
 def row(line: str) -> Row:
-    """One line of a table."""
+    """Returns the row that one line of a table holds."""
     cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
     assert len(cells) == 4, line
     return Row(*cells)
@@ -63,12 +63,12 @@ def config_of(name: str) -> dict:
 
 
 def plain(value):
-    """Lists as tuples, all the way down."""
+    """Turns lists into tuples at every depth."""
     return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
 
 
 def equal(a, b) -> bool:
-    """Equal, numbers up to the rounding of their last digits."""
+    """Tells whether two values are equal, numbers up to the rounding of their last digits."""
     a, b = plain(a), plain(b)
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(equal, a, b))
@@ -78,7 +78,7 @@ def equal(a, b) -> bool:
 
 
 def at(holder, path: str):
-    """What a dotted path leads to: keys, places of a sequence, attributes."""
+    """Follows a dotted path from `holder` through keys, indices of sequences and attributes."""
     for name in path.split(".") if path else ():
         if isinstance(holder, dict):
             holder = holder[name]
@@ -90,10 +90,10 @@ def at(holder, path: str):
 
 
 def in_code(path: str):
-    """A module, or something in it.
+    """Returns the module, or the object in a module, at a dotted path.
 
     Raises:
-      ImportError, AttributeError, KeyError: there is no such thing.
+      ImportError, AttributeError, KeyError: nothing is there.
     """
     names = path.split(".")
     for end in range(len(names), 0, -1):
@@ -106,7 +106,7 @@ def in_code(path: str):
 
 
 def faults_of(span: str) -> tuple[list[str], list]:
-    """What is wrong with one piece of code in the third column, and the value that it states, if it does."""
+    """Returns the faults of one piece of code in the third column, and a list with the value it states, if any."""
     if match := OF_CONFIG.fullmatch(span):
         name, path, text = match.groups()
         look = lambda: at(config_of(name), path)  # noqa: E731
@@ -134,7 +134,7 @@ def faults_of(span: str) -> tuple[list[str], list]:
 
 
 def faults(one: Row) -> list[str]:
-    """What is wrong with a row."""
+    """Returns the faults of a row."""
     spans = re.findall(r"`([^`]+)`", one.here)
     if "`" in re.sub(r"`[^`]+`", "", one.here) or re.sub(r"`[^`]+`|\s", "", one.here):
         return [f"{one.what}: the third column holds code alone"]
@@ -152,7 +152,7 @@ def faults(one: Row) -> list[str]:
     try:
         paper = ast.literal_eval(one.value)
     except (ValueError, SyntaxError):
-        paper = None  # words
+        paper = None  # the cell holds words
     if (
         paper is not None
         and one.kind == HOW[0]
@@ -163,7 +163,7 @@ def faults(one: Row) -> list[str]:
 
 
 def counts(found: dict[str, list[Row]]) -> list[str]:
-    """The lines of the page's first table."""
+    """Returns the lines that the page's first table should have."""
     lines = []
     for paper, rows in found.items():
         kinds = collections.Counter(one.kind for one in rows)
@@ -199,7 +199,7 @@ def test_the_counts_are_those_of_the_tables(page):
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_every_table_and_equation_of_the_paper_has_a_row(page, paper):
-    """Numbers of those that the papers' texts number; of VidTwin's main text and of BCD's the supplement is read."""
+    """Checks what the papers number; VidTwin's tables are those of its main text, BCD's those of its supplement."""
     last = {"BCD": 11, "VidTwin": 0, "X-NeMo": 7, "WarpFace": 13}[paper]
     text = "\n".join(one.what for one in tables(page)[paper])
     assert {f"Eq. {i}" for i in range(1, last + 1)} <= set(re.findall(r"Eq\. \d+", text))

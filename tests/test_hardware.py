@@ -1,4 +1,4 @@
-"""Published figures per JAX device, and names that only look like a known device."""
+"""Published figures of JAX devices, and names that only look like a known device."""
 
 import jax
 import pytest
@@ -10,7 +10,7 @@ from vidmotion.hardware import CHIPS, chip, hbm_bytes, mfu, peak_flops
 @pytest.mark.parametrize(
     ("kind", "tflops", "memory_gb"),
     [
-        ("TPU v3", 61.5, 16),  # per device: half a chip
+        ("TPU v3", 61.5, 16),  # a device is half a chip
         ("TPU v4", 275, 32),
         ("TPU v5 lite", 197, 16),
         ("TPU v5e", 197, 16),
@@ -61,7 +61,7 @@ def test_this_cpu_is_unknown():
 
 
 def test_mfu():
-    # 8 devices of 275e12 for 2 s can do 4.4e15; 1.1e15 were asked for.
+    # 8 devices of 275e12 FLOP/s can do 4.4e15 FLOPs in 2 s; the step needs 1.1e15.
     assert mfu(1.1e15, 2.0, 8, "TPU v4") == pytest.approx(0.25)
     with pytest.raises(ValueError, match="positive"):
         mfu(1.0, 0.0, 8, "TPU v4")

@@ -1,4 +1,4 @@
-"""The table "who may import whom" of CONTRIBUTING.md, read from the source."""
+"""The table "who may import whom" of CONTRIBUTING.md, checked against the source."""
 
 import ast
 import sys
@@ -22,7 +22,7 @@ TRUNK = PURE | {
 COMMANDS = {"main", "bench", "demo", "encode", "export", "reenact", "studio", "__main__"}
 BUILDS_ON_ALL = None
 
-# part of the package: what it may import beside the standard library, `errors` and itself.
+# part of the package: what it may import besides the standard library, `errors` and itself.
 ALLOWED = {
     "errors": set(),
     "paths": set(),
@@ -62,7 +62,7 @@ ALLOWED = {
     "latents": BUILDS_ON_ALL,
     "reenact": BUILDS_ON_ALL,
 }
-# What these may not import, wherever the line above leaves it open.
+# Imports that are forbidden to parts which the table above does not restrict.
 NETWORKS = {"flax", "flax.linen", "models", "systems"}
 FORBIDDEN = {
     "data": NETWORKS | {"jax"},
@@ -82,7 +82,7 @@ def names(node):
 
 
 def short(name):
-    """`vidmotion.paths.assign` -> paths, `flax.linen.Module` -> flax.linen, `jax.numpy` -> jax."""
+    """Shortens names: `vidmotion.paths.assign` -> paths, `flax.linen.Module` -> flax.linen, `jax.numpy` -> jax."""
     parts = name.split(".")
     if parts[0] == "vidmotion":
         return parts[1]
@@ -90,7 +90,7 @@ def short(name):
 
 
 def imports_of(path):
-    """{imported: line}, imports inside functions included."""
+    """Returns {imported module: line}, including imports inside functions."""
     found = {}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         for name in names(node):
@@ -139,7 +139,7 @@ def test_only_networks_know_flax():
         assert not offenders(part, lambda name: name.startswith("flax"))
 
 
-# A recipe imports another only where it is that recipe changed, or reads what that one trained.
+# A recipe imports another only if it is a variant of that recipe, or reads what that recipe trained.
 DERIVED = {
     "heads": {"sprites"},
     "lrs3_gpt": {"lrs3", "heads"},

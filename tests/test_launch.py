@@ -31,7 +31,8 @@ printf '%s\\0' "$(basename "$0")" "$@" >"$RECORD/$call"
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """`stand_in(name, body)` puts a program on PATH that records its arguments; `.calls()` reads them."""
+    """Returns `stand_in(name, body)`, which puts a program on PATH that records its arguments; `.calls()` reads
+    them."""
     folder, recorded = tmp_path / "bin", tmp_path / "record"
     folder.mkdir()
     recorded.mkdir()
@@ -62,7 +63,7 @@ def launch(name, *arguments, **environment):
 
 
 def printed(result):
-    """The commands of a dry run, as a shell would read them."""
+    """Returns the commands of a dry run, split into words as by a shell."""
     assert result.returncode == 0, result.stderr
     return [shlex.split(line) for line in result.stdout.splitlines()]
 
@@ -120,7 +121,7 @@ def test_local_ends_with_the_first_process_that_fails(stand_in, mode, code):
     begun = time.monotonic()
     result = launch("local.sh", "2", *RUN, PYTHON="worker", MODE=mode)
     assert result.returncode == code
-    assert time.monotonic() - begun < 8  # the survivor was told to end, not waited for
+    assert time.monotonic() - begun < 8  # the survivor was told to end rather than waited for
     assert ("process 1 ended with code 9" in result.stderr) == (mode == "dies")
 
 
@@ -271,7 +272,7 @@ esac
 
 
 def tpu_calls(stand_in):
-    """The verbs of gcloud's calls, and the calls."""
+    """Returns the verbs of gcloud's calls, without `describe`, and all calls."""
     calls = [call for call in stand_in.calls() if call[0] == "gcloud"]
     assert all(call[1:4] == ["compute", "tpus", "tpu-vm"] for call in calls)
     return [call[4] for call in calls if call[4] != "describe"], calls

@@ -1,4 +1,4 @@
-"""One writer in a folder: refusals that name the owner, and locks that go with their process."""
+"""One writer in a folder: refusals that name the owner, and locks that end with their process."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ with lock.hold(sys.argv[1]):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that holds the folder."""
+    """Starts another process that holds the folder, and yields it."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -40,7 +40,7 @@ def holder(tmp_path):
 
 
 def test_a_held_folder_is_refused_with_the_owners_name(tmp_path, holder):
-    for _ in range(2):  # being refused does not take the lock away
+    for _ in range(2):  # a refusal does not take the lock away
         with pytest.raises(ConfigError, match=rf"in use by process {holder.pid} on .+, since 20"):
             lock.hold(tmp_path).__enter__()
     holder.communicate("go\n")
@@ -71,7 +71,7 @@ def test_two_writers_of_a_dataset_do_not_mix(tmp_path):
         writer.write("train", {"x": "first"})
         with pytest.raises(ConfigError, match="in use by process"), DatasetWriter(tmp_path, "b"):
             pass
-        late = DatasetWriter(tmp_path, "c")  # before the first is complete, entered after
+        late = DatasetWriter(tmp_path, "c")  # made before the first is complete, entered after
     with pytest.raises(DatasetError, match="holds a dataset already"), late:
         pass
     assert json.loads((tmp_path / "dataset.json").read_text())["name"] == "a"
@@ -119,7 +119,7 @@ def test_a_process_that_lost_its_lease_is_asked_to_stop(tmp_path, monkeypatch):
         path.write_text(json.dumps({"pid": 1, "host": "other", "token": "x"}))
         assert told.wait(10)
     assert asked == [(os.getpid(), signal.SIGTERM)]
-    assert json.loads(path.read_text())["host"] == "other"  # it is that one's
+    assert json.loads(path.read_text())["host"] == "other"  # the lease of the other process stays
 
 
 def test_a_bucket_gets_a_lease_and_one_that_cannot_be_written_is_refused(tmp_path, monkeypatch):

@@ -120,7 +120,7 @@ CASES = {
     ),
 }
 
-# Imports once, then forks a child for each command line: a start costs seconds, a fork nothing.
+# The program imports once, then forks a child for each command line: a start costs seconds, a fork nothing.
 FORKS = """
     import json, os, sys
     import vidmotion.evaluation, vidmotion.plan, vidmotion.train
@@ -177,7 +177,7 @@ def test_exit_code_and_message(outcomes, name):
     assert "Traceback" not in said
 
 
-# These list the configs, a line each.
+# The messages of these cases list the configs, one per line.
 LISTS = {"no such file", "no such recipe"}
 
 

@@ -1,4 +1,4 @@
-"""Grids cell by cell, and files read back by Pillow and PyAV."""
+"""Grids checked cell by cell, and files read back by Pillow and PyAV."""
 
 import struct
 
@@ -12,7 +12,7 @@ from vidmotion.media import MediaError
 
 
 def smooth_clip(frames=6, height=64, width=64):
-    """A bright disc that moves over a colour gradient."""
+    """Returns a clip of a bright disc that moves over a colour gradient."""
     t, y, x = np.mgrid[:frames, :height, :width].astype(float)
     disc = np.exp(-((y - height / 2) ** 2 + (x - 10 - 6 * t) ** 2) / 60)
     clip = np.stack([255 * disc, 180 * x / width, 180 * y / height], axis=-1)
@@ -96,9 +96,9 @@ def test_transfer_grid_of_clips_holds_stills_and_draws_labels():
         [content], [clip], [[clip]], content_labels=["id 7"], motion_labels=["walk"]
     )
     changed = (labelled != plain).any(axis=(0, 3))
-    assert changed[:130, 138:].any()  # on the motion
-    assert changed[138:, :130].any()  # on the content
-    assert not changed[138:, 138:].any()  # never on a result
+    assert changed[:130, 138:].any()  # a label on the motion
+    assert changed[138:, :130].any()  # a label on the content
+    assert not changed[138:, 138:].any()  # no label on a result
 
 
 def test_transfer_grid_refuses_wrong_counts():
@@ -200,7 +200,7 @@ def test_video_of_a_phone_is_turned_upright(tmp_path):
     ],
 )
 def test_audio_is_carried_over_and_cut_where_the_frames_end(tmp_path, codec, container, expected):
-    # Two seconds of 440 Hz, of which one is wanted.
+    # Two seconds of 440 Hz, of which only one is needed.
     source = tmp_path / f"sound.{container}"
     wave = (12000 * np.sin(2 * np.pi * 440 * np.arange(96000) / 48000)).astype(np.int16)
     with av.open(str(source), "w") as file:
@@ -257,17 +257,17 @@ def test_a_picture_is_read_as_it_is_meant_to_be_seen(tmp_path):
         return got
 
     np.testing.assert_array_equal(read(Image.fromarray(pixels)), pixels)
-    # Orientation 6: the camera was turned clockwise, so the stored picture must be, too.
+    # Orientation 6: the camera was turned clockwise, so the stored picture must be turned clockwise, too.
     exif = Image.Exif()
     exif[0x0112] = 6
     np.testing.assert_array_equal(read(Image.fromarray(pixels), exif=exif), np.rot90(pixels, -1))
-    # Transparent parts show white, half-transparent ones half of it.
+    # Transparent parts show a white background, half-transparent parts half of it.
     alpha = np.array([[255, 0, 128]], np.uint8)
     colour = np.array([[[10, 20, 30], [10, 20, 30], [0, 100, 200]]], np.uint8)
     got = read(Image.fromarray(np.concatenate([colour, alpha[..., None]], -1)))
     expected = 255 + (colour - 255.0) * (alpha[..., None] / 255)
     np.testing.assert_allclose(got, expected, atol=1)
-    # Grey, with alpha, with a palette that has a transparent colour.
+    # Pictures in grey, in grey with alpha, and with a palette that has a transparent colour.
     grey = pixels[..., 0]
     np.testing.assert_array_equal(read(Image.fromarray(grey)), grey[..., None].repeat(3, -1))
     clear = Image.merge("LA", (Image.fromarray(grey), Image.new("L", (7, 5), 0)))
@@ -276,11 +276,11 @@ def test_a_picture_is_read_as_it_is_meant_to_be_seen(tmp_path):
     palette.putpalette([9, 8, 7, 1, 2, 3])
     palette.putdata([0, 1])
     assert read(palette, transparency=1).tolist() == [[[9, 8, 7], [255, 255, 255]]]
-    # 16 bits: the upper eight, not what is above 255 cut off.
+    # 16 bits are scaled to 8; values above 255 are not cut off.
     deep = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
     got = read(Image.fromarray(deep))
     np.testing.assert_array_equal(got[0, :, 0], np.rint(deep[0] / 257.0))
-    # As jpeg in CMYK, and a single pixel.
+    # A jpeg in CMYK, and a picture of a single pixel.
     assert read(Image.fromarray(flat(200, 8, 8)).convert("CMYK"), "a.jpg").shape == (8, 8, 3)
     assert read(Image.new("1", (1, 1), 1)).tolist() == [[[255, 255, 255]]]
 
@@ -354,7 +354,7 @@ def test_panels_have_their_names_above_them_where_these_fit():
     np.testing.assert_array_equal(row[18:], np.concatenate(panels, axis=1))
     for first, last in ((0, 64), (64, 112), (112, 202)):
         band = row[:18, first:last]
-        assert band.min() < 100 and band[:, -3:].min() > 250  # a word, which ends within its panel
+        assert band.min() < 100 and band[:, -3:].min() > 250  # a name that ends within its panel
     narrow = [panel[:, :47] for panel in panels]
     np.testing.assert_array_equal(media.beside(narrow, "abc"), np.concatenate(narrow, axis=1))
 

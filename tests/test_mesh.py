@@ -1,4 +1,4 @@
-"""Eight fake devices on every mesh axis at once compute what one device computes."""
+"""Eight fake devices, with every mesh axis in use, compute what one device computes."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ def tiny_config():
 
 
 def bcd_config():
-    """BCD small enough to compile in seconds: every part is there, one layer each."""
+    """Returns a BCD small enough to compile in seconds, with every part, but one layer of each."""
     config = tiny.get_config()
     config.system = ConfigDict(
         {
@@ -51,7 +51,7 @@ def bcd_config():
     config.optimizer = ConfigDict({"model": {"rate": 1e-3, "clip": 1.0}})
     config.data.common.frames = 4
     config.accumulate = 1
-    # Both dimensions of a matrix cut, as tensor parallelism together with FSDP does.
+    # Both dimensions of a matrix are cut, as when tensor parallelism is combined with FSDP.
     config.sharding = ((".*/(qkv|mlp_in|wi)/kernel", ("fsdp", "tensor")), (".*", "fsdp"))
     return config
 
@@ -60,7 +60,7 @@ CONFIGS = {"tiny": tiny_config, "bcd": bcd_config}
 
 
 def on_the_mesh(config):
-    """States and losses of a run over the mesh, and the shardings it used."""
+    """Trains over the mesh; returns the run, its last state and its losses."""
     run = Run(config, "")
     state, loader = run.fresh_state(), run.loader("train")
     update = run.lower_update().compile()
@@ -72,7 +72,8 @@ def on_the_mesh(config):
 
 
 def on_one_device(run):
-    """The same from `Stepper` alone, on device 0: no mesh, no sharding."""
+    """Trains the same with `Stepper` alone, on device 0, without mesh or sharding; returns the last state and the
+    losses."""
     loader, losses = run.loader("train"), []
     batches = [{"video": loader.batch(step)["video"]} for step in range(STEPS)]
     params = jax.jit(run.stepper.init_params)({"video": batches[0]["video"][:1] * 0})
@@ -89,8 +90,8 @@ def test_eight_devices_compute_what_one_does(name, monkeypatch):
     tiny.register(monkeypatch)
     config = CONFIGS[name]()
     config.mesh = ConfigDict({"data": 2, "fsdp": 2, "tensor": 2})
-    # Adam divides by |g|: with the usual epsilon it would turn rounding noise in gradients near zero
-    # into whole steps. This one keeps the update smooth, so that noise stays noise.
+    # Adam divides by |g|: with the usual epsilon it would turn rounding noise in gradients near zero into whole steps.
+    # This larger epsilon keeps the update smooth, so that noise stays small.
     config.optimizer.model.eps = 1e-4
     run, state, losses = on_the_mesh(config)
 

@@ -183,7 +183,7 @@ def test_progress_lines_are_few_but_have_first_and_last():
             progress.update(step, loss=1 / step)
     lines = stream.getvalue().splitlines()
     assert lines[0] == "step 1/100  loss 1"
-    # 10 s later at two steps a second; 79 are left.
+    # After 10 s at two steps a second, 79 steps are left.
     assert lines[1] == "step 21/100  loss 0.04762  2 steps/s  ETA 00:39"
     assert lines[-1] == "step 100/100  loss 0.01  2 steps/s  ETA 00:00"
     assert len(lines) == 6

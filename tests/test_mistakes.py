@@ -1,4 +1,4 @@
-"""Mistakes of the first day: each ends with exit code 2 and one sentence that says what is wrong and what to do."""
+"""Mistakes of the first day: each ends with exit code 2 and one sentence that tells what is wrong and what to do."""
 
 import json
 import os
@@ -22,8 +22,8 @@ TRAIN = "train --config=heads:debug --workdir=runs/x"
 OWN = "train --config=own:debug,system=bcd --workdir=runs/x"
 MOVE = "reenact --content=A.png --motion=videos/B.mp4 --out=C.mp4"
 
-# (what is typed after `vidmotion`, what the sentence must contain). In the folder lie videos of which the first 1.2
-# seconds have no cut, a picture, an empty file, prepared clips of other sizes and lengths, and runs that have begun.
+# (what is typed after `vidmotion`, what the sentence must contain). The folder holds videos whose first 1.2 seconds
+# have no cut, a picture, an empty file, prepared clips of other sizes and lengths, and runs that have begun.
 MISTAKES = [
     # the command itself
     ("trian --config=heads:demo", ["'trian' is no command; did you mean 'train'?"]),
@@ -39,7 +39,7 @@ MISTAKES = [
         "bench --config=sprits --out=bench",
         ["no config 'sprits'; did you mean 'sprites'? Give one of these names"],
     ),
-    # what a training begins with
+    # the beginning of a training
     (
         "train --config=heads:debug --workdir=runs/judge",
         ["runs/judge belongs to a run with another config", "'sprites' there", "another --workdir"],
@@ -72,7 +72,7 @@ MISTAKES = [
         ["config.system.codec.weights='heads_codek'", "shipped networks (", "heads_codec"],
     ),
     (f"{TRAIN} --evals=psnr", ["'psnr'; bcd can be evaluated by swap, drivers", "--evals=none"]),
-    # what needs a training
+    # commands that need a trained run
     (
         "eval --config=heads:debug --workdir=runs/bcd",
         ["runs/bcd holds no checkpoint; train first (vidmotion train"],
@@ -134,14 +134,14 @@ MISTAKES = [
         "prepare videos --src=videos --out=data/x --size=64px",
         ["--size: a whole number, got '64px'"],
     ),
-    # the rest
+    # other commands
     ("demo --pairs=1", ["--pairs: at least 2, got 1"]),
     ("weights --name=mine", ["--workdir and --name go together"]),
     ("convert vidtwin --src=none.ckpt --out=data/x", ["none.ckpt: no such file"]),
 ]
 
-# The flags of vidmotion.main are defined once in a process. This one imports once, then forks a child for each command
-# line: a start costs seconds, a fork nothing.
+# The flags of vidmotion.main can be defined only once in a process. This program imports once, then forks a child for
+# each command line: a start costs seconds, a fork nothing.
 FORKED = ("train", "eval", "plan")
 FORKS = """
     import json, os, sys
@@ -183,7 +183,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def forked(place):
-    """Exit codes and what was said, by command; no workdir is made for any of them."""
+    """Returns exit code and output by command; checks that none of the commands makes a workdir."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FORKS)],
         input=json.dumps([command for command, _ in MISTAKES if command.startswith(FORKED)]),
@@ -204,7 +204,7 @@ def forked(place):
 
 @pytest.fixture
 def outcome(place, monkeypatch, capfd, request):
-    """command -> exit code and what was said."""
+    """Returns a function: command -> (exit code, output)."""
 
     def run(command):
         if command.startswith(FORKED):
@@ -225,7 +225,7 @@ def test_a_mistake_gets_a_sentence(place, outcome, command, parts):
     assert code == EXIT_REFUSED and "Traceback" not in said, said
     assert any(all(part in line for part in parts) for line in said.splitlines()), said
     left = {path for path in place.rglob("*") if path.parent != place} - before
-    # A preparation without a single clip says of each file why.
+    # A preparation that gives no clip leaves a report that says why for each file.
     assert all(path.is_relative_to(place / "data" / "x") for path in left)
 
 

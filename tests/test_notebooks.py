@@ -1,8 +1,8 @@
-"""The notebooks: whole at the debug budget, without stored output, and one sentence where something is missing.
+"""The notebooks: they run at the debug budget, store no output, and say in one sentence if something is missing.
 
     python tests/test_notebooks.py notebooks/bcd.ipynb FOLDER
 
-runs the cells of one as Jupyter would and leaves what they show in FOLDER as PNG.
+runs the cells of a notebook as Jupyter would and leaves what they show in FOLDER as PNG.
 """
 
 import ast
@@ -19,7 +19,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-INSTALL, LOAD = "REPOSITORY =", "open_run(WORKDIR"  # what only these cells hold
+INSTALL, LOAD = "REPOSITORY =", "open_run(WORKDIR"  # text that only these cells hold
 
 
 def code_cells(notebook):
@@ -33,7 +33,7 @@ def cell_with(name, text):
 
 
 def execute(notebook, folder):
-    """All code cells in one namespace; figures, and pictures that end a cell, become files."""
+    """Runs all code cells in one namespace; writes figures, and pictures that end a cell, to files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -87,10 +87,10 @@ def test_runs_to_its_end(notebook, heads_run, tmp_path):
     work, folder = tmp_path / "work", tmp_path / "shown"
     work.mkdir(), folder.mkdir()
     environment = {**os.environ, "VIDMOTION_BUDGET": "debug", "JAX_PLATFORMS": "cpu"}
-    # One device, as a notebook has; nearly all is compilation, and unoptimised code compiles faster.
+    # A notebook has one device. Nearly all the time is compilation, and unoptimised code compiles faster.
     environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     environment.pop("VIDMOTION_RECORDS", None)
-    # The shipped networks would be as slow here as those of 64 px are; one notebook loads what others train.
+    # The shipped networks of 64 px would be slow here: one notebook loads a debug run, and the others train one.
     environment["VIDMOTION_WORKDIR"] = str(heads_run) if notebook.stem == "bcd" else ""
     done = subprocess.run(
         [sys.executable, __file__, str(notebook), str(folder)],

@@ -1,4 +1,4 @@
-"""The one command `vidmotion`: each of its words stands for a module."""
+"""The one command `vidmotion`: each of its subcommands stands for a module."""
 
 import importlib.util
 import subprocess

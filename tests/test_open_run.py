@@ -1,4 +1,4 @@
-"""A trained run whose files lie elsewhere by now: what may be given, and what may not."""
+"""A trained run whose files have moved: which fields may be given anew when it is opened, and which may not."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from vidmotion.run import Run
 
 @pytest.fixture
 def workdir(tmp_path):
-    """Begun for a codec with weights that are gone."""
+    """Returns a workdir begun with a codec whose weights are gone."""
     config = load_config("lrs3:debug")
     config.system.codec.update({"network": "tiny", "weights": "/gone/vae.safetensors"})
     (tmp_path / "config.json").write_text(config.to_json())
@@ -69,7 +69,7 @@ def test_weights_of_every_system_are_free_and_guarded_by_their_fingerprint():
 
 
 def test_a_run_of_before_evaluators_had_sections_opens_with_them(tmp_path):
-    """``config.json`` of heads:demo as it was then, with an interval, fewer clips and the drivers of training."""
+    """Opens an old ``config.json`` of heads:demo, with an interval, fewer clips and drivers of the train split."""
     recorded = Path(__file__).parent / "config_before_evals.json"
     (tmp_path / "config.json").write_text(recorded.read_text())
     run = open_run(str(tmp_path), {"evals.swap.pairs": "3"})
@@ -85,14 +85,14 @@ def test_a_run_of_before_evaluators_had_sections_opens_with_them(tmp_path):
     assert "heads_reader" not in protocol.weights
     for name in evaluation.evaluators(run.system):
         evaluation.build(name, run)
-    # The same training goes on under the recipe of today.
+    # The same training can go on with today's recipe.
     config = load_config("heads:demo")
     assert check_workdir(Run(config, str(tmp_path)))
 
 
 def older(config):
-    """A config of heads as it was before the two stages of BCD became one run, and before queries and outputs could be
-    chosen."""
+    """Returns a config of heads as it was before the two stages of BCD became one run, and before queries and outputs
+    could be chosen."""
     old = json.loads(config.to_json())
     del old["system"]["denoiser"]["temporal_from"], old["system"]["denoiser"]["gate_start"]
     del old["system"]["encoder"]["queries"], old["system"]["diffusion"]["output"]
@@ -106,14 +106,14 @@ def test_a_run_of_before_the_stages_were_one_opens_and_goes_on(tmp_path):
     path.write_text(json.dumps(older(config)))
     assert open_run(str(tmp_path)).system == Run(config, "").system
     assert check_workdir(Run(config, str(tmp_path)))
-    # Its first stage had no temporal blocks: they would join after its last step.
+    # A first stage had no temporal blocks: they would join after its last step.
     first = older(config)
     first["system"]["denoiser"]["temporal"] = False
     path.write_text(json.dumps(first))
     assert open_run(str(tmp_path)).system.denoiser.temporal_from == config.steps
     with pytest.raises(ConfigError, match="temporal_from: 2 there, 0 here"):
         check_workdir(Run(config, str(tmp_path)))
-    # A field that it lacks is no excuse where the recipe now says something else.
+    # A field may be absent only if the recipe keeps its default.
     path.write_text(json.dumps(older(config)))
     config.system.denoiser.gate_start = 1.0
     with pytest.raises(ConfigError, match=r"gate_start: 'absent' there, 1\.0 here"):

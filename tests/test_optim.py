@@ -36,7 +36,7 @@ def tree(values):
 
 
 def problem(seed=0):
-    """Starting values, and gradients of which some exceed the clipping norm."""
+    """Returns starting values, and gradients of which some exceed the clipping norm."""
     rng = np.random.default_rng(seed)
     shapes = {"a/kernel": (4, 3), "a/bias": (3,), "b/kernel": (2,)}
     start = {name: rng.normal(size=shape) for name, shape in shapes.items()}
@@ -48,7 +48,7 @@ def problem(seed=0):
 
 
 def factor(count):
-    """Warm-up 1/4, 2/4, 3/4, 1, then linear from 1 towards 0.2 at step 12."""
+    """Returns the schedule's factor: warm-up 1/4, 2/4, 3/4, 1, then linear from 1 towards 0.2 at step 12."""
     if count < 4:
         return (count + 1) / 4
     return 1.0 - 0.8 * (count - 4) / 8
@@ -89,7 +89,7 @@ def test_adamw_with_rates_decay_clipping_and_schedule_by_hand():
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, tree(values)
         )
-    assert min(norms) < CLIP < max(norms)  # both sides of the clip were met
+    assert min(norms) < CLIP < max(norms)  # some gradients were clipped, others were not
 
 
 @pytest.mark.oracle
@@ -121,7 +121,7 @@ def test_adamw_is_torchs():
         (Schedule("linear"), {0: 1.0, 25: 0.75, 50: 0.5, 100: 0.0, 120: 0.0}),
         (Schedule("linear", end=0.5), {0: 1.0, 50: 0.75, 100: 0.5}),
         (Schedule("cosine"), {0: 1.0, 25: (2 + math.sqrt(2)) / 4, 50: 0.5, 100: 0.0, 130: 0.0}),
-        # after 20 steps of warm-up, 80 are left: a quarter of the cosine is at 40
+        # 80 steps are left after 20 steps of warm-up: half of the decay is reached after 40 of them
         (Schedule("cosine", warmup=20, end=0.1), {0: 0.05, 19: 1.0, 20: 1.0, 60: 0.55, 100: 0.1}),
         (Schedule("cosine", warmup=200), {0: 0.005, 99: 0.5}),  # a run shorter than its warm-up
     ],
@@ -161,8 +161,8 @@ def test_muon_moves_kernels_by_orthogonal_matrices_and_the_rest_as_adam():
     transform = Optimizer(rate=rates, kind="muon").transform(params, 10)
     grads = jax.tree.map(lambda x: jax.random.normal(key, x.shape), params)
     updates, _ = transform.update(grads, transform.init(params), params)
-    # The first momentum is the gradient: its nearest orthogonal matrix is U V^T of its singular vectors. The
-    # quintic iteration of Muon leaves singular values between about 0.7 and 1.2.
+    # The first momentum is the gradient; the nearest orthogonal matrix is U V^T of its singular vectors. The quintic
+    # iteration of Muon leaves singular values between about 0.7 and 1.2.
     for name, shape, gain in (("wide", (3, 12), 2.0), ("conv", (18, 8), 1.0)):
         update = np.asarray(updates[name]["kernel"]).reshape(shape) / (-0.5 * gain)
         left, _, right = np.linalg.svd(
@@ -170,7 +170,7 @@ def test_muon_moves_kernels_by_orthogonal_matrices_and_the_rest_as_adam():
         )
         values = np.diag(left.T @ update @ right.T)
         assert np.all((values > 0.6) & (values < 1.3)), values
-    # Adam's first update is the gradient's sign.
+    # Adam's first update is the sign of the gradient.
     for name, leaf in (("wide", "bias"), ("stacked", "kernel")):
         expected = -0.1 * np.sign(grads[name][leaf])
         np.testing.assert_allclose(updates[name][leaf], expected, rtol=1e-4)
@@ -182,15 +182,15 @@ def test_an_unknown_kind_is_refused():
 
 
 def test_groups_are_clipped_apart_by_hand():
-    """A long gradient of one group leaves another as it is; one number takes all leaves together."""
+    """The long gradient of one group does not change another group; a single number clips all leaves together."""
     params = {"long": {"w": jnp.zeros(2)}, "short": {"w": jnp.zeros(1), "b": jnp.zeros(1)}}
     grads = {
-        "long": {"w": jnp.array([18.0, 24.0])},  # of norm 30
-        "short": {"w": jnp.array([0.6]), "b": jnp.array([0.8])},  # of norm 1
+        "long": {"w": jnp.array([18.0, 24.0])},  # norm 30
+        "short": {"w": jnp.array([0.6]), "b": jnp.array([0.8])},  # norm 1
     }
 
     def clipped(clip):
-        """With beta_2 = 0 Adam's second moment is the square of what it was given."""
+        """Returns the size of each clipped gradient: with beta_2 = 0 Adam's second moment is its square."""
         chain = Optimizer(rate=1.0, betas=(0.0, 0.0), clip=clip).transform(params, 10)
         adam = chain.update(grads, chain.init(params), params)[1]
         (nu,) = (part.nu for part in adam if hasattr(part, "nu"))
@@ -216,7 +216,7 @@ def test_groups_are_clipped_apart_by_hand():
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_leaf_that_starts_later_neither_moves_nor_decays_and_then_is_fresh(kind):
-    # As if the leaf had met its optimizer at update 3, but for the schedule, which goes on.
+    # The leaf moves as if it met its optimizer at update 3, except that the schedule does not start again.
     params = {"old": {"bias": jnp.ones(3)}, "new": {"kernel": jnp.ones((2, 3))}}
     settings = dict(rate=0.1, kind=kind, weight_decay=0.5)
     steps = dict(schedule=Schedule("linear"))
@@ -242,7 +242,7 @@ def test_a_leaf_that_starts_later_neither_moves_nor_decays_and_then_is_fresh(kin
             np.testing.assert_allclose(got["new"]["kernel"], expected, rtol=1e-4)
             if (
                 kind == "adamw" and count == 3
-            ):  # rate * factor * (sign + decay), nothing older in it
+            ):  # rate * factor * (sign + decay), with no trace of older gradients
                 sign = np.sign(grad["new"]["kernel"])
                 np.testing.assert_allclose(
                     got["new"]["kernel"], -0.1 * 0.7 * (sign + 0.5), rtol=1e-4

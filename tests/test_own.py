@@ -1,4 +1,4 @@
-"""configs/own.py: any system on any folder of clips; what does not fit is said before the first step."""
+"""configs/own.py: any system on any folder of clips; what does not fit is reported before the first step."""
 
 import json
 import math
@@ -20,7 +20,7 @@ SIDE = {"bcd": 16, "vidtwin": 16, "xnemo": 32, "warpface": 32}
 
 
 def clips(folder, side=32, frames=8, boxes=False, test=2, train=12):
-    """A folder of noise, as `prepare` writes it: `train` clips to train on, `test` others."""
+    """Writes a folder of noise as `prepare` would: `train` clips to train on, and `test` others."""
     rng = np.random.default_rng(0)
     made_by = {"command": f"prepare --size={side} --force"}
     with DatasetWriter(folder, "videos", provenance=made_by) as writer:
@@ -67,7 +67,7 @@ def test_two_steps_on_a_folder_of_clips(system, tmp_path, unoptimised, one_devic
 def test_a_single_video_is_moved_by_itself(test, tmp_path, unoptimised, one_device, caplog):
     config = config_of("bcd", clips(tmp_path / "data", 16, test=test, train=1))
     assert train(config, str(tmp_path / "run")) == EXIT_DONE
-    # One row and one column beside the header, of 128 pixels each.
+    # One row and one column besides the headers, of 128 pixels each.
     with Image.open(tmp_path / "run" / "samples" / "transfer-2.png") as sheet:
         assert sheet.width < 3 * 128 and sheet.height < 3 * 128
 
@@ -102,7 +102,7 @@ def test_without_boxes_the_whole_picture_is_the_face(tmp_path):
     assert np.all(whole["f_rts"] == np.float32([0, 0, 1]))
     boxes = config_of("xnemo", clips(tmp_path / "boxes", boxes=True))
     source = Run(boxes, "").source("train")
-    # A face of 16 px and its surroundings, not all 32 px.
+    # The driver is a face of 16 px and its surroundings, not all 32 px.
     record, pair = source[0], source.transforms[0]
     found = pair.random_map(record, np.random.default_rng(0))
     without = {name: value for name, value in record.items() if name != "boxes"}
@@ -123,7 +123,7 @@ def test_without_boxes_a_recipe_refuses(tmp_path):
 @pytest.mark.parametrize("size", [64, 128, 256, 512])
 @pytest.mark.parametrize("system", benchmark.SYSTEMS)
 def test_published_weights_are_asked_for_by_name(system, size):
-    """The paper's own network at that size, and files that docs/weights.md has."""
+    """The config names the files in docs/weights.md for the paper's own network at that size."""
     config = load_config(f"own:weights=published,system={system},size={size}")
     paths = {
         "bcd": {"system.codec.weights": "weights/sd_vae"},
@@ -146,6 +146,6 @@ def test_published_weights_are_asked_for_by_name(system, size):
 
 
 def test_sizes_give_as_many_places(tmp_path):
-    assert tuple(own.SIDES) == prepare.OWN_SIZES  # which tells them to whoever prepares clips
+    assert tuple(own.SIDES) == prepare.OWN_SIZES  # `prepare` suggests these sizes
     for size, side in own.SIDES.items():
         assert size % side == 0 and (size // side) % own.PLACES == 0

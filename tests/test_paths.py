@@ -1,4 +1,4 @@
-"""The rule grammar on trees small enough to check by eye."""
+"""The grammar of path rules, on trees small enough to check by eye."""
 
 import pytest
 from hypothesis import given

@@ -18,7 +18,7 @@ WIDTH, LAYERS, ROWS = 128, 4, 512
 
 @dataclasses.dataclass(frozen=True)
 class Stack(System, Describes):
-    """`layers` square matrices in a row, one token per example; `scan` loops over them."""
+    """A system of `layers` square matrices in a row, with one token per example; `scan` loops over them."""
 
     layers: int = LAYERS
     scan: bool = False
@@ -34,7 +34,6 @@ class Stack(System, Describes):
         return batch
 
     def loss(self, player, vars, batch, key, step, carry):
-        # The learned scale gives the first layer, too, a gradient with respect to its input.
         w, x = vars.params["model"]["w"], batch["x"]
 
         def layer(x, w):
@@ -71,7 +70,7 @@ def _stack(monkeypatch):
 )
 def test_model_flops_are_six_per_parameter_and_token(changes):
     run = Run(config(**changes), "")
-    # Forward 2, backward 4; the first layer's input needs no gradient: 2 less for one layer.
+    # Forward 2, backward 4; the first layer's input needs no gradient, which saves 2 for one layer.
     count = LAYERS * WIDTH**2
     expected = (6 * count - 2 * WIDTH**2) * ROWS
     assert run.flops_per_step() == pytest.approx(expected, rel=0.02)  # the rest: Adam and the loss
@@ -109,11 +108,11 @@ def test_state_bytes_are_those_that_a_device_holds(fsdp):
 
 
 def test_a_mesh_larger_than_this_machine_can_be_planned(monkeypatch):
-    monkeypatch.setattr(jax, "device_put", None)  # nothing is put anywhere
+    monkeypatch.setattr(jax, "device_put", None)  # nothing may be put on a device
     made = config(**{"mesh.data": 8, "mesh.fsdp": 64})
     text = plan.plan(Run(made, "", abstract=True))
-    # Parameters, two moments and the average, each stack of matrices cut 64 ways; beside them the step
-    # and two counts of the optimizer, 4 bytes each.
+    # Parameters, two moments and the average, each with its stack of matrices cut 64 ways; in addition the step and two
+    # counts of the optimizer, of 4 bytes each.
     (held,) = numbers(text, "state bytes per device")
     assert held == 4 * 4 * LAYERS * WIDTH**2 // 64 + 3 * 4
     assert "data 8, fsdp 64, tensor 1; here 8 device(s)" in text

@@ -1,4 +1,4 @@
-"""The plan for many devices: memory and traffic by hand, a line to the largest batch, bad input."""
+"""The plan for many devices: memory and traffic by hand, the search for the largest batch, bad input."""
 
 import functools
 import re
@@ -18,7 +18,7 @@ from vidmotion.system import Out
 
 @pytest.fixture(autouse=True)
 def _no_other_compiler(monkeypatch):
-    """The chips' own compilers count as absent."""
+    """Makes the chips' own compilers count as absent."""
     monkeypatch.setattr(targets, "_PACKAGES", dict.fromkeys(("tpu", "gpu"), ("no_such_package",)))
 
 
@@ -30,7 +30,7 @@ def compile_update(run):
     ("peak", "limit", "best"),
     [
         (lambda n: 100 + 7 * n, 1000, 128),  # 100 + 7 * 128 = 996, a multiple of 8
-        (lambda n: 100 + 7 * n + (n > 64) * 300, 1000, 80),  # a step that no line foretells
+        (lambda n: 100 + 7 * n + (n > 64) * 300, 1000, 80),  # a jump that no straight line predicts
         (lambda n: 100 + 7 * n, 100, 0),
     ],
 )
@@ -52,12 +52,12 @@ def test_compiled_for_eight_devices(fsdp):
     batch = 4 * WIDTH * ROWS // 8
     state = figures["state_bytes"]
     assert state == 4 * weights // fsdp + 3 * 4
-    # What comes in: the state and this device's rows; a leaf may be padded to the alignment of arrays.
+    # The arguments are the state and this device's rows; a leaf may be padded to the alignment of arrays.
     assert figures["arguments_bytes"] == pytest.approx(state + batch, rel=0.01)
     assert figures["peak_bytes"] >= state + batch
     moved = figures["moved_bytes"]
     if fsdp == 1:
-        # One all-reduce of the gradient; beside it the loss.
+        # One all-reduce of the gradient, and the loss in addition.
         assert moved["all-reduce"] == pytest.approx(2 * weights * 7 / 8, rel=0.01)
         assert moved["all-gather"] == 0
     else:
@@ -79,7 +79,7 @@ def test_machine_code_without_optimisations_takes_the_same_memory():
 
 
 class Deep(Stack):
-    """Layers with two arrays within, which are held or computed again."""
+    """A stack whose layers have two inner arrays, which are kept, or computed again with `remat`."""
 
     def loss(self, player, vars, batch, key, step, carry):
         def layer(x, w):
@@ -102,7 +102,7 @@ def test_what_is_computed_again_takes_no_memory(monkeypatch):
     assert kept.temporaries - again.temporaries > 2 * (LAYERS - 2) * held
 
 
-# What libtpu said of a program for v5e, shortened.
+# Messages of libtpu about a program for v5e, shortened.
 REFUSALS = [
     "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (33.00G) exceeds "
     "available HBM (15.75G).",
@@ -145,7 +145,7 @@ def test_a_program_that_does_not_fit_names_its_largest_arrays():
     ],
 )
 def test_bad_input_is_one_sentence(changes, message, monkeypatch):
-    monkeypatch.setattr(Run, "lower_update", None)  # refused before anything long
+    monkeypatch.setattr(Run, "lower_update", None)  # refused before anything slow
     with pytest.raises(ConfigError, match=message) as caught:
         made = config(**{"plan.devices": 8, **changes})
         plan.plan(Run(made, ""), targets.find(made.plan))
@@ -161,7 +161,7 @@ def test_prediction_is_near_what_the_process_takes(monkeypatch):
     run = Run(made, "")
     figures = plan.compiled(run, targets.find(run.config.plan), run.flops_per_step())
     weighed = figures["measured"]
-    # Parameters, two moments and the average; step and two counts; the batch.
+    # Parameters, two moments and the average; the step and two counts; the batch.
     assert weighed["arrays"] == 4 * 4 * LAYERS * WIDTH**2 + 3 * 4 + 4 * WIDTH * rows
     # The outputs of all layers but the last are kept for the backward pass.
     assert weighed["growth"] > 0.8 * (LAYERS - 1) * 4 * WIDTH * rows

@@ -1,11 +1,11 @@
-"""Programs as XLA writes them, whose figures are known by hand."""
+"""Programs in XLA's text form, whose figures are known by hand."""
 
 import pytest
 
 from vidmotion.program import Program
 
-# Four devices: an all-reduce of 32 floats, a loop of three rounds around an all-gather of 64 bytes, a
-# reduce-scatter that leaves 8 bfloat16, an all-to-all of 40 bytes, a permute of 5.
+# A program for four devices: an all-reduce of 32 floats, a loop of three rounds around an all-gather of 64 bytes, a
+# reduce-scatter that leaves 8 bfloat16, an all-to-all of 40 bytes, a permute of 5 bytes.
 PROGRAM = """\
 HloModule jit_update, is_scheduled=true, num_partitions=4
 
@@ -38,8 +38,8 @@ def test_traffic_of_a_program_reckoned_by_hand():
     expected = {
         "all-reduce": 2 * 128 * 3 // 4,
         "all-gather": 3 * 64 * 3 // 4,
-        "reduce-scatter": 16 * 1,  # groups of two: half of 32 bytes leaves
-        "all-to-all": 20,  # along one of two axes of two
+        "reduce-scatter": 16 * 1,  # in groups of two, half of 32 bytes is sent
+        "all-to-all": 20,  # along one of two axes of size two
         "collective-permute": 5,
     }
     assert (told.moved_bytes(), told.unknown_loops) == (expected, 0)
@@ -49,13 +49,13 @@ def test_traffic_of_a_program_reckoned_by_hand():
 
 
 def told(path, cycles=0):
-    """What follows an instruction: whence it comes, and the compiler's estimate."""
+    """Returns what follows an instruction: where it comes from, and the compiler's estimate."""
     name = f', metadata={{op_name="jit(update)/{path}"}}' if path else ""
     estimate = f'{{"window_config":{{"estimated_cycles":"{cycles}"}}}}'
     return name + (f", backend_config={estimate}" if cycles else "")
 
 
-# A fusion around a product, within a loop of five rounds; a copy without a name; a kernel of attention.
+# A fusion around a product, in a loop of five rounds; a copy without a name; a kernel of attention.
 TPU = f"""\
 HloModule jit_update, is_scheduled=true
 

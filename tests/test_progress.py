@@ -1,4 +1,4 @@
-"""Lines of the log about long work, with a clock of the test's own."""
+"""Log lines about long work, with a clock that the test controls."""
 
 import logging
 
@@ -7,7 +7,8 @@ from vidmotion.progress import watched
 
 def test_a_line_now_and_then(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("vidmotion"), "propagate", True)
-    # At the start, and before each item: the first takes 60 s, which count for no other, and the others 10 s.
+    # The times at the start and before each item. The first item takes 60 s, which must not count for the others; each
+    # of those takes 10 s.
     now = iter([0, 0, 60, 70, 80, 90, 100])
     with caplog.at_level(logging.INFO, "vidmotion"):
         passed = list(watched(list("abcdef"), "copying", every=20, clock=lambda: next(now)))

@@ -1,4 +1,4 @@
-"""Your own picture and video: what is drawn, at which rate, how much is held, and what is refused."""
+"""A user's own picture and video: what is drawn, at which rate, how much is held, and what is refused."""
 
 import hashlib
 import json
@@ -17,14 +17,15 @@ from vidmotion import animate, media, reenact, sharding, startup
 from vidmotion.errors import ConfigError
 from vidmotion.open_run import open_run
 
-SIZE, HALF = 16, 2  # of heads:debug
+SIZE, HALF = 16, 2  # those of heads:debug
 TOGETHER = 2
 CHUNK = HALF * TOGETHER
 
 
 @pytest.fixture(scope="module")
 def run(heads_run):
-    """The run on one device, with parameters that hide nothing and programs compiled once."""
+    """Returns the run on one device, with parameters among which no zero hides a mistake, and programs compiled
+    once."""
     run = open_run(str(heads_run))
     run.mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     vars = run.trained_vars()
@@ -37,7 +38,7 @@ def run(heads_run):
 
 
 def clip(frames, height=SIZE, width=SIZE, seed=0):
-    """A bright disc that wanders over colours."""
+    """Returns a clip of a bright disc that wanders over colours."""
     rng = np.random.default_rng(seed)
     _, y, x = np.mgrid[:frames, :height, :width].astype(float)
     path = rng.uniform(0.2, 0.8, (2, frames, 1, 1))
@@ -49,7 +50,7 @@ def clip(frames, height=SIZE, width=SIZE, seed=0):
 
 
 def film(path, frames, fps=25, height=SIZE, width=SIZE, sound=False, seed=0):
-    """Write an mp4, with a second of sound per second of pictures if wanted."""
+    """Writes an mp4, with a second of sound per second of pictures if wanted."""
     media.write_mp4(path, clip(frames, height, width, seed), fps=fps, crf=5)
     if not sound:
         return path
@@ -78,7 +79,7 @@ def picture(path, height=SIZE, width=SIZE):
 
 
 def written(monkeypatch):
-    """What `reenact` hands to the writer, before H.264 blurs it."""
+    """Records the frames that `reenact` gives to the writer, before H.264 blurs them."""
     kept, write = [], media.write_mp4
 
     def spy(path, frames, *arguments, **options):
@@ -93,7 +94,7 @@ def written(monkeypatch):
 
 @pytest.mark.parametrize("moving", [False, True], ids=["picture", "video"])
 def test_a_drive_in_pieces_is_the_transfer_of_the_whole(run, tmp_path, monkeypatch, moving):
-    """Nine frames in chunks of four are what the system makes of the nine at once."""
+    """Nine frames made in chunks of four are those that the system makes of all nine at once."""
     content = tmp_path / ("a.mp4" if moving else "a.png")
     film(content, 7, seed=5) if moving else picture(content)
     drive = film(tmp_path / "b.mp4", 9)
@@ -115,7 +116,7 @@ def test_a_drive_in_pieces_is_the_transfer_of_the_whole(run, tmp_path, monkeypat
         (1, 25, 16, 16),
         (3, 30, 16, 16),  # shorter than a chunk
         (CHUNK, 12.5, 16, 16),
-        (CHUNK + 1, Fraction(30000, 1001), 33, 47),  # odd
+        (CHUNK + 1, Fraction(30000, 1001), 33, 47),  # odd sides
         (2, 50, 64, 36),  # portrait
         (2, 24, 8, 8),  # smaller than the model
     ],
@@ -126,7 +127,7 @@ def test_length_rate_and_size(run, tmp_path, frames, fps, height, width):
     out = tmp_path / "c.mp4"
     count = reenact.reenact(run, str(content), str(drive), str(out), together=TOGETHER)
     with av.open(str(out)) as container:
-        (stream,) = container.streams  # no sound in, none out
+        (stream,) = container.streams  # no sound in, so none out
         assert stream.average_rate == fps
         shown = [frame.time for frame in container.decode(stream)]
         assert (stream.height, stream.width) == (SIZE, SIZE)
@@ -173,7 +174,7 @@ def test_the_result_goes_back_into_the_whole_picture(run, tmp_path, monkeypatch)
     whole = media.read_picture(content)
     frames = np.stack(kept)
     assert frames.shape == (2, 40, 64, 3)
-    # The centre square is of the columns 12 to 52.
+    # The centre square has the columns 12 to 52.
     np.testing.assert_array_equal(frames[:, :, :12], np.stack([whole[:, :12]] * 2))
     np.testing.assert_array_equal(frames[:, :, 52:], np.stack([whole[:, 52:]] * 2))
     assert np.abs(frames[:, :, 20:44].astype(int) - whole[:, 20:44]).mean() > 5
@@ -237,7 +238,7 @@ def test_no_more_than_two_chunks_are_held_at_any_length(run, tmp_path, monkeypat
     alive, read, most, ahead = weakref.WeakSet(), [0], [0], [0]
 
     class Marked:
-        """Keeps its identity: a set of arrays would compare them."""
+        """A mark to be kept in a set, which would compare frames by value."""
 
     def endless(path):
         for frame in np.random.default_rng(0).integers(0, 256, (frames, 24, 24, 3), np.uint8):
@@ -278,7 +279,7 @@ def test_no_more_than_two_chunks_are_held_at_any_length(run, tmp_path, monkeypat
 
 @pytest.fixture
 def say(run, monkeypatch, caplog):
-    """Run the command in this process: (exit code, its errors)."""
+    """Returns a function that runs the command in this process and returns (exit code, its errors)."""
     for name in ("set_up_log", "set_up_devices"):
         monkeypatch.setattr(startup, name, lambda: None)
     monkeypatch.setattr(startup.logging.getLogger("vidmotion"), "propagate", True)
@@ -351,7 +352,7 @@ def test_files_that_cannot_be_used_are_one_sentence(say, tmp_path):
 
 
 def test_the_broken_tail_was_reached(run, tmp_path):
-    # Whole chunks of it were drawn before the damage showed: what was written is removed.
+    # Whole chunks were drawn before the damage showed; the file they were written to is removed.
     media.write_mp4(
         tmp_path / "b.mp4", np.random.default_rng(0).integers(0, 256, (24, 64, 64, 3), np.uint8)
     )
@@ -391,7 +392,7 @@ def test_a_flag_that_is_missing_is_refused(capsys):
 
 @pytest.mark.slow
 def test_eight_devices_and_the_checkpoint_itself(heads_run, tmp_path, monkeypatch):
-    """Without the shortcuts of the fixture: every device draws the same, and the rate is kept."""
+    """Runs without the shortcuts of the fixture: every device draws the same, and the rate is kept."""
     content, drive = picture(tmp_path / "a.png"), film(tmp_path / "b.mp4", 3, fps=12)
     kept = written(monkeypatch)
     run = open_run(str(heads_run))

@@ -1,4 +1,4 @@
-"""Released VidTwin weights on your own videos: windows in pairs, latents alone, and what is refused."""
+"""Released VidTwin weights on a user's own videos: windows in pairs, one latent alone, and what is refused."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ NET = VidTwin(**ARGUMENTS)
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """(folder as the converter writes it, its parameters)."""
+    """Returns (a folder as the converter writes it, its parameters)."""
     video = jax.ShapeDtypeStruct((1, FRAMES, SIZE, SIZE, 3), np.float32)
     shapes = jax.eval_shape(NET.init, jax.random.key(0), video)["params"]
     params = jax.tree.map(np.asarray, random_like(shapes, scale=0.2))
@@ -33,7 +33,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(weights):
-    """The weights on one device, programs compiled fast."""
+    """Returns a run of the weights on one device, whose programs compile fast."""
     run = open_weights(weights[0], {"system.overlap": "0"})
     run.mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     compiled = functools.cache(
@@ -45,7 +45,7 @@ def run(weights):
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
-    """Videos of 10 frames, 24x24, and of 7 frames, 31x40."""
+    """Returns a folder with videos of 10 frames, 24x24, and of 7 frames, 31x40, and a picture."""
     path, rng = tmp_path_factory.mktemp("films"), np.random.default_rng(0)
     for name, shape in (("long", (10, 24, 24, 3)), ("short", (7, 31, 40, 3))):
         coarse = rng.integers(0, 256, (shape[0], 4, 4, 3), np.uint8)
@@ -57,7 +57,7 @@ def films(tmp_path_factory):
 
 @pytest.fixture
 def made(run, films, tmp_path, monkeypatch):
-    """Run it and return the frames before H.264 blurs them."""
+    """Returns a function that reenacts and returns the frames as they were before H.264 blurs them."""
     write = media.write_mp4
 
     def call(content, motion, **options):
@@ -78,7 +78,7 @@ def made(run, films, tmp_path, monkeypatch):
 
 @quick_jit
 def cross(params, structure_of, dynamics_of):
-    """The network itself on clips in [-1, 1]: latents crossed, and structure alone."""
+    """Returns what the network itself makes of clips in [-1, 1]: with latents crossed, and from structure alone."""
     net = {"params": params}
     structure = NET.apply(net, structure_of, method="encode").structure.mean
     dynamics = NET.apply(net, dynamics_of, method="encode").dynamics.mean
@@ -86,7 +86,7 @@ def cross(params, structure_of, dynamics_of):
 
 
 def windows(frames):
-    """(T, ...) -> (windows, 4, ...) in [-1, 1]; the last frame fills the last one up."""
+    """Cuts (T, ...) into (windows, 4, ...) in [-1, 1]; the last window is filled with copies of the last frame."""
     index = np.minimum(np.arange(-(-len(frames) // FRAMES) * FRAMES), len(frames) - 1)
     return (frames[index] / 127.5 - 1).astype(np.float32).reshape(-1, FRAMES, SIZE, SIZE, 3)
 
@@ -127,7 +127,7 @@ def test_a_picture_serves_every_window(weights, made, films):
 
 
 def test_windows_that_share_frames_fade_and_chunks_leave_no_trace(weights, run, films, monkeypatch):
-    """The frames are those of `System.sample` on the whole clip, however it is cut to be read."""
+    """The frames are those of `System.sample` on the whole clip, however the clip is cut for reading."""
     system = dataclasses.replace(run.system, overlap=2)
     film = read(films, "long.mp4")
     batch = {"content": film[None], "motion": film[None]}
@@ -138,7 +138,7 @@ def test_windows_that_share_frames_fade_and_chunks_leave_no_trace(weights, run, 
     plain = 255 * np.asarray(
         quick_jit(run.system.sample)(vars, batch, jax.random.key(0))["video"][0]
     )
-    np.testing.assert_allclose(whole[:2], plain[:2], atol=1e-2)  # the first window's own
+    np.testing.assert_allclose(whole[:2], plain[:2], atol=1e-2)  # frames of the first window alone
     assert np.abs(whole[2:4] - plain[2:4]).max() > 0.5
     monkeypatch.setattr(run, "system", system)
     monkeypatch.setattr(run, "jit_sample", lambda: sample)
@@ -147,7 +147,7 @@ def test_windows_that_share_frames_fade_and_chunks_leave_no_trace(weights, run, 
             run, str(films / "long.mp4"), str(films / "long.mp4"), together, 0, {}
         )
         shown, moved, frames = (np.stack(x) for x in zip(*rows, strict=True))
-        # Three windows at a time, the second chunk is filled up, and the last real window fades into that.
+        # With three windows at a time the second chunk is padded, and the last real window fades into the padding.
         exact = 8 if together == 3 else 10
         np.testing.assert_allclose(frames[:exact], whole[:exact], atol=1.0)
         np.testing.assert_array_equal(shown, film)

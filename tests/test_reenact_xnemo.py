@@ -1,4 +1,4 @@
-"""Released X-NeMo weights on a portrait and a video: network after network, and what is refused."""
+"""Released X-NeMo weights on a portrait and a video: one network after the other, and what is refused."""
 
 import json
 import shutil
@@ -28,12 +28,12 @@ UNET = {
     "norm_groups": 8,
 }
 SIZE, FRAMES = 32, 5
-BOX = "8,8,24,24"  # of all faces here; twice its side is the whole picture
+BOX = "8,8,24,24"  # the box of every face here; a square of twice its side is the whole picture
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    """The released sizes are those of the debug config."""
+    """Replaces the released sizes by those of the debug config."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(runs.RELEASED, "xnemo", CONFIG)
         yield
@@ -41,7 +41,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A folder as the converter writes it."""
+    """Returns a folder as the converter writes it."""
     section = load_config(CONFIG).system.to_dict()
     system = build({**section, "unet": UNET})
     batch = {name: np.zeros(x.shape, x.dtype) for name, x in system.input_spec(1).items()}
@@ -60,7 +60,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(weights):
-    """On one device; programs are compiled fast, and once."""
+    """Yields a run on one device, whose programs are compiled fast, and only once."""
     run = open_weights(str(weights), {"system.sampler.steps": "2"})
     run.mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     known = {}
@@ -76,7 +76,7 @@ def run(weights):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """a.png and b.mp4 of two heads, and what b.mp4 shows after H.264."""
+    """Returns a folder with a.png and b.mp4, which show two different heads."""
     out = tmp_path_factory.mktemp("files")
     source = heads.HeadsSource(SIZE, FRAMES, 2, split="eval")
     media.write_png(out / "a.png", source.video(0)[0])
@@ -85,7 +85,7 @@ def files(tmp_path_factory):
 
 
 def test_network_after_network_is_the_system_itself(run, weights, files, monkeypatch):
-    """The frames are those of `System.sample`, and each large network is read when it is needed."""
+    """The frames are those of `System.sample`, and each large network is read only when it is needed."""
     vars = run.trained_vars()
     picture, video = media.read_picture(files / "a.png"), media.read_video(files / "b.mp4").frames
     boxes = np.tile(np.array(BOX.split(","), np.float64), (FRAMES, 1))
@@ -126,7 +126,7 @@ def test_from_the_command_line(run, weights, files, tmp_path, monkeypatch):
     assert reenact.main([*words, "--side_by_side"]) == EXIT_DONE
     made = media.read_video(tmp_path / "c.mp4")
     assert made.frames.shape == (FRAMES, SIZE, 3 * SIZE, 3) and made.fps == 10
-    # Nobody's face is nowhere: one sentence, and no file.
+    # A picture without a face is refused, and no file is written.
     media.write_png(tmp_path / "grey.png", np.full((SIZE, SIZE, 3), 128, np.uint8))
     (tmp_path / "c.mp4").unlink()
     words = [f"--{n}={v}" for n, v in {**flags, "content": tmp_path / "grey.png"}.items()]
@@ -159,7 +159,8 @@ def test_strength_and_relative_motion_of_codes_by_hand():
 
 @pytest.mark.parametrize("size", [16, 64])
 def test_a_square_is_pasted_where_it_was_cut_out(size):
-    """White into black: whole in the middle, half at half of the fading edge, nothing outside; none at the border."""
+    """Pastes white into black: full in the middle, half in the middle of the fading edge, nothing outside; at the
+    picture's border nothing fades."""
     picture = np.zeros((60, 80, 3), np.uint8)
     whole = animate.pasted(
         picture, np.full((size, size, 3), 255, np.uint8), np.array([16.0, -8, 48, 24])
@@ -173,7 +174,7 @@ def test_a_square_is_pasted_where_it_was_cut_out(size):
     for edge in (inside[5, 16:20], inside[5, 47:43:-1], inside[23:19:-1, 30]):
         assert (
             edge[0] < edge[1] < edge[2] < edge[3] and edge[1] + edge[2] == 255
-        )  # symmetric about its half
+        )  # symmetric about its middle
 
 
 def test_what_was_cut_out_goes_back_unchanged():
@@ -209,7 +210,7 @@ def copied(weights, tmp_path):
 
 
 def rewritten(where, part, change):
-    """A part's parameters, changed by path."""
+    """Changes the parameters of a part, given by path, and writes them back."""
     name, arguments, params = folder.load(where / part)
     flat = paths.flatten(params)
     change(flat)
@@ -245,7 +246,7 @@ def test_a_file_that_is_gone_or_cut_is_named(copied):
 
 
 def test_what_training_begins_with_animates_nothing(copied):
-    """A folder of ``convert xnemo --base``: no motion encoder; the message says where there is one."""
+    """A folder of ``convert xnemo --base`` has no motion encoder; the message says where to find one."""
     about = json.loads((copied / folder.NETWORK).read_text())
     about["parts"].remove("motion")
     (copied / folder.NETWORK).write_text(json.dumps(about))
@@ -254,7 +255,7 @@ def test_what_training_begins_with_animates_nothing(copied):
 
 
 def test_networks_beside_the_four_files_are_asked_for():
-    """CLIP and the autoencoder have files of their own: which, from where, and in which field."""
+    """CLIP and the autoencoder have files of their own: messages say which, from where, and for which field."""
     section = load_config("xnemo:stage=4,gan_head=off").system
     specs = build(section).consts_spec()
     with pytest.raises(ConfigError, match=r"codec\.weights is empty.*stable-video-diffusion"):

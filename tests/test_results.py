@@ -1,4 +1,4 @@
-"""The results page holds what the run records say, and nothing else."""
+"""The results page holds what the run records hold, and nothing else."""
 
 import functools
 import importlib
@@ -161,7 +161,7 @@ def test_the_benchmark_puts_systems_side_by_side():
 
 
 def test_figures_of_the_readme_are_those_of_the_records_they_link_to():
-    """A number with decimals before a link to a record is one of that record's results, rounded."""
+    """Each number with decimals before a link to a record must be one of that record's results, rounded."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     found = re.findall(r"([^|;]*?)\(\[(\w+)\]\(docs/results/README\.md#\2\)\)", text)
     assert len(found) > 5

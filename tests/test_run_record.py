@@ -1,4 +1,4 @@
-"""What a run record holds, and what it leaves out."""
+"""What a run record holds, and what it omits."""
 
 import json
 

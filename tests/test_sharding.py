@@ -1,4 +1,4 @@
-"""Sharding rules on small meshes; what cannot be cut evenly is said so."""
+"""Sharding rules on small meshes; what cannot be cut evenly is reported."""
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +20,15 @@ FLAT = sharding.make_mesh({"fsdp": 8})
         ((64, 64), None, MESH, P()),
         ((8, 8), "fsdp", MESH, P()),  # below MIN_SIZE
         ((32, 64), "fsdp", MESH, P(None, "fsdp")),  # the largest dimension
-        ((64, 64), "fsdp", MESH, P(None, "fsdp")),  # of equal ones the last
+        ((64, 64), "fsdp", MESH, P(None, "fsdp")),  # of two equal dimensions the last
         ((4096, 3), "fsdp", MESH, P("fsdp", None)),
-        ((1023, 33), "fsdp", MESH, P()),  # divides nothing
-        ((1023, 32), "fsdp", MESH, P(None, "fsdp")),  # the largest that divides
+        ((1023, 33), "fsdp", MESH, P()),  # no dimension can be divided
+        ((1023, 32), "fsdp", MESH, P(None, "fsdp")),  # the largest dimension that can be divided
         ((4, 1023), "fsdp", FLAT, P()),  # 4 < 8
         ((64, 64), "data", FLAT, P()),  # an axis of size 1 cuts nothing
         ((64, 32), ("fsdp", "tensor"), MESH, P("fsdp", "tensor")),
         ((12, 64, 32), ("fsdp", "tensor"), MESH, P(None, "fsdp", "tensor")),  # stacked by scan
-        ((2048,), ("fsdp", "tensor"), MESH, P("tensor")),  # aligned to the right
+        ((2048,), ("fsdp", "tensor"), MESH, P("tensor")),  # axes are aligned to the right
         ((33, 32), ("fsdp", "tensor"), MESH, P(None, "tensor")),
         ((64, 33), ("fsdp", "tensor"), MESH, P("fsdp", None)),
         ((64, 64), (None, "tensor"), MESH, P(None, "tensor")),
@@ -130,7 +130,7 @@ def test_a_batch_lies_in_row_order_over_data_and_fsdp():
     np.testing.assert_array_equal(x, rows["x"])
     held = {device: index[0] for device, index in x.sharding.devices_indices_map(x.shape).items()}
     for position, device in np.ndenumerate(MESH.devices):
-        start = 2 * (2 * position[0] + position[1])  # tensor neighbours hold the same rows
+        start = 2 * (2 * position[0] + position[1])  # neighbours along tensor hold the same rows
         assert held[device] == slice(start, start + 2)
 
 

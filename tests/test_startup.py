@@ -1,4 +1,4 @@
-"""Exit codes and messages that all commands share."""
+"""Exit codes and messages that all commands share, and how they set up processes and configs."""
 
 import logging
 import re
@@ -51,7 +51,7 @@ def test_done_is_what_the_work_says():
 
 
 def test_commands_share_a_process():
-    # Each has flags of its own: importing one must not claim names that another needs.
+    # Each has flags of its own: importing one must not claim flag names that another needs.
     import vidmotion.encode
     import vidmotion.main
     import vidmotion.reenact  # noqa: F401
@@ -59,14 +59,14 @@ def test_commands_share_a_process():
 
 # -- processes ------------------------------------------------------------------------------------
 
-ALLOCATION = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}  # what sbatch and salloc set
+ALLOCATION = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}  # set by sbatch and salloc
 
 
 @pytest.mark.parametrize(
     ("variables", "joins"),
     [
         ({}, False),
-        (ALLOCATION, False),  # a script that sbatch runs, or a shell of salloc
+        (ALLOCATION, False),  # a script run by sbatch, or a shell of salloc
         ({**ALLOCATION, "SLURM_STEP_NUM_TASKS": "1"}, False),  # an interactive step
         ({**ALLOCATION, "SLURM_STEP_NUM_TASKS": "4"}, True),  # srun
         ({"SLURM_NTASKS": ""}, False),
@@ -139,7 +139,8 @@ def test_a_config_goes_by_its_name_or_path_in_any_folder(tmp_path, monkeypatch):
     assert recipe.name == "heads.py" and recipe.is_file()
     for name in ("heads:demo", "configs/heads.py:demo", f"{recipe}:demo"):
         assert startup.config_file(name) == f"{recipe}:demo"
-    mine = tmp_path / "configs" / "heads.py"  # of this folder, which goes before the project's
+    # A config in the current folder takes precedence over the project's.
+    mine = tmp_path / "configs" / "heads.py"
     mine.parent.mkdir()
     mine.write_text("")
     assert startup.config_file("configs/heads.py") == "configs/heads.py"

@@ -1,4 +1,4 @@
-"""The update against hand-derived gradients, an explicit Adam recursion, and its own promises."""
+"""The update, checked against hand-derived gradients, an explicit Adam recursion, and what it promises."""
 
 import dataclasses
 import functools
@@ -22,8 +22,8 @@ RATE, BETA1, BETA2, EPS = 0.1, 0.9, 0.999, 1e-8
 class Toy(System):
     """Linear regression with a second player, small enough to differentiate by hand.
 
-    model: mean over the rows that `mask` keeps of |x w + b - y|^2, plus noise * mean(b) of N(0, 1).
-    critic: v * p, where p is the mean prediction it was given or computes itself.
+    model: the mean of |x w + b - y|^2 over the rows that `mask` keeps, plus noise * mean(b) * a draw from N(0, 1).
+    critic: v * p, where p is the mean prediction, which it is given or computes itself.
     """
 
     seats: tuple[Player, ...] = (Player("model"),)
@@ -98,7 +98,7 @@ def start(stepper):
 
 
 def run(stepper, count, batch=None):
-    """States before and after each of `count` updates, and the metrics."""
+    """Makes `count` updates; returns the states before and after each, the metrics, and the compiled update."""
     update = jax.jit(stepper.update)
     states, metrics = [start(stepper)], []
     for _ in range(count):
@@ -109,7 +109,7 @@ def run(stepper, count, batch=None):
 
 
 def by_hand(state, batch):
-    """Loss and gradient of the model player in float64."""
+    """Returns the loss and gradients of the model player in float64."""
     w = np.asarray(state.params["model"]["head"]["w"], np.float64)
     b = np.asarray(state.params["model"]["tail"]["b"], np.float64)
     mask = batch["mask"][:, None].astype(np.float64)
@@ -119,7 +119,7 @@ def by_hand(state, batch):
 
 
 def adam(value, grads):
-    """`value` after Adam (Kingma & Ba, algorithm 1) has seen `grads` in turn."""
+    """Returns `value` after Adam (Kingma & Ba, algorithm 1) has seen `grads` in turn."""
     m = v = 0.0
     for t, grad in enumerate(grads, 1):
         m, v = BETA1 * m + (1 - BETA1) * grad, BETA2 * v + (1 - BETA2) * grad**2
@@ -128,7 +128,7 @@ def adam(value, grads):
 
 
 def counts(state, player):
-    """Update counts that a player's optimizer keeps."""
+    """Returns the update counts that a player's optimizer keeps."""
     leaves = jax.tree.leaves(state.opt[player])
     return {int(leaf) for leaf in leaves if leaf.ndim == 0 and leaf.dtype == jnp.int32}
 
@@ -147,13 +147,13 @@ def test_microbatches_make_one_update_of_the_whole_batch(accumulate):
     begin = np.asarray(states[0].params["model"]["head"]["w"], np.float64)
     np.testing.assert_allclose(
         states[3].params["model"]["head"]["w"], adam(begin, [g[1] for g in grads]), atol=1e-5
-    )  # the float32 bias correction 1 - 0.999^t has five digits
+    )  # the float32 bias correction 1 - 0.999^t has only five correct digits
     assert int(states[3].step) == 3
     assert int(states[3].mutable["calls"]) == 3 * accumulate  # handed from microbatch to microbatch
 
 
 def test_uneven_microbatches_count_by_their_weight():
-    # Microbatch a takes rows a::2, so these two have weights 4 and 1.
+    # Microbatch a takes rows a::2, so the two microbatches have weights 4 and 1.
     batch = batch_of(mask=[1, 0, 1, 0, 1, 1, 1, 0])
     states, metrics, _ = run(stepper_of(accumulate=2), 1, batch)
     loss, grad_w, grad_b = by_hand(states[0], batch)
@@ -164,7 +164,7 @@ def test_uneven_microbatches_count_by_their_weight():
         rtol=1e-6,
     )
     halves = [by_hand(states[0], {k: v[a::2] for k, v in batch.items()})[0] for a in range(2)]
-    assert abs(np.mean(halves) - loss) > 1e-2  # an unweighted mean would be another number
+    assert abs(np.mean(halves) - loss) > 1e-2  # an unweighted mean would give another number
 
 
 def test_a_player_off_duty_stands_still():
@@ -190,7 +190,7 @@ def late(start):
 def test_a_phase_ends_where_a_player_begins():
     assert late(120).phase(0) == late(120).phase(119) == (0, 120)
     assert late(120).phase(120) == late(120).phase(199) == (120, None)
-    assert late(5).phase(0) == (0, None)  # too soon for a program of its own
+    assert late(5).phase(0) == (0, None)  # too early to be worth a program of its own
     assert late(200).phase(0) == (0, None)  # never reached
 
 
@@ -215,7 +215,7 @@ def test_a_phase_computes_the_same_and_leaves_out_what_has_not_begun():
 
 @pytest.mark.parametrize(("start", "period", "updates"), [(0, 1, 12), (4, 1, 8), (3, 4, 3)])
 def test_a_schedule_spans_the_updates_its_player_will_make(start, period, updates):
-    # Adam's step under a constant gradient is the rate itself; the critic's gradient keeps its sign.
+    # With these betas Adam's step is as large as the rate, and the critic's gradient keeps its sign.
     seats = (Player("model"), Player("critic", start=start, period=period))
     stepper = stepper_of(Toy(seats), steps=12, schedule=Schedule("linear"), betas=(0.0, 0.0))
     states, _, _ = run(stepper, 12)
@@ -244,7 +244,7 @@ def test_a_later_player_sees_the_first_ones_outputs_or_its_updated_weights(share
     read = states[0 if shares else 1].params["model"]
     expected = np.mean(batch["x"] @ np.asarray(read["head"]["w"]) + np.asarray(read["tail"]["b"]))
     np.testing.assert_allclose(metrics[0]["seen"], expected, rtol=1e-5)
-    # d(v * p) / dv = p: the model's weights are constants of the critic's update.
+    # d(v * p) / dv = p: the model's weights are constants in the critic's update.
     np.testing.assert_allclose(metrics[0]["grad_norm/critic"], abs(expected), rtol=1e-5)
 
 
@@ -288,7 +288,8 @@ def test_bfloat16_compute_keeps_float32_state():
     kept = jax.tree.leaves((states[2].params, states[2].opt, states[2].ema))
     assert {leaf.dtype for leaf in kept} == {jnp.dtype("float32"), jnp.dtype("int32")}
     loss, *_ = by_hand(states[0], batch_of())
-    assert 0 < abs(metrics[0]["loss/model"] - loss) < 0.02 * loss  # 8 bits of mantissa, but used
+    # With the 8 bits of mantissa of bfloat16 the losses are close, but not equal.
+    assert 0 < abs(metrics[0]["loss/model"] - loss) < 0.02 * loss
 
 
 def test_randomness_is_a_function_of_seed_step_and_microbatch():
@@ -302,7 +303,8 @@ def test_randomness_is_a_function_of_seed_step_and_microbatch():
     assert noise == [seen["noise"] for seen in again] == [seen["noise"] for seen in other_batch]
     assert not set(noise) & {seen["noise"] for seen in other_seed}
     _, micro, _ = run(stepper_of(noisy, accumulate=2), 1)
-    assert micro[0]["noise_squared"] - micro[0]["noise"] ** 2 > 1e-4  # two draws, not one twice
+    # The two microbatches have different draws, not the same one twice.
+    assert micro[0]["noise_squared"] - micro[0]["noise"] ** 2 > 1e-4
 
 
 def test_players_draw_different_randomness():
@@ -327,7 +329,7 @@ def test_a_batch_without_weight_changes_nothing_but_the_counts():
 
 
 class Masked(Toy):
-    """A loss that is finite on an empty microbatch, as a masked mean should be."""
+    """A toy whose loss is finite on an empty microbatch, as that of a masked mean should be."""
 
     def loss(self, player, vars, batch, key, step, carry):
         error = jnp.sum((self._predict(vars.params, batch["x"]) - batch["y"]) ** 2, axis=1)

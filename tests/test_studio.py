@@ -1,4 +1,4 @@
-"""The page in the browser: what it does without a browser, who may read what, and each tab in one."""
+"""The browser page: what it does without a browser, who may read which files, and each tab in a browser."""
 
 import asyncio
 import importlib.util
@@ -130,7 +130,7 @@ def test_a_port_in_use_is_one_sentence(monkeypatch):
 
 
 def ask(guard, path, method="GET", body=b"", headers=(), cookie=""):
-    """Status, body and cookie of one request."""
+    """Sends one request; returns its status, body and cookie."""
     sent = []
     lines = [*headers, (b"cookie", f"{COOKIE}={cookie}".encode())] if cookie else [*headers]
     url, _, query = path.partition("?")
@@ -162,7 +162,7 @@ def test_a_file_is_read_by_the_visitor_to_whom_it_was_named():
     assert ask(guard, file, cookie=other)[0] == 403
     assert ask(guard, file)[0] == 403
     assert ask(guard, "/gradio_api/file=%2Fcache%2Fab%2Fface.png", cookie=other)[0] == 403
-    # Nor may it be named as the input of some work.
+    # Another visitor may not name the file as an input, either.
     body = b'{"data": [{"path": "/cache/ab/face.png"}]}'
     assert ask(guard, "/gradio_api/queue/join", "POST", body, cookie=mine)[0] == 200
     assert ask(guard, "/gradio_api/queue/join", "POST", body, cookie=other)[0] == 403

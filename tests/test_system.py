@@ -1,4 +1,4 @@
-"""Building a system from a config section: every mistake is named together with what exists."""
+"""Building a system from a config section: every mistake is reported together with the valid choices."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,5 @@
-"""Compilers of chips that are not here: what is refused, and what they make of an update where they are installed."""
+"""Compilers for chips that this machine lacks: what is refused, and, where one is installed, what it makes of an
+update."""
 
 import importlib.util
 import json
@@ -55,7 +56,7 @@ def test_bad_input_is_one_sentence(changes, message):
 
 
 def present(monkeypatch, *names):
-    """As if these packages, and no other compilers, were installed."""
+    """Pretends that these packages, and no other compilers, are installed."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in names else None)
     monkeypatch.setattr(targets, "_version", lambda platform: platform)
 
@@ -103,11 +104,11 @@ def test_what_libtpu_refuses_is_one_sentence(monkeypatch, said, message):
 
 
 def planned(tmp_path, config, *changes):
-    """The record of a plan, by the command, in a process of its own."""
+    """Returns the record of a plan, which the command makes in a process of its own."""
     record = tmp_path / "plan.json"
     command = [sys.executable, "-m", "vidmotion.main", "--mode=plan", f"--config={config}"]
     command += [f"--config.plan.{change}" for change in (*changes, f"record={record}")]
-    # The suite's eight devices and its cache are not for this one.
+    # The eight devices and the cache of the test suite are not for this process.
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
     subprocess.run(command, check=True, cwd=ROOT, env=clean, capture_output=True, timeout=900)
     return json.loads(record.read_text())
@@ -122,7 +123,7 @@ def test_the_chips_own_compiler_answers(tmp_path, chip, slice):
     assert plan["own_compiler"] and plan["compiler"].startswith(COMPILERS[chip])
     assert plan["fits"]
     assert plan["plan_devices"] == 4
-    # The gradients of all parameters, in float32, are summed over four devices; beside them a few metrics.
+    # The gradients of all parameters, in float32, are summed over four devices, and a few metrics in addition.
     assert plan["moved_bytes"]["all-reduce"] == pytest.approx(
         2 * plan["parameter_bytes"] * 3 / 4, rel=0.06
     )

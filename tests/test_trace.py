@@ -1,4 +1,4 @@
-"""A trace of training steps: it holds the steps that were asked for, in the files that viewers open."""
+"""A trace of training steps: it holds the requested steps, in the files that viewers open."""
 
 import gzip
 import json

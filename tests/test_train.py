@@ -48,7 +48,7 @@ def _tiny(monkeypatch):
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory):
-    """The workdir of a run of eight steps that nothing disturbed."""
+    """Returns the workdir of a run of eight steps that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("uninterrupted")
     with pytest.MonkeyPatch.context() as monkeypatch:
         tiny.register(monkeypatch)
@@ -57,7 +57,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def final(workdir, **changes):
-    """Everything a run ended with, as numpy: state, data position, and the next batch."""
+    """Returns all that a run ended with, as numpy: state, position in the data and saved steps, and the next batch."""
     run = Run(tiny_config(**changes), str(workdir))
     with Checkpointer(workdir, read_only=True) as checkpointer:
         state, position = run.restore(checkpointer)
@@ -69,7 +69,7 @@ def final(workdir, **changes):
 
 
 def assert_equal_runs(left, right, but=()):
-    """The same bits of all that a run ended with, `but` those entries of the position."""
+    """Checks that two runs ended with the same bits, except for the entries of the position named in `but`."""
     ends = [final(left), final(right)]
     for _, rest, _ in ends:
         for name in but:
@@ -98,7 +98,7 @@ def records(workdir):
 
 
 def command(*arguments, **environment):
-    """The command line in a process of its own."""
+    """Runs the command line in a process of its own."""
     mesh = [f"--config.mesh.{axis}={size}" for axis, size in MESH.items()]
     return subprocess.run(
         [sys.executable, str(HERE / "tiny.py"), f"--config={HERE / 'tiny.py'}", *mesh, *arguments],
@@ -118,7 +118,7 @@ def command(*arguments, **environment):
 
 @pytest.fixture(scope="session")
 def killed(tmp_path_factory):
-    """A workdir whose run died by SIGKILL after step 5, its last checkpoint being 3."""
+    """Returns a workdir whose run died by SIGKILL after step 5; its last checkpoint is of step 3."""
     workdir = tmp_path_factory.mktemp("killed")
     signal_at = f"SIGKILL 5 {workdir / 'checkpoints' / '3'}"
     done = command(f"--workdir={workdir}", TINY_SIGNAL=signal_at)
@@ -129,7 +129,7 @@ def killed(tmp_path_factory):
 def test_a_killed_run_resumes_bit_for_bit(uninterrupted, killed, caplog):
     with Checkpointer(killed, read_only=True) as checkpointer:
         assert checkpointer.steps() == [3]
-    assert max(r["step"] for r in records(killed)) > 3  # it had gone on
+    assert max(r["step"] for r in records(killed)) > 3  # the run had gone on after its checkpoint
     with caplog.at_level(logging.INFO, "vidmotion"):
         assert train(tiny_config(), str(killed)) == EXIT_DONE
     assert "resumed from step 3" in caplog.text
@@ -160,7 +160,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(uninterrupted, tmp_path, mo
 
 
 def at_step(monkeypatch, step, act):
-    """Call `act` when that many updates of a run are complete."""
+    """Calls `act` when that many updates of a run are complete."""
     take = training.DeferredMetrics.push
 
     def push(self, now, metrics):
@@ -211,7 +211,8 @@ def test_nan_stops_the_run_and_is_not_saved(tmp_path):
 
 
 def test_a_state_that_overflows_after_a_finite_loss_is_not_saved(tmp_path):
-    config = tiny_config(**{"system.overflow_at": 7})  # the last update: no later loss would tell
+    # This is the last update, so no later loss could tell.
+    config = tiny_config(**{"system.overflow_at": 7})
     with pytest.raises(NonFiniteError, match=r"mutable/mean became.*step 8.*checkpoint is step 6"):
         train(config, str(tmp_path))
     state, rest, _ = final(tmp_path, **{"system.overflow_at": 7})
@@ -258,7 +259,7 @@ def test_a_damaged_config_file_is_named(tmp_path):
 
 @pytest.fixture
 def finished(uninterrupted, tmp_path):
-    """A copy of that run, to be damaged."""
+    """Returns a copy of the uninterrupted run, to be damaged."""
     shutil.copytree(uninterrupted, tmp_path / "run")
     return tmp_path / "run"
 
@@ -271,7 +272,7 @@ def test_a_lost_config_file_is_made_up_for_by_the_checkpoints(finished, monkeypa
     claim_workdir(Run(tiny_config(log_every=5), str(finished)))
     assert json.loads((finished / "config.json").read_text())["log_every"] == 5
     (finished / "config.json").unlink()
-    # Checkpoints of before do not say what they were trained with.
+    # Older checkpoints do not say what they were trained with.
     monkeypatch.setattr("vidmotion.checkpoint.read_position", lambda _: {"step": 8})
     with pytest.raises(ConfigError, match=r"config\.json is missing, and the checkpoints"):
         claim_workdir(Run(tiny_config(), str(finished)))
@@ -315,7 +316,7 @@ def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path, changes, 
 
 
 def test_evaluation_never_costs_training(uninterrupted, tmp_path, monkeypatch, caplog):
-    """An evaluator that fails, then a signal that ends it, then one that works: training is done the first time."""
+    """An evaluator fails, then a signal ends it, then it works: training is complete after the first time."""
     row = MetricResult("b", 0.5, "share", "none", "16x16", 8)
     behave, asked = {}, []
 
@@ -336,7 +337,7 @@ def test_evaluation_never_costs_training(uninterrupted, tmp_path, monkeypatch, c
 
     behave.update(a=full_disk, b=lambda: [row])
     assert train(config, str(tmp_path), evals=("a", "b")) == EXIT_UNMEASURED
-    assert asked == ["a", "a", "b"]  # each at its own steps, and all of them in the end
+    assert asked == ["a", "a", "b"]  # each at its own steps, and all again at the end
     assert "a at step 4 failed" in caplog.text and "a at step 8 failed" in caplog.text
     results, missed = measured()
     assert results == ["b"] and list(missed) == ["a"] and "No space left" in missed["a"]
@@ -363,7 +364,7 @@ def test_evaluating_nothing_makes_nothing(tmp_path):
 def test_a_run_that_is_used_reads_no_optimizer(uninterrupted):
     state, _, _ = final(uninterrupted)
     want = paths.merge(state["params"], state["ema"])
-    # Muon keeps other moments than those on disk: reading them is an error.
+    # Muon keeps other moments than those on disk, so reading the moments would fail.
     run = Run(tiny_config(**{"optimizer.model.kind": "muon"}), str(uninterrupted))
     have = run.trained_vars()
     jax.tree.map(np.testing.assert_array_equal, have.params, want)
@@ -402,7 +403,8 @@ def test_the_record_is_complete(uninterrupted):
 
 def test_log_lines_average_the_steps_since_the_last(uninterrupted, tmp_path):
     coarse = [r for r in records(uninterrupted) if "loss/model" in r]
-    assert [r["step"] for r in coarse] == [1, 2, 3, 4, 6, 8]  # first, every 2nd, and at checkpoints
+    # The first step, every second one, and those at checkpoints.
+    assert [r["step"] for r in coarse] == [1, 2, 3, 4, 6, 8]
     assert train(tiny_config(log_every=1), str(tmp_path)) == EXIT_DONE
     fine = {r["step"]: r["loss/model"] for r in records(tmp_path) if "loss/model" in r}
     assert sorted(fine) == list(range(1, 9))
@@ -453,7 +455,7 @@ def test_a_failed_save_does_not_stop_training_but_the_last_must_succeed(
 
 
 def test_the_loop_neither_waits_nor_transfers_nor_compiles(tmp_path, monkeypatch):
-    """Numbers of step n are read when step n + 1 is under way; steady steps only run."""
+    """The numbers of step n are read while step n + 1 is under way; later steps neither transfer nor compile."""
     events, compiled = [], []
     compile_, to_host = training.compile_update, metric_writer._to_host
 
@@ -484,7 +486,7 @@ def test_the_loop_neither_waits_nor_transfers_nor_compiles(tmp_path, monkeypatch
         assert train(config, str(tmp_path)) == EXIT_DONE
     finally:
         jax.monitoring.unregister_event_duration_listener(on_compile)
-    # The first step is waited for, to start the clock; so is the last one.
+    # The first step is waited for, to start the clock, and so is the last.
     order = (
         "run 1, read 1, run 2, run 3, read 2, run 4, read 3, run 5, read 4, run 6, read 5, read 6"
     )

@@ -1,4 +1,4 @@
-"""Videos as they are meant to be seen: times, sound, pixels that are not square, fields, colours, damage."""
+"""Videos shown as they are meant to be: times, sound, pixels that are not square, fields, colours, damage."""
 
 import os
 from fractions import Fraction
@@ -19,7 +19,7 @@ def sound_of(path):
 
 
 def film(path, codec, count=50, at=25, lead=0.0, **options):
-    """`count` grey pictures at 25 per second, of which number `at` is white and clicks."""
+    """Writes a video of `count` grey pictures at 25 per second; number `at` is white, and the sound clicks with it."""
     with av.open(str(path), "w") as file:
         stream = file.add_stream(codec, rate=25, options=options)
         stream.width = stream.height = 64
@@ -47,7 +47,8 @@ def film(path, codec, count=50, at=25, lead=0.0, **options):
 
 
 def click_and_white(path, tmp_path):
-    """Seconds of the click and of the white picture of what is written again, and its sound's length."""
+    """Writes a video again; returns the seconds of its click and of its white picture, and the length of its
+    pictures."""
     out = tmp_path / "out.mp4"
     media.write_mp4(out, media.iter_video(path), media.probe(path).fps, audio_from=path)
     shown = media.read_video(out)
@@ -100,7 +101,7 @@ def test_fields_are_not_shown_as_combs(hard):
 
 @pytest.mark.parametrize("light, expected", [(10, 63), (50, 136), (100, 186), (203, 255)])
 def test_greys_of_high_dynamic_range(light, expected):
-    # The inverse of SMPTE ST 2084, and of HLG's curve for a display of 1000 cd/m2 (BT.2100).
+    # The inverse of SMPTE ST 2084, and of the curve of HLG for a display of 1000 cd/m2 (BT.2100).
     power = (light / 10000) ** 0.1593017578125
     pq = ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
     scene = (light / 1000) ** (1 / 1.2)
@@ -175,7 +176,7 @@ def test_frames_that_cannot_be_decoded_are_missed(tmp_path):
 
 
 def test_a_few_frames_that_cannot_be_decoded_are_said(tmp_path, caplog):
-    """MPEG-2's decoder passes over zeros in silence."""
+    """MPEG-2's decoder skips zeros without an error."""
     path = film(tmp_path / "a.mkv", "mpeg2video", count=100, at=3, g="1", bf="0")
     with av.open(str(path)) as file:
         packets = [bytes(packet) for packet in file.demux(video=0) if packet.size]
@@ -191,12 +192,13 @@ def test_a_few_frames_that_cannot_be_decoded_are_said(tmp_path, caplog):
 
 
 def test_frames_of_a_varying_rate_know_their_own(hard):
-    """25 in the first second, 10 in the next two: at 25 a second, each of these is shown five times."""
+    """The video has 25 frames in the first second and 10 in the next two: at 25 a second, each of the 10 is shown five
+    times."""
     numbers, count = media.own_frames(hard / "vfr.mp4")
     frames = media.read_video(hard / "vfr.mp4").frames
     assert count == 35 and len(numbers) == len(frames) == 75
     assert numbers.tolist() == [*range(25), *np.repeat(range(25, 35), 5)]
-    for k in range(1, 75):  # a frame is new where its number is
+    for k in range(1, 75):  # a frame is new where its number is new
         if numbers[k] == numbers[k - 1]:
             np.testing.assert_array_equal(frames[k], frames[k - 1])
 

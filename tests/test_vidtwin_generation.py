@@ -1,4 +1,4 @@
-"""From clips to pictures of a class: encode with a stand-in VidTwin, train two steps, generate, decode."""
+"""From clips to pictures of a class: encode with a stand-in for VidTwin, train two steps, generate, decode."""
 
 import dataclasses
 import json
@@ -25,31 +25,31 @@ REAL = systems.SYSTEMS["vidtwin"]
 
 @dataclasses.dataclass(frozen=True)
 class StandIn(systems.System):
-    """What generation asks of a VidTwin: `parts`, `read` and `render`; its latents are means of the picture."""
+    """Has what generation needs of a VidTwin: `parts`, `read` and `render`; its latents are means of the picture."""
 
     parts = ("structure", "dynamics")
 
     def input_spec(self, batch):
-        """``video`` uint8."""
+        """Returns the spec of ``video``, uint8."""
         return {"video": jax.ShapeDtypeStruct((batch, FRAMES, SIZE, SIZE, 3), jnp.uint8)}
 
     def init(self, key, batch):
-        """One number."""
+        """Returns the only parameter, a gain."""
         return {"model": {"gain": jnp.ones(())}}
 
     def loss(self, player, vars, batch, key, step, carry):
-        """Nothing to learn from clips."""
+        """Ignores the clips and draws the gain towards 2."""
         return (vars.params["model"]["gain"] - 2.0) ** 2, systems.Out({}, vars.mutable)
 
     def read(self, vars, batch):
-        """Structure (4, 2, 2, 2) from quarters of each frame, dynamics (4, 4, 3) from its rows."""
+        """Returns structure (4, 2, 2, 2) from the quarters of each frame, and dynamics (4, 4, 3) from its rows."""
         x = vars.params["model"]["gain"] * batch["video"].astype(jnp.float32) / 255
         quarters = x.reshape(-1, FRAMES, 2, 8, 2, 8, 3).mean(axis=(3, 5))
         rows = x.reshape(-1, FRAMES, 4, 4, SIZE, 3).mean(axis=(3, 4))
         return {"structure": quarters[..., :2], "dynamics": rows}
 
     def render(self, vars, batch):
-        """Quarters, in the first colours."""
+        """Paints the quarters in the first two colours; the third repeats the first."""
         x = jnp.clip(batch["structure"], 0, 1).repeat(8, axis=2).repeat(8, axis=3)
         return jnp.concatenate([x, x[..., :1]], axis=-1)
 
@@ -63,7 +63,7 @@ def stand_in():
 
 @pytest.fixture(scope="module")
 def twin(stand_in, tmp_path_factory):
-    """The workdir of a finished run of it, on heads."""
+    """Returns the workdir of a finished run of the stand-in, on heads."""
     config = load_config("heads:debug")
     config.system = {"name": "vidtwin"}
     config.optimizer.model.clip = 0.0
@@ -95,7 +95,7 @@ def test_a_record_is_its_clip_and_its_class(twin, latents):
         want = video.reshape(4, 4, 4, 16, 3).mean(axis=(2, 3))
         np.testing.assert_allclose(record["dynamics"], want, atol=1e-5)
         every.append(want)
-    # Padding of the last batch, 5 clips at a time rounded up to 8, counts nowhere; nor does eval.
+    # The last batch, of 5 clips at a time rounded up to 8, is padded; neither its padding nor the eval split counts.
     found = encoded.VidTwinLatentsSource.read_attached(latents)
     flat = np.stack(every).reshape(-1, 3)
     np.testing.assert_allclose(found["dynamics/mean"], flat.mean(axis=0), rtol=1e-5)
@@ -140,7 +140,7 @@ def test_what_cannot_be_encoded_is_refused(twin, tmp_path):
 
 @pytest.mark.slow
 def test_two_steps_of_the_real_ones_and_pictures_of_every_class(monkeypatch, tmp_path, unoptimised):
-    """The commands of ``configs/vidtwin_dit.py`` in their debug shapes."""
+    """Runs the commands of ``configs/vidtwin_dit.py`` in their debug variants."""
     monkeypatch.setitem(systems.SYSTEMS, "vidtwin", REAL)
     twin, latents, out = (tmp_path / name for name in ("twin", "latents", "dit"))
     autoencoder = load_config("vidtwin:debug")

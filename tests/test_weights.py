@@ -1,4 +1,4 @@
-"""The networks that this package ships, and what becomes of them when they are opened or trained on."""
+"""The networks that this package ships, and what happens when they are opened or trained further."""
 
 import hashlib
 
@@ -15,7 +15,7 @@ from vidmotion.reenact import reenact
 from vidmotion.run import Run
 from vidmotion.train import train
 
-# Two figures of each card: evaluator, metric, and how far float16 and the order of sums may move it.
+# Two figures of each card: evaluator, metric, and by how much float16 and the order of sums may change it.
 FIGURES = {
     "heads_codec": ("codec", {"psnr/codec": 0.02, "ssim/codec": 0.001}),
     "heads_reader": ("heads_reader", {"read/motion/yaw": 0.001, "read/identity/glasses": 0.002}),
@@ -28,7 +28,8 @@ MEBI = 2**20
 def test_each_is_small_and_says_where_it_comes_from(name):
     file, card = weights.FOLDER / f"{name}.safetensors", weights.card(name)
     values = read.read(file)
-    assert sum(value.nbytes for value in values.values()) <= 6 * MEBI  # their names take more
+    # In the file the names of the arrays take some more.
+    assert sum(value.nbytes for value in values.values()) <= 6 * MEBI
     assert file.stat().st_size <= 6.1 * MEBI
     assert hashlib.sha256(file.read_bytes()).hexdigest() == card["sha256"]
     assert len(card["commit"]) == 40 and card["steps_done"] == card["config"]["steps"] > 0
@@ -43,7 +44,7 @@ def test_all_of_them_are_small_together():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", weights.names())
 def test_each_reaches_what_its_card_says(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # where a folder of that name takes pictures
+    monkeypatch.chdir(tmp_path)  # pictures go into a folder of that name
     evaluator, metrics = FIGURES.get(name, FIGURES["image_motion"])
     run = open_run(name)
     rows = evaluation.evaluate(evaluator, run, run.trained_vars())
@@ -55,7 +56,7 @@ def test_each_reaches_what_its_card_says(name, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def half_trained(tmp_path_factory):
-    """Workdir of a run whose encoder does not learn."""
+    """Returns the workdir of a run whose encoder does not learn."""
     workdir = tmp_path_factory.mktemp("runs") / "half"
     assert train(frozen(), str(workdir)) == EXIT_DONE
     return workdir
@@ -109,7 +110,7 @@ def test_the_demo_moves_heads_by_all_four(tmp_path, capsys):
     assert all(f"  {title} " in said for title in demo.TITLES.values())
     for name in ("faces.png", "demo.png", "demo.gif", "demo.mp4"):
         assert (tmp_path / "new" / name).stat().st_size > 0
-    # Two rows; source, driver, exact answer and four systems.
+    # Two rows of seven cells: source, driver, exact answer and four systems.
     cell = demo.SCALE * demo.FACES["size"]
     video = np.stack(list(media.iter_video(tmp_path / "new" / "demo.mp4")))
     assert video.shape[0] == demo.FACES["frames"]
@@ -126,7 +127,7 @@ def test_the_demo_needs_two_pairs_and_networks(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_shipped_warpface_makes_each_frame_of_a_video_by_itself(tmp_path, monkeypatch):
-    """So it does not matter how many frames are made together, nor where a video of another length ends."""
+    """It matters neither how many frames are made together, nor where a video of another length ends."""
     source = demo.make_source("heads", clips=2, **{**demo.FACES, "frames": 10})
     picture, motion = str(tmp_path / "A.png"), str(tmp_path / "B.mp4")
     media.write_png(picture, source[0]["video"][0])
@@ -146,6 +147,6 @@ def test_a_shipped_warpface_makes_each_frame_of_a_video_by_itself(tmp_path, monk
     one, two = videos
     assert one.shape == (10, 64, 64, 3)
     moved = np.abs(one[0] - one[-1]).mean()
-    assert moved > 5  # of 255
-    # Each size of batch is a program of its own, whose rounding sampling may magnify on some processors.
+    assert moved > 5  # out of 255
+    # Each size of batch is a program of its own; on some processors sampling may magnify its rounding.
     assert np.abs(one - two).mean() < 0.05 * moved

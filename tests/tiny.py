@@ -2,9 +2,9 @@
 
     python tests/tiny.py --config=tests/tiny.py --workdir=DIR
 
-It has what can go wrong in a resumed run: two players of which one starts late, noise, running state, an
-average, frozen leaves and accumulation. ``TINY_SIGNAL="SIGKILL 5 PATH"`` sends the process that signal once
-five updates are complete and PATH exists. ``TINY_LATE=PATH`` lets it look at its workdir only when PATH exists.
+The system has all that can go wrong in a resumed run: two players of which one starts late, noise, running state, an
+average, frozen leaves and accumulation. ``TINY_SIGNAL="SIGKILL 5 PATH"`` sends the process that signal as soon as five
+updates are complete and PATH exists. ``TINY_LATE=PATH`` makes the process look at its workdir only when PATH exists.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ PIXELS = 2 * 16 * 16 * 3
 
 @dataclasses.dataclass(frozen=True)
 class Tiny(System):
-    """Auto-encodes a clip through `width` numbers, with noise; a critic learns the residual's size.
+    """Auto-encodes a clip through `width` numbers, with noise; a critic learns the size of the residual.
 
     Attributes:
-      width: of the code.
-      nan_at: the update that follows this many completed ones has a loss of NaN; -1 never.
+      width: the number of values in the code.
+      nan_at: the number of completed updates after which the next update has a loss of NaN; -1 never.
       overflow_at: as `nan_at`, but the loss stays finite and the running mean becomes infinite.
     """
 
@@ -39,15 +39,15 @@ class Tiny(System):
 
     @property
     def players(self):
-        """The critic starts after two updates and learns at every second one."""
+        """The model, and a critic that starts after two updates and learns at every second one."""
         return Player("model"), Player("critic", start=2, period=2, shares_forward=True)
 
     def input_spec(self, batch):
-        """``video`` uint8 (B, 2, 16, 16, 3)."""
+        """Returns the spec of ``video``, uint8 (B, 2, 16, 16, 3)."""
         return {"video": jax.ShapeDtypeStruct((batch, 2, 16, 16, 3), jnp.uint8)}
 
     def init(self, key, batch):
-        """Leaves above and below `sharding.MIN_SIZE`; ``frozen`` never learns."""
+        """Returns leaves above and below `sharding.MIN_SIZE`; ``frozen`` never learns."""
         down, up = jax.random.split(key)
         scale = PIXELS**-0.5
         return {
@@ -60,11 +60,11 @@ class Tiny(System):
         }
 
     def init_mutable(self):
-        """The running mean of the code."""
+        """Returns the running mean of the code."""
         return {"mean": jnp.zeros(self.width)}
 
     def loss(self, player, vars, batch, key, step, carry):
-        """Mean square error of the noisy code's reconstruction; the critic regresses it."""
+        """Returns the mean square error of the reconstruction from the noisy code; the critic regresses it."""
         if player == "critic":
             return (vars.params["critic"]["size"] - carry) ** 2, Out({}, vars.mutable)
         params = vars.params["model"]
@@ -104,7 +104,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def register(monkeypatch) -> None:
-    """Make ``config.system.name = "tiny"`` known for one test."""
+    """Makes ``config.system.name = "tiny"`` known for one test."""
     monkeypatch.setitem(system.SYSTEMS, "tiny", "tiny:Tiny")
 
 
@@ -120,7 +120,8 @@ def _signal_at(name: str, step: int, path: str) -> None:
                 time.sleep(0.01)
             os.kill(os.getpid(), getattr(signal, name))
             if jax.process_count() > 1:
-                time.sleep(3)  # jax looks for the signal once a second and then tells the others
+                # Once a second jax looks for the signal and then tells the other processes.
+                time.sleep(3)
         return ready
 
     train.DeferredMetrics.push = pushed

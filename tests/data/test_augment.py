@@ -1,4 +1,4 @@
-"""Augmentation of driving faces, against scikit-image, scipy, Pillow and hand values."""
+"""Augmentation of driving faces, checked against scikit-image, scipy, Pillow and values worked out by hand."""
 
 import colorsys
 
@@ -12,7 +12,7 @@ SIDE = 64
 
 
 def smooth(side=SIDE, frames=2):
-    """Colours that change slowly: interpolations of every kind agree on them."""
+    """Returns frames of slowly changing colours, on which all kinds of interpolation agree."""
     y, x, t = np.mgrid[0:side, 0:side, 0:frames] / side
     waves = [np.sin(5 * x + 3 * y + t), np.cos(4 * y - x), np.sin(3 * (x + y) - t)]
     return np.rint(127 + 90 * np.stack(waves, -1)).astype(np.uint8).transpose(2, 0, 1, 3)
@@ -38,7 +38,7 @@ def test_remap_is_scipys_linear_interpolation_with_the_edge_repeated():
             np.testing.assert_allclose(got[t, ..., c], theirs, atol=0.51)
     same = augment.remap(frames[:, :20, :20], places(20))
     np.testing.assert_array_equal(same, frames[:, :20, :20])
-    one = augment.remap(frames[:, :1, :1], places(3))  # a single pixel
+    one = augment.remap(frames[:, :1, :1], places(3))  # a picture of a single pixel
     assert np.all(one == frames[:, :1, :1])
 
 
@@ -52,7 +52,7 @@ def test_bending_is_scikit_images_piecewise_affine_transform(nodes):
     grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
     limit = augment.UNFOLDED / (nodes - 1)
     moved = grid + np.clip(moves, -limit, limit).reshape(-1, 2) * SIDE
-    # A regular grid has two triangulations; a trace of shear decides for our diagonals.
+    # A regular grid can be triangulated in two ways; a tiny shear makes scikit-image choose our diagonals.
     sheared = grid + np.stack([-1e-6 * grid[:, 1], 0 * grid[:, 0]], 1)
     theirs = transform.PiecewiseAffineTransform.from_estimate(sheared, moved)
     inner = places()[1:-1, 1:-1]
@@ -62,11 +62,12 @@ def test_bending_is_scikit_images_piecewise_affine_transform(nodes):
 
 def test_bending_leaves_still_nodes_alone_and_never_folds():
     np.testing.assert_allclose(augment.bend_map(np.zeros((5, 5, 2)), SIDE), places(), atol=1e-4)
-    wild = np.random.default_rng(0).normal(size=(6, 6, 2))  # far more than what is let through
+    # The moves are far beyond the limit to which `bend_map` clips them.
+    wild = np.random.default_rng(0).normal(size=(6, 6, 2))
     xy = augment.bend_map(wild, 200)
     across, down = np.diff(xy, axis=1)[:-1], np.diff(xy, axis=0)[:, :-1]
     area = across[..., 0] * down[..., 1] - across[..., 1] * down[..., 0]
-    assert area.min() > 0  # of what a pixel shows: nothing is seen from behind
+    assert area.min() > 0  # the area that a pixel shows is positive: nothing is seen from behind
     assert np.median(area) > 0.3
 
 
@@ -87,7 +88,7 @@ def test_reshaping_is_that_of_its_steps(narrow, keystone, frame):
     picture = smooth()[0] / 255.0
     xy = augment.reshape_map(SIDE, r, room, narrow, keystone, frame)
     got = augment.remap(smooth()[:1], xy)[0] / 255.0
-    # Step by step: resize, reflect beside, cut above and below, keystone, upper left part.
+    # Step by step: resize, reflect at the sides, cut above and below, keystone, keep the upper left part.
     high, wide = (SIDE + 2 * r, SIDE - 2 * r) if narrow else (SIDE - 2 * r, SIDE + 2 * r)
     picture = transform.resize(picture, (high, wide), order=1, mode="edge", anti_aliasing=False)
     pad, cut = r + room, slice(r - room, -(r - room))
@@ -128,7 +129,8 @@ def test_hue_is_turned_as_colorsys_does(turn):
     for old, new in zip(picture.reshape(-1, 3), got.reshape(-1, 3)):
         h, s, v = colorsys.rgb_to_hsv(*(old / 255))
         expected = 255 * np.array(colorsys.hsv_to_rgb((h + turn) % 1, s, v))
-        np.testing.assert_allclose(new, expected, atol=6)  # Pillow's hue has 8 bits
+        # The tolerance is for Pillow's hue, which has 8 bits.
+        np.testing.assert_allclose(new, expected, atol=6)
 
 
 def squares(frames, low=12.0, high=52.0):
@@ -144,7 +146,7 @@ def test_one_draw_serves_all_frames_of_a_clip():
         assert np.all(first == first[:1])  # equal frames stay equal
         np.testing.assert_array_equal(first, recipe(*call, np.random.default_rng(5)))
         assert np.any(first != recipe(*call, np.random.default_rng(6)))
-    assert np.all(still == still[:1])  # and what was given is not touched
+    assert np.all(still == still[:1])  # the input is not changed
 
 
 def test_without_strength_the_crop_is_what_it_is():
@@ -152,13 +154,13 @@ def test_without_strength_the_crop_is_what_it_is():
     frames = smooth()
     got = nothing(frames, squares(2), np.random.default_rng(0))
     np.testing.assert_array_equal(got, frames[:, 12:52, 12:52])
-    # A grid of nodes that do not move is the same picture again.
+    # A grid whose nodes do not move gives the same picture again.
     grid = FaceAugment(40, 0.0, 0.0, (4, 4), (0.0, 0.0), 0.0, 0.0, 0.0, 0.0)
     np.testing.assert_array_equal(grid(frames, squares(2), np.random.default_rng(0)), got)
 
 
 def test_scale_and_shift_stay_within_their_limits():
-    """Of a picture that is its own ruler: red is the column, green the row."""
+    """Measures on a picture that is its own ruler: red is the column, green the row."""
     y, x = np.mgrid[0:SIDE, 0:SIDE]
     ruler = np.stack([3 * x, 3 * y, 0 * x], -1).astype(np.uint8)[None]
     only = FaceAugment(40, 0.3, 0.05, (0, 0), (0.0, 0.0), 0.0, 0.0, 0.0, 0.0)
@@ -170,7 +172,7 @@ def test_scale_and_shift_stay_within_their_limits():
         moves.append([(columns[5] + columns[34]) / 2 - 31.5, (rows[5] + rows[34]) / 2 - 31.5])
     factors, moves = np.array(factors), np.array(moves)
     assert 0.66 < factors.min() < 0.8 and 1.2 < factors.max() < 1.34
-    assert np.abs(np.corrcoef(factors.T)[0, 1]) < 0.5  # width and height for themselves
+    assert np.abs(np.corrcoef(factors.T)[0, 1]) < 0.5  # width and height are scaled independently
     assert 0.5 < np.abs(moves).max() < 1.4  # 5% of 20 pixels
 
 
@@ -182,7 +184,8 @@ def test_pc_avs_gain_falls_on_neighbouring_channels():
         values = shown[0, SIDE // 2, SIDE // 2].tolist()
         assert set(values) <= {50, 100}
         runs.add(tuple(value == 50 for value in values))
-    # From the first or second channel on, one or more: never the last alone or first and last.
+    # The gain falls on one or more neighbouring channels, from the first or the second on: never on the last alone, nor
+    # on the first and last only.
     on, off = True, False
     wanted = {(on, off, off), (on, on, off), (on, on, on), (off, on, off), (off, on, on)}
     assert runs == wanted

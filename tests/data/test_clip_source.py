@@ -1,4 +1,4 @@
-"""Which source knows what beside its elements."""
+"""What each kind of source knows about its clips besides their elements."""
 
 import importlib
 

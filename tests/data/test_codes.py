@@ -1,4 +1,4 @@
-"""Stored motion codes: rate and start as they are drawn, and what is refused."""
+"""Stored motion codes: how rate and start are drawn, and what is refused."""
 
 import pickle
 
@@ -14,7 +14,7 @@ FULL, HALF, CLIPS = 9, 5, 6
 
 
 def write(folder, clips=CLIPS, books=2, quantizer=True, value=1.0):
-    """Clip c has the codes 1000 c + frame at full rate, and 1000 c + 500 + frame at half rate."""
+    """Writes codes in which clip c has 1000 c + frame at full rate, and 1000 c + 500 + frame at half rate."""
     with DatasetWriter(folder, "codes") as writer:
         for c in range(clips):
             for split in ("train", "eval"):
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 
 def drawn(pick, count=2000):
-    """First codes and lengths of many draws from clip 3, and whether codes are consecutive."""
+    """Returns the first code of each of many draws from clip 3; checks their length and that codes are consecutive."""
     rng = np.random.default_rng(0)
     element = {
         "content": np.zeros((2, 3), np.float32),
@@ -52,7 +52,7 @@ def test_rate_and_start_are_drawn_evenly():
     starts = drawn(encoded.PickRate(frames=4, fast=0.5))
     fast = starts >= 500
     assert fast.mean() == pytest.approx(0.5, abs=0.05)
-    # Six places at full rate, two at half rate, all alike.
+    # Six starts at full rate and two at half rate, all equally likely.
     for found, places in ((starts[~fast], FULL - 4 + 1), (starts[fast] - 500, HALF - 4 + 1)):
         share = np.bincount(found, minlength=places) / len(found)
         assert len(share) == places
@@ -72,7 +72,7 @@ def test_the_loader_draws_and_evaluation_does_not(folder):
         batches = [loader.batch(step) for step in range(8)]
     for batch in batches:
         assert batch["ids"].shape == (CLIPS, 4, 2) and set(batch) == {"content", "ids"}
-        # The content stays with its codes.
+        # The content comes from the same clip as the codes.
         np.testing.assert_array_equal(batch["ids"][:, 0, 0] // 1000, batch["content"][:, 0, 0])
     rates = np.concatenate([batch["ids"][:, 0, 0] % 1000 >= 500 for batch in batches])
     assert 0.2 < rates.mean() < 0.8

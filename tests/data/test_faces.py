@@ -1,4 +1,4 @@
-"""Squares about faces, following them through clips, box files; the detector on real portraits."""
+"""Squares about faces, tracks of faces through clips, box files; the detector on real portraits."""
 
 import json
 import os
@@ -19,21 +19,21 @@ def box(x, y, side=10.0):
 
 
 def test_squares_by_hand():
-    # Enlarged by half on every side: scale 2.
+    # Scale 2 enlarges the box by half its size on every side.
     assert faces.about((200, 200, 300, 300), 2).tolist() == [150, 150, 350, 350]
     assert faces.about((200, 200, 300, 340), 2).tolist() == [110, 130, 390, 410]
-    # Moved inside where it fits, left as it is where it does not.
+    # The square is moved inside the picture if it fits, and left as it is if it does not.
     assert faces.inside(np.array([-10.0, 5, 30, 45]), 100, 100).tolist() == [0, 5, 40, 45]
     assert faces.inside(np.array([70.0, 80, 110, 120]), 100, 100).tolist() == [60, 60, 100, 100]
     assert faces.inside(np.array([-10.0, -20, 110, 100]), 100, 200).tolist() == [-10, 0, 110, 120]
-    # `square` never leaves the picture: side 60 of a picture 50 high.
+    # `square` never leaves the picture: a side of 60 is cut to the picture's height of 50.
     assert faces.square((10, 10, 40, 30), 200, 50, 2).tolist() == [0, 0, 50, 50]
     assert faces.square((10, 10, 40, 30), 200, 500, 2).tolist() == [0, 0, 60, 60]
 
 
 def test_what_the_motion_encoder_sees_of_the_reference():
     assert faces.reference_box((100, 100, 200, 180), 512, 512).tolist() == [95, 85, 205, 195]
-    # 1.1 of the longer side leaves the picture: the box itself, not square.
+    # The square of 1.1 times the longer side would leave the picture, so the box itself is taken, which is not square.
     assert faces.reference_box((2, 100, 102, 180), 512, 512).tolist() == [2, 100, 102, 180]
 
 
@@ -44,7 +44,7 @@ def test_place_and_size_against_the_reference_y_first():
     got = faces.f_rts(np.array(boxes), reference)
     np.testing.assert_allclose(got, expected, atol=1e-6)
     assert got.dtype == np.float32
-    # Turned left to right, dx changes its sign and nothing else.
+    # Mirroring changes the sign of dx and nothing else.
     turned = faces.f_rts(faces.mirror(boxes, 512), faces.mirror(reference, 512))
     np.testing.assert_allclose(turned, np.array(expected) * [1, -1, 1], atol=1e-6)
 
@@ -96,9 +96,11 @@ def test_of_several_faces_the_largest_is_followed():
     large, small = box(50, 50, 30), box(200, 50, 20)
     growing = [np.stack([small + np.array([0, 0, k, k]), large]) for k in range(30)]
     path, several = faces.follow(growing)
-    assert several == 30 and np.all(path == large)  # though the other is the larger one by then
+    # The first face is followed, although the other is the larger one by the end.
+    assert several == 30 and np.all(path == large)
     assert faces.Track(path, path[:, 0] > 0, 3).report().startswith("several faces in 3 frames")
-    # One that jumps by more than its size is another face, until the first is gone for a second.
+    # A box that jumps by more than its size is another face, which is not followed until the first has been gone for a
+    # second.
     frames = [large[None]] + [small[None]] * (faces.PATIENCE + 2)
     path, _ = faces.follow(frames)
     lost = np.isnan(path[:, 0])
@@ -109,7 +111,8 @@ def test_jumping_boxes_are_steadied_by_their_median():
     boxes = np.stack([box(50, 50, s) for s in (10, 10, 30, 10, 12, 10)])
     boxes[3] = np.nan
     steady = faces.steady(boxes)
-    assert (steady[:, 2] - steady[:, 0])[[0, 1, 2]].tolist() == [10, 10, 11]  # medians by hand
+    # Medians worked out by hand.
+    assert (steady[:, 2] - steady[:, 0])[[0, 1, 2]].tolist() == [10, 10, 11]
     assert np.isnan(steady[3]).all()
 
 
@@ -139,19 +142,20 @@ def test_boxes_of_a_file(tmp_path):
         faces.locate([portrait()] * 3, "b.mp4", path)
     with pytest.raises(faces.FaceError, match=r"no box for c\.mp4; it has b\.mp4, me\.png"):
         faces.locate([portrait()], "c.mp4", path)
-    shown = np.array([0, 1, 1])  # of a video of two frames, the second of which stands for two
+    # Three frames shown from a video of two: the second frame is shown twice.
+    shown = np.array([0, 1, 1])
     followed = faces.locate(iter(()), "b.mp4", path, own=lambda: (shown, 2))
     assert followed.boxes.tolist() == [moving[0], moving[1], moving[1]]
     assert len(faces.locate(iter(()), "me.png", path, own=lambda: (shown, 2)).boxes) == 3
     steady = faces.locate(iter(()), "b.mp4", path, own=lambda: (np.array([0, 2]), 3))
-    assert steady.boxes.tolist() == moving  # boxes of a copy that was made at a constant rate
+    assert steady.boxes.tolist() == moving  # the boxes are those of a copy made at a constant rate
     lines = tmp_path / "boxes.csv"
     lines.write_text("file,x0,y0,x1,y1\nb.mp4,1,2,3,4\nb.mp4,2,2,4,4\nme.png,1,2,3,4\n")
     read = faces.read_boxes(lines, per_frame=True)
     assert read["b.mp4"].tolist() == moving and read["me.png"].tolist() == [1, 2, 3, 4]
     path.write_text(json.dumps({"b.mp4": moving}))
     with pytest.raises(DatasetError, match="is not x0, y0, x1, y1"):
-        faces.read_boxes(path)  # a crop is one box
+        faces.read_boxes(path)  # without per_frame, a file has one box, a crop
     path.write_text(json.dumps({"b.mp4": [[1, 2, 3, 4], [2, 2, 1, 4]]}))
     with pytest.raises(DatasetError, match="is not x0 < x1, y0 < y1"):
         faces.read_boxes(path, per_frame=True)
@@ -163,7 +167,7 @@ def test_one_face_seen_at_several_scales_is_one():
 
 
 def test_real_portraits_and_small_ones():
-    """scikit-image's own picture of an astronaut: her face, at full size and at less than 64 px."""
+    """Finds the face of scikit-image's astronaut, at full size and at less than 64 px."""
     data = pytest.importorskip("skimage.data")
     picture = data.astronaut()  # 512 x 512; eyes at about (205, 115) and (245, 110)
     small = np.asarray(Image.fromarray(picture[:256, 96:352]).resize((60, 60)))

@@ -1,4 +1,4 @@
-"""Heads: symmetries, locality and anti-aliasing, derived from geometry, not from recordings."""
+"""Heads: symmetries, locality and anti-aliasing, checked against geometry rather than recordings."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ N_MOTION = len(MOTION_FACTORS)
 
 
 def neutral(frames=1, **changes):
-    """A still motion facing the viewer, with named factors changed (scalars or (frames,))."""
+    """Returns a still motion facing the viewer, with named factors changed (scalars or (frames,))."""
     motion = np.zeros((frames, N_MOTION), np.float32)
     motion[:, MOTION_COLUMN["scale"]] = 1.0
     for name, value in changes.items():
@@ -19,7 +19,7 @@ def neutral(frames=1, **changes):
 
 
 def plain(seed=0, **changes):
-    """A sampled identity with short hair and no extras, before a flat background."""
+    """Returns a sampled identity with short hair and no extras, before a flat background."""
     identity = heads.sample_identity(np.random.default_rng(seed))
     identity |= {"hair_style": 2, "beard": 0, "glasses": 0, "freckles": 0, "background": 0}
     return identity | {"hair_colour": 0, "background_colour": 1} | changes
@@ -44,7 +44,7 @@ def test_render_shape_and_determinism():
 
 @pytest.mark.parametrize("size", [32, 48])
 def test_a_frame_depends_on_its_own_motion_only(size):
-    """Bit for bit, whatever is drawn with it: boxes and chunks leave no trace."""
+    """A frame has the same bits whatever is drawn with it: bounding boxes and chunks leave no trace."""
     for identity, motion in samples(16, 6):
         motion = motion[[0, 5, 2, 3, 4, 1]]
         together = heads.render(identity, motion, size)
@@ -62,7 +62,7 @@ def test_long_clips_are_chunked_without_a_seam(monkeypatch):
 
 @pytest.mark.parametrize("size", [17, 64])
 def test_people_drawn_together_are_drawn_as_alone(size):
-    """Bit for bit, for clips of any length of people with all hair styles, clothes, beards and glasses."""
+    """Every bit is the same, for clips of any length and for all hair styles, clothes, beards and glasses."""
     people = [who for who, _ in samples(48, 1, stream=7)]
     for name in (
         "hair_style",
@@ -82,8 +82,9 @@ def test_people_drawn_together_are_drawn_as_alone(size):
 
 
 def test_a_layer_is_drawn_once_for_all_who_have_it(monkeypatch):
-    """What makes many faces cheap: the number of layers opened follows what there is to wear, not the faces. One face
-    has 16 to 26 layers; 256 have no more than the eight hair styles and the other choices multiply them to."""
+    """The number of layers opened depends on the choices of hair, clothes and so on, not on the number of faces: this
+    makes many faces cheap. One face has 16 to 26 layers; the eight hair styles and the other choices bring 256 faces to
+    fewer than 80."""
     opened = []
     patch = raster.Canvas.patch
 
@@ -96,7 +97,7 @@ def test_a_layer_is_drawn_once_for_all_who_have_it(monkeypatch):
     heads.render(people[0], motions[0], 16)
     alone = len(opened)
     opened.clear()
-    heads.render_many(people, motions, 16)  # at this size all in one chunk
+    heads.render_many(people, motions, 16)  # at this size all faces are in one chunk
     assert 16 <= alone <= 26 and len(opened) < 80
 
 
@@ -114,8 +115,8 @@ def test_moving_by_whole_pixels_shifts_the_picture():
 
 
 def test_scale_magnifies_about_the_head():
-    """At scale 1.15 a point is 1.15 times as far from the head's middle, (0.5, 0.46) of the side:
-    measured on the outline of a bald head, whose crown is one head unit, 0.27, above it."""
+    """At scale 1.15 a point is 1.15 times as far from the head's middle, (0.5, 0.46) of the side. This is measured on
+    the outline of a bald head, whose crown is one head unit, 0.27, above the middle."""
     size = 200
     for scale in (0.85, 1.0, 1.15):
         video = heads.render(plain(hair_style=0), neutral(scale=scale), size)
@@ -145,20 +146,20 @@ def test_mirrored_identity_and_motion_give_the_mirrored_picture(style):
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_coverage_is_that_of_an_average_over_finer_pixels(size):
-    """Averaging 4 x 4 pixels of a finer picture is what a pixel's area sees."""
+    """A pixel is compared with the average of 4 x 4 pixels of a finer picture, which is what its area sees."""
     ours, nearest = [], []
     for identity, motion in samples(10, 2, stream=1):
         coarse = heads.render(identity, motion, size)
         fine = heads.render(identity, motion, 4 * size)
         area = fine.reshape(2, size, 4, size, 4, 3).mean((2, 4))
         ours.append(np.abs(coarse - area))
-        nearest.append(np.abs(fine[:, 2::4, 2::4] - area))  # no anti-aliasing, to compare with
+        nearest.append(np.abs(fine[:, 2::4, 2::4] - area))  # without anti-aliasing, for comparison
     assert np.mean(ours) < np.mean(nearest) / 3
     assert np.quantile(ours, 0.99) < np.quantile(nearest, 0.99) / 2
 
 
 def test_closing_the_eyes_hides_the_iris():
-    """Two iris colours differ with open eyes, and not at all with closed ones."""
+    """Two iris colours give different pictures, unless both eyes are closed."""
     a, b = plain(iris_colour=3), plain(iris_colour=0)
     for motion, visible in (
         (neutral(), True),
@@ -171,7 +172,7 @@ def test_closing_the_eyes_hides_the_iris():
 
 
 def box_of_change(name, values, size=128):
-    """Rows and columns (first, last), as shares of the side, where a motion factor acts."""
+    """Returns the first and last row, then column, that a motion factor changes, as shares of the side."""
     motion = neutral(2)
     motion[:, MOTION_COLUMN[name]] = values
     a, b = heads.render(plain(), motion, size)
@@ -201,9 +202,9 @@ def test_expressions_change_their_own_region_only(name, values, rows, columns):
 
 
 def test_turning_moves_the_eyes_by_their_depth_and_gaze_moves_the_iris():
-    """Parallax: turned by yaw, a point (x, z) is seen at x cos + z sin, so that on average the two
-    eyes move by z sin(yaw); z is the ellipsoid's depth where they sit. An eye is found as the
-    centroid of what another iris colour changes while the other eye is closed."""
+    """Checks parallax: turned by yaw, a point (x, z) is seen at x cos + z sin, so that on average the two eyes move by
+    z sin(yaw); z is the ellipsoid's depth where they sit. An eye is found as the centroid of the pixels that change
+    with the iris colour while the other eye is closed."""
     size, yaw = 128, 0.3
     a, b = plain(iris_colour=3), plain(iris_colour=0)
 
@@ -257,7 +258,7 @@ def test_sampled_motion_is_smooth_in_range_and_a_prefix():
             MOTION_COLUMN[n] for n in ("mouth_open", "lid_left", "lid_right", "gaze_x", "gaze_y")
         ]
         assert step[:, fast].max() < 0.5
-        # Sinusoids of at most 0.8 Hz, steepened 1.6 times: share of the range in 1/25 s.
+        # Motions are sinusoids of at most 0.8 Hz, steepened 1.6 times: the bound is the share of the range in 1/25 s.
         assert np.delete(step, fast, 1).max() < np.pi * 0.8 * 1.6 / 25
         shorter = heads.sample_motion(np.random.default_rng(k), 7)
         np.testing.assert_allclose(shorter, motion[:7], atol=1e-6)
@@ -273,7 +274,7 @@ def test_sampled_factors_are_independent_across_clips():
     who = np.stack([heads.identity_vector(source.identity(i)) for i in range(400)])
     how = np.stack([source.motion(i).mean(0) for i in range(400)])
     both = np.corrcoef(who.T, how.T)[: who.shape[1], who.shape[1] :]
-    # About 1200 correlations of standard deviation 1/20: the largest is near 3.4 of them.
+    # Of about 1200 correlations of standard deviation 1/20, the largest is near 3.4 standard deviations.
     assert np.abs(both).max() < 5 / 20 and abs(both.std() - 1 / 20) < 0.01
 
 
@@ -319,7 +320,7 @@ def test_the_cache_is_filled_by_reading():
     plain_source = heads.HeadsSource(16, 2, 3)
     cached = heads.HeadsSource(16, 2, 3, cache=True)
     expected = np.stack([plain_source[i]["video"] for i in range(3)])
-    np.testing.assert_array_equal(cached[1]["video"], expected[1])  # filled as it is read
+    np.testing.assert_array_equal(cached[1]["video"], expected[1])  # drawn when it is read
     np.testing.assert_array_equal([cached[i]["video"] for i in range(3)], expected)
     with pytest.raises(ValueError, match="read-only"):
         cached[0]["video"][0] = 0
@@ -340,11 +341,11 @@ def test_fill_draws_what_the_cache_lacks_together(monkeypatch):
     source.fill([7, 2])
     assert drawn == [2, 2]
     fresh = heads.HeadsSource(16, 2, 9, identities=4)
-    for i in (2, 5, 7, 0, 1):  # the last is drawn as it is read
+    for i in (2, 5, 7, 0, 1):  # the last one was not filled: it is drawn when it is read
         item, expected = source[i], fresh[i]
         for key in expected:
             np.testing.assert_array_equal(item[key], expected[key])
-    item["motion"][:] = 0  # the reader's own
+    item["motion"][:] = 0  # the reader may change its own copy
     np.testing.assert_array_equal(source.motion(1), fresh.motion(1))
     drawn.clear()
     fresh.fill([1, 2])
@@ -382,7 +383,7 @@ def test_fingerprint_follows_every_argument_but_the_cache():
 def test_swap_is_the_content_of_one_and_the_motion_of_the_other():
     source = heads.HeadsSource(32, 8, 12, seed=3)
     np.testing.assert_array_equal(source.swap(2, 2), source[2]["video"])
-    # Handing back either input is clearly wrong: a background alone would be right to a few levels.
+    # Either input in place of the swap is clearly wrong: a background alone would agree to within a few levels.
     errors = []
     for i in range(0, 12, 2):
         truth = source.swap(i, i + 1)
@@ -456,7 +457,8 @@ def test_a_factor_of_the_hair_is_seen_where_it_changes_the_picture(name):
 
 @pytest.mark.parametrize("name", ["iris_colour", "gaze_x"])
 def test_irises_are_seen_until_the_lids_have_passed_them(name):
-    """In steps of a twentieth of the lid, for eyes that look up, ahead and down."""
+    """Compares the mask with renders while the lids close in steps of a twentieth, for eyes that look up, ahead and
+    down."""
     who, closed = plain(eye_size=1.2), np.linspace(0, 1, 21)
     turns = set()
     for gaze in (-1.0, 0.0, 1.0):
@@ -475,7 +477,7 @@ def test_irises_are_seen_until_the_lids_have_passed_them(name):
         slight = changed[0] / 10
         assert (changed[: last - 1] > slight).all() and (changed[last + 2 :] < slight).all()
         turns.add(last)
-    assert len(turns) == 3  # the lower they look, the later
+    assert len(turns) == 3  # the lower the eyes look, the later the irises disappear
     one_open = neutral(lid_left=1.0)
     assert shown(who, one_open, name).all()
 

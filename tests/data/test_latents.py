@@ -1,4 +1,4 @@
-"""Cached latents: what is stored, windows of it, and training from it as from pixels."""
+"""Cached latents: what is stored, windows of it, and training from the cache as from pixels."""
 
 import json
 import shutil
@@ -28,12 +28,12 @@ from vidmotion.system import Vars
 from vidmotion.systems import codecs
 from vidmotion.train import train
 
-LENGTH, SIDE = 11, 64  # of a stored clip; the side of lrs3:debug
+LENGTH, SIDE = 11, 64  # frames of a stored clip; the side of lrs3:debug
 COUNTS = {"train": 9, "test": 4}
 
 
 def write_clips(folder, counts=COUNTS, side=SIDE):
-    """Clips of moving waves as pixels, no two alike."""
+    """Writes clips of moving waves as pixels, no two alike."""
     y, x, t = np.meshgrid(np.arange(side), np.arange(side), np.arange(LENGTH), indexing="ij")
     rng = np.random.default_rng(0)
     with DatasetWriter(folder, "videos", provenance={"licence": "CC0"}, shards=2) as writer:
@@ -55,14 +55,14 @@ def write_clips(folder, counts=COUNTS, side=SIDE):
 
 
 def cache(src, out, *arguments, network="patch"):
-    """The command; its exit code."""
+    """Runs the command that caches latents and returns its exit code."""
     words = ["latents", f"--src={src}", f"--out={out}", f"--network={network}", "--batch=1"]
     return prepare.main([*words, *arguments], plan_latents=latents.plan)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """(clips, their latents by the patch codec)."""
+    """Returns (folder of clips, folder of their latents by the patch codec)."""
     root = tmp_path_factory.mktemp("latents")
     clips = write_clips(root / "clips")
     assert cache(clips, root / "cache") == 0
@@ -70,7 +70,7 @@ def folders(tmp_path_factory):
 
 
 def config_of(folders, cached, **changes):
-    """lrs3:debug on these clips."""
+    """Returns the config lrs3:debug on these clips, as latents if `cached`, else as pixels."""
     config = load_config("lrs3:debug")
     config.data.kind = "latents" if cached else "videos"
     common = {"directory": str(folders[cached]), "frames": 4, "decimate": 2}
@@ -137,7 +137,8 @@ def test_an_interrupted_one_goes_on_and_ends_the_same(folders, tmp_path, monkeyp
     encoded.clear()
     monkeypatch.setattr(latents, "_encoder", stopping(None))
     assert cache(clips, out) == 0
-    assert len(encoded) == 9 + 4 - 4  # two blocks of two were finished
+    # Two blocks of two clips were finished before the interruption.
+    assert len(encoded) == 9 + 4 - 4
     for split in COUNTS:
         whole = RecordSource(folders[1], split)
         assert RecordSource(out, split).fingerprint == whole.fingerprint
@@ -163,7 +164,7 @@ def test_what_cannot_be_cached_is_said(folders, tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
-    with pytest.raises(SystemExit):  # no such kind where no network is handed over
+    with pytest.raises(SystemExit):  # without a planner of latents the command has no such kind
         prepare.main(["latents", f"--src={folders[0]}", f"--out={tmp_path / 'out'}"])
 
 
@@ -176,7 +177,8 @@ def test_windows_are_those_of_the_clips(folders):
     source = make_source("latents", directory=folders[1], split="test", **options)
     element = source[1]
     whole = RecordSource(folders[1], "test")[1]["latents"]
-    np.testing.assert_array_equal(element["latents"], whole[3:8:2])  # a span of 5 in the middle
+    # The window spans the 5 frames in the middle.
+    np.testing.assert_array_equal(element["latents"], whole[3:8:2])
     assert (element["fps"], element["start"]) == (pixels["fps"], pixels["start"])
     assert len(source) == 4 and source.origin(1) == "test/ü 1.mp4"
 
@@ -221,14 +223,14 @@ def test_the_loss_from_the_cache_is_the_loss_from_pixels(folders):
         value, out = loss(params, clips)
         losses.append(float(value))
         metrics.append(float(out.metrics["denoising"]))
-    assert losses[0] != losses[1]  # rounded
+    assert losses[0] != losses[1]  # the cache holds rounded latents
     np.testing.assert_allclose(losses[1], losses[0], rtol=2e-3)
     np.testing.assert_allclose(metrics[1], metrics[0], rtol=2e-3)
 
 
 @pytest.fixture(scope="module")
 def trained(folders, tmp_path_factory):
-    """The workdir of two steps from the cache, with pictures at the end."""
+    """Returns the workdir of a run of two steps from the cache, with pictures at the end."""
     workdir = tmp_path_factory.mktemp("cached") / "run"
     with unoptimised():
         assert train(config_of(folders, 1), str(workdir)) == 0
@@ -270,7 +272,7 @@ def test_a_run_is_not_used_with_another_network(trained, monkeypatch):
 
 @pytest.fixture
 def refused(monkeypatch, caplog, tmp_path):
-    """Train as the command line does: the one message it is refused with."""
+    """Returns a function that trains as the command line does and returns the one message of the refusal."""
     monkeypatch.setattr(startup.logging.getLogger("vidmotion"), "propagate", True)
 
     def run(config):
@@ -313,7 +315,7 @@ def test_a_cache_of_other_weights_is_refused(refused, tmp_path):
     assert f"fingerprint {there} there, {here} here" in said and "\n" not in said
     config.system.codec.weights = file
     assert len(Run(config, "").source("train")) == 1
-    # And so is one made by another network.
+    # Latents made by another network are refused, too.
     assert f"fingerprint {there} there" in refused(config_of(folders, 1))
 
 

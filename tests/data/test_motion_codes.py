@@ -1,4 +1,4 @@
-"""Stored motion codes and tokens: where sequences begin, what names them, and what is refused."""
+"""Stored motion codes and tokens: where sequences begin, which names they have, and what is refused."""
 
 import pickle
 
@@ -14,7 +14,8 @@ LENGTH, CLIPS = 9, 6
 
 
 def write(folder, name="ids", value=1.0, encoder="e"):
-    """Clip c has the tokens 100 c + frame and the emotion c % 3; codes are the same numbers, twice."""
+    """Writes clips in which clip c has the tokens 100 c + frame and the emotion c % 3; codes are the same numbers,
+    twice."""
     provenance = {"encoder": encoder, "conditions": ["sad", "neutral", "happy"], "fps": 25.0}
     with DatasetWriter(folder, "motion", provenance=provenance) as writer:
         for c in range(CLIPS):
@@ -51,7 +52,7 @@ def test_sequences_begin_anywhere_in_training_and_at_the_beginning_otherwise(tok
         told = np.concatenate([batch["condition"] for batch in batches])
         np.testing.assert_array_equal(np.diff(found, axis=1), 1)
         starts = found[:, 0, 0].astype(int)
-        np.testing.assert_array_equal(starts // 100 % 3, told)  # the emotion stays with its clip
+        np.testing.assert_array_equal(starts // 100 % 3, told)  # the emotion is that of the clip
         assert set(starts % 100) == set(range(LENGTH - 4 + 1))
         held_out = pipeline.make_source(kind, directory=str(directory), split="eval", length=4)
         assert not held_out.transforms and len(held_out) == CLIPS
@@ -102,7 +103,7 @@ def test_what_is_missing_or_broken_is_named(codes, tokens, tmp_path):
 
 
 def test_heads_are_sad_neutral_or_happy_by_their_mean_smile():
-    """All three are common: the smile wanders evenly about none."""
+    """All three are common, because the smile wanders evenly about zero."""
     source = heads.HeadsSource(16, 32, 300)
     column = heads.MOTION_COLUMN["smile"]
     motions = [source.motion(i) for i in range(300)]

@@ -1,4 +1,4 @@
-"""The loader: the batch of a step is a function of the step, however it is made."""
+"""The loader: the batch of a step is a function of the step alone, however it is made."""
 
 import dataclasses
 import itertools
@@ -16,7 +16,7 @@ from vidmotion.data.records import DatasetWriter
 
 
 class Numbers:
-    """0, 1, ..., length - 1."""
+    """A source of the numbers 0, 1, ..., length - 1."""
 
     def __init__(self, length=10, fingerprint="numbers"):
         self.length, self.fingerprint = length, fingerprint
@@ -30,7 +30,7 @@ class Numbers:
 
 @dataclasses.dataclass(frozen=True)
 class Jitter(grain.transforms.RandomMap):
-    """Adds a random entry, so that augmentation is part of what must repeat."""
+    """Adds a random entry to each element, to check that augmentation repeats, too."""
 
     high: int = 10**6
 
@@ -72,7 +72,7 @@ def test_a_batch_larger_than_the_source_is_said(caplog):
 
 
 class Filled(Numbers):
-    """Remembers what it was asked to make ready, and refuses what it was not."""
+    """A source that records what it was asked to fill, and refuses to read anything else."""
 
     def __init__(self, length=10):
         super().__init__(length)

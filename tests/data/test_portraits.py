@@ -1,4 +1,4 @@
-"""Pairs of reference and target: which frames, what is seen of them, through the loader."""
+"""Pairs of reference and target: which frames are paired, how they are cropped, and how the loader gives them."""
 
 import itertools
 import pickle
@@ -18,7 +18,7 @@ LENGTH, SIDE, FPS = 25, 64, 25.0
 
 
 def levels():
-    """Frame k of grey level 8 k: which frames a pair shows can be read off."""
+    """Returns a clip whose frame k has grey level 8 k, so that the frames of a pair can be read off."""
     grey = (8 * np.arange(LENGTH)).astype(np.uint8)
     return np.broadcast_to(grey[:, None, None, None], (LENGTH, SIDE, SIDE, 3)).copy()
 
@@ -28,7 +28,7 @@ def shown(pictures):
 
 
 def boxes():
-    """The face moves right by a pixel a frame and grows."""
+    """Returns the boxes of a face that moves right by a pixel a frame and grows."""
     k = np.arange(LENGTH, dtype=np.float32)[:, None]
     return np.concatenate([10 + k, 20 + 0 * k, 26 + 1.5 * k, 40 + 0 * k], 1)
 
@@ -63,8 +63,9 @@ def test_a_pair_is_two_different_frames():
 def test_the_pair_rule_of_more_than_a_fifth_of_a_second():
     found = draws(Pair(gap=0.2), 2000)
     gaps = {abs(a - b) for a, b in found}
-    assert min(gaps) == 6 and max(gaps) == LENGTH - 1  # 5 frames are 0.2 s, which is not more
-    # Every frame has a partner here; each is as often the first of the two as any other.
+    # 5 frames are exactly 0.2 s, which is not more.
+    assert min(gaps) == 6 and max(gaps) == LENGTH - 1
+    # Every frame has possible partners, and each is as often the first of the two as any other.
     times = np.bincount([i for pair in found for i in pair], minlength=LENGTH)
     assert times.min() > 80
     candidates = Pair(gap=0.2).candidates(14, FPS)
@@ -175,7 +176,7 @@ def test_through_the_loader_and_again(folder):
 
 
 def test_heads_know_their_boxes():
-    """Of the heads' skin: what changes with its colour and nothing else does."""
+    """Compares the boxes with the skin, the pixels that change when only the colour of the skin does."""
     rng = np.random.default_rng(0)
     size = 128
     motion = heads.sample_motion(rng, 60)[::12]
@@ -187,13 +188,13 @@ def test_heads_know_their_boxes():
         light, dark = (heads.render({**who, "skin": s}, motion, size).astype(int) for s in (0, 1))
         skin = np.abs(light - dark).max(-1) > 40
         for mask, (x0, y0, x1, y1) in zip(skin, box):
-            # From the brows down to where the ears begin there is the face alone, nearly at its widest.
+            # From the brows down to where the ears begin only the face is skin, nearly at its widest.
             columns = np.flatnonzero(mask[int(y0) : int(y0 + 0.18 * (y1 - y0))].any(0))
             assert abs(columns[0] - x0) < 2 and abs(columns[-1] + 1 - x1) < 2
-            assert mask[int(y1) - 3, int((x0 + x1) / 2)]  # skin down to the chin
+            assert mask[int(y1) - 3, int((x0 + x1) / 2)]  # the skin reaches down to the chin
         centre = (box[:, :2] + box[:, 2:]) / 2
         assert np.all((centre > 0) & (centre < size))
-    # They move and grow as the motion says.
+    # The boxes move and grow as the motion says.
     at = np.zeros((3, len(heads.MOTION_FACTORS)), np.float32)
     at[:, heads.MOTION_COLUMN["scale"]] = 1, 1.1, 1
     at[2, heads.MOTION_COLUMN["x"]] = 0.1

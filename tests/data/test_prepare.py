@@ -23,7 +23,7 @@ def sheets(tmp_path_factory):
 
 @pytest.fixture
 def few_clips(monkeypatch):
-    """Keeps every 500th clip, for tests of what is around the writing."""
+    """Keeps every 500th clip, for tests that are not about the pictures."""
     clips_of = sprites.clips_of
     monkeypatch.setattr(
         sprites, "clips_of", lambda split: tuple(column[::500] for column in clips_of(split))

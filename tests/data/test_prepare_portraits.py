@@ -1,4 +1,4 @@
-"""Sets of portraits: whose files are whose, who is dealt where, and tubes about faces."""
+"""Sets of portraits: which file shows whom, how people are split, and tubes about faces."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def people(found):
 
 
 def square_face(picture):
-    """The bright square of `film`, as the detector would give it."""
+    """Stands in for the detector: finds the bright square of `frames`."""
     rows, columns = (np.flatnonzero((picture.mean(-1) > 128).any(axis)) for axis in (1, 0))
     if not len(rows):
         return np.zeros((0, 4))
@@ -39,7 +39,7 @@ def square_face(picture):
 
 
 def frames(count=20, start=40, step=2, top=30, hidden=()):
-    """A bright square that moves right, on dark."""
+    """Returns a film of a bright square that moves right on a dark background."""
     film = np.full((count, HEIGHT, WIDTH, 3), 30, np.uint8)
     for k in range(count):
         if k not in hidden:
@@ -72,10 +72,11 @@ def tube(path, settings=TUBE):
 
 def test_a_tube_is_about_all_places_and_boxes_lie_in_it(tmp_path, seen):
     (record,), _ = tube(write(tmp_path / "a.mp4", frames()))
-    # Looked for in frames 0, 5, 10, 15, 19 and in between estimated. The median of up to five looks
-    # at positions 40, 50, 60, 70, 78: at the ends of the three nearest.
+    # The face is looked for in frames 0, 5, 10, 15 and 19, and its place is interpolated in between. Each of the
+    # positions 40, 50, 60, 70, 78 becomes the median of up to five of them: at the ends, of the nearest three.
     left = np.array([50, 55, 60, 65, 70])
-    union = (left[0], 30, left[-1] + FACE, 30 + FACE)  # 44 wide; twice that, about its centre
+    # 44 wide; the tube is twice that, about its centre.
+    union = (left[0], 30, left[-1] + FACE, 30 + FACE)
     centre = (union[0] + union[2]) / 2, 30 + FACE / 2
     region = [centre[0] - 44, max(0, centre[1] - 44), centre[0] + 44, centre[1] + 44]
     region[3] = region[1] + 88
@@ -86,7 +87,7 @@ def test_a_tube_is_about_all_places_and_boxes_lie_in_it(tmp_path, seen):
     looked = np.zeros(20, bool)
     looked[[0, 5, 10, 15, 19]] = True
     np.testing.assert_array_equal(record["seen"], looked)
-    # The box of a frame is where the stored picture is bright, as far as the median follows.
+    # The box of a frame covers the bright square of the stored picture, up to the error of the median.
     x0, y0, x1, y1 = record["boxes"][10].round().astype(int)
     assert record["video"][10, y0 + 2 : y1 - 2, x0 + 3 : x1 - 3].min() > 150
     assert record["boxes"].dtype == np.float32 and record["boxes"].shape == (20, 4)
@@ -101,10 +102,12 @@ def test_a_tube_that_leaves_the_picture(tmp_path, seen, border):
     assert x1 - x0 == pytest.approx(y1 - y0, abs=1e-3)
     if border == "shrink":
         assert x0 >= 0 and y0 >= 0 and x1 <= WIDTH and y1 <= HEIGHT and y1 - y0 == HEIGHT
-        assert np.abs(record["video"][:, :4].astype(int) - 30).max() < 6  # the video's own dark
+        # The video's own dark background.
+        assert np.abs(record["video"][:, :4].astype(int) - 30).max() < 6
     else:
         assert y1 - y0 > HEIGHT and y0 < 0 < HEIGHT < y1
-        assert record["video"][0, 0].max() < 15 < record["video"][0, 32].min()  # black above
+        # Black above the picture.
+        assert record["video"][0, 0].max() < 15 < record["video"][0, 32].min()
 
 
 def test_clips_without_a_face_or_with_a_small_one_are_counted(tmp_path, seen):
@@ -177,7 +180,8 @@ def test_vfhq():
     found = portrait_sets.split_vfhq(files(*clips, "VFHQ-Test/notes"), 0.5)
     assert people(found) == dict(zip(clips, ["abc_-1+P0", "abc_-1+P1", "x+y+P0"]))
     split = {file.name: file.split for file in found}
-    assert split[clips[0]] == split[clips[1]] != split[clips[2]]  # by video
+    # People of one video stay in one split.
+    assert split[clips[0]] == split[clips[1]] != split[clips[2]]
     test = ["VFHQ-Test/GT/a/" + clips[2], "VFHQ-Test/Blind/" + clips[2], clips[0]]
     found = portrait_sets.split_vfhq(files(*test))
     assert [(f.name, f.split) for f in found] == [(test[0], "test"), (test[2], "train")]
@@ -249,7 +253,7 @@ def test_mead_from_files_to_pairs(tmp_path, seen, capsys):
     assert pairs[0]["driving"].shape == (2, 32, 32, 3)
     report = json.loads((out / "report.json").read_text())
     assert report["settings"]["crop"] == "tube"
-    assert run(*command, "--views", "front", "top", "--test_share=0.4") == 0  # complete
+    assert run(*command, "--views", "front", "top", "--test_share=0.4") == 0  # already complete
     assert run(*command, "--face_scale=3") == 2 and "another dataset" in capsys.readouterr().err
 
 

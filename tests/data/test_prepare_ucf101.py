@@ -1,4 +1,4 @@
-"""UCF101 into a dataset: its official lists, its classes, and that no group is on both sides."""
+"""Making a dataset of UCF101: its official lists and classes, and no group in both splits."""
 
 import os
 
@@ -17,7 +17,7 @@ TEST = ("ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01", "YoYo/v_YoYo_g01_c01")
 
 
 def write_avi(path, frames):
-    """MPEG-4 part 2 in AVI, as UCF101 is published."""
+    """Writes a video as UCF101 is published: MPEG-4 part 2 in AVI."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(os.fspath(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=25, options={"qscale": "2"})
@@ -29,7 +29,7 @@ def write_avi(path, frames):
 
 
 def write_lists(folder, train=TRAIN, test=TEST, fold=1, classes="1 ApplyEyeMakeup\r\n2 YoYo\r\n"):
-    """As they are published: CR LF, the class's number behind the files to train on."""
+    """Writes lists as UCF101 publishes them: with CR LF, and the number of the class after each training file."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "classInd.txt").write_bytes(classes.encode())
     numbered_names = [f"{name}.avi {1 + CLASSES.index(name.split('/')[0])}" for name in train]
@@ -54,7 +54,7 @@ def test_ucf101(tmp_path, capsys):
     train = VideoSource(out, "train", frames=4, random=True)
     test = VideoSource(out, "test", frames=4)
     assert train.classes == test.classes == CLASSES
-    # By name, as files are: the class of each follows from the folder it lies in.
+    # Clips are in the order of file names; the class of each follows from its folder.
     assert [train.class_of(train[i]) for i in range(3)] == [0, 1, 1]
     element = test[1]
     assert element["label"] == 1 and element["label"].dtype == np.int32
@@ -96,7 +96,8 @@ def test_lists_that_are_not_ucf101s_are_refused(tmp_path):
 
 def test_missing_and_foreign_videos_are_named(tmp_path):
     classes, splits = folders.read_ucf101(write_lists(tmp_path), 1)
-    every = [f"UCF-101/{name}.mp4" for name in (*TRAIN, *TEST)]  # converted: the suffix is free
+    # Converted videos: any suffix is accepted.
+    every = [f"UCF-101/{name}.mp4" for name in (*TRAIN, *TEST)]
     found = folders.split_ucf101(sources(*every), classes, splits)
     assert [(file.split, file.label) for file in found] == [
         *[("train", 0), ("train", 1), ("train", 1)],
@@ -109,7 +110,8 @@ def test_missing_and_foreign_videos_are_named(tmp_path):
 
 
 def test_other_folders_keep_their_digests():
-    """A label is part of what a dataset is made from; files without one are known as before."""
+    """A label is part of the digest of a dataset's inputs; the digest of files without a label is what it was
+    before."""
     plain, labelled = sources("a/b.mp4"), [folders.SourceFile("a/b.mp4", "a/b.mp4", 1, label=0)]
     assert (
         folders.FolderJob(tuple(plain), CUTTING).inputs

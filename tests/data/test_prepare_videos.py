@@ -1,4 +1,4 @@
-"""Folders of videos into datasets, on small videos whose frames carry their own number."""
+"""Making datasets of folders of videos, checked on small videos whose frames carry their own number."""
 
 import json
 import os
@@ -31,21 +31,22 @@ CUTTING = Cutting(25, SIDE, 0.4, 25, "centre", 2.0, "raw")
 
 
 def numbered(number, height=SIDE, width=SIDE, low=96):
-    """The number in Gray code, a stripe per bit: successive frames differ in one, so not by a cut."""
+    """Returns a frame with the number in Gray code, a stripe per bit: successive frames differ in one stripe, which is
+    too little to look like a cut."""
     bits = (number ^ number >> 1) >> np.arange(BITS) & 1
     stripes = np.repeat(bits, -(-height // BITS))[:height]
     return np.broadcast_to((low + 64 * stripes)[:, None, None], (height, width, 3)).astype(np.uint8)
 
 
 def numbers(video, low=96):
-    """Inverse of `numbered` for clips (T, H, W, 3)."""
+    """Returns the numbers in clips (T, H, W, 3): the inverse of `numbered`."""
     stripes = video.reshape(len(video), BITS, -1).mean(-1) > low + 32
     binary = np.bitwise_xor.accumulate(stripes[:, ::-1], axis=1)[:, ::-1]
     return (binary << np.arange(BITS)).sum(1).tolist()
 
 
 def write(path, frames, fps=25, times=None, sound=False):
-    """A video of frames (H, W, 3) at a rate, or at `times` in milliseconds; any size."""
+    """Writes a video of frames (H, W, 3), of any size, at a rate or at `times` in milliseconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(os.fspath(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "8", "threads": "1"})
@@ -84,7 +85,7 @@ def run(capsys, *arguments):
 
 
 def content(folder):
-    """Digests and bytes of a dataset's shards, without what may differ: provenance and report."""
+    """Returns the bytes of each shard of a dataset by name, leaving out the index and report, which may differ."""
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.array_record"))}
 
 
@@ -95,7 +96,7 @@ def content(folder):
     "fps, shown",
     [
         (25, list(range(50))),
-        # Six frames make five: the fourth and fifth are nearest to one tick, the later one stays.
+        # Six frames become five: the fourth and fifth are nearest to one tick, and the later one is kept.
         (30, [k + 6 * n for n in range(10) for k in (0, 1, 2, 4, 5)]),
         (50, list(range(0, 100, 2))),
         (Fraction(25, 2), [k // 2 for k in range(50)]),
@@ -114,7 +115,7 @@ def test_a_varying_frame_rate_keeps_its_speed(tmp_path):
     times = [0, 39, 81, 200, 205, 210, 321, 480, 520, 561, 600, 680, 720, 760]  # ms
     path = write(tmp_path / "a.mkv", [numbered(k) for k in range(len(times))], times=times)
     (clip, *_), _ = clips_of(path, CUTTING)
-    # Ticks at 0, 40, ..., 360 ms; 200, 205 and 210 are all nearest to 200, where the last is taken.
+    # Ticks are at 0, 40, ..., 360 ms; 200, 205 and 210 are all nearest to the tick at 200, which takes the last one.
     assert numbers(clip["video"]) == [0, 1, 2, 2, 2, 5, 5, 5, 6, 6]
 
 
@@ -139,7 +140,7 @@ def test_odd_sizes_and_the_centre(tmp_path, height, width):
 
 
 def test_a_phones_video_is_turned_upright_before_the_crop(tmp_path):
-    # Lying: left third black, right two thirds with a white lower half.
+    # As stored, lying on its side: left third black, right two thirds with a white lower half.
     lying = np.zeros((40, 60, 3), np.uint8)
     lying[20:, 20:] = 255
     data = bytearray(write(tmp_path / "a.mp4", [lying] * 10).read_bytes())
@@ -147,7 +148,7 @@ def test_a_phones_video_is_turned_upright_before_the_crop(tmp_path):
     data[at : at + 36] = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
     (tmp_path / "b.mp4").write_bytes(data)
     ((clip),), _ = clips_of(tmp_path / "b.mp4", box=np.array([0, 0, 20, 60.0]))
-    np.testing.assert_array_equal(clip["box"], [0, 10, 40, 50])  # of 40 x 60
+    np.testing.assert_array_equal(clip["box"], [0, 10, 40, 50])  # of an upright picture of 40 x 60
     upright = np.zeros((60, 40), np.uint8)
     upright[20:, :20] = 255
     expected = upright[10:50].repeat(8, 0).repeat(8, 1)[::5, ::5]
@@ -160,7 +161,7 @@ def test_boxes_are_cropped_and_scaled(tmp_path):
     path = write(tmp_path / "a.mp4", [frame] * 10)
     ((clip),), _ = clips_of(path, box=np.array([60, 20, 90, 50.0]))
     assert abs(clip["video"][:, 8:-8, 8:-8].astype(int) - 200).max() <= 6
-    # Narrow: made square about its middle; outside: moved in.
+    # A box that is not square becomes square about its middle; one that lies partly outside is moved inside.
     ((clip),), _ = clips_of(path, box=np.array([110, -10, 120, 20.0]))
     np.testing.assert_array_equal(clip["box"], [90, 0, 120, 30])
 
@@ -191,7 +192,7 @@ def test_pixels_that_are_not_square(tmp_path):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     ((clip),), _ = clips_of(path)
-    np.testing.assert_array_equal(clip["box"], [32, 0, 96, 64])  # of 128 x 64
+    np.testing.assert_array_equal(clip["box"], [32, 0, 96, 64])  # of a picture of 128 x 64
 
 
 def test_faces(tmp_path):
@@ -222,7 +223,8 @@ def test_a_face_box_is_the_median_and_half_the_pictures_are_enough(monkeypatch):
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """Good and bad files of many kinds; name -> why it gives no clip is in `BAD` and `EMPTY`."""
+    """Returns a folder of good and bad files of many kinds; `BAD` says why a file cannot be read, `EMPTY` names those
+    that are too short for a clip."""
     folder = tmp_path_factory.mktemp("videos")
     frames = [numbered(k) for k in range(25)]
     write(folder / "sound.mp4", frames, sound=True)
@@ -232,7 +234,7 @@ def videos(tmp_path_factory):
     write(folder / "deep/short.mp4", frames[:9])
     whole = write(folder / "cut.mp4", [numbered(k) for k in range(60)]).read_bytes()
     (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
-    # The index first, as on the web: it can be opened although the end is missing.
+    # The index comes first, as on the web, so the file can be opened although its end is missing.
     with av.open(os.fspath(folder / "half.mp4"), "w", options={"movflags": "faststart"}) as out:
         stream = out.add_stream("libx264", rate=25)
         stream.height = stream.width = SIDE
@@ -275,7 +277,7 @@ def arguments(src, out, *more):
 
 @pytest.fixture(scope="module")
 def prepared(videos, tmp_path_factory):
-    """The folder prepared with one thread, and what was printed."""
+    """Returns the folder prepared with one thread, and what the command printed."""
     out = tmp_path_factory.mktemp("out") / "dataset"
     command = [sys.executable, "-m", "vidmotion.data.prepare", *arguments(videos, out, "--jobs=1")]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -327,7 +329,7 @@ def test_parts_done_by_several_jobs_give_the_dataset_of_one(videos, prepared, tm
     finished = {path.name: path.read_bytes() for path in (out / "parts").glob("*.array_record")}
     assert len(finished) == len(GOOD) + len(EMPTY)
     code, printed, _ = run(capsys, *arguments(videos, out))
-    # What cannot be read is tried again.
+    # Files that could not be read are tried again.
     assert code == 0 and f"{len(finished)} files are finished, {len(BAD)} to go" in printed
     assert content(out) == content(prepared[0])
     assert not (out / "parts").exists()
@@ -356,7 +358,7 @@ def test_a_pipeline_without_beam_says_what_to_install(videos, tmp_path, capsys, 
 
 
 def test_bytes_do_not_depend_on_what_else_is_encoded_at_the_time():
-    """Sizes of partial macroblocks, with light that changes, in one, two and four threads at once."""
+    """Encodes sizes with partial macroblocks and changing light in one, two and four threads at once."""
     k, y, x = np.mgrid[:12, :100, :100]
     light = 0.5 + 0.5 * np.abs(np.cos(k / 4))
     bright = ((7 * (x // 4 + 2 * k) * (y // 4 + k)) % 256) * light
@@ -426,7 +428,7 @@ def test_interrupted_goes_on_and_ends_the_same(videos, prepared, tmp_path, capsy
 def test_killed_goes_on_and_ends_the_same(videos, prepared, tmp_path, capsys, how):
     slow = (
         "import signal, sys, time\n"
-        # A job started in the background inherits an ignored SIGINT; a person's does not.
+        # A job started in the background inherits an ignored SIGINT; one that a person starts in a terminal does not.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from vidmotion.data.prepare import folders, main\n"
         "cut = folders.cut_video\n"
@@ -492,7 +494,7 @@ def test_random_splits():
     assert len(tests(names, 1e-6)) == 1 and len(tests(names, 0.999)) == 39
     assert not tests(names, 0) and not tests(names[:1], 0.5)
     assert tests(names, 1) == set(names) and tests(names[:1], 1) == set(names[:1])
-    # Only files that give clips are dealt out.
+    # Only files that give clips are split.
     assert sorted(job(names, test_share=0.5).splits(names[:2]).values()) == ["test", "train"]
 
 
@@ -568,7 +570,8 @@ def test_wrong_box_files_are_refused(tmp_path, name, text, message):
 
 
 def test_what_a_lost_machine_tore_is_made_again(videos, prepared, tmp_path, capsys, monkeypatch):
-    """Names of files are on disk before what is in them."""
+    """After a power cut, a file can have its name but lack its content: an empty outcome, a shard of zeros, a missing
+    shard."""
     cut, started = folders.cut_video, []
 
     def interrupted(path, *rest, **options):
@@ -600,7 +603,8 @@ def test_what_a_killed_process_could_not_remove_is_removed_by_the_next(
             patched.setattr(folders.FolderRun, name, killed)
             assert run(capsys, *arguments(videos, tmp_path, "--jobs=1", "--force"))[0] == 130
         assert (tmp_path / "dataset.json").exists() and (tmp_path / "parts").exists()
-        with lock.hold(tmp_path):  # another process may be making what will replace it
+        # Another process may be making the dataset that will replace this one.
+        with lock.hold(tmp_path):
             assert run(capsys, *arguments(videos, tmp_path))[0] == 0
             assert (tmp_path / "parts").exists()
         code, printed, _ = run(capsys, *arguments(videos, tmp_path))

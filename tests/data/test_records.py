@@ -1,4 +1,4 @@
-"""The record format: what is written comes back, in order; damage is named."""
+"""The record format: what is written is read back in order; damage is named."""
 
 import json
 import pickle
@@ -48,7 +48,7 @@ def test_records_come_back_in_order_whatever_the_shards(tmp_path, shards):
         assert bytes(found["raw"]) == written["raw"]
         for name in ("video", "track", "label"):
             np.testing.assert_array_equal(found[name], written[name], strict=True)
-        found["video"][:] = 0  # writable
+        found["video"][:] = 0  # the arrays are writable
     with pytest.raises(IndexError, match="10 of 10"):
         source[10]
     source.verify()

@@ -1,4 +1,4 @@
-"""Sprites against PIL, the published order and split, and figures measured on the public sheets."""
+"""Sprites: pictures as PIL composes them, the published order and split, and figures measured on the public sheets."""
 
 import itertools
 import pickle
@@ -12,7 +12,7 @@ from vidmotion.data.pipeline import Loader
 from vidmotion.data.records import DatasetError
 from vidmotion.open_run import load_config
 
-# The generator's cells: y in pixels of the rows of (front, left, right), then the columns.
+# The generator's cells: y in pixels of the rows of (front, left, right), then the columns of the eight frames.
 CELLS = {
     "walk": ((640, 576, 704), (8, 1, 2, 3, 4, 5, 6, 7)),
     "spellcard": ((128, 64, 192), (0, 1, 2, 3, 4, 5, 4, 6)),
@@ -23,7 +23,7 @@ USED = [f"{layer}/{v}.png" for layer in LAYERS for v in range(6)] + ["shoes/1.pn
 
 
 def pil_sheet(folder, attributes):
-    """A character as PIL composes it, whole sheets at a time."""
+    """Composes a character with PIL, whole sheets at a time."""
     canvas = Image.new("RGBA", (832, 1344), (0, 0, 0, 255))
     names = [f"{layer}/{v}.png" for layer, v in zip(LAYERS, attributes)]
     for name in [*names, "shoes/1.png"]:
@@ -40,7 +40,7 @@ def pil_clip(sheet, action, direction):
 
 @pytest.fixture(scope="module")
 def fake_sheets(tmp_path_factory):
-    """Sheets of 16-pixel squares in random colours and opacities."""
+    """Writes sheets of 16-pixel squares in random colours and opacities."""
     folder = tmp_path_factory.mktemp("sheets")
     rng = np.random.default_rng(0)
     for name in USED:
@@ -202,19 +202,19 @@ def test_random_clips_begin_anywhere_in_their_loop(fake_sheets):
         for source in (fixed, turned)
     ]
     assert loaders[0].fingerprint != loaders[1].fingerprint
-    # Round by round the same clip: every start is met, and each is a turn of the clip.
+    # The same clip in every round: every start occurs, and each clip read is a rotation of the stored one.
     clip, starts = fixed[0]["video"], set()
     for round_ in range(40):
         batch = loaders[1].batch(round_ * len(turned))
         (start,) = [k for k in range(8) if (np.roll(clip, -k, 0) == batch["video"][0]).all()]
         starts.add(start)
         assert batch["action"][0] == fixed[0]["action"]
-    assert starts == set(range(8))  # 40 draws miss one of 8 in 4 % of all seeds
+    assert starts == set(range(8))  # 40 draws miss one of 8 with 4 % of all seeds
     np.testing.assert_array_equal(loaders[0].batch(len(fixed))["video"][0], clip)
 
 
 def test_the_recipe_denoises_every_pose():
-    # Halves of four frames: one direction alone has only the poses of frames 4 to 7 as targets, 31 to 33 of 63.
+    # A half is four frames. One direction alone would have only the poses of frames 4 to 7 as targets, 31 to 33 of 63.
     config = load_config("sprites")
     assert config.system.cross.symmetric and config.system.sampler.window == 0
     assert config.data.train.random and "random" not in config.data.eval

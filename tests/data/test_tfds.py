@@ -1,4 +1,4 @@
-"""TensorFlow Datasets: what is built here is read back as our own sources give it; videos of others are windowed."""
+"""TensorFlow Datasets: datasets that are built here read back as our own sources give them; windows of other videos."""
 
 import io
 import types
@@ -14,12 +14,12 @@ from vidmotion.data.sprites import SpritesSource
 from vidmotion.errors import ConfigError
 
 tfds = pytest.importorskip("tensorflow_datasets")
-pytest.importorskip("importlib_resources")  # of the extra
+pytest.importorskip("importlib_resources")  # needed by the builders, installed with the extra
 builders = pytest.importorskip("vidmotion.data.tfds")
 
 
 def built(builder, config, folder):
-    """The builder's name, once the dataset is written."""
+    """Writes the dataset and returns its name."""
     made = builder(config=config, data_dir=folder, file_format="array_record")
     made.download_and_prepare()
     return f"{made.name}/{config.name}:1.0.0"
@@ -45,7 +45,7 @@ def test_heads(tmp_path):
 
 
 def test_a_prepared_folder(tmp_path):
-    """Clips of several lengths, text, labels, and more records than shards would keep in order by themselves."""
+    """Has clips of several lengths, text, labels, and so many records that shards alone would not keep their order."""
     rng = np.random.default_rng(0)
     with DatasetWriter(tmp_path / "clips", "videos", shards=2) as writer:
         for k in range(25):
@@ -92,7 +92,7 @@ def encoded(level, size=20):
 
 @pytest.fixture
 def ucf(monkeypatch):
-    """Two videos of 12 and of 9 pictures, frame t of video k of grey level 100 k + t, as TFDS gives them undecoded."""
+    """Makes TFDS give two videos of 12 and 9 undecoded pictures; frame t of video k has grey level 100 k + t."""
     videos = [
         np.array([encoded(100 * k + t) for t in range(n)], object) for k, n in ((0, 12), (1, 9))
     ]
@@ -116,7 +116,8 @@ def test_windows_of_videos_that_are_decoded_here(ucf):
     assert source.classes == ("a", "b") and len(source) == 2
     first = source[1]
     assert first["video"].shape == (3, 10, 10, 3) and first["video"].dtype == np.uint8
-    assert first["video"][:, 0, 0, 0].tolist() == [101, 104, 107]  # seven of nine, in the middle
+    # The window spans the middle seven of nine frames.
+    assert first["video"][:, 0, 0, 0].tolist() == [101, 104, 107]
     assert first["label"].dtype == np.int32 and source.class_of(first) == 0
     assert first["fps"] == pytest.approx(25 / 3) and first["start"] == pytest.approx(1 / 25)
     drawn = make_source("tfds_videos", name="ucf101", frames=2, decimate=2, random=True)

@@ -18,13 +18,13 @@ LENGTH, SIDE, FPS = 25, 64, 25.0
 
 
 def levels(first=0):
-    """Frame k of grey level first + 8 k: what a window shows can be read off."""
+    """Returns a clip whose frame k has grey level first + 8 k, so that the frames of a window can be read off."""
     grey = (first + 8 * np.arange(LENGTH)).astype(np.uint8)
     return np.broadcast_to(grey[:, None, None, None], (LENGTH, SIDE, SIDE, 3)).copy()
 
 
 def shown(video):
-    """Frame numbers of `levels`, from the middle of each picture."""
+    """Returns the frame numbers that `levels` put there, from the middle of each picture."""
     return np.rint(video[..., 20:40, 20:40, :].mean((-1, -2, -3)) / 8).astype(int).tolist()
 
 
@@ -34,7 +34,7 @@ def decibel(a, b):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three clips as H.264 in "train", the same as pixels in "raw/train"."""
+    """Returns a folder with three clips as H.264 in "train", and the same clips as pixels in "raw/train"."""
     root = tmp_path_factory.mktemp("clips")
     for path, kind in ((root, "clip"), (root / "raw", "video")):
         with DatasetWriter(path, "clips", shards=2) as writer:
@@ -94,7 +94,7 @@ def test_centred_windows(folder, part):
     source = make_source("videos", directory=folder / part, frames=5, decimate=3)
     assert len(source) == 3 and source.transforms == ()
     element = source[1]
-    # 5 frames, every third, span 13 of 25: 6 are left over on either side.
+    # 5 frames, every third, span 13 of 25, which leaves 6 on either side.
     assert shown(element["video"]) == [6, 9, 12, 15, 18]
     assert element["video"].shape == (5, SIDE, SIDE, 3) and element["video"].dtype == np.uint8
     assert element["fps"] == np.float32(25 / 3) and element["start"] == 10 + 6 / 25
@@ -111,7 +111,7 @@ def test_random_windows_are_all_the_possible_ones_and_repeat(folder, part):
         batches = list(itertools.islice(loader.iterate(), 20))
     assert batches[0]["video"].shape == (3, 11, SIDE, SIDE, 3)
     windows = [shown(video) for batch in batches for video in batch["video"]]
-    # They span 21 of 25 frames.
+    # The windows span 21 of 25 frames.
     assert {tuple(window) for window in windows} == {tuple(range(k, k + 21, 2)) for k in range(5)}
     again = Loader(source, **options).batch(17)
     np.testing.assert_array_equal(again["video"], batches[17]["video"])

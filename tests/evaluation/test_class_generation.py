@@ -1,4 +1,4 @@
-"""Class-conditional generation with stand-ins whose answers are known."""
+"""Class-conditional generation by stand-ins whose answers are known."""
 
 import types
 
@@ -18,7 +18,7 @@ ATTRIBUTES = (("skin", 6), ("pants", 6), ("top", 6), ("hair", 6))
 
 
 def latents_of(label):
-    """Latents that say their class: all numbers are the label."""
+    """Returns latents that tell their class: every number is the label."""
     value = np.asarray(label, np.float32)
     return {
         "structure": np.broadcast_to(value[:, None, None, None, None], (len(value), 2, 1, 1, 3)),
@@ -27,7 +27,7 @@ def latents_of(label):
 
 
 class Stub:
-    """A run: of the generator, of the autoencoder, or of the judge."""
+    """A run that stands in for the generator, the autoencoder or the judge."""
 
     def __init__(self, workdir, system, name, **config):
         self.workdir, self.system, self.mesh = workdir, system, None
@@ -59,13 +59,14 @@ class Stub:
 
 
 def paint(vars, batch):
-    """A 16 px clip of two frames, grey 20 times its class."""
+    """Returns a clip of two frames of 16 px, whose grey level is 20 times the class."""
     grey = np.asarray(batch["structure"])[:, 0, 0, 0, 0] * 20 / 255
     return np.broadcast_to(grey[:, None, None, None, None], (len(grey), 2, 16, 16, 3))
 
 
 def read(vars, batch, key):
-    """Class from the grey; the hair is that of the first clip for all, other looks go round."""
+    """Stands in for the judge: reads the class from the grey level; all hair is alike, the other looks go through six
+    values."""
     label = np.rint(batch["video"][:, 0, 0, 0, 0] / 20).astype(int)
     looks = np.arange(len(label)) % 6
     eye = np.eye(9, dtype=np.float32)[label]
@@ -77,7 +78,7 @@ def read(vars, batch, key):
 
 @pytest.fixture
 def scene(tmp_path, monkeypatch):
-    """(evaluate with changed settings, generator run)."""
+    """Returns (a function that evaluates with changed settings, the generator's run, the autoencoder's run)."""
     provenance = {
         "classes": [f"class {k}" for k in range(CLASSES)],
         "weights": fingerprint(WEIGHTS),
@@ -103,7 +104,7 @@ def scene(tmp_path, monkeypatch):
         tmp_path, system, "vidtwin_dit", evals={"stub": settings},
         sample={"fps": 8.0},
     )  # fmt: skip
-    # Held out: two clips of class 1 that the autoencoder confuses with 2, and eight right ones.
+    # Held-out clips: two of class 1, which the autoencoder decodes as class 2, and eight that it decodes right.
     shown = np.array([2, 2, *range(8)])
     latents, truth = latents_of(shown), np.array([1, 1, *range(8)], np.int32)
     run.records = [
@@ -126,8 +127,9 @@ def test_the_right_class_every_time(scene, tmp_path):
     assert "chance 0.111; 4 clips of each of 9 classes; guidance 5, 50 steps" in (
         rows["class_accuracy/generated"].convention
     )
-    assert run.sizes == [8] * 5  # 36 clips, 6 at a time rounded up to what the mesh divides
-    # The hair never changes, the three others go through six values evenly.
+    # 36 clips, 6 at a time, rounded up to a multiple that the mesh divides.
+    assert run.sizes == [8] * 5
+    # The hair never changes; the other three looks take six values equally often.
     assert rows["H(looks)/generated"].value == pytest.approx(0.75 * np.log(6))
     assert all(row.resolution == "16x16" for row in rows.values())
     for suffix in ("png", "mp4", "gif"):

@@ -1,4 +1,4 @@
-"""The four-driver test: stand-ins for systems that use their driver, their source, both or neither."""
+"""The four-driver test, on stand-ins for systems that use their driver, their source, both or neither."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def source():
 
 
 def stub(source, answer, **settings):
-    """A run whose system answers clips (content, motion), known by their numbers, with `answer(content, motion)`."""
+    """Returns a run whose system answers the clips with numbers (content, motion) with `answer(content, motion)`."""
     find = lookup(source, len(source))
 
     def sample(vars, batch):
@@ -37,7 +37,7 @@ def decibel(first, second):
 
 
 def mean_decibel(source, picked):
-    """Mean over clips of PSNR between the true answers and the renders ``picked(i, j)``."""
+    """Returns the mean over clips of the PSNR between the true answers and the renders ``picked(i, j)``."""
     paired = derangement(len(source))
     pairs = list(enumerate(paired.tolist()))
     return np.mean([decibel(source.swap(i, j), source.swap(*picked(i, j))) for i, j in pairs])
@@ -65,7 +65,7 @@ def test_a_perfect_system_loses_what_the_renders_differ_by(source):
     for name in ("no_driver", "wrong_driver", "wrong_source", "mean_picture"):
         difference = 100 - values[f"psnr/{name}"]
         assert values[f"psnr/true_over_{name}"] == pytest.approx(difference, abs=1e-3)
-    # Neither third clip is one of the pair.
+    # The wrong driver and the wrong source are always a third clip.
     for i, j in after.items():
         assert after[j] not in (i, j) and before[i] not in (i, j)
 
@@ -98,7 +98,7 @@ def test_the_clips_of_training_are_taken_where_asked_for(source):
     train = HeadsSource(size=16, frames=3, clips=4, split="train")
     run = stub(train, train.swap, split="train")
     splits = []
-    # Training reads pairs of frames off the clips; the test takes the clips themselves.
+    # Training reads pairs of frames from the clips; the test takes the whole clips.
     pairs = DrawnPortraitSource(train, 25.0, pair={"recipe": "face", "frames": 1, "size": 8})
     run.source = lambda split: splits.append(split) or pairs
     rows = rows_of(evaluated(Drivers, run))
@@ -120,13 +120,14 @@ def test_two_clips_have_no_third_and_one_has_no_other():
 
 def test_swap_and_drivers_sample_each_pass_once(source):
     run = stub(source, source.swap, batch=8)
-    early, late = {}, {}  # variables of two steps
+    early, late = {}, {}  # the variables of two steps
     with keeping():
         both = [*evaluated(Swap, run, early), *evaluated(Drivers, run, early)]
-        assert len(run.sizes) == 3  # true driver, itself, the next but one
+        # One pass each with the true driver, the source itself, and the clip after the driver.
+        assert len(run.sizes) == 3
         evaluated(Drivers, run, late)
         assert len(run.sizes) == 6
-    assert len(rows_of(both)) == len(both)  # no two rows of one name
+    assert len(rows_of(both)) == len(both)  # no two rows have the same name
     evaluated(Drivers, run, late)
     assert len(run.sizes) == 9
     alone = stub(source, source.swap, batch=8)

@@ -1,4 +1,4 @@
-"""Which evaluators run, and how a section of the config becomes one."""
+"""Which evaluators run, and how a section of the config becomes an evaluator."""
 
 import dataclasses
 import types

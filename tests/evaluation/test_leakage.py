@@ -1,4 +1,4 @@
-"""The leakage protocol with codes of which it is known what they hold."""
+"""The leakage protocol on codes whose content is known."""
 
 import types
 
@@ -20,7 +20,7 @@ REAL = [f.name for f in IDENTITY_FACTORS if f.kind == "continuous"]
 
 
 class Numbered(Renders):
-    """Heads whose pictures are not drawn: the first two bytes of a clip are its number."""
+    """A source of heads without their pictures: the first two bytes of a clip are its number."""
 
     def __init__(self, clips):
         self._heads = HeadsSource(16, FRAMES, clips, split="eval")
@@ -36,7 +36,7 @@ class Numbered(Renders):
 
 
 class StubRun:
-    """A run of a system whose codes are looked up by the number of the clip."""
+    """A run of a system that looks codes up by the number of the clip."""
 
     def __init__(self, content, motion, clips=CLIPS, **settings):
         def read_codes(vars, batch):
@@ -70,7 +70,7 @@ class StubRun:
 
 @pytest.fixture(scope="module")
 def truth():
-    """(identity vectors, courses of motion, noise), each as a code."""
+    """Returns (identity vectors, courses of motion, noise), each usable as a code."""
     heads = HeadsSource(16, FRAMES, CLIPS, split="eval")
     made_of = [heads.factors(i) for i in range(CLIPS)]
     identity = np.float32([[clip["identity"][name] for name in REAL] for clip in made_of])
@@ -118,7 +118,7 @@ def test_codes_of_noise_read_at_chance(truth):
 
 
 def test_untrained_encoders_read_at_chance_what_they_were_not_shown():
-    """Random features of drawn heads keep who is shown, but tell nothing about another clip."""
+    """Random features of drawn heads tell who is shown, but nothing about another clip."""
     heads = HeadsSource(16, FRAMES, CLIPS, split="eval")
     pixels = np.stack([heads[i]["video"] for i in range(CLIPS)]).reshape(CLIPS, FRAMES, -1) / 255.0
     weights = np.random.default_rng(0).normal(size=(2, pixels.shape[-1], 64)) / 16
@@ -180,7 +180,7 @@ def test_factors_of_sprites_are_those_of_its_elements(sheets_dir):
 
 @pytest.mark.slow
 def test_a_trained_run_is_probed(heads_run):
-    """The command's own path, with a real system: two steps of the smallest BCD."""
+    """Follows the command's own path with a real system: the smallest BCD after two steps."""
     from vidmotion.evaluation import evaluate
     from vidmotion.open_run import open_run
 
@@ -196,7 +196,7 @@ def test_a_trained_run_is_probed(heads_run):
     )
     assert codes["motion"].shape == (2, 4, run.system.motion_width)
     np.testing.assert_array_equal(codes["content"], read["content"].reshape(2, -1))
-    # A motion code is chosen among few: equal ids, equal codes.
+    # A motion code is chosen from a codebook, so equal ids mean equal codes.
     ids = np.asarray(read["ids"]).reshape(8, -1)
     code = np.asarray(codes["motion"]).reshape(8, -1)
     assert len(np.unique(ids, axis=0)) == len(np.unique(code.round(5), axis=0))

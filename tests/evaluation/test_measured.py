@@ -1,4 +1,5 @@
-"""Rows from files of other programs, with numbers worked out by hand; and the pictures that these are given."""
+"""Rows made from the files of other programs, with numbers worked out by hand; and the pictures given to these
+programs."""
 
 import numpy as np
 import pytest
@@ -22,11 +23,13 @@ FACE = (
     ("auh_count", "openface"),
     ("auh_fraction", "openface"),
 )
-TURNED = np.deg2rad([[10.0, 20, 30]]), np.deg2rad([[-5.0, 25, 28]])  # 22 / 3 degrees apart
+# 22 / 3 degrees apart on average.
+TURNED = np.deg2rad([[10.0, 20, 30]]), np.deg2rad([[-5.0, 25, 28]])
 
 
 def arrays(side):
-    """What the driving (0) and the made (1) clip measure; the last frame of the latter has no face."""
+    """Returns what is measured on the driving clip (side 0) or on the made one (side 1), whose last frame has no
+    face."""
     matrices = np.tile(np.eye(4), (FRAMES, 1, 1))
     matrices[:, :3, :3] = 2 * head_pose.rotation(TURNED[side])
     deep3d = np.zeros((FRAMES, 257))
@@ -41,7 +44,7 @@ def arrays(side):
 
 
 def openface(side):
-    """Two of 18 units differ."""
+    """Returns OpenFace's table of a clip; two of 18 action units differ between the two sides."""
     names = [f"AU{unit:02d}_c" for unit in expression.ACTION_UNITS]
     units = ["1"] * 2 + ["0"] * 16 if side else ["0"] * 18
     line = ",".join(["1", *units])
@@ -115,7 +118,7 @@ def test_a_mean_over_some_clips_is_no_result(folder):
 
 
 def test_meshes_of_a_head_model(folder):
-    """A head of one vertex that identity moves along x and expression along y, without pose."""
+    """Uses a head of one vertex, which identity moves along x and expression along y, without pose."""
     np.savez(
         folder / "head.npz",
         v_template=np.zeros((1, 3)),
@@ -129,7 +132,7 @@ def test_meshes_of_a_head_model(folder):
             place = folder / f"{i:06d}" / f"{side}.npz"
             np.savez(place, beta=np.array([beta]), psi=np.full((FRAMES, 1), psi), **still)
     rows = Measured(str(folder), CLIPS, "64x64").mesh_rows(str(folder / "head.npz"))
-    # Squares over three coordinates: (3 - 2)^2, (5 - 3)^2, and both.
+    # Squared differences over three coordinates: (3 - 2)^2, (5 - 3)^2, and their sum.
     assert [row.value for row in rows] == pytest.approx([1 / 3, 4 / 3, 5 / 3])
     assert rows[0].weights == "head" and rows[0].n == CLIPS
 

@@ -1,4 +1,4 @@
-"""Protocols with stand-ins whose answers are known: figures, interruptions, parts of several hosts, refusals."""
+"""Protocols on stand-ins whose answers are known: figures, interruptions, parts of several hosts, refusals."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ SHIFT = 0.125
 
 
 class Clips(ClipSource):
-    """Clips of three people in turn."""
+    """A source of clips of three people in turn."""
 
     fingerprint = "0123456789abcdef"
 
@@ -59,14 +59,14 @@ class Clips(ClipSource):
 
 
 class Rendered(Clips, Renders):
-    """Knows person i moving as clip j: clip j, inverted."""
+    """A source that can render person i moving as clip j: it is clip j, inverted."""
 
     def swap(self, i, j):
         return 255 - self.clips[j]
 
 
 class StubRun:
-    """Gives the motion clip back, `SHIFT` darker or brighter."""
+    """A run whose system returns the motion clip, darker or brighter by `SHIFT`."""
 
     def __init__(
         self, workdir, source=None, made=None, evaluators=("swap", "reconstruction"), **settings
@@ -87,7 +87,7 @@ class StubRun:
         return self.data
 
     def rows(self, count):
-        return -(-count // 8) * 8  # eight devices
+        return -(-count // 8) * 8  # for eight devices
 
     def put_rows(self, batch):
         return {name: rows[(slice(None),)] for name, rows in batch.items()}
@@ -123,7 +123,8 @@ def test_self_reenactment_of_a_known_error(tmp_path):
     still = np.broadcast_to(truth[:, :1] * 0 + CLIPS[:, :1] / 255, truth.shape)
     assert rows["l1/copy_reference"].value == pytest.approx(np.abs(truth - still).mean(), abs=1e-6)
     assert rows["change_error"].n == rows["l1"].n == COUNT
-    # What goes in: the first frame, then all others; clips in their order, the last one repeated.
+    # The first frame is the content and all others are the motion; clips are in order, and the last one fills the
+    # batch.
     contents = np.concatenate([batch["content"] for batch in run.seen])
     motions = np.concatenate([batch["motion"] for batch in run.seen])
     np.testing.assert_array_equal(contents[:COUNT], CLIPS[:, :1])
@@ -139,7 +140,8 @@ def test_self_reenactment_of_a_known_error(tmp_path):
 
 
 def test_targets_are_drawn_beyond_the_gap(tmp_path):
-    run = StubRun(tmp_path, targets=2, gap=0.25)  # 4 frames a second: frames 2 and 3
+    # At 4 frames a second only frames 2 and 3 are beyond the gap.
+    run = StubRun(tmp_path, targets=2, gap=0.25)
     rows = results("self_reenactment", run)
     np.testing.assert_array_equal(run.seen[0]["motion"], CLIPS[:8, 2:])
     assert "three consecutive frames" in rows["flicker"].note
@@ -148,7 +150,7 @@ def test_targets_are_drawn_beyond_the_gap(tmp_path):
 
 
 def test_clips_are_measured_at_the_size_that_is_asked_for(tmp_path):
-    """Pillow's own bicubic of what was made and of the truth; the boxes go along."""
+    """Compares with Pillow's own bicubic resizing of made and true frames; the boxes are scaled, too."""
     from PIL import Image
 
     run = StubRun(tmp_path, size=12)
@@ -180,7 +182,7 @@ def test_clips_are_measured_at_the_size_that_is_asked_for(tmp_path):
 
 
 def test_targets_are_drawn_from_the_driver_across_people(tmp_path):
-    """Table 2 of WarpFace: so many frames of each pair's driver, any of them, in their order."""
+    """Each pair takes `targets` frames of its driver, any of them, in order, as in Table 2 of WarpFace."""
     run = StubRun(tmp_path / "two", targets=2)
     rows = results("cross_reenactment", run)
     motions = np.concatenate([batch["motion"] for batch in run.seen])[:COUNT]
@@ -190,12 +192,13 @@ def test_targets_are_drawn_from_the_driver_across_people(tmp_path):
         for motion, j in zip(motions, by)
     ]
     assert all(len(frames) == 2 and frames[0] < frames[1] for frames in drawn)
-    assert {t for frames in drawn for t in frames} == set(range(FRAMES))  # the first is one of them
+    # The first frame is drawn, too.
+    assert {t for frames in drawn for t in frames} == set(range(FRAMES))
     assert "three consecutive frames" in rows["flicker"].note
     again = StubRun(tmp_path / "again", targets=2)
     results("cross_reenactment", again)
     np.testing.assert_array_equal(again.seen[0]["motion"], run.seen[0]["motion"])
-    # Where the true answer is rendered, it is that of the frames drawn: the driver inverted.
+    # A true answer that is rendered is that of the drawn frames: the driver's frames inverted.
     known = StubRun(tmp_path / "known", Rendered(), made=lambda x: 1 - x, targets=2)
     assert results("cross_reenactment", known)["l1"].value == pytest.approx(0, abs=1e-6)
     with pytest.raises(ConfigError, match=r"targets=5: clips of 4 frames have 4$"):
@@ -240,7 +243,7 @@ def test_reconstruction_in_vidtoks_conventions(tmp_path):
     assert rows["psnr/mean_frame"].value == pytest.approx(np.mean(psnr), abs=1e-3)
     assert rows["ssim/mean_frame"].value == pytest.approx(np.mean(ssim), abs=1e-4)
     assert rows["rate"].value == pytest.approx(0.2)
-    # Windows of three frames begin at 0 and 2: the changes into frames 2 and 3 are a border's.
+    # Windows of three frames begin at frames 0 and 2, so the changes into frames 2 and 3 count as those at a border.
     wrong = np.abs(np.diff(shifted(CLIPS / np.float32(255)) - truth, axis=1)).mean(
         axis=(0, 2, 3, 4)
     )
@@ -252,7 +255,7 @@ def test_reconstruction_in_vidtoks_conventions(tmp_path):
 
 
 def colours(scale):
-    """A network that says the mean colours, `rows` pictures (or clips) at a time."""
+    """Returns a stand-in network whose features are mean colours, for `rows` pictures (or clips) at a time."""
 
     def apply(variables, x):
         x = x.astype(jnp.float32)
@@ -263,7 +266,7 @@ def colours(scale):
 
 @pytest.fixture
 def networks(monkeypatch):
-    """All networks at hand, tiny ones."""
+    """Provides all feature networks, as tiny stand-ins."""
 
     def differ(variables, x, y):
         return jnp.abs(x - y).mean(axis=(1, 2, 3))
@@ -329,7 +332,7 @@ def test_short_clips_have_no_fvd():
 
 
 def test_faces_lie_where_arcface_has_them():
-    """A box of 74 pixels about (56, 75) is already in place: the crop is the picture itself."""
+    """A box of 74 pixels about (56, 75) is already in ArcFace's place, so the crop is the picture itself."""
     crops = []
 
     def remember(x):
@@ -394,7 +397,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, networks, monke
     run = StubRun(tmp_path / "cut", source, **settings)
     assert results("self_reenactment", run) == whole  # bit for bit
     assert len(run.seen) == 6 - 2
-    # Finished, there is nothing left to make.
+    # The work is finished, so nothing is made.
     run = StubRun(tmp_path / "cut", source, **settings)
     assert results("self_reenactment", run) == whole and not run.seen
 
@@ -442,7 +445,7 @@ def test_two_hosts_together_measure_what_one_does(tmp_path, networks, monkeypatc
     assert kept.resume(start)[0] == 2
     states = kept.merged(2, start)
     two = [row for each in found for row in each.rows(states[each.name], "16x16", COUNT)]
-    one = one[: len(two)]  # what other programs measure comes after
+    one = one[: len(two)]  # the measures of other programs come after these
     assert [(row.metric, row.n, row.note) for row in one] == [
         (row.metric, row.n, row.note) for row in two
     ]
@@ -541,7 +544,8 @@ def test_partners_are_of_other_videos_where_they_can_be(caplog):
 
 
 def test_generated_clips_resemble_held_out_ones(tmp_path, networks, monkeypatch):
-    """Two classes of six clips against five real ones: sixteen grey clips, two batches of eight."""
+    """Compares twelve generated clips, six of each of two classes, with five real ones; two batches of eight make
+    sixteen."""
     real = Clips(CLIPS[:5])
     twin = types.SimpleNamespace(source=lambda split: real)
     made = []
@@ -608,7 +612,7 @@ def test_a_folder_of_prepared_clips_in_the_place_of_the_runs_own(tmp_path):
     ],
 )
 def test_networks_at_their_published_sizes(name, shapes, dim):
-    """Shapes only: nothing is computed."""
+    """Checks shapes only, without computing anything."""
     known = NETWORKS[name]
     arguments = {"lpips_alex": {"trunk": "alex"}}.get(name, {})
     network = feature_networks.NETWORKS[name](

@@ -1,4 +1,4 @@
-"""Readings of swaps by a reader that knows every render, of systems whose answers are known; and the real reader."""
+"""Swaps of systems whose answers are known, read by a reader that knows every render; and the real reader."""
 
 import itertools
 import types
@@ -28,7 +28,8 @@ def source():
 
 
 def exact(source):
-    """A stand-in for a reader's run: every render of the clips' identities and motions is read without error."""
+    """Returns a stand-in for a reader's run that reads every render of the clips' identities and motions without
+    error."""
     known = {}
     for i, j in itertools.product(range(CLIPS), repeat=2):
         known[source.swap(i, j).tobytes()] = source.identity(i), source.motion(j)
@@ -91,7 +92,7 @@ def test_a_copy_of_the_driver_has_its_motion_and_not_the_looks(source, monkeypat
 
 
 def test_hidden_factors_are_left_out():
-    """Three clips of two frames: one bald, one with both eyes shut in its second frame."""
+    """Uses three clips of two frames: one is bald, and one has both eyes shut in its second frame."""
     rng = np.random.default_rng(0)
     people = [{**heads.sample_identity(rng), "hair_style": style} for style in (0, 2, 4)]
     motions = np.zeros((3, 2, len(MOTION)), np.float32)
@@ -106,9 +107,9 @@ def test_hidden_factors_are_left_out():
     found = heads_reader.scores(read, list(zip(people, motions)))
     assert found["identity/hair_volume"].n == 4 and found["identity/ear_size"].n == 4
     assert found["identity/iris_colour"] == (1.0, 5) and found["identity/skin"].n == 6
-    # Yaw steps by .12: its variance is (6^2 - 1) / 12 steps, the error half a step everywhere.
+    # Yaw has six values, 0.12 apart: its variance is (6^2 - 1) / 12 squared steps, and every error is half a step.
     assert found["motion/yaw"].value == pytest.approx(1 - 0.5**2 / (35 / 12))
-    # What stays the same has no R^2, and nor has a group of which it is one.
+    # A factor that never changes has no R^2, and neither has a group that includes one.
     assert found["motion/x"].value is None and found["motion/place"].value is None
     row = heads_reader.row("motion/x", found["motion/x"], "none", "16x16", "true renders 1.0000")
     assert row.note == "not computed: it is the same, or hidden, in all frames"
@@ -128,7 +129,7 @@ def test_a_trained_reader_is_found_and_checked(tmp_path, judge_workdir):
     source = HeadsSource(size=16, frames=2, clips=3, split="eval")
     run = stub(source, source.swap, reader=workdir)
     rows = rows_of(evaluated(Reading, run))
-    for name, row in rows.items():  # the answers are the true renders, byte for byte
+    for name, row in rows.items():  # the system's answers are the true renders, byte for byte
         assert row.value is None or row.note == f"true renders {row.value:.4f}", name
     with pytest.raises(ConfigError, match="reads pictures of 16 pixels, the clips have 32"):
         reading.trained_reader(workdir, 32)

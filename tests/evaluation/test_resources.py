@@ -1,4 +1,4 @@
-"""What VidTwin keeps and what a generator on it costs: the paper's arithmetic, and counts by hand."""
+"""The size of VidTwin's latents and the cost of a generator on them: the paper's arithmetic, and counts by hand."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from vidmotion.evaluation import resources
 
 
 def test_numbers_and_rates_are_those_of_the_paper_and_its_rounding():
-    # h_S w_S n_q d_S + f (h_D + w_D) d_D over 3 * 16 * 224^2
+    # (h_S w_S n_q d_S + f (h_D + w_D) d_D) / (3 * 16 * 224^2)
     expected = {
         "1": (7 * 7 * 16 * 4 + 16 * 14 * 8, "0.20"),
         "2": (7 * 7 * 16 * 4 + 16 * 8 * 16, "0.22"),
@@ -28,13 +28,13 @@ def test_tokens():
 def test_costs_of_the_pseudo_dit():
     tokens, width, layers = 184, 512, 6
     cost = resources.cost(tokens)
-    # Four projections, two feed-forward matrices, their biases, two norms.
+    # Each layer has four projections, two feed-forward matrices, their biases and two norms.
     assert cost.parameters == layers * (12 * width**2 + 13 * width) == 18_914_304
     assert cost.ffn_parameters == 12_610_560  # the paper's figure
     assert cost.ffn_flops == 2 * tokens * 12_610_560
     products = layers * (12 * width**2 * tokens + 2 * tokens**2 * width)
     assert cost.forward_flops == pytest.approx(2 * products, rel=0.01)
-    # Backward is twice the forward pass, less the gradient of the input; Adam takes some more.
+    # The backward pass is twice the forward pass, less the gradient of the input; Adam takes some more.
     assert cost.step_flops == pytest.approx(6 * products, rel=0.03)
-    # Parameters, both moments and the gradients at least.
+    # At the least, the parameters, both moments and the gradients are held.
     assert 4 * 4 * cost.parameters * 0.9 < cost.step_bytes < 2 * 4 * 4 * cost.parameters

@@ -1,4 +1,4 @@
-"""Sheets of clips moved by others: what goes in, and which failures are picked out."""
+"""Sheets of clips moved by others: which clips are shown, and which failures are picked out."""
 
 import types
 from pathlib import Path
@@ -17,7 +17,7 @@ CELL = SIZE + 2
 
 
 class Clips(ClipSource):
-    """Clip i of grey levels 40 i + 5 t; two clips of the first video, then one of each."""
+    """A source whose clip i has grey levels 40 i + 5 t; the first video has two clips, every other video one."""
 
     def __len__(self):
         return COUNT
@@ -32,7 +32,7 @@ class Clips(ClipSource):
 
 
 def run_of(folder, made, names, system="stub", evaluators=("swap",), source=None):
-    """A run whose sampler is `made`, (content, motion) in [0, 1] -> video."""
+    """Returns a run whose sampler is `made`, (content, motion) in [0, 1] -> video."""
 
     def jit_sample(**_):
         return lambda vars, batch, key: {
@@ -58,7 +58,7 @@ def run_of(folder, made, names, system="stub", evaluators=("swap",), source=None
 
 
 def cells(path):
-    """The grey level in the middle of each cell."""
+    """Returns the grey level in the middle of each cell."""
     picture = np.asarray(Image.open(path))[..., 0]
     return picture[2 + SIZE // 2 :: CELL, 2 + SIZE // 2 :: CELL].astype(int)
 
@@ -69,20 +69,21 @@ def test_a_comparison_shows_drivers_of_other_people_above_what_they_moved(tmp_pa
     assert found.shape == (4, 3)
     for i, (above, below) in enumerate((found[:2], found[2:])):
         driver = above[1] // 40
-        assert above[1:].tolist() == [40 * driver, 40 * driver + 15]  # its first and last frame
-        assert max(driver, 1) != max(i, 1)  # another video's
+        # The first and last frame of the driver.
+        assert above[1:].tolist() == [40 * driver, 40 * driver + 15]
+        assert max(driver, 1) != max(i, 1)  # the driver comes from another video
         assert below.tolist() == [40 * i, *(255 - above[1:])]
 
 
 def test_failures_are_the_worst_frames_of_the_worst_clips(tmp_path):
-    """Frame t of clip i is wrong by so many grey levels; frame 0 is the source."""
+    """`wrong` says by how many grey levels frame t of clip i is wrong; frame 0 is the source."""
     wrong = np.zeros((COUNT, FRAMES), int)
     wrong[1, 2], wrong[3, 1], wrong[4, 3] = 10, 60, 30
     batches = iter(np.split(wrong[:, 1:], [2, 4]))
 
     def made(content, motion):
         by = next(batches)
-        by = np.resize(by, (len(motion), FRAMES - 1))  # the last batch is filled up
+        by = np.resize(by, (len(motion), FRAMES - 1))  # the last batch is padded
         return motion + by[..., None, None, None] / np.float32(255)
 
     analyse(run_of(tmp_path, made, ("failures",)), None)

@@ -1,4 +1,4 @@
-"""Transfer protocols with stand-ins for the trained networks whose answers are known."""
+"""Transfer protocols on stand-ins for trained networks whose answers are known."""
 
 import logging
 import types
@@ -56,7 +56,7 @@ class StubRun:
 
 
 def evaluated(cls, run, vars=None):
-    """What an evaluator with the fields of the run's ``config.evals.stub`` says."""
+    """Returns the rows of an evaluator with the fields of the run's ``config.evals.stub``."""
     evaluator = from_config(cls, run.config.evals.stub, "evals.stub")
     return evaluator.evaluate(run, vars)
 
@@ -92,7 +92,7 @@ def test_transfer_pairs_batches_and_drops_the_padding():
 
     run = StubRun(sample)
     outputs = list(transfer(run, 7, contents, motions, 6, "testing", gain=100))
-    assert run.sizes == [8, 8]  # 6 rounded up to a multiple of 4; the second is padded
+    assert run.sizes == [8, 8]  # 6 is rounded up to a multiple of 4; the second batch is padded
     assert [len(part["sum"]) for part in outputs] == [8, 3]
     assert len(set(run.keys)) == 2  # fresh noise for each batch
     joined = np.concatenate([part["sum"] for part in outputs])
@@ -118,7 +118,7 @@ def test_unfitting_protocols_are_refused():
 
 
 def lookup(source, count):
-    """Index of each of the first clips by its bytes."""
+    """Returns a function that finds the index of a clip, one of the first `count`, by its bytes."""
     index = {source[i]["video"].tobytes(): i for i in range(count)}
     assert len(index) == count
     return lambda video: index[np.ascontiguousarray(video).tobytes()]
@@ -131,7 +131,8 @@ def test_swap_of_the_true_render_is_perfect_and_copies_are_not():
     def sample(vars, batch):
         pairs = [(find(c), find(m)) for c, m in zip(batch["content"], batch["motion"])]
         videos = np.stack([source.swap(i, j) for i, j in pairs])
-        # Two codebooks: the first alternates between two entries, the second stays: one bit.
+        # There are two codebooks: the codes of the first alternate between two entries, those of the second stay: one
+        # bit.
         ids = np.tile(np.int32([0, 3, 0, 3])[None, :, None], (len(pairs), 1, 2))
         ids[..., 1] = 2
         return {"video": videos.astype(np.float32) / 255, "ids": ids}
@@ -149,7 +150,7 @@ def test_swap_of_the_true_render_is_perfect_and_copies_are_not():
     }
     assert rows["psnr/self"].value == 100
     assert rows["numbers_per_frame/motion"].value == 2
-    assert rows["psnr/swap"].value == 100  # the convention's value for equal frames
+    assert rows["psnr/swap"].value == 100  # the value that the convention gives for equal frames
     assert rows["ssim/swap"].value == pytest.approx(1, abs=1e-5)
     assert rows["bits_per_frame/hard"].value == pytest.approx(1)
     assert all(row.n in (1, 6) and row.resolution == "16x16" for row in rows.values())
@@ -207,7 +208,7 @@ LABELS = (("action", 9), ("skin", 6), ("pants", 6), ("top", 6), ("hair", 6))
 
 @pytest.fixture(scope="module")
 def sprites(sheets_dir):
-    """(test clips, judge that recognises any clip made of their characters and actions)."""
+    """Returns (test clips, a judge that recognises any clip of their characters and any action)."""
     source = SpritesSource(sheets_dir, "test")
     clips = [source[i] for i in range(CLIPS)]
     known = {}
@@ -238,7 +239,7 @@ def run_transfer(sprites, sample):
 
 
 def outputs(videos):
-    """Sampler outputs whose codes cycle through four entries."""
+    """Returns sampler outputs whose codes cycle through four entries."""
     count = len(videos)
     ids = np.tile(np.arange(8, dtype=np.int32)[None, :, None] % 4, (count, 1, 1))
     usage = np.full((count, 1, 4), 0.25, np.float32)
@@ -284,7 +285,7 @@ def test_sprites_transfer_takes_action_from_motion_and_looks_from_content(sprite
 def test_judge_reads_every_clip_once(sprites):
     _, clips, judge = sprites
     run = StubRun(judge, unit=3)
-    some = clips[:70]  # a batch of 66 and a padded one
+    some = clips[:70]  # a full batch of 66 and a padded one
     probabilities, labels = sprites_judge.judge_clips(run, None, some)
     assert run.sizes == [66, 66]
     for name, classes in LABELS:

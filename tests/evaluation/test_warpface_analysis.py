@@ -20,11 +20,11 @@ from vidmotion.system import Vars, build
 def test_one_group_is_scaled():
     code = np.arange(6, dtype=np.float32)[None]
     np.testing.assert_array_equal(scaled(code, 3, 1, -2.0), [[0, 1, -4, -6, 4, 5]])
-    np.testing.assert_array_equal(code, [[0, 1, 2, 3, 4, 5]])  # is not changed itself
+    np.testing.assert_array_equal(code, [[0, 1, 2, 3, 4, 5]])  # the code itself is not changed
 
 
 def test_coefficients_of_one_group_are_shifted():
-    # Columns (1, 0) and (3/5, 4/5): 2 of the first and 5 of the second are (5, 4).
+    # The basis has columns (1, 0) and (3/5, 4/5): 2 of the first and 5 of the second are (5, 4).
     basis = np.array([np.eye(2), [[1.0, 0.6], [0.0, 0.8]]])
     code = np.ones((1, 4))
     np.testing.assert_allclose(shifted(code, basis, 1, np.array([2.0, 5.0])), [[1, 1, 6, 5]])
@@ -35,16 +35,16 @@ def test_collapse_of_codes_that_move_and_of_codes_that_do_not():
     own = np.array([[1, 2, 5], [-1, 2, 5], [1, -2, 5], [-1, -2, 5]], np.float32)
     found = collapse(own, clips=2)
     size = np.sqrt((1 + 4 + 25) / 3)
-    assert found["spread"] == pytest.approx(1.0)  # of 1, 2 and 0
+    assert found["spread"] == pytest.approx(1.0)  # the mean of 1, 2 and 0
     assert found["relative"] == pytest.approx(1 / size)
-    assert found["within"] == pytest.approx(1 / 5)  # variances 1 of 1 + 4
+    assert found["within"] == pytest.approx(1 / 5)  # a variance of 1 within clips, out of 1 + 4
     assert found["still"] == pytest.approx(1 / 3)
     still = collapse(np.ones((4, 3)), clips=2)
     assert (still["spread"], still["within"], still["still"]) == (0.0, 0.0, 1.0)
 
 
 class FewClips:
-    """Six clips of two frames of noise, as a source gives them."""
+    """A source of six clips of two frames of noise."""
 
     def __len__(self):
         return 6
@@ -56,7 +56,7 @@ class FewClips:
 
 @pytest.fixture(scope="module")
 def trained():
-    """A function (argument) -> (config, system, vars), the network fresh."""
+    """Returns a function (argument) -> (config, system, vars), whose network has random parameters."""
 
     def make(argument=""):
         config = load_config(f"warpface:debug{argument}")
@@ -83,7 +83,7 @@ def test_every_analysis_writes_its_file(trained, tmp_path):
     names = ("canonical", "subspace", "vector", "curves", "collapse", "noises")
     analyse(run_of(config, system, tmp_path, analyses=names, vectors=((2, 4), (1, 1))), vars)
     folder = tmp_path / "samples"
-    cell = 3 * 32 + 2  # enlarged to 96 at least, and the line between
+    cell = 3 * 32 + 2  # enlarged to at least 96 px, plus the line between
     for name, rows, columns in (
         ("canonical", 1, 3),
         ("subspace", 2, 13),
@@ -111,7 +111,7 @@ def test_without_a_motion_encoder_there_are_noises_alone(trained, tmp_path):
     cell = 3 * 32 + 2
     assert picture.shape == (2 * cell + 2, 4 * cell + 2, 3)
     first, second = (picture[2 : cell - 20, 2 + k * cell : (k + 1) * cell] for k in (1, 2))
-    assert not np.array_equal(first, second)  # another noise, another picture
+    assert not np.array_equal(first, second)  # another noise gives another picture
     with pytest.raises(ConfigError, match="needs motion codes, not 'none'"):
         analyse(run_of(config, system, tmp_path, analyses=("collapse",)), vars)
 

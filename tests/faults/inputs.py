@@ -1,11 +1,11 @@
-"""Broken and odd inputs, made from a seed, each with what is to become of it.
+"""Broken and odd inputs, made from a seed, each with the outcome that is expected of it.
 
-A generator takes a `Place` and yields `Case`s. What is expected is one of
+A generator takes a `Place` and yields `Case`s. The expected outcome is one of
 
     refused   one error that says where the fault lies and can be shown to a person
-    skipped   passed over and reported by its name; all the rest is read
+    skipped   passed over and reported by its name; everything else is read
     right     read, with the values that were written
-    either    refused, skipped or read right: the fault may lie where it does no harm, but never other values
+    either    refused, skipped or read right, since the fault may lie where it does no harm; never other values
 """
 
 import contextlib
@@ -42,14 +42,14 @@ REFUSED, SKIPPED, RIGHT, EITHER = "refused", "skipped", "right", "either"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An input.
+    """An input, whole or damaged, and its expected outcome.
 
     Attributes:
-      name: of the fault.
-      path: of the file or folder to be read.
-      reader: of the project.
-      expected: of the four at the top.
-      same: whether what was read is what was written; unused where reading is refused.
+      name: the name of the fault.
+      path: the file or folder to be read.
+      reader: the function of the project that reads `path`.
+      expected: one of the four outcomes of this module.
+      same: tells whether what was read is what was written; unused where reading is refused.
       named: what an error or a report has to name; the last part of `path` by default.
     """
 
@@ -62,7 +62,7 @@ class Case:
 
 
 def damaged(rng: np.random.Generator, data: bytes, count: int) -> Iterator[tuple[str, bytes]]:
-    """`count` each of cut files and of files with one flipped bit, and an empty, a zeroed and a text one."""
+    """Yields `count` cut files, `count` files with one flipped bit, and an empty, a zeroed and a text file."""
     for k in range(count):
         at = int(rng.integers(1, len(data)))
         yield f"cut at {at} ({k})", data[:at]
@@ -82,7 +82,7 @@ def _write(path: Path, data: bytes) -> Path:
 
 
 def pictures(place: Path, seed: int = 0) -> Iterator[Case]:
-    """PNG files; what a flipped bit of a lossy format shows cannot be known."""
+    """Yields PNG files; for a lossy format nobody could know what a flipped bit shows."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (24, 20, 3), np.uint8)
     stored = io.BytesIO()
@@ -104,7 +104,7 @@ def pictures(place: Path, seed: int = 0) -> Iterator[Case]:
 
 
 def videos(place: Path, seed: int = 0) -> Iterator[Case]:
-    """H.264 files that are cut, empty or something else, and names that FFmpeg takes for protocols."""
+    """Yields H.264 files that are cut, empty or something else, and file names that FFmpeg takes for protocols."""
     rng = np.random.default_rng(seed)
     frames = rng.integers(0, 256, (6, 32, 32, 3), np.uint8)
     media.write_mp4(place / "whole.mp4", frames)
@@ -139,7 +139,7 @@ def videos(place: Path, seed: int = 0) -> Iterator[Case]:
 
 
 def weights(place: Path, seed: int = 0) -> Iterator[Case]:
-    """Converted folders, which carry a digest, and the files that are converted from."""
+    """Yields converted folders, which carry a digest, and files to be converted."""
     rng = np.random.default_rng(seed)
     arrays = {"a": rng.normal(size=(8, 5)).astype(np.float32), "b": np.arange(4)}
 
@@ -172,7 +172,7 @@ def weights(place: Path, seed: int = 0) -> Iterator[Case]:
         path = _write(place / f"{k}.npz", data)
         yield Case(f"npz {name}", path, read.read, expected, _or_key_error(equal))
     for k, (name, data) in enumerate(damaged(rng, stored, 10)):
-        if "flipped" not in name:  # published files carry no digest
+        if "flipped" not in name:  # a flipped bit is not noticed: published files carry no digest
             path = _write(place / f"{k}.safetensors", data)
             yield Case(f"safetensors {name}", path, read.read, REFUSED)
     for suffix in (".pt", ".bin", ".ckpt"):
@@ -192,7 +192,7 @@ def weights(place: Path, seed: int = 0) -> Iterator[Case]:
 
 
 def _or_key_error(equal):
-    """Names are under no checksum of their own: another name is another array, which no network takes."""
+    """Accepts a missing name as right: no checksum covers names, and no network takes an array of another name."""
 
     def same(found):
         try:
@@ -204,7 +204,7 @@ def _or_key_error(equal):
 
 
 def boxes(place: Path, seed: int = 0) -> Iterator[Case]:
-    """Box files."""
+    """Yields box files."""
     texts = {
         "deep.json": "[" * 100_000,
         "deep_box.json": '{"a.mp4": ' + "[" * 500 + "]" * 500 + "}",
@@ -245,7 +245,7 @@ def boxes(place: Path, seed: int = 0) -> Iterator[Case]:
 
 
 def datasets(place: Path, seed: int = 0) -> Iterator[Case]:
-    """Edits of an index, and damaged shards, read to their end after their digests were compared."""
+    """Yields edited indices and damaged shards; datasets are read to their end after their digests were compared."""
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, 256, (5, 3, 4), np.uint8)
     with DatasetWriter(place / "whole", "things", shards=2) as writer:
@@ -291,12 +291,12 @@ def datasets(place: Path, seed: int = 0) -> Iterator[Case]:
 
 
 def sounds(place: Path, seed: int = 0) -> Iterator[Case]:
-    """Files whose sound is carried into an mp4: a click half a second after the first of 25 pictures."""
+    """Yields files whose sound is carried into an mp4: a click half a second after the first of 25 pictures."""
     rng = np.random.default_rng(seed)
     pictures = np.full((25, 32, 32, 3), 90, np.uint8)
 
     def carried(path):
-        """Seconds of the click, None without sound."""
+        """Returns the time of the click in seconds, None without sound."""
         out = path.with_name(f"{path.name}.out.mp4")
         media.write_mp4(out, pictures, 25, audio_from=path)
         with av.open(str(out)) as file:
@@ -367,7 +367,7 @@ def sounds(place: Path, seed: int = 0) -> Iterator[Case]:
     yield Case("a WAV of nothing", place / "empty.wav", carried, RIGHT, lambda found: found is None)
     whole = (place / "a.flac").read_bytes()
     for k, (name, data) in enumerate(damaged(rng, whole, 6)):
-        # A cut stream is one that ends early; FLAC's frames have checksums.
+        # A cut stream counts as one that ends early; the frames of FLAC have checksums.
         expected = EITHER if "at" in name else REFUSED
         path = _write(place / f"{k}.flac", data)
         yield Case(f"flac {name}", path, carried, expected, lambda f: f is None or in_time(f))
@@ -379,14 +379,14 @@ def sounds(place: Path, seed: int = 0) -> Iterator[Case]:
 
 
 def folders(place: Path, seed: int = 0) -> Iterator[Case]:
-    """Folders of videos with one good one, and something else that `prepare` is to read, or to name."""
+    """Yields folders with one good video and one other thing, which `prepare` is to read or to report by name."""
     rng = np.random.default_rng(seed)
     pictures = rng.integers(90, 100, (10, 32, 32, 3), np.uint8)
     media.write_mp4(place / "good.mp4", pictures)
     good = (place / "good.mp4").read_bytes()
 
     def prepared(path):
-        """Names of the sources of the clips that came of a folder."""
+        """Returns the names of the videos that gave clips when the folder was prepared."""
         out = path.with_name(f"{path.name}.out")
         words = [
             "--size=16",
@@ -406,7 +406,7 @@ def folders(place: Path, seed: int = 0) -> Iterator[Case]:
         return sorted({source.origin(k) for k in range(len(source))})
 
     def case(name, what, expected, *files, named=None):
-        """Beside the good video lies what `what`, given a path, makes there."""
+        """Returns the case of a folder with the good video and what `what` makes at the path it is given."""
         there = place / f"folder{len(list(place.iterdir()))}"
         _write(there / "good.mp4", good)
         path = there / (named or name)
@@ -420,7 +420,7 @@ def folders(place: Path, seed: int = 0) -> Iterator[Case]:
     for k, (name, data) in enumerate(damaged(rng, good, 8)):
         if "flipped" not in name:
             yield case(name, holding(data), SKIPPED, named=f"{k}.mp4")
-    for k in range(4):  # of H.264 nobody can know what a flipped bit shows
+    for k in range(4):  # for H.264 nobody can know what a flipped bit shows
         flipped = bytearray(good)
         flipped[int(rng.integers(len(good)))] ^= 1 << int(rng.integers(8))
         made = case(f"flipped bit {k}", holding(bytes(flipped)), EITHER, named=f"{k}.mp4")
@@ -484,7 +484,7 @@ def folders(place: Path, seed: int = 0) -> Iterator[Case]:
 
 
 def workdirs(place: Path, seed: int = 0) -> Iterator[Case]:
-    """Workdirs of one finished run, each with a file changed: used, trained on, and their metrics and record read."""
+    """Yields copies of a finished run's workdir, each with one file changed, which are opened, trained on, or read."""
     rng = np.random.default_rng(seed)
     whole = place / "whole"
     config = tiny.get_config()
@@ -501,7 +501,7 @@ def workdirs(place: Path, seed: int = 0) -> Iterator[Case]:
         return bits(open_run(str(path)).trained_vars())
 
     def trained(path):
-        """What a training of the same command would go on from."""
+        """Returns the parameters from which a training with the same command would go on."""
         run = Run(config, str(path))
         check_workdir(run)
         return bits(run.trained_vars())
@@ -582,7 +582,7 @@ def workdirs(place: Path, seed: int = 0) -> Iterator[Case]:
         file = checkpoints[k % len(checkpoints)]
         data = bytearray((whole / file).read_bytes())
         data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
-        # The checkpoint of the step before is used, or what was flipped is not read.
+        # Either the checkpoint of the step before is used, or the flipped bit is never read.
         yield case(
             "flipped", str(file), bytes(data), used, EITHER, lambda f: len(f) == len(expected)
         )
@@ -590,7 +590,7 @@ def workdirs(place: Path, seed: int = 0) -> Iterator[Case]:
 
 
 def commands(place: Path, seed: int = 0) -> Iterator[Case]:
-    """Command lines: overrides, names of configs and of folders."""
+    """Yields command lines: overrides, and names of configs and of folders."""
     file = tiny.__file__
     for name, text in {
         "syntax.py": "def get_config(:",

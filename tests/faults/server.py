@@ -1,4 +1,4 @@
-"""Commands of the project in processes of their own, which are started quickly and can be killed."""
+"""Runs commands of the project in processes of their own, which start quickly and can be killed."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tiny
 
-# Imports once, then forks a child for each command line: a start costs seconds, a fork nothing.
+# The server imports once, then forks a child for each command line: a start costs seconds, a fork nothing.
 CODE = """
     import gc, json, os, signal, sys, time
     import configs._shared, tiny
@@ -38,14 +38,19 @@ CODE = """
 
 
 class Server:
-    """Starts commands one after the other; a context manager.
+    """Runs commands one after the other in forked processes; use as a context manager.
 
     Attributes:
-      log: the file with what the last command said.
+      log: the file with the output of the last command.
     """
 
     def __init__(self, folder: Path, cache: str = ""):
-        """`folder`: for the log. `cache`: of compiled programs, where not that of the tests."""
+        """Starts the server.
+
+        Args:
+          folder: the folder for the log.
+          cache: the folder for compiled programs; that of the tests if empty.
+        """
         tests = Path(tiny.__file__).parent
         self.log = folder / "log"
         self._process = subprocess.Popen(
@@ -63,12 +68,12 @@ class Server:
         assert self._process.stdout.readline() == "ready\n"
 
     def run(self, name: str, words: list[str], kill_after: float | None = None) -> int:
-        """The exit code of a command, -9 if it was still running `kill_after` seconds from its start.
+        """Runs a command and returns its exit code, or -9 if it was killed.
 
         Args:
           name: ``train``, for the command line of `vidmotion.main`, or ``prepare``.
-          words: its arguments.
-          kill_after: seconds.
+          words: the arguments of the command.
+          kill_after: the seconds from its start after which the command is killed; None never kills it.
         """
         self._process.stdin.write(json.dumps([str(self.log), name, words, kill_after]) + "\n")
         self._process.stdin.flush()

@@ -1,4 +1,4 @@
-"""One bit flipped in each file of a checkpoint: its state comes back as it was saved, or the one before does."""
+"""One bit flipped in each file of a checkpoint: the state comes back as it was saved, or as saved the step before."""
 
 import shutil
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from test_checkpoint import assert_same, fill, make_state, restore
 
-FLIPS = 30  # or one of each file, if there are more
+FLIPS = 30  # or one for each file, if there are more files
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A workdir with the steps 1 and 2."""
+    """Returns a workdir with the steps 1 and 2."""
     workdir = tmp_path_factory.mktemp("whole")
     fill(workdir, [1, 2])
     return workdir
@@ -41,5 +41,5 @@ def test_a_flipped_bit_is_never_read_as_another_value(whole, tmp_path):
         assert (workdir / "damaged").exists() == (step == 1)
         found.setdefault(str(file), set()).add(step)
         shutil.rmtree(workdir)
-    # What holds numbers is never used once it is damaged.
+    # Files of numbers are never used once they are damaged.
     assert all(steps == {1} for file, steps in found.items() if "/d/" in file)

@@ -1,4 +1,4 @@
-"""Every broken or odd input becomes what it should: one clear error, a report, or the right values."""
+"""Every broken or odd input has the outcome it should: one clear error, a report, or the right values."""
 
 import collections
 
@@ -14,13 +14,13 @@ from vidmotion.errors import ConfigError
 from vidmotion.media import MediaError
 
 CLEAR = (MediaError, DatasetError, ConfigError, CheckpointError, FileNotFoundError)
-CLEAR_OF_WEIGHTS = (*CLEAR, ValueError)  # which `vidmotion.convert` documents
+CLEAR_OF_WEIGHTS = (*CLEAR, ValueError)  # `vidmotion.convert` documents ValueError
 LEAST = 300
 
 
 @pytest.fixture(scope="module")
 def counts():
-    """Of the cases of each kind that were tried, by what is expected of them."""
+    """Returns a dict to be filled, by kind, with the number of cases for each expected outcome."""
     return {}
 
 
@@ -44,7 +44,7 @@ def test_inputs_become_what_they_should(kind, tmp_path, monkeypatch, caplog, cap
         expected[case.expected] += 1
         allowed = {
             EITHER: (REFUSED, SKIPPED, RIGHT),
-            RIGHT: (RIGHT, SKIPPED),  # its name may be said for other reasons
+            RIGHT: (RIGHT, SKIPPED),  # the file may be named in the output for other reasons
         }.get(case.expected, (case.expected,))
         if outcome not in allowed:
             wrong.append(f"{case.name}: {outcome[:300]}, expected {case.expected}")

@@ -1,10 +1,11 @@
-"""The kill campaign: SIGKILL at random moments, and what is there in the end is bit for bit what it would have been.
+"""The kill campaign: after SIGKILL at random moments, a run ends bit for bit as it would have without them.
 
     pytest tests/faults/test_kills.py --kills=200 --faults_record=FILE
 
 A training of tests/tiny.py, which saves after every step, and the preparation of a dataset are started and killed over
 and over in the same folders, so that kills meet starting, restoring, training, saving and preparing alike. After each
-kill every checkpoint under a final name must be whole; each time that one comes to its end, it is compared.
+kill, every checkpoint under a final name must be whole; each run that reaches its end is compared with an undisturbed
+one.
 """
 
 import dataclasses
@@ -28,14 +29,14 @@ from vidmotion.metric_writer import read_metrics
 from vidmotion.run import Run
 
 SEED = 0
-PREPARING = 0.25  # of the kills
+PREPARING = 0.25  # the share of the kills
 STEPS = 8
-KEEP = 2  # checkpoints
+KEEP = 2  # checkpoints kept
 
 
 @dataclasses.dataclass
 class Training:
-    """A run of eight steps, each of which is saved."""
+    """A training of eight steps that saves after each."""
 
     folder: Path
     name = "train"
@@ -51,7 +52,8 @@ class Training:
         ]
 
     def moment(self) -> str:
-        """What the kill met, as far as the folder tells; and each checkpoint that is kept is whole."""
+        """Returns what the training was doing when it was killed, as the folder tells; checks that the kept checkpoints
+        are whole."""
         with Checkpointer(self.folder, read_only=True) as checkpointer:
             done = checkpointer.steps()
             for step in done[-KEEP:]:  # an older one may be half removed
@@ -64,7 +66,8 @@ class Training:
         return "training" if last > done[-1] else "restoring or between steps"
 
     def end(self):
-        """All that a finished run holds: its state, its place in the data, and each number of each step, once."""
+        """Returns all that a finished run holds: its state, its place in the data, and each number of each step,
+        once."""
         config = tiny.get_config()
         run = Run(config, str(self.folder))
         with Checkpointer(self.folder, read_only=True) as checkpointer:
@@ -82,7 +85,7 @@ class Training:
 
 @dataclasses.dataclass
 class Preparing:
-    """A dataset of the clips of three videos."""
+    """The preparation of a dataset from three videos."""
 
     folder: Path
     videos: Path
@@ -106,7 +109,8 @@ class Preparing:
         return "preparing, complete" if complete else "preparing"
 
     def end(self):
-        """Bytes of all files but the report, which tells times, and the command, which names the folder."""
+        """Returns the index, without the command, which names the folder; the bytes of the shards; and the names of all
+        files."""
         index = json.loads((self.folder / "dataset.json").read_text())
         del index["provenance"]["command"]
         shards = {path.name: path.read_bytes() for path in self.folder.glob("*.array_record")}
@@ -128,11 +132,11 @@ def test_what_was_killed_ends_bit_for_bit_as_what_was_not(tmp_path, monkeypatch,
         folder = tmp_path / f"{kind}-{number}"
         return Training(folder) if kind == "train" else Preparing(folder, tmp_path / "videos")
 
-    # Kills tear entries of the cache too.
+    # The cache is the test's own, because kills damage its entries, too.
     with Server(tmp_path, cache=str(tmp_path / "cache")) as server:
         expected, seconds = {}, {}
         for kind in ("train", "prepare"):
-            for name in ("warm", "whole"):  # the first compiles
+            for name in ("warm", "whole"):  # the first run compiles
                 task, start = begin(kind, name), time.perf_counter()
                 assert server.run(task.name, task.words) == 0, server.log.read_text()
                 seconds[kind] = time.perf_counter() - start

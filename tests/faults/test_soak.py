@@ -1,4 +1,4 @@
-"""Long runs: two thousand steps, or three thousand frames, leave memory, threads and open files where they were."""
+"""Long runs of two thousand steps or three thousand frames do not keep taking more memory, threads and open files."""
 
 import json
 import os
@@ -78,7 +78,7 @@ pytestmark = [
 
 
 def outcome_of(code, *arguments):
-    """What a program prints in its last line."""
+    """Runs a program and returns what it prints in its last line."""
     tests = Path(tiny.__file__).parent
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(COUNT) + textwrap.dedent(code)]
@@ -106,7 +106,7 @@ def test_training_leaves_memory_threads_and_files_as_they_are(tmp_path):
     seen = outcome["seen"]
     print(seen)
     assert outcome["code"] == 0 and [row["now"] for row in seen] == [50, 550, 1050, 1550]
-    # At step 50 nothing has been saved yet, whose threads stay; from then on all is as it was.
+    # At step 50 nothing has been saved yet, and saving leaves threads; from the next reading on, nothing grows.
     assert_constant(seen[1], seen[-1])
 
 

@@ -1,4 +1,4 @@
-"""The sweep runner: what it would run, what it leaves out, what its table says."""
+"""The sweep runner: what it would run, what it leaves out, and what its table says."""
 
 import json
 import subprocess

@@ -27,7 +27,7 @@ class MotionGenerator(System, Describes):
     """A GPT-2 that generates motion codes.
 
     Attributes:
-      codes: the folder that ``python -m vidmotion.encode`` wrote from a BCD run; its codebooks are used frozen.
+      codes: the folder of BCD codes that ``python -m vidmotion.encode`` wrote; its codebooks are used frozen.
       frames: the number of frames in a training sequence.
       books, entries, dim: the sizes of the BCD run's quantiser.
       content_tokens, content_width: K and C_c of the BCD run.

@@ -26,7 +26,8 @@ class MotionTokens(System, Describes):
     """A `MotionTokenizer` that is trained on stored motion codes.
 
     Attributes:
-      codes: the folder that ``python -m vidmotion.encode`` wrote from an X-NeMo; its statistics are used frozen.
+      codes: the folder of X-NeMo motion codes that ``python -m vidmotion.encode`` wrote; their statistics, which lie
+        there too, are used frozen.
       frames: T, the number of codes in a training sequence.
       network: the fields of `MotionTokenizer`.
       velocity, commitment: the weights of the terms of these names in `tokenizer_loss`.

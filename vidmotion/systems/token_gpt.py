@@ -48,7 +48,7 @@ class TokenGenerator(System, Describes):
     """A GPT-2 that generates motion tokens.
 
     Attributes:
-      codes: the folder that ``python -m vidmotion.encode`` wrote from a motion tokenizer; the tokenizer is used frozen.
+      codes: the folder of motion tokens that ``python -m vidmotion.encode`` wrote; its tokenizer is used frozen.
       length: the number of tokens in a training sequence.
       tokenizer: the fields of `MotionTokenizer`; the sizes must be those of the folder's tokenizer.
       width, layers, heads, max_positions, dropout: see `TokenGPT`.

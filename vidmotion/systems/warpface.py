@@ -450,8 +450,8 @@ class WarpFace(System, MotionTransfer, Released, Describes):
           theta: theta_{s->d} for each frame, (B, T, D_m).
           key: the random key of the noise.
           steps, guidance: the number of steps and the scale of the guidance; None takes the config's.
-          still: the code of no motion, of the shape of `theta`; None takes zeros, which is right for the vectors of
-            MGME.
+          still: the code of no motion, of the shape of `theta`; None takes zeros, the code of no motion for the vectors
+            of MGME with the transfer ``difference``.
 
         Returns:
           float32 (B, T, H, W, 3) in [0, 1].

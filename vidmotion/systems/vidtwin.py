@@ -114,7 +114,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         ``either``, training reads videos of two windows.
       recolour: the share of the training windows whose colours are changed, each at random. The target of the decoder
         has the colours of the window from which the structure was read, so that the dynamics cannot provide them. 0, as
-        in the paper, changes none. Needs ``structure_from`` ``other`` or ``either``, and uncached pixels.
+        in the paper, changes none. Needs ``structure_from`` ``other`` or ``either``, and no cached latents.
       kl_weight: the weight of the divergence, which is summed over the latents of a clip.
       perceptual, gan: see `Perceptual` and `Gan`.
       overlap: the number of frames that a window shares with the next when `sample` cuts a long clip into windows; at

@@ -274,7 +274,7 @@ class BCD(System, MotionTransfer, Describes):
         return (Player("model", switches=(self.denoiser.temporal_from,)),)
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Specifies a training batch: ``video`` uint8 (B, T, H, W, 3), or ``latents`` float16 (B, T, H/8, W/8, C) if
+        """Specifies a training batch: ``video`` uint8 (B, T, H, W, 3), or ``latents`` float16 (B, T, h, w, C) if
         latents are cached."""
         if self.codec.cached:
             height, channels = self.codec.latent_shape(self.size)
@@ -374,7 +374,7 @@ class BCD(System, MotionTransfer, Describes):
         Args:
           vars: parameters (normally the averaged ones).
           batch: ``content`` uint8 (B, T_c, H, W, 3), any T_c; ``motion`` uint8 (B, T, H, W, 3); either may
-            be latents from a cache instead, float16 (B, T, H/8, W/8, C).
+            be latents from a cache instead, float16 (B, T, h, w, C).
           key: the random key of the initial noise, shared by all windows of a clip.
           steps, guidance: the number of steps and the scale of the guidance; None takes the config's.
 

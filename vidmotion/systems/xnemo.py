@@ -601,7 +601,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         ldm = jnp.mean(jnp.square(target - out))
         loss, metrics, carry = ldm, {"ldm": ldm}, {}
         if vector_bfm is not None:
-            # The standard deviation of the vectors over the batch: near zero when motion collapses.
+            # The standard deviation of the vectors over the batch is near zero if motion collapses.
             spread = jnp.std(vector_bfm.reshape(-1, vector_bfm.shape[-1]), axis=0)
             metrics["code_spread"] = jnp.mean(spread)
         if self._has_gan and begun(step, self.gan.start) is not False:

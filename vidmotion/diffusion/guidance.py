@@ -10,11 +10,11 @@ import jax.numpy as jnp
 def guided(
     denoise: Callable[[jax.Array, jax.Array, Any], jax.Array], cond: Any, null: Any, scale: float
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """D_null + scale * (D_cond - D_null), both branches evaluated in one batch.
+    """Makes a guided denoiser, D_null + scale * (D_cond - D_null), that evaluates both branches in one batch.
 
     Args:
-      denoise: ``denoise(x, sigma, condition)`` over a batch, sigma of shape ().
-      cond: condition pytree, leaves (B, ...).
+      denoise: ``denoise(x, sigma, condition)`` over a batch, with sigma of shape ().
+      cond: the conditions, a pytree with leaves (B, ...).
       null: the same tree with every condition replaced by its null.
       scale: guidance weight; 1 is the conditional model alone, and then the null branch is skipped.
 
@@ -33,18 +33,21 @@ def guided(
 
 
 def guide(with_cond: jax.Array, without: jax.Array, scale: float) -> jax.Array:
-    """without + scale * (with_cond - without), of predictions made apart: the branches of a network
-    that lacks an input in one of them, such as X-NeMo's reference features."""
+    """Returns without + scale * (with_cond - without).
+
+    Unlike `guided`, it serves networks whose two branches cannot share a batch, because one of them lacks an input such
+    as X-NeMo's reference features.
+    """
     return without + scale * (with_cond - without)
 
 
 def scale_of(weight: float, reading: str) -> float:
-    """The `scale` above from the number that a paper or a command line gives.
+    """Returns the `scale` for `guide` from the weight that a paper or a command line gives.
 
     Args:
-      weight: w.
-      reading: "scale", without + w * (with_cond - without); or "excess", (1 + w) * with_cond - w *
-        without, which is X-NeMo's Eq. 2: then the scale is 1 + w.
+      weight: w, the given weight.
+      reading: the formula in which w stands: "scale", without + w * (with_cond - without); or "excess",
+        (1 + w) * with_cond - w * without, which is X-NeMo's Eq. 2 and means a scale of 1 + w.
 
     Raises:
       ValueError: unknown reading.
@@ -54,11 +57,11 @@ def scale_of(weight: float, reading: str) -> float:
     return weight + READINGS[reading]
 
 
-READINGS = {"scale": 0.0, "excess": 1.0}  # what is added to w
+READINGS = {"scale": 0.0, "excess": 1.0}  # the number that each reading adds to w
 
 
 class Preset(NamedTuple):
-    """DDIM steps, guidance weight, and how that is to be read (`scale_of`)."""
+    """Settings of a sampler: the number of DDIM steps, the guidance weight, and the weight's reading (`scale_of`)."""
 
     steps: int
     weight: float
@@ -66,7 +69,7 @@ class Preset(NamedTuple):
 
 
 XNEMO_PRESETS = {
-    "released": Preset(35, 2.5, "scale"),  # what the released script does
-    "paper": Preset(25, 3.5, "scale"),  # its appendix and the script's (unused) defaults
-    "literal": Preset(25, 3.5, "excess"),  # Eq. 2 taken at its word: a scale of 4.5
+    "released": Preset(35, 2.5, "scale"),  # the settings of the released script
+    "paper": Preset(25, 3.5, "scale"),  # the paper's appendix; the script's unused defaults
+    "literal": Preset(25, 3.5, "excess"),  # Eq. 2 taken literally: a scale of 4.5
 }

@@ -1,11 +1,11 @@
-"""Diffusion processes: how a clean array is noised, and how a network becomes a denoiser.
+"""Diffusion processes, which define how noise is added to a clean array and how a network becomes a denoiser.
 
 Both processes are written in the variance-exploding form y = z + sigma * n, so that one sampler serves
 both. A network F(x, time) becomes a denoiser D by
 
     D(y; sigma) = c_skip * y + c_out * F(c_in * y, time)            (Karras et al. 2022, Eq. 7)
 
-and is trained by the mean of weight(sigma) * (D - z)^2.
+and is trained to minimise the mean of weight(sigma) * (D - z)^2.
 """
 
 import dataclasses
@@ -15,19 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SCHEDULES = {"linear": 1, "scaled_linear": 2}  # name -> power of the evenly spaced number
-OUTPUTS = ("edm", "x0")  # of `EDM`
+# Name of a schedule -> the power to which evenly spaced numbers are raised to give the betas.
+SCHEDULES = {"linear": 1, "scaled_linear": 2}
+OUTPUTS = ("edm", "x0")  # values of `EDM.output`
 PREDICTIONS = ("eps", "x0", "v")
 
 
 def check_prediction(prediction: str) -> None:
-    """Raise ValueError unless `prediction` is one of `PREDICTIONS`."""
+    """Raises ValueError unless `prediction` is one of `PREDICTIONS`."""
     if prediction not in PREDICTIONS:
         raise ValueError(f"prediction {prediction!r}: choose one of {', '.join(PREDICTIONS)}")
 
 
 class Scalings(NamedTuple):
-    """Per-example factors, each shaped like sigma; `time` is what the network embeds."""
+    """The factors that turn a network into a denoiser, each shaped like sigma; `time` is the network's time input."""
 
     c_skip: jax.Array
     c_out: jax.Array
@@ -37,14 +38,14 @@ class Scalings(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EDM:
-    """Karras et al. 2022, Table 1, column "Ours".
+    """The process of Karras et al. 2022 (Table 1, column "Ours").
 
     Attributes:
       sigma_data: standard deviation of the clean data.
-      p_mean, p_std: ln sigma ~ Normal(p_mean, p_std^2) in training.
+      p_mean, p_std: the mean and standard deviation of ln sigma, which is normally distributed in training.
       sigma_min, sigma_max: ends of the sampling schedule.
-      output: ``edm``, Table 1's c_skip and c_out; or ``x0``: D is sigma_data * F, so that nothing of the noisy
-        array is left in what is made, and the error of D counts alike at every noise level.
+      output: how D is made of F: ``edm``, with Table 1's c_skip and c_out; or ``x0``, as sigma_data * F, so that D
+        contains nothing of the noisy array, and the error of D has the same weight at every noise level.
 
     Raises:
       ValueError: unknown output.
@@ -62,11 +63,11 @@ class EDM:
             raise ValueError(f"output {self.output!r}: choose one of {', '.join(OUTPUTS)}")
 
     def sample_sigma(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Noise levels for training, float32 of `shape`."""
+        """Draws noise levels for training, float32 of `shape`."""
         return jnp.exp(self.p_mean + self.p_std * jax.random.normal(key, shape))
 
     def scalings(self, sigma: jax.Array) -> Scalings:
-        """c_skip, c_out, c_in of Table 1; time is 1000 * c_noise = 250 ln sigma."""
+        """Returns c_skip, c_out and c_in of Table 1 (or those of ``x0``), and time = 1000 * c_noise = 250 ln sigma."""
         total = sigma**2 + self.sigma_data**2
         c_skip = self.sigma_data**2 / total
         c_out = sigma * self.sigma_data / jnp.sqrt(total)
@@ -75,22 +76,25 @@ class EDM:
         return Scalings(c_skip, c_out, c_in=1.0 / jnp.sqrt(total), time=250.0 * jnp.log(sigma))
 
     def weight(self, sigma: jax.Array) -> jax.Array:
-        """1 / c_out^2, unit loss weight on F: (sigma^2 + sigma_data^2) / (sigma * sigma_data)^2 of Table 1."""
+        """Returns the loss weight 1 / c_out^2, which is a weight of 1 on the error of F.
+
+        With Table 1's c_out it is (sigma^2 + sigma_data^2) / (sigma * sigma_data)^2.
+        """
         return 1.0 / self.scalings(sigma).c_out ** 2
 
 
 @dataclasses.dataclass(frozen=True)
 class DDPM:
-    """Ho et al. 2020: discrete times; by default linear betas (BCD supplement, Eq. 1-4).
+    """The process of Ho et al. 2020 over discrete times, by default with linear betas (BCD supplement, Eq. 1-4).
 
-    With sigma_t = sqrt((1 - abar_t) / abar_t) the noisy z_t / sqrt(abar_t) equals z + sigma_t * n, and
-    weight 1/sigma^2 makes the weighted loss on D exactly the mean of (F - n)^2. Networks that are told
-    the discrete time itself use the variance-preserving side: `noised`, `target`, `samplers.ddim`.
+    With sigma_t = sqrt((1 - abar_t) / abar_t), the noisy array z_t / sqrt(abar_t) equals z + sigma_t * n, and
+    the weight 1/sigma^2 makes the weighted loss on D exactly the mean of (F - n)^2. Networks whose input is
+    the discrete time itself use the variance-preserving form: `noised`, `target`, `samplers.ddim`.
 
     Attributes:
       steps: number of discrete times.
       beta_start, beta_end: ends of the schedule.
-      schedule: "linear", evenly spaced betas; "scaled_linear", their square roots are, as in Stable
+      schedule: "linear", evenly spaced betas; or "scaled_linear", evenly spaced square roots of the betas, as in Stable
         Diffusion (0.00085 to 0.012) and X-NeMo as released (0.00085 to 0.02).
     """
 
@@ -104,23 +108,28 @@ class DDPM:
             raise ValueError(f"schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
 
     def alpha_bar(self) -> np.ndarray:
-        """(steps,) float64, decreasing: the share of the clean array's variance in z_t."""
+        """Returns alpha bar, (steps,) float64, decreasing: the factor of the clean array's variance in z_t."""
         power = SCHEDULES[self.schedule]
         ends = self.beta_start ** (1 / power), self.beta_end ** (1 / power)
         return np.cumprod(1.0 - np.linspace(*ends, self.steps) ** power)
 
     def _sigmas(self) -> np.ndarray:
-        """(steps,) float32, increasing."""
+        """Returns sigma at every discrete time, (steps,) float32, increasing."""
         alpha_bar = self.alpha_bar()
         return np.sqrt((1.0 - alpha_bar) / alpha_bar).astype(np.float32)
 
     def noised(self, z: jax.Array, noise: jax.Array, time: jax.Array) -> jax.Array:
-        """z_t = sqrt(abar_t) * z + sqrt(1 - abar_t) * noise; `time` int (B,) or (), of z's leading axes."""
+        """Returns z_t = sqrt(abar_t) * z + sqrt(1 - abar_t) * noise.
+
+        `time` is an int array whose shape is that of the leading axes of z, such as (B,), or ().
+        """
         signal, spread = self._factors(z, time)
         return signal * z + spread * noise
 
     def target(self, z: jax.Array, noise: jax.Array, time: jax.Array, prediction: str) -> jax.Array:
-        """What a network of that `prediction` (`PREDICTIONS`) is to give at z_t; arguments as `noised`.
+        """Returns the training target at z_t of a network with the given `prediction`, one of `PREDICTIONS`.
+
+        The other arguments are those of `noised`.
 
         Raises:
           ValueError: unknown prediction.
@@ -140,20 +149,23 @@ class DDPM:
 
     @property
     def sigma_min(self) -> float:
-        """Sigma of the first discrete time."""
+        """The sigma of the first discrete time."""
         return float(self._sigmas()[0])
 
     @property
     def sigma_max(self) -> float:
-        """Sigma of the last discrete time."""
+        """The sigma of the last discrete time."""
         return float(self._sigmas()[-1])
 
     def sample_sigma(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Noise levels of uniform discrete times, float32 of `shape`."""
+        """Draws noise levels of uniformly distributed discrete times, float32 of `shape`."""
         return jnp.asarray(self._sigmas())[jax.random.randint(key, shape, 0, self.steps)]
 
     def scalings(self, sigma: jax.Array) -> Scalings:
-        """Noise prediction: D = y - sigma * F(y / sqrt(1 + sigma^2)); time interpolates the table."""
+        """Returns the factors of noise prediction, D = y - sigma * F(y / sqrt(1 + sigma^2), time).
+
+        The time is interpolated in the table of sigmas.
+        """
         table = jnp.asarray(self._sigmas())
         time = jnp.interp(jnp.log(sigma), jnp.log(table), jnp.arange(self.steps, dtype=jnp.float32))
         return Scalings(
@@ -164,7 +176,7 @@ class DDPM:
         )
 
     def weight(self, sigma: jax.Array) -> jax.Array:
-        """1 / sigma^2: unit loss weight on the predicted noise."""
+        """Returns the loss weight 1 / sigma^2, which is a weight of 1 on the error of the predicted noise."""
         return 1.0 / sigma**2
 
 

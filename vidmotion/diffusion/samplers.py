@@ -1,4 +1,4 @@
-"""Samplers: from noise to data, given only ``denoise(x, sigma)`` or ``predict(x, time)``.
+"""Samplers, which turn noise into data by calls of ``denoise(x, sigma)`` or ``predict(x, time)``.
 
 `sample`: Karras et al. 2022, Algorithm 1 without churn, in the variance-exploding form of `process`.
 `ddim`: Song et al. 2020 without noise, over discrete times, in the variance-preserving form.
@@ -17,7 +17,8 @@ SAMPLERS = ("heun", "euler")
 
 
 def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> jax.Array:
-    """(steps + 1,) float32, from `sigma_max` down to `sigma_min`, then 0 (Karras et al., Eq. 5)."""
+    """Returns the noise levels of a sampler (Karras et al., Eq. 5): (steps + 1,) float32, from `sigma_max` down to
+    `sigma_min`, then 0. Raises ValueError if `steps` is less than 1."""
     if steps < 1:
         raise ValueError(f"a sampler needs at least one step, got {steps}")
     ramp = jnp.linspace(0.0, 1.0, steps) if steps > 1 else jnp.zeros((1,))
@@ -29,12 +30,12 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
 def sample(
     denoise: Denoise, noise: jax.Array, sigmas: jax.Array, method: str = "heun"
 ) -> jax.Array:
-    """Solve dx/dsigma = (x - D(x; sigma)) / sigma along `sigmas`.
+    """Turns noise into data by solving dx/dsigma = (x - D(x; sigma)) / sigma along `sigmas`.
 
     Args:
-      denoise: D(x, sigma) with a () sigma; returns an array like x.
+      denoise: D(x, sigma) with sigma of shape (); returns an array like x.
       noise: standard normal array of the output's shape.
-      sigmas: (steps + 1,) decreasing, last 0; `steps` intervals, the last one always Euler.
+      sigmas: the noise levels (steps + 1,), decreasing, the last of them 0; the last interval is always an Euler step.
       method: ``heun`` (2 * steps - 1 evaluations) or ``euler`` (steps evaluations).
 
     Raises:
@@ -60,12 +61,16 @@ def sample(
 
 
 def leading_times(steps: int, train_steps: int = 1000, offset: int = 1) -> np.ndarray:
-    """(steps,) int32, descending: multiples of train_steps // steps from 0 on, moved up by `offset`.
+    """Returns the discrete times of a sampler, spaced as in Stable Diffusion's schedulers.
 
-    25 of 1000 are 961, 921, ..., 41, 1, as Stable Diffusion's schedulers space them.
+    They are the first `steps` multiples of train_steps // steps, from 0, plus `offset`. For 25 of 1000 steps they are
+    961, 921, ..., 41, 1.
+
+    Returns:
+      (steps,) int32, descending.
 
     Raises:
-      ValueError: steps not within 1 .. train_steps, or times that lie outside the schedule.
+      ValueError: `steps` is not within 1 .. train_steps, or times lie outside the schedule.
     """
     if not 1 <= steps <= train_steps:
         raise ValueError(f"{steps} steps of a schedule of {train_steps}")
@@ -84,20 +89,21 @@ def ddim(
     final: float = 1.0,
     trajectory: bool = False,
 ) -> jax.Array:
-    """Song et al. 2020, Eq. 12 with sigma = 0: x at times[0] -> clean x.
+    """Denoises an array by DDIM (Song et al. 2020, Eq. 12 with sigma = 0).
 
     Args:
-      predict: ``predict(x, time)`` with a () int32 time, in the form `prediction`; an array like x.
+      predict: ``predict(x, time)`` with an int32 time of shape (); returns an array like x, which means what
+        `prediction` says.
       x: the noisy array at times[0], float32: sqrt(abar) * clean + sqrt(1 - abar) * noise.
-      times: (steps,) descending, as of `leading_times`.
-      alpha_bar: (train_steps,), as of `DDPM.alpha_bar`.
-      prediction: what is predicted: "eps" the noise, "x0" the clean array, or "v".
-      final: alpha bar after the last step: 1 for the clean array itself; alpha_bar[0] where a
-        scheduler says set_alpha_to_one=False.
-      trajectory: return x after every step, the start included.
+      times: (steps,) descending, for example from `leading_times`.
+      alpha_bar: (train_steps,), from `DDPM.alpha_bar`.
+      prediction: what the network predicts: "eps", the noise; "x0", the clean array; or "v".
+      final: alpha bar after the last step: 1 for the clean array itself; alpha_bar[0] for schedulers with
+        set_alpha_to_one=False.
+      trajectory: whether to return x at the start and after every step.
 
     Returns:
-      like x; (steps + 1, *x.shape) with `trajectory`.
+      The clean array, like x; with `trajectory` an array (steps + 1, *x.shape).
 
     Raises:
       ValueError: unknown prediction.

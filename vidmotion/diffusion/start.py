@@ -1,7 +1,7 @@
-"""Where sampling starts when it is not pure noise: X-NeMo's blurred reference latent.
+"""X-NeMo's start of sampling, which is a blurred and noised reference latent instead of pure noise.
 
-A schedule that ends at beta = 0.02 still holds 2% of the clean array at its first sampling time. The
-released sampler fills that share with what is known of the answer: the reference, blurred.
+With a schedule that ends at beta = 0.02, the noisy array at the first sampling time still holds 2% of the clean array.
+The released sampler fills that share with the best guess that it has: the blurred reference.
 """
 
 import jax
@@ -12,10 +12,10 @@ from vidmotion.diffusion.process import DDPM
 
 
 def gaussian_blur(x: jax.Array, size: int = 9, sigma: float = 18.0) -> jax.Array:
-    """Blurs the two axes before the last of x (..., h, w, C); the border is mirrored without its edge.
+    """Blurs x (..., h, w, C) along h and w; the border is mirrored without repeating the edge.
 
-    With the defaults, those of the release, the kernel is nearly a box. `size` is odd; h and w exceed
-    size // 2.
+    The defaults are those of the release, with which the kernel is nearly a box. `size` must be odd, and h and w must
+    exceed size // 2.
     """
     reach = size // 2
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
@@ -32,12 +32,12 @@ def gaussian_blur(x: jax.Array, size: int = 9, sigma: float = 18.0) -> jax.Array
 def start_from_reference(
     key: jax.Array, reference: jax.Array, frames: int, process: DDPM, time: int
 ) -> jax.Array:
-    """The reference's latent blurred, repeated and noised to the first time of sampling.
+    """Blurs the reference's latent, repeats it for every frame, and adds the noise of the first sampling time.
 
     Args:
-      key: the random key of the noise, which is each frame's own.
-      reference: (B, h, w, C), scaled as the network sees latents.
-      frames: F of the video.
+      key: the random key of the noise, which differs between frames.
+      reference: the latent of the reference (B, h, w, C), scaled as the network sees latents.
+      frames: F, the number of frames of the video.
       process: the schedule.
       time: the first discrete time.
 

@@ -1,14 +1,14 @@
-"""Long videos in overlapping windows, joined in every denoising step (X-NeMo, "prompt travelling").
+"""Denoising of long videos in overlapping windows that are joined in every step (X-NeMo, "prompt travelling").
 
 A temporal network is trained on short clips. To denoise a longer video, each step cuts it into
-windows that overlap, predicts them one by one and averages where they overlap. The windows run in a
-closed loop, so that the last one also holds the beginning, and begin at another place in every
-step, so that no seam stays where it is.
+windows that overlap, predicts them one by one, and averages the predictions where they overlap. The windows form a
+closed loop, so that the last one also contains the beginning of the video. They start at another frame in every
+step, so that no seam stays in the same place.
 
-Shapes are fixed, whatever the offset: everything here can be jitted, and as windows pass through a
-scan, the memory that a network takes is that of `together` windows, whatever the video's length.
+Shapes do not depend on the offset, so that everything in this module can be jitted. The windows pass through a scan, so
+the network takes the memory of `together` windows, whatever the length of the video.
 
-B batch, F frames of the video, L of a window, N windows.
+B batch, F frames of the video, L frames of a window, N windows.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ import numpy as np
 
 
 def fade(before: Any, after: Any) -> Any:
-    """Blend the n frames that two windows share, each given as (..., n, H, W, C).
+    """Blends the n frames that two windows share, each given as (..., n, H, W, C).
 
-    The earlier window, `before`, weighs n/(n+1), ..., 1/(n+1), and `after` the rest.
+    The frames of the earlier window, `before`, have the weights n/(n+1), ..., 1/(n+1); `after` has the remainder to 1.
     """
     n = before.shape[-4]
     share = (np.arange(1, n + 1) / (n + 1)).astype(np.float32)
@@ -35,9 +35,9 @@ class Windows:
     """The overlapping windows into which a long video is cut.
 
     Attributes:
-      frames: F, of the video.
-      length: the length of a window; a video that is no longer is one window of its own length. X-NeMo: 24.
-      overlap: frames that a window shares with the next. X-NeMo: 4.
+      frames: F, the number of frames of the video.
+      length: the length of a window; a video that is not longer than this is a single window. X-NeMo: 24.
+      overlap: the number of frames that a window shares with the next. X-NeMo: 4.
     """
 
     frames: int
@@ -53,24 +53,24 @@ class Windows:
 
     @property
     def span(self) -> int:
-        """L, the frames of each window."""
+        """L, the number of frames in each window."""
         return min(self.length, self.frames)
 
     @property
     def starts(self) -> np.ndarray:
-        """(N,) int32: the first frame of each window, before any offset."""
+        """The first frame of each window before any offset, (N,) int32."""
         if self.frames <= self.length:
             return np.zeros(1, np.int32)
         return np.arange(0, self.frames, self.length - self.overlap, dtype=np.int32)
 
     def offset(self, key: jax.Array) -> jax.Array:
-        """() int32: what a step adds to all starts, uniform in 0 .. length - 1; 0 for one window."""
+        """Draws the number that a step adds to all starts: () int32, uniform in 0 .. length - 1; 0 for one window."""
         if self.frames <= self.length:
             return jnp.zeros((), jnp.int32)
         return jax.random.randint(key, (), 0, self.length)
 
     def indices(self, offset: jax.Array | int = 0) -> jax.Array:
-        """(N, L) int32: the frames of each window, around the loop."""
+        """Returns the frames of each window, (N, L) int32; they wrap around at the end of the video."""
         first = jnp.asarray(self.starts)[:, None] + jnp.arange(self.span)[None, :]
         return (first + offset) % self.frames
 
@@ -82,23 +82,24 @@ def windowed(
     key: jax.Array,
     together: int = 1,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """A network of short clips as a network of the whole video, for a sampler.
+    """Turns a network for short clips into one for the whole video, for a sampler.
 
     Args:
-      predict: ``predict(x, time, conditions)``, x (B, L, ...) and conditions with leaves (B, L, ...);
-        an array like x. Conditions of the video as a whole it holds itself.
+      predict: ``predict(x, time, conditions)`` with x (B, L, ...) and conditions with leaves (B, L, ...); returns an
+        array like x. Conditions of the video as a whole must be bound to it already.
       per_frame: conditions of single frames, leaves (B, F, ...).
-      windows: which ones.
-      key: the random key of the offsets; the offset of a step is a function of it and of the step's time alone.
-      together: windows predicted at a time.
+      windows: the windows into which the video is cut.
+      key: the random key of the offsets; the offset of a step depends only on this key and the step's time.
+      together: the number of windows that are predicted at a time.
 
     Returns:
-      ``f(x, time)`` with x (B, F, ...): the mean over the windows that hold a frame, in float32.
+      ``f(x, time)`` with x (B, F, ...), which returns for each frame the mean over the windows that contain it, in
+      float32.
     """
     count = len(windows.starts)
     together = min(together, count)
     groups = -(-count // together)
-    real = jnp.arange(groups * together) < count  # the last group is filled up
+    real = jnp.arange(groups * together) < count  # the last group is padded
     per_frame = jax.tree.map(jnp.asarray, per_frame)
 
     def whole(x, time):

@@ -1,6 +1,6 @@
-"""What the page of ``vidmotion studio`` does, without the page: runs of a folder, heads, uploads, curves.
+"""The functions behind the page of ``vidmotion studio``: finding runs, moving heads, checking uploads, reading curves.
 
-`page` lays it out, `guard` keeps the files of one visitor from another.
+`page` lays the page out; `guard` protects the files of each visitor from other visitors.
 """
 
 import dataclasses
@@ -30,29 +30,29 @@ from vidmotion.run import Run
 from vidmotion.run_record import RECORD
 from vidmotion.system import Vars
 
-MOVERS = ("bcd", "vidtwin", "warpface", "xnemo")  # systems that move one clip as another
+MOVERS = ("bcd", "vidtwin", "warpface", "xnemo")  # systems that make one clip move like another
 MENDABLE = (ConfigError, DatasetError, CheckpointError, MediaError, OSError)
-MOST_BYTES = 200 * 2**20  # of an upload
+MOST_BYTES = 200 * 2**20  # largest size of an upload
 MOST_SECONDS = 60.0
-MOST_SIDE = 4096  # pixels
-SIZE = 64  # of the heads, pixels: what the demos are trained on
-FPS = 2.0  # of random motion: what the demos are trained on
-KEPT = 8  # runs that stay open
+MOST_SIDE = 4096  # largest side of an uploaded picture or video in pixels
+SIZE = 64  # side of a head's picture in pixels, on which the demos are trained
+FPS = 2.0  # frame rate of random motion, on which the demos are trained
+KEPT = 8  # number of runs that stay open
 
 
 class Stopped(Exception):
-    """Somebody asked for the work to end."""
+    """Raised inside a piece of work when nobody waits for it any more."""
 
 
 # -- runs -----------------------------------------------------------------------------------------
 
 
 def found(runs: str, workdirs: Sequence[str] = ()) -> dict[str, str]:
-    """Workdirs by what the page calls them, the name of the folder and its system.
+    """Finds runs and returns their workdirs by the names that the page shows, "folder (system)".
 
     Args:
-      runs: folder whose subfolders are looked at; one that is not there has none.
-      workdirs: further ones.
+      runs: the folder whose subfolders are searched; it need not exist.
+      workdirs: further folders to consider.
     """
     below = sorted(Path(runs).iterdir()) if Path(runs).is_dir() else []
     known = {}
@@ -66,19 +66,19 @@ def found(runs: str, workdirs: Sequence[str] = ()) -> dict[str, str]:
 
 
 def shipped() -> dict[str, str]:
-    """The shipped networks of `MOVERS`, named like `found`; each is opened by its name as a workdir is."""
+    """Returns the shipped networks of `MOVERS` by names like those of `found`; `opened` takes them like workdirs."""
     networks = {system: weights.of_system(system) for system in MOVERS}
     return {f"{name} ({system})": name for system, name in networks.items() if name}
 
 
 def movers(known: Mapping[str, str]) -> list[str]:
-    """Names of `found` whose systems move one clip as another."""
+    """Returns those names of `found` whose systems make one clip move like another."""
     return [name for name in known if name.rpartition("(")[2][:-1] in MOVERS]
 
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A run with its weights on the device and its sampler compiled once for each kind of batch."""
+    """A run with its weights on the device and its sampler, which is compiled once for each shape of batch."""
 
     run: Run
     vars: Vars
@@ -86,10 +86,10 @@ class Opened:
 
 
 def opened(workdir: str) -> Opened:
-    """A run or a shipped network, read once as long as its newest checkpoint stays the same.
+    """Opens a run or a shipped network; the result is cached until the run has a newer checkpoint.
 
     Raises:
-      ConfigError, CheckpointError: the folder holds no trained run, or does so no more.
+      ConfigError, CheckpointError: the folder holds no trained run, or no longer does.
     """
     if workdir in weights.names():
         return _opened(workdir, 0)
@@ -110,23 +110,23 @@ def _opened(workdir: str, newest: int) -> Opened:
 
 
 def head(seed: int) -> dict[str, float | int]:
-    """A random identity, factor by factor."""
+    """Draws a random identity; returns the value of each factor by name."""
     return heads.sample_identity(np.random.default_rng([seed, 0]))
 
 
 def motion_of(seed: int, frames: int) -> np.ndarray:
-    """A random motion (frames, 14)."""
+    """Draws a random motion (frames, 14)."""
     return heads.sample_motion(np.random.default_rng([seed, 1]), frames, FPS)
 
 
 def rest() -> dict[str, float]:
-    """The motion factors of a head at rest."""
+    """Returns the motion factors of a head at rest."""
     factors = heads.MOTION_FACTORS
     return {f.name: min(max(0.0, f.low), f.high) for f in factors}
 
 
 def between(poses: Sequence[Mapping[str, float]], frames: int) -> np.ndarray:
-    """A motion (frames, 14) that goes through recorded poses, in equal times."""
+    """Returns a motion (frames, 14) that passes through recorded poses at equal intervals."""
     points = np.array([[pose[f.name] for f in heads.MOTION_FACTORS] for pose in poses], np.float32)
     place = np.linspace(0, len(points) - 1, frames)
     before = np.minimum(place.astype(int), max(len(points) - 2, 0))
@@ -137,7 +137,13 @@ def between(poses: Sequence[Mapping[str, float]], frames: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Moved:
-    """A head moved by a driver: the result and the exact answer, uint8 (T, H, W, 3), and PSNRs against the answer."""
+    """The result of moving a head by a driver.
+
+    Attributes:
+      video: the generated video, uint8 (T, H, W, 3).
+      psnr: its PSNR against the exact answer, in dB.
+      wrong: the PSNR against the same answer when the driver makes another motion, in dB.
+    """
 
     video: np.ndarray
     psnr: float
@@ -151,17 +157,17 @@ def move_head(
     driver: Mapping[str, float],
     seed: int = 0,
 ) -> Moved:
-    """Let a run move a head as a driver moves, where the exact answer is known.
+    """Makes a head move like a driver and compares the result with the exact answer.
 
     Args:
       one: a run trained on heads of `SIZE` pixels.
-      identity: who the head is.
-      motion: (T, 14), brought to the number of frames of the run.
-      driver: identity of whom the run sees moving.
-      seed: the seed of the noise, and of the wrong driver.
+      identity: the identity of the head.
+      motion: the motion (T, 14), which is resampled to the number of frames of the run.
+      driver: the identity of the driver.
+      seed: the seed of the noise, and of the other motion that `Moved.wrong` takes.
 
     Raises:
-      ConfigError: a run of another size.
+      ConfigError: the run was trained at another size.
     """
     system = one.run.system
     if system.size != SIZE:
@@ -185,7 +191,7 @@ def move_head(
 
 def _sampled(one: Opened, identity, motion, driver, seed: int) -> np.ndarray:
     system, frames = one.run.system, len(motion)
-    # One that reads several frames of the content reads as many poses, as in training.
+    # A system that reads several content frames gets as many different poses, as in training.
     still = between([rest()], 1) if system.content_frames == 1 else motion_of(seed + 2, frames)
     content, moving = heads.render(identity, still, SIZE), heads.render(driver, motion, SIZE)
     batch = {"content": content, "motion": moving}
@@ -199,7 +205,7 @@ def _sampled(one: Opened, identity, motion, driver, seed: int) -> np.ndarray:
 
 
 def resampled(motion: np.ndarray, frames: int) -> np.ndarray:
-    """A motion of another number of frames, each the nearest in time."""
+    """Resamples a motion to another number of frames, taking the nearest frame in time."""
     return motion[np.linspace(0, len(motion) - 1, frames).round().astype(int)]
 
 
@@ -207,10 +213,10 @@ def resampled(motion: np.ndarray, frames: int) -> np.ndarray:
 
 
 def parts(one: Opened, identity, motion, driver, seed: int = 0) -> dict[str, np.ndarray]:
-    """What each latent of a VidTwin shows alone, uint8 clips by its name.
+    """Decodes each latent of a VidTwin alone; returns uint8 clips by the name of the latent.
 
     Raises:
-      ConfigError: another system.
+      ConfigError: the run's system has no latents that can be decoded alone.
     """
     system = one.run.system
     if not system.parts:
@@ -227,10 +233,13 @@ def parts(one: Opened, identity, motion, driver, seed: int = 0) -> dict[str, np.
 
 
 def bits(one: Opened, clips: int = 8) -> list[tuple[int, float]]:
-    """Bits that the codes of each frame of a BCD take, over random heads: pairs of frame and bits.
+    """Measures how many bits the motion codes of a BCD take in each frame, over `clips` random heads.
+
+    Returns:
+      Pairs of frame number and bits.
 
     Raises:
-      ConfigError: another system.
+      ConfigError: the run's system has no quantiser.
     """
     system = one.run.system
     if not hasattr(system, "quantizer"):
@@ -252,9 +261,14 @@ def bits(one: Opened, clips: int = 8) -> list[tuple[int, float]]:
 
 
 def walk(one: Opened, first, second, frames: int = 8, seed: int = 0) -> np.ndarray:
-    """A head at rest under motions on the line from one pose to another, uint8 (T, H, W, 3).
+    """Moves a head along the straight line between two random poses, uint8 (T, H, W, 3).
 
-    The poses are those of two heads' first frames; the walk is between motions, at the run's number of frames.
+    Args:
+      one: the run.
+      first: the identity of the head.
+      second: the identity of the driver.
+      frames: the number of frames to return, from the beginning of the line, which takes the run's number of frames.
+      seed: the seed of the poses and of the noise.
     """
     ends = [motion_of(seed, 1)[0], motion_of(seed + 7, 1)[0]]
     names = [f.name for f in heads.MOTION_FACTORS]
@@ -266,15 +280,15 @@ def walk(one: Opened, first, second, frames: int = 8, seed: int = 0) -> np.ndarr
 
 
 def check_upload(path: str | None, what: str, moving: bool) -> None:
-    """Refuse a file before any work is begun on it.
+    """Checks an uploaded file before any work on it begins.
 
     Args:
-      path: where it was put.
-      what: it is for, in a word: "picture" or "video".
-      moving: whether it must be a video.
+      path: the path of the file; None or "" if nothing was uploaded.
+      what: the word for the expected file in messages: "picture" or "video".
+      moving: whether the file must be a video.
 
     Raises:
-      MediaError: nothing, an empty file, one that is too large, too long or cannot be read; one sentence.
+      MediaError: there is no file, or it is empty, too large, too long or unreadable; the message is one sentence.
     """
     if not path:
         raise MediaError(f"choose a {what} first")
@@ -305,16 +319,17 @@ def check_upload(path: str | None, what: str, moving: bool) -> None:
 
 
 def in_steps(work: Callable[[Callable[[int, int], None]], Any]) -> Iterator[tuple[int, int] | Any]:
-    """Do long work in a thread of its own, so that who waits for it can leave.
+    """Does long work in a separate thread, so that the caller can stop waiting for it at any time.
 
     Args:
-      work: takes a function that it calls with what is done and the total, and which ends it.
+      work: the function that does the work. It is given a function ``tell(done, total)`` to report its progress, which
+        raises `Stopped` once the caller has stopped waiting.
 
     Yields:
-      What is done and the total, now and then; at last the result alone.
+      Pairs (done, total) from time to time; finally the result of `work`.
 
     Raises:
-      Whatever `work` does.
+      Any exception that `work` raises.
     """
     told: queue.Queue = queue.Queue()
     stop = threading.Event()
@@ -349,7 +364,18 @@ def in_steps(work: Callable[[Callable[[int, int], None]], Any]) -> Iterator[tupl
 
 
 def curves(workdirs: Mapping[str, str], metric: str) -> list[tuple[int, float, str]]:
-    """Points of a metric of runs: step, value and the run's name. Raises: ConfigError: no run has it."""
+    """Reads the curve of a metric of several runs.
+
+    Args:
+      workdirs: the workdirs of the runs by name.
+      metric: the name of the metric.
+
+    Returns:
+      Points (step, value, name of the run).
+
+    Raises:
+      ConfigError: no run has the metric.
+    """
     points = []
     for name, workdir in workdirs.items():
         file = Path(workdir, METRICS_FILE)
@@ -365,7 +391,7 @@ def curves(workdirs: Mapping[str, str], metric: str) -> list[tuple[int, float, s
 
 
 def metrics(workdir: str) -> list[str]:
-    """Names of all numbers in a run's metrics."""
+    """Returns the names of all numeric metrics of a run."""
     file = Path(workdir, METRICS_FILE)
     rows = read_metrics(file) if file.exists() else ()
     names = {n for row in rows for n, v in row.items() if not isinstance(v, str) or v == "nan"}
@@ -373,12 +399,12 @@ def metrics(workdir: str) -> list[str]:
 
 
 def pictures(workdir: str) -> list[str]:
-    """Files of a run's pictures, the newest last."""
+    """Returns the files of a run's pictures, the newest last."""
     return sorted(map(str, Path(workdir, "samples").glob("*.png")), key=os.path.getmtime)
 
 
 def results(workdir: str) -> list[list[str]]:
-    """Rows of a run's record: metric and value."""
+    """Returns the results in a run's record as rows of metric and value."""
     try:
         rows = json.loads(Path(workdir, RECORD).read_text())["results"]
     except (OSError, ValueError, KeyError):

@@ -1,12 +1,12 @@
-"""A page in the browser: heads moved by heads, your own files, latents, and what runs have become.
+"""Serves a page in the browser, on which runs move heads and your own files, and which shows their latents and results.
 
     vidmotion studio                                 # the shipped networks, and the runs in the folder runs
     vidmotion studio --runs=DIR                      # and those in another folder
     vidmotion studio --workdir=runs/heads            # one of them; may be given again
 
-The page is at http://127.0.0.1:7860 and reaches no further than this machine, unless --host says otherwise. It needs
-the extra `studio` (pip install 'vidmotion[studio]'). What visitors upload is kept until the page ends, and only the
-browser that it came from can read it.
+The page is at http://127.0.0.1:7860 and can only be reached from this machine, unless --host says otherwise. It needs
+the extra `studio` (pip install 'vidmotion[studio]'). Uploaded files are kept until the server stops, and only the
+browser that uploaded a file can read it.
 """
 
 import argparse
@@ -22,7 +22,7 @@ log = logging.getLogger("vidmotion.studio")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns its exit code."""
+    """Runs the command line and returns its exit code."""
     parser = argparse.ArgumentParser(prog="vidmotion studio", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     flag = parser.add_argument
@@ -43,10 +43,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def serve(runs: str, workdirs: tuple[str, ...], host: str, port: int) -> None:
-    """Show the page until Ctrl-C.
+    """Serves the page until Ctrl-C.
+
+    Args:
+      runs: the folder whose subfolders are runs.
+      workdirs: further runs.
+      host: the address to listen on.
+      port: the port to listen on.
 
     Raises:
-      ConfigError: the extra is not installed, or the port is taken.
+      ConfigError: the extra is not installed, or the address cannot be used.
     """
     try:
         import uvicorn
@@ -57,7 +63,7 @@ def serve(runs: str, workdirs: tuple[str, ...], host: str, port: int) -> None:
     try:
         with socket.create_server((host, port)):
             pass
-    except (OSError, OverflowError) as error:  # taken; no number of a port
+    except (OSError, OverflowError) as error:  # taken, or too large for a port
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"{host}:{port} cannot be used ({reason}): choose another --port"
@@ -71,7 +77,7 @@ def serve(runs: str, workdirs: tuple[str, ...], host: str, port: int) -> None:
 
 
 def application(runs: str, workdirs: tuple[str, ...] = ()):
-    """The page as an ASGI application, and the folder of its files.
+    """Builds the page as an ASGI application; returns it and the folder of its files.
 
     Raises:
       ConfigError: the extra is not installed.

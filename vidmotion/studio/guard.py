@@ -1,7 +1,8 @@
-"""Keeps the files of one visitor of the page from another, and refuses uploads that announce too many bytes.
+"""Protects the files of each visitor of the page from other visitors, and refuses uploads that announce too many bytes.
 
-Gradio lets everybody read any file in its folder whose name he knows, and names files by their content. Here each
-browser has a cookie, and may name only those files that an answer to it has named before.
+Gradio lets anybody read any file in its folder whose name they know, and it derives the names from the content of the
+files. The guard therefore gives each browser a cookie, and lets it request only files that a response to the same
+browser has named before.
 """
 
 import http.cookies
@@ -11,27 +12,27 @@ import secrets
 import urllib.parse
 
 COOKIE = "vidmotion_studio"
-MOST_BODY = 8 * 2**20  # of a request that is no upload, bytes
+MOST_BODY = 8 * 2**20  # largest body in bytes of a request that is not an upload
 API = ("/gradio_api/", "/file=")
 
 
 class Guard:
-    """ASGI middleware around Gradio.
+    """ASGI middleware that protects files around Gradio.
 
     Args:
-      app: Gradio's.
-      folder: where it keeps files, absolute.
-      most: bytes of an upload.
+      app: Gradio's ASGI application.
+      folder: the absolute path of the folder where Gradio keeps files.
+      most: the largest size of an upload in bytes.
     """
 
     def __init__(self, app, folder: str, most: int):
         self._app, self._most = app, most
-        # A name in a JSON string, in a query or in a path.
+        # Matches the name of a file in a JSON string, in a query or in a path.
         self._name = re.compile(re.escape(folder) + r"/[^\"\\?&]+")
         self._told: dict[str, set[str]] = {}
 
     async def __call__(self, scope, receive, send):
-        """Serve one request."""
+        """Serves one request, or refuses it with status 403 or 413."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -60,7 +61,7 @@ class Guard:
             await _refuse(send, 403, "this file belongs to somebody else, or is gone")
             return
         if any(part in path for part in API):
-            # What is compressed could not be looked through.
+            # The names of files could not be found in a compressed response.
             kept = [item for item in scope["headers"] if item[0] != b"accept-encoding"]
             scope = {**scope, "headers": kept}
         rest = ""
@@ -74,7 +75,7 @@ class Guard:
             elif message["type"] == "http.response.body" and not served:
                 text = rest + message.get("body", b"").decode("utf-8", "replace")
                 told.update(self._name.findall(text))
-                rest = text[-1000:]  # a name may be cut by the end of a piece
+                rest = text[-1000:]  # a name may continue in the next piece
             await send(message)
 
         await self._app(scope, receive, look)
@@ -95,7 +96,7 @@ async def _whole(receive) -> bytes | None:
 
 
 def _again(body: bytes, receive):
-    """A `receive` that gives a body once more, and then what comes."""
+    """Returns a replacement for `receive` that first gives a body that was already read, then new messages."""
     left = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def give():

@@ -1,4 +1,4 @@
-"""The page of ``vidmotion studio``: four tabs around what `vidmotion.studio` does."""
+"""The layout of the page of ``vidmotion studio``: four tabs that call the functions of `vidmotion.studio`."""
 
 import contextlib
 import os
@@ -16,12 +16,12 @@ from vidmotion.reenact import reenact
 
 MOTION = ("yaw", "pitch", "roll", "mouth_open", "smile", "lid_left", "lid_right", "gaze_x")
 IDENTITY = ("face_width", "jaw", "skin", "eye_size", "hair_volume")
-LONGEST = 200  # frames drawn of a driver
+LONGEST = 200  # largest number of frames that are drawn of a driver
 
 
 @contextlib.contextmanager
 def said() -> Iterator[None]:
-    """What the visitor can mend becomes one sentence on the page."""
+    """Shows errors that the visitor can mend as one sentence on the page."""
     try:
         yield
     except studio.MENDABLE as error:
@@ -29,14 +29,14 @@ def said() -> Iterator[None]:
 
 
 def fresh(suffix: str) -> str:
-    """A name that nobody can guess, in the folder from which the page serves."""
+    """Returns a path that nobody can guess, in the folder whose files the page serves."""
     folder = os.path.join(os.environ["GRADIO_TEMP_DIR"], secrets.token_hex(16))
     os.makedirs(folder)
     return os.path.join(folder, f"result{suffix}")
 
 
 def build(runs: str, workdirs: tuple[str, ...] = ()) -> gr.Blocks:
-    """The page over the shipped networks, the runs of a folder, and further workdirs."""
+    """Builds the page for the shipped networks, the runs in a folder, and further workdirs."""
     shipped, found = studio.shipped(), studio.found(runs, workdirs)
     known = {**shipped, **found}
     able = studio.movers(known)
@@ -248,7 +248,7 @@ def _files(able, place) -> None:
 
 
 def _framed(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """A picture with a red frame around what is taken of it."""
+    """Draws a red frame around the part of a picture that is used, given as a box x0, y0, x1, y1."""
     framed, width = picture.copy(), max(2, min(picture.shape[:2]) // 100)
     height, across = picture.shape[:2]
     x0, y0, x1, y1 = np.clip(box.round().astype(int), 0, [across, height, across, height])
@@ -342,7 +342,7 @@ def _runs(names, place) -> None:
 
 
 def temporary() -> str:
-    """A folder for the files of this page, which Gradio uses from now on."""
+    """Creates a folder for the files of the page and makes Gradio use it from now on."""
     folder = os.path.realpath(tempfile.mkdtemp(prefix="vidmotion-studio-"))
     os.environ["GRADIO_TEMP_DIR"] = folder
     return folder

@@ -1,14 +1,14 @@
 """BCD: bitrate-controlled diffusion for disentangling motion and content in video (ICCV 2025).
 
-Li, Chen, Peng, Yu, Chen, Lu, arXiv 2509.08376. A clip is cut into two halves A and B. The content c comes
-from A, the motion m from B; m passes a vector quantiser whose entropy is held to a target bitrate; a diffusion
-denoiser rebuilds B from (c, m_hat). Since c never sees B and m_hat is too narrow to carry appearance, each
-must carry what only it can.
+Li, Chen, Peng, Yu, Chen, Lu, arXiv 2509.08376. A clip is cut into two halves A and B. The content c comes from A and
+the motion m from B. A vector quantiser whose entropy is held to a target bitrate turns m into m_hat, and a diffusion
+denoiser rebuilds B from (c, m_hat). Since c never sees B, it cannot carry B's motion; since m_hat has too few bits to
+carry appearance, it must rely on c for that.
 
     L = L_d + lambda * L_rate                                                    (lambda = 0.04)
 
-What the paper leaves open is a field with the recommended choice as its default; the register of those gaps
-is in the docstrings below and in those of the three networks.
+Every choice that the paper leaves open is a field whose default is the recommended choice; these numbered gaps are
+described in the docstrings below and in those of the three networks.
 
 Shape suffixes: b batch, t frames, k content tokens, d content width, m motion feature; v video in pixels,
 z latent video (both b t h w c).
@@ -49,11 +49,11 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """The rate term and gap 3.
+    """Settings of the rate term (gap 3).
 
     Attributes:
-      target: bits per second at the nominal 25 frames/s.
-      weight: lambda.
+      target: the target bitrate in bits per second, at the nominal 25 frames/s.
+      weight: lambda, the weight of the rate term.
       mode: which quantity is squared. Not in paper; see `losses.bitrate.rate_loss`.
     """
 
@@ -64,13 +64,14 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True)
 class Cross:
-    """Cross-driven training and gap 11.
+    """Settings of cross-driven training (gap 11).
 
     Attributes:
-      enabled: False takes c and m from the same half (an ablation; it collapses in the paper).
-      symmetric: also rebuild A from (content of B, motion of A). The paper states A -> B.
-      content_frames: frames of A that content may see in training; 0 is all, as in the paper (for inference see
-        `Sampler`).
+      enabled: whether c and m come from different halves. False takes both from the same half (an ablation; it
+        collapses in the paper).
+      symmetric: whether training also rebuilds A from (content of B, motion of A). The paper only states A -> B.
+      content_frames: the number of frames of A from which content is read in training; 0 is all, as in the paper (for
+        inference see `Sampler`).
     """
 
     enabled: bool = True
@@ -80,12 +81,12 @@ class Cross:
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance (Tables A4, A5) and gap 9.
+    """Settings of classifier-free guidance (Tables A4, A5; gap 9).
 
     Attributes:
       drop: probability per clip of replacing the conditions by learned nulls in training.
-      independent: drop c and m_hat independently. Not in paper; default both together.
-      scale: w of D_null + w * (D_cond - D_null) at sampling.
+      independent: whether c and m_hat are dropped independently rather than together. Not in paper.
+      scale: w in D_null + w * (D_cond - D_null) at sampling.
     """
 
     drop: float = 0.1
@@ -95,11 +96,11 @@ class Guidance:
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion:
-    """Training process and gap 7.
+    """Settings of the diffusion process (gap 7).
 
     Attributes:
       kind: ``edm``, or ``ddpm_eps`` for noise prediction on a linear 1000-step schedule.
-      sigma_data, p_mean, p_std: EDM's numbers of training.
+      sigma_data, p_mean, p_std: EDM's training parameters.
       sigma_min, sigma_max: ends of EDM's sampling schedule.
       output: how EDM's network becomes a denoiser, see `process.EDM`. Not in paper.
     """
@@ -113,7 +114,7 @@ class Diffusion:
     output: str = "edm"
 
     def process(self) -> process.Process:
-        """The process these fields describe.
+        """Builds the process that these fields describe.
 
         Raises:
           ConfigError: unknown kind.
@@ -134,14 +135,14 @@ class Diffusion:
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """Sampling (Tables A4, A5).
+    """Settings of sampling (Tables A4, A5).
 
     Attributes:
-      steps: number of noise levels.
+      steps: the number of noise levels.
       method: ``heun`` (2 * steps - 1 evaluations) or ``euler``.
-      window: frames per window of motion encoding and denoising, all windows from the same noise;
-        0 is the half-clip length seen in training. Not in paper.
-      content_frames: the first frames of the content clip that content is read from; 0: all (Table A2 tries 1, 5, 15
+      window: the number of frames in a window of motion encoding and denoising; all windows start from the same noise.
+        0 takes the half-clip length seen in training. Not in paper.
+      content_frames: content is read from this many first frames of the content clip; 0 is all (Table A2 tries 1, 5, 15
         and 20 at inference).
     """
 
@@ -157,13 +158,14 @@ class BCD(System, MotionTransfer, Describes):
 
     Attributes:
       frames, size: the length of a training clip and its side in pixels; `frames` is even, the halves are A and B.
-      codec: see `codecs`, or a mapping of its fields.
-      encoder, quantizer, denoiser: the networks, or mappings of those of their fields that no other field decides.
-      rate ... diffusion: the records above.
+      codec: a codec of `codecs`, or a mapping of its fields.
+      encoder, quantizer, denoiser: the networks, or mappings of their fields without those that other fields of this
+        class determine.
+      rate, sampler, cross, guidance, diffusion: see the classes of the same names.
       compute: ``float32`` or ``bfloat16``; parameters, quantiser, entropies, softmaxes, noise scalings and
         losses are float32 either way.
-      remat, scan: whether the denoiser recomputes its blocks in the backward pass (as does the encoder), and compiles
-        one for all.
+      remat: whether encoder and denoiser recompute their blocks in the backward pass.
+      scan: whether the denoiser compiles one block for all.
 
     Raises:
       ConfigError: sizes that do not fit together.
@@ -241,38 +243,39 @@ class BCD(System, MotionTransfer, Describes):
 
     @property
     def half(self) -> int:
-        """T_h, frames of one half."""
+        """T_h, the number of frames in one half."""
         return self.frames // 2
 
     @property
     def window(self) -> int:
-        """Frames of a window of motion encoding and denoising."""
+        """The number of frames in a window of motion encoding and denoising."""
         return self.sampler.window or self.half
 
     @property
     def content_frames(self) -> int:
-        """Content is read from as many frames as in training, or from fewer where the sampler says so."""
+        """The number of frames from which content is read: as many as in training, or fewer if the sampler says so."""
         return self.sampler.content_frames or self.half
 
     @property
     def motion_width(self) -> int:
-        """C_m = N * D."""
+        """C_m = N * D, the width of the motion feature."""
         return self.encoder.motion_width
 
     @property
     def target_bits(self) -> float:
-        """H*, bits per frame."""
+        """H*, the target in bits per frame."""
         return bitrate.bits_per_frame(self.rate.target)
 
     # -- the interface ----------------------------------------------------------------------------
 
     @property
     def players(self) -> tuple[Player, ...]:
-        """One, whose temporal blocks join at a step of their own."""
+        """The only player, ``model``; its temporal blocks start working at a later step."""
         return (Player("model", switches=(self.denoiser.temporal_from,)),)
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """``video``: uint8 (B, T, H, W, 3); or ``latents``: float16 (B, T, H/8, W/8, C), where they are cached."""
+        """Specifies a training batch: ``video`` uint8 (B, T, H, W, 3), or ``latents`` float16 (B, T, h, w, C) if
+        latents are cached."""
         if self.codec.cached:
             height, channels = self.codec.latent_shape(self.size)
             shape = (batch, self.frames, height, height, channels)
@@ -281,7 +284,8 @@ class BCD(System, MotionTransfer, Describes):
         return {"video": jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
     def init(self, key: jax.Array, batch: PyTree) -> PyTree:
-        """``{"model": {encoder, quantizer, denoiser, null}}``; temporal blocks exist from the start."""
+        """Returns initial parameters ``{"model": {encoder, quantizer, denoiser, null}}``; temporal blocks exist from
+        the start."""
         keys = jax.random.split(key, 5)
         height, channels = self.codec.latent_shape(self.size)
         z = jnp.zeros((1, self.half, height, height, channels))
@@ -301,26 +305,27 @@ class BCD(System, MotionTransfer, Describes):
         }
 
     def consts_spec(self) -> dict[str, Const]:
-        """The codec's frozen network, if it has one."""
+        """Returns the codec's frozen network, if it has one."""
         return self.codec.consts()
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """Fingerprints of the codec's networks, or of its fixed projection where it has no weights."""
+        """Returns the fingerprint of the codec's network, or of its fixed projection if it has no weights."""
         return self.codec.fingerprints(consts)
 
     def tokens(self, batch: int) -> int:
-        """Denoiser tokens of a batch: clips x rebuilt frames x patches."""
+        """Returns the number of denoiser tokens in a batch: clips x rebuilt frames x patches."""
         rebuilt = self.half * (2 if self.cross.symmetric and self.cross.enabled else 1)
         return batch * rebuilt * self.denoiser.tokens
 
     def evaluators(self) -> tuple[str, ...]:
-        """Motion transfer against the exact render (heads) or judged by a classifier (Sprites); what leaks."""
+        """Names the evaluators of motion transfer, against the exact render (Heads) or by a classifier (Sprites), and
+        of leakage between the codes."""
         return ("swap", "drivers", "reading", "sprites_transfer", "leakage")
 
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
     ) -> tuple[jax.Array, Out]:
-        """L_d + lambda * L_rate on a batch of clips (see the module's docstring)."""
+        """Returns L_d + lambda * L_rate on a batch of clips (see the module's docstring)."""
         params = vars.params["model"]
         q = self.quantizer
         code_key, noise_key, drop_key = jax.random.split(key, 3)
@@ -364,17 +369,17 @@ class BCD(System, MotionTransfer, Describes):
         steps: int | None = None,
         guidance: float | None = None,
     ) -> PyTree:
-        """Motion transfer: the content of one clip moved by another.
+        """Transfers motion: makes the content of one clip move like another clip.
 
         Args:
           vars: parameters (normally the averaged ones).
           batch: ``content`` uint8 (B, T_c, H, W, 3), any T_c; ``motion`` uint8 (B, T, H, W, 3); either may
-            be latents from a cache instead, float16 (B, T, H/8, W/8, C).
+            be latents from a cache instead, float16 (B, T, h, w, C).
           key: the random key of the initial noise, shared by all windows of a clip.
-          steps, guidance: instead of the config's.
+          steps, guidance: the number of steps and the scale of the guidance; None takes the config's.
 
         Returns:
-          ``video`` float32 (B, T, H, W, 3) in [0, 1]; ``ids`` int32 (B, T, N) of the codes; ``soft_usage``
+          ``video`` float32 (B, T, H, W, 3) in [0, 1]; ``ids`` int32 (B, T, N), the motion codes; ``soft_usage``
           (B, N, J), each clip's mean soft assignment.
         """
         read = self.read(vars, batch)
@@ -382,11 +387,11 @@ class BCD(System, MotionTransfer, Describes):
         return {"video": video, "ids": read["ids"], "soft_usage": read["soft_usage"]}
 
     def read(self, vars: Vars, batch: PyTree) -> PyTree:
-        """Content of one clip and motion codes of another, as `render` takes them.
+        """Reads the content of one clip and the motion codes of another, for `render`.
 
         Args:
           vars: parameters.
-          batch: ``content`` and ``motion`` as of `sample`.
+          batch: ``content`` and ``motion`` as in `sample`.
 
         Returns:
           ``content`` float32 (B, K, C_c); ``ids`` int32 (B, T, N); ``soft_usage`` float32 (B, N, J).
@@ -406,7 +411,8 @@ class BCD(System, MotionTransfer, Describes):
         }
 
     def read_codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
-        """Content tokens one after another (B, K * C_c), and the quantised motion (B, T, N * D)."""
+        """Returns ``content``, the content tokens one after another (B, K * C_c), and ``motion``, the quantised motion
+        (B, T, N * D)."""
         read = self.read(vars, batch)
         params = {"params": vars.params["model"]["quantizer"]}
         m_hat = self.quantizer.apply(params, read["ids"], method="embed")
@@ -420,7 +426,7 @@ class BCD(System, MotionTransfer, Describes):
         steps: int | None = None,
         guidance: float | None = None,
     ) -> jax.Array:
-        """Frames from content and motion codes.
+        """Generates frames from content and motion codes.
 
         Args:
           vars, key, steps, guidance: see `sample`.
@@ -447,13 +453,14 @@ class BCD(System, MotionTransfer, Describes):
         return self.codec.decode(vars.consts, _join_windows(latent, clips, frames))
 
     def reconstruct(self, vars: Vars, clip: jax.Array) -> jax.Array:
-        """Pixels or cached latents, as `sample` takes them -> float32 (B, T, H, W, 3) through the codec alone."""
+        """Passes a clip through the codec alone: pixels or cached latents as in `sample` -> float32 (B, T, H, W, 3)."""
         return self.codec.decode(vars.consts, self.codec.encode(vars.consts, clip))
 
     # -- parts ------------------------------------------------------------------------------------
 
     def _cut_windows(self, x_bt: jax.Array) -> jax.Array:
-        """(B, T, ...) -> (B * windows, window, ...); the last frame fills up the last window."""
+        """Cuts clips into windows: (B, T, ...) -> (B * windows, window, ...); the last window is padded with the last
+        frame."""
         clips, frames = x_bt.shape[:2]
         window = min(self.window, frames)
         count = -(-frames // window)
@@ -467,13 +474,13 @@ class BCD(System, MotionTransfer, Describes):
         return self.quantizer.apply({"params": params["quantizer"]}, m, tau, key)
 
     def _cross_drive(self, params: PyTree, z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(target latents, content, motion); each half is encoded on its own, so nothing leaks."""
+        """Returns (target latents, content, motion); each half is encoded separately, so that nothing leaks."""
         first, second = z[:, : self.half], z[:, self.half :]
         cut = self.cross.content_frames or self.half
         if not self.cross.enabled:
             c, m = self._encode(params, second)
             return second, c, m
-        # A clip's halves next to each other: one after the other as batches, they would change devices.
+        # The halves of a clip stay next to each other: concatenating all A with all B would move rows between devices.
         both = z.reshape(-1, self.half, *z.shape[2:])
         if cut == self.half:
             c, m = self._encode(params, both)
@@ -489,7 +496,7 @@ class BCD(System, MotionTransfer, Describes):
         return _in_a_row(_halves(both)[:, ::-1]), c, _in_a_row(_halves(m)[:, ::-1])
 
     def _drop_conditions(self, params, c, m_hat, key):
-        """Replace conditions by the learned nulls with probability `guidance.drop` per clip."""
+        """Replaces conditions by the learned nulls with probability `guidance.drop` per clip."""
         keys = jax.random.split(key)
         drop_c = jax.random.bernoulli(keys[0], self.guidance.drop, (c.shape[0], 1, 1))
         drop_m = drop_c
@@ -502,9 +509,9 @@ class BCD(System, MotionTransfer, Describes):
         )
 
     def _denoise(self, params, y, sigma_bt, c, m_hat, temporal=True):
-        """D(y; sigma | c, m_hat) with the process's preconditioning; sigma is (B, T).
+        """Returns D(y; sigma | c, m_hat) with the process's preconditioning; sigma is (B, T).
 
-        Temporal blocks that have not begun are the identity: leaving them out only saves their time.
+        Temporal blocks that have not started to learn are the identity, so leaving them out only saves time.
         """
         scale = self.diffusion.process().scalings(sigma_bt)
 
@@ -517,7 +524,7 @@ class BCD(System, MotionTransfer, Describes):
         return wide(scale.c_skip) * y + wide(scale.c_out) * raw
 
     def _denoising_loss(self, params, z, c, m_hat, key, temporal=True):
-        """L_d: mean of weight(sigma) * (D(z + sigma n) - z)^2."""
+        """Returns L_d, the mean of weight(sigma) * (D(z + sigma n) - z)^2."""
         diffusion = self.diffusion.process()
         sigma_key, noise_key = jax.random.split(key)
         # Not in paper: one noise level for all frames of a clip.
@@ -529,7 +536,7 @@ class BCD(System, MotionTransfer, Describes):
         return jnp.mean(diffusion.weight(sigma_bt) * jnp.mean(error, axis=(2, 3, 4)))
 
     def _denoise_from(self, params, noise, c, m_hat, steps, scale):
-        """Sample latents like `noise` given content and motion, guided by `scale`."""
+        """Samples latents of the shape of `noise`, given content and motion, with the guidance scale `scale`."""
         diffusion = self.diffusion.process()
         null = jax.tree.map(
             lambda value, like: jnp.broadcast_to(value, like.shape),
@@ -547,15 +554,15 @@ class BCD(System, MotionTransfer, Describes):
 
 
 def _join_windows(x: jax.Array, clips: int, frames: int) -> jax.Array:
-    """The inverse of `_cut_windows`, filling dropped."""
+    """Joins windows to clips, the inverse of `BCD._cut_windows`; drops the padding."""
     return x.reshape(clips, -1, *x.shape[2:])[:, :frames]
 
 
 def _in_a_row(halves: jax.Array) -> jax.Array:
-    """(b, 2, ...) -> (2 b, ...), both halves of a clip before those of the next."""
+    """Flattens (b, 2, ...) to (2 b, ...), both halves of a clip before those of the next."""
     return halves.reshape(-1, *halves.shape[2:])
 
 
 def _halves(x: jax.Array) -> jax.Array:
-    """The inverse of `_in_a_row`."""
+    """Restores (b, 2, ...) from (2 b, ...), the inverse of `_in_a_row`."""
     return x.reshape(-1, 2, *x.shape[1:])

@@ -1,7 +1,7 @@
-"""Where diffusion happens: in pixels, or in the latents of a frozen image autoencoder.
+"""Codecs, which define the space of the diffusion: pixels, or the latents of a frozen image autoencoder.
 
-A codec is a frozen record with `latent_shape`, `consts`, `encode` and `decode`. Arrays of a frozen network come in as
-`consts`, never from a closure.
+A codec is a frozen dataclass with `latent_shape`, `consts`, `encode` and `decode`. The arrays of a frozen network are
+passed in as `consts`, never captured by a closure.
 """
 
 import dataclasses
@@ -28,24 +28,25 @@ from vidmotion.system import Const, dtype, fingerprint
 log = logging.getLogger(__name__)
 
 PyTree = Any
-CHANNELS, FACTOR = 4, 8  # of a latent frame of the published autoencoders
-# Autoencoders whose decoder sees runs of frames: name here -> name of the sizes
+# Channels of the latents of the published autoencoders, and how many times smaller than a picture they are.
+CHANNELS, FACTOR = 4, 8
+# Autoencoders whose decoder sees several successive frames: name of the network -> name in `temporal_vae.SIZES`.
 TEMPORAL = {"svd": "svd", "svd_tiny": "tiny"}
 
 
 def signed(pixels: jax.Array) -> jax.Array:
-    """uint8 pixels, of any shape, as float32 in [-1, 1]."""
+    """Converts uint8 pixels of any shape to float32 in [-1, 1]."""
     return pixels.astype(jnp.float32) / 127.5 - 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class PixelCodec:
-    """No autoencoder: x = (v / 256 - mean) / std * 0.5 (Sprites; spec 6.1).
+    """A codec without an autoencoder: pixel values v become x = (v / 256 - mean) / std * 0.5 (Sprites; spec 6.1).
 
     Attributes:
       mean, std: mean and standard deviation of v / 256 over the training set, so that x has the EDM's sigma_data = 0.5.
-      patch: side of the squares of pixels that are laid out as channels of one place, for networks that
-        are to see fewer places; nothing is lost.
+      patch: the side of the squares of pixels that are folded into channels, so that a network sees fewer positions;
+        this loses nothing.
     """
 
     mean: float
@@ -54,7 +55,7 @@ class PixelCodec:
     cached: ClassVar[bool] = False
 
     def latent_shape(self, size: int) -> tuple[int, int]:
-        """(height, channels) of a latent frame.
+        """Returns (height, channels) of a latent frame.
 
         Raises:
           ConfigError: `size` is not a multiple of `patch`.
@@ -64,15 +65,16 @@ class PixelCodec:
         return size // self.patch, 3 * self.patch**2
 
     def consts(self) -> dict[str, Const]:
-        """No frozen networks."""
+        """Returns the frozen networks: there are none."""
         return {}
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """None: nothing is frozen."""
+        """Returns the fingerprints of the frozen networks: there are none."""
         return {}
 
     def encode(self, consts: PyTree, video: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """uint8 (B, T, H, W, 3) -> float32 latents (B, T, H / patch, W / patch, C); `key` is not read."""
+        """Turns video, uint8 (B, T, H, W, 3), into float32 latents (B, T, H / patch, W / patch, C); `key` is not
+        read."""
         x = (video.astype(jnp.float32) / 256.0 - self.mean) * (0.5 / self.std)
         p = self.patch
         return einops.rearrange(x, "b t (h p) (w q) c -> b t h w (p q c)", p=p, q=p)
@@ -80,12 +82,12 @@ class PixelCodec:
     def encode_and_draw(
         self, consts: PyTree, video: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """What `encode` returns, twice: pixels have no posterior to draw from."""
+        """Returns the result of `encode` twice, because pixels have no posterior to draw from."""
         x = self.encode(consts, video)
         return x, x
 
     def decode(self, consts: PyTree, latent: jax.Array) -> jax.Array:
-        """Latents -> float32 video in [0, 1] (1 is pixel value 255)."""
+        """Turns latents into float32 video in [0, 1], where 1 is the pixel value 255."""
         p = self.patch
         x = einops.rearrange(latent, "b t h w (p q c) -> b t (h p) (w q) c", p=p, q=p)
         return jnp.clip((x * (self.std / 0.5) + self.mean) * (256.0 / 255.0), 0.0, 1.0)
@@ -93,29 +95,30 @@ class PixelCodec:
 
 @dataclasses.dataclass(frozen=True)
 class LatentCodec:
-    """Per-frame latents of a frozen image autoencoder, normalised per channel (spec 3.1; gap 10).
+    """A codec whose latents are those of a frozen image autoencoder, frame by frame (spec 3.1; gap 10).
 
-    x = (z - mean) / std * 0.5, z the posterior mean, so that sigma_data = 0.5 holds.
+    Latents z are normalised per channel, x = (z - mean) / std * 0.5, so that sigma_data = 0.5 holds. Normally z is the
+    posterior mean.
 
     Attributes:
       network: ``sd``, the Stable Diffusion autoencoder (needs `weights`); ``tiny``, the same with few
         channels (needs `weights`); ``svd`` and ``svd_tiny``, those of Stable Video Diffusion, whose
-        decoder takes frames together; ``patch``, a fixed projection of 8x8 patches without weights, for
-        tests; or a mapping of `AutoencoderKL`'s sizes, an autoencoder that this package trained.
-      weights: file with the autoencoder in the diffusers layout, or the folder that ``python -m vidmotion.convert
-        sd_vae`` (or ``svd_vae``) made of it; of one that this package trained with configs/heads_codec.py the workdir
-        of its run, or its name among the shipped `weights`.
-      mean, std: per channel, of z over the training set.
-      chunk: frames of each clip encoded or decoded at a time, which bounds memory: one frame of 256 px
-        takes ``sd`` about 0.1 GiB to encode and 0.25 GiB to decode (XLA's estimate, float32), times
-        the clips that a device holds. ``svd`` decodes runs of 25 frames whatever it is.
-      compute: ``float32``, or ``bfloat16``, in which the network then runs; latents and pictures are float32 again, and
-        its weights stay as they are, and so does the fingerprint.
-      cached: training reads latents that ``python -m vidmotion.data.prepare latents`` stored, in place of
-        pixels; `weights` then still decode what is sampled.
+        decoder takes several frames together; ``patch``, a fixed projection of 8x8 patches without weights, for
+        tests; or a mapping of `AutoencoderKL`'s sizes, for an autoencoder that this package trained.
+      weights: the file with the autoencoder in the diffusers layout, or the folder into which ``python -m
+        vidmotion.convert sd_vae`` (or ``svd_vae``) converted it. For an autoencoder that this package trained with
+        configs/heads_codec.py: the workdir of its run, or its name among the shipped `weights`.
+      mean, std: the mean and standard deviation of each channel of z over the training set.
+      chunk: the number of frames of each clip that are encoded or decoded at a time, which bounds memory: for ``sd``,
+        one frame of 256 px takes about 0.1 GiB to encode and 0.25 GiB to decode (XLA's estimate, float32), times the
+        number of clips on a device. ``svd`` decodes 25 frames at a time, whatever `chunk` is.
+      compute: the dtype in which the network runs, ``float32`` or ``bfloat16``. Latents and pictures are returned as
+        float32 in either case, and the weights and the fingerprint stay the same.
+      cached: whether training reads latents that ``python -m vidmotion.data.prepare latents`` stored instead of pixels;
+        samples are still decoded with `weights`.
 
     Raises:
-      ConfigError: unknown network, or one that needs weights and has none.
+      ConfigError: unknown network, or values that do not fit; on loading, that a network needs weights and has none.
     """
 
     network: Any
@@ -166,7 +169,7 @@ class LatentCodec:
 
     @property
     def _factor(self) -> int:
-        """How many times smaller than the picture a latent frame is, in height and in width."""
+        """How many times smaller than a picture its latent frame is, in height and in width."""
         return self._net.factor if self._own else FACTOR
 
     @property
@@ -174,10 +177,10 @@ class LatentCodec:
         return self._net.latent_channels if self._own else CHANNELS
 
     def latent_shape(self, size: int) -> tuple[int, int]:
-        """(height, channels) of a latent frame.
+        """Returns (height, channels) of a latent frame.
 
         Raises:
-          ConfigError: `size` is not a multiple of the autoencoder's factor, 8 of the published ones.
+          ConfigError: `size` is not a multiple of the autoencoder's factor, which is 8 for the published ones.
         """
         if size % self._factor:
             raise ConfigError(
@@ -186,7 +189,7 @@ class LatentCodec:
         return size // self._factor, self._channels
 
     def consts(self) -> dict[str, Const]:
-        """``{"vae": the autoencoder}``, nothing for the patch codec, which the log then says."""
+        """Returns ``{"vae": the autoencoder}``; nothing for the patch codec, and then says so in the log."""
         if self.network == "patch":
             log.info(
                 "config.system.codec.network is patch: a small fixed codec without weights stands in "
@@ -196,8 +199,8 @@ class LatentCodec:
         return {"vae": Const(self._shapes, self._load)}
 
     def fingerprints(self, consts: Mapping[str, PyTree]) -> dict[str, str]:
-        """``{"vae": hex text}`` naming what makes the latents: the weights, or the fixed projection."""
-        # Rounded: its last bits are the platform's cosine.
+        """Returns ``{"vae": hex text}``, the fingerprint of the weights or of the fixed projection."""
+        # Rounded, because the last bits depend on the platform's cosine.
         fixed = {"patch_basis": np.round(vae.patch_basis(), 5)}
         return {"vae": fingerprint(consts.get("vae", fixed))}
 
@@ -219,7 +222,7 @@ class LatentCodec:
         return self._fitting(own_weights.read(self.weights, field).get("model", {}))
 
     def _fitting(self, params: PyTree) -> PyTree:
-        """`params`, if they are of this autoencoder."""
+        """Returns `params`; raises a ConfigError if they do not belong to this autoencoder."""
         field, want = "config.system.codec.weights", self._shapes()
         wrong = paths.misfits(params, want)
         others = paths.flatten(params).keys() - paths.flatten(want).keys()
@@ -270,15 +273,16 @@ class LatentCodec:
     def encode(
         self, consts: Mapping[str, PyTree], video: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
-        """Normalised latents of a clip.
+        """Turns a clip into normalised latents.
 
         Args:
-          consts: with the autoencoder.
-          video: uint8 (B, T, H, W, 3), or its `posterior_mean` as float16, from a cache.
-          key: the random key of a draw from the posterior; None: its mean, as it is of what comes from a cache.
+          consts: the frozen networks, with the autoencoder as ``vae``.
+          video: uint8 (B, T, H, W, 3), or the float16 result of `posterior_mean` from a cache.
+          key: the random key of a draw from the posterior; None takes its mean. Not read for cached latents, which are
+            always the mean.
 
         Returns:
-          float32 (B, T, H/f, W/f, C), f the autoencoder's factor.
+          float32 (B, T, H/f, W/f, C), where f is the autoencoder's factor.
         """
         if video.dtype != jnp.uint8:
             return self._normalised(video.astype(jnp.float32))
@@ -289,8 +293,8 @@ class LatentCodec:
     def encode_and_draw(
         self, consts: Mapping[str, PyTree], video: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """The posterior's mean and a draw from it, each as `encode` returns it, of one run of the autoencoder; `video`
-        is uint8."""
+        """Returns the posterior's mean and a draw from it, each as from `encode`, with a single run of the autoencoder;
+        `video` is uint8."""
 
         def both(pair):
             frames, noise = pair
@@ -303,7 +307,8 @@ class LatentCodec:
         return self._normalised(mean), self._normalised(drawn)
 
     def posterior_mean(self, consts: Mapping[str, PyTree], video: jax.Array) -> jax.Array:
-        """uint8 (B, T, H, W, 3) -> the autoencoder's own latents, float32 (B, T, H/8, W/8, C)."""
+        """Turns video, uint8 (B, T, H, W, 3), into the autoencoder's own latents, float32 (B, T, H/f, W/f, C), without
+        normalisation; f is the autoencoder's factor."""
 
         def mean(frames):
             return self._apply(consts, signed(frames), "encode")[0]
@@ -311,7 +316,7 @@ class LatentCodec:
         return self._in_chunks(mean, video)
 
     def decode(self, consts: Mapping[str, PyTree], latent: jax.Array) -> jax.Array:
-        """Latents -> float32 video (B, T, H, W, 3) in [0, 1]."""
+        """Turns latents into float32 video (B, T, H, W, 3) in [0, 1]."""
 
         def pixels(frames):
             return self._apply(consts, frames, "decode")
@@ -330,7 +335,7 @@ class LatentCodec:
         return jax.tree.map(lambda x: x.astype(jnp.float32), made)
 
     def _in_chunks(self, function, x_bthwc):
-        """Map over time, `chunk` frames of every clip at a time; the batch stays cut over the mesh."""
+        """Maps `function` over time, `chunk` frames of every clip at a time; the batch stays sharded over the mesh."""
 
         def turned(tree):
             return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
@@ -345,10 +350,11 @@ class LatentCodec:
 
 
 def make(values: Mapping[str, Any]) -> PixelCodec | LatentCodec:
-    """The codec that ``config.system.codec`` describes: with a `network`, a `LatentCodec`.
+    """Builds the codec that ``config.system.codec`` describes: a `LatentCodec` if it has the field `network`, otherwise
+    a `PixelCodec`.
 
     Raises:
-      ConfigError: an unknown field.
+      ConfigError: an unknown field, or a value that does not fit.
     """
     if isinstance(values, PixelCodec | LatentCodec):
         return values

@@ -1,8 +1,8 @@
-"""The reader of Heads, a system of its own: all motion and identity factors off single frames.
+"""A network that reads all motion and identity factors of Heads from single frames, as a system of its own.
 
-What faces are drawn from is known exactly, so labels are exact and endless. It is the miniature of what AED, APD
-and CSIM ask of MediaPipe and ArcFace on photographs: whether a made clip moves as its driver and looks like its
-source. Not in any paper.
+The factors from which the faces are drawn are known exactly, so there is no limit to the number of exact labels. The
+reader does for Heads what MediaPipe and ArcFace do for photographs in the metrics AED, APD and CSIM: it tells whether
+a generated clip moves like its driver and looks like its source. It is not in any paper.
 """
 
 import dataclasses
@@ -25,16 +25,19 @@ MOTION = tuple(factor.name for factor in heads.MOTION_FACTORS)
 _NUMBERS = tuple(f for f in heads.IDENTITY_FACTORS if f.kind == "continuous")
 NUMBERS = tuple(f.name for f in _NUMBERS)
 CLASSES = {f.name: f.values for f in heads.IDENTITY_FACTORS if f.kind == "discrete"}
-REACH = 1.25  # of the crop, from its middle, in head units
-POSE = ("yaw", "pitch", "roll", "x", "y", "scale")  # the first of MOTION
+REACH = 1.25  # distance from the middle of the crop to its edge, in head units
+POSE = ("yaw", "pitch", "roll", "x", "y", "scale")  # the first entries of MOTION
 
 
 @functools.cache
 def _statistics() -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation, float32 (29,) each, of the factors of `MOTION`, over 8,192 drawn frames, and of
-    `NUMBERS`, which are uniform."""
+    """Returns the means and standard deviations of all continuous factors, float32 (29,) each.
+
+    Those of `MOTION` come first and are measured over 8,192 random frames. Those of `NUMBERS` follow from their uniform
+    distributions.
+    """
     rng = np.random.default_rng(0)
-    # Four seconds apart, a head has forgotten how it was.
+    # Frames four seconds apart are practically independent.
     drawn = np.concatenate([heads.sample_motion(rng, 32, fps=0.25) for _ in range(256)])
     middle = [(f.low + f.high) / 2 for f in _NUMBERS]
     spread = [(f.high - f.low) / math.sqrt(12.0) for f in _NUMBERS]
@@ -46,7 +49,7 @@ def _statistics() -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class HeadsReader(System):
-    """Regression of the standardised continuous factors, classification of the others.
+    """A reader that predicts the standardised continuous factors by regression and the others by classification.
 
     A factor counts only in frames where it has an effect on the picture (`heads.seen`).
 
@@ -54,11 +57,11 @@ class HeadsReader(System):
       frames, size: the length of a clip and its side in pixels; each frame is read by itself.
       crop: side in pixels of the crop around the face, a multiple of 2 `patch`.
       patch, widths, blocks, narrow, hidden, groups: see `HeadsReaderNet`.
-      identity_weight, class_weight: the weights of the mean square error of the identity's numbers and of the mean
-        cross-entropy of its classes; that of the motion counts 1.
-      soften: half of the training frames are mixed with a blurred copy of themselves, up to this share.
-      noise: largest standard deviation of white noise on training frames, pixels in [0, 1]. Both make a reader that
-        bears what networks do to pictures.
+      identity_weight, class_weight: the weights of the mean square error of the continuous identity factors and of the
+        mean cross-entropy of the discrete ones; the mean square error of the motion has the weight 1.
+      soften: the largest share of a blurred copy that is mixed into a training frame; half of the frames are blurred.
+      noise: the largest standard deviation of the white noise on training frames, pixels in [0, 1]. `soften` and
+        `noise` make the reader robust to the artefacts of generated pictures.
       compute: ``float32`` or ``bfloat16``.
     """
 
@@ -93,8 +96,8 @@ class HeadsReader(System):
         )
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """``video`` uint8 (B, T, H, W, 3), ``motion`` float32 (B, T, 14), ``identity`` float32 (B, 83) as of
-        `heads.identity_vector`, ``seen`` bool (B, T, 40) as of `heads.seen`."""
+        """Specifies a training batch: ``video`` uint8 (B, T, H, W, 3), ``motion`` float32 (B, T, 14), ``identity``
+        float32 (B, 83) from `heads.identity_vector`, ``seen`` bool (B, T, 40) from `heads.seen`."""
         factors = len(heads.MOTION_FACTORS) + len(heads.IDENTITY_FACTORS)
         return {
             "video": jax.ShapeDtypeStruct((batch, self.frames, self.size, self.size, 3), jnp.uint8),
@@ -104,25 +107,28 @@ class HeadsReader(System):
         }
 
     def init(self, key: jax.Array, batch: PyTree) -> PyTree:
-        """``{"model": tree}``."""
+        """Returns initial parameters ``{"model": tree}``."""
         frames = jnp.zeros((1, self.size, self.size, 3))
         return {"model": self._net.init(key, frames)["params"]}
 
     def evaluators(self) -> tuple[str, ...]:
-        """What it reads on held-out true renders."""
+        """Names the evaluator that measures how well held-out renders are read."""
         return ("heads_reader",)
 
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
     ) -> tuple[jax.Array, Out]:
-        """Mean square error of the motion and weighted losses of the identity, over frames in which each is seen."""
+        """Returns the mean square error of the motion plus the weighted losses of the identity.
+
+        Each factor counts only in the frames in which it is seen.
+        """
         frames = _unit(batch["video"]).reshape(-1, self.size, self.size, 3)
         first, numbers, logits = self._read(vars, self._worn(frames, key))
         wanted, classes = _targets(batch)
         seen = batch["seen"].reshape(len(frames), -1).astype(jnp.float32)
 
         def mean(values_nf: jax.Array, names: tuple[str, ...]) -> jax.Array:
-            """Over the frames in which each factor is seen, then over factors."""
+            """Averages over the frames in which each factor is seen, then over the factors."""
             counts_nf = seen[:, np.array([heads.FACTORS.index(name) for name in names])]
             return jnp.mean(
                 jnp.sum(counts_nf * values_nf, axis=0) / jnp.maximum(jnp.sum(counts_nf, axis=0), 1)
@@ -149,10 +155,11 @@ class HeadsReader(System):
         return loss, Out(metrics, vars.mutable)
 
     def sample(self, vars: Vars, batch: PyTree, key: jax.Array) -> PyTree:
-        """What it reads in each frame of ``video`` (B, T, H, W, 3), uint8 or float in [0, 1].
+        """Reads all factors from each frame of ``video`` (B, T, H, W, 3), uint8 or float in [0, 1].
 
         Returns:
-          by factor: float32 (B, T) in the factor's own unit, or probabilities (B, T, classes).
+          ``{factor name: values}``: float32 (B, T) in the factor's own unit for a continuous factor, probabilities
+          (B, T, classes) for a discrete one.
         """
         video = _unit(batch["video"])
         _, numbers, logits = self._read(vars, video.reshape(-1, *video.shape[2:]))
@@ -165,15 +172,19 @@ class HeadsReader(System):
     def _read(
         self, vars: Vars, frames: jax.Array
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """Read N float frames in [0, 1]: standardised pose at first sight (N, 6), standardised numbers (N, 29), motion
-        first, and logits (N, classes) by name."""
+        """Runs the network on N float frames in [0, 1].
+
+        Returns:
+          The standardised pose from the first look (N, 6); the standardised continuous factors (N, 29), motion first;
+          the logits (N, classes) of each discrete factor by name.
+        """
         first, values = self._net.apply({"params": vars.params["model"]}, 2.0 * frames - 1.0)
         ends = np.cumsum([len(MOTION + NUMBERS), *CLASSES.values()])
         numbers, *logits = jnp.split(values, ends[:-1], axis=1)
         return first, numbers, dict(zip(CLASSES, logits))
 
     def _worn(self, frames: jax.Array, key: jax.Array) -> jax.Array:
-        """Frames as networks leave them: blurred here and there, and grainy."""
+        """Blurs some of the frames and adds noise, to imitate generated pictures."""
         which, share, level, grain = jax.random.split(key, 4)
         each = (len(frames), 1, 1, 1)
         if self.soften:
@@ -191,8 +202,16 @@ class HeadsReader(System):
 
 
 def _face_frame(crop: int, pose: jax.Array, side: int) -> tuple[jax.Array, jax.Array]:
-    """Columns and rows (N, crop, crop), in pixels of pictures of `side`, of a square around the face that turns,
-    grows and moves with it, as of a standardised pose (N, 6): see `cartoon.Head`."""
+    """Places a square crop around the face; it turns, grows and moves with the face (see `cartoon.Head`).
+
+    Args:
+      crop: the side of the crop in pixels.
+      pose: the standardised pose (N, 6).
+      side: the side of the pictures in pixels.
+
+    Returns:
+      The columns and rows (N, crop, crop) of the crop's pixels, in pixels of the pictures.
+    """
     mean, std = (values[: len(POSE)] for values in _statistics())
     factors = heads.MOTION_FACTORS[: len(POSE)]
     low, high = (
@@ -202,7 +221,8 @@ def _face_frame(crop: int, pose: jax.Array, side: int) -> tuple[jax.Array, jax.A
     yaw, pitch, roll, x, y, scale = (pose[:, k, None, None] for k in range(len(POSE)))
     unit = scale * (cartoon.HEAD * side)
     steps = ((jnp.arange(crop) + 0.5) / crop * 2 - 1) * REACH
-    # The middle of the features lies on the skull's front, a little below its middle: turning moves it.
+    # The middle of the facial features lies on the front of the skull, a little below its centre, so turning the head
+    # moves it.
     across = 0.7 * cartoon.DEPTH * jnp.sin(yaw) + steps[None, None, :]
     down = 0.12 + 0.7 * cartoon.DEPTH * jnp.sin(pitch) + steps[None, :, None] - cartoon.PIVOT
     sin, cos = jnp.sin(roll), jnp.cos(roll)
@@ -212,7 +232,8 @@ def _face_frame(crop: int, pose: jax.Array, side: int) -> tuple[jax.Array, jax.A
 
 
 def _targets(batch: PyTree) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """What `HeadsReader._read` should say of a batch of N frames: standardised numbers (N, 29), classes int (N,)."""
+    """Returns the correct answers for the N frames of a batch: the standardised continuous factors (N, 29), and the
+    classes int (N,) of each discrete factor by name. See `HeadsReader._read`."""
     mean, std = _statistics()
     identity = jnp.repeat(batch["identity"], batch["motion"].shape[1], axis=0)
     motion = batch["motion"].reshape(len(identity), -1)
@@ -227,5 +248,5 @@ def _targets(batch: PyTree) -> tuple[jax.Array, dict[str, jax.Array]]:
 
 
 def _unit(video: jax.Array) -> jax.Array:
-    """uint8 0..255 -> float 0..1; floats pass."""
+    """Converts uint8 pixels 0..255 to floats 0..1; floats are returned as they are."""
     return video.astype(jnp.float32) / 255.0 if video.dtype == jnp.uint8 else video

@@ -1,12 +1,12 @@
-"""An image autoencoder to diffuse in the latents of: Stable Diffusion's class, trained on one's own pictures.
+"""An image autoencoder of Stable Diffusion's class, trained on your own pictures, whose latents can then be diffused.
 
-Latent diffusion (Rombach et al. 2022, arXiv:2112.10752, section 3.1 and appendix G) trains the autoencoder first, by
+Latent diffusion (Rombach et al. 2022, arXiv:2112.10752, section 3.1 and appendix G) first trains the autoencoder, with
 
     L_model = l1 |x - x'| + l2 (x - x')^2 + perceptual LPIPS(x, x') + kl KL + gan (-mean D(x'))
     L_disc  = (mean relu(1 - D(x)) + mean relu(1 + D(x'))) / 2
 
-with means over pixels and, for the divergence, over a latent's numbers. The perceptual and the adversarial term are
-optional here: without them the autoencoder is sharp where its latents can hold the detail, and blurred elsewhere.
+with means over pixels and, for the divergence, over the numbers of a latent. The perceptual and the adversarial term
+are optional: without them the autoencoder is sharp where its latents can hold the detail, and blurred elsewhere.
 
 Shape suffixes: n single pictures, h w rows and columns, c colours.
 """
@@ -51,7 +51,7 @@ class Loss:
     Attributes:
       l1, l2: the weights of the mean absolute and the mean squared error, pixels in [-1, 1].
       kl: the weight of the divergence from the standard normal distribution, in nats per number of the latent.
-      perceptual: the weight of LPIPS, which is left out without its weights.
+      perceptual: the weight of LPIPS, which is left out if `ImageAutoencoder.lpips` is empty.
     """
 
     l1: float = 1.0
@@ -62,11 +62,11 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True)
 class Gan:
-    """The adversarial term.
+    """Settings of the adversarial term.
 
     Attributes:
-      weight: the weight of -mean D(x'); 0: there is no discriminator.
-      start: the step from which the discriminator learns, and the autoencoder from it.
+      weight: the weight of -mean D(x'); 0 trains without a discriminator.
+      start: the step from which the discriminator learns and its term counts in the autoencoder's loss.
       width, layers: the sizes of `PatchDiscriminator`.
     """
 
@@ -82,10 +82,10 @@ class ImageAutoencoder(System):
 
     Attributes:
       size: height and width of a picture.
-      frames: pictures of one training example, which is a clip.
-      network: a name of `vae.SIZES`, or a mapping of `AutoencoderKL`'s sizes.
-      loss_terms, gan: the records above.
-      lpips: folder that ``python -m vidmotion.convert lpips_vgg`` wrote; empty leaves that term out.
+      frames: the number of pictures in a training example, which is a clip.
+      network: a name in `vae.SIZES`, or a mapping of `AutoencoderKL`'s sizes.
+      loss_terms, gan: see `Loss` and `Gan`.
+      lpips: the folder that ``python -m vidmotion.convert lpips_vgg`` wrote; empty leaves the perceptual term out.
       compute: ``float32`` or ``bfloat16``; parameters and losses are float32 either way.
 
     Raises:
@@ -135,17 +135,17 @@ class ImageAutoencoder(System):
 
     @property
     def players(self) -> tuple[Player, ...]:
-        """``model``, and where the adversarial term counts ``disc``, on the same reconstructions."""
+        """``model``; with an adversarial term also ``disc``, which learns from the same reconstructions."""
         disc = Player("disc", start=self.gan.start, shares_forward=True)
         return (Player("model"), disc) if self.gan.weight else (Player("model"),)
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """``video``: uint8 (B, T, H, W, 3), whose frames are taken one by one."""
+        """Specifies a training batch: ``video`` uint8 (B, T, H, W, 3), whose frames are independent examples."""
         shape = (batch, self.frames, self.size, self.size, 3)
         return {"video": jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
     def init(self, key: jax.Array, batch: PyTree) -> PyTree:
-        """``{"model": autoencoder, "disc": discriminator}``, the latter where there is one."""
+        """Returns initial parameters ``{"model": autoencoder, "disc": discriminator}``, the latter if there is one."""
         keys = jax.random.split(key)
         picture = jnp.zeros((1, self.size, self.size, 3))
         params = {"model": self.net.init(keys[0], picture)["params"]}
@@ -154,7 +154,7 @@ class ImageAutoencoder(System):
         return params
 
     def init_mutable(self) -> PyTree:
-        """``{"disc": running statistics}`` of the discriminator, where there is one."""
+        """Returns ``{"disc": running statistics}`` of the discriminator, if there is one."""
         if not self.gan.weight:
             return {}
         picture = jnp.zeros((1, self.size, self.size, 3))
@@ -164,7 +164,7 @@ class ImageAutoencoder(System):
         return {"disc": fresh_statistics(shapes)}
 
     def consts_spec(self) -> dict[str, Const]:
-        """``{"lpips": ...}``, nothing without its weights."""
+        """Returns ``{"lpips": ...}``; nothing if no folder with its weights is given."""
         if not self.lpips:
             return {}
         picture = jnp.zeros((1, 64, 64, 3))
@@ -179,13 +179,13 @@ class ImageAutoencoder(System):
         }
 
     def evaluators(self) -> tuple[str, ...]:
-        """The autoencoder's error on held-out pictures."""
+        """Names the evaluator that measures the autoencoder's error on held-out pictures."""
         return ("codec",)
 
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
     ) -> tuple[jax.Array, Out]:
-        """The player's loss on a batch (see the module's docstring)."""
+        """Returns the player's loss on a batch (see the module's docstring)."""
         x = codecs.signed(batch["video"]).reshape(-1, self.size, self.size, 3)
         if player == "disc":
             return self._disc_loss(vars, x, carry["reconstruction"])
@@ -217,7 +217,7 @@ class ImageAutoencoder(System):
         return loss, Out(metrics, mutable, {"reconstruction": made} if self.gan.weight else {})
 
     def _judged(self, params, mutable, pictures):
-        """Logits of the discriminator, and the mutable state afterwards."""
+        """Returns the discriminator's logits for pictures, and the mutable state afterwards."""
         variables = {"params": params, "batch_stats": mutable["disc"]}
         logits, state = self._disc.apply(variables, pictures, True, mutable="batch_stats")
         return logits, {"disc": state["batch_stats"]}
@@ -237,7 +237,7 @@ class ImageAutoencoder(System):
           key: not read.
 
         Returns:
-          ``video`` float32 (B, T, H, W, 3) in [0, 1]; ``latent`` float32 (B, T, H/f, W/f, C), f the factor of
+          ``video`` float32 (B, T, H, W, 3) in [0, 1]; ``latent`` float32 (B, T, H/f, W/f, C), where f is the factor of
           the autoencoder.
         """
         params = {"params": vars.params["model"]}

@@ -1,11 +1,11 @@
-"""Diffusion of single pictures in a codec's latents: the miniature of Stable Diffusion that a recipe can start from.
+"""Diffusion of single pictures in a codec's latents: a small Stable Diffusion from which other recipes can start.
 
-X-NeMo and WarpFace begin with the UNet of Stable Diffusion 1.5 in both of their networks. This system trains a UNet of
-the same class (`models.unet.UNet`) without any condition, at whatever width, on whatever pictures, by
+X-NeMo and WarpFace start both of their networks from the UNet of Stable Diffusion 1.5. This system trains a UNet of
+the same class (`models.unet.UNet`) without any condition, of any width and on any pictures, with the loss
 
     L = mean (target - UNet(z_t, t))^2                       (Rombach et al. 2022, arXiv:2112.10752, Eq. 2)
 
-with t uniform over the times of a discrete process. Another recipe takes its parameters by
+where t is uniform over the times of a discrete process. Another recipe takes over the parameters by
 ``config.init_from=<workdir>`` and rules such as ``(r"model/(reference|denoiser)/(.*)", r"model/unet/\\2")``.
 
 Shape suffixes: b batch, f frames, h w latent rows and columns, c channels.
@@ -37,12 +37,12 @@ class ImageDiffusion(System, Describes):
 
     Attributes:
       size: height and width of a picture.
-      frames: pictures of one training example, which is a clip; each has a time and noise of its own.
-      codec: see `codecs`, or a mapping of its fields.
-      unet: sizes of `UNet`.
-      diffusion: fields of `DDPM`.
-      prediction: ``eps``, ``x0`` or ``v``.
-      steps: the number of steps of DDIM.
+      frames: the number of pictures in a training example, which is a clip; each has a time and noise of its own.
+      codec: a codec of `codecs`, or a mapping of its fields.
+      unet: the sizes of `UNet`.
+      diffusion: the diffusion process.
+      prediction: what the UNet predicts: ``eps``, ``x0`` or ``v``.
+      steps: the number of DDIM steps in sampling.
       compute: ``float32`` or ``bfloat16``.
 
     Raises:
@@ -74,32 +74,32 @@ class ImageDiffusion(System, Describes):
         return UNet(**{**self.unet, **fixed})
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """``video``: uint8 (B, T, H, W, 3), whose frames are taken one by one."""
+        """Specifies a training batch: ``video`` uint8 (B, T, H, W, 3), whose frames are independent examples."""
         shape = (batch, self.frames, self.size, self.size, 3)
         return {"video": jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
     def consts_spec(self) -> dict[str, Const]:
-        """The codec's frozen network, if it has one."""
+        """Returns the codec's frozen network, if it has one."""
         return self.codec.consts()
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """Fingerprints of the codec's networks."""
+        """Returns the fingerprints of the codec's networks."""
         return self.codec.fingerprints(consts)
 
     def init(self, key: jax.Array, batch: PyTree) -> PyTree:
-        """``{"model": {"unet": tree}}``."""
+        """Returns initial parameters ``{"model": {"unet": tree}}``."""
         side, channels = self.codec.latent_shape(self.size)
         latent = jnp.zeros((1, 1, side, side, channels))
         return {"model": {"unet": self._net.init(key, latent, jnp.zeros(1))["params"]}}
 
     def evaluators(self) -> tuple[str, ...]:
-        """How much of held-out pictures comes back from noise, and a sheet of samples."""
+        """Names the evaluator that measures how well held-out pictures are denoised and draws a sheet of samples."""
         return ("denoising",)
 
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
     ) -> tuple[jax.Array, Out]:
-        """The denoising loss on a batch of pictures."""
+        """Returns the denoising loss on a batch of pictures."""
         time_key, noise_key = jax.random.split(key)
         latent = self.codec.encode(vars.consts, batch["video"])
         latent = latent.reshape(-1, 1, *latent.shape[2:])
@@ -111,13 +111,13 @@ class ImageDiffusion(System, Describes):
         return loss, Out({"mse": loss}, vars.mutable)
 
     def denoised(self, vars: Vars, batch: PyTree, key: jax.Array, time: int) -> PyTree:
-        """Pictures noised to a time of the process and rebuilt by one call of the network.
+        """Adds the noise of one time of the process to pictures and rebuilds them by one call of the network.
 
         Args:
           vars: parameters.
           batch: ``video`` uint8 (B, T, H, W, 3).
           key: the random key of the noise.
-          time: from 0 to ``diffusion.steps`` - 1, the highest noise.
+          time: the discrete time, from 0 to ``diffusion.steps`` - 1; the latter has the most noise.
 
         Returns:
           ``video`` float32 (B, T, H, W, 3) in [0, 1].
@@ -129,13 +129,13 @@ class ImageDiffusion(System, Describes):
         return {"video": self.codec.decode(vars.consts, clean.reshape(latent.shape))}
 
     def sample(self, vars: Vars, batch: PyTree, key: jax.Array, steps: int | None = None) -> PyTree:
-        """Pictures from noise, as many and as large as those of a batch, which is not read otherwise.
+        """Generates pictures from noise.
 
         Args:
           vars: parameters.
-          batch: ``video`` (B, T, H, W, 3).
+          batch: ``video`` (B, T, H, W, 3), of which only B and T are used: as many pictures are made.
           key: the random key of the noise.
-          steps: the number of steps of DDIM, instead of the config's.
+          steps: the number of DDIM steps; None or 0 takes the config's.
 
         Returns:
           ``video`` float32 (B, T, H, W, 3) in [0, 1].
@@ -155,7 +155,7 @@ class ImageDiffusion(System, Describes):
         return self._net.apply({"params": vars.params["model"]["unet"]}, x_bfhwc, time_b)
 
     def _denoise(self, vars, x_bfhwc, times, final):
-        """DDIM over `times`, to the share `final` of the clean array's variance."""
+        """Runs DDIM over `times`; `final` is alpha bar after the last step, see `samplers.ddim`."""
 
         def predict(x, time):
             return self._predict(vars, x, jnp.full((len(x),), time))

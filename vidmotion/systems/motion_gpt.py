@@ -1,7 +1,7 @@
 """BCD's auto-regressive motion generation: GPT-2 over the codes of a frozen BCD (supplement A.2, Table A6).
 
-The sequence is [content, frame_1, ..., frame_T]; a frame enters as its quantised motion; the head predicts the next
-frame's code in every codebook at once; the loss is the mean cross-entropy over codebooks.
+The sequence is [content, frame_1, ..., frame_T], where a frame is given by its quantised motion. The head predicts the
+next frame's code in all codebooks at once, and the loss is the mean cross-entropy over codebooks.
 """
 
 import dataclasses
@@ -24,17 +24,18 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class MotionGenerator(System, Describes):
-    """GPT-2 on motion codes.
+    """A GPT-2 that generates motion codes.
 
     Attributes:
-      codes: folder that ``python -m vidmotion.encode`` wrote; its codebooks are used frozen.
-      frames: codes per training sequence.
+      codes: the folder of BCD codes that ``python -m vidmotion.encode`` wrote; its codebooks are used frozen.
+      frames: the number of frames in a training sequence.
       books, entries, dim: the sizes of the BCD run's quantiser.
       content_tokens, content_width: K and C_c of the BCD run.
-      width, layers, heads: Table A6.
-      max_positions, dropout: not in paper.
-      content_elements: 1, as in the paper ("the first sequence element"), or K.
-      post_linear: whether the BCD run's quantiser has its map after quantisation.
+      width, layers, heads: the sizes of the GPT-2 (Table A6).
+      max_positions, dropout: the number of position embeddings and the dropout rate of the GPT-2. Not in paper.
+      content_elements: how many elements of the sequence hold the content: 1, as in the paper ("the first sequence
+        element"), or K.
+      post_linear: whether the BCD run's quantiser applies a linear map after quantisation.
       compute: ``float32`` or ``bfloat16``.
     """
 
@@ -73,7 +74,7 @@ class MotionGenerator(System, Describes):
 
     @property
     def most_frames(self) -> int:
-        """Longest sequence: the last frame is predicted, never read."""
+        """The longest sequence in frames; the last frame needs no position, because it is predicted but never read."""
         return self.max_positions - self.content_elements + 1
 
     @property
@@ -99,7 +100,7 @@ class MotionGenerator(System, Describes):
         )
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """``content`` float32 (B, K, C_c), ``ids`` int32 (B, T, N)."""
+        """Specifies a training batch: ``content`` float32 (B, K, C_c), ``ids`` int32 (B, T, N)."""
         content = (batch, self.content_tokens, self.content_width)
         return {
             "content": jax.ShapeDtypeStruct(content, jnp.float32),
@@ -107,13 +108,13 @@ class MotionGenerator(System, Describes):
         }
 
     def init(self, key: jax.Array, batch: PyTree) -> PyTree:
-        """``{"model": tree}``."""
+        """Returns initial parameters ``{"model": tree}``."""
         content = jnp.zeros((1, self.content_tokens, self.content_width))
         motion = jnp.zeros((1, self.frames - 1, self.books * self.dim))
         return {"model": self._net.init(key, content, motion)["params"]}
 
     def consts_spec(self) -> dict[str, Const]:
-        """``{"quantizer": the frozen codebooks}``."""
+        """Returns ``{"quantizer": the frozen codebooks}``."""
         return {"quantizer": Const(self._shapes, self._load)}
 
     def _shapes(self) -> PyTree:
@@ -122,7 +123,7 @@ class MotionGenerator(System, Describes):
 
     def _load(self) -> PyTree:
         have = encoded.CodesSource.read_attached(self.codes)
-        have.pop("log_alpha", None)  # how soft assignments are, which decoding does not ask
+        have.pop("log_alpha", None)  # the softness of assignments, which decoding does not need
         want = {path: leaf.shape for path, leaf in paths.flatten(self._shapes()).items()}
         found = {path: value.shape for path, value in have.items()}
         if want != found:
@@ -133,21 +134,21 @@ class MotionGenerator(System, Describes):
         return paths.unflatten(have)
 
     def tokens(self, batch: int) -> int:
-        """Sequence elements of a batch."""
+        """Returns the number of sequence elements in a batch."""
         return batch * (self.content_elements + self.frames - 1)
 
     def evaluators(self) -> tuple[str, ...]:
-        """Cross-entropy on held-out codes, and the histogram of what is generated."""
+        """Names the evaluator that measures the cross-entropy on held-out codes and the histogram of generated ones."""
         return ("motion_generation",)
 
     def embed(self, consts: Mapping[str, PyTree], ids_btn: jax.Array) -> jax.Array:
-        """Codes (B, T, N) -> quantised motion (B, T, N * D), as the frozen BCD makes it."""
+        """Turns codes (B, T, N) into quantised motion (B, T, N * D) with the codebooks of the frozen BCD."""
         return self._quantizer.apply({"params": consts["quantizer"]}, ids_btn, method="embed")
 
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
     ) -> tuple[jax.Array, Out]:
-        """Mean cross-entropy of the next frame's codes, in nats."""
+        """Returns the mean cross-entropy of the next frame's codes, in nats."""
         ids = batch["ids"]
         logits = self._net.apply(
             {"params": vars.params["model"]},
@@ -161,7 +162,7 @@ class MotionGenerator(System, Describes):
         return loss, Out({"cross_entropy": loss, "top1": hit}, vars.mutable)
 
     def score(self, vars: Vars, batch: PyTree) -> jax.Array:
-        """Cross-entropy (B,) in nats of each sequence, without dropout."""
+        """Returns the cross-entropy (B,) of each sequence, in nats, without dropout."""
 
         def one(content, ids):
             logits = self._net.apply(
@@ -182,7 +183,18 @@ class MotionGenerator(System, Describes):
         temperature: float = 0.0,
         top_k: int | None = None,
     ) -> PyTree:
-        """Motion codes for ``content`` (B, K, C_c): ``ids`` int32 (B, frames, N), greedy by default.
+        """Generates motion codes for given content.
+
+        Args:
+          vars: parameters.
+          batch: ``content`` float32 (B, K, C_c).
+          key: the random key of the draws.
+          frames: the number of frames to generate; None takes the config's.
+          temperature: the temperature of the draws; 0 always takes the most likely code.
+          top_k: draw only among this many most likely codes; None draws among all.
+
+        Returns:
+          ``ids`` int32 (B, frames, N).
 
         Raises:
           ConfigError: more than `most_frames` frames, or `temperature` or `top_k` out of range.
@@ -209,5 +221,5 @@ class MotionGenerator(System, Describes):
 
     @property
     def uniform_loss(self) -> float:
-        """ln J, the cross-entropy of knowing nothing."""
+        """ln J, the cross-entropy of a uniform guess."""
         return math.log(self.entries)

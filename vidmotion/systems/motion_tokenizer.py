@@ -1,5 +1,6 @@
-"""X-NeMo's motion tokenizer: motion codes of a frozen X-NeMo as discrete tokens, four frames each (appendix E; spec
-xnemo.md, 4.2). After T2M-GPT: a VQ-VAE over time whose codebook follows the vectors assigned to it.
+"""X-NeMo's motion tokenizer: turns the motion codes of a frozen X-NeMo into discrete tokens of four frames each
+(appendix E; spec xnemo.md, 4.2). As in T2M-GPT, it is a VQ-VAE over time whose codebook is updated by moving averages
+of the vectors assigned to each entry.
 """
 
 import dataclasses
@@ -17,18 +18,19 @@ from vidmotion.models.motion_tokenizer import MotionTokenizer, Tokenized
 from vidmotion.system import Const, Describes, Out, System, Vars, dtype
 
 PyTree = Any
-ENCODER = "motion_encoder"  # name of its fingerprint
+ENCODER = "motion_encoder"  # name of the motion encoder's fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
 class MotionTokens(System, Describes):
-    """A `MotionTokenizer`, trained on stored codes.
+    """A `MotionTokenizer` that is trained on stored motion codes.
 
     Attributes:
-      codes: folder that ``python -m vidmotion.encode`` wrote of an X-NeMo; its statistics are used frozen.
-      frames: T, codes per training sequence.
-      network: fields of `MotionTokenizer`.
-      velocity, commitment: weights of these terms of the loss.
+      codes: the folder of X-NeMo motion codes that ``python -m vidmotion.encode`` wrote; their statistics, which lie
+        there too, are used frozen.
+      frames: T, the number of codes in a training sequence.
+      network: the fields of `MotionTokenizer`.
+      velocity, commitment: the weights of the terms of these names in `tokenizer_loss`.
       compute: ``float32`` or ``bfloat16``.
     """
 
@@ -54,23 +56,23 @@ class MotionTokens(System, Describes):
         return MotionTokenizer(**self.network, dtype=dtype(self.compute))
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """``motion`` float32 (B, T, channels)."""
+        """Specifies a training batch: ``motion`` float32 (B, T, channels)."""
         shape = (batch, self.frames, self.net.channels)
         return {"motion": jax.ShapeDtypeStruct(shape, jnp.float32)}
 
     def init(self, key: jax.Array, batch: PyTree) -> PyTree:
-        """``{"model": tree}``."""
+        """Returns initial parameters ``{"model": tree}``."""
         return {"model": self._fresh(key)["params"]}
 
     def init_mutable(self) -> PyTree:
-        """``codebook``, see `quantizer.EmaQuantizer`: it begins with the first batch."""
+        """Returns the initial ``codebook``, which is replaced from the first batch (see `quantizer.EmaQuantizer`)."""
         return {"codebook": self._fresh(jax.random.key(0))["codebook"]}
 
     def _fresh(self, key: jax.Array) -> PyTree:
         return self.net.init(key, jnp.zeros((1, 2**self.net.halvings, self.net.channels)))
 
     def consts_spec(self) -> dict[str, Const]:
-        """``{"standard": {"mean", "deviation"}}``, (channels,) each."""
+        """Returns ``{"standard": {"mean", "deviation"}}``, the frozen statistics of the codes, (channels,) each."""
         return {"standard": Const(self._shapes, self._load)}
 
     def _shapes(self) -> PyTree:
@@ -88,22 +90,23 @@ class MotionTokens(System, Describes):
         return {"mean": have["mean"], "deviation": have["std"]}
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """Also of the X-NeMo's motion encoder."""
+        """Returns the fingerprints of the statistics and of the motion encoder of the X-NeMo."""
         encoder = encoded.MotionCodesSource.read_provenance(self.codes)["encoder"]
         return {**super().fingerprints(consts), ENCODER: encoder}
 
     def tokens(self, batch: int) -> int:
-        """The number of motion tokens in a batch."""
+        """Returns the number of motion tokens in a batch."""
         return batch * self.frames // 2**self.net.halvings
 
     def evaluators(self) -> tuple[str, ...]:
-        """What the tokens keep of held-out motion."""
+        """Names the evaluator that measures how well tokens preserve held-out motion."""
         return ("motion_tokens",)
 
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
     ) -> tuple[jax.Array, Out]:
-        """Smooth L1 of standardised codes and of their differences, and the commitment."""
+        """Returns the smooth L1 error of the standardised codes and of their differences from frame to frame, plus the
+        commitment loss."""
         made, state = self.net.apply(
             self.variables(vars), batch["motion"], key, mutable=["codebook"]
         )
@@ -120,7 +123,7 @@ class MotionTokens(System, Describes):
 
     @staticmethod
     def variables(vars: Vars) -> dict[str, PyTree]:
-        """The variables of `net`."""
+        """Returns the variables of `net`."""
         return {
             "params": vars.params["model"],
             "codebook": vars.mutable["codebook"],
@@ -128,9 +131,9 @@ class MotionTokens(System, Describes):
         }
 
     def rebuilt(self, vars: Vars, batch: PyTree) -> Tokenized:
-        """Codes ``motion`` (B, T, channels) through the tokens and back."""
+        """Encodes the codes ``motion`` (B, T, channels) as tokens and decodes them again."""
         return self.net.apply(self.variables(vars), batch["motion"])
 
     def read(self, vars: Vars, batch: PyTree) -> jax.Array:
-        """Tokens int32 (B, T / 4) of codes ``motion`` (B, T, channels)."""
+        """Encodes the codes ``motion`` (B, T, channels) as tokens, int32 (B, T / 4)."""
         return self.net.apply(self.variables(vars), batch["motion"], method="encode")

@@ -1,7 +1,7 @@
-"""The judge of the Sprites benchmark, as a system of its own (C-DSVAE protocol; BCD Table A1).
+"""The classifier that judges the Sprites benchmark, as a system of its own (C-DSVAE protocol; BCD Table A1).
 
-The published judge's weights are not public, so this one is trained here: summed cross-entropy of five labels on
-real training clips, to about 100 % on real test clips.
+The weights of the judge in the papers are not public, so this system trains one. It minimises the summed cross-entropy
+of five labels on real training clips and reaches an accuracy of about 100 % on real test clips.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ LABELS = (("action", 9), ("skin", 6), ("pants", 6), ("top", 6), ("hair", 6))
 
 
 def labels_of(batch: PyTree) -> dict[str, jax.Array]:
-    """The five labels (B,) int32 from ``action`` (B,) and ``attributes`` (B, 4)."""
+    """Returns the five labels by name, (B,) int32 each, from ``action`` (B,) and ``attributes`` (B, 4)."""
     names = [name for name, _ in LABELS]
     columns = [batch["attributes"][:, i] for i in range(4)]
     return dict(zip(names, [batch["action"], *columns]))
@@ -27,7 +27,7 @@ def labels_of(batch: PyTree) -> dict[str, jax.Array]:
 
 @dataclasses.dataclass(frozen=True)
 class SpritesJudge(System):
-    """Classifier of Sprites clips.
+    """A classifier of Sprites clips.
 
     Attributes:
       frames, size: the length of a clip and its side in pixels.
@@ -55,7 +55,8 @@ class SpritesJudge(System):
         )
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """``video`` uint8 (B, T, H, W, 3), ``action`` int32 (B,), ``attributes`` int32 (B, 4)."""
+        """Specifies a training batch: ``video`` uint8 (B, T, H, W, 3), ``action`` int32 (B,), ``attributes`` int32
+        (B, 4)."""
         return {
             "video": jax.ShapeDtypeStruct((batch, self.frames, self.size, self.size, 3), jnp.uint8),
             "action": jax.ShapeDtypeStruct((batch,), jnp.int32),
@@ -67,22 +68,22 @@ class SpritesJudge(System):
         return self._net.init(key, video, train=False)
 
     def init(self, key: jax.Array, batch: PyTree) -> PyTree:
-        """``{"model": tree}``."""
+        """Returns initial parameters ``{"model": tree}``."""
         return {"model": self._init(key)["params"]}
 
     def init_mutable(self) -> PyTree:
-        """Running means (0) and variances (1) of the batch norms."""
+        """Returns the initial running means (0) and variances (1) of the batch norms."""
         shapes = jax.eval_shape(self._init, jax.random.key(0))["batch_stats"]
         return fresh_statistics(shapes)
 
     def evaluators(self) -> tuple[str, ...]:
-        """Accuracy on real test clips."""
+        """Names the evaluator that measures accuracy on real test clips."""
         return ("sprites_judge",)
 
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
     ) -> tuple[jax.Array, Out]:
-        """Summed cross-entropy of the five labels."""
+        """Returns the summed cross-entropy of the five labels."""
         logits, updated = self._net.apply(
             {"params": vars.params["model"], "batch_stats": vars.mutable},
             _unit(batch["video"]),
@@ -101,7 +102,7 @@ class SpritesJudge(System):
         return sum(losses.values()), Out(metrics, updated["batch_stats"])
 
     def sample(self, vars: Vars, batch: PyTree, key: jax.Array) -> PyTree:
-        """Probabilities ``{label name: (B, classes)}`` for ``video``, uint8 or float in [0, 1]."""
+        """Returns the probabilities ``{label name: (B, classes)}`` for ``video``, uint8 or float in [0, 1]."""
         logits = self._net.apply(
             {"params": vars.params["model"], "batch_stats": vars.mutable},
             _unit(batch["video"]),
@@ -111,5 +112,5 @@ class SpritesJudge(System):
 
 
 def _unit(video: jax.Array) -> jax.Array:
-    """uint8 0..255 -> float 0..1; floats pass."""
+    """Converts uint8 pixels 0..255 to floats 0..1; floats are returned as they are."""
     return video.astype(jnp.float32) / 255.0 if video.dtype == jnp.uint8 else video

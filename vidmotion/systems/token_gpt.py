@@ -1,5 +1,5 @@
 """Motion generation from X-NeMo's codes: GPT-2 over the tokens of a frozen tokenizer (appendix E; spec xnemo.md, 4.3
-and 4.4). Tokens of a driving video are continued (outpainting), or tokens of a given emotion made from none.
+and 4.4). It continues the tokens of a driving video (outpainting), or generates tokens of a given emotion from scratch.
 """
 
 import dataclasses
@@ -21,18 +21,20 @@ from vidmotion.system import Const, Describes, Out, System, Vars, dtype
 from vidmotion.systems.motion_tokenizer import ENCODER
 
 PyTree = Any
-CONTEXT = 8  # tokens decoded before new ones, and dropped, so that no seam shows
-SHAPE = ("channels", "entries", "dim", "halvings", "width", "blocks", "growth")  # of a tokenizer
+CONTEXT = 8  # earlier tokens that are decoded together with new ones and then dropped, so that no seam shows
+# Fields that the folder's tokenizer and the config's must share.
+SHAPE = ("channels", "entries", "dim", "halvings", "width", "blocks", "growth")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """How tokens are drawn.
+    """Settings for drawing tokens.
 
     Attributes:
-      temperature: 0 takes the most likely.
-      top_k, top_p: draw among the most likely this many, and among those that reach this probability; 0 and 1: all.
-      guidance: scale of the condition's effect on the logits; 1: none of it.
+      temperature: the temperature of the draws; 0 always takes the most likely token.
+      top_k: draw only among this many most likely tokens; 0 draws among all.
+      top_p: draw only among the most likely tokens that together reach this probability; 1 draws among all.
+      guidance: the scale of the condition's effect on the logits; 1 switches guidance off.
     """
 
     temperature: float = 1.0
@@ -43,18 +45,19 @@ class Sampler:
 
 @dataclasses.dataclass(frozen=True)
 class TokenGenerator(System, Describes):
-    """GPT-2 on motion tokens.
+    """A GPT-2 that generates motion tokens.
 
     Attributes:
-      codes: folder that ``python -m vidmotion.encode`` wrote of a motion tokenizer; that is used frozen.
-      length: tokens per training sequence.
-      tokenizer: fields of `MotionTokenizer`, which the folder's must have.
+      codes: the folder of motion tokens that ``python -m vidmotion.encode`` wrote; its tokenizer is used frozen.
+      length: the number of tokens in a training sequence.
+      tokenizer: the fields of `MotionTokenizer`; the sizes must be those of the folder's tokenizer.
       width, layers, heads, max_positions, dropout: see `TokenGPT`.
-      conditions: emotions of the folder's clips, each with its levels; 0: they are not told.
-      drop: probability per sequence of training without the emotion.
-      keep: a sequence keeps each token that is read with a probability drawn from `keep` to 1, else it is a random
-        one; 1: all are kept.
-      sampler: see `Sampler`.
+      conditions: the number of emotions in the folder's clips, counting each level of an emotion; 0 trains without
+        emotions.
+      drop: the probability per sequence of training without the emotion.
+      keep: the smallest probability of keeping an input token in training. Each sequence draws its probability from
+        `keep` to 1, and tokens that are not kept are replaced by random ones; 1 keeps all.
+      sampler: how tokens are drawn.
       compute: ``float32`` or ``bfloat16``.
     """
 
@@ -105,12 +108,12 @@ class TokenGenerator(System, Describes):
 
     @property
     def decoder(self) -> MotionTokenizer:
-        """The tokenizer."""
+        """The tokenizer, whose decoder turns tokens into motion codes."""
         return MotionTokenizer(**self.tokenizer, dtype=dtype(self.compute))
 
     @property
     def net(self) -> TokenGPT:
-        """GPT-2."""
+        """The GPT-2."""
         return TokenGPT(
             entries=self.decoder.entries,
             width=self.width,
@@ -124,26 +127,26 @@ class TokenGenerator(System, Describes):
 
     @property
     def step(self) -> int:
-        """Frames of a token."""
+        """The number of frames that a token stands for."""
         return 2**self.decoder.halvings
 
     # -- the interface ----------------------------------------------------------------------------
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """``ids`` int32 (B, S); with conditions ``condition`` int32 (B,)."""
+        """Specifies a training batch: ``ids`` int32 (B, S); with conditions also ``condition`` int32 (B,)."""
         spec = {"ids": jax.ShapeDtypeStruct((batch, self.length), jnp.int32)}
         if self.conditions:
             spec["condition"] = jax.ShapeDtypeStruct((batch,), jnp.int32)
         return spec
 
     def init(self, key: jax.Array, batch: PyTree) -> PyTree:
-        """``{"model": tree}``."""
+        """Returns initial parameters ``{"model": tree}``."""
         condition = jnp.zeros(1, jnp.int32) if self.conditions else None
         ids = jnp.zeros((1, self.length - 1), jnp.int32)
         return {"model": self.net.init(key, ids, condition)["params"]}
 
     def consts_spec(self) -> dict[str, Const]:
-        """``{"tokenizer": its variables}``."""
+        """Returns ``{"tokenizer": variables}``, the frozen tokenizer."""
         return {"tokenizer": Const(self._shapes, self._load)}
 
     def _shapes(self) -> PyTree:
@@ -172,22 +175,22 @@ class TokenGenerator(System, Describes):
         return paths.unflatten(encoded.MotionTokensSource.read_attached(self.codes))
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """Fingerprints of the tokenizer and of the X-NeMo's motion encoder."""
+        """Returns the fingerprints of the tokenizer and of the motion encoder of the X-NeMo."""
         encoder = encoded.MotionTokensSource.read_provenance(self.codes)["encoder"]
         return {**super().fingerprints(consts), ENCODER: encoder}
 
     def tokens(self, batch: int) -> int:
-        """Positions of GPT-2."""
+        """Returns the number of GPT-2 positions in a batch."""
         return batch * (self.net.prefix + self.length - 1)
 
     def evaluators(self) -> tuple[str, ...]:
-        """Cross-entropy on held-out tokens, what is generated, and pictures of it."""
+        """Names the evaluator that measures the cross-entropy on held-out tokens and shows generated motion."""
         return ("token_generation",)
 
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
     ) -> tuple[jax.Array, Out]:
-        """Mean cross-entropy of the next token, in nats."""
+        """Returns the mean cross-entropy of the next token, in nats."""
         ids = batch["ids"]
         keep_key, corrupt_key, drop_key, dropout_key = jax.random.split(key, 4)
         keep_b1 = jax.random.uniform(keep_key, (len(ids), 1), minval=self.keep, maxval=1.0)
@@ -212,7 +215,7 @@ class TokenGenerator(System, Describes):
     # -- use --------------------------------------------------------------------------------------
 
     def score(self, vars: Vars, batch: PyTree) -> jax.Array:
-        """Cross-entropy (B,) in nats per token of each sequence ``ids``, without dropout."""
+        """Returns the cross-entropy (B,) of each sequence ``ids``, in nats per token, without dropout."""
         condition = batch["condition"] if self.conditions else None
         params = {"params": vars.params["model"]}
         logits = self.net.apply(params, batch["ids"][:, :-1], condition)
@@ -223,16 +226,17 @@ class TokenGenerator(System, Describes):
         return jax.vmap(one)(logits, batch["ids"])
 
     def sample(self, vars: Vars, batch: PyTree, key: jax.Array, count: int | None = None) -> PyTree:
-        """Tokens that continue ``ids`` (B, S), S from 0, and the motion codes that they stand for.
+        """Generates tokens that continue given ones, and decodes them to motion codes.
 
         Args:
           vars: parameters.
-          batch: ``ids``; with conditions ``condition`` int32 (B,), of which `conditions` is none.
+          batch: ``ids`` int32 (B, S), the tokens to continue, where S may be 0; with conditions also ``condition``
+            int32 (B,), where the value `conditions` means "no emotion".
           key: the random key of the draws.
-          count: tokens to make; None: `length`.
+          count: the number of tokens to generate; None takes `length`.
 
         Returns:
-          ``ids`` int32 (B, count), the new ones; ``motion`` float32 (B, 4 * count, channels), their codes.
+          ``ids`` int32 (B, count), the new tokens; ``motion`` float32 (B, 4 * count, channels), their motion codes.
         """
         draws = self.sampler
         new = token_gpt.generate(
@@ -250,17 +254,20 @@ class TokenGenerator(System, Describes):
         return {"ids": new, "motion": self.motion(vars, batch["ids"], new)}
 
     def motion(self, vars: Vars, before: jax.Array, ids: jax.Array) -> jax.Array:
-        """Codes (B, 4 * S, channels) of tokens `ids` (B, S) that follow those `before` (B, S')."""
+        """Decodes tokens `ids` (B, S) to motion codes (B, 4 * S, channels).
+
+        The tokens `before` (B, S') that precede `ids` serve as context for the decoder.
+        """
         context = min(CONTEXT, before.shape[1])
         joined = jnp.concatenate([before[:, before.shape[1] - context :], ids], axis=1)
         made = self.decoder.apply(vars.consts["tokenizer"], joined, method="decode")
         return made[:, context * self.step :]
 
     def tokenised(self, vars: Vars, motion: jax.Array) -> jax.Array:
-        """Tokens int32 (B, T / 4) of codes (B, T, channels)."""
+        """Encodes motion codes (B, T, channels) as tokens, int32 (B, T / 4)."""
         return self.decoder.apply(vars.consts["tokenizer"], motion, method="encode")
 
     @property
     def uniform_loss(self) -> float:
-        """The cross-entropy of knowing nothing; the end can follow too."""
+        """The cross-entropy of a uniform guess among all entries and the end of the sequence."""
         return math.log(self.net.entries + 1)

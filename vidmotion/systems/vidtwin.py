@@ -1,17 +1,17 @@
 """VidTwin: a video autoencoder with a structure and a dynamics latent, trained with a GAN (CVPR 2025).
 
-Wang et al., arXiv 2412.17726; losses as in the released code (spec vidtwin.md, section 7). Two players: ``model``,
-the autoencoder, and ``disc``, a discriminator of single frames that sees the reconstructions of the same forward
-pass:
+Wang et al., arXiv 2412.17726; losses as in the released code (spec vidtwin.md, section 7). There are two players:
+``model``, the autoencoder, and ``disc``, a discriminator of single frames that sees the reconstructions from the same
+forward pass:
 
     L_model = nll(|x - x'|, LPIPS(x, x')) + kl_weight * KL + w * on * (-mean D(x'))
     L_disc  = on * (mean relu(1 - D(x)) + mean relu(1 + D(x'))) / 2
 
-w is adaptive: it makes the adversarial gradient at the decoder's last kernel a fixed share of the likelihood's.
-`on` begins for the discriminator with batch `gan.start`, for the autoencoder one batch later.
+The weight w is adaptive: it makes the adversarial gradient at the decoder's last kernel a fixed share of the
+likelihood's gradient. `on` becomes 1 for the discriminator with batch `gan.start`, for the autoencoder one batch later.
 
-x are pixels in [-1, 1], as in the paper, or the latents of a frozen image autoencoder (`codec`), which then decodes
-what is sampled: a small VidTwin learns faster where a frame is a few numbers of equal size.
+x are pixels in [-1, 1], as in the paper, or the latents of a frozen image autoencoder (`codec`), which then decodes the
+samples. With latents a small VidTwin learns faster, because a frame consists of few numbers of similar scale.
 
 Shape suffixes: b batch, t frames, h w rows and columns, c channels, n = b t single frames.
 """
@@ -66,11 +66,11 @@ LAST_KERNEL = "decoder/out/kernel"
 
 @dataclasses.dataclass(frozen=True)
 class Perceptual:
-    """LPIPS with VGG-16 in the likelihood.
+    """Settings of the LPIPS term in the likelihood, which uses VGG-16.
 
     Attributes:
-      weight: the weight of the distance, at every value of its frame.
-      weights: folder that ``python -m vidmotion.convert lpips_vgg`` wrote; empty leaves the term out.
+      weight: the weight of a frame's LPIPS distance, which is added at every value of the frame.
+      weights: the folder that ``python -m vidmotion.convert lpips_vgg`` wrote; empty leaves the term out.
     """
 
     weight: float = 0.05
@@ -79,11 +79,12 @@ class Perceptual:
 
 @dataclasses.dataclass(frozen=True)
 class Gan:
-    """The discriminator and its part in the loss.
+    """Settings of the discriminator and of the adversarial term.
 
     Attributes:
-      weight: the weight of the adversarial gradient against the likelihood's, at the last kernel; 0: no discriminator.
-      start: first batch from which the discriminator learns; batches, not optimiser steps.
+      weight: the size of the adversarial gradient relative to the likelihood's, at the last kernel; 0 trains without a
+        discriminator.
+      start: the first batch from which the discriminator learns, counted in batches, not in optimiser steps.
       width, layers: the sizes of `PatchDiscriminator`.
     """
 
@@ -98,25 +99,28 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
     """VidTwin with its losses.
 
     Attributes:
-      network: sizes of `models.vidtwin.VidTwin` in pixels, all its fields but channels, dtype, remat and scan; and
-        those that an ablation has beside them.
-      ablation: a letter of Table 3 of the main text, see `models.vidtwin_ablations`; "", the full model.
-      codec: the image autoencoder whose latents the network reads and writes, see `systems.codecs`; None: pixels.
-      structure_from: what the structure that is decoded with a clip's dynamics is read from in training: ``clip``, the
-        clip itself, as in the paper; ``shuffled``, its frames in another order (the released code has this as a
-        variant, and another that reorders what the encoder made of them, which changes nothing, since the Q-Former
-        sees a set); ``other``, another window of the same video, with the same things in it that move differently, so
-        that motion can only come from the dynamics; ``either``, as ``other`` in half of the videos, drawn anew at each
-        step, and as ``clip`` in the rest, so that a clip's own structure still tells its details. With these two,
-        training reads videos of two windows.
-      recolour: share of the windows that are seen in other colours, each in its own, in training; what is decoded then
-        has the colours of the window that the structure was read from, so that the dynamics cannot tell them. 0, as in
-        the paper: none. Needs ``structure_from`` ``other`` or ``either``, and pixels.
-      kl_weight: the weight of the divergence summed over the latents of a clip.
-      perceptual, gan: the records above.
-      overlap: frames that a window shares with the next in `sample`, of clips that are longer than one; at most half.
+      network: the sizes of `models.vidtwin.VidTwin`, in pixels: all its fields except channels, dtype, remat and scan,
+        and the additional fields of an ablation.
+      ablation: the letter of an ablation in Table 3 of the main text, see `models.vidtwin_ablations`; "" is the full
+        model.
+      codec: the image autoencoder whose latents the network reads and writes, see `systems.codecs`; None: the network
+        reads and writes pixels.
+      structure_from: where training reads the structure that is decoded with a clip's dynamics. ``clip``: from the
+        clip itself, as in the paper. ``shuffled``: from its frames in random order (a variant in the released code,
+        which has another variant that reorders the encoder's output; that one changes nothing, since the Q-Former sees
+        a set). ``other``: from another window of the same video, which shows the same objects in other motion, so that
+        motion can only come from the dynamics. ``either``: as ``other`` in half of the videos, drawn anew at each step,
+        and as ``clip`` in the rest, so that a clip's own structure still provides its details. With ``other`` and
+        ``either``, training reads videos of two windows.
+      recolour: the share of the training windows whose colours are changed, each at random. The target of the decoder
+        has the colours of the window from which the structure was read, so that the dynamics cannot provide them. 0, as
+        in the paper, changes none. Needs ``structure_from`` ``other`` or ``either``, and no cached latents.
+      kl_weight: the weight of the divergence, which is summed over the latents of a clip.
+      perceptual, gan: see `Perceptual` and `Gan`.
+      overlap: the number of frames that a window shares with the next when `sample` cuts a long clip into windows; at
+        most half a window.
       compute: ``float32`` or ``bfloat16``; parameters, latents and losses are float32 either way.
-      remat, scan: for both transformers; see `models.spacetime.Trunk`.
+      remat, scan: settings of both transformers, see `models.spacetime.Trunk`.
 
     Raises:
       ConfigError: sizes that do not exist or do not fit together.
@@ -212,23 +216,24 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
 
     @property
     def size(self) -> int:
-        """Height and width of a frame, pixels."""
+        """Height and width of a frame in pixels."""
         return self.network.get("size", VidTwin.size)
 
     @property
     def share_kept(self) -> float:
-        """Numbers of both latents over numbers of the clip's pixels (supplement B.1)."""
+        """The share of a clip that its latents keep: how many numbers they have over how many the clip's pixels have
+        (supplement B.1)."""
         net = self.net
         return net.rate * net.channels * net.size**2 / (3 * self.size**2)
 
     @property
     def window(self) -> int:
-        """Frames of a clip: each window of structure goes with one of dynamics; 0 without dynamics."""
+        """The number of frames in a window, for which one structure goes with one dynamics; 0 without dynamics."""
         return self.net.frames if self.parts else 0
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Each latent can be shown alone, where there are two."""
+        """The latents that can be decoded alone: both, or none if the network has only one."""
         return PARTS[1:] if self.net.dynamics_shape else ()
 
     @property
@@ -245,17 +250,22 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
 
     @property
     def players(self) -> tuple[Player, ...]:
-        """The autoencoder; from batch `gan.start` on the discriminator, on the same reconstructions, at the rate that
-        the schedule, which began with batch 0, has come to. The adversarial term reaches the autoencoder one batch
-        later."""
+        """The autoencoder and, from batch `gan.start` on, the discriminator, which sees the same reconstructions.
+
+        The discriminator's learning rate schedule counts from batch 0. The adversarial term reaches the autoencoder one
+        batch after the discriminator starts.
+        """
         if not self.gan.weight:
             return (Player("model"),)
         disc = Player("disc", start=self.gan.start, shares_forward=True, whole_schedule=True)
         return (Player("model", switches=(self.gan.start + 1,)), disc)
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """``video``: uint8 (B, T, H, W, 3), of two windows of the network where structure may come from the
-        other; with a codec whose latents are cached ``latents``, float16 (B, T, h, w, C)."""
+        """Specifies a training batch: ``video`` uint8 (B, T, H, W, 3), or ``latents`` float16 (B, T, h, w, C) if the
+        codec's latents are cached.
+
+        T is the length of one window, or of two where the structure may come from another window.
+        """
         net = self.net
         frames = net.frames * (2 if self.structure_from in PAIRED else 1)
         if self.codec is not None and self.codec.cached:
@@ -265,7 +275,8 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         return {"video": jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
     def init(self, key: jax.Array, batch: PyTree) -> PyTree:
-        """``{"model": {autoencoder, logvar}, "disc": ...}``, the latter where there is a discriminator."""
+        """Returns initial parameters ``{"model": {autoencoder, logvar}, "disc": ...}``, the latter if there is a
+        discriminator."""
         keys = jax.random.split(key)
         net = self.net
         video = jnp.zeros((1, net.frames, net.size, net.size, net.channels))
@@ -280,7 +291,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         return params
 
     def init_mutable(self) -> PyTree:
-        """State that no gradient changes: ``{"disc": running statistics}`` if there is a discriminator."""
+        """Returns the initial non-gradient state, ``{"disc": running statistics}`` if there is a discriminator."""
         if not self.gan.weight:
             return {}
         net = self.net
@@ -291,7 +302,10 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         return {"disc": fresh_statistics(shapes)}
 
     def consts_spec(self) -> dict[str, Const]:
-        """``{"lpips": ...}``, nothing without its weights, which the log then says; or the codec's networks."""
+        """Returns the frozen networks: the codec's if there is one, else ``{"lpips": ...}``.
+
+        Without weights for LPIPS it returns nothing and says so in the log.
+        """
         if self.codec is not None:
             return self.codec.consts()
         if not self.perceptual.weights:
@@ -303,7 +317,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         return {"lpips": Const(self._lpips_shapes, self._load_lpips)}
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """Fingerprints of the never-trained networks and of what makes the latents."""
+        """Returns the fingerprints of the frozen networks, or with a codec those of the codec."""
         if self.codec is not None:
             return self.codec.fingerprints(consts)
         return super().fingerprints(consts)
@@ -317,20 +331,23 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         return folder.load_wanted(field, self.perceptual.weights, "lpips_vgg")[1]
 
     def tokens(self, batch: int) -> int:
-        """Patches that the encoder reads, and those that the decoder makes."""
+        """Returns the number of patches in a batch that the encoder reads, plus those that the decoder writes."""
         t, h, w = self.net.grid
         passes = {"clip": 2, "shuffled": 3}.get(self.structure_from, 4)
         return passes * batch * t * h * w
 
     @staticmethod
     def released_fields(arguments: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-        """The network's sizes; the discriminator is the config's."""
+        """Returns the network's sizes; those of the discriminator stay as in the config."""
         sizes = {name: x for name, x in arguments.items() if name != "discriminator_width"}
         return {"network": sizes}
 
     def released(self, params: PyTree) -> PyTree:
-        """This system's parameters from a network of ``python -m vidmotion.convert vidtwin``, with the log-variance and
-        the discriminator of its training where the checkpoint has them; a log-variance of 0 where it has not."""
+        """Returns this system's parameters from those that ``python -m vidmotion.convert vidtwin`` wrote.
+
+        The log-variance and the discriminator come from the checkpoint if it has them; otherwise the log-variance is 0
+        and the discriminator is left out.
+        """
         logvar = params.get("loss", {}).get("logvar", np.zeros((), np.float32))
         network = {name: part for name, part in params.items() if name != "loss"}
         whole = {"model": {"autoencoder": network, "logvar": logvar}}
@@ -339,18 +356,18 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         return whole
 
     def released_mutable(self, params: PyTree) -> PyTree:
-        """The discriminator's running statistics, of the checkpoint where it has them."""
+        """Returns the discriminator's running statistics, from the checkpoint if it has them, else fresh ones."""
         fresh = self.init_mutable()
         if fresh and "disc" in params.get("loss", {}):
             return {"disc": params["loss"]["disc"]["batch_stats"]}
         return fresh
 
     def paper_counts(self, params: PyTree) -> dict[str, int]:
-        """Parameters as the paper's figures have them.
+        """Counts the parameters in the way of the paper.
 
-        The released code also holds a last layer in the encoder and a patch embedding in the decoder, which nothing
-        reads and which are not made here, and its figures take in VGG-16 with its LPIPS heads, the discriminator
-        and the log-variance (spec, section 5).
+        The released code also has a last layer in the encoder and a patch embedding in the decoder, which are never
+        used and which this network lacks. The second figure adds VGG-16 with its LPIPS heads, the discriminator and the
+        log-variance (spec, section 5).
         """
         net = self.net
         pixels = math.prod(net.patch) * net.channels
@@ -360,7 +377,8 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         return {"autoencoder": own, "with loss networks": own + judges}
 
     def facts(self, params: PyTree) -> dict[str, str]:
-        """Parameters as the paper counts them, and how many numbers are kept of a clip."""
+        """Returns the numbers of parameters as the paper counts them, and how many numbers the latents of a clip
+        have."""
         counts = self.paper_counts(params)
         shapes = self.net.structure_shape, self.net.dynamics_shape
         structure, dynamics = ("x".join(map(str, shape or ("none",))) for shape in shapes)
@@ -369,15 +387,15 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         }
 
     def evaluators(self) -> tuple[str, ...]:
-        """Reconstruction of clips; of two latents also transfer of dynamics against the exact render of heads, and
-        leakage."""
+        """Names the evaluators of reconstruction; with two latents also those of motion transfer, against the exact
+        render of Heads, and of leakage."""
         two = ("swap", "drivers", "reading", "leakage") if self.parts else ()
         return ("reconstruction", *two)
 
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
     ) -> tuple[jax.Array, Out]:
-        """The player's loss on a batch of clips (see the module's docstring)."""
+        """Returns the player's loss on a batch of clips (see the module's docstring)."""
         seen_bthwc, x_bthwc, crossed_b = self._views(vars, batch, key)
         x_nhwc = x_bthwc.reshape(-1, *x_bthwc.shape[2:])
         if player == "disc":
@@ -407,14 +425,14 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
             "mse": jnp.mean(jnp.square(error)),
         }
         if self.codec is None:
-            # Of the range [-1, 1], clipped or not: a number to watch, not the metric.
+            # Measured in [-1, 1] without clipping: for monitoring only, not the metric of the evaluation.
             metrics["psnr"] = -10.0 * jnp.log10(metrics["mse"] / 4.0)
         carry = {"reconstruction": jax.lax.stop_gradient(made_nhwc)}
         return loss, Out(metrics, mutable, carry)
 
     def _views(self, vars, batch, key):
-        """(clips that are encoded, clips that are to be decoded, which of them take the other window's structure and so
-        its colours)."""
+        """Returns (the clips to encode, the target clips of the decoder, and for each clip whether it takes the other
+        window's structure and colours; None if none does)."""
         cached = self.codec is not None and self.codec.cached
         clips = self._windows(batch["latents" if cached else "video"])
         clips = clips.reshape(-1, *clips.shape[2:])
@@ -432,8 +450,10 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         return seen, made, crossed_b
 
     def _gaussians(self, net, x_bthwc, key):
-        """Both latents' Gaussians in training; structure as `structure_from` says, but that of two
-        windows each still has its own here."""
+        """Returns the Gaussians of both latents in training, with the structure that `structure_from` asks for.
+
+        The structures of a video's two windows are exchanged only later.
+        """
         options = {"method": "encode", "rngs": {"dropout": key}}
         latents = self._apply(net, x_bthwc, False, **options)
         if self.structure_from == "shuffled":
@@ -445,10 +465,11 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         return latents
 
     def _judge(self, vars, x_nhwc, features, made_nhwc, step):
-        """Likelihood and adversarial term: (their value, mutable, metrics).
+        """Returns the sum of the likelihood and the adversarial term, the mutable state and the metrics.
 
-        Both networks that judge a reconstruction run forward and backward once: the gradient with respect to it
-        is taken here, weighed, and handed on to the autoencoder as that of a linear function.
+        Both networks that judge a reconstruction run forward and backward only once: this method takes the gradient
+        with respect to the reconstruction, weights it, and passes it on to the autoencoder as the gradient of a linear
+        function.
         """
         params = vars.params["model"]
         made, logvar, net = jax.lax.stop_gradient(
@@ -526,20 +547,20 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         part: str = "both",
         draw: bool = False,
     ) -> PyTree:
-        """Cross-reenactment: the structure of one clip with the dynamics of another (section 10).
+        """Cross-reenacts clips: combines the structure of one clip with the dynamics of another (section 10).
 
-        Both are cut into windows of the network's length and paired in order; the last window of each is filled
-        up with its last frame, and the content's last window serves what is longer. Where windows share frames
-        (`overlap`), what is made of these fades from one window to the next. Of one latent, an ablation, the content
-        comes back as it was.
+        Both clips are cut into windows of the network's length, which are paired in order. The last window of each clip
+        is padded with its last frame, and if the motion is longer, the content's last window is used again. Frames that
+        two windows share (`overlap`) fade from one window to the next. With the ablation that has one latent, the
+        result is the reconstructed content.
 
         Args:
           vars: parameters.
           batch: ``content`` uint8 (B, T_c, H, W, 3) and ``motion`` uint8 (B, T, H, W, 3); the same clip for
             reconstruction.
           key: the random key of the draw.
-          part: decode ``both`` latents, or ``structure`` or ``dynamics`` alone.
-          draw: sample the latents, as the released scripts do, rather than take their means.
+          part: which latents to decode: ``both``, or ``structure`` or ``dynamics`` alone.
+          draw: whether to sample the latents, as the released scripts do, rather than take their means.
 
         Returns:
           ``video`` float32 (B, T, H, W, 3) in [0, 1].
@@ -567,18 +588,25 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         return {"video": crossfade(video, self.overlap)[:, :frames]}
 
     def read(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
-        """Means of the latents: ``video`` uint8 (B, T, H, W, 3) -> ``structure`` and, where there are, ``dynamics``,
-        float32, as of `models.vidtwin.Latents`."""
+        """Encodes ``video``, uint8 (B, T, H, W, 3), and returns the means of the latents.
+
+        They are ``structure`` and, if the network has it, ``dynamics``, float32, shaped as in
+        `models.vidtwin.Latents`.
+        """
         found = self._encode(vars, batch["video"]).taken()
         return {name: mean for name, mean in found._asdict().items() if mean is not None}
 
     def render(self, vars: Vars, batch: PyTree) -> jax.Array:
-        """``structure``, ``dynamics``, or one alone, as of `read` -> video (B, T, H, W, 3) in [0, 1]."""
+        """Decodes ``structure`` and ``dynamics``, or one of them alone, as returned by `read`; returns video
+        (B, T, H, W, 3) in [0, 1]."""
         return self._decode(vars, batch.get("structure"), batch.get("dynamics"))
 
     def read_codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
-        """``content``: the structure of the first window of clips ``content``, (B, numbers); ``motion``: the dynamics
-        of clips ``motion`` of any length T, (B, T, numbers of a frame)."""
+        """Returns the codes that probes read.
+
+        They are ``content``, the structure of the first window of the clips ``content``, (B, numbers), and ``motion``,
+        the dynamics of the clips ``motion`` of any length T, (B, T, numbers of a frame).
+        """
         content = self.read(vars, {"video": self._windows(batch["content"])[:, 0]})["structure"]
         windows = self._windows(batch["motion"])
         motion = self.read(vars, {"video": windows.reshape(-1, *windows.shape[2:])})["dynamics"]
@@ -594,12 +622,12 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         return self.net.apply({"params": net}, *inputs, **options)
 
     def _crop(self, video_bthwc):
-        """Whole patches -> the clip's own size."""
+        """Crops a video of whole patches to the size of the clip."""
         net = self.net
         return video_bthwc[:, : net.frames, : net.size, : net.size]
 
     def _read(self, vars, video):
-        """Pixels, uint8, or cached latents -> what the network reads."""
+        """Turns uint8 pixels or cached latents into the network's input."""
         if self.codec is None:
             return codecs.signed(video)
         return self.codec.encode(vars.consts, video)
@@ -616,8 +644,10 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         return self.codec.decode(vars.consts, video)
 
     def _windows(self, video_bthwc, overlap=0):
-        """(B, T, ...) -> (B, windows, frames, ...), `overlap` frames of each also in the next, the last window filled
-        up with the last frame."""
+        """Cuts clips into windows: (B, T, ...) -> (B, windows, frames, ...).
+
+        Each window shares `overlap` frames with the next, and the last one is padded with the last frame.
+        """
         frames, length = video_bthwc.shape[1], self.net.frames
         count = max(1, -(-(frames - overlap) // (length - overlap)))
         index = np.arange(count)[:, None] * (length - overlap) + np.arange(length)[None]
@@ -625,9 +655,10 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
 
 
 def crossfade(windows_bkfhwc: jax.Array, overlap: int) -> jax.Array:
-    """Windows (B, K, F, H, W, C) that share n = `overlap` frames with the next -> (B, K (F - n) + n, H, W, C).
+    """Joins windows (B, K, F, H, W, C), of which each shares n = `overlap` frames with the next, to one video.
 
-    What two windows share fades from one to the other (`fade`); n is at most F / 2.
+    The shared frames fade from one window to the other (`fade`); n is at most F / 2. Returns
+    (B, K (F - n) + n, H, W, C).
     """
     x, step = windows_bkfhwc, windows_bkfhwc.shape[2] - overlap
     faded = fade(x[:, :-1, step:], x[:, 1:, :overlap])
@@ -637,20 +668,20 @@ def crossfade(windows_bkfhwc: jax.Array, overlap: int) -> jax.Array:
 
 
 def _crossed(x: jax.Array, crossed_b: jax.Array) -> jax.Array:
-    """x (B, ...), the two windows of each video side by side -> where `crossed_b`, the other window's."""
+    """Exchanges the values x (B, ...) of a video's two windows, which are neighbours along B, where `crossed_b`."""
     other = x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
     return jnp.where(crossed_b.reshape(-1, *[1] * (x.ndim - 1)), other, x)
 
 
 def _colours(key: jax.Array, count: int, share: float) -> tuple[jax.Array, jax.Array]:
-    """Random maps of colours about grey: matrices (count, 3, 3) and offsets (count, 1).
+    """Draws random linear colour transforms around grey: matrices (count, 3, 3) and offsets (count, 1).
 
-    Each is a turn of the hue, a gain from 0.6 to 1.35 of every channel and a brightness from -0.2 to 0.2. All but
-    `share` of them change nothing.
+    Each rotates the hue, multiplies every channel by a gain from 0.6 to 1.35 and adds a brightness from -0.2 to 0.2.
+    Only a `share` of them, on average, changes anything; the others are the identity.
     """
     hue_key, gain_key, light_key, share_key = jax.random.split(key, 4)
     angle = jax.random.uniform(hue_key, (count, 1, 1), minval=-math.pi, maxval=math.pi)
-    # Rodrigues' formula about the axis of the greys
+    # Rodrigues' formula for a rotation about the axis of the greys.
     axis = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], np.float32) / math.sqrt(3)
     turn = np.eye(3, dtype=np.float32)[None] + jnp.sin(angle) * axis[None]
     turn += (1 - jnp.cos(angle)) * (axis @ axis)[None]
@@ -662,7 +693,7 @@ def _colours(key: jax.Array, count: int, share: float) -> tuple[jax.Array, jax.A
 
 
 def _painted(clips_bthwc: jax.Array, matrix: jax.Array, offset: jax.Array) -> jax.Array:
-    """Clips uint8 in other colours, uint8."""
+    """Applies the colour transforms of `_colours` to uint8 clips; returns uint8."""
     about_grey = clips_bthwc.astype(jnp.float32) / 255.0 - 0.5
     painted = jnp.einsum("bthwc,bdc->bthwd", about_grey, matrix) + offset[:, :, None, None, None]
     return jnp.clip(jnp.round((painted + 0.5) * 255.0), 0, 255).astype(jnp.uint8)

@@ -1,10 +1,10 @@
-"""VidTwin's generation: class-conditional diffusion of both latents (arXiv 2412.17726, 3.5, 4.4.3, D.3;
-spec vidtwin.md, section 12). No code of it was published.
+"""VidTwin's video generation: class-conditional diffusion of both latents (arXiv 2412.17726, 3.5, 4.4.3, D.3;
+spec vidtwin.md, section 12). The authors published no code for it.
 
-A clip is the row of its latents' numbers, structure first, each channel brought to mean 0 and standard
-deviation 1 with the statistics that lie beside the latents. The network sees the row as tokens of two kinds
-and gives the clean row back. What fills the last patches up is not in the row: it is zero when the network
-reads it, is dropped when it writes it, and so counts in no loss.
+A clip is represented by one row that holds all numbers of its latents, structure first. Each channel is normalised to
+mean 0 and standard deviation 1 with the statistics that are stored beside the latents. The network reads the row as two
+kinds of tokens and predicts the clean row. The padding of the last patches is not part of the row: it is zero in the
+network's input and dropped from its output, so it counts in no loss.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class Guidance:
 
     Attributes:
       drop: probability per clip of replacing the class by the null class in training.
-      scale: w of D_null + w * (D_class - D_null), of clean latents, at sampling.
+      scale: w in D_null + w * (D_class - D_null) at sampling, where D is the predicted clean latents.
     """
 
     drop: float = 0.2
@@ -41,10 +41,10 @@ class Guidance:
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """DDIM without noise.
+    """Settings of sampling by DDIM without noise.
 
     Attributes:
-      steps: evenly spaced times.
+      steps: the number of evenly spaced times.
     """
 
     steps: int = 50
@@ -52,14 +52,15 @@ class Sampler:
 
 @dataclasses.dataclass(frozen=True)
 class VidTwinDiT(System, Describes):
-    """A `LatentDiT` that predicts clean latents.
+    """A `LatentDiT` that predicts the clean latents of a VidTwin run.
 
     Attributes:
-      latents: folder that ``python -m vidmotion.encode`` wrote; its statistics are used frozen.
-      structure: (n_q, h_S, w_S, d_S) of the VidTwin run.
-      dynamics: (f, w_D + h_D, d_D) of the VidTwin run.
-      structure_patch, dynamics_patch: queries or 1, rows and columns of a token.
-      classes: number of them.
+      latents: the folder of latents that ``python -m vidmotion.encode`` wrote; its statistics are used frozen.
+      structure: the shape of the structure latent, (n_q, h_S, w_S, d_S).
+      dynamics: the shape of the dynamics latent, (f, w_D + h_D, d_D).
+      structure_patch: how many queries, rows and columns of the structure form a token.
+      dynamics_patch: 1, then how many rows and columns of the dynamics form a token.
+      classes: the number of classes.
       class_width: the width of the class vector.
       width, layers, heads, mlp_ratio: the transformer's sizes.
       guidance, sampler, diffusion: see `Guidance`, `Sampler`, `process.DDPM`.
@@ -108,7 +109,7 @@ class VidTwinDiT(System, Describes):
 
     @property
     def patches(self) -> tuple[Patches, Patches]:
-        """How structure and dynamics become tokens."""
+        """Returns how structure and dynamics are cut into tokens."""
         return (
             Patches(self.structure, self.structure_patch),
             Patches((1, *self.dynamics), self.dynamics_patch),
@@ -116,7 +117,7 @@ class VidTwinDiT(System, Describes):
 
     @property
     def numbers(self) -> int:
-        """How many numbers both latents of a clip have."""
+        """The number of values in both latents of a clip together."""
         return sum(part.numbers for part in self.patches)
 
     @property
@@ -137,8 +138,8 @@ class VidTwinDiT(System, Describes):
     # -- the interface ----------------------------------------------------------------------------
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """``structure`` (B, n_q, h_S, w_S, d_S) and ``dynamics`` (B, f, w_D + h_D, d_D) float32,
-        ``label`` int32 (B,)."""
+        """Specifies a training batch: ``structure`` float32 (B, n_q, h_S, w_S, d_S), ``dynamics`` float32
+        (B, f, w_D + h_D, d_D), ``label`` int32 (B,)."""
         return {
             "structure": jax.ShapeDtypeStruct((batch, *self.structure), jnp.float32),
             "dynamics": jax.ShapeDtypeStruct((batch, *self.dynamics), jnp.float32),
@@ -146,12 +147,12 @@ class VidTwinDiT(System, Describes):
         }
 
     def init(self, key: jax.Array, batch: PyTree) -> PyTree:
-        """``{"model": tree}``."""
+        """Returns initial parameters ``{"model": tree}``."""
         tokens = [jnp.zeros((1, part.tokens, part.width)) for part in self.patches]
         return {"model": self._net.init(key, tokens, jnp.zeros(1), jnp.zeros(1, int))["params"]}
 
     def consts_spec(self) -> dict[str, Const]:
-        """``{"statistics": {latent: {"mean", "std"}}}``, (C,) each."""
+        """Returns the frozen statistics ``{"statistics": {latent: {"mean", "std"}}}``, (C,) each."""
         return {"statistics": Const(self._shapes, self._load)}
 
     def _shapes(self) -> PyTree:
@@ -179,17 +180,17 @@ class VidTwinDiT(System, Describes):
         return paths.unflatten(have)
 
     def tokens(self, batch: int) -> int:
-        """The number of tokens of both latents in a batch."""
+        """Returns the number of tokens of both latents in a batch."""
         return batch * sum(part.tokens for part in self.patches)
 
     def evaluators(self) -> tuple[str, ...]:
-        """Whether what is generated is of its class."""
+        """Names the evaluator that checks whether generated clips belong to their class."""
         return ("class_generation",)
 
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
     ) -> tuple[jax.Array, Out]:
-        """Mean over all numbers of both latents of (x_0 - f(x_t, t, c))^2."""
+        """Returns the mean of (x_0 - f(x_t, t, c))^2 over all numbers of both latents."""
         z_bn = self._row(vars.consts, batch)
         time_key, noise_key, drop_key = jax.random.split(key, 3)
         time_b = jax.random.randint(time_key, z_bn.shape[:1], 0, self.diffusion.steps)
@@ -210,19 +211,19 @@ class VidTwinDiT(System, Describes):
         steps: int | None = None,
         guidance_scale: float | None = None,
     ) -> PyTree:
-        """Latents of new clips of given classes, as a VidTwin decodes them.
+        """Generates latents of new clips of given classes, for a VidTwin to decode.
 
         Args:
           vars: parameters (normally the averaged ones).
-          batch: ``label`` int32 (B,), 0 to `classes`; `classes` itself is no class.
+          batch: ``label`` int32 (B,), 0 to `classes`; the label `classes` means "no class".
           key: the random key of the initial noise.
-          steps, guidance_scale: instead of the config's.
+          steps, guidance_scale: the number of steps and the scale of the guidance; None takes the config's.
 
         Returns:
           ``structure`` and ``dynamics``, float32, shaped as in `input_spec`.
 
         Raises:
-          ConfigError: `steps` that the schedule does not have.
+          ConfigError: `steps` is less than 1 or more than the schedule has.
         """
         label = batch["label"]
         null = jnp.full_like(label, self.classes)
@@ -249,12 +250,12 @@ class VidTwinDiT(System, Describes):
             raise ConfigError(f"config.system.sampler.steps: {error}") from error
 
     def _drop(self, key: jax.Array, label_b: jax.Array) -> jax.Array:
-        """Labels, each replaced by the null class with probability `guidance.drop`."""
+        """Replaces each label by the null class with probability `guidance.drop`."""
         dropped = jax.random.bernoulli(key, self.guidance.drop, label_b.shape)
         return jnp.where(dropped, self.classes, label_b)
 
     def _predict(self, params, x_bn, time_b, label_b) -> jax.Array:
-        """Clean row (B, numbers) from a noisy one."""
+        """Predicts the clean row (B, numbers) from a noisy one."""
         rows = jnp.split(x_bn, [self.patches[0].numbers], axis=1)
         tokens = [part.split(row) for part, row in zip(self.patches, rows)]
         clean = self._net.apply({"params": params["model"]}, tokens, time_b, label_b)
@@ -264,7 +265,7 @@ class VidTwinDiT(System, Describes):
         return jnp.concatenate(joined, axis=1)
 
     def _row(self, consts: Mapping[str, PyTree], batch: PyTree) -> jax.Array:
-        """Latents -> normalised row (B, numbers)."""
+        """Turns latents into a normalised row (B, numbers)."""
         rows = []
         for name in LATENTS:
             x, s = batch[name], consts["statistics"][name]
@@ -273,7 +274,7 @@ class VidTwinDiT(System, Describes):
         return jnp.concatenate(rows, axis=1)
 
     def _latents(self, consts: Mapping[str, PyTree], x_bn: jax.Array) -> dict[str, jax.Array]:
-        """The inverse of `_row`."""
+        """Turns a row back into latents, the inverse of `_row`."""
         shapes = {"structure": self.structure, "dynamics": self.dynamics}
         rows = jnp.split(x_bn, [math.prod(self.structure)], axis=1)
         latents = {}

@@ -1,12 +1,13 @@
 """WarpFace: self-supervised face reenactment by warping inside cross-attention (anonymous, under review).
 
-Two frames of one clip: the source says who, the driving frame how. A motion encoder sees both, augmented, and
-gives each a code relative to a canonical pose; their difference (Eq. 4) moves the denoiser's hidden states by
-`WarpCA`, while a reference network gives it the source's features.
+Training takes two frames of one clip: the source gives the identity, the driving frame the motion. A motion encoder
+sees both after augmentation and gives each a code relative to a canonical pose. The difference of the codes (Eq. 4)
+warps the denoiser's hidden states by `WarpCA`, while a reference network supplies the features of the source.
 
     L = mean(w_adapt * (eps - eps_hat)^2) + lambda_sym * |theta_{s->r} + theta_{r->s}|^2        (Eq. 11-13)
 
-What the paper leaves open is a field with the recommended choice as its default (spec warpface.md, section 15).
+Every choice that the paper leaves open is a field whose default is the recommended choice (spec warpface.md, section
+15).
 
 Shape suffixes: b batch, f frames, h w latent rows and columns, c channels, m motion code.
 """
@@ -35,22 +36,22 @@ from vidmotion.system import Const, Describes, MotionTransfer, Out, Released, Sy
 from vidmotion.systems import codecs
 
 PyTree = Any
-TOGETHER = 8  # frames
+TOGETHER = 8  # frames of a long video that are generated together
 MOTIONS = ("vector", "ip", "none")
 NULLS = ("both", "appearance", "motion")
 
 
 @dataclasses.dataclass(frozen=True)
 class Motion:
-    """The motion encoder; sizes of `MGME`, and what replaces it in ablations.
+    """Settings of the motion encoder, `MGME`, and of its replacements in ablations.
 
     Attributes:
       kind: ``vector``, MGME; ``ip``, keypoints (Table 3); ``none``, no motion at all, the intrinsic-motion
         baseline of Figure 1.
       patch, depth, width, heads, groups, basis, size, hidden, wide: the fields of `MGME`.
-      transfer: Eq. 4, ``difference``, or ``sum``.
+      transfer: how two codes are combined: ``difference``, as in Eq. 4, or ``sum``.
       keypoints: arguments of `KeypointDetector`, for ``ip``.
-      equivariance: weight of the keypoints' loss. Not in paper.
+      equivariance: the weight of the keypoints' equivariance loss. Not in paper.
     """
 
     kind: str = "vector"
@@ -70,7 +71,7 @@ class Motion:
 
 @dataclasses.dataclass(frozen=True)
 class Inject:
-    """How the code enters: fields of `WarpCA`, and which blocks have it (Tables 3, 4)."""
+    """How the motion code enters the denoiser: the fields of `WarpCA`, and which `blocks` have one (Tables 3, 4)."""
 
     blocks: str = "mid+up"
     mode: str = "warpca"
@@ -86,17 +87,17 @@ class Inject:
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """Eq. 11 to 13.
+    """Settings of the loss (Eq. 11 to 13).
 
     Attributes:
-      symmetry: lambda_sym.
-      detach: hold theta_{r->s} fixed in Eq. 13, so that the term teaches theta_{s->r} to be its opposite and not the
-        other way round. Flow, occlusion and the transformers' last layers start at zero, so at first the denoising
-        loss has no gradient for the motion encoder; in the paper's form the symmetry term, whose easiest answer is one
-        code for all pictures, then trains it alone, and an optimizer that sets its own scale makes up for any small
-        weight of it. False, as the paper's equation reads.
-      tau, epsilon: the weight of what hardly moves, and how much more the rest gets (Eq. 12).
-      symmetry_on: ``source``, as Eq. 13 has it; ``both`` frames.
+      symmetry: lambda_sym, the weight of the symmetry term.
+      detach: whether Eq. 13 holds theta_{r->s} fixed, so that the term pulls theta_{s->r} towards its opposite and not
+        the other way round. Flow, occlusion and the last layers of the transformers start at zero, so at first the
+        denoising loss has no gradient for the motion encoder. In the paper's form, the symmetry term alone then trains
+        the encoder, and its easiest solution is the same code for all pictures; a small weight does not help, because
+        an adaptive optimizer rescales the gradient. False is the equation of the paper.
+      tau, epsilon: the weight of regions that hardly move, and how much more weight the others get (Eq. 12).
+      symmetry_on: the frames whose codes the symmetry term sees: ``source``, as in Eq. 13, or ``both``.
     """
 
     symmetry: float = 0.1
@@ -108,12 +109,12 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance.
+    """Settings of classifier-free guidance.
 
     Attributes:
-      drop: probability per pair of leaving out reference and motion together. Not in paper.
-      scale: w of eps_null + w * (eps_cond - eps_null).
-      null: what the null branch lacks: ``both``, ``appearance`` or ``motion``. Not in paper.
+      drop: probability per pair of leaving out reference and motion together in training. Not in paper.
+      scale: w in eps_null + w * (eps_cond - eps_null).
+      null: the conditions that the null branch lacks: ``both``, ``appearance`` or ``motion``. Not in paper.
     """
 
     drop: float = 0.1
@@ -126,16 +127,17 @@ STABLE_DIFFUSION = DDPM(beta_start=0.00085, beta_end=0.012, schedule="scaled_lin
 
 @dataclasses.dataclass(frozen=True)
 class WarpFace(System, MotionTransfer, Released, Describes):
-    """WarpFace.
+    """Face reenactment by warping inside cross-attention.
 
     Attributes:
-      size: the size of a frame, height and width.
-      codec: see `codecs`, or a mapping of its fields.
-      unet: sizes of `UNet`; both networks have them.
-      reference: name of the set of blocks that read the reference (Table 4a).
-      motion ... diffusion: the records above, and `DDPM`.
-      prediction: what the denoiser says, ``eps`` in the paper, ``x0`` or ``v``; ``x0`` asks least of a small network.
-      steps: the number of steps of DDIM.
+      size: the height and width of a frame.
+      codec: a codec of `codecs`, or a mapping of its fields.
+      unet: the sizes of `UNet`, the same for both networks.
+      reference: the name of the set of blocks that read the reference (Table 4a).
+      motion, inject, loss_terms, guidance, diffusion: see `Motion`, `Inject`, `Loss`, `Guidance` and `DDPM`.
+      prediction: what the denoiser predicts: ``eps``, as in the paper, ``x0`` or ``v``; ``x0`` is the easiest for a
+        small network.
+      steps: the number of DDIM steps in sampling.
       compute: ``float32`` or ``bfloat16``.
       remat: whether both UNets recompute their blocks in the backward pass.
 
@@ -189,7 +191,7 @@ class WarpFace(System, MotionTransfer, Released, Describes):
 
     @property
     def code_width(self) -> int:
-        """D_m, numbers of a motion code."""
+        """D_m, the length of a motion code."""
         if self.motion.kind == "ip":
             return self.motion.keypoints.get("points", 15) * self.inject.token_width
         return self.motion.groups * self.motion.size
@@ -234,25 +236,30 @@ class WarpFace(System, MotionTransfer, Released, Describes):
     # -- the interface ----------------------------------------------------------------------------
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Two frames of a clip, uint8, as `data.portraits` pairs them: the source ``reference`` (B, H, W, 3)
-        and what is to be made, ``target`` (B, 1, H, W, 3); and for the motion encoder alone the same two
-        augmented, ``reference_driving`` and ``driving``."""
+        """Specifies a training batch: two frames of each clip, uint8, as `data.portraits` pairs them.
+
+        They are the source ``reference`` (B, H, W, 3) and the frame to be made ``target`` (B, 1, H, W, 3), and for the
+        motion encoder alone augmented versions of both, ``reference_driving`` and ``driving``.
+        """
         shape = (self.size, self.size, 3)
         one = jax.ShapeDtypeStruct((batch, *shape), jnp.uint8)
         many = jax.ShapeDtypeStruct((batch, 1, *shape), jnp.uint8)
         return {"reference": one, "target": many, "driving": many, "reference_driving": one}
 
     def consts_spec(self) -> dict[str, Const]:
-        """The codec's frozen network, if it has one."""
+        """Returns the codec's frozen network, if it has one."""
         return self.codec.consts()
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """Fingerprints of the codec's networks."""
+        """Returns the fingerprints of the codec's networks."""
         return self.codec.fingerprints(consts)
 
     def init(self, key: jax.Array, batch: PyTree) -> PyTree:
-        """``{"model": {reference, denoiser, motion}}``; what both networks have starts the same in both, as it does
-        where both start as Stable Diffusion."""
+        """Returns initial parameters ``{"model": {reference, denoiser, motion}}``.
+
+        Layers that both UNets have start with the same values in both, as they do when both start from Stable
+        Diffusion.
+        """
         network_key, motion_key = jax.random.split(key)
         side, channels = self.codec.latent_shape(self.size)
         z = jnp.zeros((1, side, side, channels))
@@ -274,11 +281,13 @@ class WarpFace(System, MotionTransfer, Released, Describes):
         return {"model": params}
 
     def released(self, params: PyTree) -> PyTree:
-        """Both networks from Stable Diffusion's UNet, of which ``python -m vidmotion.convert warpface`` wrote the
-        folder, without its attention to a text. Motion encoder and WarpCA are in none.
+        """Returns the parameters of both UNets from Stable Diffusion's UNet, without its cross-attention to text.
+
+        `params` come from the folder that ``python -m vidmotion.convert warpface`` wrote. No published file contains
+        the motion encoder or WarpCA.
 
         Raises:
-          ConfigError: another network.
+          ConfigError: the folder holds another network.
         """
         if "unet" not in params:
             raise ConfigError(
@@ -289,17 +298,19 @@ class WarpFace(System, MotionTransfer, Released, Describes):
         return {"model": {"reference": trunk, "denoiser": trunk}}
 
     def facts(self, params: PyTree) -> dict[str, str]:
-        """What training begins with, where the UNets have Stable Diffusion's sizes."""
+        """Returns which published files training starts from, if the UNets have Stable Diffusion's sizes."""
         size = SIZES["sd15"]["channels"]
         return {"begins with": WANTED} if tuple(self.unet.get("channels", size)) == size else {}
 
     def tokens(self, batch: int) -> int:
-        """Latent pixels of the denoised frames."""
+        """Returns the number of latent pixels in the denoised frames of a batch."""
         return batch * self.codec.latent_shape(self.size)[0] ** 2
 
     def read_codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
-        """What probes read: ``motion`` float32 (B, T, D_m), each frame's own code theta_{r->x}; ``content``
-        (B, D_c), the reference features of the first frame of ``content``, each channel's mean over places.
+        """Returns the codes that probes read.
+
+        They are ``motion`` float32 (B, T, D_m), each frame's own code theta_{r->x}, and ``content`` float32 (B, D_c),
+        the mean over positions of each channel of the reference features of the first frame of ``content``.
         """
         params = vars.params["model"]
         motion, first = batch["motion"], batch["content"][:, :1]
@@ -315,18 +326,18 @@ class WarpFace(System, MotionTransfer, Released, Describes):
         }
 
     def evaluators(self) -> tuple[str, ...]:
-        """Motion transfer against the exact render of heads; leakage."""
+        """Names the evaluators of motion transfer, against the exact render of Heads, and of leakage."""
         return ("swap", "drivers", "reading", "leakage")
 
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
     ) -> tuple[jax.Array, Out]:
-        """Eq. 11 on a batch of pairs."""
+        """Returns the loss of Eq. 11 on a batch of pairs."""
         params = vars.params["model"]
         time_key, noise_key, drop_key, bend_key, draw_key = jax.random.split(key, 5)
         size = len(batch["reference"])
         z_s = self.codec.encode(vars.consts, batch["reference"][:, None])[:, 0]
-        # Only what is to be made is drawn from the autoencoder's posterior; all else is its mean.
+        # Only the latent of the target is drawn from the autoencoder's posterior; all others are its mean.
         mean_d, z_d = (
             z[:, 0] for z in self.codec.encode_and_draw(vars.consts, batch["target"], draw_key)
         )
@@ -377,12 +388,15 @@ class WarpFace(System, MotionTransfer, Released, Describes):
 
     @property
     def window(self) -> int:
-        """Frames of a long driver that are made together; `sample` takes any number, and makes each by itself."""
+        """The number of frames of a long driver that are generated together.
+
+        `sample` takes any number of frames and makes each independently of the others.
+        """
         return TOGETHER
 
     @property
     def content_frames(self) -> int:
-        """One: the source."""
+        """The number of content frames that are read: one, the source."""
         return 1
 
     def sample(
@@ -393,17 +407,17 @@ class WarpFace(System, MotionTransfer, Released, Describes):
         steps: int | None = None,
         guidance: float | None = None,
     ) -> PyTree:
-        """Reenactment: the first frame of one clip moved by another.
+        """Reenacts a face: makes the first frame of one clip move like another clip.
 
         Args:
           vars: parameters.
           batch: ``content`` uint8 (B, T_c, H, W, 3), whose first frame is the source; ``motion`` uint8
             (B, T, H, W, 3).
-          key: the random key of the initial noise, the same for all frames of a clip.
-          steps, guidance: instead of the config's.
+          key: the random key of the initial noise, which is the same for all frames of a clip.
+          steps, guidance: the number of steps and the scale of the guidance; None takes the config's.
 
         Returns:
-          ``video`` float32 (B, T, H, W, 3) in [0, 1]; ``code`` float32 (B, T, D_m), each driving frame's own.
+          ``video`` float32 (B, T, H, W, 3) in [0, 1]; ``code`` float32 (B, T, D_m), each driving frame's own code.
         """
         params = vars.params["model"]
         source, driving = batch["content"][:, :1], batch["motion"]
@@ -428,15 +442,16 @@ class WarpFace(System, MotionTransfer, Released, Describes):
         guidance: float | None = None,
         still: jax.Array | None = None,
     ) -> jax.Array:
-        """A source shown under given motion codes.
+        """Generates a video of a source under given motion codes.
 
         Args:
           vars: parameters.
           z_s: latents of the sources (B, h, w, C).
           theta: theta_{s->d} for each frame, (B, T, D_m).
           key: the random key of the noise.
-          steps, guidance: instead of the config's.
-          still: the code of no motion, like `theta`; None is zero, as it is for the vectors of MGME.
+          steps, guidance: the number of steps and the scale of the guidance; None takes the config's.
+          still: the code of no motion, of the shape of `theta`; None takes zeros, the code of no motion for the vectors
+            of MGME with the transfer ``difference``.
 
         Returns:
           float32 (B, T, H, W, 3) in [0, 1].
@@ -479,21 +494,21 @@ class WarpFace(System, MotionTransfer, Released, Describes):
     # -- for analyses -----------------------------------------------------------------------------
 
     def codes(self, vars: Vars, pictures: jax.Array) -> MotionCodes | jax.Array:
-        """What the motion encoder says of uint8 pictures (B, H, W, 3): `MotionCodes`; keypoints (B, J, 2)."""
+        """Runs the motion encoder on uint8 pictures (B, H, W, 3); returns `MotionCodes`, or keypoints (B, J, 2)."""
         return self._see(vars.params["model"], vars.consts, pictures)[0]
 
     def latents(self, vars: Vars, pictures: jax.Array) -> jax.Array:
-        """uint8 pictures (B, H, W, 3) -> the (B, h, w, C) that `render` takes."""
+        """Encodes uint8 pictures (B, H, W, 3) as the latents (B, h, w, C) that `render` takes."""
         return self.codec.encode(vars.consts, pictures[:, None])[:, 0]
 
     def basis(self, vars: Vars) -> jax.Array:
-        """The orthonormal vectors of every group, (K, D_k, N_k); for motion ``vector``."""
+        """Returns the orthonormal vectors of every group, (K, D_k, N_k); only for motion ``vector``."""
         return self._motion(vars.params["model"], method="basis_kei")
 
     def modulation(self, vars: Vars, time: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Eq. 9 at times (N,): gamma and delta, each (N,), mean over all `WarpCA` and over the code.
+        """Returns gamma and delta of Eq. 9 at times (N,), each (N,): their means over all `WarpCA` and over the code.
 
-        They depend on the time alone, so what is denoised does not matter.
+        They depend on the time alone, so zeros serve as the array to be denoised.
         """
         side, channels = self.codec.latent_shape(self.size)
         run = jnp.zeros((len(time), 1, side, side, channels)), time, None
@@ -511,7 +526,7 @@ class WarpFace(System, MotionTransfer, Released, Describes):
         return self._encoder.apply({"params": params["motion"]}, *inputs, method=method)
 
     def _see(self, params, consts, *views) -> tuple:
-        """What the motion encoder says of batches of frames: `MotionCodes`, or keypoints."""
+        """Runs the motion encoder on one or two batches of frames; returns `MotionCodes` or keypoints for each."""
         if self.motion.kind == "none":
             return tuple(jnp.zeros((len(view), 0)) for view in views)
         counts = [len(view) for view in views]
@@ -524,7 +539,7 @@ class WarpFace(System, MotionTransfer, Released, Describes):
         return jax.tree.map(lambda x: x[:first], seen), jax.tree.map(lambda x: x[first:], seen)
 
     def _code(self, params, source, driving) -> jax.Array:
-        """theta_{s->d}, (b, m)."""
+        """Returns theta_{s->d} (b, m) from the encoder's results for source and driving frames."""
         if self.motion.kind == "none":
             return jnp.zeros((len(driving), self.code_width))
         if self.motion.kind == "ip":
@@ -532,7 +547,7 @@ class WarpFace(System, MotionTransfer, Released, Describes):
         return mgme.transfer(source, driving, self.motion.transfer)
 
     def _own(self, seen) -> jax.Array:
-        """A frame's own code (b, m): theta_{r->x}, or its keypoints."""
+        """Returns each frame's own code (b, m): theta_{r->x}, or its keypoints."""
         if isinstance(seen, MotionCodes):
             return seen.from_canonical_bm
         return seen.reshape(len(seen), -1)
@@ -550,12 +565,12 @@ class WarpFace(System, MotionTransfer, Released, Describes):
 
 
 def _spread(code_bm: jax.Array) -> jax.Array:
-    """Mean over coordinates of the standard deviation over the batch: near zero when motion collapses."""
+    """Returns the standard deviation over the batch, averaged over coordinates; it is near zero if motion collapses."""
     return jnp.mean(jnp.std(code_bm, axis=0))
 
 
 def _sown(state: PyTree) -> dict[str, list[jax.Array]]:
-    """What every `WarpCA` sowed, by name."""
+    """Collects by name the values that the `WarpCA` modules sowed."""
     found: dict[str, list[jax.Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.get("motion", {})):
         name = next(key.key for key in reversed(path) if isinstance(key, jax.tree_util.DictKey))
@@ -564,7 +579,7 @@ def _sown(state: PyTree) -> dict[str, list[jax.Array]]:
 
 
 def _motion_metrics(state: PyTree) -> dict[str, jax.Array]:
-    """Means over all `WarpCA`: of |gamma| and |delta| of Eq. 9, |flow| and occlusion."""
+    """Returns the means over all `WarpCA` of |gamma| and |delta| of Eq. 9, |flow| and occlusion."""
     return {
         name: jnp.mean(jnp.stack([jnp.mean(jnp.abs(leaf)) for leaf in leaves]))
         for name, leaves in _sown(state).items()

@@ -1,16 +1,16 @@
 """X-NeMo: portrait animation by one motion vector per frame, read in cross-attention (ICLR 2025).
 
-A reference network says who: the denoiser's self-attentions read its features. A motion encoder E_mot makes one
-vector of a face crop of each driving frame, which with the face's place (`f_rts`) becomes 32 tokens that the
-denoiser's motion modules read. A GAN head, an appearance encoder E_app and a StyleGAN generator, must make the driving
-crop of the same vector. Three players, in one forward pass:
+A reference network supplies the identity: the denoiser's self-attentions read its features. A motion encoder E_mot
+turns a face crop of each driving frame into one vector; together with the position and size of the face (`f_rts`) it
+becomes 32 tokens that the denoiser's motion modules read. A GAN head, which consists of an appearance encoder E_app and
+a StyleGAN generator, must reproduce the driving crop from the same vector. There are three players in one forward pass:
 
     L_model = L_ldm + L_gan                                             (Eq. 1 and 7: both reach E_mot)
     L_head  = L_gan = L_adv + L_r + 3e-2 L_vgg + 6e-3 L_face + 10 L_fm  (its gradients come with `carry`)
     L_disc  = (mean relu(1 - D(x)) + mean relu(1 + D(x'))) / 2
 
-Training has four stages, each a run of its own (`Stage`; which leaves learn is in ``config.optimizer``). The tree of
-parameters is the same in all. What the paper leaves open is spec xnemo.md's recommendation.
+Training has four stages, each a separate run (`Stage`; ``config.optimizer`` says which parameters learn). The parameter
+tree is the same in all stages. Choices that the paper leaves open follow the recommendations of spec xnemo.md.
 
 Shape suffixes: b batch, f frames, n = b f, h w latent rows and columns, m motion vector, s motion tokens, c channels.
 """
@@ -70,8 +70,8 @@ PyTree = Any
 STARTS = ("blur", "noise")
 NULLS = ("both", "appearance", "motion")
 MODULES = ("motion", "temporal")
-BURKOV = Weights()  # of the latent pose descriptors, as in the paper
-SOURCES = {  # of never-trained networks
+BURKOV = Weights()  # those of the latent pose descriptors (Burkov et al.), which the paper uses
+SOURCES = {  # where to get the frozen networks
     "clip_vision": "pytorch_model.bin of lambdalabs/sd-image-variations-diffusers, folder image_encoder, on "
     "Hugging Face",
 }
@@ -80,14 +80,14 @@ STILL = (0.0, 0.0, 1.0)  # f_rts of a face that stays where the reference has it
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What a stage of the training runs (section 4.1).
+    """Settings of one stage of the training (section 4.1).
 
     Attributes:
-      frames: F, of a training example; 1 is a pair of pictures.
-      skip: modules of the denoiser that are left out, of ``motion`` and ``temporal``.
-      masking: r, the share of the reference's tokens that a sample's blocks do not see.
-      encoder: whether E_mot learns: batch norm by the batch, and dropout.
-      gan_frames: frames of each example that the GAN head must make; 0: no GAN head.
+      frames: F, the number of target frames in a training example; 1 makes it a pair of pictures.
+      skip: the modules of the denoiser that are left out: ``motion``, ``temporal`` or both.
+      masking: r, the share of the reference's tokens that are hidden from the blocks of a sample.
+      encoder: whether E_mot learns, that is, runs with dropout and with the batch's own statistics in batch norms.
+      gan_frames: the number of frames of each example that the GAN head must reproduce; 0 trains without the GAN head.
     """
 
     frames: int = 1
@@ -99,11 +99,11 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """The image tower of CLIP, whose embedding of the reference all text cross-attentions read.
+    """Settings of CLIP's image tower, whose embedding of the reference all text cross-attentions read.
 
     Attributes:
-      network: a name of `features.clip.SIZES`; ``none``: the token is zero, which the log says.
-      weights: folder that ``python -m vidmotion.convert clip_vision`` wrote.
+      network: a name in `features.clip.SIZES`; with ``none`` the token is zero, and the log says so.
+      weights: the folder that ``python -m vidmotion.convert clip_vision`` wrote.
     """
 
     network: str = "vit_l14"
@@ -112,11 +112,11 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Perceptual:
-    """A VGG that compares pictures.
+    """Settings of a perceptual loss, which compares the activations of a VGG for two pictures.
 
     Attributes:
-      weights: folder that ``python -m vidmotion.convert vgg19`` (or ``vgg_face``) wrote; empty leaves the
-        term out, which the log says.
+      weights: the folder that ``python -m vidmotion.convert vgg19`` (or ``vgg_face``) wrote; empty leaves the
+        term out, and the log says so.
     """
 
     weights: str = ""
@@ -124,20 +124,20 @@ class Perceptual:
 
 @dataclasses.dataclass(frozen=True)
 class Gan:
-    """The GAN head; the sizes are not in paper.
+    """Settings of the GAN head; the sizes are not in paper.
 
     Attributes:
-      enabled: False: there is none at all.
-      weight: the weight of L_gan beside L_ldm.
-      start: first step at which the head learns; before it nothing of it is computed.
-      pull_start: first step at which L_gan reaches E_mot. A small E_mot that is pulled by a head which cannot read it
-        yet collapses to one code for all faces before the denoiser has a use for it.
-      adversarial_start: first step at which the discriminator learns, and its two terms count.
-      clip: largest norm of L_gan's gradient with respect to the motion vectors of a batch; 0: as it comes.
+      enabled: whether there is a GAN head with its discriminator.
+      weight: the weight of L_gan, where L_ldm has the weight 1.
+      start: the first step at which the head learns; before it the head is not computed at all.
+      pull_start: the first step at which the gradient of L_gan reaches E_mot. If it reaches a small E_mot before the
+        head can read the vectors, E_mot collapses to one code for all faces before the denoiser has a use for it.
+      adversarial_start: the first step at which the discriminator learns and its two terms count.
+      clip: the largest norm of L_gan's gradient with respect to the motion vectors of a batch; 0 does not limit it.
       appearance: fields of `AppearanceEncoder`.
       generator: fields of `Synthesis`.
       discriminator: fields of `Discriminator`.
-      terms: `Weights` of Eq. 7.
+      terms: the weights of Eq. 7.
       vgg19, vgg_face: the networks of Eq. 4 and 5.
     """
 
@@ -164,7 +164,7 @@ class Gan:
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """Conditioning dropout.
+    """Settings of conditioning dropout, which classifier-free guidance needs.
 
     Attributes:
       drop: probability per sample of training without reference and CLIP token; motion tokens stay, as in
@@ -176,16 +176,18 @@ class Guidance:
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """DDIM, guidance and windows.
+    """Settings of sampling: DDIM, guidance and windows.
 
     Attributes:
-      preset: a name of `XNEMO_PRESETS`: steps and guidance.
-      steps: instead of the preset's; 0: the preset's.
-      scale: s of neg + s * (pos - neg), instead of the preset's; 0: the preset's.
-      start: ``blur``, the reference's latent, blurred and noised, as released; ``noise``, as in the paper.
-      null: what the null branch of guidance lacks (Figure 6): ``both``, in the paper, the reference and the driver's
-        motion, in whose place is the portrait's own; ``appearance`` or ``motion``, one of the two.
-      window, overlap: frames of a window, and shared with the next.
+      preset: a name in `XNEMO_PRESETS`, which fixes the number of steps and the guidance.
+      steps: the number of DDIM steps; 0 takes the preset's.
+      scale: s in neg + s * (pos - neg); 0 takes the preset's.
+      start: where sampling starts: ``blur``, from the reference's latent, blurred and noised, as released; ``noise``,
+        from pure noise, as in the paper.
+      null: the conditions that the null branch of guidance lacks (Figure 6). ``both``, as in the paper: the reference
+        and the driver's motion, which is replaced by the portrait's own; ``appearance`` or ``motion``: only one of the
+        two.
+      window, overlap: the number of frames in a window, and the number that it shares with the next.
     """
 
     preset: str = "paper"
@@ -201,12 +203,12 @@ AS_RELEASED = DDPM(beta_start=0.00085, beta_end=0.02, schedule="scaled_linear")
 
 
 class Portrait(NamedTuple):
-    """What the denoiser is told of a portrait, the same for all frames and steps.
+    """The encoded portrait on which the denoiser is conditioned; it is the same for all frames and steps.
 
     Attributes:
-      latent_bhwc: a latent of the codec.
+      latent_bhwc: the codec's latent of the portrait.
       banks: the reference network's features, block -> (b, l, c).
-      context: CLIP's token (b, 1, c); None for UNets without.
+      context: CLIP's token (b, 1, c); None for UNets without text cross-attention.
     """
 
     latent_bhwc: jax.Array
@@ -216,17 +218,18 @@ class Portrait(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class XNeMo(System, MotionTransfer, Released, Describes):
-    """X-NeMo.
+    """Portrait animation by one motion vector per frame.
 
     Attributes:
-      size: the size of a frame, height and width.
-      codec: see `codecs`, or a mapping of its fields.
-      unet: a name of `unet.SIZES`, or a mapping of `UNet`'s sizes; of both UNets.
-      modules: fields that `DenoisingUNet` has beside those, of its motion and temporal modules, and of the control that
-        takes the place of the former in an ablation.
+      size: the height and width of a frame.
+      codec: a codec of `codecs`, or a mapping of its fields.
+      unet: the sizes of both UNets: a name in `unet.SIZES`, or a mapping of `UNet`'s sizes.
+      modules: the additional fields of `DenoisingUNet`: those of its motion and temporal modules, and of the control
+        that replaces the motion modules in an ablation.
       motion: fields of `MotionEncoder`.
-      stage ... diffusion: the records above, and `DDPM`.
-      prediction: what the denoiser says, ``eps`` in the paper, ``x0`` or ``v``; ``x0`` asks least of a small network.
+      stage, clip, gan, guidance, sampler, diffusion: see `Stage`, `Clip`, `Gan`, `Guidance`, `Sampler` and `DDPM`.
+      prediction: what the denoiser predicts: ``eps``, as in the paper, ``x0`` or ``v``; ``x0`` is the easiest for a
+        small network.
       compute: ``float32`` or ``bfloat16``.
       remat: whether both UNets recompute their blocks in the backward pass.
 
@@ -324,7 +327,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
 
     @property
     def encoder(self) -> MotionEncoder:
-        """E_mot."""
+        """E_mot, the motion encoder."""
         return MotionEncoder(**self.motion, dtype=dtype(self.compute))
 
     @property
@@ -351,7 +354,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
 
     @property
     def players(self) -> tuple[Player, ...]:
-        """``model``: both UNets and E_mot; ``head``: E_app and the generator; ``disc``."""
+        """``model`` has both UNets and E_mot, ``head`` has E_app and the generator, ``disc`` is the discriminator."""
         if not self.gan.enabled:
             return (Player("model"),)
         head = Player("head", self.gan.start, shares_forward=True)
@@ -361,9 +364,11 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         return (Player("model", switches=pulled), head, disc)
 
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """The pictures that `data.portraits` makes with the recipe "face": ``reference`` and ``target``; with the
-        motion or the GAN head also ``driving`` and ``f_rts``; with the GAN head ``driving_clean`` and
-        ``reference_face``."""
+        """Specifies a training batch, as `data.portraits` makes it with the recipe "face".
+
+        It always has ``reference`` and ``target``; with motion modules or the GAN head also ``driving`` and ``f_rts``;
+        with the GAN head also ``driving_clean`` and ``reference_face``.
+        """
         frames, side = self.stage.frames, self.encoder.size
 
         def pictures(*shape):
@@ -382,8 +387,10 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         return spec
 
     def consts_spec(self) -> dict[str, Const]:
-        """The codec's autoencoder, ``clip``, ``vgg19`` and ``vgg_face``, those that are named; the log says
-        which are not."""
+        """Returns the frozen networks: the codec's autoencoder, ``clip``, ``vgg19`` and ``vgg_face``.
+
+        Networks that the config does not name are left out, and the log says so.
+        """
         specs = self.codec.consts()
         if self.clip.network == "none" and self._denoiser.context_width:
             log.info(
@@ -412,18 +419,20 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         return vgg.VGGActivations(**vgg.SIZES[name], dtype=dtype(self.compute))
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """Fingerprints of the codec's networks, and of CLIP where it is there."""
+        """Returns the fingerprints of the codec's networks, and of CLIP if it is used."""
         own = {name: tree for name, tree in consts.items() if name == "clip"}
         return {**self.codec.fingerprints(consts), **super().fingerprints(own)}
 
     def init(self, key: jax.Array, batch: PyTree) -> PyTree:
-        """``{"model": {reference, denoiser, motion}, "head": {appearance, generator}, "disc": ...}``.
+        """Returns initial parameters.
 
-        What both UNets have starts the same in both, as it does where both start as Stable Diffusion.
+        They are ``{"model": {reference, denoiser, motion}, "head": {appearance, generator}, "disc": ...}``.
+        Layers that both UNets have start with the same values in both, as they do when both start from Stable
+        Diffusion.
         """
         network_key, *keys = jax.random.split(key, 4)
         net, encoder = self._denoiser, self.encoder
-        # The least: parameters do not depend on it, unless a control makes a map of its own side.
+        # The smallest possible side: parameters do not depend on it, unless a control makes a map of its own side.
         side = (net.control_side or 1) * 2 ** (len(net.channels) - 1)
         z = jnp.zeros((1, side, side, net.latent_channels))
         context = jnp.zeros((1, 1, net.context_width)) if net.context_width else None
@@ -448,13 +457,14 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         return jnp.zeros((len(like_n), self._appearance.features + self.encoder.latent))
 
     def _fresh_disc(self) -> PyTree:
-        # From one key in all runs: `init_mutable`, which knows none, must find the singular vectors of
-        # the very kernels that `init` gives.
+        # The key is the same in all runs, because `init_mutable` is given none and must compute the singular vectors of
+        # the very kernels that `init` returns.
         side = self._generator.size
         return self._disc.init(jax.random.key(0), jnp.zeros((1, side, side, 3)))
 
     def init_mutable(self) -> PyTree:
-        """Running statistics of E_mot (``motion``) and E_app (``appearance``), singular vectors of ``disc``."""
+        """Returns the initial running statistics of E_mot (``motion``) and E_app (``appearance``), and the singular
+        vectors of ``disc``."""
         crop = jax.ShapeDtypeStruct((1, self.encoder.size, self.encoder.size, 3), jnp.float32)
         nets = {"motion": self.encoder}
         if self.gan.enabled:
@@ -470,20 +480,20 @@ class XNeMo(System, MotionTransfer, Released, Describes):
 
     @property
     def window(self) -> int:
-        """Frames that the denoiser sees together; `sample` takes any number."""
+        """The number of frames that the denoiser sees together; `sample` takes any number."""
         return self.sampler.window
 
     @property
     def content_frames(self) -> int:
-        """One: the portrait."""
+        """The number of content frames that are read: one, the portrait."""
         return 1
 
     @staticmethod
     def released_fields(arguments: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-        """Sizes of the UNets and of E_mot.
+        """Returns the sizes of the UNets and of E_mot in a converted folder.
 
         Raises:
-          ConfigError: without E_mot, as of what training begins with.
+          ConfigError: the folder lacks a network, such as E_mot in a folder that is only for starting a training.
         """
         if lacks := ", ".join(sorted({"reference", "denoiser", "motion"} - arguments.keys())):
             raise ConfigError(
@@ -494,10 +504,11 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         return {"unet": {**SIZES["sd15"], **own}, "motion": arguments["motion"]}
 
     def released(self, params: PyTree) -> PyTree:
-        """``{player: tree}`` of this system from what ``python -m vidmotion.convert xnemo`` wrote.
+        """Returns ``{player: tree}`` of this system from what ``python -m vidmotion.convert xnemo`` wrote.
 
-        Of the released files all of ``model``. Of what training begins with, both UNets as far as Stable Diffusion has
-        them, and where the folder has them the denoiser's temporal modules and, in ``head``, the trunk of E_app.
+        The released X-NeMo gives all of ``model``. A folder for starting a training gives those layers of both UNets
+        that Stable Diffusion has and, if it has them, the denoiser's temporal modules and the trunk of E_app (in
+        ``head``).
         """
         model = {name: params[name] for name in ("reference", "denoiser") if name in params}
         if "motion" in params:
@@ -510,7 +521,8 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         return {"model": model, "head": {"appearance": {"trunk": params["appearance"]["params"]}}}
 
     def released_mutable(self, params: PyTree) -> PyTree:
-        """Running statistics of E_mot and of E_app's trunk, where the folder has them."""
+        """Returns the initial state, with the running statistics of E_mot and of E_app's trunk if the folder has
+        them."""
         there = {"motion": params["motion"]["batch_stats"]} if "motion" in params else {}
         if "appearance" in params:
             there["appearance"] = {"trunk": params["appearance"]["batch_stats"]}
@@ -522,16 +534,19 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         return self.encoder.size
 
     def tokens(self, batch: int) -> int:
-        """Latent pixels of the denoised frames."""
+        """Returns the number of latent pixels in the denoised frames of a batch."""
         return batch * self.stage.frames * self.codec.latent_shape(self.size)[0] ** 2
 
     def evaluators(self) -> tuple[str, ...]:
-        """Motion transfer against the exact render; leakage."""
+        """Names the evaluators of motion transfer, against the exact render of Heads, and of leakage."""
         return ("swap", "drivers", "reading", "leakage")
 
     def read_codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
-        """What probes read: ``motion`` float32 (B, T, D), each frame's f_mot; ``content`` (B, D_c), the
-        reference's features of the first frame of ``content``, each channel's mean over places."""
+        """Returns the codes that probes read.
+
+        They are ``motion`` float32 (B, T, D), each frame's f_mot, and ``content`` float32 (B, D_c), the mean over
+        positions of each channel of the reference network's features of the first frame of ``content``.
+        """
         banks = self._reference_features(vars, batch["content"][:, 0])[0]
         content = [jnp.mean(bank.astype(jnp.float32), axis=1) for bank in banks.values()]
         motion = self.motion_of(vars, self._faces(batch)["driving"])
@@ -542,13 +557,13 @@ class XNeMo(System, MotionTransfer, Released, Describes):
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
     ) -> tuple[jax.Array, Out]:
-        """The player's loss on a batch of pairs or clips (see the module's docstring)."""
+        """Returns the player's loss on a batch of pairs or clips (see the module's docstring)."""
         if player == "model":
             return self._model_loss(vars, batch, key, step)
-        if not self._has_gan or not carry:  # no carry: the head has not begun
+        if not self._has_gan or not carry:  # without a carry the head has not started to learn
             return jnp.zeros(()), Out({}, vars.mutable)
         if player == "head":
-            # Linear in the parameters, with the gradient of L_gan and its value.
+            # A linear function of the parameters that has the gradient and the value of L_gan.
             moved = sum(map(jnp.vdot, *map(jax.tree.leaves, (vars.params["head"], carry["pull"]))))
             return carry["value"] + moved - jax.lax.stop_gradient(moved), Out({}, vars.mutable)
         variables = {"params": vars.params["disc"], "spectral": vars.mutable["disc"]}
@@ -586,7 +601,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         ldm = jnp.mean(jnp.square(target - out))
         loss, metrics, carry = ldm, {"ldm": ldm}, {}
         if vector_bfm is not None:
-            # The standard deviation of the vectors over the batch: near zero when motion collapses.
+            # The standard deviation of the vectors over the batch is near zero if motion collapses.
             spread = jnp.std(vector_bfm.reshape(-1, vector_bfm.shape[-1]), axis=0)
             metrics["code_spread"] = jnp.mean(spread)
         if self._has_gan and begun(step, self.gan.start) is not False:
@@ -598,11 +613,11 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         return loss, Out(metrics, mutable, carry)
 
     def _gan_loss(self, vars, mutable, batch, vector_bfm, key, step):
-        """L_gan as a function of the motion vectors alone; its gradient for the head goes into `carry`.
+        """Returns L_gan as a function of the motion vectors alone, its terms, the carry and the mutable state.
 
-        The head is run forward and backward once: the gradients with respect to its parameters and to the
-        vectors are taken here, and the latter, limited by `Gan.clip`, reach E_mot as the gradient of a linear
-        function.
+        The head runs forward and backward only once: this method takes the gradients with respect to the head's
+        parameters and to the vectors. The former go into the carry, for the player ``head``. The latter, limited by
+        `Gan.clip`, reach E_mot as the gradient of a linear function.
         """
         picks = jax.random.permutation(key, self.stage.frames)[: self.stage.gan_frames]
         count = len(picks)
@@ -671,16 +686,16 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         steps: int | None = None,
         guidance: float | None = None,
     ) -> PyTree:
-        """Reenactment: the first frame of one clip moved by another.
+        """Animates a portrait: makes the first frame of one clip move like another clip.
 
         Args:
           vars: parameters.
           batch: ``content`` uint8 (B, T_c, H, W, 3), whose first frame is the portrait, and ``motion`` uint8
-            (B, T, H, W, 3). Where faces are known, ``driving`` uint8 (B, T, s, s, 3), the driver's face
-            crops, ``reference_face`` (B, s, s, 3), the portrait's, and ``f_rts`` (B, T, 3); otherwise the
-            whole pictures are taken as faces that stay where they are.
+            (B, T, H, W, 3). If the faces are known, also ``driving`` uint8 (B, T, s, s, 3), the driver's face crops,
+            ``reference_face`` uint8 (B, s, s, 3), the portrait's face crop, and ``f_rts`` (B, T, 3); otherwise the
+            whole pictures are used as crops of faces that do not change their position.
           key: the random key of the noise and of the windows.
-          steps, guidance: instead of the config's.
+          steps, guidance: the number of steps and the scale of the guidance; None takes the config's.
 
         Returns:
           ``video`` float32 (B, T, H, W, 3) in [0, 1]; ``code`` float32 (B, T, D), each driving frame's f_mot.
@@ -705,12 +720,15 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         steps: int | None = None,
         guidance: float | None = None,
     ) -> jax.Array:
-        """`look`, then `move`; `portrait` is uint8 (B, H, W, 3), the rest as of `move`."""
+        """Animates a portrait by given motion vectors: calls `look`, then `move`.
+
+        `portrait` is uint8 (B, H, W, 3); all other arguments and the result are those of `move`.
+        """
         seen = self.look(vars, portrait)
         return self.move(vars, seen, vector_bfm, f_rts, still_b1m, key, steps, guidance)
 
     def look(self, vars: Vars, portrait: jax.Array) -> Portrait:
-        """What is made of a portrait once, uint8 (B, H, W, 3): of the parameters ``reference`` alone is read."""
+        """Encodes a portrait, uint8 (B, H, W, 3), once for all frames; it reads only the parameters ``reference``."""
         banks, context = self._reference_features(vars, portrait)
         return Portrait(self._still_latent(vars, portrait), banks, context)
 
@@ -725,20 +743,20 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         steps: int | None = None,
         guidance: float | None = None,
     ) -> jax.Array:
-        """The latents of a portrait under given motion, of any length (section 3.3).
+        """Generates the latents of a portrait under given motion of any length (section 3.3).
 
-        The denoiser sees windows, one after the other. Of the parameters ``denoiser`` and ``motion`` are read.
+        The denoiser sees one window after the other. Only the parameters ``denoiser`` and ``motion`` are read.
 
         Args:
           vars: parameters.
           seen: the portrait, from `look`.
           vector_bfm: f_mot of each frame, (B, F, D).
-          f_rts: (B, F, 3).
-          still_b1m: the portrait's own f_mot, (B, 1, D), of the negative branch.
+          f_rts: position and size of the face in each frame, (B, F, 3).
+          still_b1m: the portrait's own f_mot, (B, 1, D), for the negative branch of guidance.
           key, steps, guidance: see `sample`.
 
         Returns:
-          float32 (B, F, h, w, C), for the codec.
+          The latents, float32 (B, F, h, w, C), for the codec to decode.
         """
         steps, scale = self._chosen(steps, guidance)
         frames = vector_bfm.shape[1]
@@ -753,7 +771,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
             with_cond = self._predict(vars, x, time_b, context, tokens, pairs)
             if scale == 1.0:
                 return with_cond
-            # Two calls and not one batch of both: this one may have no reference to attend to.
+            # Two calls rather than one batch, because the null branch may have no reference to attend to.
             lacks = self.sampler.null
             seen = (context, pairs) if lacks == "motion" else (nothing, None)
             moved = tokens if lacks == "appearance" else jnp.broadcast_to(null, tokens.shape)
@@ -771,9 +789,10 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         return samplers.ddim(whole, x, times, self.diffusion.alpha_bar(), self.prediction)
 
     def motion_of(self, vars: Vars, crops: jax.Array) -> jax.Array:
-        """f_mot (B, T, D) of clips of face crops uint8 (B, T, s, s, 3), by the running statistics.
+        """Computes f_mot (B, T, D) of clips of face crops, uint8 (B, T, s, s, 3), with the running statistics.
 
-        A temporal motion encoder (`MotionEncoder.frames`) joins the frames of a clip window by window, from the first.
+        A temporal motion encoder (`MotionEncoder.frames`) processes the frames of a clip window by window, starting
+        with the first.
         """
         variables = {
             "params": vars.params["model"]["motion"],
@@ -784,7 +803,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         return self._join(vars, vector_nm.reshape(*crops.shape[:2], -1))
 
     def encoder_fingerprint(self, vars: Vars) -> str:
-        """Names E_mot as `motion_of` runs it: codes of another one mean other motion."""
+        """Returns the fingerprint of E_mot as `motion_of` runs it; codes of different fingerprints are incompatible."""
         return fingerprint(
             {"params": vars.params["model"]["motion"], "state": vars.mutable["motion"]}
         )
@@ -797,7 +816,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         return steps or self.sampler.steps or preset.steps, own if guidance is None else guidance
 
     def _faces(self, batch) -> dict[str, jax.Array]:
-        """Face crops of a batch for `sample`, whole pictures where it has none."""
+        """Returns the face crops of a batch for `sample`, or resized whole pictures if it has none, and ``f_rts``."""
         side = self.encoder.size
 
         def small(pictures):
@@ -813,7 +832,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         return {**jax.tree.map(small, faces), "f_rts": batch.get("f_rts", still)}
 
     def _encode(self, vars, crops, key):
-        """f_mot (b, f, m) of crops uint8, and the mutable state afterwards."""
+        """Computes f_mot (b, f, m) of uint8 crops in training; returns it and the mutable state afterwards."""
         if not self.stage.encoder:
             return self.motion_of(vars, crops), vars.mutable
         variables = {
@@ -832,12 +851,12 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         return self._join(vars, vector_nm.reshape(*crops.shape[:2], -1)), mutable
 
     def _join(self, vars, vector_bfm) -> jax.Array:
-        """Vectors of clips, with what a temporal motion encoder adds to them."""
+        """Applies the temporal layers of a temporal motion encoder to the vectors of clips."""
         variables = {"params": vars.params["model"]["motion"]}
         return self.encoder.apply(variables, vector_bfm, method="join")
 
     def _fuse(self, vars, vector_bfm, f_rts) -> jax.Array:
-        """Motion tokens (b, f, s, c)."""
+        """Computes motion tokens (b, f, s, c) from motion vectors and the position of the face."""
         b, f, m = vector_bfm.shape
         variables = {"params": vars.params["model"]["motion"]}
         flat = vector_bfm.reshape(b * f, m), f_rts.reshape(b * f, 3)
@@ -845,13 +864,14 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         return tokens.reshape(b, f, *tokens.shape[1:])
 
     def _reference_features(self, vars, pictures) -> tuple[Mapping[str, jax.Array], Any]:
-        """Banks of pictures uint8 (b, H, W, 3), and their CLIP token (b, 1, c), None for UNets without."""
+        """Computes the reference network's features of pictures, uint8 (b, H, W, 3), and their CLIP token (b, 1, c),
+        which is None for UNets without text cross-attention."""
         context = self._clip_token(vars.consts, pictures)
         params = {"params": vars.params["model"]["reference"]}
         return self._reference.apply(params, self._still_latent(vars, pictures), context), context
 
     def _still_latent(self, vars, pictures) -> jax.Array:
-        """Pictures uint8 (b, H, W, 3) as the codec's posterior mean (b, h, w, c)."""
+        """Encodes pictures, uint8 (b, H, W, 3), as the codec's posterior mean (b, h, w, c)."""
         return self.codec.encode(vars.consts, pictures[:, None])[:, 0]
 
     def _clip_token(self, consts, pictures) -> jax.Array | None:
@@ -875,7 +895,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         pairs: Pairs | None = None,
         mask: Mapping[str, jax.Array] | None = None,
     ) -> jax.Array:
-        """The denoiser's prediction, float32; without `pairs` it sees no reference."""
+        """Returns the denoiser's prediction, float32; without `pairs` the denoiser sees no reference."""
         params = {"params": vars.params["model"]["denoiser"]}
         return self._denoiser.apply(
             params, x_bfhwc, time_b, context, tokens, pairs, mask, self.stage.skip
@@ -887,7 +907,15 @@ def _only_params(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _const(net: nn.Module, side: int, field: str, weights: str, network: str) -> Const:
-    """A network of one picture (1, side, side, 3), in a folder that `convert` wrote."""
+    """Describes a frozen network whose parameters are in a folder that `convert` wrote.
+
+    Args:
+      net: the network, which takes a picture.
+      side: the side in pixels of the picture with which the network is initialised.
+      field: the config field of the folder, for messages.
+      weights: the folder.
+      network: the name under which `convert` knows the network.
+    """
 
     def shapes() -> PyTree:
         picture = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)

@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -61,6 +62,19 @@ def test_poses_are_passed_through_in_equal_times():
     np.testing.assert_allclose(course[:, yaw], [0, 0.2, 0.4, 0.2, 0], atol=1e-6)
     np.testing.assert_array_equal(studio.between([second], 3)[:, yaw], np.float32([0.4] * 3))
     assert heads.render(studio.head(3), course, 16).shape == (5, 16, 16, 3)
+
+
+def test_a_walk_of_a_long_window_reaches_its_second_pose(monkeypatch):
+    def sampled(one, first, course, second, seed):
+        return np.linspace(-1, 1, len(course), dtype=np.float32)[:, None, None, None] * np.ones(3)
+
+    monkeypatch.setattr(studio, "_sampled", sampled)
+    for window, levels in ((20, 8), (4, 4)):
+        one = types.SimpleNamespace(
+            run=types.SimpleNamespace(system=types.SimpleNamespace(window=window))
+        )
+        frames = studio.walk(one, {}, {})[:, 0, 0, 0]
+        assert len(frames) == levels and (frames[0], frames[-1]) == (0, 255)
 
 
 def test_each_bad_upload_is_one_sentence(tmp_path, monkeypatch):
@@ -162,6 +176,7 @@ def test_a_file_is_read_by_the_visitor_to_whom_it_was_named():
     assert ask(guard, file, cookie=other)[0] == 403
     assert ask(guard, file)[0] == 403
     assert ask(guard, "/gradio_api/file=%2Fcache%2Fab%2Fface.png", cookie=other)[0] == 403
+    assert list(guard._told) == [mine]  # nothing is kept for a visitor who was told of no file
     # Another visitor may not name the file as an input, either.
     body = b'{"data": [{"path": "/cache/ab/face.png"}]}'
     assert ask(guard, "/gradio_api/queue/join", "POST", body, cookie=mine)[0] == 200

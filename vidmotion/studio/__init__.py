@@ -267,13 +267,14 @@ def walk(one: Opened, first, second, frames: int = 8, seed: int = 0) -> np.ndarr
       one: the run.
       first: the identity of the head.
       second: the identity of the driver.
-      frames: the number of frames to return, from the beginning of the line, which takes the run's number of frames.
+      frames: the largest number of frames to return, evenly spaced from one end of the line to the other.
       seed: the seed of the poses and of the noise.
     """
     ends = [motion_of(seed, 1)[0], motion_of(seed + 7, 1)[0]]
     names = [f.name for f in heads.MOTION_FACTORS]
     course = between([dict(zip(names, end)) for end in ends], one.run.system.window)
-    return to_uint8(_sampled(one, first, course, second, seed))[:frames]
+    made = to_uint8(_sampled(one, first, course, second, seed))
+    return made[np.linspace(0, len(made) - 1, min(frames, len(made))).round().astype(int)]
 
 
 # -- files of somebody's own ----------------------------------------------------------------------

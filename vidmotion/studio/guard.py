@@ -12,6 +12,7 @@ import secrets
 import urllib.parse
 
 COOKIE = "vidmotion_studio"
+TOKEN = re.compile(r"[\w-]{32}")  # as secrets.token_urlsafe(24) writes it
 MOST_BODY = 8 * 2**20  # largest body in bytes of a request that is not an upload
 API = ("/gradio_api/", "/file=")
 
@@ -39,11 +40,10 @@ class Guard:
         headers = dict(scope["headers"])
         cookies = http.cookies.SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
         token = cookies[COOKIE].value if COOKIE in cookies else ""
-        new = token not in self._told
+        new = not TOKEN.fullmatch(token)
         if new:
             token = secrets.token_urlsafe(24)
-            self._told[token] = set()
-        told = self._told[token]
+        told = self._told.get(token, set())
         path = urllib.parse.unquote(scope["path"])
         asked = path + "?" + urllib.parse.unquote(scope["query_string"].decode("latin-1"))
         upload = path.endswith("/upload")
@@ -74,7 +74,8 @@ class Guard:
                 message = {**message, "headers": [*message["headers"], (b"set-cookie", line)]}
             elif message["type"] == "http.response.body" and not served:
                 text = rest + message.get("body", b"").decode("utf-8", "replace")
-                told.update(self._name.findall(text))
+                if names := self._name.findall(text):
+                    self._told.setdefault(token, set()).update(names)
                 rest = text[-1000:]  # a name may continue in the next piece
             await send(message)
 

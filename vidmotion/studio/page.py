@@ -16,7 +16,6 @@ from vidmotion.reenact import reenact
 
 MOTION = ("yaw", "pitch", "roll", "mouth_open", "smile", "lid_left", "lid_right", "gaze_x")
 IDENTITY = ("face_width", "jaw", "skin", "eye_size", "hair_volume")
-LONGEST = 200  # largest number of frames that are drawn of a driver
 
 
 @contextlib.contextmanager

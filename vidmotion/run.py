@@ -206,7 +206,12 @@ class Run:
     @functools.cached_property
     def abstract_params(self) -> PyTree:
         """Shapes of ``{player: tree}``."""
-        return jax.eval_shape(self.stepper.init_params, self.batch)
+        return jax.eval_shape(self._init_params, self.batch)
+
+    @functools.cached_property
+    def _init_params(self) -> Callable[[PyTree], PyTree]:
+        # One function for shapes and for values: its trace, which takes seconds, is kept.
+        return jax.jit(self.stepper.init_params)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
@@ -314,15 +319,13 @@ class Run:
 
     def leaves_at_start(self, player: str, names: Collection[str]) -> dict[str, jax.Array]:
         """Those of a player's parameters that have these paths, as the config's seed initialises them."""
-        batch = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.system.input_spec(1)
-        )
 
         @jax.jit  # which leaves out all that the others alone need
         def chosen(batch):
-            flat = paths.flatten(self.stepper.init_params(batch)[player])
+            flat = paths.flatten(self._init_params(batch)[player])
             return {name: flat[name] for name in names}
 
+        batch = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.batch)
         return chosen(batch)
 
     def _inheritance(self) -> tuple[PyTree, PyTree]:

@@ -34,7 +34,7 @@ QUANTIZER = "quantizer.safetensors"
 STATISTICS = "statistics.safetensors"
 TOKENIZER = "tokenizer.safetensors"
 LATENTS = ("structure", "dynamics")
-LEAST_STD = 1e-6  # a channel that never varies is left as it is
+LEAST_STD = 1e-6  # lower bound of a channel's standard deviation, for channels that never vary
 EMOTIONS = (
     "sad",
     "neutral",
@@ -131,7 +131,7 @@ class EncodedSource(ClipSource):
         return f"{type(self).__name__}{self._arguments}"
 
 
-# -- of a BCD -------------------------------------------------------------------------------------
+# -- clips encoded by a BCD ------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +191,7 @@ class CodesSource(EncodedSource):
         return {"content": record["content"], "ids": record["ids"][: self._frames]}
 
 
-# -- of a VidTwin ---------------------------------------------------------------------------------
+# -- clips encoded by a VidTwin --------------------------------------------------------------------
 
 
 class VidTwinLatentsSource(EncodedSource):
@@ -234,7 +234,7 @@ class Moments:
         return {"mean": mean.astype(np.float32), "std": np.sqrt(variance).astype(np.float32)}
 
 
-# -- of an X-NeMo and of its tokenizer ------------------------------------------------------------
+# -- clips encoded by an X-NeMo or by its tokenizer ------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Pair(grain.transforms.RandomMap):
 
     @property
     def recipe(self) -> str:
-        """ "face" or "pcavs"."""
+        """The name of the recipe, "face" or "pcavs"."""
         return next(name for name, kind in RECIPES.items() if isinstance(self.augment, kind))
 
     def random_map(

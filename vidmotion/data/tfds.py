@@ -110,7 +110,7 @@ class VidmotionHeads(_Clips):
 
 
 class VidmotionFolder(_Clips):
-    """A folder that `vidmotion.data.prepare` wrote, its records as they are stored."""
+    """A folder that `vidmotion.data.prepare` wrote, with its records as they are stored."""
 
     BUILDER_CONFIGS = (FolderConfig(name="default"),)
 

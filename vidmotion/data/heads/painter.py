@@ -319,7 +319,7 @@ class Painter:
         below = np.maximum(patch.v, 0.0)
         below *= slope
         t = above + below  # one of the two is 0
-        bent = np.minimum(below, 1.2)  # past the chin the width must stay positive
+        bent = np.minimum(below, 1.2)  # keeps the width positive past the chin
         bent2 = bent * bent
         width = column(taper) * bent2
         np.subtract(1.0, width, out=width)
@@ -449,7 +449,7 @@ class Painter:
         who, pose = self.who, self.pose
         open_, smile = column(pose["mouth_open"]), column(pose["smile"])
         half = 0.29 + 0.07 * smile - 0.05 * open_
-        # u is scaled by hand, since the width moves; v is in head units.
+        # u is rescaled below, because the mouth's width varies with its motion; v is in head units.
         frame = self.head.on_face(0.0, 0.62, 1.0, 1.0)
         patch = self._patch(frame, 0.42, -0.25, 0.42)
         u = patch.u / half
@@ -511,7 +511,7 @@ class Painter:
         u, v = (a * np.float32(c), a * np.float32(s), 0), (-b * s, b * c, 0)
         frame = self.head.at((0.12 * part, y, 0.5), u, v)
         opening = patch.seen_from(frame)
-        u, v = opening.u, np.minimum(opening.v, 0.0)  # an arch: open below
+        u, v = opening.u, np.minimum(opening.v, 0.0)  # an arch that is open below
         u2, v2 = u * u, v * v
         if style.fringe:
             return opening.distance(u2 * u2 + v2 * v2 - 1.0, 4.0 * u2 * u, 4.0 * v2 * v)

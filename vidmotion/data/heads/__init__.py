@@ -397,7 +397,7 @@ class HeadsSource(ClipSource, Boxes, Renders, Classes):
         return sample_motion(self._rng(1, i), self.frames, self.fps)
 
     def boxes(self, i: int) -> np.ndarray:
-        """Returns the face's box in each frame of clip i, (frames, 4), as `face_boxes` does. Raises IndexError likewise."""
+        """Returns `face_boxes` of clip i, (frames, 4), one box per frame. Raises IndexError as `identity` does."""
         return face_boxes(self.identity(i), self.motion(i), self.size)
 
     def factors(self, i: int) -> dict[str, Mapping[str, float | int | np.ndarray]]:

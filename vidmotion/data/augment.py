@@ -1,13 +1,13 @@
-"""Pictures of a driving face changed so that they keep its expression and lose its owner.
+"""Augments pictures of a driving face so that its expression is kept but its identity is not.
 
-A motion encoder must not see who is moving. Two recipes:
+A motion encoder must not see who is moving. There are two recipes:
 
-- `FaceAugment`, X-NeMo's (section 3.2): a face-centred crop of another size, stretch and place, bent
-  piecewise affinely, in other colours.
-- `PcAvsAugment`, of PC-AVS (Zhou et al. 2021), which WarpFace takes over: a colour gain, a stretch and
-  keystone of the whole frame, blurred or sharpened.
+- `FaceAugment` is X-NeMo's (section 3.2): a face-centred crop with changed size, aspect ratio and position, a piecewise
+  affine warp, and changed colours.
+- `PcAvsAugment` is that of PC-AVS (Zhou et al. 2021), which WarpFace adopts: a colour gain, a stretch and keystone of
+  the whole frame, then blurring or sharpening.
 
-Parameters are drawn once per clip, so that a clip stays a clip; pictures are uint8 (T, H, W, 3).
+Parameters are drawn once per clip, so that the motion stays coherent; pictures are uint8 (T, H, W, 3).
 """
 
 import dataclasses
@@ -17,21 +17,21 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from vidmotion.data import faces
 
-UNFOLDED = 0.24  # of a cell: moves of 1/4 can turn a triangle into a line
+UNFOLDED = 0.24  # largest move of a node, in cells: moves of 1/4 can turn a triangle into a line
 
 
 @dataclasses.dataclass(frozen=True)
 class FaceAugment:
-    """X-NeMo's augmentation. The paper names its kinds; their sizes are not in paper.
+    """X-NeMo's augmentation. The paper names the operations but not their magnitudes.
 
     Attributes:
-      size: side of the result, pixels.
-      scale: the crop's width and height change by factors within 1 +- this, each its own.
-      shift: its centre moves by up to this share of its side, in either direction.
-      nodes: fewest and most nodes along a side of the grid that bends the picture; (0, 0): none.
-      bend: least and greatest standard deviation of a node's move, of the picture's side.
-      brightness, contrast, saturation: factors within 1 +- these.
-      hue: turn of the colour circle, up to this share of it in either direction.
+      size: the side of the result in pixels.
+      scale: the crop's width and height each change by a factor within 1 +- this value, drawn separately.
+      shift: the crop's centre moves by up to this share of its side, in either direction.
+      nodes: the fewest and most nodes along a side of the grid that warps the picture; (0, 0) turns warping off.
+      bend: the least and greatest standard deviation of a node's move, as a share of the picture's side.
+      brightness, contrast, saturation: each changes by a factor within 1 +- this value.
+      hue: the colour circle turns by up to this share of it, in either direction.
     """
 
     size: int = 224
@@ -47,12 +47,15 @@ class FaceAugment:
     def __call__(
         self, frames: np.ndarray, squares: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
-        """The augmented crops of a clip, uint8 (T, size, size, 3).
+        """Crops and augments the faces of a clip.
 
         Args:
-          frames: (T, H, W, 3).
-          squares: (T, 4), as of `faces.driving_boxes`: what would be seen without augmentation.
-          rng: draws the parameters, the same for all frames.
+          frames: uint8 (T, H, W, 3).
+          squares: (T, 4), the crops without augmentation, as `faces.driving_boxes` returns them.
+          rng: draws the parameters, which are the same for all frames.
+
+        Returns:
+          uint8 (T, size, size, 3).
         """
         stretch = 1 + self.scale * rng.uniform(-1, 1, 2)
         move = self.shift * rng.uniform(-1, 1, 2)
@@ -79,17 +82,17 @@ class FaceAugment:
 
 @dataclasses.dataclass(frozen=True)
 class PcAvsAugment:
-    """PC-AVS's augmentation of whole frames; lengths are pixels of a frame `side` wide.
+    """PC-AVS's augmentation of whole frames; lengths are in pixels of a frame that is `side` wide.
 
     Attributes:
-      gain: least and greatest factor on a run of neighbouring channels.
-      stretch: least and greatest r: one direction shrinks by 2 r, the other grows by 2 r.
-      keystone: least and greatest move of the two lower corners, towards or away from each other.
-      frame: least and greatest size by which the corners' rectangle is larger or smaller than the
-        picture on every side.
-      blur: sides of the median filter, one drawn for every frame.
-      sharpen: share of clips that are sharpened in place of that.
-      side: the side of the frames for which the lengths are given.
+      gain: the least and greatest factor on a run of neighbouring channels.
+      stretch: the least and greatest r; one direction shrinks by 2 r and the other grows by 2 r.
+      keystone: the least and greatest move of the two lower corners, towards or away from each other.
+      frame: the least and greatest size by which the rectangle of the corners is larger or smaller than the picture on
+        every side.
+      blur: the sides of the median filter; one is drawn for every frame.
+      sharpen: the share of clips that are sharpened instead of blurred.
+      side: the side of the frames that the lengths refer to.
     """
 
     gain: tuple[float, float] = (0.3, 1.6)
@@ -101,7 +104,7 @@ class PcAvsAugment:
     side: int = 224
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The augmented frames, uint8 like `frames` (T, S, S, 3); parameters the same for all."""
+        """Augments frames (T, S, S, 3), uint8; only the blur differs from frame to frame."""
         side = frames.shape[1]
         unit = side / self.side
         gain = rng.uniform(*self.gain)
@@ -126,11 +129,11 @@ class PcAvsAugment:
 
 
 def remap(frames: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    """Pictures seen through a map of places, bilinear; outside, the nearest pixel of the edge.
+    """Resamples pictures through a map of positions, bilinearly; outside the picture, edge pixels are repeated.
 
     Args:
       frames: uint8 (T, H, W, 3).
-      xy: (h, w, 2), the place (x, y) in the frames that each pixel shows, pixel centres at k + 0.5.
+      xy: (h, w, 2), the position (x, y) in the frames that each pixel shows, with pixel centres at k + 0.5.
 
     Returns:
       uint8 (T, h, w, 3).
@@ -151,17 +154,17 @@ def remap(frames: np.ndarray, xy: np.ndarray) -> np.ndarray:
         mixed = np.full((len(place), 3), 0.5, np.float32)
         for step, weight in zip(steps, weights):
             mixed += pixels.take(corner + step, axis=0) * weight
-        result[...] = mixed.reshape(result.shape)  # cut off: rounded by the half
+        result[...] = mixed.reshape(result.shape)  # truncation; with the 0.5 above, this rounds
     return out
 
 
 def bend_map(moves: np.ndarray, size: int) -> np.ndarray:
-    """A piecewise affine map for `remap`: two triangles to each cell of a regular grid.
+    """Makes a piecewise affine map for `remap`, with two triangles in each cell of a regular grid.
 
     Args:
-      moves: (n, n, 2), how far (x, y) each node of n x n over the picture moves, of its side; held
-        to less than a quarter of a cell, so that nothing folds over.
-      size: side of the picture, pixels.
+      moves: (n, n, 2), the move (x, y) of each node of an n x n grid over the picture, as a share of the picture's
+        side. Moves are clipped to less than a quarter of a cell, so that nothing folds over.
+      size: the side of the picture in pixels.
 
     Returns:
       float32 (size, size, 2).
@@ -183,15 +186,16 @@ def bend_map(moves: np.ndarray, size: int) -> np.ndarray:
 def reshape_map(
     side: int, r: float, room: float, narrow: bool, keystone: float, frame: float
 ) -> np.ndarray:
-    """PC-AVS's reshaping as a map for `remap`.
+    """Makes PC-AVS's reshaping as a map for `remap`.
 
-    The frame becomes 2 r narrower and 2 r higher (or the reverse), with its reflection beside it and cut
-    above and below, so that it is a square `room` larger on every side. Then the lower corners of a
-    square `frame` larger than that on every side move towards each other by `keystone` each, straight
-    lines staying straight. The upper left part, of the frame's own size, is what is seen.
+    The frame becomes 2 r narrower and 2 r higher (or the reverse, unless `narrow`). It is then padded with its
+    reflection in one direction and cropped in the other, to a square that is `room` larger than the frame on every
+    side. A second square is `frame` larger than this one on every side; its lower corners move towards each other by
+    `keystone` each, by a perspective map, which keeps straight lines straight. The result shows the upper left part, of
+    the frame's own size.
 
     Args:
-      side: the side of the frame; all lengths in pixels.
+      side: the side of the frame. All lengths are in pixels.
       r, room, narrow, keystone, frame: as above.
 
     Returns:
@@ -204,15 +208,18 @@ def reshape_map(
     pixels = np.arange(side) + 0.5
     seen = np.stack([*np.meshgrid(pixels, pixels), np.ones((side, side))], -1) @ back.T
     place = seen[..., :2] / seen[..., 2:]
-    place = np.clip(place, 0, side + 2 * room)  # beyond the square, its edge
+    place = np.clip(place, 0, side + 2 * room)  # beyond the square, its edge is repeated
     change = np.array([-2 * r, 2 * r] if narrow else [2 * r, -2 * r])
-    extent = side + change  # of the resized frame, which lies in the middle of the square
+    extent = side + change  # size of the resized frame, which is centred in the square
     place = (place - (side + 2 * room - extent) / 2) * side / extent
-    return (side - np.abs(side - np.abs(place))).astype(np.float32)  # reflected once at either end
+    return (side - np.abs(side - np.abs(place))).astype(np.float32)  # one reflection at each end
 
 
 def homography(source, target) -> np.ndarray:
-    """(3, 3), last entry 1: takes four points (x, y) to four others; no three of them on a line."""
+    """Returns the homography (3, 3), last entry 1, that maps four points (x, y) to four others.
+
+    No three of the points may lie on a line.
+    """
     rows, right = [], []
     for (x, y), (u, v) in zip(source, target):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
@@ -225,13 +232,17 @@ def homography(source, target) -> np.ndarray:
 def recolour(
     picture: np.ndarray, brightness: float, contrast: float, saturation: float, turn: float
 ) -> np.ndarray:
-    """One picture uint8 (H, W, 3) in other colours, in this order; factors 1 and turn 0 change nothing.
+    """Changes the colours of a picture, in the order of the arguments; factors of 1 and a turn of 0 change nothing.
 
     Args:
-      brightness: factor on all values.
-      contrast: factor on the distance from the picture's mean grey.
-      saturation: factor on the distance from each pixel's own grey.
-      turn: how far the hue is turned, in full circles.
+      picture: uint8 (H, W, 3).
+      brightness: the factor on all values.
+      contrast: the factor on the distance from the picture's mean grey.
+      saturation: the factor on the distance from each pixel's own grey.
+      turn: the angle by which the hue is turned, in full circles.
+
+    Returns:
+      uint8 (H, W, 3).
     """
     image = Image.fromarray(picture)
     image = ImageEnhance.Brightness(image).enhance(brightness)

@@ -1,7 +1,8 @@
-"""What a data source is, and what some sources know beside their elements.
+"""Protocols of data sources: what every source must have, and what some sources offer in addition.
 
-The sources of this package inherit from these protocols. Any other object that has the members will do: a table
-entry in `pipeline.SOURCES` makes it a ``config.data.kind``. It must be picklable if worker processes are to read it.
+The sources of this package inherit from these protocols. Any other object that has their members works, too; an entry
+in `pipeline.SOURCES` makes it available as a ``config.data.kind``. A source must be picklable for worker processes to
+read it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +16,9 @@ class ClipSource(Protocol):
     """Random access to the elements of one split.
 
     Attributes:
-      fingerprint: hex text that names the content; a run resumes only on data of the same fingerprint.
-      transforms: what the loader applies to each element, with random numbers of its own.
-      networks: fingerprints, by name, of the never-trained networks that made the elements.
+      fingerprint: hex digest of the content; a run resumes only on data with the same fingerprint.
+      transforms: transforms for the loader to apply to each element; the loader supplies the random numbers.
+      networks: the fingerprints, by name, of the frozen networks that made the elements.
     """
 
     fingerprint: str
@@ -25,15 +26,15 @@ class ClipSource(Protocol):
     networks: Mapping[str, str] = {}
 
     def __len__(self) -> int:
-        """The number of elements."""
+        """Returns the number of elements."""
         ...
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Element `index`, arrays by name. Raises: IndexError out of range."""
+        """Returns element `index`: arrays by name. Raises: IndexError out of range."""
         ...
 
     def origin(self, index: int) -> str:
-        """What element `index` is from, such as a video file: elements of one origin show the same person."""
+        """Returns where element `index` comes from, such as a video file; elements of one origin show one person."""
         return str(index)
 
 
@@ -42,7 +43,7 @@ class Boxes(Protocol):
     """A source that knows where the faces are."""
 
     def boxes(self, i: int) -> np.ndarray:
-        """The box of the face in each frame of clip `i`, (T, 4): x0, y0, x1, y1 in pixels."""
+        """Returns the box of the face in each frame of clip `i`, (T, 4): x0, y0, x1, y1 in pixels."""
         ...
 
 
@@ -51,20 +52,23 @@ class Renders(Protocol):
     """A source that draws its clips from known factors, and can draw one identity with the motion of another clip."""
 
     def video(self, i: int) -> np.ndarray:
-        """The pictures of clip `i`, uint8 (T, H, W, 3), without all else that its element has."""
+        """Returns the pictures of clip `i`, uint8 (T, H, W, 3), without the other entries of its element."""
         ...
 
     def swap(self, content: int, motion: int) -> np.ndarray:
-        """The identity of clip `content` moving as clip `motion`, uint8 (T, H, W, 3)."""
+        """Draws the identity of clip `content` with the motion of clip `motion`, uint8 (T, H, W, 3)."""
         ...
 
     def identity_id(self, i: int) -> int:
-        """The number of the identity that clip `i` shows."""
+        """Returns the number of the identity that clip `i` shows."""
         ...
 
     def factors(self, i: int) -> dict[str, Mapping[str, float | int | np.ndarray]]:
-        """What clip `i` was drawn from: ``identity`` and ``motion``, each a mapping of numbers, classes (int) or
-        courses (T,) by name."""
+        """Returns the factors that clip `i` was drawn from.
+
+        Returns:
+          ``identity`` and ``motion``, each a mapping by name of numbers, classes (int) or values over time (T,).
+        """
         ...
 
 
@@ -73,22 +77,22 @@ class Classes(Protocol):
     """A source whose clips belong to classes.
 
     Attributes:
-      classes: names of the classes; empty where these clips have none.
+      classes: the names of the classes; empty if the clips have none.
     """
 
     classes: Sequence[str]
 
     def class_of(self, element: Mapping[str, np.ndarray]) -> int:
-        """The index into `classes` of an element."""
+        """Returns the index into `classes` of an element."""
         ...
 
 
 @runtime_checkable
 class Prepared(Protocol):
-    """A source that reads files which a command of this package made.
+    """A source that reads files made by a command of this package.
 
     Attributes:
-      made_by: that command; "" where the files do not say.
+      made_by: the command that made the files; "" if the files do not say.
     """
 
     made_by: str
@@ -96,8 +100,8 @@ class Prepared(Protocol):
 
 @runtime_checkable
 class Fills(Protocol):
-    """A source that makes several elements together faster than one by one."""
+    """A source that makes several elements faster together than one by one."""
 
     def fill(self, indices: Iterable[int]) -> None:
-        """Gets the elements of a batch ready before they are read. Raises: IndexError out of range."""
+        """Prepares the elements of a batch before they are read. Raises: IndexError out of range."""
         ...

@@ -1,20 +1,20 @@
-"""Clips of videos as they are stored in a dataset folder.
+"""Encodes and decodes clips of videos as they are stored in a dataset folder.
 
-A clip is stored as H.264 in an mp4 file of its own, `clip`, or as its pixels, `video`; which of the
-two was chosen when `vidmotion.data.prepare` wrote the folder. There is never sound. Beside it stand
+A clip is stored either as `clip`, an H.264 mp4 file, or as `video`, its pixels; this was chosen when
+`vidmotion.data.prepare` wrote the folder. Clips have no sound. Each record also has
 
-    length   int32 ()      frames
+    length   int32 ()      number of frames
     fps      float32 ()    frames per second
     source   text          the video file, relative to the folder that was prepared
     start    float64 ()    seconds from that video's first frame
     box      float32 (4,)  x0, y0, x1, y1 of the crop in the upright video, pixels
 
-and, where the crop is a tube about one face,
+and, if the crop is a tube about one face,
 
     boxes    float32 (T, 4)  x0, y0, x1, y1 of the face in each frame, pixels of the stored pictures
-    seen     bool (T,)       whether it was looked for there and found; its place is estimated elsewhere
-    person   text            who it is, as far as the data set says
-    level    int32 ()        how strong the emotion `label` is, 1 to 3 (MEAD)
+    seen     bool (T,)       whether the face was searched for and found in a frame; elsewhere its box is estimated
+    person   text            the person in the clip, if the data set says
+    level    int32 ()        the strength of the emotion `label`, 1 to 3 (MEAD)
 """
 
 import io
@@ -26,15 +26,15 @@ from av.video.reformatter import VideoReformatter
 
 from vidmotion.data.records import DatasetError
 
-# Every GOP-th frame stands alone, so a window costs at most GOP - 1 frames before its first. No
-# frame waits for a later one (`bf`), and `fastdecode` leaves out what is dearest to undo, arithmetic
-# coding and deblocking, for 5% more bytes.
+# Every GOP-th frame is a key frame, so decoding a window costs at most GOP - 1 extra frames before it. There are no
+# B-frames (`bf`), and `fastdecode` turns off the parts that are slowest to decode, arithmetic coding and deblocking,
+# for 5% more bytes.
 GOP = 10
-CRF = 15  # about 42 dB at 256 pixels, most of the error in the chroma, which is at half resolution
+CRF = 15  # about 42 dB at 256 pixels; most of the error is in the chroma, stored at half resolution
 
 
 def encode_clip(video: np.ndarray, fps: float) -> bytes:
-    """An mp4 file of one H.264 stream (yuv420p); equal input gives equal bytes.
+    """Encodes a video as an mp4 file with one H.264 stream (yuv420p); equal input gives equal bytes.
 
     Args:
       video: uint8 (T, H, W, 3) with even H and W.
@@ -51,9 +51,9 @@ def encode_clip(video: np.ndarray, fps: float) -> bytes:
             "bf": "0",
             "preset": "veryfast",
             "tune": "fastdecode",
-            "threads": "1",  # their number would show in the bytes
-            # x264's tree of macroblocks reads memory that it never set (its AVX-512 code): bytes would
-            # differ from run to run. With a GOP this short it gains little.
+            "threads": "1",  # the number of threads would change the bytes
+            # x264's macroblock tree (AVX-512 code) reads uninitialised memory, so that the bytes would differ from run
+            # to run. With a GOP this short it gains little.
             "mbtree": "0",
         }
         for picture in video:
@@ -63,23 +63,23 @@ def encode_clip(video: np.ndarray, fps: float) -> bytes:
 
 
 def decode_clip(clip: bytes | np.ndarray, frames: range) -> np.ndarray:
-    """Some frames of an mp4 file of `encode_clip`; decoding begins at the nearest one before them.
+    """Decodes some frames of an mp4 file that `encode_clip` made, starting at the last key frame before them.
 
     Args:
       clip: the file, bytes or uint8 (n,).
-      frames: indices of the frames, ascending; at least one.
+      frames: the indices of the frames, ascending; at least one.
 
     Returns:
       uint8 (len(frames), H, W, 3).
 
     Raises:
-      DatasetError: it is not such a file, is damaged, or lacks one of the frames.
+      DatasetError: the file is of another kind, damaged, or lacks one of the frames.
     """
     reformatter, video, found = VideoReformatter(), None, 0
     try:
         with av.open(io.BytesIO(clip)) as container:
             stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # clips are read in parallel, not parts of them
+            stream.codec_context.thread_count = 1  # whole clips are decoded in parallel
             period = 1 / (stream.average_rate * stream.time_base)
             container.seek(round(frames[0] * period), stream=stream)
             for frame in container.decode(stream):
@@ -101,5 +101,5 @@ def decode_clip(clip: bytes | np.ndarray, frames: range) -> np.ndarray:
 
 
 def frame_rate(fps: float) -> Fraction:
-    """Frames per second as containers count them, to 1/1001."""
+    """Returns frames per second as a fraction, as containers store it, with a denominator of at most 1001."""
     return Fraction(fps).limit_denominator(1001)

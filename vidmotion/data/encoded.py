@@ -1,18 +1,19 @@
-"""Clips as a trained network read them once: what the generators learn from.
+"""Sources of clips that a trained network has encoded; the generators are trained on them.
 
-``python -m vidmotion.encode`` writes these datasets. What their records hold depends on the network:
+``python -m vidmotion.encode`` writes these datasets. The entries of their records depend on the network:
 
     BCD              ``content`` float32 (K, C_c), ``ids`` int32 (T, N), and ``ids_fast`` int32 (ceil(T / 2), N), read
-                     from the clip with every second frame left out
+                     from the clip without every second frame
     VidTwin          ``structure`` float32 (n_q, h_S, w_S, d_S) and ``dynamics`` float32 (f, w_D + h_D, d_D), the means
                      of their Gaussians, and ``label`` int32 (), the index of the clip's class
-    X-NeMo           ``motion`` float32 (T, D), f_mot of each frame before the face's place is known, and ``condition``
-                     int32 (), an index into the provenance's ``conditions``, or -1 where the clips have no emotion
-    motion tokenizer ``ids`` int32 (T / 4,) in the place of ``motion``
+    X-NeMo           ``motion`` float32 (T, D), f_mot of each frame before it is fused with the face's place f_rts, and
+                     ``condition`` int32 (), an index into the provenance's ``conditions``, or -1 if the clips have no
+                     emotions
+    motion tokenizer ``ids`` int32 (T / 4,) instead of ``motion``, and ``condition``
 
-Beside the shards lies a file of arrays without which the records mean nothing: the frozen codebooks of the BCD, the
-mean and the standard deviation of each channel over the train split, the tokenizer. The provenance's ``encoder`` is the
-fingerprint of the X-NeMo's motion encoder: with another encoder the same numbers mean another motion.
+Beside the shards lies a file of arrays that is needed to interpret the records: the frozen codebooks of the BCD, the
+mean and standard deviation of each channel over the train split (VidTwin, X-NeMo), or the tokenizer. The provenance's
+``encoder`` is the fingerprint of the X-NeMo's motion encoder: to another encoder, the same numbers mean other motion.
 """
 
 import dataclasses
@@ -33,24 +34,24 @@ QUANTIZER = "quantizer.safetensors"
 STATISTICS = "statistics.safetensors"
 TOKENIZER = "tokenizer.safetensors"
 LATENTS = ("structure", "dynamics")
-LEAST_STD = 1e-6  # a channel that never varies is left as it is
+LEAST_STD = 1e-6  # lower bound of a channel's standard deviation, for channels that never vary
 EMOTIONS = (
     "sad",
     "neutral",
     "happy",
-)  # of Heads, which have no labels: the mean smile of a clip stands for them
-SMILE = 0.15  # a mean smile beyond it is no longer neutral: about a third of the clips on each side
-LEVELS = (1, 2, 3)  # of MEAD's emotions; neutral has one
+)  # Heads have no emotion labels: the mean smile of a clip decides its emotion
+SMILE = 0.15  # clips with a mean smile beyond +-SMILE are not neutral: about a third on each side
+LEVELS = (1, 2, 3)  # the levels of MEAD's emotions; neutral has level 1 only
 
 
 class EncodedSource(ClipSource):
-    """Random access to the records of one split.
+    """Random access to the encoded clips of one split; the base class of the sources in this module.
 
     Attributes:
-      arrays: that a record holds.
-      attached: name of the file of arrays that belongs to the records.
-      network: what made them.
-      noted: what the provenance says at least.
+      arrays: the names of the arrays in a record.
+      attached: the name of the file of arrays that belongs to the records.
+      network: the kind of network that made the records.
+      noted: entries that the provenance must have.
     """
 
     arrays: tuple[str, ...]
@@ -59,10 +60,10 @@ class EncodedSource(ClipSource):
     noted: tuple[str, ...] = ()
 
     def __init__(self, directory, split: str, *arguments):
-        """Open a split of a folder that ``vidmotion.encode`` wrote; `arguments` are those of the subclass.
+        """Open a split of a folder that ``vidmotion.encode`` wrote; `arguments` are further ones of the subclass.
 
         Raises:
-          DatasetError: as `RecordSource`, or the folder holds something else.
+          DatasetError: as in `RecordSource`, or the folder does not hold such records.
         """
         self.provenance = self.read_provenance(directory)
         self._records = RecordSource(directory, split)
@@ -76,10 +77,10 @@ class EncodedSource(ClipSource):
 
     @classmethod
     def read_provenance(cls, directory) -> dict:
-        """Read what ``vidmotion.encode`` noted when it wrote the folder.
+        """Read the provenance that ``vidmotion.encode`` stored in the folder.
 
         Raises:
-          DatasetError: nothing there, or it is no such dataset.
+          DatasetError: there is no dataset in the folder, or one of another kind.
         """
         if not (Path(directory) / INDEX).is_file():
             raise DatasetError(
@@ -95,10 +96,10 @@ class EncodedSource(ClipSource):
 
     @classmethod
     def read_attached(cls, directory) -> dict[str, np.ndarray]:
-        """The arrays of the file that belongs to the records, by path.
+        """Read the file of arrays that belongs to the records: arrays by path.
 
         Raises:
-          DatasetError: no such file, or it cannot be read.
+          DatasetError: the file is missing or cannot be read.
         """
         try:
             return safetensors.numpy.load(cls._attachment(directory))
@@ -130,35 +131,35 @@ class EncodedSource(ClipSource):
         return f"{type(self).__name__}{self._arguments}"
 
 
-# -- of a BCD -------------------------------------------------------------------------------------
+# -- clips encoded by a BCD ------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class PickRate(grain.transforms.RandomMap):
-    """A stored record -> ``content`` and `frames` consecutive codes, at full or half rate.
+    """Turns a stored record into ``content`` and `frames` consecutive codes, at full or half rate.
 
     Supplement A.2: videos are decimated 2x in time with probability 0.5, so that both subtle and large motion occur.
 
     Attributes:
-      frames: codes per element.
-      fast: probability of the half rate.
+      frames: the number of codes per element.
+      fast: the probability of the half rate.
     """
 
     frames: int
     fast: float
 
     def random_map(self, element, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Draw the rate and the start."""
+        """Draw the rate and the first code."""
         ids = element["ids_fast" if rng.random() < self.fast else "ids"]
         start = int(rng.integers(len(ids) - self.frames + 1))
         return {"content": element["content"], "ids": ids[start : start + self.frames]}
 
 
 class CodesSource(EncodedSource):
-    """Content and motion codes of a BCD; elements as `PickRate` makes them.
+    """Content and motion codes of a BCD; `PickRate` describes the elements.
 
-    In the ``train`` split rate and start are drawn by the loader (`transforms`); in others an element is the
-    first `frames` codes at full rate. ``codebooks`` (N, J, D) and, if used, ``out/kernel`` are attached.
+    In the ``train`` split the loader draws the rate and the first code (`transforms`). In other splits an element holds
+    the first `frames` codes at full rate. The attached file has ``codebooks`` (N, J, D) and, if used, ``out/kernel``.
     """
 
     arrays, attached, network = ("content", "ids", "ids_fast"), QUANTIZER, "BCD"
@@ -167,7 +168,7 @@ class CodesSource(EncodedSource):
         """Open a split; see `EncodedSource`.
 
         Raises:
-          ConfigError: clips with fewer codes than `frames` at half rate.
+          ConfigError: the clips have fewer than `frames` codes at half rate.
         """
         super().__init__(directory, split, frames, fast)
         shortest = len(self._records[0]["ids_fast"])
@@ -179,7 +180,7 @@ class CodesSource(EncodedSource):
         pick = PickRate(frames, fast)
         self._frames = frames
         self.transforms = (pick,) if split == "train" else ()
-        # The codebooks count too: the same ids mean another motion with others.
+        # The codebooks are part of the fingerprint: with other codebooks, the same ids mean other motion.
         books = _hex(self._attachment(directory))
         self.fingerprint = _hex(f"{self._records.fingerprint}/{books}/{pick}/{split}".encode())
 
@@ -190,16 +191,17 @@ class CodesSource(EncodedSource):
         return {"content": record["content"], "ids": record["ids"][: self._frames]}
 
 
-# -- of a VidTwin ---------------------------------------------------------------------------------
+# -- clips encoded by a VidTwin --------------------------------------------------------------------
 
 
 class VidTwinLatentsSource(EncodedSource):
-    """Structure, dynamics and class of a VidTwin's clips.
+    """Structure, dynamics and class of clips that a VidTwin has encoded.
 
-    ``structure/mean``, ``structure/std``, ``dynamics/mean`` and ``dynamics/std``, each float32 (C,), are attached.
+    The attached file has ``structure/mean``, ``structure/std``, ``dynamics/mean`` and ``dynamics/std``, each float32
+    (C,).
 
     Attributes:
-      classes: their names; the label of a record is an index into them.
+      classes: the names of the classes; the label of a record is an index into them.
     """
 
     arrays, attached, network = (*LATENTS, "label"), STATISTICS, "VidTwin"
@@ -213,54 +215,54 @@ class VidTwinLatentsSource(EncodedSource):
 
 
 class Moments:
-    """Mean and standard deviation of each channel (last axis) of arrays that come one by one."""
+    """Accumulates the mean and standard deviation of each channel (last axis) over arrays that come one by one."""
 
     def __init__(self):
         self._count, self._sum, self._squares = 0, 0.0, 0.0
 
     def add(self, values: np.ndarray) -> None:
-        """Count the values of an array (..., C) in."""
+        """Include the values of an array (..., C)."""
         flat = np.asarray(values, np.float64).reshape(-1, values.shape[-1])
         self._count += len(flat)
         self._sum = self._sum + flat.sum(axis=0)
         self._squares = self._squares + np.square(flat).sum(axis=0)
 
     def result(self) -> dict[str, np.ndarray]:
-        """The ``mean`` and the ``std`` of all values so far, float32 (C,)."""
+        """Return ``mean`` and ``std`` of all values so far, float32 (C,) each."""
         mean = self._sum / self._count
         variance = np.maximum(self._squares / self._count - mean**2, LEAST_STD**2)
         return {"mean": mean.astype(np.float32), "std": np.sqrt(variance).astype(np.float32)}
 
 
-# -- of an X-NeMo and of its tokenizer ------------------------------------------------------------
+# -- clips encoded by an X-NeMo or by its tokenizer ------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut(grain.transforms.RandomMap):
-    """A stored record -> `length` successive codes or tokens of it, from anywhere.
+    """Cuts `length` successive codes or tokens out of a stored record, starting anywhere.
 
     Attributes:
-      name: the name of the array.
-      length: how many frames are cut out.
+      name: the name of the array to cut.
+      length: the number of codes or tokens to keep.
     """
 
     name: str
     length: int
 
     def random_map(self, element, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Draw the start."""
+        """Draw the first code or token."""
         start = int(rng.integers(len(element[self.name]) - self.length + 1))
         return {**element, self.name: element[self.name][start : start + self.length]}
 
 
 class _Sequences(EncodedSource):
-    """Sequences cut out of the records' first array, and their ``condition``.
+    """Sequences of codes or tokens, cut out of the first of `arrays`, with their ``condition``.
 
-    In the ``train`` split the loader draws where a sequence begins (`transforms`); in others an element is the
+    In the ``train`` split the loader draws where a sequence begins (`transforms`); in other splits a sequence is the
     beginning of its record.
 
     Attributes:
-      conditions: names of the emotions.
+      conditions: the names of the emotions.
     """
 
     noted = ("encoder", "conditions", "fps")
@@ -269,12 +271,12 @@ class _Sequences(EncodedSource):
         """Open a split; see `EncodedSource`.
 
         Args:
-          directory: the folder.
+          directory: the folder that ``vidmotion.encode`` wrote.
           split: ``train`` or ``eval``.
-          length: the length of the sequences; 0: all there is of each clip.
+          length: the length of the sequences; 0 takes whole clips.
 
         Raises:
-          ConfigError: clips shorter than `length`.
+          ConfigError: the clips are shorter than `length`.
         """
         super().__init__(directory, split, length)
         self._name = self.arrays[0]
@@ -298,24 +300,28 @@ class _Sequences(EncodedSource):
 
 
 class MotionCodesSource(_Sequences):
-    """Codes of an X-NeMo, elements ``motion`` float32 (length, D) and ``condition``; ``mean`` and ``std`` of the codes,
-    float32 (D,), are attached."""
+    """Motion codes of an X-NeMo: elements hold ``motion`` float32 (length, D) and ``condition``.
+
+    The attached file has ``mean`` and ``std`` of the codes, float32 (D,) each.
+    """
 
     arrays, attached, network = ("motion", "condition"), STATISTICS, "X-NeMo"
 
 
 class MotionTokensSource(_Sequences):
-    """Tokens, elements ``ids`` int32 (length,) and ``condition``; parameters, codebook and statistics of the tokenizer
-    are attached. Its provenance has the tokenizer's ``network`` as well."""
+    """Tokens of a motion tokenizer: elements hold ``ids`` int32 (length,) and ``condition``.
+
+    The attached file has the tokenizer's parameters, codebook and statistics. The provenance also has its ``network``.
+    """
 
     arrays, attached, network = ("ids", "condition"), TOKENIZER, "motion tokenizer"
 
 
 def conditions(source) -> tuple[str, ...]:
-    """Names of the emotions that a source's clips may have; none where it does not say.
+    """Return the names of the emotions that a source's clips may have; empty if they have none.
 
     Args:
-      source: the clips: `heads.HeadsSource`, or `videos.VideoSource` of MEAD.
+      source: the source of the clips. `heads.HeadsSource` has emotions, and so has `videos.VideoSource` of MEAD.
     """
     if isinstance(source, heads.HeadsSource):
         return EMOTIONS
@@ -330,7 +336,7 @@ def conditions(source) -> tuple[str, ...]:
 
 
 def condition_of(source, element: Mapping) -> int:
-    """Index into `conditions` of an element of a source; -1 where there are none."""
+    """Return the index into `conditions` of an element of a source; -1 if it has no emotion."""
     names = conditions(source)
     if names == EMOTIONS:
         smile = float(np.mean(element["motion"][:, heads.MOTION_COLUMN["smile"]]))

@@ -1,9 +1,9 @@
-"""Where the face is, and the square about it: a detector that needs no download, and its boxes' use.
+"""Finds faces in pictures and computes crops about them, with a detector that needs no download.
 
-The detector is scikit-image's cascade of local binary patterns (extra `face`). It finds upright
-faces seen from the front, no landmarks; boxes from a better one come in through files (`read_boxes`).
+The detector is scikit-image's cascade of local binary patterns (extra `face`). It finds upright faces seen from the
+front, without landmarks. Boxes from a better detector can be read from files (`read_boxes`).
 
-Boxes are x0, y0, x1, y1 in pixels of the upright picture; clips have theirs as float64 (T, 4).
+Boxes are x0, y0, x1, y1 in pixels of the upright picture; the boxes of a clip are float64 (T, 4).
 """
 
 import csv
@@ -22,27 +22,27 @@ from vidmotion import files
 from vidmotion.data.records import DatasetError
 from vidmotion.errors import ConfigError
 
-SEARCH_SIDE = 320  # pixels: larger pictures are searched at this longer side
-SEARCH_LEAST = 160  # pixels: smaller pictures are enlarged to this shorter side
-SMALLEST = 1 / 8  # a face's side over the picture's shorter side
-PATIENCE = 25  # pictures: one second, after which a lost face may turn up anywhere
-MARGIN = 1.1  # side of what a motion encoder sees over the face's longer side (X-NeMo as released)
-SMOOTHING = 5.0  # frames: sigma over which a driver's crop follows its face (X-NeMo as released)
+SEARCH_SIDE = 320  # pixels: larger pictures are shrunk so that their longer side is this
+SEARCH_LEAST = 160  # pixels: smaller pictures are enlarged so that their shorter side is this
+SMALLEST = 1 / 8  # smallest face found: its side over the picture's shorter side
+PATIENCE = 25  # pictures (one second), after which a lost face may reappear anywhere
+MARGIN = 1.1  # side of a motion encoder's crop over the face's longer side (X-NeMo as released)
+SMOOTHING = 5.0  # frames: sigma by which a driver's crops are smoothed (X-NeMo as released)
 
 
 class FaceError(ConfigError):
-    """There is no face where one is needed; says what to give instead."""
+    """No face was found where one is needed; the message says what to provide instead."""
 
 
 def face_box(pictures: Sequence[np.ndarray]) -> np.ndarray | None:
-    """The face throughout a clip: the median, side by side, of the largest face in each picture.
+    """Finds one box for the face of a clip: the median of the largest face's box in each picture.
 
     Args:
-      pictures: frames of one clip, uint8 (H, W, 3); a few that are spread over it are enough.
+      pictures: frames of one clip, uint8 (H, W, 3); a few that are spread over the clip are enough.
 
     Returns:
-      float64 (4,): x0, y0, x1, y1 in pixels, from the eyebrows to the chin. None where fewer than half
-      of the pictures show a face.
+      float64 (4,): x0, y0, x1, y1 in pixels, from the eyebrows to the chin; each coordinate is a median of its own.
+      None if fewer than half of the pictures show a face.
 
     Raises:
       ImportError: the extra `face` is not installed.
@@ -54,9 +54,9 @@ def face_box(pictures: Sequence[np.ndarray]) -> np.ndarray | None:
 
 
 def about(box: Sequence[float], scale: float = 1.0) -> np.ndarray:
-    """The square about a box's centre, `scale` times its longer side; it may leave the picture.
+    """Returns the square about a box's centre, `scale` times the box's longer side; it may exceed the picture.
 
-    X-NeMo enlarges a box by a fraction e on every side: that is scale = 1 + 2 e.
+    X-NeMo enlarges a box by a fraction e on every side, which corresponds to scale = 1 + 2 e.
     """
     x0, y0, x1, y1 = box
     centre, half = np.array([x0 + x1, y0 + y1]) / 2, scale * max(x1 - x0, y1 - y0) / 2
@@ -64,22 +64,22 @@ def about(box: Sequence[float], scale: float = 1.0) -> np.ndarray:
 
 
 def inside(box: np.ndarray, width: float, height: float) -> np.ndarray:
-    """A box moved inside the picture, in each direction in which it fits; elsewhere as it is."""
+    """Moves a box inside the picture, in each direction in which it fits; in others it stays where it is."""
     extent, side = np.array([width, height]), box[2:] - box[:2]
     corner = np.where(side <= extent, np.clip(box[:2], 0, np.maximum(extent - side, 0)), box[:2])
     return np.concatenate([corner, corner + side])
 
 
 def square(box: Sequence[float], width: float, height: float, scale: float = 1.0) -> np.ndarray:
-    """A box made square within a picture.
+    """Extends a box to a square within a picture.
 
     Args:
       box: x0, y0, x1, y1.
-      width, height: the picture's size, pixels.
-      scale: side of the result over the box's longer side.
+      width, height: the picture's size in pixels.
+      scale: the side of the square over the box's longer side.
 
     Returns:
-      float64 (4,): about the same centre, moved inside the picture, and no larger than fits in it.
+      float64 (4,): the square about the box's centre, shrunk to fit in the picture if need be and moved inside it.
     """
     wide = about(box, scale)
     side = wide[2] - wide[0]
@@ -87,12 +87,12 @@ def square(box: Sequence[float], width: float, height: float, scale: float = 1.0
 
 
 def crop(picture: np.ndarray, box: Sequence[float], size: tuple[int, int] | int) -> np.ndarray:
-    """A region scaled without aliasing (Lanczos); what lies outside the picture is black.
+    """Crops a region and scales it without aliasing (Lanczos); parts outside the picture are black.
 
     Args:
       picture: uint8 (H, W, 3).
-      box: x0, y0, x1, y1; need not be whole numbers.
-      size: width and height of the result, or its side.
+      box: x0, y0, x1, y1; they need not be integers.
+      size: the width and height of the result, or its side if it is square.
 
     Returns:
       uint8 (height, width, 3).
@@ -100,7 +100,7 @@ def crop(picture: np.ndarray, box: Sequence[float], size: tuple[int, int] | int)
     size = (size, size) if isinstance(size, int) else size
     height, width = picture.shape[:2]
     box = np.asarray(box, np.float64)
-    # Coordinates that are off by rounding are no reason to pad.
+    # Rounding errors in the coordinates must not cause padding.
     box = np.where(np.abs(box - box.round()) < 1e-6, box.round(), box)
     before = [max(0, math.ceil(-low)) for low in box[:2]]
     after = [max(0, math.ceil(high - end)) for high, end in zip(box[2:], (width, height))]
@@ -112,9 +112,9 @@ def crop(picture: np.ndarray, box: Sequence[float], size: tuple[int, int] | int)
 
 
 def reference_box(box: Sequence[float], width: float, height: float) -> np.ndarray:
-    """What a motion encoder sees of a still portrait: the face's square, `MARGIN` wide.
+    """Returns a motion encoder's crop of a still portrait: the square about the face, enlarged by `MARGIN`.
 
-    As released: where that leaves the picture, the face's own box, which need not be square.
+    As in X-NeMo's release, it is the face's own box, which need not be square, if the square exceeds the picture.
     """
     wide = about(box, MARGIN)
     within = wide[0] >= 0 and wide[1] >= 0 and wide[2] <= width and wide[3] <= height
@@ -124,15 +124,16 @@ def reference_box(box: Sequence[float], width: float, height: float) -> np.ndarr
 def driving_boxes(
     boxes: np.ndarray, width: float, height: float, sigma: float = SMOOTHING
 ) -> np.ndarray:
-    """What a motion encoder sees of a driving clip: squares of one size that follow the face.
+    """Returns a motion encoder's crops of a driving clip: squares of one size that follow the face.
 
-    As released: the side is `MARGIN` times the first face's, rounded down to an even number; the
-    centres are smoothed over time (Gaussian, `sigma` frames, the ends mirrored; 0: as they are);
-    each square is then moved inside the frame.
+    As in X-NeMo's release, the side is `MARGIN` times the longer side of the first box, rounded down to an even number.
+    The centres are smoothed over time, and each square is then moved inside the frame.
 
     Args:
-      boxes: (T, 4) of the face.
-      width, height: the frames' size, pixels.
+      boxes: (T, 4), the box of the face in each frame.
+      width, height: the size of the frames in pixels.
+      sigma: the standard deviation, in frames, of the Gaussian that smooths the centres, with the ends mirrored; 0
+        turns smoothing off.
 
     Returns:
       float64 (T, 4).
@@ -146,15 +147,14 @@ def driving_boxes(
 
 
 def f_rts(boxes: np.ndarray, reference: Sequence[float]) -> np.ndarray:
-    """Place and size of faces against the reference's face (X-NeMo, section 3.2; y first as released).
+    """Returns position and size of faces relative to the reference's (X-NeMo, section 3.2; y first as released).
 
     Args:
-      boxes: (T, 4), the detector's own.
-      reference: (4,), likewise, in the same picture coordinates.
+      boxes: (T, 4), the boxes of the faces as detected.
+      reference: (4,), the box of the reference's face as detected, in the same picture coordinates.
 
     Returns:
-      float32 (T, 3): (cy - cy_ref) / s_ref, (cx - cx_ref) / s_ref, s / s_ref, with centres c and longer
-      sides s.
+      float32 (T, 3): (cy - cy_ref) / s_ref, (cx - cx_ref) / s_ref, s / s_ref, with centres c and longer sides s.
     """
     boxes = np.concatenate([np.asarray(boxes, np.float64), np.asarray(reference)[None]])
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -164,7 +164,7 @@ def f_rts(boxes: np.ndarray, reference: Sequence[float]) -> np.ndarray:
 
 
 def mirror(boxes: np.ndarray, width: float) -> np.ndarray:
-    """Boxes (..., 4) of pictures `width` wide that are turned left to right."""
+    """Mirrors boxes (..., 4) left to right, in pictures that are `width` wide."""
     x0, y0, x1, y1 = np.moveaxis(np.asarray(boxes), -1, 0)
     return np.stack([width - x1, y0, width - x0, y1], -1)
 
@@ -177,9 +177,10 @@ class Track:
     """One face through a clip.
 
     Attributes:
-      boxes: float64 (T, 4); where it was not seen, in between its neighbours, or held at the ends.
-      seen: bool (T,).
-      several: pictures with more than one face.
+      boxes: float64 (T, 4), the box of the face in each picture. Where the face was not found, boxes are interpolated,
+        or held constant at the ends.
+      seen: bool (T,), whether the face was found in each picture.
+      several: the number of pictures with more than one face.
     """
 
     boxes: np.ndarray
@@ -187,7 +188,7 @@ class Track:
     several: int = 0
 
     def report(self) -> str:
-        """What a person should know of it; "" where all went well."""
+        """Returns remarks for the user; "" if the face was found everywhere and alone."""
         remarks = []
         if lost := int((~self.seen).sum()):
             remarks.append(f"no face in {lost} of {len(self.seen)} frames: its place is estimated")
@@ -202,20 +203,21 @@ def locate(
     how: str | Path = "detect",
     own: Callable[[], tuple[np.ndarray, int]] | None = None,
 ) -> Track:
-    """The face of a portrait (one picture) or of a driving video (its frames, one by one).
+    """Locates the face in a portrait (one picture) or in a driving video (its frames, one by one).
 
     Args:
-      pictures: uint8 (H, W, 3) each.
+      pictures: the pictures, uint8 (H, W, 3) each.
       name: the name of the file, for messages and for its entry in a box file.
-      how: "detect"; "whole", the whole picture is the face; or a box file (`read_boxes`), with one
-        box, or one for each frame.
-      own: `media.own_frames` of the video; boxes, one for each frame of the file, then follow a rate that varies.
-        A box file is used without looking at `pictures` then.
+      how: "detect" runs the detector; "whole" takes the whole picture as the face; otherwise the path of a box file
+        (`read_boxes`) with one box for all frames or one for each.
+      own: `media.own_frames` of the video. If given, a box file with one box for each frame of the file also works for
+        videos of varying rate, and `pictures` are not read when a box file is used.
 
     Raises:
-      FaceError: no face anywhere, or none given for this file; says what else can be done.
+      FaceError: no picture shows a face, or the box file does not fit this file; the message says what else can be
+        done.
       DatasetError: the box file cannot be read.
-      ImportError: "detect" without the extra `face`.
+      ImportError: `how` is "detect" and the extra `face` is not installed.
     """
     if how == "detect":
         boxes, several = follow(map(find_faces, pictures))
@@ -245,7 +247,7 @@ def locate(
         boxes = np.tile(found, (len(numbers), 1))
     elif len(found) == count:
         boxes = found[numbers]
-    elif len(found) == len(numbers):  # made of a copy at a constant rate
+    elif len(found) == len(numbers):  # made from a copy of the video at a constant rate
         boxes = found
     else:
         raise FaceError(f"{how}: {len(found)} boxes for the {count} frames of {name}")
@@ -253,16 +255,16 @@ def locate(
 
 
 def follow(faces: Iterable[np.ndarray]) -> tuple[np.ndarray, int]:
-    """One face through pictures that may show several.
+    """Follows one face through pictures that may show several.
 
-    The largest to begin with, then the one nearest to where it was last, if its centre moved by less
-    than the face's side; after `PATIENCE` pictures without it, the largest again.
+    It starts with the largest face. In the next pictures it takes the face nearest to the last position, if its centre
+    has moved by less than the face's side. After `PATIENCE` pictures without the face, it takes the largest again.
 
     Args:
       faces: the boxes found in each picture, (n, 4).
 
     Returns:
-      (T, 4), nan where it is not seen; the number of pictures with several faces.
+      (path, several): the boxes (T, 4), nan where the face is not found, and the number of pictures with several faces.
     """
     path, last, lost, several = [], None, 0, 0
     for boxes in faces:
@@ -281,8 +283,10 @@ def follow(faces: Iterable[np.ndarray]) -> tuple[np.ndarray, int]:
 
 
 def steady(boxes: np.ndarray, reach: int = 2) -> np.ndarray:
-    """(T, 4) of a detector whose boxes jump between scales: the median, side by side, of what was
-    seen up to `reach` pictures away; nan stays nan."""
+    """Smooths the boxes (T, 4) of a detector whose results jump between scales; nan stays nan.
+
+    Each coordinate becomes the median over the pictures with a face that are at most `reach` away.
+    """
     seen = ~np.isnan(boxes[:, 0])
     result = boxes.copy()
     for k in np.flatnonzero(seen):
@@ -292,26 +296,25 @@ def steady(boxes: np.ndarray, reach: int = 2) -> np.ndarray:
 
 
 def fill(boxes: np.ndarray) -> np.ndarray:
-    """(T, 4) with gaps of nan -> without: linear between what is known, held before and after it."""
+    """Fills gaps of nan in boxes (T, 4): linear between known boxes, constant before the first and after the last."""
     known = np.flatnonzero(~np.isnan(boxes[:, 0]))
     frames = np.arange(len(boxes))
     return np.stack([np.interp(frames, known, boxes[known, k]) for k in range(4)], 1)
 
 
 def read_boxes(path: Path, per_frame: bool = False) -> dict[str, np.ndarray]:
-    """Boxes by file name, relative to the folder of videos with forward slashes.
+    """Reads boxes by file name; names are relative to the folder of videos, with forward slashes.
 
     Args:
-      path: JSON `{name: [x0, y0, x1, y1]}`, or CSV with the header `file,x0,y0,x1,y1`; pixels of
-        the upright video.
-      per_frame: whether an entry may also be a list of boxes, one for each frame (JSON), or several
-        lines of one file (CSV).
+      path: the path of a JSON file `{name: [x0, y0, x1, y1]}`, or of a CSV file with the header `file,x0,y0,x1,y1`;
+        boxes are in pixels of the upright video.
+      per_frame: whether a file may also have one box for each frame: a list of boxes (JSON) or several lines (CSV).
 
     Returns:
-      name -> float64 (4,), or (T, 4) where there are several.
+      name -> float64 (4,), or (T, 4) if there is one box for each frame.
 
     Raises:
-      DatasetError: it cannot be read so; names the first wrong entry.
+      DatasetError: the file cannot be read, or an entry is wrong; the message names the first one.
     """
     if files.not_a_file(path):
         raise DatasetError(f"{path}: not a file")
@@ -351,7 +354,7 @@ def read_boxes(path: Path, per_frame: bool = False) -> dict[str, np.ndarray]:
 
 
 def find_faces(picture: np.ndarray) -> np.ndarray:
-    """All faces that the detector sees, float64 (n, 4), eyebrows to chin, of a picture of any size.
+    """Finds all faces in a picture of any size: boxes float64 (n, 4), from the eyebrows to the chin.
 
     Raises:
       ImportError: the extra `face` is not installed.
@@ -374,7 +377,7 @@ def _largest_face(picture):
 
 
 def _distinct(boxes):
-    """Without boxes whose centre lies in a larger one: the detector sees one face at several scales."""
+    """Removes boxes whose centre lies in a larger box, because the detector finds one face at several scales."""
     kept = []
     for box in sorted(boxes, key=lambda box: box[0] - box[2]):
         x, y = (box[:2] + box[2:]) / 2
@@ -384,7 +387,7 @@ def _distinct(boxes):
 
 
 def _smooth(x, sigma):
-    """Gaussian over the first axis of (T, n), four sigmas wide, the ends mirrored with the edge."""
+    """Applies a Gaussian filter over the first axis of (T, n), cut off at four sigmas, with mirrored edges."""
     if sigma <= 0 or len(x) == 1:
         return x
     reach = int(4 * sigma + 0.5)
@@ -396,7 +399,7 @@ def _smooth(x, sigma):
 
 @functools.cache
 def detector():
-    """scikit-image's frontal-face cascade. Raises: ImportError without the extra `face`."""
+    """Loads scikit-image's frontal-face cascade. Raises: ImportError without the extra `face`."""
     try:
         from skimage.data import lbp_frontal_face_cascade_filename
         from skimage.feature import Cascade

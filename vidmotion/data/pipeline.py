@@ -1,12 +1,11 @@
-"""From a random-access source to batches: where "the batch of step n" is a function of n alone.
+"""Turns a random-access source into batches, so that "the batch of step n" is a function of n alone.
 
-The pipeline is a `grain.MapDataset`: source, shuffle (anew each epoch), repeat, transforms, batch.
-It is sliced by process after batching, so the rows of global batch n are the same, in the same
-order, for every number of processes, threads and workers: process p of P holds rows
-[p * B / P, (p + 1) * B / P). The position of a run is therefore its step number; beside it
-`Loader.state` keeps what the numbers refer to, so that changed data does not go unnoticed.
+The pipeline is a `grain.MapDataset`: source, shuffle (anew each epoch), repeat, transforms, batch. It is sliced by
+process after batching, so the rows of global batch n are the same, in the same order, for every number of processes,
+threads and workers: process p of P holds rows [p * B / P, (p + 1) * B / P). The position of a run is therefore its step
+number. Beside it, `Loader.state` keeps the identity of the data, so that a change of the data is noticed.
 
-`clip_source.ClipSource` says what a source is.
+`clip_source.ClipSource` defines a source.
 """
 
 import hashlib
@@ -49,12 +48,15 @@ _ENDLESS = 1 << 60
 
 
 def make_source(kind: str, **kwargs):
-    """Builds a source by name: a key of `SOURCES`, and the arguments of its class.
+    """Builds a source by name.
+
+    Args:
+      kind: a key of `SOURCES`.
+      **kwargs: the arguments of the source's class.
 
     Raises:
-      ConfigError: an unknown kind, arguments that its class does not take, lacks or refuses, or a
-        package that is not installed; the message lists what exists. And whatever the class raises
-        about its data.
+      ConfigError: the kind is unknown (the message lists the known kinds); an argument is unknown, missing or rejected
+        by the class; or a package is not installed. Other errors that the class raises about its data pass through.
     """
     if kind not in SOURCES:
         raise ConfigError(f"no data source {kind!r}; there are {', '.join(SOURCES)}")
@@ -68,7 +70,7 @@ def make_source(kind: str, **kwargs):
     try:
         return source_class(**kwargs)
     except (ImportError, ValueError) as error:
-        if type(error) not in (ImportError, ValueError):  # it has a name of its own: DatasetError
+        if type(error) not in (ImportError, ValueError):  # a subclass, such as DatasetError
             raise
         raise ConfigError(f"config.data ({kind}): {error}") from error
 
@@ -76,9 +78,9 @@ def make_source(kind: str, **kwargs):
 class TfdsSource(ClipSource):
     """A split of a TensorFlow dataset, read without TensorFlow (`file_format="array_record"`).
 
-    The element is what the dataset's features give, a flat dict of numpy arrays; features that
-    need TensorFlow to decode (Image, Video, Audio) are not supported; for videos there is
-    `videos.TfdsVideoSource`. `vidmotion.data.tfds` writes the sources of this package so.
+    Elements are flat dicts of numpy arrays, as the dataset's features define them. Features that need TensorFlow for
+    decoding (Image, Video, Audio) are not supported; for videos use `videos.TfdsVideoSource`. `vidmotion.data.tfds`
+    writes the sources of this package in this format.
     """
 
     def __init__(self, name: str, split: str = "train", data_dir: str | None = None):
@@ -86,7 +88,7 @@ class TfdsSource(ClipSource):
 
         Raises:
           ImportError: the extra `tfds` is not installed.
-          ValueError, FileNotFoundError: from tfds, where the dataset is not there as array_record.
+          ValueError, FileNotFoundError: raised by tfds if the dataset does not exist as array_record.
         """
         try:
             import tensorflow_datasets as tfds
@@ -104,7 +106,7 @@ class TfdsSource(ClipSource):
 
     def __getitem__(self, index) -> dict[str, np.ndarray]:
         features = self._data.dataset_info.features
-        # Numbers come as Python's, which have no width.
+        # Scalars come as Python numbers, which have no dtype.
         return {
             name: value
             if isinstance(value, np.ndarray)
@@ -114,14 +116,13 @@ class TfdsSource(ClipSource):
 
 
 class Loader:
-    """Batches of one source, by step number.
+    """Makes batches from one source, by step number.
 
-    `transforms` act on single elements, in order, before batching: a callable element -> element,
-    or a `grain.transforms.RandomMap`, which also gets a numpy Generator that is a function of seed
-    and position. Callables with settings should be frozen dataclasses: their repr is what
-    `state` remembers.
+    `transforms` act on single elements, in order, before batching. Each is a callable element -> element or a
+    `grain.transforms.RandomMap`, which also gets a numpy Generator that is a function of seed and position. Callables
+    with settings should be frozen dataclasses, because `state` stores their repr.
 
-    A loader is a context manager; `close` ends the iterators it gave out.
+    A loader is a context manager; `close` ends the iterators that it has returned.
     """
 
     def __init__(
@@ -138,25 +139,26 @@ class Loader:
         num_workers: int = 0,
         prefetch: int = 2,
     ):
-        """Describes the pipeline; nothing is read yet.
+        """Sets up the pipeline without reading any data.
 
         Args:
-          source: see the top of this file.
-          batch_size: global, over all processes.
+          source: the source of the elements, see `clip_source.ClipSource`.
+          batch_size: the size of a global batch, over all processes.
           seed: the seed of the order and of random transforms; at least 0.
-          process_index, process_count: which rows of a global batch this process holds.
-          transforms: see above.
-          shuffle: a new order each epoch; otherwise the source's order, repeated.
-          num_threads: threads that make batches ahead (0: made when asked for). Threads suit work
+          process_index: the index of this process.
+          process_count: the number of processes; each holds its own rows of a global batch.
+          transforms: the transforms of elements, see above.
+          shuffle: whether each epoch has a new order; otherwise the source's order is repeated.
+          num_threads: the number of threads that make batches ahead of time; 0 makes them on demand. Threads suit work
             that releases the GIL, as numpy, PyAV and record reading do.
-          num_workers: processes that make batches instead, for work that holds the GIL. They are
-            spawned: the main module must be importable and the source picklable.
-          prefetch: local batches held ready, 1 to 16, by each worker process if there are any; at
-            least one per thread is.
+          num_workers: the number of processes that make batches instead, for work that holds the GIL. They are spawned,
+            so the main module must be importable and the source picklable.
+          prefetch: the number of local batches held ready, 1 to 16, per worker process if there are any. At least one
+            per thread is held.
 
         Raises:
-          ConfigError: an empty source, a batch size that the processes do not divide, a number out
-            of range, or a transform whose settings cannot be told from its repr.
+          ConfigError: the source is empty, the batch size is not a multiple of the number of processes, a number is out
+            of range, or a transform's settings do not show in its repr.
         """
         if not len(source):
             raise ConfigError(f"{source!r} has no elements")
@@ -189,15 +191,15 @@ class Loader:
             elements = elements.seed(seed)
             if shuffle:
                 elements = elements.shuffle()
-            # Without an end; grain's own endless number overflows in batches of one.
+            # Practically endless; the number that grain itself uses for endless overflows in batches of one.
             return elements.repeat(_ENDLESS // len(source))
 
-        # Indices that go the same way as the elements are their indices.
+        # Indices that pass through the same pipeline as the elements stay the indices of those elements.
         order = endless(grain.MapDataset.range(len(source)))
         self._batches = self._batched(endless(grain.MapDataset.source(source)), order)
 
     def __len__(self):
-        """Batches in one pass over the source, the last one perhaps padded (see `one_pass`)."""
+        """The number of batches in one pass over the source; the last may be padded (see `one_pass`)."""
         return -(-len(self.source) // self.batch_size)
 
     def __enter__(self):
@@ -208,15 +210,15 @@ class Loader:
 
     @property
     def fingerprint(self) -> str:
-        """Hex text naming the data order: source content, seed, batch size, transforms."""
+        """Hex digest of everything that determines the batches: source content, seed, batch size, order, transforms."""
         return _hex(json.dumps(self.identity))
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """This process's rows of the batch of a step (0, 1, ...): arrays (B / P, ...)."""
+        """Returns this process's rows of the batch of a step (0, 1, ...): arrays (B / P, ...)."""
         return self._batches[step]
 
     def iterate(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """The batches `batch(start_step)`, `batch(start_step + 1)`, ... without end, made ahead."""
+        """Iterates over `batch(start_step)`, `batch(start_step + 1)`, ... without end, made ahead of time."""
         if self.batch_size > len(self.source):
             log.warning(
                 "a batch of %d holds some of the %d elements of %r more than once",
@@ -227,10 +229,10 @@ class Loader:
         return self._run(self._batches[start_step:])
 
     def one_pass(self) -> Iterator[dict[str, np.ndarray]]:
-        """Every element once, in the source's order, for evaluation: `len(self)` batches.
+        """Iterates over every element once, in the source's order, for evaluation: `len(self)` batches.
 
-        Each batch has one entry more, `mask`: bool (B / P,), False on the rows that pad the last
-        batch (they repeat the last element). Random transforms see the seed and the position.
+        Each batch has an additional entry `mask`, bool (B / P,), which is False for the rows that pad the last batch
+        (copies of the last element). Random transforms depend on the seed and the position.
         """
         padded = grain.MapDataset.range(len(self) * self.batch_size).seed(self._seed)
         elements = padded.map(_Clamped(self.source))
@@ -238,17 +240,17 @@ class Loader:
         return self._run(self._batched(elements, order, _Masked(len(self.source))))
 
     def state(self, step: int) -> dict:
-        """The position before batch `step`, as JSON-able data to keep beside a checkpoint."""
+        """Returns the position before batch `step`, as JSON-able data to keep beside a checkpoint."""
         return {"step": int(step), **self.identity}
 
     def check(self, state: dict) -> int:
-        """Takes up a position from `state`; the process count may have changed.
+        """Checks that a position from `state` belongs to this loader's data; the process count may differ.
 
         Returns:
-          The step to go on with.
+          The step to continue with.
 
         Raises:
-          ConfigError: the state belongs to other data or another order; says what differs.
+          ConfigError: the state belongs to other data or another order; the message says what differs.
         """
         differing = [
             f"{key} was {state.get(key)!r} and is {value!r}"
@@ -264,7 +266,7 @@ class Loader:
         return state["step"]
 
     def close(self):
-        """Ends all iterators that this loader gave out, with their threads and processes."""
+        """Ends all iterators that this loader has returned, with their threads and processes."""
         for iterator in list(self._open):
             iterator.close()
 
@@ -300,8 +302,8 @@ class DevicePrefetch:
     """Puts batches on the devices ahead of the step that uses them; made by `device_prefetch`.
 
     Attributes:
-      wait_seconds: total time for which the consumer waited for a batch. Its growth over a span of
-        wall-clock time is the share of that span lost to input.
+      wait_seconds: the total time for which the consumer has waited for batches. Its growth during a span of wall-clock
+        time is the part of that span lost to input.
     """
 
     def __init__(self, iterator, put, ahead):
@@ -333,7 +335,7 @@ class DevicePrefetch:
         self.close()
 
     def close(self):
-        """Drops what was fetched ahead and ends the thread."""
+        """Drops the batches fetched ahead and ends the thread."""
         self._executor.shutdown(cancel_futures=True)
         self._pending.clear()
 
@@ -345,13 +347,13 @@ def device_prefetch(iterator: Iterable, put: Callable, ahead: int = 2) -> Device
     """Iterates over `put(batch)` for each batch, computed in a thread up to `ahead` batches early.
 
     Args:
-      iterator: gives process-local numpy batches.
+      iterator: an iterator of process-local numpy batches.
       put: batch -> device arrays, such as `jax.make_array_from_process_local_data` per leaf.
-      ahead: batches on the devices beyond the one in use; at least 1.
+      ahead: the number of batches on the devices beyond the one in use; at least 1.
 
     Returns:
-      An iterator and context manager with `wait_seconds`. Errors of `iterator` and `put` come up at
-      the batch they concern.
+      An iterator and context manager with `wait_seconds`. Errors of `iterator` and `put` are raised at the batch that
+      they concern.
     """
     if ahead < 1:
         raise ValueError(f"ahead is at least 1, got {ahead}")
@@ -359,7 +361,7 @@ def device_prefetch(iterator: Iterable, put: Callable, ahead: int = 2) -> Device
 
 
 class _Clamped:
-    """Index -> element; indices past the end give the last element."""
+    """Maps an index to an element; indices past the end give the last element."""
 
     def __init__(self, source):
         self._source = source
@@ -369,7 +371,7 @@ class _Clamped:
 
 
 class _Filled:
-    """Step -> batch, its elements made ready together before they are read one by one."""
+    """Maps a step to a batch, after the source has prepared the batch's elements together (`Fills`)."""
 
     def __init__(self, source, indices, batches):
         self._source, self._indices, self._batches = source, indices, batches
@@ -380,7 +382,7 @@ class _Filled:
 
 
 class _Masked:
-    """(index, element) -> element with `mask`, which is False past the end."""
+    """Adds to an element the entry `mask`, which is False for indices past the end."""
 
     def __init__(self, length):
         self._length = length
@@ -403,7 +405,7 @@ def _transform_name(transform) -> str:
 
 
 def _allow_workers():
-    """Grain's workers read absl flags, which nothing has parsed in tests, notebooks and demos."""
+    """Marks absl flags as parsed: Grain's workers read them, and tests, notebooks and demos never parse them."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

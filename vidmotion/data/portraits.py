@@ -1,23 +1,23 @@
-"""Training pairs of one talking face: a reference frame, frames to be made, and what drives them.
+"""Training pairs of one talking face: a reference frame, target frames to generate, and frames that drive them.
 
-An element of either source here is cut from one clip. B is the batch, F the target frames, S the side
-of the frames, s that of a face crop (224); all pictures are uint8, all `f_rts` float32.
+Each element of the sources in this module is cut from one clip. B is the batch, F the number of target frames, S the
+side of the frames and s the side of a face crop (224). All pictures are uint8; `f_rts` is float32.
 
 recipe "face" (X-NeMo)
     reference        (B, S, S, 3)     another frame of the clip
-    target           (B, F, S, S, 3)  the frames to be made
+    target           (B, F, S, S, 3)  the frames to generate
     driving          (B, F, s, s, 3)  face crops of the target, augmented
-    driving_clean    (B, F, s, s, 3)  the same crops as they are: what a GAN head is to make of them
+    driving_clean    (B, F, s, s, 3)  the same crops without augmentation, which a GAN head has to reconstruct
     reference_face   (B, s, s, 3)     face crop of the reference
-    f_rts            (B, F, 3)        place and size of the target's face against the reference's,
-                                      (dy, dx, scale), of the boxes before any augmentation
+    f_rts            (B, F, 3)        position and size of the target's face relative to the reference's,
+                                      (dy, dx, scale), from the boxes before any augmentation
 recipe "pcavs" (WarpFace)
     reference, target                 as above
     driving          (B, F, S, S, 3)  the target, augmented
     reference_driving (B, S, S, 3)    the reference, with the same augmentation (`shared`)
 
-Both come from folders that `python -m vidmotion.data.prepare hdtf|vfhq|nersemble|mead` wrote
-(`PortraitSource`; "pcavs" takes any folder of clips) or from Heads and Sprites (`DrawnPortraitSource`).
+Both recipes read folders that `python -m vidmotion.data.prepare hdtf|vfhq|nersemble|mead` wrote (`PortraitSource`;
+"pcavs" accepts any folder of clips), or clips of Heads and Sprites (`DrawnPortraitSource`).
 """
 
 import dataclasses
@@ -43,23 +43,23 @@ RECIPES = {"face": FaceAugment, "pcavs": PcAvsAugment}
 
 @dataclasses.dataclass(frozen=True)
 class Pair(grain.transforms.RandomMap):
-    """Clip -> pair, as described at the top of the file.
+    """Makes a training pair from a clip, as described at the top of the file.
 
-    The clip has `clip` or `video`, `length`, `fps` and, for "face", `boxes` (T, 4): see
-    `vidmotion.data.clips`. Without `boxes` the whole picture is the face.
+    The clip has `clip` or `video`, `length`, `fps` and, for "face", `boxes` (T, 4): see `vidmotion.data.clips`. Without
+    `boxes`, the whole picture is taken as the face.
 
     Attributes:
-      frames: F, successive target frames.
-      decimate: step between them in the stored clip.
-      gap: the reference is more than this many seconds away from every target frame (WarpFace: 0.2; 0:
-        another frame); None: it is any frame of the clip, as X-NeMo has it for clips.
-      flip: share of the pairs that are turned left to right, all pictures of them together.
-      size: S, pixels; None: as stored.
-      augment: the augmentation, which decides the recipe.
-      augmented: whether it is applied; otherwise `driving` shows the frames as they are.
-      shared: "pcavs": one draw for target and reference rather than one each.
-      random: draw everything. Otherwise the reference is the first frame, the target begins as soon as
-        `gap` allows, nothing is turned or augmented.
+      frames: F, the number of successive target frames.
+      decimate: the step between target frames in the stored clip.
+      gap: the reference is more than this many seconds away from every target frame (WarpFace: 0.2); 0 means any other
+        frame. None allows any frame of the clip, as X-NeMo does for clips.
+      flip: the share of pairs that are mirrored left to right, all pictures of a pair together.
+      size: S, the side of the frames in pixels; None keeps the stored size.
+      augment: the augmentation, which determines the recipe.
+      augmented: whether the augmentation is applied; otherwise `driving` shows the frames unchanged.
+      shared: for "pcavs": whether target and reference share one draw of the augmentation rather than have one each.
+      random: whether everything is drawn at random. Otherwise the reference is the first frame, the target begins as
+        soon as `gap` allows, and nothing is mirrored or augmented.
     """
 
     frames: int = 1
@@ -74,13 +74,13 @@ class Pair(grain.transforms.RandomMap):
 
     @property
     def recipe(self) -> str:
-        """ "face" or "pcavs"."""
+        """The name of the recipe, "face" or "pcavs"."""
         return next(name for name, kind in RECIPES.items() if isinstance(self.augment, kind))
 
     def random_map(
         self, element: Mapping, rng: np.random.Generator | None
     ) -> dict[str, np.ndarray]:
-        """Raises: ConfigError where the clip is too short; DatasetError as `decode_clip`."""
+        """Makes the pair. Raises: ConfigError if the clip is too short; DatasetError as in `decode_clip`."""
         reference, start = self._picked(int(element["length"]), float(element["fps"]), rng)
         picked = range(start, start + (self.frames - 1) * self.decimate + 1, self.decimate)
         video, stored = self._frames(element, [reference, *picked])
@@ -100,12 +100,12 @@ class Pair(grain.transforms.RandomMap):
         return {**pair, **views}
 
     def candidates(self, length: int, fps: float) -> list[np.ndarray]:
-        """For each first target frame that fits, the frames that may be its reference."""
+        """Lists, for each possible first target frame, the frames that may be the reference."""
         span = (self.frames - 1) * self.decimate
         clip = np.arange(length)
         if self.gap is None:
             return [clip] * max(0, length - span)
-        least = self.gap * fps + 1e-6  # frames, and more than that; never a target frame itself
+        least = self.gap * fps + 1e-6  # frames; > 0 excludes target frames
         return [
             clip[np.maximum(start - clip, clip - (start + span)) > least]
             for start in range(length - span)
@@ -121,7 +121,7 @@ class Pair(grain.transforms.RandomMap):
                 "prepare longer clips (--seconds)"
             )
         if not self.random:
-            # The first frame as reference where that leaves a target, which it does unless gap is long.
+            # The reference is the first frame if that leaves room for a target, which it does unless gap is long.
             start = next((k for k in starts if options[k][0] == 0), starts[0])
             return int(options[start][0]), start
         start = starts[int(rng.integers(len(starts)))]
@@ -131,7 +131,7 @@ class Pair(grain.transforms.RandomMap):
         return reference, start
 
     def _frames(self, element, indices):
-        """The frames of a clip at `size`, and the side at which they are stored."""
+        """Returns some frames of a clip, scaled to `size`, and the side at which they are stored."""
         if "clip" in element:
             first, *rest = indices
             step = rest[1] - rest[0] if len(rest) > 1 else 1
@@ -170,11 +170,15 @@ class Pair(grain.transforms.RandomMap):
 
 
 def make_pair(random: bool, settings: Mapping | None) -> Pair:
-    """A `Pair` from a config's mapping: `recipe` ("face" unless given), `augment`, a mapping of the
-    fields of that recipe's augmentation, and the other fields of `Pair`.
+    """Makes a `Pair` from settings in a config.
+
+    Args:
+      random: the field `random` of `Pair`.
+      settings: a mapping with `recipe` ("face" by default), `augment` (a mapping of the fields of that recipe's
+        augmentation) and other fields of `Pair`; a `random` in it is ignored.
 
     Raises:
-      ConfigError: an unknown name or recipe, or a number out of range.
+      ConfigError: a name or recipe is unknown, or a number is out of range.
     """
     settings = {name: value for name, value in (settings or {}).items() if name != "random"}
     recipe = settings.pop("recipe", "face")
@@ -196,12 +200,11 @@ def make_pair(random: bool, settings: Mapping | None) -> Pair:
 class PortraitSource(ClipSource, Prepared):
     """Pairs from prepared clips of one face each.
 
-    With `random`, elements are clips as they are stored and `transforms` is to follow in the loader, as
-    with `VideoSource`.
+    With `random`, elements are the stored clips and the loader must apply `transforms`, as with `VideoSource`.
 
     Attributes:
-      transforms: see above.
-      fingerprint: hex text naming the clips and the pairs taken of them.
+      transforms: the transforms for the loader to apply; see above.
+      fingerprint: hex digest of the clips and of how pairs are taken from them.
     """
 
     def __init__(
@@ -215,15 +218,17 @@ class PortraitSource(ClipSource, Prepared):
         """Opens a split.
 
         Args:
-          directory: folder that `vidmotion.data.prepare` wrote.
-          split: the name of a split of it.
-          random: draw pairs and augment them; otherwise as `Pair` says.
-          pair: fields of `Pair`, see `make_pair`.
-          whole: take the whole picture as the face where the clips have no boxes, which the log then says.
+          directory: the folder that `vidmotion.data.prepare` wrote.
+          split: the name of the split to read.
+          random: whether pairs are drawn at random and augmented; see `Pair`.
+          pair: the fields of `Pair`, see `make_pair`.
+          whole: whether clips without boxes are accepted; the whole picture is then taken as the face, and the log says
+            so.
 
         Raises:
-          DatasetError: as `RecordSource`, or the folder does not hold clips, or not their faces and not `whole`.
-          ConfigError: as `make_pair`, or clips too short.
+          DatasetError: as in `RecordSource`; or the folder does not hold clips, or its clips have no boxes and `whole`
+            is not set.
+          ConfigError: as in `make_pair`, or the clips are too short.
         """
         self._pair = make_pair(random, pair)
         self._records = RecordSource(directory, split)
@@ -247,7 +252,7 @@ class PortraitSource(ClipSource, Prepared):
         return len(self._records)
 
     def __getitem__(self, index) -> dict[str, np.ndarray]:
-        """Raises: IndexError out of range; DatasetError where the data are damaged."""
+        """Returns an element. Raises: IndexError out of range; DatasetError if the data are damaged."""
         record = self._records[index]
         return record if self._pair.random else self._pair.random_map(record, None)
 
@@ -259,9 +264,10 @@ class PortraitSource(ClipSource, Prepared):
 
 
 class DrawnPortraitSource(ClipSource):
-    """Pairs from clips that are drawn here, otherwise as `PortraitSource`.
+    """Pairs from clips that this package draws; otherwise like `PortraitSource`.
 
-    The face's box is the source's own where it has `boxes` (Heads: exact), else the whole picture (Sprites).
+    The face's box comes from the source's `boxes` if it has them (Heads: exact); otherwise the whole picture is taken
+    as the face (Sprites).
 
     Attributes:
       clips: the source of the clips.
@@ -269,7 +275,17 @@ class DrawnPortraitSource(ClipSource):
     """
 
     def __init__(self, clips, fps: float, random: bool = False, pair: Mapping | None = None):
-        """`fps`: frames per second of the clips. Raises: ConfigError as `make_pair`, or clips too short."""
+        """Wraps a source of clips.
+
+        Args:
+          clips: the source of the clips; it draws them with `video`.
+          fps: frames per second of the clips.
+          random: whether pairs are drawn at random and augmented; see `Pair`.
+          pair: the fields of `Pair`, see `make_pair`.
+
+        Raises:
+          ConfigError: as in `make_pair`, or the clips are too short.
+        """
         self._pair, self._fps = make_pair(random, pair), fps
         self.clips = clips
         self._boxes: dict[int, np.ndarray] = {}
@@ -282,12 +298,12 @@ class DrawnPortraitSource(ClipSource):
         return len(self.clips)
 
     def fill(self, clips: Iterable[int]) -> None:
-        """Has clips drawn together ahead of being read, where their source can. Raises: IndexError."""
+        """Draws clips together before they are read, if their source can. Raises: IndexError out of range."""
         if isinstance(self.clips, Fills):
             self.clips.fill(clips)
 
     def __getitem__(self, index) -> dict[str, np.ndarray]:
-        """Raises: IndexError out of range."""
+        """Returns an element. Raises: IndexError out of range."""
         video = self.clips.video(index)
         clip = {"video": video, "length": np.int32(len(video)), "fps": np.float32(self._fps)}
         if self._pair.recipe == "face" and isinstance(self.clips, Boxes):
@@ -296,7 +312,7 @@ class DrawnPortraitSource(ClipSource):
 
     def _box(self, index):
         if index not in self._boxes:
-            # Kept, for finding them takes longer than all the rest of a clip that is kept itself.
+            # Boxes are kept because computing them takes longer than everything else done for a cached clip.
             self._boxes[index] = self.clips.boxes(index)
         return self._boxes[index]
 
@@ -308,8 +324,17 @@ class DrawnPortraitSource(ClipSource):
 
 
 def head_portraits(random: bool = False, pair: Mapping | None = None, **clips):
-    """Pairs from Heads; `clips`: arguments of `heads.HeadsSource`. Raises: ConfigError as `make_pair`, or wrong
-    arguments; ValueError as `HeadsSource`."""
+    """Makes a source of pairs from Heads.
+
+    Args:
+      random: whether pairs are drawn at random and augmented; see `Pair`.
+      pair: the fields of `Pair`, see `make_pair`.
+      **clips: the arguments of `heads.HeadsSource`.
+
+    Raises:
+      ConfigError: as in `make_pair`, or an argument is unknown or missing.
+      ValueError: as in `HeadsSource`.
+    """
     try:
         source = heads.HeadsSource(**clips)
     except TypeError as error:
@@ -320,8 +345,12 @@ def head_portraits(random: bool = False, pair: Mapping | None = None, **clips):
 def sprite_portraits(
     sheets_dir, split: str = "train", random: bool = False, pair: Mapping | None = None
 ):
-    """Pairs from Sprites, as if shown at 8 frames/s. Raises: DatasetError and ValueError as
-    `sprites.SpritesSource`; ConfigError as `make_pair`."""
+    """Makes a source of pairs from Sprites, which are taken to be shown at 8 frames/s.
+
+    Raises:
+      DatasetError, ValueError: as in `sprites.SpritesSource`.
+      ConfigError: as in `make_pair`.
+    """
     return DrawnPortraitSource(sprites.SpritesSource(sheets_dir, split), 8.0, random, pair)
 
 

@@ -1,4 +1,4 @@
-"""The dataset format on disk: ArrayRecord shards of named arrays, and an index of them.
+"""Reads and writes datasets on disk: ArrayRecord shards of named arrays, with an index.
 
 A dataset is a folder:
 
@@ -6,12 +6,14 @@ A dataset is a folder:
     train-00000-of-00004.array_record    records 0, 4, 8, ... of the split "train"
     train-00001-of-00004.array_record    records 1, 5, 9, ...
 
-A record is a safetensors blob of named arrays, one record per ArrayRecord chunk (`group_size:1`) so
-that any of them can be read alone. Text and bytes are stored as uint8 arrays of their (UTF-8)
-bytes. The index holds, for each split, its records' number and digest, and for each shard its
-records' number, its size in bytes and its sha256; the features (name -> dtype and shape, null where
-records differ); the files attached beside the shards; and the provenance, whose `command` is the
-one that builds the dataset again.
+A record is a safetensors blob of named arrays. Each ArrayRecord chunk holds one record (`group_size:1`), so that every
+record can be read alone. Text and bytes are stored as uint8 arrays of their (UTF-8) bytes. The index holds
+
+- for each split, the number of records, their digest, and for each shard the number of its records, its size in bytes
+  and its sha256;
+- the features (name -> dtype and shape, null where records differ in size);
+- the files attached beside the shards;
+- the provenance, whose `command` is the command that rebuilds the dataset.
 """
 
 import contextlib
@@ -34,31 +36,30 @@ _PARTIAL = ".partial"
 
 
 class DatasetError(ValueError):
-    """Data on disk is missing, damaged or foreign; says which file, why, and what to run."""
+    """Data on disk are missing, damaged or of another format; the message names the file, the reason and the remedy."""
 
 
 class DatasetWriter:
-    """Writes a dataset folder; use as a context manager, which completes it at the end.
+    """Writes a dataset folder; use it as a context manager, which completes the dataset at the end.
 
         with DatasetWriter(folder, "sprites", provenance={"command": command}) as writer:
             writer.write("train", {"video": clip, "action": label})
 
-    While the block runs no other process can write there, and everything is written beside its
-    final name. Leaving the block renames the shards, then the index; leaving it by an exception
-    removes what was written and touches nothing else. With `overwrite`, a dataset already there is
-    replaced only in that last moment.
+    While the block runs, no other process can write to the folder, and all files have temporary names. Leaving the
+    block renames the shards, then the index. If an exception leaves the block, the new files are removed and nothing
+    else is touched. With `overwrite`, an existing dataset is replaced only at the very end.
 
     Args:
-      directory: created if need be.
-      name, version: for people, kept in the index.
-      provenance: JSON-able; where the data came from, with `command`.
-      shards: files per split. Record i of a split is in shard i % shards, so its order is the order
-        of writing whatever the number of shards.
+      directory: the dataset folder; created if need be.
+      name, version: stored in the index, for people to read.
+      provenance: JSON-able mapping that says where the data came from, with `command`.
+      shards: the number of files per split. Record i of a split is in shard i % shards, so records keep the order of
+        writing for any number of shards.
       overwrite: whether a dataset in `directory`, damaged or not, may be replaced.
 
     Raises:
       DatasetError: there is a dataset in `directory` already.
-      ConfigError: on entering the block, another process writes there; says which.
+      ConfigError: on entering the block, another process is writing to the folder; the message names it.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class DatasetWriter:
         self._held = contextlib.ExitStack()
 
     def write(self, split: str, record: Mapping[str, np.ndarray | str | bytes]):
-        """Appends a record to a split. Thread-unsafe: one writer, one thread.
+        """Appends a record to a split. Not thread-safe: use a writer from one thread only.
 
         Raises:
           ValueError: the record's names, dtypes or ranks differ from those of earlier records.
@@ -94,7 +95,7 @@ class DatasetWriter:
         self._splits[split].write(safetensors.numpy.save(arrays))
 
     def attach(self, name: str, content: bytes):
-        """Puts a file of that name beside the shards; the index keeps its sha256 under `files`."""
+        """Stores a file called `name` beside the shards; the index has its sha256 under `files`."""
         _aside(self._directory / name).write_bytes(content)
         self._files[name] = {
             "bytes": len(content),
@@ -104,7 +105,7 @@ class DatasetWriter:
     def __enter__(self):
         with contextlib.ExitStack() as stack:
             stack.enter_context(lock.hold(self._directory))
-            self._check_free()  # of what a process wrote that held the folder until now
+            self._check_free()  # the process that held the lock before may have written a dataset
             for leftover in self._directory.glob(f"*{_PARTIAL}"):
                 leftover.unlink()
             self._held = stack.pop_all()
@@ -117,7 +118,7 @@ class DatasetWriter:
                     split.close()
                 if kind is None:
                     self._publish()
-            finally:  # published files have their final names
+            finally:  # published files have their final names already
                 for path in self._paths():
                     _aside(path).unlink(missing_ok=True)
 
@@ -126,7 +127,7 @@ class DatasetWriter:
             raise DatasetError(f"{self._directory}: holds a dataset already")
 
     def _paths(self) -> list[Path]:
-        """Everything but the index, by its final name."""
+        """The final paths of all files but the index."""
         shards = [path for split in self._splits.values() for path in split.paths]
         return shards + [self._directory / name for name in self._files]
 
@@ -152,7 +153,7 @@ class DatasetWriter:
         }
         target = self._directory / INDEX
         if self._overwrite:
-            target.unlink(missing_ok=True)  # before the shards that it lists
+            target.unlink(missing_ok=True)  # the index goes before the shards that it lists
             for old in self._directory.glob("*-of-?????.array_record"):
                 old.unlink()
         for path in self._paths():
@@ -163,22 +164,22 @@ class DatasetWriter:
 class RecordSource(ClipSource):
     """Random access to one split of a dataset folder: `source[i]` is the i-th record written.
 
-    Opening reads the index and compares the sizes of the files with it; `verify` compares their
-    checksums. Shards are opened when first read, in each process by itself, and reading is safe
-    from several threads. Elements are dicts of writable numpy arrays as described by `features`.
+    Opening reads the index and compares the file sizes with it; `verify` compares checksums. Each process opens a shard
+    when it first reads from it. Several threads may read at once. Elements are dicts of writable numpy arrays as
+    described by `features`.
 
     Attributes:
-      features: name -> {"dtype": str, "shape": [int or None, ...]}.
+      features: name -> {"dtype": str, "shape": [int or None, ...]}; None where records differ in size.
       provenance: where the data came from.
-      fingerprint: hex sha256 of the records of this split, independent of how they are sharded.
+      fingerprint: hex sha256 of the records of this split; it does not depend on the number of shards.
     """
 
     def __init__(self, directory, split: str = "train"):
         """Opens a split.
 
         Raises:
-          DatasetError: the folder is missing, empty or has no readable index; it has no such
-            split; a shard is missing or its size is not that of the index.
+          DatasetError: the folder is missing or empty, has no readable index or lacks the split; or a shard is missing
+            or differs in size from the index.
         """
         self.directory, self.split = str(directory), split
         self._folder = Path(directory)
@@ -209,7 +210,7 @@ class RecordSource(ClipSource):
         return self._length
 
     def __getitem__(self, index) -> dict[str, np.ndarray]:
-        """Raises: IndexError out of range; DatasetError if the shard cannot be read as ours."""
+        """Returns a record. Raises: IndexError out of range; DatasetError if the shard is damaged or foreign."""
         if not 0 <= index < self._length:
             raise IndexError(f"record {index} of {self._length}")
         row, shard = divmod(int(index), len(self._shards))
@@ -240,7 +241,7 @@ class RecordSource(ClipSource):
         """Reads every shard of the split and compares its sha256 with the index.
 
         Raises:
-          DatasetError: names the first file whose content has changed.
+          DatasetError: the content of a shard has changed; the message names the first one.
         """
         for shard in self._shards:
             path = self._folder / shard["file"]
@@ -270,7 +271,7 @@ class RecordSource(ClipSource):
 
 
 def read_index(directory) -> dict:
-    """The index of a dataset folder, as `DatasetWriter` wrote it.
+    """Reads the index of a dataset folder, as `DatasetWriter` wrote it.
 
     Raises:
       DatasetError: the folder is missing, is empty, or has no index that this version can read.
@@ -309,7 +310,7 @@ def read_index(directory) -> dict:
 
 
 def _wrong(index: Mapping) -> str:
-    """What of an index is not as `DatasetWriter` writes it; "" where all is."""
+    """Describes the first error in an index, compared with what `DatasetWriter` writes; "" if there is none."""
     for name in ("features", "splits", "provenance"):
         if not isinstance(index[name], dict):
             return f"{name} is not a table"
@@ -345,7 +346,7 @@ def _count(value) -> bool:
 
 
 class _Split:
-    """The shards of one split while they are being written, beside their final names."""
+    """The shards of one split while they are being written under temporary names."""
 
     def __init__(self, directory, split, shards):
         from array_record.python.array_record_module import ArrayRecordWriter
@@ -387,7 +388,7 @@ class _Split:
 
 @contextlib.contextmanager
 def writing(path: Path):
-    """What an ArrayRecord writer raises, such as on a full disk, as a DatasetError that names the file."""
+    """Turns errors of an ArrayRecord writer, such as on a full disk, into a DatasetError that names the file."""
     try:
         yield
     except RuntimeError as error:

@@ -1,13 +1,12 @@
 """The Sprites benchmark of disentangled video models, re-created from its public sheets.
 
-1,296 characters (6 skins x 6 pants x 6 tops x 6 hairs) perform 3 actions seen from 3 directions:
-11,664 clips of 8 frames of 64x64 RGB, split by character into 9,000 for training and 2,664 for
-testing. Cells, order and split are those of the public generator (github.com/YingzhenLi/Sprites,
-the data of the Sprites table of BCD). The sheets are licensed CC-BY-SA 3.0 and GPL 3: they are not
-part of this package, the user fetches them.
+1,296 characters (6 skins x 6 pants x 6 tops x 6 hairs) perform 3 actions seen from 3 directions: 11,664 clips of 8
+frames of 64x64 RGB, split by character into 9,000 for training and 2,664 for testing. Cells, order and split are those
+of the public generator (github.com/YingzhenLi/Sprites), which gave the data of BCD's Sprites table. The sheets are
+licensed CC-BY-SA 3.0 and GPL 3. They are not part of this package; the user downloads them.
 
-Values are uint8 here; the published generator divides by `VALUE_SCALE` = 256, so that the largest
-value is 255/256. `MEAN` and `STD` are those of the scaled values over the train split.
+Values are uint8 in this module; the published generator divides them by `VALUE_SCALE` = 256, so that the largest value
+is 255/256. `MEAN` and `STD` are those of the scaled values over the train split.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ from vidmotion.data.records import DatasetError
 ACTIONS = ("walk", "spellcard", "slash")
 DIRECTIONS = ("front", "left", "right")
 ATTRIBUTES = ("skin", "pants", "top", "hair")
-VARIANTS = 6  # of each attribute
+VARIANTS = 6  # number of values of each attribute
 CHARACTERS = VARIANTS ** len(ATTRIBUTES)
 CLASSES = len(ACTIONS) * len(DIRECTIONS)
 FRAMES = 8
@@ -34,8 +33,8 @@ SHEET_SIZE = (832, 1344)  # width, height in pixels: 13 x 21 cells
 VALUE_SCALE = 256.0
 MEAN, STD = 0.0903, 0.2222
 
-# For each action: the rows of (front, left, right), and the column of each frame. Walking skips
-# column 0, which shows the figure standing.
+# For each action: the rows of (front, left, right), and the column of each frame. Walking skips column 0, in which the
+# figure stands still.
 _CELLS = {
     "walk": ((10, 9, 11), (8, 1, 2, 3, 4, 5, 6, 7)),
     "spellcard": ((2, 1, 3), (0, 1, 2, 3, 4, 5, 4, 6)),
@@ -55,7 +54,7 @@ _GET = (
 
 
 def attributes_of(character):
-    """The attributes of a character.
+    """Returns the attributes of a character.
 
     Args:
       character: id in 0..1295, an int or an integer array of shape (...).
@@ -70,7 +69,7 @@ def attributes_of(character):
 
 
 def character_of(attributes):
-    """The inverse of `attributes_of`: integers (..., 4) -> int32 (...).
+    """Returns the id of a character, the inverse of `attributes_of`: integers (..., 4) -> int32 (...).
 
     Raises:
       ValueError: an attribute is outside 0..5.
@@ -80,7 +79,7 @@ def character_of(attributes):
 
 
 def class_of(action: str, direction: str) -> int:
-    """The class label 3 * action + direction, in 0..8.
+    """Returns the class label 3 * action + direction, in 0..8.
 
     Raises:
       ValueError: an unknown name.
@@ -94,7 +93,7 @@ def class_of(action: str, direction: str) -> int:
 
 
 def split_characters(split: str) -> np.ndarray:
-    """Character ids of a split, int32 (1000,) for "train" or (296,) for "test", in split order.
+    """Returns the character ids of a split, int32 (1000,) for "train" or (296,) for "test", in split order.
 
     Raises:
       ValueError: an unknown split.
@@ -106,10 +105,10 @@ def split_characters(split: str) -> np.ndarray:
 
 
 def clips_of(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """All clips of a split in the benchmark's order.
+    """Lists all clips of a split in the benchmark's order.
 
-    Clips are listed class by class, characters in split order, then permuted: seed 0, the train
-    permutation drawn first and the test permutation after it from the same stream.
+    Clips are listed class by class, with characters in split order, and then permuted. The permutations are drawn with
+    seed 0 from one stream, first that of train, then that of test.
 
     Returns:
       (character, action), both int32 (n,) with n = 9000 or 2664; action is the class label 0..8.
@@ -127,17 +126,17 @@ def clips_of(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Sheets:
-    """The layers of all characters, decoded once and cut into clips; renders any of them.
+    """Renders any clip of any character from its layers, which are decoded once and cut into clips.
 
     Attributes:
       fingerprint: hex sha256 over the sheet files that are used.
     """
 
     def __init__(self, directory):
-        """Reads the 25 sheets used: indices 0..5 of four layers, and shoes 1 (0.4 s, 63 MB held).
+        """Reads the 25 sheets that are used: indices 0..5 of four layers, and shoes 1 (0.4 s, 63 MB held).
 
         Raises:
-          DatasetError: the folder is missing or empty; a sheet is missing, is no picture, or is not
+          DatasetError: the folder is missing or empty; or a sheet is missing, is not a picture, or does not have
             832x1344 pixels.
         """
         directory = Path(directory)
@@ -152,7 +151,7 @@ class Sheets:
         )
         shoes = _read(directory / _SHOES, digest)
         self.fingerprint = digest.hexdigest()
-        # Body and bottom are shared by 36 characters: composed once, 36 x 9 clips.
+        # 36 characters share each pair of body and bottom, so these are composed once: 36 x 9 clips.
         black = np.zeros((FRAMES, CELL, CELL, 3), np.uint8)
         self._base = np.empty((VARIANTS, VARIANTS, CLASSES, *black.shape), np.uint8)
         for b, p, c in np.ndindex(self._base.shape[:3]):
@@ -160,14 +159,14 @@ class Sheets:
         self._top, self._hair, self._shoes = top, hair, shoes
 
     def render(self, character: int, action: int) -> np.ndarray:
-        """One clip: black, body, bottomwear, topwear, hair, shoes laid over each other in order.
+        """Renders one clip: black, body, bottomwear, topwear, hair and shoes, laid over each other in this order.
 
-        Each layer blends as out = round((a * colour + (255 - a) * below) / 255) in integers, which
-        is what PIL's `Image.alpha_composite` computes over an opaque picture.
+        Each layer blends as out = round((a * colour + (255 - a) * below) / 255) in integers, as PIL's
+        `Image.alpha_composite` does over an opaque picture.
 
         Args:
-          character: id in 0..1295.
-          action: class label in 0..8, see `class_of`.
+          character: the id in 0..1295.
+          action: the class label in 0..8, see `class_of`.
 
         Returns:
           uint8 (8, 64, 64, 3).
@@ -185,7 +184,7 @@ class Sheets:
 
 
 def render_clip(sheets: Sheets, body, bottom, top, hair, action: str, direction: str):
-    """One clip by names: attributes each in 0..5, action and direction as in the tuples above.
+    """Renders one clip, given attributes in 0..5 each and the names of an action and a direction.
 
     Returns:
       uint8 (8, 64, 64, 3).
@@ -198,28 +197,27 @@ def render_clip(sheets: Sheets, body, bottom, top, hair, action: str, direction:
 
 @dataclasses.dataclass(frozen=True)
 class Turn(grain.transforms.RandomMap):
-    """Clip -> the same endless motion, begun at any of its frames: the actions are loops, so nothing is made up."""
+    """Starts a clip at a random frame. The actions are loops, so the result is still a true clip."""
 
     def random_map(self, element, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Rolls `video` (T, H, W, 3) by 0 to T - 1 frames, evenly distributed."""
+        """Rolls `video` (T, H, W, 3) by 0 to T - 1 frames, uniformly distributed."""
         start = int(rng.integers(len(element["video"])))
         return {**element, "video": np.roll(element["video"], -start, axis=0)}
 
 
 class SpritesSource(ClipSource, Renders, Classes):
-    """Random access to the clips of one split, rendered from the sheets when asked for.
+    """Random access to the clips of one split, rendered from the sheets on demand.
 
-    Element: `video` uint8 (8, 64, 64, 3), `action` int32 () the class label 0..8, `attributes`
-    int32 (4,) skin, pants, top, hair, and `character` int32 () the id 0..1295. The order is that of
-    `clips_of`. Rendering a clip takes less time than decoding it would, so nothing is cached;
-    pickling carries the arguments only.
+    An element holds `video` uint8 (8, 64, 64, 3); `action` int32 (), the class label 0..8; `attributes` int32 (4,):
+    skin, pants, top, hair; and `character` int32 (), the id 0..1295. The order is that of `clips_of`. Rendering a clip
+    takes less time than decoding it would, so nothing is cached. Pickling carries only the arguments.
 
-    With `random`, clips are to begin at any of their frames, drawn anew each time: that is left to `transforms` in the
-    loader, which has the random numbers. Otherwise `transforms` is empty.
+    With `random`, each clip begins at a random one of its frames, drawn anew each time. The loader has the random
+    numbers, so it must apply `transforms`. Otherwise `transforms` is empty.
     """
 
     def __init__(self, sheets_dir, split: str = "train", random: bool = False):
-        """Raises: DatasetError as `Sheets`; ValueError for an unknown split."""
+        """Reads the sheets. Raises: DatasetError as in `Sheets`; ValueError if the split is unknown."""
         self.classes = tuple(f"{a} {d}" for a in ACTIONS for d in DIRECTIONS)
         self.sheets_dir, self.split, self.random = str(sheets_dir), split, random
         self.transforms = (Turn(),) if random else ()
@@ -242,32 +240,36 @@ class SpritesSource(ClipSource, Renders, Classes):
         }
 
     def video(self, index: int) -> np.ndarray:
-        """The pictures of a clip, uint8 (8, 64, 64, 3)."""
+        """Returns the pictures of a clip, uint8 (8, 64, 64, 3)."""
         return self.render(self._character[index], self._action[index])
 
     def class_of(self, element) -> int:
-        """Index into `classes`: actions and directions."""
+        """Returns the index into `classes` of an element; each class is an action seen from a direction."""
         return int(element["action"])
 
     def origin(self, index: int) -> str:
-        """The identity that a clip shows."""
+        """Returns the identity that a clip shows, as text."""
         return str(self.identity_id(index))
 
     def identity_id(self, index: int) -> int:
-        """Which character a clip shows, 0..1295."""
+        """Returns the id of the character that a clip shows, 0..1295."""
         return int(self._character[index])
 
     def factors(self, index: int) -> dict[str, dict[str, int]]:
-        """What a clip was composed of, classes by name: `identity` (skin, pants, top, hair), `motion` (action)."""
+        """Returns the factors of a clip, classes by name: `identity` (skin, pants, top, hair) and `motion` (action)."""
         identity = dict(zip(ATTRIBUTES, attributes_of(self._character[index]).tolist()))
         return {"identity": identity, "motion": {"action": int(self._action[index])}}
 
     def render(self, character: int, action: int) -> np.ndarray:
-        """Any character in any action, as `Sheets.render`: the true answer to a swap."""
+        """Renders any character in any action, as `Sheets.render` does: the ground truth of a swap."""
         return self._sheets.render(character, action)
 
     def swap(self, content: int, motion: int) -> np.ndarray:
-        """The true answer to a swap, uint8 (8, 64, 64, 3): clip `content`'s character in clip `motion`'s action."""
+        """Renders the ground truth of a swap: clip `content`'s character in clip `motion`'s action.
+
+        Returns:
+          uint8 (8, 64, 64, 3).
+        """
         return self.render(int(self._character[content]), int(self._action[motion]))
 
     def __reduce__(self):
@@ -278,7 +280,7 @@ class SpritesSource(ClipSource, Renders, Classes):
 
 
 def _read(path: Path, digest) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts a sheet into clips, in the form in which `_over` uses it.
+    """Cuts a sheet into clips, in the form that `_over` needs.
 
     Returns:
       (ink, below): uint16 (9, 8, 64, 64, 3), alpha times colour plus 128; and uint16
@@ -308,7 +310,7 @@ def _read(path: Path, digest) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _over(frames, layer, action):
-    """Lays the clip `action` of a layer over opaque uint8 frames; exact rounding of n / 255."""
+    """Lays the clip `action` of a layer over opaque uint8 frames; n / 255 is rounded exactly."""
     ink, below = layer
     n = ink[action] + below[action] * frames  # at most 255 * 255 + 128: fits 16 bits
     n += n >> 8

@@ -1,12 +1,13 @@
-"""The clips of this package as TensorFlow Datasets: Sprites, Heads and any folder that `vidmotion.data.prepare` wrote.
+"""Offers the clips of this package as TensorFlow Datasets: Sprites, Heads and folders of `vidmotion.data.prepare`.
 
     pip install 'vidmotion[tfds]'
     tfds build vidmotion_folder --imports=vidmotion.data.tfds --data_dir=DIR --file_format=array_record \
         --config='{"name": "faces", "directory": "data/faces"}'
 
-`vidmotion_sprites` has the config field ``sheets`` (else the variable VIDMOTION_SHEETS), `vidmotion_heads` those of
-`HeadsSource`. Elements, splits and their order are those of the sources here, and no TensorFlow is needed to write or
-to read them: ``config.data.kind=tfds`` with ``name``, ``split`` and ``data_dir``, or `tfds.data_source` elsewhere.
+`vidmotion_sprites` has the config field ``sheets`` (default: the environment variable VIDMOTION_SHEETS);
+`vidmotion_heads` has the fields of `HeadsConfig`. Elements, splits and their order are the same as in this package's
+sources. TensorFlow is not needed to write or read the datasets. Read them with ``config.data.kind=tfds`` and ``name``,
+``split`` and ``data_dir``, or in other programs with `tfds.data_source`.
 """
 
 import abc
@@ -22,23 +23,23 @@ from vidmotion.data import heads, sprites
 from vidmotion.data.records import RecordSource, read_index
 from vidmotion.errors import ConfigError
 
-COMPRESSED = 1 << 12  # bytes: larger arrays of whole numbers are stored zipped
+COMPRESSED = 1 << 12  # bytes: larger arrays of integers are stored compressed
 
 
 @dataclasses.dataclass(eq=False)
 class SpritesConfig(tfds.core.BuilderConfig):
-    """Which Sprites. Attributes: `sheets`: folder of the sheets."""
+    """The settings of a Sprites dataset. Attributes: `sheets`: the folder of the sheets."""
 
     sheets: str = os.environ.get("VIDMOTION_SHEETS", "")
 
 
 @dataclasses.dataclass(eq=False)
 class HeadsConfig(tfds.core.BuilderConfig):
-    """Which Heads: arguments of `heads.HeadsSource`.
+    """The settings of a Heads dataset.
 
     Attributes:
-      train, eval: clips of each split.
-      size, frames, fps, seed: the same for both splits.
+      train, eval: the number of clips in each split.
+      size, frames, fps, seed: arguments of `heads.HeadsSource`, the same for both splits.
     """
 
     train: int = 20_000
@@ -51,25 +52,25 @@ class HeadsConfig(tfds.core.BuilderConfig):
 
 @dataclasses.dataclass(eq=False)
 class FolderConfig(tfds.core.BuilderConfig):
-    """Which prepared folder. Attributes: `directory`: of it."""
+    """The settings of a dataset from a prepared folder. Attributes: `directory`: the path of the folder."""
 
     directory: str = ""
 
 
 class _Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """What the three have in common; a subclass has `sources`."""
+    """Common base of the three dataset builders; a subclass defines `sources`."""
 
     VERSION = tfds.core.Version("1.0.0")
 
     @abc.abstractmethod
     def sources(self) -> Mapping[str, Any]:
-        """Split -> source of this package."""
+        """Returns a source of this package for each split."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         source = next(iter(self.sources().values()))
         given = getattr(source, "features", None) or _features(source[0])
         made = {name: _feature(given[name]) for name in sorted(given)}
-        # In the order of the source, as all who read it here expect.
+        # Examples keep the order of the source, on which this package's readers rely.
         return tfds.core.DatasetInfo(
             builder=self, features=tfds.features.FeaturesDict(made), disable_shuffling=True
         )
@@ -78,7 +79,7 @@ class _Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {split: _elements(source) for split, source in self.sources().items()}
 
     def _generate_examples(self):
-        """Not called, though a builder must have it: `_split_generators` gives the examples themselves."""
+        """Never called, but a builder must have it; `_split_generators` returns the examples themselves."""
 
 
 class VidmotionSprites(_Clips):
@@ -87,7 +88,7 @@ class VidmotionSprites(_Clips):
     BUILDER_CONFIGS = (SpritesConfig(name="default"),)
 
     def sources(self) -> Mapping[str, Any]:
-        """Splits train and test. Raises: DatasetError as `sprites.SpritesSource`."""
+        """Returns the splits train and test. Raises: DatasetError as in `sprites.SpritesSource`."""
         return {
             split: sprites.SpritesSource(self.builder_config.sheets, split)
             for split in sprites.SPLITS
@@ -95,12 +96,12 @@ class VidmotionSprites(_Clips):
 
 
 class VidmotionHeads(_Clips):
-    """Procedural heads."""
+    """Heads, the procedural cartoon heads of `vidmotion.data.heads`."""
 
     BUILDER_CONFIGS = (HeadsConfig(name="default"),)
 
     def sources(self) -> Mapping[str, Any]:
-        """Splits train and eval."""
+        """Returns the splits train and eval."""
         of = self.builder_config
         return {
             split: heads.HeadsSource(of.size, of.frames, clips, of.seed, split, fps=of.fps)
@@ -109,12 +110,12 @@ class VidmotionHeads(_Clips):
 
 
 class VidmotionFolder(_Clips):
-    """A folder that `vidmotion.data.prepare` wrote, its records as they are stored."""
+    """A folder that `vidmotion.data.prepare` wrote, with its records as they are stored."""
 
     BUILDER_CONFIGS = (FolderConfig(name="default"),)
 
     def sources(self) -> Mapping[str, Any]:
-        """The folder's splits. Raises: ConfigError: no folder is named; DatasetError as `RecordSource`."""
+        """Returns the folder's splits. Raises: ConfigError if no folder is named; DatasetError as in `RecordSource`."""
         where = self.builder_config.directory
         if not where:
             raise ConfigError(
@@ -129,7 +130,7 @@ def _elements(source) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
 
 
 def _features(element: Mapping[str, np.ndarray]) -> dict[str, dict]:
-    """Shapes and dtypes of one element, in the form of `RecordSource.features`; all elements are alike."""
+    """Returns shapes and dtypes in the form of `RecordSource.features`, from one element, since all are alike."""
     arrays = {name: np.asarray(value) for name, value in element.items()}
     return {n: {"dtype": str(a.dtype), "shape": list(a.shape)} for n, a in arrays.items()}
 
@@ -138,7 +139,7 @@ def _feature(of: Mapping[str, Any]) -> tfds.features.Tensor:
     dtype, shape = np.dtype(of["dtype"]), tuple(of["shape"])
     large = dtype.kind in "iu" and None not in shape
     large = large and dtype.itemsize * int(np.prod(shape)) > COMPRESSED
-    # Their own numbers are float32 and int64.
+    # Without an encoding, TensorFlow Datasets stores numbers as float32 or int64, which would round float64.
     bytewise = large or dtype == np.float64
     encoding = tfds.features.Encoding.ZLIB if bytewise else tfds.features.Encoding.NONE
     return tfds.features.Tensor(shape=shape, dtype=dtype.type, encoding=encoding)

@@ -1,7 +1,8 @@
-"""Windows of the clips that `vidmotion.data.prepare` makes of videos, decoded as they are read.
+"""Sources of windows of video clips, decoded when they are read.
 
-`LatentSource` reads the same windows from a cache of latents, whose records have `latents` float16 (T, H/8, W/8, C) in
-the place of the clip: what a frozen image autoencoder makes of every stored frame, not normalised.
+`VideoSource` reads the clips that `vidmotion.data.prepare` cuts from videos. `LatentSource` reads the same windows from
+a cache of latents, whose records have `latents` float16 (T, H/8, W/8, C) instead of the clip: the latents that a frozen
+image autoencoder gives for every stored frame, not normalised.
 """
 
 import dataclasses
@@ -23,17 +24,16 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Window(grain.transforms.RandomMap):
-    """Stored clip -> window of it: decodes `frames` frames, every `decimate`-th of the clip.
+    """Decodes a window of a stored clip: `frames` frames, every `decimate`-th frame of the clip.
 
-    The element becomes `video` uint8 (frames, H, W, 3), or `latents` where these are stored, `fps`
-    float32 () the rate of that video and `start` float64 (), seconds from the first frame of the
-    source to the first of the window. `label` and `level` int32 () stay where the clips have them, and
-    so do the window's `boxes` float32 (frames, 4).
+    The resulting element holds `video` uint8 (frames, H, W, 3), or `latents` if these are stored; `fps` float32 (), the
+    rate of the window; and `start` float64 (), the seconds from the first frame of the source video to the first of the
+    window. If the clips have them, it keeps `label` and `level` int32 (), and the window's `boxes` float32 (frames, 4).
 
     Attributes:
-      frames: length of the window; None takes the whole clip.
-      decimate: step in the stored clip.
-      random: begin anywhere, evenly distributed, rather than leave equal rests on both sides.
+      frames: the length of the window; None takes the whole clip.
+      decimate: the step between its frames in the stored clip.
+      random: whether the window begins at a random frame (uniform); otherwise it is in the middle of the clip.
     """
 
     frames: int | None = None
@@ -41,7 +41,7 @@ class Window(grain.transforms.RandomMap):
     random: bool = True
 
     def random_map(self, element, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Raises: ConfigError where the clip is too short; DatasetError as `decode_clip`."""
+        """Cuts the window. Raises: ConfigError if the clip is too short; DatasetError as in `decode_clip`."""
         length, fps = int(element["length"]), float(element["fps"])
         frames = self.frames or -(-length // self.decimate)
         span = (frames - 1) * self.decimate + 1
@@ -70,20 +70,19 @@ class Window(grain.transforms.RandomMap):
 
 
 class VideoSource(ClipSource, Classes, Prepared):
-    """Random access to windows of the clips of one split; elements as `Window` makes them.
+    """Random access to windows of the clips of one split; `Window` describes the elements.
 
-    With `random`, the place of a window is drawn anew each time, which takes the loader's random
-    numbers: elements are then clips as they are stored, and `transforms` is to follow in the loader:
-    `Loader(source, transforms=source.transforms, ...)`. Otherwise windows lie in the middle of their
-    clips, and `transforms` is empty.
+    With `random`, the position of a window is drawn anew each time, using the loader's random numbers. Elements are
+    then the stored clips, and the loader must apply `transforms`: `Loader(source, transforms=source.transforms, ...)`.
+    Otherwise windows are in the middle of their clips, and `transforms` is empty.
 
     Attributes:
-      transforms: see above.
-      classes: names that the labels of the clips index; none where they have no label.
-      fingerprint: hex text naming the clips and the windows taken of them.
+      transforms: the transforms for the loader to apply; see above.
+      classes: the names that the clips' labels index; empty if the clips have no labels.
+      fingerprint: hex digest of the clips and of how windows are taken from them.
     """
 
-    _stored = frozenset({"clip", "video"})  # one of which a record holds
+    _stored = frozenset({"clip", "video"})  # a record holds one of these
     _expected = "clips of videos, as written by python -m vidmotion.data.prepare videos"
 
     def __init__(
@@ -94,13 +93,17 @@ class VideoSource(ClipSource, Classes, Prepared):
         decimate: int = 1,
         random: bool = False,
     ):
-        """Opens a split of a folder that `vidmotion.data.prepare` wrote; arguments as of `Window`.
+        """Opens a split of a folder that `vidmotion.data.prepare` wrote.
 
-        A `split` of ``test,train`` is ``train`` where the folder has no ``test``, as of a single video.
+        Args:
+          directory: the dataset folder.
+          split: the split to read, or several by preference: ``test,train`` reads ``train`` if the folder has no
+            ``test``, as when it was made from a single video.
+          frames, decimate, random: see `Window`.
 
         Raises:
-          DatasetError: as `RecordSource`, or the folder does not hold clips.
-          ConfigError: `frames` or `decimate` below 1, or clips too short for them.
+          DatasetError: as in `RecordSource`, or the folder does not hold clips.
+          ConfigError: `frames` or `decimate` is below 1, or the clips are too short for them.
         """
         if decimate < 1 or (frames is not None and frames < 1):
             raise ConfigError(f"frames and decimate are at least 1, got {frames=}, {decimate=}")
@@ -132,16 +135,16 @@ class VideoSource(ClipSource, Classes, Prepared):
         return len(self._records)
 
     def __getitem__(self, index) -> dict[str, np.ndarray]:
-        """Raises: IndexError out of range; DatasetError where the data are damaged."""
+        """Returns an element. Raises: IndexError out of range; DatasetError if the data are damaged."""
         record = self._records[index]
         return record if self._window.random else self._window.random_map(record, None)
 
     def class_of(self, element) -> int:
-        """Index into `classes`."""
+        """Returns the index into `classes` of an element."""
         return int(element["label"])
 
     def origin(self, index) -> str:
-        """The video file that a clip is from."""
+        """Returns the name of the video file that a clip is from."""
         return self._records[index]["source"].tobytes().decode()
 
     def __reduce__(self):
@@ -152,11 +155,10 @@ class VideoSource(ClipSource, Classes, Prepared):
 
 
 class TfdsVideoSource(ClipSource, Classes):
-    """Windows of a TensorFlow dataset of videos with labels, such as its `ucf101`; elements and attributes as of
-    `VideoSource`.
+    """Windows of the videos of a labelled TensorFlow dataset, such as `ucf101`.
 
-    Its pictures are decoded here, of the window alone. To write such a dataset, and to know its features, TensorFlow
-    Datasets needs TensorFlow.
+    Elements and attributes are those of `VideoSource`. This class decodes the pictures itself, and only those of the
+    window. TensorFlow Datasets needs TensorFlow to write such a dataset and to read its features.
     """
 
     def __init__(
@@ -173,21 +175,22 @@ class TfdsVideoSource(ClipSource, Classes):
         """Opens a dataset that `download_and_prepare` has written with ``file_format="array_record"``.
 
         Args:
-          name: ``ucf101/ucf101_1_256`` is the first of the three official splits.
-          split, data_dir: its split, and the folder that it lies in.
-          fps: the frame rate of its videos, which it does not tell.
-          size: to which pictures are scaled, square; 0: as they are.
+          name: the name of the dataset; ``ucf101/ucf101_1_256`` is the first of UCF101's three official splits.
+          split: the split to read.
+          data_dir: the folder in which the dataset lies.
+          fps: the frame rate of its videos, which the dataset does not state.
+          size: the side in pixels of the square that pictures are scaled to; 0 keeps their size.
           frames, decimate, random: see `Window`.
 
         Raises:
           ImportError: tensorflow-datasets or TensorFlow is not installed.
-          ConfigError: `frames` or `decimate` below 1, or the first video is too short.
+          ConfigError: `frames` or `decimate` is below 1, or the first video is too short.
         """
         try:
             import tensorflow_datasets as tfds
 
             class Undecoded(tfds.decode.SkipDecoding):
-                """Its own has no such methods for what is read without TensorFlow's pipelines."""
+                """Skips decoding also when data are read without TensorFlow; the base class has no methods for that."""
 
                 def decode_example_np(self, pictures):
                     return pictures
@@ -224,20 +227,20 @@ class TfdsVideoSource(ClipSource, Classes):
         return element if self._window.random else decoded.random_map(element, None)
 
     def class_of(self, element) -> int:
-        """Index into `classes`."""
+        """Returns the index into `classes` of an element."""
         return int(element["label"])
 
 
 @dataclasses.dataclass(frozen=True)
 class _Decoded(grain.transforms.RandomMap):
-    """An element of TensorFlow Datasets with encoded pictures `video` -> the window of it."""
+    """Cuts a window out of an element of TensorFlow Datasets, and decodes the pictures of its `video`."""
 
     window: Window
     size: int
     fps: float
 
     def random_map(self, element, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Raises: ConfigError as of `Window`."""
+        """Cuts and decodes the window. Raises: ConfigError as in `Window`."""
         frames = np.arange(len(element["video"]), dtype=np.int32)
         stored = {
             "video": frames,
@@ -255,10 +258,10 @@ class _Decoded(grain.transforms.RandomMap):
 
 
 class LatentSource(VideoSource):
-    """Random access to windows of cached latents; arguments and elements as of `VideoSource`.
+    """Random access to windows of cached latents; arguments and elements are those of `VideoSource`.
 
     Attributes:
-      networks: name -> fingerprint of the frozen networks that made the latents.
+      networks: the fingerprints, by name, of the frozen networks that made the latents.
     """
 
     _stored = frozenset({"latents"})

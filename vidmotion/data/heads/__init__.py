@@ -1,12 +1,12 @@
-"""Heads: seeded cartoon talking heads, drawn here, for which the true swap is known exactly.
+"""Draws Heads, procedural talking cartoon heads, for which the ground truth of a motion swap is known exactly.
 
-A clip is `render(identity, motion, size)`. Identity (who: face, hair, clothes, scene) is fixed over
-the clip; motion (how: pose, mouth, eyelids, gaze, brows) is one vector per frame. The two are drawn
-independently, and the picture is a pure function of both, so the clip with the content of A and the
-motion of B is `render(identity_A, motion_B, size)`, pixel for pixel: the error of a swap is
-measured, not judged. Drawing is anti-aliased analytically at any size from `MIN_SIZE` up.
+A clip is `render(identity, motion, size)`. The identity (face, hair, clothes, scene) is fixed over the clip; the motion
+(pose, mouth, eyelids, gaze, brows) is one vector per frame. The two are sampled independently, and the pictures are a
+pure function of both, so the clip with the content of A and the motion of B is `render(identity_A, motion_B, size)`,
+pixel for pixel: the error of a swap can be measured rather than judged. Drawing is anti-aliased analytically at any
+size from `MIN_SIZE` up.
 
-Left and right are the image's. Lengths are shares of the picture's side, angles radians.
+Left and right are those of the image. Lengths are shares of the picture's side; angles are in radians.
 """
 
 import dataclasses
@@ -23,19 +23,19 @@ from vidmotion.data.heads import cartoon
 from vidmotion.data.heads.painter import Painter
 from vidmotion.data.heads.raster import Canvas
 
-VERSION = 1  # of the pictures: raise it whenever any pixel or any draw changes
+VERSION = 1  # of the pictures: raise it whenever any pixel or any random draw changes
 MIN_SIZE = 16
 SPLITS = ("train", "eval")
-_CHUNK = 1 << 19  # pixels drawn together: as many as a core's cache holds, for the fewest calls
-# One thread draws at a time: numpy's many short calls hand the interpreter's lock to and fro between two, which
-# together are then slower than one.
+_CHUNK = 1 << 19  # pixels drawn together: as many as fit in a core's cache, to make few calls
+# One thread draws at a time: with two, numpy's many short calls pass the GIL back and forth, which makes both together
+# slower than one.
 _DRAWING = threading.RLock()
-_BLOCK = 1 << 20  # pixels that a source draws in one call: enough faces to sort
+_BLOCK = 1 << 20  # pixels that a source draws in one call: enough faces for sorting to help
 
 
 @dataclasses.dataclass(frozen=True)
 class Factor:
-    """One factor of variation: `low`..`high` if continuous, 0..`values` - 1 if discrete."""
+    """One factor of variation. Its range is `low`..`high` if continuous, 0..`values` - 1 if discrete."""
 
     name: str
     kind: str  # "continuous" or "discrete"
@@ -120,14 +120,14 @@ Identity = dict[str, float | int]
 
 
 def sample_identity(rng: np.random.Generator) -> Identity:
-    """A random identity: factor name -> float (continuous) or int (discrete).
+    """Samples a random identity: factor name -> float (continuous) or int (discrete).
 
-    Continuous factors are uniform over their range, discrete ones uniform over their values, except
-    that two faces in three have no beard, two in three no glasses and two in three no freckles.
+    Continuous factors are uniform over their range and discrete ones over their values, except that two faces in three
+    have no beard, two in three no glasses and two in three no freckles.
     """
     identity: Identity = {}
     for f in IDENTITY_FACTORS:
-        share, keep = rng.random(2)  # two draws for each factor, whatever its kind
+        share, keep = rng.random(2)  # every kind of factor takes two draws
         if f.kind == "continuous":
             identity[f.name] = float(f.low + share * (f.high - f.low))
         elif f.name in ("beard", "glasses", "freckles"):
@@ -138,8 +138,11 @@ def sample_identity(rng: np.random.Generator) -> Identity:
 
 
 def identity_vector(identity: Mapping) -> np.ndarray:
-    """The identity as (IDENTITY_DIM,) float32: continuous factors scaled to [-1, 1], discrete ones
-    one-hot, each at `IDENTITY_SLICES[name]`. Raises ValueError as `render` does."""
+    """Encodes an identity as a vector (IDENTITY_DIM,) float32.
+
+    Continuous factors are scaled to [-1, 1] and discrete ones are one-hot, each at `IDENTITY_SLICES[name]`. Raises
+    ValueError as `render` does.
+    """
     _check_identity(identity)
     vector = np.zeros(IDENTITY_DIM, np.float32)
     for f in IDENTITY_FACTORS:
@@ -152,12 +155,12 @@ def identity_vector(identity: Mapping) -> np.ndarray:
 
 
 def sample_motion(rng: np.random.Generator, frames: int, fps: float = 25.0) -> np.ndarray:
-    """A random motion, (frames, len(MOTION_FACTORS)) float32, smooth in time, inside its ranges.
+    """Samples a random motion, (frames, len(MOTION_FACTORS)) float32, smooth in time and within the factors' ranges.
 
-    Pose, smile and brows are sums of three slow sinusoids; the gaze rests and jumps; the eyelids
-    blink, now and then one alone; the mouth opens and closes at the rhythm of syllables while the
-    head speaks. `fps` is frames per second, positive. Fewer frames are a prefix of more frames.
-    Raises ValueError if frames < 1 or fps <= 0.
+    Pose, smile and brows are sums of three slow sinusoids; the gaze rests and jumps; the eyelids blink, sometimes only
+    one of them; the mouth opens and closes at the rhythm of syllables while the head speaks. `fps` is the frames per
+    second, positive. A motion of fewer frames is a prefix of one of more frames from the same generator state. Raises
+    ValueError if frames < 1 or fps <= 0.
     """
     frames = _at_least("frames", frames, 1)
     if not fps > 0:
@@ -165,7 +168,7 @@ def sample_motion(rng: np.random.Generator, frames: int, fps: float = 25.0) -> n
     time = np.arange(frames) / fps
 
     def wander(slowest: float, fastest: float) -> np.ndarray:
-        """Three sinusoids, frequencies in Hz, within [-1, 1]."""
+        """Returns a weighted sum of three sinusoids, within [-1, 1]; frequencies are in Hz."""
         weight = rng.dirichlet((4.0, 3.0, 2.0))
         rate, phase = rng.uniform(slowest, fastest, 3), rng.uniform(0, 2 * np.pi, 3)
         return np.sin(2 * np.pi * rate * time[:, None] + phase) @ weight
@@ -176,12 +179,12 @@ def sample_motion(rng: np.random.Generator, frames: int, fps: float = 25.0) -> n
     for name in ("gaze_x", "gaze_y"):
         unit[name] = np.tanh(4.0 * wander(0.3, 0.8))
 
-    # Syllables: about four a second, their strength swelling and fading, silent in pauses.
+    # Syllables: two and a half to four per second, of varying strength, with pauses between.
     syllable = 0.5 - 0.5 * np.cos(2 * np.pi * (rng.uniform(2.5, 4.0) * time + rng.random()))
     strength = np.clip(0.6 + 0.7 * wander(0.3, 0.9), 0.0, 1.0)
     unit["mouth_open"] = 2 * strength * (0.15 + 0.85 * syllable) - 1
 
-    # Blinks: every 0.8 to 3 s, a fifth of a second wide, over slightly lowered lids.
+    # Blinks: every 0.8 to 3 s, about a fifth of a second long, over slightly lowered lids.
     rest = 0.15 + 0.15 * wander(0.2, 0.6)
     lids = np.stack([rest, rest])
     moment = rng.uniform(-0.5, 1.5)
@@ -199,12 +202,18 @@ def sample_motion(rng: np.random.Generator, frames: int, fps: float = 25.0) -> n
 
 
 def render(identity: Mapping, motion: np.ndarray, size: int) -> np.ndarray:
-    """The pictures of `identity` moving as `motion`: (T, size, size, 3) uint8, deterministic.
+    """Renders `identity` with `motion` as pictures (T, size, size, 3) uint8, deterministically.
 
-    identity: factor name -> value, all of `IDENTITY_FACTORS`. motion: (T, len(MOTION_FACTORS)), in
-    the order and units of `MOTION_FACTORS`. size: pixels, at least `MIN_SIZE`. Each frame depends
-    on its own motion vector only. Raises ValueError if a factor is missing, unknown or outside its
-    range (values are never clipped), or if a shape or the size is wrong.
+    Each frame depends on its own motion vector only.
+
+    Args:
+      identity: factor name -> value, for all of `IDENTITY_FACTORS`.
+      motion: (T, len(MOTION_FACTORS)), in the order and units of `MOTION_FACTORS`.
+      size: the side of the pictures in pixels, at least `MIN_SIZE`.
+
+    Raises:
+      ValueError: a factor is missing, unknown or outside its range (values are never clipped), or a shape or the size
+        is wrong.
     """
     return render_many([identity], [motion], size)[0]
 
@@ -212,10 +221,10 @@ def render(identity: Mapping, motion: np.ndarray, size: int) -> np.ndarray:
 def render_many(
     identities: Sequence[Mapping], motions: Sequence[np.ndarray], size: int
 ) -> list[np.ndarray]:
-    """`[render(who, how, size) for who, how in zip(identities, motions)]`, bit for bit, drawn
-    together: ten clips of two frames take little longer than one of twenty.
+    """Renders several clips together: ten clips of two frames take little longer than one of twenty.
 
-    Raises ValueError as `render`, or if there are not as many identities as motions.
+    The result is `[render(who, how, size) for who, how in zip(identities, motions)]`, bit for bit. Raises ValueError as
+    `render` does, or if the numbers of identities and motions differ.
     """
     size = _at_least("size", size, MIN_SIZE)
     if len(identities) != len(motions):
@@ -233,7 +242,7 @@ def render_many(
     }
     pose = np.concatenate(motions)
     frames = np.empty((len(pose), size, size, 3), np.uint8)
-    # Faces whose layers are alike lie together, for a layer is drawn once for all that have it.
+    # Faces with the same layers are put next to each other, because a layer is drawn once for all faces that have it.
     order = np.lexsort([who["clothes"], who["hair_style"]])
     step = max(1, _CHUNK // (size * size))
     with _DRAWING:
@@ -254,11 +263,11 @@ def _draw(who: Mapping[str, np.ndarray], pose: Mapping[str, np.ndarray], size: i
 
 
 def face_boxes(identity: Mapping, motion: np.ndarray, size: int) -> np.ndarray:
-    """Where the face is in each of `render`'s pictures, from the brows to the chin.
+    """Computes the face's box, from the brows to the chin, in each of `render`'s pictures.
 
-    Arguments as of `render`. Returns float64 (T, 4): x0, y0, x1, y1 in pixels, the bounds of the turned
-    skull's sides, the brows' upper edge and the chin; hair, ears and beard do not count. Raises
-    ValueError as `render` does.
+    The arguments are those of `render`. Returns float64 (T, 4): x0, y0, x1, y1 in pixels, the bounds of the turned
+    skull's sides, the brows' upper edge and the chin; hair, ears and beard do not count. Raises ValueError as `render`
+    does.
     """
     _check_identity(identity)
     motion = _checked_motion(motion)
@@ -273,20 +282,21 @@ def face_boxes(identity: Mapping, motion: np.ndarray, size: int) -> np.ndarray:
 
 
 def seen(identity: Mapping, motion: np.ndarray) -> np.ndarray:
-    """Which factors have an effect on each of `render`'s pictures.
+    """Tells which factors have an effect on each of `render`'s pictures.
 
-    Hidden are: iris colour and gaze where both lids cover the irises, ears under long hair, the volume of hair that is
-    shaved and the parting of a bald head. All others always have some effect, if often a slight one.
+    These have none: iris colour and gaze when both lids cover the irises, the size of ears under long hair, the volume
+    of bald or shaved hair, and the parting of a bald head. All other factors always have some effect, if often a slight
+    one.
 
-    Arguments as of `render`. Returns bool (T, len(FACTORS)), columns as `FACTORS`. Raises ValueError as
-    `render` does.
+    The arguments are those of `render`. Returns bool (T, len(FACTORS)), with columns as in `FACTORS`. Raises ValueError
+    as `render` does.
     """
     _check_identity(identity)
     motion = _checked_motion(motion)
     style = cartoon.HAIRSTYLES[identity["hair_style"]]
     pose = {f.name: motion[:, k] for k, f in enumerate(MOTION_FACTORS)}
     lid = np.minimum(pose["lid_left"], pose["lid_right"])
-    # `Painter._eye`: the lid's lower edge, an arc, against the lowest point of the iris.
+    # As in `Painter._eye`: compares the lid's lower edge, an arc, with the lowest point of the iris.
     edge = (1.95 * lid - 0.8) * np.sqrt(1 - (0.4 * pose["gaze_x"]) ** 2)
     iris = edge < 0.02 + 0.32 * pose["gaze_y"] + 0.62
     hides = {
@@ -304,16 +314,22 @@ def seen(identity: Mapping, motion: np.ndarray) -> np.ndarray:
 
 
 class HeadsSource(ClipSource, Boxes, Renders, Classes):
-    """Random access to seeded clips; item i is a function of (seed, split, i) and the sizes only.
+    """Random access to seeded clips; clip i is a function of (seed, split, i) and the other arguments only.
 
-    size: pixels, at least `MIN_SIZE`. frames: per clip. clips: `len()`. seed: non-negative.
-    split: "train" or "eval"; the two draw from separate streams and share no identity or motion.
-    identities: how many distinct ones, in turn (item i has identity i % identities); every clip its
-    own by default. Motion is each clip's own. fps: frames per second of the motion. cache: keep
-    rendered clips in memory as uint8 (clips * frames * size^2 * 3 bytes), filled as they are read,
-    by `fill` or by `warm`; cached videos are read-only views.
+    Args:
+      size: the side of the pictures in pixels, at least `MIN_SIZE`.
+      frames: the number of frames per clip.
+      clips: the number of clips, `len()`.
+      seed: the seed of all clips; non-negative.
+      split: "train" or "eval"; the two draw from separate streams and share no identity or motion.
+      identities: the number of distinct identities, used in turn: clip i has identity i % identities. By default every
+        clip has its own. Every clip has its own motion in any case.
+      fps: frames per second of the motion.
+      cache: whether to keep rendered clips in memory as uint8 (clips * frames * size^2 * 3 bytes). The cache is filled
+        by `fill` and as clips are read; cached videos are read-only views.
 
-    Raises ValueError on a bad argument.
+    Raises:
+      ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -349,13 +365,12 @@ class HeadsSource(ClipSource, Boxes, Renders, Classes):
 
     @property
     def video_shape(self) -> tuple[int, int, int, int]:
-        """Shape of one video, (frames, size, size, 3)."""
+        """The shape of one video, (frames, size, size, 3)."""
         return (self.frames, self.size, self.size, 3)
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits that change with the generator's version and with every argument that
-        changes an item."""
+        """Sixteen hex digits that change with the generator's version and with every argument that changes a clip."""
         arguments = [
             self.size, self.frames, self.clips, self.seed, self.split, self.identities, self.fps
         ]  # fmt: skip
@@ -363,35 +378,38 @@ class HeadsSource(ClipSource, Boxes, Renders, Classes):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def origin(self, i: int) -> str:
-        """The identity that a clip shows."""
+        """Returns the number of the identity that clip i shows, as text."""
         return str(self.identity_id(i))
 
     def identity_id(self, i: int) -> int:
-        """Which of the split's identities clip i shows, 0 .. identities - 1."""
+        """Returns which of the split's identities clip i shows, 0 .. identities - 1."""
         return self._index(i) % self.identities
 
     def identity(self, i: int) -> Identity:
-        """The identity of clip i; IndexError outside 0 .. len - 1."""
+        """Returns the identity of clip i. Raises IndexError outside 0 .. len - 1."""
         return sample_identity(self._rng(0, self.identity_id(i)))
 
     def motion(self, i: int) -> np.ndarray:
-        """The motion of clip i, (frames, len(MOTION_FACTORS)) float32; IndexError as above."""
+        """Returns the motion of clip i, (frames, len(MOTION_FACTORS)) float32. Raises IndexError as `identity` does."""
         i = self._index(i)
         if self._cache is not None and self._cached[i]:
             return self._motions[i].copy()
         return sample_motion(self._rng(1, i), self.frames, self.fps)
 
     def boxes(self, i: int) -> np.ndarray:
-        """Where the face is in each frame of clip i, (frames, 4) as of `face_boxes`; IndexError as above."""
+        """Returns `face_boxes` of clip i, (frames, 4), one box per frame. Raises IndexError as `identity` does."""
         return face_boxes(self.identity(i), self.motion(i), self.size)
 
     def factors(self, i: int) -> dict[str, Mapping[str, float | int | np.ndarray]]:
-        """What clip i was drawn from, by name: `identity`, a float or an int (a class) each, and `motion`,
-        (frames,) float32 each. IndexError as above."""
+        """Returns the factors of clip i by name. Raises IndexError as `identity` does.
+
+        Returns:
+          `identity`, with a float or an int (a class) for each factor, and `motion`, with (frames,) float32 for each.
+        """
         return {"identity": self.identity(i), "motion": dict(zip(MOTION_COLUMN, self.motion(i).T))}
 
     def video(self, i: int) -> np.ndarray:
-        """The pictures of clip i, (frames, size, size, 3) uint8; read-only when cached."""
+        """Returns the pictures of clip i, (frames, size, size, 3) uint8; read-only if cached."""
         i = self._index(i)
         if self._cache is None:
             return render(self.identity(i), self.motion(i), self.size)
@@ -404,9 +422,12 @@ class HeadsSource(ClipSource, Boxes, Renders, Classes):
         return self.clips
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        """Clip i: `video` (frames, size, size, 3) uint8, `identity` (IDENTITY_DIM,) float32,
-        `motion` (frames, len(MOTION_FACTORS)) float32, `seen` (frames, len(FACTORS)) bool, `identity_id`
-        () int32. IndexError outside 0 .. len - 1."""
+        """Returns clip i. Raises IndexError outside 0 .. len - 1.
+
+        Returns:
+          `video` (frames, size, size, 3) uint8, `identity` (IDENTITY_DIM,) float32, `motion`
+          (frames, len(MOTION_FACTORS)) float32, `seen` (frames, len(FACTORS)) bool, and `identity_id` () int32.
+        """
         video, identity, motion = self.video(i), self.identity(i), self.motion(i)
         return {
             "video": video,
@@ -424,21 +445,26 @@ class HeadsSource(ClipSource, Boxes, Renders, Classes):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the hair styles, the factor that stands for a clip's class."""
+        """The names of the hair styles; the hair style serves as the class of a clip."""
         return tuple(style.name for style in cartoon.HAIRSTYLES)
 
     def class_of(self, element: Mapping) -> int:
-        """Index into `classes`."""
+        """Returns the index into `classes` of an element."""
         return int(np.argmax(element["identity"][IDENTITY_SLICES["hair_style"]]))
 
     def swap(self, content: int, motion: int) -> np.ndarray:
-        """The true answer to a swap, uint8 (frames, size, size, 3): clip `content`'s identity moving as clip `motion`.
-        IndexError as above."""
+        """Renders the ground truth of a swap: clip `content`'s identity with clip `motion`'s motion.
+
+        Returns uint8 (frames, size, size, 3). Raises IndexError as `identity` does.
+        """
         return render(self.identity(content), self.motion(motion), self.size)
 
     def fill(self, clips: Iterable[int]) -> None:
-        """Draws into the cache those of `clips` that it lacks, together, which for clips of few frames is several
-        times faster than one by one as they are read. Without a cache, does nothing. IndexError as above."""
+        """Draws the given clips together and caches them, unless they are cached already.
+
+        For clips of few frames this is several times faster than drawing each when it is read. Does nothing without a
+        cache. Raises IndexError as `identity` does.
+        """
         if self._cache is None:
             return
         clips = [self._index(i) for i in clips]
@@ -449,16 +475,16 @@ class HeadsSource(ClipSource, Boxes, Renders, Classes):
             for block, motions, videos in self._drawn(missing):
                 for i, motion, video in zip(block, motions, videos):
                     self._motions[i], self._cache[i] = motion, video
-                    self._cached[i] = True  # after the pixels: a reader sees all or none
+                    self._cached[i] = True  # set last: other threads see whole clips only
 
     def _blocks(self, clips: Sequence[int]) -> Iterator[Sequence[int]]:
-        """`clips` in parts that are drawn together."""
+        """Splits `clips` into parts that are drawn together."""
         step = max(1, _BLOCK // (self.frames * self.size**2))
         for start in range(0, len(clips), step):
             yield clips[start : start + step]
 
     def _drawn(self, clips: Sequence[int]) -> Iterator[tuple[Sequence[int], list, list]]:
-        """`clips` in parts, each with its motions and videos."""
+        """Draws `clips` in parts; yields each part with its motions and videos."""
         for block in self._blocks(clips):
             identities, motions = [self.identity(i) for i in block], [self.motion(i) for i in block]
             yield block, motions, render_many(identities, motions, self.size)

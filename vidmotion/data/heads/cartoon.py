@@ -1,12 +1,12 @@
-"""What Heads faces are made of: palettes, haircuts, backgrounds, and where a turned head puts them.
+"""Palettes, haircuts, backgrounds and the head geometry of Heads.
 
-Units. One head unit is the half-height of the skull, `HEAD` of the picture's side at scale 1. Head
-coordinates have their origin in the middle of the skull: X to the image's right, Y down, Z towards
-the viewer. Features sit on the skull's surface and are turned with it (orthographic projection), so
-that yaw and pitch displace each by its depth and foreshorten it. `painter` does the painting.
+Units: one head unit is the half-height of the skull, which is `HEAD` of the picture's side at scale 1. Head coordinates
+have their origin in the middle of the skull: X to the image's right, Y down, Z towards the viewer. Features sit on the
+skull's surface and turn with it (orthographic projection), so that yaw and pitch displace each feature by its depth and
+foreshorten it. `painter` does the painting.
 
-Arrays: t frames, s side, h and w a box of pixels; pose factors are (t,) float32, named as
-`heads.MOTION_FACTORS`. Colours are sRGB in [0, 1], mixed as they are.
+Array shapes: t frames, s the side, h and w a box of pixels. Pose factors are (t,) float32, named as in
+`heads.MOTION_FACTORS`. Colours are sRGB in [0, 1] and are mixed without linearisation.
 """
 
 import copy
@@ -18,7 +18,7 @@ import numpy as np
 from vidmotion.data.heads.raster import Frame, coverage
 
 HEAD = 0.27  # head unit as a share of the side
-CENTRE = (0.5, 0.46)  # of the skull, share of the side, at x = y = 0
+CENTRE = (0.5, 0.46)  # the skull's position at x = y = 0, as shares of the side
 DEPTH = 0.85  # half-depth of the skull
 PIVOT = 0.8  # roll turns the head around a point this far below the skull's middle
 
@@ -27,7 +27,7 @@ def rgb(*codes: str) -> np.ndarray:
     return np.array([[int(c[i : i + 2], 16) / 255 for i in (0, 2, 4)] for c in codes], np.float32)
 
 
-SKIN = rgb("ffe3d0", "fbcfae", "eab48a", "cb8d61", "98623f", "65412f")  # ends of a ramp
+SKIN = rgb("ffe3d0", "fbcfae", "eab48a", "cb8d61", "98623f", "65412f")  # stops of a ramp
 HAIR = rgb(
     "2b2631",
     "4f352b",
@@ -69,13 +69,18 @@ LIP, MOUTH, TONGUE, TEETH = rgb("c9545c", "5b1a26", "e5757f", "fffaf0")
 
 @dataclasses.dataclass(frozen=True)
 class HairStyle:
-    """One haircut, lengths in head units.
+    """One haircut, with lengths in head units.
 
-    `volume` is added to the skull all round; the hair on top runs straight down to `sides` and is
-    rounded off over `round`. The face looks out of an opening: its middle's height, half-width and
-    the height of its arch, which is round or, with `fringe`, flat. `back` is how far the hair
-    behind the head falls. `curls` scallops go round the edge. Tufts are ellipsoids behind the head:
-    X (and mirrored, unless 0), Y, Z, half-width, half-height.
+    Attributes:
+      name: the name of the haircut.
+      volume: the thickness added to the skull all round.
+      sides: the height down to which the hair's sides are straight.
+      round: the height over which the hair is rounded off below `sides`.
+      opening: the opening that shows the face: the height of its middle, its half-width, and the height of its arch.
+      fringe: whether the arch is flat rather than round.
+      back: how far down the hair behind the head falls; None for no such hair.
+      curls: the number of scallops round the edge.
+      tufts: ellipsoids behind the head: X (drawn on both sides, unless 0), Y, Z, half-width, half-height.
     """
 
     name: str
@@ -110,10 +115,10 @@ HAIRSTYLES = (
 
 
 class Head:
-    """Where the head's points lie in each picture: projects head coordinates to pixels.
+    """Projects head coordinates to pixels in each picture.
 
-    Head coordinates are numbers or (t,), in the double precision of identity factors; they are
-    rounded to float32 where they meet the pose.
+    Head coordinates are numbers or arrays (t,), in the double precision of identity factors. They are rounded to
+    float32 when they are combined with the pose.
     """
 
     def __init__(self, who: Mapping, pose: Mapping[str, np.ndarray], size: int):
@@ -128,12 +133,12 @@ class Head:
         ).astype(np.float32)
         self.half_width = 0.84 * who["face_width"]
         self.chin = 1.02 * who["chin_length"]
-        # The turned ellipsoid's outline, in the head's plane.
+        # Half-axes of the turned ellipsoid's outline, in the head's plane.
         self.outline_a = np.hypot(np.float32(self.half_width) * cos["yaw"], DEPTH * sin["yaw"])
         self.outline_b = np.hypot(cos["pitch"], DEPTH * sin["pitch"])
 
     def __getitem__(self, frames: np.ndarray) -> "Head":
-        """The head in some of the pictures only, which are given by their numbers."""
+        """Returns the head for some of the pictures only, given by their numbers."""
         head = copy.copy(self)
         head.sin, head.cos = (
             {name: values[frames] for name, values in part.items()} for part in (self.sin, self.cos)
@@ -143,14 +148,14 @@ class Head:
         return head
 
     def project(self, x, y, z):
-        """Head coordinates to the head's plane (before roll): two (t,) arrays, head units."""
+        """Projects head coordinates to the head's plane (before roll): two arrays (t,), in head units."""
         x, y, z = np.float32(x), np.float32(y), np.float32(z)
         px = x * self.cos["yaw"] + z * self.sin["yaw"]
         depth = z * self.cos["yaw"] - x * self.sin["yaw"]
         return px, y * self.cos["pitch"] + depth * self.sin["pitch"]
 
     def plane(self, origin, u, v) -> Frame:
-        """A frame from three points of the head's plane: origin, u axis, v axis; pairs (x, y)."""
+        """Makes a frame from its origin, u axis and v axis in the head's plane; each is a pair (x, y)."""
         sin, cos = self.sin["roll"], self.cos["roll"]
 
         def turn(x, y, out):
@@ -168,22 +173,22 @@ class Head:
         return frame
 
     def upright(self, y: float) -> Frame:
-        """A frame below the head that follows place and scale but does not turn: the body."""
+        """Makes a frame for the body, below the head; it follows the head's position and scale but does not turn."""
         origin = self.middle + np.stack([0 * self.unit, y * self.unit], 1)
         return Frame(origin, np.eye(2, dtype=np.float32) * self.unit[:, None, None])
 
     def at(self, point, u, v) -> Frame:
-        """A frame from a point and two axes in head coordinates, triples (X, Y, Z)."""
+        """Makes a frame from a point and two axes in head coordinates; each is a triple (X, Y, Z)."""
         return self.plane(self.project(*point), self.project(*u), self.project(*v))
 
     def on_face(self, x, y, a=1.0, b=1.0, lift=0.0, tilt=0.0) -> Frame:
-        """A frame on the skull's surface at (X, Y) = (x, y), `lift` units above it.
+        """Makes a frame on the skull's surface at (X, Y) = (x, y), `lift` units above it.
 
-        Local u and v run a and b units to the right and down along the surface; positive `tilt`
-        (radians) lowers the end at positive u.
+        One unit of local u is a head units to the right along the surface, and one of local v is b units down. A
+        positive `tilt` (radians) lowers the end at positive u.
         """
         z = DEPTH * np.sqrt(np.maximum(1 - (x / self.half_width) ** 2 - (y / 1.1) ** 2, 0.04))
-        # Slopes of the surface, softened: true ones make the far eye vanish.
+        # Slopes of the surface, reduced, because the true slopes make the far eye vanish.
         dz_dx = -0.7 * DEPTH**2 * x / (self.half_width**2 * z)
         dz_dy = -0.5 * DEPTH**2 * y / (1.21 * z)
         c, s = np.cos(tilt), np.sin(tilt)
@@ -193,7 +198,7 @@ class Head:
 
 
 def backgrounds(who: Mapping[str, np.ndarray], size: int) -> np.ndarray:
-    """The still pictures behind the heads, (t, 3, s, s) float32."""
+    """Draws the still pictures behind the heads, (t, 3, s, s) float32."""
     colours = BACKGROUND[who["background_colour"]]
     pictures = np.empty((len(colours), 3, size, size), np.float32)
     for kind in np.unique(who["background"]):
@@ -203,7 +208,7 @@ def backgrounds(who: Mapping[str, np.ndarray], size: int) -> np.ndarray:
 
 
 def _background(kind: str, base: np.ndarray, size: int) -> np.ndarray:
-    """One kind of background in several colours `base`, (t, 3); broadcasts to (t, 3, s, s)."""
+    """Draws one kind of background in several colours `base`, (t, 3); the result broadcasts to (t, 3, s, s)."""
     base = base[..., None, None]
     white = WHITE[:, None, None]
     light, dark = base + np.float32(0.45) * (white - base), base * np.float32(0.86)

@@ -1,7 +1,8 @@
-"""Paints Heads faces, layer by layer, back to front: what is behind `heads.render`.
+"""Paints Heads faces layer by layer, from back to front; `heads.render` uses it.
 
-Units, coordinates and legend as in `cartoon`: head units, X right, Y down, Z to the viewer; t
-frames, s side, h and w a box of pixels. A patch's u and v are its frame's, mostly in half-axes.
+Units, coordinates and array shapes are those of `cartoon`: head units, X to the right, Y down, Z towards the viewer; t
+frames, s the side, h and w a box of pixels. A patch's u and v are the local coordinates of its frame, mostly in units
+of a shape's half-axes.
 """
 
 import copy
@@ -32,7 +33,7 @@ from vidmotion.data.heads.cartoon import (
 )
 from vidmotion.data.heads.raster import Canvas, Frame, Patch, column, coverage, mix
 
-# By shape of the nose: half-width, half-height, how much lower it sits, where the nostrils are.
+# For each shape of nose: half-width, half-height, how much lower it sits, the nostrils' distance from the middle.
 _NOSES = {
     "button": (0.13, 0.11, 0.0, 0.5),
     "long": (0.115, 0.14, 0.03, 0.5),
@@ -42,19 +43,22 @@ _NOSE = np.array([_NOSES[name] for name in NOSES])
 
 
 def _arc(u):
-    """A half-ellipse profile sqrt(1 - u^2) and its slope, kept finite at the ends."""
+    """Returns a half-ellipse profile sqrt(1 - u^2) and its slope, which is kept finite at the ends."""
     height = np.sqrt(np.maximum(1.0 - u * u, 0.0))
     return height, -u / np.maximum(height, 0.35)
 
 
 def _bow(u):
-    """A parabola 1 - u^2, 0 beyond the ends, and its slope."""
+    """Returns a parabola 1 - u^2, which is 0 beyond the ends, and its slope."""
     return np.maximum(1.0 - u * u, 0.0), -2.0 * u * (np.abs(u) < 1.0)
 
 
 def _pillar(patch: Patch, straight, rounding):
-    """Implicit function of a unit-wide shape: half-ellipse on top, straight sides for `straight`
-    units of v, then a half-ellipse `rounding` high. Returns f, its derivatives, and height t."""
+    """Computes the implicit function of a pillar of half-width 1, rounded at the top and the bottom.
+
+    It has a half-ellipse on top, straight sides for `straight` units of v, then a half-ellipse `rounding` high. Returns
+    f, its derivatives by u and v, and the height t.
+    """
     above = np.minimum(patch.v, 0.0)
     below = patch.v - straight
     np.maximum(below, 0.0, out=below)
@@ -71,7 +75,7 @@ def _pillar(patch: Patch, straight, rounding):
 
 
 def _curled(patch: Patch, style: HairStyle, straight, rounding):
-    """`_pillar`, with a scalloped edge for curly hair."""
+    """Computes `_pillar` with a scalloped edge for curly hair."""
     f, fu, fv, t = _pillar(patch, straight, rounding)
     if style.curls:
         f -= 0.09 * np.cos(style.curls * np.arctan2(patch.u, -t))
@@ -79,7 +83,7 @@ def _curled(patch: Patch, style: HairStyle, straight, rounding):
 
 
 class _Columns:
-    """Values of the frames by name, (t,) each; of some of the frames only after `of`."""
+    """A read-only view of values by name, (t,) each, for all frames or for those chosen with `of`."""
 
     def __init__(self, values: Mapping[str, np.ndarray], frames=slice(None)):
         self._values, self._frames = values, frames
@@ -93,15 +97,17 @@ class _Columns:
 
 
 class Painter:
-    """Identities `who` in the poses `pose`, one of each a picture, painted on `canvas`.
+    """Paints identities `who` in poses `pose`, one of each per picture, on `canvas`.
 
-    who: identity factors by name, (t,) each, float64 or an integer. pose: motion factors by name,
-    (t,) float32 each. size: the side s. canvas: with the pictures' backgrounds on it. Ranges are
-    `heads.render_many`'s to check.
+    Values that depend on identity factors alone are computed in double precision and rounded to float32 when they are
+    combined with the pose or a pixel (`column`, `Head`). Layers that only some faces have, or that differ between
+    faces, are painted by a separate painter for the faces concerned (`_part`).
 
-    What is computed of identity factors alone is computed in double precision and rounded to
-    float32 where it meets the pose or a pixel (`column`, `Head`). Layers that only some of the faces
-    have, or have in another form, are painted by a painter of those faces (`_part`).
+    Args:
+      who: the identity factors by name, (t,) each, float64 or an integer type.
+      pose: the motion factors by name, (t,) float32 each.
+      size: the side s of the pictures.
+      canvas: the pictures, with the backgrounds already painted. `heads.render_many` checks the ranges of factors.
     """
 
     def __init__(
@@ -122,7 +128,7 @@ class Painter:
         self.cloth = CLOTH[who["clothes_colour"]]
 
     def paint(self):
-        """All layers, back to front."""
+        """Paints all layers, from back to front."""
         styled = [(HAIRSTYLES[k], part) for k, part in self._split("hair_style")]
         for style, part in styled:
             part._hair_behind(style)
@@ -155,7 +161,7 @@ class Painter:
             part._glasses(GLASSES[kind])
 
     def _part(self, chosen: np.ndarray) -> "Painter":
-        """The painter of some of the faces, `chosen` by number, on the same canvas."""
+        """Returns a painter for some of the faces, `chosen` by number, on the same canvas."""
         if len(chosen) == len(self.frames):
             return self
         part = copy.copy(self)
@@ -166,7 +172,7 @@ class Painter:
         return part
 
     def _split(self, factor: str) -> list[tuple[int, "Painter"]]:
-        """Each value of a discrete identity factor that is there, with the painter of its faces."""
+        """Returns each value of a discrete identity factor that occurs, with a painter for the faces that have it."""
         values = self.who[factor]
         return [(k, self._part(np.flatnonzero(values == k))) for k in np.unique(values)]
 
@@ -174,8 +180,10 @@ class Painter:
         return self.canvas.patch(self.frames, frame, u, v0, v1)
 
     def _lit(self, patch: Patch, f, t, dark, bright):
-        """`dark` to `bright` over a rounded form: f its implicit function, t its height in [-1, 1],
-        lit from above and from the identity's side."""
+        """Shades a rounded form from `dark` to `bright`, lit from above and from the side that the identity says.
+
+        f is the form's implicit function and t its height in [-1, 1].
+        """
         lit = np.negative(f)
         np.maximum(lit, 0.0, out=lit)
         np.sqrt(lit, out=lit)
@@ -203,7 +211,7 @@ class Painter:
         patch.blend(coverage(patch.distance(f, fu, fv)), colour)
 
     def _volume(self, style: HairStyle):
-        """What the hair adds to the skull all round."""
+        """Returns the thickness that the hair adds to the skull all round."""
         return style.volume + 0.1 * self.who["hair_volume"] * (style.volume > 0.05)
 
     def _tuft(self, frame: Frame):
@@ -217,7 +225,7 @@ class Painter:
 
     def _body(self):
         head = self.head
-        # The neck, in shade under the chin; then the shoulders.
+        # First the neck, which the chin shades, then the shoulders.
         patch = self._patch(head.upright(0.0), 0.55, 0.3, 2.1)
         side = np.abs(patch.u) - 0.33 - 0.2 * np.maximum(patch.v - 1.25, 0.0)
         cover = coverage(patch.distance(side, np.sign(patch.u), 0.0))
@@ -237,7 +245,7 @@ class Painter:
             self._rollneck()
 
     def _garment(self, kind: str, patch: Patch, cover, colour):
-        """The shoulders' coverage and colour after pattern and neckline are cut into them."""
+        """Returns the shoulders' coverage and colour with the garment's pattern and neckline applied."""
         trim = self.cloth * np.float32(0.72)
         pale = self.cloth + np.float32(0.6) * (WHITE - self.cloth)
         x, y = np.abs(patch.u) * 1.5, 2.55 + patch.v * 1.2  # head units, from the skull's middle
@@ -298,9 +306,9 @@ class Painter:
     # ---- the face
 
     def _outline(self):
-        """The face's outline: patch, f, df/du, df/dv, height t (-1 crown, 0 eyes, 1 chin)."""
+        """Computes the face's outline: patch, f, df/du, df/dv, and the height t (-1 crown, 0 eyes, 1 chin)."""
         head = self.head
-        # The chin is in front of the skull's axis: turning moves it sideways, nodding up and down.
+        # The chin is in front of the skull's axis: turning moves it sideways, and nodding moves it up and down.
         chin_x, chin_y = head.project(0.0, head.chin, 0.3)
         shear, low = column(chin_x / head.outline_a), column(chin_y / head.outline_b)
         frame = head.plane((0.0, 0.0), (head.outline_a, 0.0), (0.0, head.outline_b))
@@ -311,7 +319,7 @@ class Painter:
         below = np.maximum(patch.v, 0.0)
         below *= slope
         t = above + below  # one of the two is 0
-        bent = np.minimum(below, 1.2)  # past the chin the width must stay positive
+        bent = np.minimum(below, 1.2)  # keeps the width positive past the chin
         bent2 = bent * bent
         width = column(taper) * bent2
         np.subtract(1.0, width, out=width)
@@ -373,7 +381,7 @@ class Painter:
         open_ = coverage(patch.distance(lid * arc - patch.v, lid * slope, -1.0))
         open_ += ball
         open_ = np.maximum(open_ - 1.0, 0.0)
-        # Eyelid skin over the whole ball, then what the aperture shows.
+        # First eyelid skin over the whole ball, then the eye itself in the aperture.
         lid_skin = self.skin + np.float32(0.35) * (self.skin_shade - self.skin)
         patch.blend(ball, lid_skin)
         shadow = np.clip(0.5 * (1.0 + lid * arc - patch.v), 0.0, 1.0)
@@ -406,7 +414,7 @@ class Painter:
         frame = self.head.on_face(side * 0.38 * who["eye_spacing"], -0.3, 0.23, 0.25)
         patch = self._patch(frame, 1.05, -1.2, 1.0)
         bow, slope = _bow(patch.u)
-        # Raised, the whole brow goes up; in a frown the inner end goes down further.
+        # When raised, the whole brow goes up; in a frown, the inner end goes down further.
         tip = 0.3 * np.minimum(raised, 0.0) - 0.1
         middle = 0.12 - 0.5 * raised - 0.36 * bow + side * tip * patch.u
         slope = side * tip - 0.36 * slope
@@ -420,7 +428,7 @@ class Painter:
         wide, long = who["nose_width"], who["nose_length"]
         a, b, drop, gap = _NOSE[who["nose_shape"]].T
         a, y = a * wide, 0.22 + 0.16 * long + drop
-        # A soft bridge from between the eyes, a shadow below, the tip, two nostrils.
+        # In order: a soft bridge from between the eyes, a shadow below, the tip, two nostrils.
         lift = 0.16
         bridge = head.on_face(0.0, y * 0.6, 0.16 * wide, 0.32 * long, lift=lift * 0.6)
         patch = self._patch(bridge, 1.0, -1.0, 1.0)
@@ -441,7 +449,7 @@ class Painter:
         who, pose = self.who, self.pose
         open_, smile = column(pose["mouth_open"]), column(pose["smile"])
         half = 0.29 + 0.07 * smile - 0.05 * open_
-        # u is scaled by hand, since the width moves; v is in head units.
+        # u is rescaled below, because the mouth's width varies with its motion; v is in head units.
         frame = self.head.on_face(0.0, 0.62, 1.0, 1.0)
         patch = self._patch(frame, 0.42, -0.25, 0.42)
         u = patch.u / half
@@ -493,17 +501,17 @@ class Painter:
         face.blend(np.minimum(cover, coverage(face.distance(f, fu, fv))), colour)
 
     def _opening_distance(self, patch: Patch, style: HairStyle):
-        """Distance, in pixels, to the edge of the opening that the hair leaves for the face."""
+        """Returns the signed distance in pixels to the edge of the opening that the hair leaves for the face."""
         y, a, b = style.opening
         part = self.who["hair_part"]
         tilt = (0.0 if style.fringe else 0.3) * part
         c, s = np.cos(tilt), np.sin(tilt)
-        # Wider as the head turns: the hairline on the far side goes out of sight.
+        # The opening widens as the head turns, because the hairline on the far side goes out of sight.
         a = np.float32(a * self.head.half_width / 0.84) * (1.0 + 0.5 * self.head.sin["yaw"] ** 2)
         u, v = (a * np.float32(c), a * np.float32(s), 0), (-b * s, b * c, 0)
         frame = self.head.at((0.12 * part, y, 0.5), u, v)
         opening = patch.seen_from(frame)
-        u, v = opening.u, np.minimum(opening.v, 0.0)  # an arch: open below
+        u, v = opening.u, np.minimum(opening.v, 0.0)  # an arch that is open below
         u2, v2 = u * u, v * v
         if style.fringe:
             return opening.distance(u2 * u2 + v2 * v2 - 1.0, 4.0 * u2 * u, 4.0 * v2 * v)

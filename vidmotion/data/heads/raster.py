@@ -1,12 +1,12 @@
-"""Anti-aliased drawing of many frames at once, on the pixel grid, in plain numpy.
+"""Draws anti-aliased shapes on many frames at once, on the pixel grid, in plain numpy.
 
-A shape lives in a local coordinate system (`Frame`) that has its own origin and axes in every
-picture. `Canvas.patch` opens the box of pixels that the shape can touch; `Patch` gives the local
-coordinates of those pixels, turns implicit functions into coverage, and blends colours in.
+A shape is defined in a local coordinate system (`Frame`) with its own origin and axes in every picture. `Canvas.patch`
+selects the box of pixels that the shape can touch. The resulting `Patch` has the local coordinates of those pixels,
+turns implicit functions into coverage, and blends colours in.
 
-Coverage is the signed distance to the edge, in pixels, passed through a box one pixel wide; no
-supersampling. A value at a pixel depends on that pixel and that frame only, never on the box or on
-which frames are drawn together, so any subset of frames comes out bit for bit the same.
+Coverage comes from the signed distance to the edge, in pixels, filtered with a box one pixel wide, without
+supersampling. The value of a pixel depends on that pixel and its frame only, not on the box or on the frames drawn
+together with it, so any subset of the frames gives the same result, bit for bit.
 
 Shapes: t frames, s canvas side, h and w the box, 3 colour channels in [0, 1]; float32 throughout.
 A "field" is a float32 array that broadcasts against (t, h, w): a scalar, (t, 1, 1) or (t, h, w).
@@ -23,10 +23,11 @@ _TINY = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """A local coordinate system per picture.
+    """A local coordinate system in each picture.
 
-    origin: (t, 2), pixels, (x, y), pixel centres at k + 0.5. axes: (t, 2, 2), pixels per local
-    unit; `axes[:, :, 0]` is the image of local u, `axes[:, :, 1]` that of local v.
+    Attributes:
+      origin: (t, 2), the origin (x, y) in pixels, with pixel centres at k + 0.5.
+      axes: (t, 2, 2), pixels per local unit; `axes[:, :, 0]` is the image of local u, `axes[:, :, 1]` that of local v.
     """
 
     origin: np.ndarray
@@ -51,25 +52,25 @@ class Patch:
         self._window, self._index, self._frame, self._x, self._y = window, index, frame, x, y
 
     def seen_from(self, frame: Frame) -> "Patch":
-        """The same pixels in another frame's coordinates."""
+        """Returns the same pixels in another frame's coordinates."""
         return Patch(self._window, self._index, frame, self._x, self._y)
 
     @functools.cached_property
     def _half_pixel(self):
-        """Half a pixel in units of u and of v, fields."""
+        """Half a pixel in units of u and in units of v, as fields."""
         axes = self._frame.axes
         pixels = np.sqrt(axes[:, 0] * axes[:, 0] + axes[:, 1] * axes[:, 1])
         return [column(half) for half in (0.5 / np.maximum(pixels, _TINY)).T]
 
     def distance(self, f, fu, fv):
-        """Signed distance in pixels, to first order, to the edge f = 0 (negative inside).
+        """Returns the signed distance in pixels, to first order, to the edge f = 0 (negative inside).
 
-        f, fu, fv: fields, an implicit function of (u, v) and its two local derivatives.
+        f, fu and fv are fields: an implicit function of (u, v) and its derivatives by u and v.
         """
         return f / self._steepness(fu, fv)
 
     def _steepness(self, fu, fv):
-        """Length of the gradient per pixel, of the local derivatives."""
+        """Returns the length of the gradient per pixel, given the derivatives by u and v."""
         gx = self._ux * fu + self._vx * fv
         gy = self._uy * fu + self._vy * fv
         gx *= gx
@@ -79,7 +80,7 @@ class Patch:
         return np.sqrt(gx, out=gx)
 
     def ellipse_distance(self, u0=0.0, v0=0.0, a=1.0, b=1.0):
-        """Signed distance in pixels to the ellipse of half-axes a, b around (u0, v0)."""
+        """Returns the signed distance in pixels to the ellipse with half-axes a and b around (u0, v0)."""
         du, dv = self._within(u0, v0, a, b)
         f = du * du
         f += dv * dv
@@ -91,10 +92,10 @@ class Patch:
         return self.distance(f, du, dv)
 
     def ellipse(self, u0=0.0, v0=0.0, a=1.0, b=1.0):
-        """Coverage in [0, 1], (t, h, w), of that ellipse.
+        """Returns the coverage in [0, 1], (t, h, w), of the ellipse with half-axes a and b around (u0, v0).
 
-        One thinner than a pixel is widened to a pixel and dimmed by as much, so that it fades
-        rather than flickers.
+        An ellipse thinner than a pixel is widened to a pixel and dimmed in proportion, so that it fades rather than
+        flickers.
         """
         least_a, least_b = self._half_pixel
         a_px, b_px = np.maximum(a, least_a), np.maximum(b, least_b)
@@ -103,7 +104,7 @@ class Patch:
         return alpha
 
     def between(self, top, bottom, top_slope, bottom_slope):
-        """Coverage of top(u) <= v <= bottom(u); fields. Exact in the limit of thin bands."""
+        """Returns the coverage of top(u) <= v <= bottom(u), given fields; it is exact in the limit of thin bands."""
         steepness = self._steepness(top_slope, -1.0)
         alpha = coverage((top - self.v) / steepness)
         if bottom_slope is not top_slope:
@@ -113,7 +114,7 @@ class Patch:
         return np.maximum(alpha, 0.0, out=alpha)
 
     def blob(self, u0=0.0, v0=0.0, a=1.0, b=1.0):
-        """A soft round spot: 1 at (u0, v0), falling smoothly to 0 at the ellipse's edge."""
+        """Returns the coverage of a soft spot: 1 at (u0, v0), falling smoothly to 0 at the edge of the ellipse."""
         du, dv = self._within(u0, v0, a, b)
         du *= du
         dv *= dv
@@ -124,28 +125,30 @@ class Patch:
         return du
 
     def _within(self, u0, v0, a, b):
-        """u and v from (u0, v0), in units of a and b: two new arrays."""
+        """Returns u and v relative to (u0, v0), in units of a and b, as two new arrays."""
         du, dv = self.u - u0, self.v - v0
         du /= a
         dv /= b
         return du, dv
 
     def blend(self, alpha, colour):
-        """Paint `colour` over the canvas with opacity `alpha` (t, h, w)."""
+        """Paints `colour` over the canvas with opacity `alpha` (t, h, w)."""
         under = self._window[self._index]
         self._window[self._index] = mix(under, colour, alpha)
 
 
 class Canvas:
-    """t square pictures of side s: `rgb` is (t, 3, s, s) float32 in [0, 1], drawn on in place."""
+    """The t square pictures of side s to draw on: `rgb` is (t, 3, s, s) float32 in [0, 1], changed in place."""
 
     def __init__(self, background: np.ndarray):
-        """background: (t, 3, s, s) float32; the canvas takes it over."""
+        """Wraps `background` (t, 3, s, s) float32 without a copy, so that drawing changes it."""
         self.rgb = background
 
     def patch(self, frames: np.ndarray, frame: Frame, u: float, v0: float, v1: float) -> Patch:
-        """The box of pixels around local |u| <= `u`, `v0` <= v <= `v1` (scalars), in each of the
-        pictures `frames` (their numbers), for which `frame` holds."""
+        """Returns the box of pixels around local |u| <= `u`, `v0` <= v <= `v1` (scalars), in some of the pictures.
+
+        `frames` are the numbers of the pictures, and `frame` is the local coordinate system in each of them.
+        """
         t, _, s, _ = self.rgb.shape
         along = frame.axes[:, :, 1, None] * np.float32([v0, v1])
         along += frame.origin[:, :, None]
@@ -154,7 +157,7 @@ class Canvas:
         last = np.ceil(along.max(2) + reach).clip(0, s).astype(np.intp)
         w, h = np.maximum((last - first).max(0), 1).tolist()
         low = np.minimum(first, [s - w, s - h]).T
-        # A view onto every possible (h, w) box; indexing it with the boxes' corners gathers them.
+        # A view of every possible (h, w) box; indexing it with the boxes' corners gathers the boxes.
         st, sc, sy, sx = self.rgb.strides
         window = np.ndarray(
             (t, s - h + 1, s - w + 1, 3, h, w), np.float32, self.rgb, 0, (st, sy, sx, sc, sy, sx)
@@ -166,7 +169,7 @@ class Canvas:
         return Patch(window, (frames, low[1], low[0]), frame, x, y)
 
     def to_uint8(self) -> np.ndarray:
-        """The pictures as (t, s, s, 3) uint8, rounded; `rgb` is used up."""
+        """Returns the pictures as (t, s, s, 3) uint8, rounded; this overwrites `rgb`."""
         rgb = self.rgb
         rgb *= 255.0
         rgb += 0.5
@@ -175,18 +178,18 @@ class Canvas:
 
 
 def column(x):
-    """Values of the frames, (t,), as a field, in float32; a number for all of them as it is."""
+    """Turns an array of one value per frame, (t,), into a float32 field; a number is returned as it is."""
     return np.float32(x)[:, None, None] if isinstance(x, np.ndarray) else x
 
 
 def coverage(distance):
-    """Share of a pixel that lies inside an edge `distance` pixels away: clip(1/2 - d, 0, 1)."""
+    """Returns the share of a pixel that lies inside an edge `distance` pixels away: clip(1/2 - d, 0, 1)."""
     alpha = np.subtract(np.float32(0.5), distance)
     return np.clip(alpha, 0.0, 1.0, out=alpha)
 
 
 def mix(under, over, alpha):
-    """under + alpha * (over - under). Two colours and an alpha (t, h, w) in [0, 1]; (t, 3, h, w)."""
+    """Mixes two colours by an alpha (t, h, w) in [0, 1]: under + alpha * (over - under), (t, 3, h, w)."""
     fields = under.ndim == 4 or over.ndim == 4
     under, over = (c if c.ndim == 4 else c[..., None, None] for c in (under, over))
     out = over - under

@@ -1,4 +1,4 @@
-"""Builds dataset folders of `vidmotion.data.records` from what people have on disk.
+"""Builds dataset folders of `vidmotion.data.records` from files that people have on disk.
 
     python -m vidmotion.data.prepare sprites --sheets=DIR --out=DIR [--shards=N] [--force]
     python -m vidmotion.data.prepare videos --src=DIR --out=DIR --fps=25 --size=256 --seconds=4
@@ -7,12 +7,12 @@
     python -m vidmotion.data.prepare ucf101 --src=DIR --out=DIR --fps=8 --size=224 --seconds=2
     python -m vidmotion.data.prepare latents --src=DATASET --weights=FILE --out=DIR
 
-Clips of more video than one machine holds are cut by several: --part=I/N does every N-th file and leaves the dataset
-to the same command without it (SLURM: --part=$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT), --runner=NAME makes an
-Apache Beam pipeline of it (`vidmotion.data.prepare.beam`). All ways give the same dataset.
+Several machines can share the cutting of a large set of videos. --part=I/N cuts every N-th file and writes no dataset;
+the same command without --part writes it at the end (SLURM: --part=$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT).
+--runner=NAME cuts with an Apache Beam pipeline (`vidmotion.data.prepare.beam`). All ways give the same dataset.
 
-One subcommand per kind of data (`videos --help` lists its options). Each turns its arguments into a
-`Plan`, what will be written and from what; `write` does the rest for all of them.
+Each kind of data has its own subcommand (`videos --help` lists its options). A subcommand turns its arguments into a
+`Plan`, which states what is written and from what; `write` does the rest for all of them.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from vidmotion.data.records import INDEX, DatasetError, DatasetWriter, RecordSou
 from vidmotion.errors import ConfigError
 from vidmotion.media import MediaError
 
-OWN_SIZES = (64, 128, 256, 512)  # pixels, of configs/own.py
+OWN_SIZES = (64, 128, 256, 512)  # pixels: the sizes that configs/own.py has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,16 +42,16 @@ class Plan:
     """A dataset to be written.
 
     Attributes:
-      name, version: kept in the index; a new version where the records' meaning changes.
-      inputs: hex text naming the content of everything the records are made from, settings
-        included: equal inputs, name and version mean equal datasets.
+      name, version: stored in the index; the version changes whenever the meaning of the records does.
+      inputs: hex digest of everything that the records are made from, settings included. Equal inputs, name and version
+        mean equal datasets.
       licence: the licence of the data.
-      records: () -> iterator of (split, record) in the order to be written; shows its own progress.
-      provenance: JSON-able; kept beside the command, inputs and licence.
+      records: () -> iterator of (split, record) in the order to be written; it shows its own progress.
+      provenance: JSON-able mapping stored with the command, inputs and licence.
       finish: called once the dataset is complete, to print remarks and to clean up.
-      share: (part, parts) -> what to tell; does a part of the work that `records` needs, and writes no dataset. None:
-        it cannot be shared.
-      clear: called where the dataset is complete already; removes what a killed process could not.
+      share: (part, parts) -> message for the user; does a share of the work that `records` needs and writes no dataset.
+        None if the work cannot be shared.
+      clear: called if the dataset is complete already; removes what a killed process left behind.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Plan:
 
 
 def plan_sprites(args) -> Plan:
-    """The Sprites benchmark: `video` uint8 (8, 64, 64, 3), `action`, `attributes`, `character`."""
+    """Plans the Sprites benchmark: `video` uint8 (8, 64, 64, 3), `action`, `attributes`, `character`."""
     sources = {split: sprites.SpritesSource(args.sheets, split) for split in sprites.SPLITS}
 
     def rendered():
@@ -90,7 +90,7 @@ def plan_sprites(args) -> Plan:
 
 
 def plan_videos(args) -> Plan:
-    """Any folder of videos, as clips of equal length, frame rate and size."""
+    """Plans a dataset from any folder of videos, as clips of equal length, frame rate and size."""
     files, ignored = folders.find_videos(args.src, pictures=True)
     boxes = args.boxes and faces.read_boxes(args.boxes)
     share = folders.TEST_SHARE if args.test_share is None else args.test_share
@@ -103,7 +103,7 @@ def plan_videos(args) -> Plan:
 
 
 def plan_lrs3(args) -> Plan:
-    """LRS3-TED: `pretrain` and `trainval` are its train split, speakers of `test` are in neither."""
+    """Plans LRS3-TED: `pretrain` and `trainval` form the train split; the speakers of `test` are in neither."""
     files, ignored = folders.find_videos(args.src)
     files = folders.split_lrs3(files)
     licence = "CC BY-NC-ND 4.0 (TED talks), see the LRS3-TED terms"
@@ -111,7 +111,7 @@ def plan_lrs3(args) -> Plan:
 
 
 def plan_ucf101(args) -> Plan:
-    """UCF101 in one of its official splits; clips keep the `label` of their class."""
+    """Plans UCF101 in one of its official splits; clips keep the `label` of their class."""
     files, ignored = folders.find_videos(args.src)
     lists = args.lists or args.src / folders.UCF101_LISTS
     classes, splits = folders.read_ucf101(lists, args.fold)
@@ -122,42 +122,42 @@ def plan_ucf101(args) -> Plan:
 
 
 def plan_portraits(args) -> Plan:
-    """Any folder of videos of one face each, as tubes about that face with its boxes."""
+    """Plans a dataset from any folder of videos that each show one face: tubes about the face, with its boxes."""
     files, ignored = folders.find_videos(args.src, pictures=True)
     people = [dataclasses.replace(file, person=file.name) for file in files]
     return _plan_portraits("that of the videos", args, people, ignored)
 
 
 def plan_hdtf(args) -> Plan:
-    """HDTF, cut and downloaded as its instructions say."""
+    """Plans HDTF, downloaded and cut as its instructions say."""
     files, ignored = folders.find_videos(args.src)
     files = portrait_sets.split_hdtf(files, args.test_share, args.seed)
     return _plan_portraits("CC BY 4.0 (HDTF annotations)", args, files, ignored)
 
 
 def plan_vfhq(args) -> Plan:
-    """VFHQ, folders of pictures or videos."""
+    """Plans VFHQ, from folders of pictures or from videos."""
     files, ignored = folders.find_videos(args.src, pictures=True)
     files = portrait_sets.split_vfhq(files, args.test_share, args.seed)
     return _plan_portraits("see the VFHQ terms", args, files, ignored)
 
 
 def plan_hallo3(args) -> Plan:
-    """Hallo3's training videos."""
+    """Plans Hallo3's training videos."""
     files, ignored = folders.find_videos(args.src)
     files = portrait_sets.split_hallo3(files, args.test_share, args.seed)
     return _plan_portraits("CC BY-NC-ND 4.0 (Hallo3's training data)", args, files, ignored)
 
 
 def plan_nersemble(args) -> Plan:
-    """NeRSemble, some of its cameras."""
+    """Plans NeRSemble, with the cameras of `--cameras`."""
     files, ignored = folders.find_videos(args.src)
     files = portrait_sets.split_nersemble(files, args.test_share, args.seed, args.cameras)
     return _plan_portraits("see the NeRSemble terms", args, files, ignored)
 
 
 def plan_mead(args) -> Plan:
-    """MEAD, some of its views; clips keep `label`, the emotion, and `level`."""
+    """Plans MEAD, with the views of `--views`; clips keep `label`, the emotion, and `level`, its strength."""
     files, ignored = folders.find_videos(args.src)
     files = portrait_sets.split_mead(files, args.test_share, args.seed, args.views)
     plan = _plan_portraits("see the MEAD terms", args, files, ignored)
@@ -173,10 +173,10 @@ def _plan_portraits(licence, args, files, ignored) -> Plan:
 def _plan_folder(name, licence, args, files, ignored, boxes=None, **dealing) -> Plan:
     settings = {field.name: getattr(args, field.name) for field in dataclasses.fields(Cutting)}
     if args.crop in ("face", "tube"):
-        # Before it is loaded: files are done in parallel already, and the detector's own threads,
-        # which wait by spinning, would make that ten times slower where cores are short.
+        # This must be set before the detector is loaded. Files are cut in parallel already, and the detector's own
+        # threads spin while they wait, which makes the work ten times slower when cores are scarce.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        faces.detector()  # if it is missing, say so now
+        faces.detector()  # fails now rather than later if it is not installed
     job = folders.FolderJob(tuple(files), Cutting(**settings), boxes, ignored, **dealing)
     jobs = args.jobs or _cores()
     run = folders.FolderRun(job, args.out, jobs=jobs, force=args.force, progress=progress)
@@ -196,17 +196,17 @@ def _plan_folder(name, licence, args, files, ignored, boxes=None, **dealing) -> 
 
 
 def _by_pipeline(run: folders.FolderRun, job: folders.FolderJob, args):
-    """`FolderRun.records`, the files cut by a pipeline before."""
+    """Cuts the files with a Beam pipeline, then returns `FolderRun.records`."""
     run.open_parts()
     beam.cut(job, args.out, args.runner, shlex.split(args.beam))
     return run.records()
 
 
 def write(plan: Plan, out: Path, *, shards: int, force: bool, command: str):
-    """Writes the dataset of a plan, unless it is there already; prints what happens.
+    """Writes the dataset of a plan unless it exists already, and prints what happens.
 
     Raises:
-      DatasetError: `out` holds another dataset, or a damaged one, and not `force`.
+      DatasetError: `out` holds another dataset, or a damaged one, and `force` is not set.
     """
     if (out / INDEX).exists() and not force:
         index = read_index(out)
@@ -219,7 +219,7 @@ def write(plan: Plan, out: Path, *, shards: int, force: bool, command: str):
         counts = {split: len(RecordSource(out, split)) for split in index["splits"]}
         print(f"{out}: {plan.name} is complete ({_listing(counts)}); --force rebuilds it")
         if (out / folders.PARTS).exists():
-            # Unless another process is making what will replace the dataset, or nothing can be written.
+            # Skipped if another process is making a replacement of the dataset, or if the folder is read-only.
             with contextlib.suppress(ConfigError, OSError), lock.hold(out):
                 plan.clear()
         return
@@ -248,12 +248,12 @@ def write(plan: Plan, out: Path, *, shards: int, force: bool, command: str):
 
 
 def main(argv: list[str] | None = None, plan_latents: Callable[..., Plan] | None = None) -> int:
-    """The command line. Returns its exit code: 0 done, 2 to be put right, 130 interrupted.
+    """Runs the command line and returns its exit code: 0 done, 2 an error that the user can fix, 130 interrupted.
 
     Args:
-      argv: arguments; those of the process if None.
-      plan_latents: plan of the subcommand `latents`, which takes a network, so that it is not from here;
-        without it there is no such subcommand.
+      argv: the command-line arguments; None takes those of the process.
+      plan_latents: makes the plan of the subcommand `latents`. It is passed in because it needs a network, which this
+        module does not import; None leaves the subcommand out.
     """
     args = _parser(plan_latents).parse_args(argv)
     try:
@@ -287,7 +287,7 @@ def main(argv: list[str] | None = None, plan_latents: Callable[..., Plan] | None
 
 
 def _check_out(out: Path, src: Path | None) -> None:
-    """Refuse a place for the dataset where there are other files."""
+    """Refuses an `out` that is a file or the folder of the videos."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out={out} is a file; the dataset is a folder, so choose another name")
     if src is not None and out.resolve() == src.resolve():
@@ -341,8 +341,8 @@ def _parser(plan_latents):
     )
     kind.set_defaults(plan=plan_ucf101)
 
-    # X-NeMo, section 4: 25 frames/s, 512 px; faces of less than 200 px are left out (not in paper: the
-    # default of the released crop function).
+    # X-NeMo, section 4: 25 frames/s, 512 px. Faces of less than 200 px are left out; that number is not in the paper
+    # but is the default of the released crop function.
     portraits = _clip_flags(size=512, crop="tube", least=200)
     flag = portraits.add_argument
     share, default = _number(-1e-9, 1), folders.TEST_SHARE
@@ -384,7 +384,7 @@ def _parser(plan_latents):
 
 
 def _clip_flags(size: int, crop: str, least: int = 0):
-    """Options of clips of videos, a parser to build on. Their defaults: size, crop, least."""
+    """Makes a parent parser with the options for cutting videos; the arguments are the defaults of their options."""
     clips = argparse.ArgumentParser(add_help=False)
     flag = clips.add_argument
     flag("--src", type=Path, required=True, help="folder of videos, at any depth")
@@ -481,12 +481,12 @@ def _share(text):
 
 
 def _cores() -> int:
-    """The number of processor cores that this process may use, where the system tells it."""
+    """Returns the number of cores that this process may use, or that the machine has if the system does not tell."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _command(args) -> str:
-    """The command that builds this dataset again, from any folder, whatever is there by then."""
+    """Returns the command that rebuilds this dataset from any working directory, even if `out` holds one by then."""
     left_out = ("kind", "plan", "force", "part", "runner", "beam")  # none changes the dataset
     values = {k: v for k, v in vars(args).items() if k not in left_out and v is not None}
     flags = [
@@ -501,7 +501,7 @@ def _command(args) -> str:
 
 
 def _how_to_train(args) -> str:
-    """What to do with clips of one's own."""
+    """Returns a hint on how to train on one's own clips."""
     if args.size not in OWN_SIZES:
         sizes = ", ".join(map(str, OWN_SIZES))
         return f"configs/own.py trains on clips of {sizes} pixels: for it, --size is one of them"
@@ -516,7 +516,7 @@ def _listing(counts: Mapping[str, int]) -> str:
 
 
 def progress(items: Iterable, total: int, unit: str) -> Iterator:
-    """Passes items on; a bar where someone watches, a line per tenth elsewhere."""
+    """Passes items on and shows progress: a bar on a terminal, elsewhere a line for every tenth of the items."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 

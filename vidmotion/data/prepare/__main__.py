@@ -1,4 +1,4 @@
-"""`python -m vidmotion.data.prepare`."""
+"""Runs `python -m vidmotion.data.prepare`."""
 
 import sys
 
@@ -6,7 +6,7 @@ from vidmotion.data.prepare import main
 
 
 def plan_latents(args):
-    """Loaded when asked for: the other kinds of data know no network."""
+    """Plans a dataset of latents. The module is imported only here, because other kinds of data need no network."""
     from vidmotion import latents
 
     return latents.plan(args)

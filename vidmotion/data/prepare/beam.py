@@ -1,12 +1,12 @@
-"""Cutting videos as an Apache Beam pipeline: on this machine, or where Dataflow, Flink or Spark have workers.
+"""Cuts videos with an Apache Beam pipeline, on this machine or on workers of Dataflow, Flink or Spark.
 
     python -m vidmotion.data.prepare videos --src=DIR --out=DIR --runner=DirectRunner
     python -m vidmotion.data.prepare videos --src=DIR --out=DIR --runner=FlinkRunner \
         --beam="--flink_master=HOST:8081 --environment_type=LOOPBACK"
 
-The pipeline makes the parts of `vidmotion.data.prepare.folders`, one element a video; the dataset is then written from
-them by the process that asked for it, and is that of one process, byte for byte. All workers must reach `--src` and
-`--out` under the same names: a network file system, or a bucket that is mounted.
+The pipeline makes the parts of `vidmotion.data.prepare.folders`; each element is one video. The process that started
+the pipeline then writes the dataset from the parts; it is the same, byte for byte, as one process alone would write.
+All workers must reach `--src` and `--out` under the same names, through a network file system or a mounted bucket.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from vidmotion.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """A video file -> its part in `out`; called by workers, which have nothing but this."""
+    """Makes the part of a video file in `out`. Workers receive nothing but this object."""
 
     job: FolderJob
     out: Path
@@ -30,16 +30,16 @@ class Cut:
 
 
 def cut(job: FolderJob, out: Path, runner: str, options: Sequence[str]) -> None:
-    """Make the parts of all files of `job`, and wait until they are made.
+    """Makes the parts of all files of `job`, and waits until they are done.
 
     Args:
-      job: what to do.
-      out: the dataset's folder, whose `parts` is there.
-      runner: Beam's name of it: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner, PrismRunner.
-      options: flags of Beam and of that runner.
+      job: the files to cut, and how.
+      out: the dataset's folder; its subfolder `parts` must exist.
+      runner: Beam's name for the runner: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner, PrismRunner.
+      options: flags for Beam and for the runner.
 
     Raises:
-      ConfigError: Beam is not installed, or does not take the options.
+      ConfigError: Beam is not installed, or rejects the options.
     """
     try:
         import apache_beam
@@ -49,7 +49,7 @@ def cut(job: FolderJob, out: Path, runner: str, options: Sequence[str]) -> None:
             f"--runner={runner} needs Apache Beam ({error}): pip install 'vidmotion[beam]'"
         ) from error
     try:
-        # Files differ in length: each is dealt to whoever is free. What is read of the work lies in modules.
+        # The main session need not be saved: everything that workers unpickle is defined in modules.
         chosen = PipelineOptions([f"--runner={runner}", *options], save_main_session=False)
         pipeline = apache_beam.Pipeline(options=chosen)
     except (SystemExit, ValueError) as error:
@@ -57,7 +57,7 @@ def cut(job: FolderJob, out: Path, runner: str, options: Sequence[str]) -> None:
     _ = (
         pipeline
         | "files" >> apache_beam.Create(list(job.files))
-        | "deal" >> apache_beam.Reshuffle()
+        | "deal" >> apache_beam.Reshuffle()  # files differ in length, so each goes to a free worker
         | "cut" >> apache_beam.Map(Cut(job, out))
     )
     pipeline.run().wait_until_finish()

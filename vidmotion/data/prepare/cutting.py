@@ -1,9 +1,9 @@
-"""One video file -> clips of equal length, frame rate and size.
+"""Cuts one video file into clips of equal length, frame rate and size.
 
-Frames are taken by presentation time: tick k of the new rate lies k / fps seconds after the first
-frame, a frame is shown from the tick nearest to its own time until the next frame is, and the last
-one as long as the file says. So a constant rate keeps its frames one by one whatever the rounding
-of their times, and a varying one keeps its speed.
+Frames are taken by presentation time. Tick k of the new rate lies k / fps seconds after the first frame. A frame is
+shown from the tick nearest to its own time until the next frame is shown; the last frame lasts as long as the file
+says. So a video of constant rate keeps every frame once, however its times are rounded, and a video of varying rate
+keeps its speed.
 """
 
 import dataclasses
@@ -17,29 +17,28 @@ from vidmotion.data import faces
 from vidmotion.data.clips import encode_clip, frame_rate
 from vidmotion.video import Picture, read_frames, resample
 
-HOLD = 1.0  # seconds: a picture that stands longer is a gap in the video, which ends a clip
+HOLD = 1.0  # seconds: a picture shown for longer counts as a gap in the video, which ends a clip
 THUMB = 32  # side of the grey pictures that are compared to find cuts, pixels
-LOOKS = 5  # pictures of a clip in which its face is looked for
-TUBE_STEP = 5  # pictures from one to the next in which the face of a tube is looked for
+LOOKS = 5  # number of pictures of a clip in which the detector looks for its face
+TUBE_STEP = 5  # for a tube, the detector searches every TUBE_STEP-th picture
 
 
 @dataclasses.dataclass(frozen=True)
 class Cutting:
-    """What the clips of a video depend on besides the video.
+    """The settings with which clips are cut.
 
     Attributes:
       fps: frames per second of the clips.
-      size: their height and width, pixels, even.
-      seconds: their length.
-      cut: mean absolute difference of successive pictures, of 255, that ends a clip.
-      crop: "centre", the largest square in the middle; "face", one steady square per clip; or "tube",
-        one steady square about all places where the face goes in the clip, with the face's box in every
-        frame.
-      face_scale: side of that square over the side of the face, or of the tube, that was found.
+      size: height and width of the clips in pixels; even.
+      seconds: length of the clips.
+      cut: mean absolute difference of successive pictures, out of 255, above which a clip ends.
+      crop: "centre", the largest square in the middle; "face", one fixed square per clip about the face; or "tube", one
+        fixed square about everywhere the face goes in the clip, with the face's box in every frame.
+      face_scale: side of the square over the side of the face or tube that was found.
       codec: "h264" or "raw", see `vidmotion.data.clips`.
-      least: side of the smallest face that is good enough for "tube", pixels of the video.
-      border: what a tube does that does not fit in the picture: "black" around it, as X-NeMo's release
-        does, or "shrink", which is for videos that are close crops already.
+      least: side of the smallest face that "tube" accepts, in pixels of the video.
+      border: what to do with a tube that does not fit in the picture: "black" pads it with black, as X-NeMo's release
+        does; "shrink" makes the square smaller, for videos that are close crops already.
     """
 
     fps: float
@@ -54,7 +53,7 @@ class Cutting:
 
     @property
     def frames(self) -> int:
-        """Frames of a clip."""
+        """The number of frames of a clip."""
         return max(1, round(self.fps * self.seconds))
 
 
@@ -63,14 +62,14 @@ class Tally:
     """How many clips a video gave, and why other parts of it gave none.
 
     Attributes:
-      clips: how many clips it gave.
-      frames: how many frames were decoded.
-      seconds: its length.
-      cuts: scene changes and gaps.
-      short: remainders of scenes, each less than a clip, that were left out.
-      faceless: clips left out because no face was found in them.
-      small: clips left out because the face in them is too small.
-      lost: frames that the file has and that cannot be decoded; a few, or it would not be read at all.
+      clips: the number of clips that the video gave.
+      frames: the number of frames that were decoded.
+      seconds: the length of the video.
+      cuts: the number of scene changes and gaps.
+      short: the number of scene remainders that were left out because they are shorter than a clip.
+      faceless: the number of clips left out because no face was found in them.
+      small: the number of clips left out because the face in them is too small.
+      lost: the number of frames that could not be decoded; with more than a few, the whole file is rejected.
     """
 
     clips: int = 0
@@ -92,24 +91,24 @@ def cut_video(
     threads: int = 1,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[dict]:
-    """The clips of a video, in order, one after the other within each scene.
+    """Cuts a video into clips, in order, one after the other within each scene.
 
-    The pictures of one clip are held as they were decoded: 100 of 1920x1080 are 0.3 GB.
+    The decoded pictures of one clip are held in memory: 100 pictures of 1920x1080 take 0.3 GB.
 
     Args:
       path: the path of the video, or of a folder of numbered pictures.
-      cutting: settings.
-      tally: filled in as clips are made.
-      box: x0, y0, x1, y1 of the crop in the upright video, in place of `cutting.crop`; it is made
-        square by its longer side and moved inside the picture.
+      cutting: how clips are cut.
+      tally: counts that are updated as clips are made.
+      box: x0, y0, x1, y1 of a crop in the upright video, used instead of `cutting.crop`. It is extended to a square of
+        its longer side and moved inside the picture.
       threads: the number of threads of the decoder.
-      check: called for every frame; may raise to stop.
+      check: called for every frame; it may raise to stop the work.
 
     Yields:
-      records as `vidmotion.data.clips` describes them, without `source`.
+      Records as `vidmotion.data.clips` describes them, without `source`.
 
     Raises:
-      MediaError: the file cannot be read, or not to its end; clips before that have been given.
+      MediaError: the file cannot be read, or not to its end; the clips before that point have been yielded.
     """
 
     def lose(count):
@@ -172,7 +171,7 @@ def cut_video(
 def _pieces(
     ticks: Iterable[tuple[int, Picture]], cutting: Cutting, tally: Tally
 ) -> Iterator[tuple[int, list[Picture]]]:
-    """Runs of `cutting.frames` pictures without a cut or gap, each with its first tick."""
+    """Yields runs of `cutting.frames` pictures without a cut or gap, each with its first tick."""
     reformatter, pictures = VideoReformatter(), []
     last_tick, last, last_thumb = None, None, None
     for tick, picture in ticks:
@@ -199,8 +198,11 @@ def _pieces(
 
 
 def _track(pictures: list[Picture]) -> faces.Track | None:
-    """The face of a clip, looked for in every `TUBE_STEP`-th picture and in the last; None where it is
-    not in half of these."""
+    """Tracks the face of a clip by searching every `TUBE_STEP`-th picture and the last.
+
+    Returns:
+      The track; None if the face is in fewer than half of the pictures that were searched.
+    """
     looks = sorted({*range(0, len(pictures), TUBE_STEP), len(pictures) - 1})
     reformatter = VideoReformatter()
     found, several = faces.follow(faces.find_faces(pictures[k].render(reformatter)) for k in looks)
@@ -213,7 +215,7 @@ def _track(pictures: list[Picture]) -> faces.Track | None:
 
 
 def _crop(pictures: list[Picture], region: np.ndarray, size: int) -> np.ndarray:
-    """uint8 (T, size, size, 3); a picture that is shown again is not rendered again."""
+    """Renders a region of the pictures, uint8 (T, size, size, 3); a picture shown repeatedly is rendered once."""
     reformatter, video = VideoReformatter(), np.empty((len(pictures), size, size, 3), np.uint8)
     for k, picture in enumerate(pictures):
         if k and picture is pictures[k - 1]:

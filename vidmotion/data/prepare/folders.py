@@ -1,10 +1,10 @@
-"""Folders of video files -> the records of a dataset, in parallel and resumably.
+"""Turns folders of video files into the records of a dataset, in parallel and resumably.
 
-Work goes file by file into `<out>/parts`: a file that is finished has its clips there and, written
-last, a JSON of what became of it. An interrupted preparation goes on with the files that are not
-finished (those that could not be read are tried again); which thread does a file and when has no
-effect on the result, nor has which machine: several may share the work where all of them reach that folder (`share`,
-`beam`). Once the dataset is complete, `parts` is removed; until then the clips take their room twice.
+Files are cut one by one into `<out>/parts`. A finished file has its clips there, and a JSON file with its tally, which
+is written last. An interrupted preparation continues with the unfinished files and tries unreadable files again. The
+result does not depend on which thread or machine cuts a file, or when, so several machines can share the work if all of
+them can reach that folder (`FolderRun.cut_share`, `beam`). `parts` is removed once the dataset is complete; until then
+the clips take up their disk space twice.
 """
 
 import contextlib
@@ -38,10 +38,10 @@ SUFFIXES = tuple(
         *("mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv"),
     )
 )
-LEAST_PICTURES = 16  # numbered, of a folder that is a video
-PARTS, REPORT, SETTINGS = "parts", "report.json", "settings.json"  # the last in the first
+LEAST_PICTURES = 16  # a folder with at least this many numbered pictures is a video
+PARTS, REPORT, SETTINGS = "parts", "report.json", "settings.json"  # SETTINGS lies in PARTS
 TEST_SHARE = 0.1
-UCF101_LISTS = "ucfTrainTestlist"  # the folder of lists as it comes
+UCF101_LISTS = "ucfTrainTestlist"  # the folder of split lists, as UCF101's archive names it
 UCF101_FILE = re.compile(r"(?P<video>(?P<class>\w+)/v_\w+_g(?P<group>\d+)_c\d+)\.avi")
 LRS3 = {"pretrain": "train", "trainval": "train", "test": "test"}  # folder -> split
 
@@ -51,13 +51,13 @@ class SourceFile:
     """A video file.
 
     Attributes:
-      name: relative to the folder, with forward slashes.
+      name: the file's name relative to the folder of videos, with forward slashes.
       path: the path of the file.
-      size: bytes.
-      split: that it belongs to; "" where that is left to `FolderJob`.
-      label: index of its class, which its clips keep as `label`; None where files have no class.
-      level: how strong what the label says is, kept as `level`; None where that is not known.
-      person: who is in it, kept as `person`; "" where that is not known.
+      size: the size of the file in bytes.
+      split: the split that the file belongs to; "" leaves the choice to `FolderJob`.
+      label: the index of the file's class, stored with its clips as `label`; None if files have no class.
+      level: the strength of the emotion in `label`, stored with the clips as `level`; None if unknown.
+      person: the person in the video, stored with the clips as `person`; "" if unknown.
     """
 
     name: str
@@ -70,31 +70,32 @@ class SourceFile:
 
     @property
     def known(self) -> dict[str, int | str]:
-        """Label, level and person, as far as they are known."""
+        """Label, level and person by name, without those that are unknown."""
         all_three = {"label": self.label, "level": self.level, "person": self.person}
         return {name: value for name, value in all_three.items() if value not in (None, "")}
 
     @property
     def labels(self) -> dict:
-        """What is stored with each clip of this file."""
+        """The entries that every clip of this file is stored with: `known`, and `source`."""
         kept = {k: v if isinstance(v, str) else np.int32(v) for k, v in self.known.items()}
         return {**kept, "source": self.name}
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderJob:
-    """Everything that decides what a folder of videos becomes.
+    """The files and settings that determine the dataset made from a folder of videos.
 
-    A file is known by its name and size: the digests do not read it.
+    Files are identified by name and size; the digests do not read their content.
 
     Attributes:
-      files: in the order of their clips in the dataset.
-      boxes: name -> crop box, for every file that is to be used; None where there is no box file.
-      cutting: settings.
-      ignored: number of files that are no videos, by suffix.
-      test_share: the share of the files that give clips and have no split, at random, for "test" rather than
-        "train"; at least one of several, unless 0, and not all of them, unless 1.
-      seed: the seed of that choice.
+      files: the files, in the order of their clips in the dataset.
+      boxes: the crop box of every file that is to be used, by file name; None if there is no box file.
+      cutting: how clips are cut.
+      ignored: the number of files that are not videos, by suffix.
+      test_share: the share of the files that is dealt to "test" at random; the rest go to "train". Only files that give
+        clips and have no split are dealt. Of several files at least one goes to "test", unless the share is 0, and at
+        least one to "train", unless it is 1.
+      seed: the seed of that random choice.
     """
 
     files: tuple[SourceFile, ...]
@@ -106,18 +107,25 @@ class FolderJob:
 
     @functools.cached_property
     def settings(self) -> str:
-        """Hex digest of what the clips of a file depend on besides the file."""
+        """Hex digest of everything besides the file itself that its clips depend on."""
         boxes = self.boxes and {name: list(box) for name, box in sorted(self.boxes.items())}
         return _digest(json.dumps([dataclasses.asdict(self.cutting), boxes]))
 
     @functools.cached_property
     def inputs(self) -> str:
-        """Hex digest of settings, files and splits."""
+        """Hex digest of the settings, the files and how they are split."""
         files = [(file.name, file.size, file.split, *file.known.values()) for file in self.files]
         return _digest(json.dumps([self.settings, files, self.test_share, self.seed]))
 
     def splits(self, names: Iterable[str]) -> dict[str, str]:
-        """Split of each of the files that give clips, by name; all of a file is in one."""
+        """Assigns each file to one split.
+
+        Args:
+          names: the names of the files that give clips.
+
+        Returns:
+          name -> split. All clips of a file are in the same split.
+        """
         given = {file.name: file.split for file in self.files}
         found = {name: given[name] or "train" for name in names}
         free = [name for name in found if not given[name]]
@@ -131,17 +139,18 @@ class FolderJob:
 
 
 def find_videos(folder: Path, pictures: bool = False) -> tuple[list[SourceFile], dict[str, int]]:
-    """All videos below a folder, sorted by name; hidden ones do not count, links to folders are followed.
+    """Finds all videos below a folder, sorted by name. Hidden files are skipped; links to folders are followed.
 
     Args:
-      folder: where.
-      pictures: whether a folder of at least `LEAST_PICTURES` numbered pictures is a video, too.
+      folder: the folder to search.
+      pictures: whether a folder of at least `LEAST_PICTURES` numbered pictures counts as a video, too.
 
     Returns:
-      (files without splits, number of other files by suffix, and of folders that are not read).
+      (files, others): the videos, their splits not yet set, and the number of other files by suffix, together with the
+      number of folders that were not read.
 
     Raises:
-      DatasetError: no such folder, or no videos in it.
+      DatasetError: the folder does not exist, or there are no videos in it.
     """
     if folder.is_file():
         raise DatasetError(f"{folder}: a file; --src is the folder in which it lies")
@@ -155,7 +164,7 @@ def find_videos(folder: Path, pictures: bool = False) -> tuple[list[SourceFile],
     def unreadable(_: OSError) -> None:
         others["folders that cannot be read"] += 1
 
-    waiting = [folder]  # links come last, so that a folder goes by its own name
+    waiting = [folder]  # links come last, so that a folder is listed under its own name
     while waiting:
         top = waiting.pop(0)
         for parent, folders, names in os.walk(top, onerror=unreadable):
@@ -187,7 +196,11 @@ def find_videos(folder: Path, pictures: bool = False) -> tuple[list[SourceFile],
 
 
 def split_by_folder(files: Iterable[SourceFile]) -> list[SourceFile] | None:
-    """Splits by the top folders `train` and `test`, leaving out other files; None without both."""
+    """Takes splits from the top-level folders `train` and `test`, and leaves out all other files.
+
+    Returns:
+      The files with their splits; None unless both folders have files.
+    """
     found = [
         dataclasses.replace(file, split=split)
         for file in files
@@ -198,10 +211,10 @@ def split_by_folder(files: Iterable[SourceFile]) -> list[SourceFile] | None:
 
 
 def split_lrs3(files: Iterable[SourceFile]) -> list[SourceFile]:
-    """Splits of LRS3 from its folders <set>/<speaker>/<utterance>.mp4, the sets those of `LRS3`.
+    """Takes LRS3's splits from its folders <set>/<speaker>/<utterance>.mp4, where <set> is a key of `LRS3`.
 
     Raises:
-      DatasetError: a file lies elsewhere, a split is missing, or a speaker is in both.
+      DatasetError: a file lies elsewhere, a split is missing, or a speaker is in both splits.
     """
     split, speakers = [], {"train": set(), "test": set()}
     for file in files:
@@ -225,19 +238,18 @@ def split_lrs3(files: Iterable[SourceFile]) -> list[SourceFile]:
 
 
 def read_ucf101(lists: Path, fold: int) -> tuple[list[str], dict[str, str]]:
-    """Classes of UCF101 and one of its three official splits.
+    """Reads the classes of UCF101 and one of its three official splits.
 
     Args:
-      lists: folder with classInd.txt, trainlist0?.txt and testlist0?.txt.
-      fold: 1, 2 or 3.
+      lists: the folder with classInd.txt, trainlist0?.txt and testlist0?.txt.
+      fold: which official split to read: 1, 2 or 3.
 
     Returns:
-      (names of the classes in the order of classInd.txt, file -> "train" or "test"), files as the lists
-      name them: <class>/v_<class>_g<group>_c<clip>.avi.
+      (classes, splits): the names of the classes in the order of classInd.txt, and "train" or "test" for each file.
+      Files are named as in the lists: <class>/v_<class>_g<group>_c<clip>.avi.
 
     Raises:
-      DatasetError: a list is missing or is not of this form, or a group of videos, which shows one
-        person in one place, is in both splits.
+      DatasetError: a list is missing or malformed, or a group of videos (one person in one place) is in both splits.
     """
 
     def lines(name):
@@ -257,7 +269,7 @@ def read_ucf101(lists: Path, fold: int) -> tuple[list[str], dict[str, str]]:
     for split in ("train", "test"):
         name = f"{split}list{fold:02d}.txt"
         for line in filter(None, map(str.strip, lines(name))):
-            file = line.split()[0]  # train lists have the class's number behind it
+            file = line.split()[0]  # in train lists, the class's number follows the name
             match = UCF101_FILE.fullmatch(file)
             if not match or match["class"] not in classes:
                 raise DatasetError(
@@ -277,13 +289,13 @@ def read_ucf101(lists: Path, fold: int) -> tuple[list[str], dict[str, str]]:
 def split_ucf101(
     files: Iterable[SourceFile], classes: list[str], splits: Mapping[str, str]
 ) -> list[SourceFile]:
-    """Split and label of every file of UCF101, from `read_ucf101`.
+    """Sets the split and label of every file of UCF101, using the classes and splits of `read_ucf101`.
 
-    A file is found by the last two parts of its name, so the folder of videos may lie deeper; its
-    suffix does not count.
+    Files are matched by the last two parts of their name, so the videos may lie deeper in the folder. The suffix is
+    ignored.
 
     Raises:
-      DatasetError: a listed file is missing, or there is one that is not listed.
+      DatasetError: a listed file is missing, or a file is not listed.
     """
     wanted = {UCF101_FILE.fullmatch(name)["video"]: split for name, split in splits.items()}
     found, strangers = [], []
@@ -301,21 +313,21 @@ def split_ucf101(
 
 
 class FolderRun:
-    """Carries a `FolderJob` out in `<out>/parts`.
+    """Carries out a `FolderJob` in `<out>/parts`.
 
     Attributes:
-      summary: what is in report.json, once `records` is exhausted.
+      summary: the content of report.json; set once `records` is exhausted.
     """
 
     def __init__(self, job: FolderJob, out: Path, *, jobs: int, force: bool, progress: Callable):
-        """Describes the run; nothing is touched yet.
+        """Sets up the run without touching any files.
 
         Args:
-          job: what to do.
+          job: the files to cut, and how.
           out: the dataset's folder.
-          jobs: threads that decode and encode.
-          force: discard an unfinished preparation with other settings.
-          progress: (iterator, total, label) -> iterator, to be watched.
+          jobs: the number of threads that decode and encode.
+          force: whether to discard an unfinished preparation that has other settings.
+          progress: (iterator, total, label) -> iterator that also shows progress.
         """
         self._job, self._jobs, self._force, self._progress = job, jobs, force, progress
         self._out, self._parts = out, out / PARTS
@@ -325,10 +337,10 @@ class FolderRun:
         self._stop = threading.Event()
 
     def records(self) -> Iterator[tuple[str, Mapping]]:
-        """(split, record) of all clips in order, the files done first; then writes the report.
+        """Cuts the remaining files, yields (split, record) of all clips in order, then writes the report.
 
         Raises:
-          DatasetError: unfinished work with other settings in `out`, or not a single clip.
+          DatasetError: `out` holds unfinished work with other settings, or there is not a single clip.
         """
         self.open_parts()
         self._cut_files(self._job.files)
@@ -360,13 +372,13 @@ class FolderRun:
             )
 
     def cut_share(self, part: int, parts: int) -> str:
-        """Do every `parts`-th file, from the one of number `part` (from 1) on, and leave the dataset to others.
+        """Cuts every `parts`-th file, starting at file number `part` (counted from 1), and writes no dataset.
 
         Returns:
-          what to tell the user.
+          A message for the user.
 
         Raises:
-          DatasetError: as `records`, or the dataset is there.
+          DatasetError: as in `records`, or the dataset is complete already.
         """
         if (self._out / INDEX).exists():
             raise DatasetError(f"{self._out}: holds a dataset already, all parts of which are done")
@@ -379,13 +391,15 @@ class FolderRun:
         )
 
     def cut(self, file: SourceFile) -> None:
-        """Make the part of one file, if it is not there; for workers of a pipeline, who each have a run of their own.
-        What cannot be read is left to be told by `records`."""
+        """Makes the part of one file unless it exists. Meant for pipeline workers, each of which has its own run.
+
+        Files that cannot be read are not reported; `records` reports them.
+        """
         if not self._part(file, ".json").exists():
             self._cut_file(file, 1)
 
     def finish(self):
-        """After the dataset is complete: prints what happened and removes `parts`."""
+        """Prints a summary and removes `parts`; call it once the dataset is complete."""
         self._discard()
         tallies, seconds = self._done.values(), self._job.cutting.seconds
         total = Counter()
@@ -410,13 +424,13 @@ class FolderRun:
         self._print_failures()
 
     def clear(self):
-        """Removes what a process left that was killed when the dataset was complete and `parts` not yet removed."""
+        """Removes `parts` if a process completed the dataset but was killed before it could remove them."""
         there = _read_json(self._parts / SETTINGS)
         if there == self._job.settings or (self._parts.is_dir() and not any(self._parts.iterdir())):
             self._discard()
 
     def _discard(self):
-        """Removes `parts`, its settings last, so that a killed process leaves what `clear` knows."""
+        """Removes `parts`, with its settings last, so that `clear` recognises what a killed process leaves behind."""
         mark = self._parts / SETTINGS
         for path in self._parts.iterdir():
             if path != mark:
@@ -425,7 +439,7 @@ class FolderRun:
         self._parts.rmdir()
 
     def open_parts(self):
-        """The folder of the parts, begun or gone on with. Raises: DatasetError as `records`."""
+        """Opens the folder of the parts, or creates it. Raises: DatasetError as in `records`."""
         mark = self._parts / SETTINGS
         there = _read_json(mark)
         if mark.exists() and there != self._job.settings:
@@ -449,7 +463,7 @@ class FolderRun:
         if self._done:
             print(f"{len(self._done):,} files are finished, {len(todo):,} to go", flush=True)
         start = time.perf_counter()
-        # Threads suit the work: decoding, scaling and encoding all leave the interpreter free.
+        # Threads suit this work: decoding, scaling and encoding all release the GIL.
         workers = min(self._jobs, len(todo)) or 1
         with ThreadPoolExecutor(workers) as pool:
             futures = {
@@ -474,7 +488,7 @@ class FolderRun:
         self._done = {name: self._done[name] for name in order if name in self._done}
 
     def _cut_file(self, file: SourceFile, threads: int) -> dict | str:
-        """Makes the part of a file. Returns its tally, or why it cannot be read."""
+        """Makes the part of a file. Returns its tally, or the reason why it cannot be read."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
         boxes, tally = self._job.boxes, Tally()
@@ -508,7 +522,7 @@ class FolderRun:
                 yield safetensors.numpy.load(reader.read([row])[0])
 
     def _is_whole(self, file: SourceFile, outcome: Mapping) -> bool:
-        """Whether the clips of a finished file are there: a machine that stops at once may lose what it wrote last."""
+        """Whether all clips of a finished file are on disk: a machine that crashes may lose its latest writes."""
         try:
             with self._reader(file) as reader:
                 return reader.num_records() == outcome["clips"]
@@ -532,7 +546,7 @@ class FolderRun:
         return self._parts / (_digest(f"{file.name}/{file.size}")[:32] + suffix)
 
     def _why_none(self) -> str:
-        """What became of all that was read, and the option that would take it in."""
+        """Explains why the files gave no clips, and names the options that would change that."""
         total, cutting = Counter(), self._job.cutting
         for tally in self._done.values():
             total.update({name: tally[name] for name in ("short", "faceless", "small")})
@@ -547,7 +561,7 @@ class FolderRun:
             why.append(
                 f"the face of {total['small']} pieces has less than --least={cutting.least} pixels"
             )
-        if total["short"] and len(why) == bool(self._failed):  # else these are what others left
+        if total["short"] and len(why) == bool(self._failed):  # otherwise remainders of scenes
             why.append(
                 f"all {total['short']} pieces between cuts are shorter than --seconds={cutting.seconds:g}, which can "
                 "be less"
@@ -564,7 +578,7 @@ class FolderRun:
 
 
 class _StoppedError(Exception):
-    """Ends a thread's work on a file; never seen, for the interruption itself is what is raised."""
+    """Ends a thread's work on a file. Callers never see it, because the interruption itself is raised."""
 
 
 def _digest(text: str) -> str:
@@ -572,7 +586,7 @@ def _digest(text: str) -> str:
 
 
 def _read_json(path: Path):
-    """What `_write_json` wrote; None where that is not there or is torn."""
+    """Reads a file that `_write_json` wrote; None if it does not exist or is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError, RecursionError):

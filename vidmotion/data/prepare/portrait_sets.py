@@ -1,21 +1,21 @@
-"""Sets of talking portraits: where each has its files, who is in them, and how they are split.
+"""Data sets of talking portraits: where each keeps its files, who is in them, and how they are split.
 
-Each function takes the files below `--src` and returns those of the set, with person, labels and
-split. None of these sets but VFHQ publishes a split; people are then dealt to train and test, so that
-nobody is in both.
+Each function takes the files below `--src` and returns those that belong to the set, with person, labels and split.
+Only VFHQ publishes a split. For the other sets, people are dealt to train and test, so that nobody is in both.
 
-HDTF (github.com/MRzzm/HDTF) publishes links, times and crops of YouTube videos; its own instructions
-    name the cut clips <video>_<index>.mp4, with videos such as WDA_BarackObama, WRA_LamarAlexander0 and
-    RD_Radio11. Scripts for it, that of github.com/universome/HDTF for one, write 512 px crops.
-VFHQ (liangbinxie.github.io/projects/vfhq) names clips Clip+<YouTube id>+P<person>+C<clip>+F<first>-<last>,
-    each a folder of numbered PNG files, or a video where someone made one of it. Its test set of 50
-    clips comes apart, in folders whose names say "test" or "GT".
+HDTF (github.com/MRzzm/HDTF) publishes links, times and crops of YouTube videos. Its instructions name the cut clips
+    <video>_<index>.mp4, with videos such as WDA_BarackObama, WRA_LamarAlexander0 and RD_Radio11. Scripts for it, such
+    as github.com/universome/HDTF, write 512 px crops.
+VFHQ (liangbinxie.github.io/projects/vfhq) names clips Clip+<YouTube id>+P<person>+C<clip>+F<first>-<last>. Each is a
+    folder of numbered PNG files, or a video if someone has converted it. The test set of 50 clips comes separately, in
+    folders whose names contain "test" or are "GT".
 NeRSemble v2 (github.com/tobias-kirschstein/nersemble-data) has a video for each of 16 cameras:
     <participant>/sequences/<sequence>/images/cam_<serial>.mp4, at 73 frames/s.
-Hallo3 (huggingface.co/datasets/fudan-generative-ai/hallo3_training_data) unpacks to videos/<name>.mp4, a caption beside
-    each; who is in them is not said, so every video is a person of its own. Its wild scenes have no face to follow.
-MEAD (github.com/uniBruce/Mead) has <actor>/video/<view>/<emotion>/level_<1..3>/<number>.mp4, eight
-    emotions at three levels, the neutral one at level 1 only.
+Hallo3 (huggingface.co/datasets/fudan-generative-ai/hallo3_training_data) unpacks to videos/<name>.mp4, each with a
+    caption beside it. It does not say who is in the videos, so each video counts as a separate person. Its wild scenes
+    have no face to follow.
+MEAD (github.com/uniBruce/Mead) has <actor>/video/<view>/<emotion>/level_<1..3>/<number>.mp4: eight emotions at three
+    levels, except that neutral has level 1 only.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ VFHQ_DEGRADED = re.compile(r"blind|lr|lq|bicubic|bd|bi", re.IGNORECASE)
 NERSEMBLE_FILE = re.compile(
     r"(?P<person>\d{3})/sequences/(?P<sequence>[^/]+)/(images/)?cam_(?P<camera>\d+)\.\w+"
 )
-NERSEMBLE_FRONT = "222200037"  # the camera before the face
+NERSEMBLE_FRONT = "222200037"  # the camera in front of the face
 NERSEMBLE_EMPTY = ("BACKGROUND",)  # sequences without a person
 MEAD_FILE = re.compile(
     r"(?P<person>[MW]\d{3})/video/(?P<view>\w+)/(?P<emotion>\w+)/level_(?P<level>[123])/\d+\.\w+"
@@ -47,10 +47,10 @@ MEAD_EMOTIONS = (
 def split_by_person(
     files: Iterable[SourceFile], share: float = TEST_SHARE, seed: int = 0
 ) -> list[SourceFile]:
-    """Deals people to train and test: `share` of them, at least one of several, unless 0.
+    """Deals people to train and test, so that nobody is in both.
 
-    Who is dealt where depends on a person's name and the seed alone, ranked, as in
-    `FolderJob.splits` for files.
+    A share of the people, at least one of several unless `share` is 0, goes to test. People are ranked by a hash of the
+    seed and their name, as `FolderJob.splits` ranks files.
     """
     files = list(files)
     people = sorted({file.person for file in files})
@@ -68,11 +68,13 @@ def split_by_person(
 def split_hdtf(
     files: Iterable[SourceFile], share: float = TEST_SHARE, seed: int = 0
 ) -> list[SourceFile]:
-    """HDTF's clips. A person is a video's name without the number behind it, which counts the videos of
-    one politician; the voices behind the radio videos (RD) are each a person of their own.
+    """Selects HDTF's clips and splits them by person.
+
+    A person is named by the video's name without its final number, which counts the videos of one politician. Each
+    radio video (RD) counts as a separate person.
 
     Raises:
-      DatasetError: no file is named as HDTF's clips are.
+      DatasetError: no file is named like HDTF's clips.
     """
     found = []
     for file in files:
@@ -88,11 +90,13 @@ def split_hdtf(
 def split_vfhq(
     files: Iterable[SourceFile], share: float = TEST_SHARE, seed: int = 0
 ) -> list[SourceFile]:
-    """VFHQ's clips, videos or folders of pictures. Those in its test set are the test split; without it,
-    the videos that clips are from are dealt.
+    """Selects and splits VFHQ's clips, which are videos or folders of pictures.
+
+    The clips of VFHQ's own test set form the test split. If it is missing, the source videos of the clips are dealt to
+    train and test instead.
 
     Raises:
-      DatasetError: no file is named as VFHQ's clips are.
+      DatasetError: no file is named like VFHQ's clips.
     """
     found = []
     for file in files:
@@ -118,10 +122,10 @@ def split_vfhq(
 def split_hallo3(
     files: Iterable[SourceFile], share: float = TEST_SHARE, seed: int = 0
 ) -> list[SourceFile]:
-    """Hallo3's training videos; each counts as one person.
+    """Selects and splits Hallo3's training videos; each counts as a separate person.
 
     Raises:
-      DatasetError: no file lies in a folder `videos`.
+      DatasetError: no file lies in a folder named `videos`.
     """
     found = []
     for file in files:
@@ -137,10 +141,12 @@ def split_nersemble(
     seed: int = 0,
     cameras: Sequence[str] = (NERSEMBLE_FRONT,),
 ) -> list[SourceFile]:
-    """NeRSemble's videos of some cameras; sequences without a person are left out.
+    """Selects NeRSemble's videos from the given cameras and splits them by person.
+
+    Sequences without a person are left out.
 
     Raises:
-      DatasetError: no file lies where NeRSemble has one of these cameras.
+      DatasetError: no file lies where NeRSemble keeps the videos of these cameras.
     """
     found = []
     for file in files:
@@ -158,10 +164,12 @@ def split_mead(
     seed: int = 0,
     views: Sequence[str] = ("front",),
 ) -> list[SourceFile]:
-    """MEAD's videos from some sides; `label` is the index in `MEAD_EMOTIONS`, `level` 1 to 3.
+    """Selects MEAD's videos from the given views and splits them by person.
+
+    `label` becomes the index of the emotion in `MEAD_EMOTIONS`, and `level` its strength, 1 to 3.
 
     Raises:
-      DatasetError: no file lies where MEAD has one of these views, or an emotion is none of MEAD's.
+      DatasetError: no file lies where MEAD keeps the videos of these views, or an emotion is not one of MEAD's.
     """
     found = []
     for file in files:

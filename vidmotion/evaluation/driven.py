@@ -131,7 +131,7 @@ class Driven:
         return driver.means(("psnr",))["psnr"], source.means(("psnr",))["psnr"]
 
     def copies(self, metrics: Sequence[str] = tuple(METRICS)) -> dict[str, dict[str, float]]:
-        """Scores the trivial answers against the true answers of the pairs.
+        """Score the trivial answers against the true answers of the pairs.
 
         Returns:
           the mean of each metric for each trivial answer: ``content`` is the clip itself, ``motion`` is its driver,

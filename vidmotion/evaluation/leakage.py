@@ -7,7 +7,7 @@ motion, shows what the codes contain and how well the same probes can read it. A
 clip is read as its course over the frames.
 
 Probes are fitted, tuned and tested on clips of different identities. Chance is the score of the best constant. The
-score after shuffling the factors among the clips is given beside it: it is the chance level of this very procedure.
+score after shuffling the factors among the clips is also given: it is the chance level of this very procedure.
 """
 
 import dataclasses

@@ -78,7 +78,7 @@ class Batch:
                 f"clips that were made must be floats (n, T, H, W, 3), got {self.made.dtype} {shape}"
             )
         low, high = float(self.made.min()), float(self.made.max())
-        if not (low >= 0 and high <= 1):  # NaN too
+        if not (low >= 0 and high <= 1):  # also true for NaN
             raise ConfigError(
                 f"clips that were made must lie in [0, 1], these span {low} to {high}: either the network "
                 "diverged, or it returns another range"

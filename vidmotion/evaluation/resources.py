@@ -4,8 +4,8 @@
 
 The generator is the paper's "pseudo DiT", a stock transformer encoder. Its costs are XLA's own estimates for the
 programs that it compiles for this machine; nothing is run. The paper gives 12,610,560 parameters for this network.
-That is the count without attention, as of a profiler that skips fused attention. The column "FFN only" follows the
-paper's count, so that it can be compared with Figure 5.
+That is the count without attention, as a profiler that skips fused attention reports it. The column "FFN only" uses the
+paper's count, so it can be compared with Figure 5.
 """
 
 import sys

@@ -25,7 +25,7 @@ class Mean:
     count: int = 0
 
     def update(self, values: ArrayLike, mask: ArrayLike | None = None) -> "Mean":
-        """Add every entry of `values`, of any shape.
+        """Adds every entry of `values`, of any shape.
 
         Args:
             values: the numbers to add.

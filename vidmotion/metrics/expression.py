@@ -220,7 +220,7 @@ def read_action_units(path: Path) -> tuple[np.ndarray, np.ndarray]:
       (n, 18) booleans in the order of `ACTION_UNITS`, and (n,) booleans: whether a face was tracked.
 
     Raises:
-      ConfigError: the file is not such a file; the message says what is wrong.
+      ConfigError: the file does not hold OpenFace's action units; the message says what is wrong.
     """
     names = [f"AU{unit:02d}_c" for unit in ACTION_UNITS]
     try:

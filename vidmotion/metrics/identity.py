@@ -112,7 +112,7 @@ def warp(images: jax.Array | np.ndarray, transforms: ArrayLike, size: int) -> ja
 @functools.partial(jax.jit, static_argnums=2)
 def _sample(images_nhwc: jax.Array, back: jax.Array, size: int) -> jax.Array:
     height, width = images_nhwc.shape[1:3]
-    images_nhwc = jnp.pad(images_nhwc, ((0, 0), (1, 1), (1, 1), (0, 0)))  # the 0 outside
+    images_nhwc = jnp.pad(images_nhwc, ((0, 0), (1, 1), (1, 1), (0, 0)))  # 0 outside
     row, column = jnp.meshgrid(*2 * [jnp.arange(size, dtype=jnp.float32)], indexing="ij")
 
     def one(image_hwc: jax.Array, back: jax.Array) -> jax.Array:
@@ -151,7 +151,7 @@ def align(images: jax.Array | np.ndarray, points: ArrayLike, size: int = 112) ->
         images = images.astype(np.float32) / 255
     elif not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"images must be uint8 or floats in [0, 1], got {images.dtype}")
-    elif images.size and not (images.min() >= 0 and images.max() <= 1):  # NaN too
+    elif images.size and not (images.min() >= 0 and images.max() <= 1):  # also true for NaN
         raise ValueError(f"images leave [0, 1]: they span {images.min()} to {images.max()}")
     if not len(images):
         return jnp.zeros((0, size, size, 3))

@@ -105,7 +105,7 @@ def for_inception(x_nhwc: Frames, convention: str = FID_DEFAULT) -> jax.Array:
     how = convention_of(convention, IMAGE_CONVENTIONS)
     _check(x_nhwc, 4, "images must be (n, h, w, 3)")
     x = resize(_bytes(x_nhwc, "round"), how.kind, (INCEPTION_SIZE, INCEPTION_SIZE))
-    if how.kind == "pil_bicubic":  # its negative lobes overshoot
+    if how.kind == "pil_bicubic":  # the negative lobes of its kernel overshoot
         x = jnp.clip(x, 0.0, 255.0)
     return (x - how.centre) / how.centre
 
@@ -199,7 +199,7 @@ def _check(x: Frames, rank: int, want: str) -> None:
         raise ValueError(f"frames must be uint8 or floats in [0, 1], got {x.dtype}")
     if not isinstance(x, jax.core.Tracer) and x.size:
         low, high = float(x.min()), float(x.max())
-        if not (low >= 0 and high <= 1):  # NaN too
+        if not (low >= 0 and high <= 1):  # also true for NaN
             raise ValueError(f"frames leave [0, 1]: they span {low} to {high}")
 
 

@@ -1,4 +1,4 @@
-"""Evaluators: each joins a system, a dataset and metrics, and returns rows of results."""
+"""Evaluators: each measures a system on a dataset and returns rows of results."""
 
 import dataclasses
 import importlib
@@ -34,7 +34,7 @@ EVALUATORS = {
     "token_generation": "token_generation:TokenGeneration",
 }
 
-# The papers' protocols, and which other evaluator makes sense for the same systems.
+# The papers' protocols, each with the evaluator that a system must support for the protocol to make sense.
 PROTOCOLS = {
     "self_reenactment": "swap",
     "cross_reenactment": "swap",
@@ -63,10 +63,10 @@ __all__ = [
 
 
 def analyse(run, vars) -> None:
-    """Write what ``config.sample.analyses`` asks for into ``<workdir>/samples``.
+    """Write the analyses listed in ``config.sample.analyses`` into ``<workdir>/samples``.
 
     Raises:
-      ConfigError: an unknown analysis, or one that makes no sense for this system.
+      ConfigError: an unknown analysis, or one that does not apply to this system.
     """
     sheets = importlib.import_module("vidmotion.evaluation.sheets")
     asked = tuple(run.config.sample.get("analyses", ()))
@@ -83,28 +83,31 @@ def analyse(run, vars) -> None:
 
 
 def evaluators(system) -> tuple[str, ...]:
-    """Names of what makes sense for a system: its own evaluators, and the protocols."""
+    """Return the names of the evaluators that apply to a system: its own, and the protocols."""
     own = system.evaluators()
     return (*own, *(name for name, needs in PROTOCOLS.items() if needs in own and name not in own))
 
 
 def asked(config, chosen: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Names of the evaluators that run after training: those that are `chosen`; or, where that is None, those of
-    ``config.evals`` whose `Evaluator.every` is not -1."""
+    """Return the names of the evaluators that run after training.
+
+    These are the names in `chosen`; if that is None, the sections of ``config.evals`` whose `Evaluator.every` is
+    not -1.
+    """
     if chosen is not None:
         return tuple(chosen)
     return tuple(name for name, section in config.evals.items() if section.get("every", 0) >= 0)
 
 
 def check(run, names: Sequence[str]) -> None:
-    """Refuse now what pictures and evaluations would refuse after hours of training.
+    """Raise now the errors that pictures and evaluations would otherwise raise after hours of training.
 
     Args:
       run: a `vidmotion.run.Run` that is about to be trained.
       names: the names of its evaluators, see `asked`.
 
     Raises:
-      ConfigError, DatasetError: as `evaluate` and `pictures`; says how to train without.
+      ConfigError, DatasetError: as `evaluate` and `pictures`; the message says how to train without them.
     """
     if not names and not run.config.sample.rows:
         return
@@ -122,10 +125,10 @@ def check(run, names: Sequence[str]) -> None:
 
 
 def evaluate(name: str, run, vars) -> list[MetricResult]:
-    """Run the evaluator of that name on a trained system and return its rows of results.
+    """Run the evaluator called `name` on a trained system and return its rows of results.
 
     Args:
-      name: one of `evaluators` of the run's system.
+      name: one of the names that `evaluators` returns for the run's system.
       run, vars: see `Evaluator.evaluate`.
 
     Raises:
@@ -135,10 +138,11 @@ def evaluate(name: str, run, vars) -> list[MetricResult]:
 
 
 def build(name: str, run) -> Evaluator:
-    """The evaluator that the section ``config.evals.<name>`` of a run describes.
+    """Build the evaluator that the section ``config.evals.<name>`` of a run describes.
 
     Raises:
-      ConfigError: there is no such evaluator or section, it makes no sense for the run's system, or its fields do not.
+      ConfigError: there is no such evaluator or section, it does not apply to the run's system, or its fields are not
+        valid.
     """
     known = evaluators(run.system)
     if name not in known:
@@ -159,10 +163,10 @@ def _class(name: str) -> type[Evaluator]:
 
 
 def sections_of(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """``config.evals`` of an old run, whose config has the section ``eval`` that all evaluators shared.
+    """Return the ``config.evals`` of an old run, whose config had one section ``eval`` shared by all evaluators.
 
     Args:
-      flat: that section.
+      flat: the old section ``eval``.
     """
     weights = dict(flat.get("weights", {}))
     old = {**flat, "weights": weights, "reader": weights.pop("heads_reader", "")}

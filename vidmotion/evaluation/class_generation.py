@@ -1,8 +1,8 @@
-"""Class-conditional generation: does a judge find the class that was asked for?
+"""Class-conditional generation: measures whether a judge recognises the requested class in generated clips.
 
 The paper reports gFVD on UCF-101 (spec vidtwin.md, sections 12 and 13), which the protocol ``generation`` measures.
-Here a trained judge reads as many clips of each class; beside it stands its accuracy on held-out clips that the
-autoencoder rebuilt, which is what generation can reach, and chance.
+This evaluator lets a trained judge classify an equal number of generated clips of each class. It also reports chance,
+and the judge's accuracy on held-out clips that the autoencoder rebuilt, which is the best that generation can reach.
 """
 
 import dataclasses
@@ -24,18 +24,18 @@ from vidmotion.progress import watched
 from vidmotion.system import fingerprint
 from vidmotion.systems.sprites_judge import LABELS
 
-SHOWN = 4  # clips of each class in the pictures
+SHOWN = 4  # clips of each class in the picture sheet
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassGeneration(Evaluator):
-    """Whether a judge finds the class that was asked for.
+    """Measures whether a judge recognises the requested class in generated clips.
 
     Attributes:
-      batch: clips at a time.
-      per_class: clips of each class.
-      autoencoder: workdir of the VidTwin that wrote the latents; "": nothing is decoded, and a row says so.
-      judge: workdir of a run of configs/sprites_judge.py; "": there is none, and a row says so.
+      batch: the number of clips at a time.
+      per_class: the number of clips to generate of each class.
+      autoencoder: the workdir of the VidTwin run that wrote the latents; "": nothing is decoded, and a row says so.
+      judge: the workdir of a run of configs/sprites_judge.py; "": there is no judge, and a row says so.
     """
 
     batch: int
@@ -51,11 +51,13 @@ class ClassGeneration(Evaluator):
         trained_judge(self.judge, "class_generation.judge")
 
     def evaluate(self, run, vars) -> list[MetricResult]:
-        """Accuracy of the judge on generated and on rebuilt clips, the spread of looks, and the pictures.
+        """Return the judge's accuracy and the entropy of looks on generated and on rebuilt clips.
+
+        Also writes the picture sheets, see `show`.
 
         Raises:
-          ConfigError: `autoencoder` is not the run that the latents come from, or learnt from other data than
-            Sprites although there is a judge.
+          ConfigError: `autoencoder` is not the run that wrote the latents; or there is a judge, and the autoencoder
+            was trained on other data than Sprites.
         """
         system = run.system
         names = encoded.VidTwinLatentsSource.read_provenance(system.latents)["classes"]
@@ -129,11 +131,14 @@ def _unjudged(needs: str, resolution: str, count: int) -> MetricResult:
 
 
 def generate(run, vars, labels: np.ndarray, batch: int, first: int = 0) -> dict[str, np.ndarray]:
-    """Latents (N, ...) of new clips of the classes `labels` (N,).
+    """Generate the latents (N, ...) of new clips of the classes `labels` (N,).
 
     Args:
-      batch: clips at a time.
-      first: place of these clips among all: each batch has its own noise.
+      run: a `vidmotion.run.Run`.
+      vars: the system's variables.
+      labels: (N,) the class of each clip.
+      batch: the number of clips at a time.
+      first: the index of the first of these clips among all clips; it seeds the noise, which differs between batches.
     """
     rows = run.rows(batch)
     sample = run.jit_sample()
@@ -149,7 +154,19 @@ def generate(run, vars, labels: np.ndarray, batch: int, first: int = 0) -> dict[
 
 
 def decoder(run, workdir: str, batch: int):
-    """The VidTwin run of a workdir, and latents (N, ...) -> uint8 videos (N, T, H, W, 3), `batch` clips at a time."""
+    """Open the VidTwin run that decodes the latents of `run`.
+
+    Args:
+      run: the run whose system generates the latents.
+      workdir: the workdir of the VidTwin run.
+      batch: the number of clips to decode at a time.
+
+    Returns:
+      the VidTwin run, and a function that decodes latents (N, ...) to uint8 videos (N, T, H, W, 3).
+
+    Raises:
+      ConfigError: the workdir holds another system, or is not the run or checkpoint that wrote the latents.
+    """
     system, autoencoder = run.system, open_run(workdir)
     if autoencoder.config.system.name != "vidtwin":
         raise ConfigError(
@@ -179,8 +196,8 @@ def decoder(run, workdir: str, batch: int):
 
 
 def _judged(judge_run, judge_vars, videos: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Probabilities of the judge's labels."""
-    nothing = np.zeros(len(LABELS) - 1, np.int32)  # looks are not compared with any
+    """Return the judge's probabilities of each label for the videos."""
+    nothing = np.zeros(len(LABELS) - 1, np.int32)  # the true looks are not known and not used
     clips = [
         {"video": video, "action": np.int32(label), "attributes": nothing}
         for video, label in zip(videos, labels)
@@ -189,8 +206,10 @@ def _judged(judge_run, judge_vars, videos: np.ndarray, labels: np.ndarray) -> di
 
 
 def show(run, videos: np.ndarray, labels: np.ndarray, names: list[str]) -> None:
-    """Write ``samples/generated.{png,mp4,gif}``: a row of clips for each class, with its name; the PNG
-    shows the middle frame."""
+    """Write ``samples/generated.{png,mp4,gif}``: a row of clips for each class, captioned with its name.
+
+    The PNG shows the middle frame.
+    """
     columns = min(SHOWN, *np.bincount(labels, minlength=len(names)))
     cells, captions = [], []
     for label, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""What an image autoencoder loses of held-out pictures, and how its latents are spread."""
+"""Evaluation of an image autoencoder: reconstruction of held-out pictures, and the statistics of its latents."""
 
 import dataclasses
 
@@ -11,24 +11,25 @@ from vidmotion.evaluation.transfer import through, to_uint8
 from vidmotion.metrics import pixel
 from vidmotion.metrics.result import MetricResult
 
-SHOWN = 8  # pictures on the strip
+SHOWN = 8  # pictures in the strip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Codec(Evaluator):
-    """What an image autoencoder loses of held-out pictures.
+    """Measures how well an image autoencoder rebuilds held-out pictures.
 
     Attributes:
-      batch: clips at a time.
+      batch: the number of clips at a time.
     """
 
     batch: int
 
     def evaluate(self, run, vars) -> list[MetricResult]:
-        """PSNR and SSIM of every picture of the eval split, and each channel of its latents: mean and deviation.
+        """Return mean PSNR and SSIM over the pictures of the eval split, and mean and deviation of each latent channel.
 
-        Writes ``<workdir>/samples/codec.png``: true pictures above, rebuilt ones below. The latents' figures are what
-        ``config.system.codec`` of a recipe that stands on this autoencoder has as ``mean`` and ``std``.
+        Also writes ``<workdir>/samples/codec.png``: true pictures above, rebuilt ones below. The latents' mean and
+        deviation are the values of ``mean`` and ``std`` in the ``config.system.codec`` of a recipe that uses this
+        autoencoder.
         """
         source = run.source("eval")
         clips = [source[i]["video"] for i in range(len(source))]

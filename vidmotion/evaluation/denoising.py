@@ -1,4 +1,4 @@
-"""What a picture diffusion knows: how much of a picture it makes of noise in one step, and samples to look at."""
+"""Evaluates an image diffusion model: how well it predicts a picture from noise in one step, and sample pictures."""
 
 import dataclasses
 
@@ -11,25 +11,25 @@ from vidmotion.evaluation.transfer import through, to_uint8
 from vidmotion.metrics import pixel
 from vidmotion.metrics.result import MetricResult
 
-LEVELS = (1.0, 0.75, 0.5, 0.25)  # of the process's times, from the highest noise on
-COLUMNS, ROWS = 8, 4  # of the sheet of samples
+LEVELS = (1.0, 0.75, 0.5, 0.25)  # shares of the last time of the process, from the highest noise on
+COLUMNS, ROWS = 8, 4  # pictures across and down the sheet of samples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoising(Evaluator):
-    """How much of a picture a picture diffusion makes of noise in one step.
+    """Measures how well an image diffusion model predicts a picture from noise in one step.
 
     Attributes:
-      batch: clips at a time.
+      batch: the number of clips at a time.
     """
 
     batch: int
 
     def evaluate(self, run, vars) -> list[MetricResult]:
-        """PSNR of one-step predictions at four noise levels, beside that of the mean picture.
+        """Return the PSNR of one-step predictions at four noise levels, and of the mean picture.
 
-        Writes ``<workdir>/samples/samples.png``, a sheet of pictures sampled from noise. At the highest noise nothing
-        of the picture is left, and the best answer is the mean of all.
+        Also writes ``<workdir>/samples/samples.png``, a sheet of pictures sampled from noise. At the highest noise
+        level nothing of the picture is left, so the best answer is the mean of all pictures.
         """
         source = run.source("eval")
         clips = np.stack([source[i]["video"] for i in range(len(source))])

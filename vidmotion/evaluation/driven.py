@@ -1,12 +1,13 @@
-"""Clips moved by other clips where the true answer can be rendered: sampled once for all evaluators that ask.
+"""Motion transfer on data whose true answers can be rendered, sampled once and shared by all evaluators.
 
-Clip i gives the content; its driver is clip ``paired[i]``, the next on one cycle through all clips. Three passes over
-the sampler serve every question:
+Clip i gives the content. Its driver is clip ``paired[i]``, the next clip on a cycle through all clips. Three passes of
+the sampler serve all scores:
 
-    driver            content i, motion of    against the true answer of
-    true              paired[i]               the pair
-    itself            i                       the clip itself; the pair (no driver)
-    the next but one  paired[paired[i]]       the pair (wrong driver); the pair of paired[i] (wrong source)
+    pass      content i with motion of    scored against
+    true      paired[i]                   the true answer of the pair
+    itself    i                           the clip itself; the true answer of the pair (no driver)
+    wrong     paired[paired[i]]           the true answer of the pair (wrong driver), and of the pair of paired[i]
+                                          (wrong source)
 """
 
 import contextlib
@@ -35,8 +36,13 @@ _kept: contextvars.ContextVar[list["Driven"] | None] = contextvars.ContextVar("k
 
 
 class Pass(NamedTuple):
-    """What the true drivers gave: uint8 videos (N, T, H, W, 3), the codes int (N, T, books) of a quantised motion
-    or None, and means by metric against the true answers."""
+    """The samples with the true drivers, and their scores.
+
+    Attributes:
+      videos: uint8 (N, T, H, W, 3).
+      ids: int (N, T, books), the codes of a quantised motion; None if the motion is not quantised.
+      means: the mean of each metric against the true answers.
+    """
 
     videos: np.ndarray
     ids: np.ndarray | None
@@ -44,22 +50,22 @@ class Pass(NamedTuple):
 
 
 class Driven:
-    """The first clips of a split and what a system makes of them, each pass when it is first asked for.
+    """The first clips of a split, and a system's samples for pairs of them; each pass is sampled on first access.
 
     Args:
       run, vars: see `Evaluator.evaluate`.
-      pairs: how many clips; 0: all.
-      batch: pairs at a time.
+      pairs: the number of clips, and of pairs; 0: all.
+      batch: the number of pairs to sample at a time.
       split: ``eval`` or ``train``.
 
     Attributes:
-      source: where the clips come from.
-      count: N, of clips and of pairs.
-      clips: uint8 (T, H, W, 3) each.
-      paired: int (N,), whose motion clip i takes.
+      source: the source of the clips.
+      count: N, the number of clips and of pairs.
+      clips: the clips, uint8 (T, H, W, 3) each.
+      paired: int (N,): clip i takes the motion of clip ``paired[i]``.
 
     Raises:
-      ConfigError: data that cannot render the true answer, or fewer than two clips.
+      ConfigError: the data cannot render the true answers, or there are fewer than two clips.
     """
 
     def __init__(self, run, vars, pairs: int, batch: int, split: str):
@@ -85,7 +91,7 @@ class Driven:
 
     @functools.cached_property
     def true(self) -> Pass:
-        """What the true drivers gave."""
+        """The pass with the true drivers."""
         videos, ids = [], []
         score = _Score()
         for part, outputs in self._drive(self.paired, "swapping"):
@@ -99,8 +105,11 @@ class Driven:
 
     @functools.cached_property
     def itself(self) -> tuple[dict[str, float], float]:
-        """Scores of clips that drive themselves: means by metric against the clips, and PSNR against the true answers
-        of the pairs, which is what a system reaches that has no driver."""
+        """Scores of clips that drive themselves.
+
+        Two values: the mean of each metric against the clips, and the mean PSNR against the true answers of the pairs,
+        which is what a system reaches without a driver.
+        """
         own, pair = _Score(), _Score()
         for part, outputs in self._drive(np.arange(self.count), "self-driving"):
             own.take(outputs["video"], [self.clips[i] for i in part])
@@ -110,7 +119,9 @@ class Driven:
     @functools.cached_property
     def wrong(self) -> tuple[float, float] | None:
         """PSNR against the true answers of the pairs with another clip's motion, and with another clip's content.
-        None of two clips, which have no third."""
+
+        None if there are only two clips, because a wrong driver must be a third one.
+        """
         if self.count < 3:
             return None
         driver, source = _Score(), _Score()
@@ -120,8 +131,12 @@ class Driven:
         return driver.means(("psnr",))["psnr"], source.means(("psnr",))["psnr"]
 
     def copies(self, metrics: Sequence[str] = tuple(METRICS)) -> dict[str, dict[str, float]]:
-        """Means by metric against the true answers of the pairs of the trivial answers: ``content`` and ``motion``,
-        the clip itself or its driver; ``mean``, the mean picture of all these clips."""
+        """Score the trivial answers against the true answers of the pairs.
+
+        Returns:
+          the mean of each metric for each trivial answer: ``content`` is the clip itself, ``motion`` is its driver,
+          ``mean`` is the mean picture of all the clips.
+        """
         mean = np.mean([clip.mean(axis=0) for clip in self.clips], axis=0) / 255.0
         scores = {name: _Score() for name in ("content", "motion", "mean")}
         for i, truth in enumerate(self.truth):
@@ -135,7 +150,7 @@ class Driven:
         return {name: score.means(metrics) for name, score in scores.items()}
 
     def _drive(self, drivers: np.ndarray, what: str) -> Iterator[tuple[range, dict]]:
-        """Sample clip i with the motion of clip ``drivers[i]``: indices and outputs of each batch."""
+        """Sample clip i with the motion of clip ``drivers[i]``; yield the indices and outputs of each batch."""
         motions = [self.clips[j] for j in drivers]
         boxes = self._boxes, [self._boxes[j] for j in drivers]
         done = 0
@@ -146,13 +161,18 @@ class Driven:
 
 
 def renderer(run, pairs: int, split: str = "eval"):
-    """The source of a split, which renders the true answers of swaps, and how many of its clips make `pairs` pairs.
+    """Return the source of a split, which can render the true answers of swaps, and the number of clips to pair.
+
+    Args:
+      run: a `vidmotion.run.Run`.
+      pairs: the number of clips asked for; 0: all. The result is at most the length of the source.
+      split: ``eval`` or ``train``.
 
     Raises:
-      ConfigError: data that cannot render the true answer, or fewer than two clips.
+      ConfigError: the data cannot render the true answers, or there are fewer than two clips.
     """
     source = run.source(split)
-    if isinstance(source, DrawnPortraitSource):  # training reads pairs of frames off such clips
+    if isinstance(source, DrawnPortraitSource):  # training pairs frames of these clips
         source = source.clips
     if not isinstance(source, Renders):
         kind = run.config.data.get(split, {}).get("kind", run.config.data.kind)
@@ -173,7 +193,7 @@ class _Score:
         self._means: dict[str, Mean] = {}
 
     def take(self, videos: np.ndarray, truths: Sequence[np.ndarray], metrics=tuple(METRICS)):
-        """Videos float (N, T, H, W, 3) in [0, 1] against uint8 ones."""
+        """Add the scores of float videos (N, T, H, W, 3) in [0, 1] against uint8 true answers."""
         wanted = _unit(np.stack(truths))
         for name in metrics:
             kind, function, _ = METRICS[name]
@@ -186,7 +206,7 @@ class _Score:
 
 @contextlib.contextmanager
 def keeping() -> Iterator[None]:
-    """Within it, evaluators of the same variables share what the first of them sampled."""
+    """Let the evaluators that run inside this context share their samples, if they use the same variables."""
     token = _kept.set([])
     try:
         yield
@@ -196,11 +216,11 @@ def keeping() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnPairs(Evaluator):
-    """An evaluator of clips that are moved by other clips, whose true answers can be rendered.
+    """Base class of evaluators of motion transfer on data whose true answers can be rendered.
 
     Attributes:
-      pairs: how many clips, paired by a seeded derangement; 0: all.
-      batch: pairs at a time.
+      pairs: the number of clips, which are paired by a seeded derangement; 0: all.
+      batch: the number of pairs to sample at a time.
     """
 
     pairs: int
@@ -211,11 +231,12 @@ class OnPairs(Evaluator):
         renderer(run, self.pairs)
 
     def driven(self, run, vars, split: str = "eval") -> Driven:
-        """What the system makes of the pairs of a split; shared with other evaluators of the same pairs within
-        `keeping`.
+        """Return the pairs of a split and the system's samples for them.
+
+        Within `keeping`, the result is shared with other evaluators of the same pairs.
 
         Raises:
-          ConfigError: data that cannot render the true answer, or fewer than two clips.
+          ConfigError: the data cannot render the true answers, or there are fewer than two clips.
         """
         key, kept = (run, vars, self.pairs, self.batch, split), _kept.get()
         for made in kept or ():

@@ -1,8 +1,9 @@
-"""Whether a system uses its driver and its source: the swap with the true ones, and with wrong ones.
+"""Tests whether a system uses its driver and its source, by swaps with the true ones and with wrong ones.
 
-PSNR is always against the same pictures, the identity of clip A moving as clip B. A system that follows its driver
-gets clearly worse when it is given none (A itself) or the motion of a third clip, one that reads its source when it
-is given a third clip's. Where nothing gets worse, it was not looked at. Not in any paper.
+PSNR is always measured against the same pictures: the identity of clip A moving as clip B. A system that follows its
+driver gets clearly worse without one (when A drives itself) or with the motion of a third clip; a system that uses its
+source gets clearly worse with the content of a third clip. If an input can be replaced without loss, the system ignores
+it. This test is not from any paper.
 """
 
 import dataclasses
@@ -13,10 +14,10 @@ from vidmotion.metrics.result import MetricResult, not_computed
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Drivers(OnPairs):
-    """The four-driver test: how far a clip follows its own driver rather than others.
+    """The four-driver test: measures how far a clip follows its own driver rather than others.
 
     Attributes:
-      split: whose clips it takes: ``eval``; or ``train``, for a system that is to know a few clips by heart.
+      split: the split of the clips: ``eval``; or ``train``, for a system that is meant to memorise a few clips.
     """
 
     split: str = "eval"
@@ -26,11 +27,13 @@ class Drivers(OnPairs):
         renderer(run, self.pairs, self.split)
 
     def evaluate(self, run, vars) -> list[MetricResult]:
-        """PSNR with the true driver, without one, with a wrong one and with a wrong source; what each wrong answer
-        loses; and three trivial answers: the mean picture of these clips, and copying source or driver.
+        """Return PSNR with the true driver, without a driver, with a wrong driver and with a wrong source.
+
+        Further rows give three trivial answers (the mean picture of the clips, copying the source, copying the
+        driver), and how far the true driver is above each of the wrong answers and the mean picture.
 
         Raises:
-          ConfigError: data that cannot render a swap.
+          ConfigError: the data cannot render a swap.
         """
         made, convention = (
             self.driven(run, vars, self.split),

@@ -1,4 +1,4 @@
-"""What an evaluator is."""
+"""The base class of evaluators."""
 
 import abc
 import dataclasses
@@ -8,20 +8,20 @@ from vidmotion.metrics.result import MetricResult
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluator(abc.ABC):
-    """One question that is put to a trained system.
+    """Base class of evaluators, each of which measures one aspect of a trained system.
 
-    A subclass is a frozen dataclass of the fields of its section, ``config.evals.<name>``, and has a line in
-    `vidmotion.evaluation.EVALUATORS`.
+    A subclass is a frozen dataclass whose fields are those of its config section, ``config.evals.<name>``, and is
+    registered in `vidmotion.evaluation.EVALUATORS`.
 
     Attributes:
-      every: steps of a training from one evaluation to the next; 0: only after training; -1: only where it is asked for
-        by name.
+      every: the number of training steps from one evaluation to the next; 0: only after training; -1: only when
+        requested by name.
     """
 
     every: int = 0
 
     def check(self, run) -> None:
-        """Refuse before training what `evaluate` would refuse after it.
+        """Raise now, before training, the errors that `evaluate` would raise after it.
 
         Raises:
           ConfigError, DatasetError: settings, weights or data that do not fit.

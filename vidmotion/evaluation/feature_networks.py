@@ -1,9 +1,9 @@
-"""Networks that metrics look through, from the folders that ``python -m vidmotion.convert`` writes.
+"""Loads the feature networks of metrics from the folders that ``python -m vidmotion.convert`` writes.
 
     inception = load("fid_inception", folder)
     inception(frames)        # numpy in, numpy out, any number of rows
 
-A network runs on the devices of its own process: every process measures its own clips.
+A network runs only on the devices of its own process, because every process measures its own clips.
 """
 
 import dataclasses
@@ -22,21 +22,21 @@ from vidmotion.metrics import resize
 from vidmotion.models.features import emonet, i3d, inception, iresnet, lpips
 from vidmotion.system import fingerprint
 
-ROWS = {"i3d": 1}  # rows at a time and device; a clip is many pictures
-PICTURES = 16
+ROWS = {"i3d": 1}  # rows per device at a time; a row of I3D is a whole clip
+PICTURES = 16  # rows per device at a time of all other networks
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureNetwork:
-    """Features of many rows, a fixed number at a time, so that `jit` compiles once.
+    """A feature network that takes any number of rows; it runs on batches of a fixed size, so `jit` compiles once.
 
     Attributes:
-      weights: identity of the parameters, or of whatever stands in for them.
-      apply: (variables, arrays of `rows` rows each) -> array of as many rows; runs under `jit`.
-      variables: what `apply` reads.
-      rows: at a time on each device of this process.
-      dim: length of a row of features; None where a row is a number.
-      least: pixels that a picture's shorter side needs, or frames that a clip needs.
+      weights: a text that identifies the parameters, or whatever stands in for them.
+      apply: the function (variables, arrays of equal length) -> array of as many rows; runs under `jit`.
+      variables: the variables that `apply` reads.
+      rows: the number of rows at a time on each device of this process.
+      dim: the length of a row of features; None if a row is a single number.
+      least: the least shorter side of a picture in pixels, or the least number of frames of a clip.
     """
 
     weights: str
@@ -48,11 +48,11 @@ class FeatureNetwork:
 
     @property
     def batch(self) -> int:
-        """Rows at a time on all devices of this process."""
+        """The number of rows at a time on all devices of this process together."""
         return self.rows * jax.local_device_count()
 
     def __call__(self, *inputs: np.ndarray) -> np.ndarray:
-        """Features of all rows of `inputs`, arrays of equal length; the last batch is filled up with copies."""
+        """Returns the features of all rows of `inputs`, arrays of equal length; copies pad the last batch."""
         parts, total = [], len(inputs[0])
         for start in range(0, total, self.batch):
             picked = np.minimum(np.arange(start, start + self.batch), total - 1)
@@ -121,7 +121,7 @@ def _lpips(arguments, variables, convention):
     return FeatureNetwork("", apply, variables, least=31 if net.trunk == "alex" else 16)
 
 
-# Names of `vidmotion.convert`, which are the fields of a protocol's ``weights``.
+# The keys are names of `vidmotion.convert`, and also the fields of a protocol's ``weights``.
 NETWORKS: dict[str, Callable] = {
     "fid_inception": _inception,
     "i3d": _i3d,
@@ -133,14 +133,16 @@ NETWORKS: dict[str, Callable] = {
 
 
 def load(name: str, path: str, convention: str = "", field: str = "weights") -> FeatureNetwork:
-    """The network `name`, a key of `NETWORKS`, from a folder.
+    """Loads a network from a folder.
 
     Args:
+      name: a key of `NETWORKS`.
+      path: the folder that ``python -m vidmotion.convert`` wrote.
       convention: how pictures are resized before the network reads them; see `metrics.resize`.
-      field: the field of the config, whose field `name` is `path`.
+      field: the config section that `path` was read from, for error messages.
 
     Raises:
-      ConfigError: no such folder, or it holds another network.
+      ConfigError: there is no such folder, or it holds another network.
     """
     arguments, variables = folder.load_wanted(f"{field}.{name}={path!r}", path, name)
     network = NETWORKS[name](arguments, variables, convention)

@@ -1,7 +1,7 @@
-"""What the reader of Heads reads: in held-out true renders here, and for other evaluators in what a system made.
+"""Evaluates the reader of Heads on held-out true renders, and lets other evaluators read the clips that a system made.
 
-The miniature of AED, APD and CSIM: those ask networks trained on photographs, this one a network that was trained on
-the very factors that heads are drawn from.
+The reader is a small-scale counterpart of AED, APD and CSIM. Those use networks trained on photographs; the reader is
+a network that was trained on the very factors that heads are drawn from.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from vidmotion.evaluation.transfer import through
 from vidmotion.metrics.result import MetricResult
 from vidmotion.systems.heads_reader import CLASSES, MOTION, NUMBERS
 
-# Where the head is and how far it is turned; how it leans; what the face does.
+# The groups of motion factors: the place and turn of the head, its tilt, and the movements of the face.
 GROUPS = {
     "motion/place": ("yaw", "x", "y", "scale"),
     "motion/tilt": ("roll", "pitch"),
@@ -30,8 +30,12 @@ GROUPS = {
 
 
 class Score(NamedTuple):
-    """How well one factor or group is read: `value` is R^2 or the accuracy (None: the factor does not vary) over `n`
-    frames or factors."""
+    """How well one factor or group is read.
+
+    Attributes:
+      value: R^2 or the accuracy; None if the factor does not vary.
+      n: the number of frames, or of factors in a group, behind the value.
+    """
 
     value: float | None
     n: int
@@ -39,11 +43,13 @@ class Score(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadsReading(Evaluator):
-    """What a reader reads in held-out true renders."""
+    """Measures how well a reader reads held-out true renders."""
 
     def evaluate(self, run, vars) -> list[MetricResult]:
-        """R^2 of each motion factor and of each number of the identity, accuracy of each of its classes, and the means
-        of groups, over the frames of the eval split in which the factor has an effect."""
+        """Return R^2 of each motion factor and identity number, accuracy of each identity class, and means of groups.
+
+        Each is taken over the frames of the eval split in which the factor has a visible effect.
+        """
         source = run.source("eval")
         clips = range(len(source))
         read = read_clips(run, vars, [source.video(i) for i in clips])
@@ -53,7 +59,7 @@ class HeadsReading(Evaluator):
 
 
 def row(name: str, score: Score, weights: str, resolution: str, note: str = "") -> MetricResult:
-    """The row ``read/<name>`` of one of the results of `scores`; arguments as of `MetricResult`."""
+    """Return the row ``read/<name>`` for one of the results of `scores`; other arguments are as in `MetricResult`."""
     if score.value is None:
         note = "not computed: it is the same, or hidden, in all frames"
     return MetricResult(
@@ -72,10 +78,10 @@ def _convention(name: str) -> str:
 
 
 def read_clips(run, vars, videos: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """What a reader reads in each frame of clips (T, H, W, 3), uint8 or float in [0, 1].
+    """Read the factors in each frame of clips (T, H, W, 3), uint8 or float in [0, 1].
 
     Returns:
-      by factor, as of `HeadsReader.sample`: (N, T) or (N, T, classes).
+      the outputs of `HeadsReader.sample` by factor: (N, T) or (N, T, classes).
     """
     return through(run, run.jit_sample(), vars, videos, 32)
 
@@ -83,15 +89,15 @@ def read_clips(run, vars, videos: Sequence[np.ndarray]) -> dict[str, np.ndarray]
 def scores(
     read: Mapping[str, np.ndarray], drawn: Iterable[tuple[heads.Identity, np.ndarray]]
 ) -> dict[str, Score]:
-    """How well clips are read that were drawn from known factors.
+    """Score the reading of clips against the factors that the clips were drawn from.
 
     Args:
-      read: from `read_clips`.
-      drawn: identity and motion (T, 14) of each clip.
+      read: the result of `read_clips`.
+      drawn: the identity and motion (T, 14) that each clip was drawn from.
 
     Returns:
-      ``{"motion/yaw": Score, ..., "identity/skin": Score, ...}``, then the groups of `GROUPS`: R^2 of numbers, about
-      the mean of the frames in question; accuracy of classes; of frames in which the factor is seen.
+      ``{"motion/yaw": Score, ..., "identity/skin": Score, ...}``, then the groups of `GROUPS`. Numbers are scored by
+      R^2 about their mean, classes by accuracy; both over the frames in which the factor is visible.
     """
     identities, motions = zip(*drawn)
     shown = np.stack([heads.seen(*pair) for pair in zip(identities, motions)])

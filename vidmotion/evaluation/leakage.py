@@ -1,12 +1,13 @@
-"""What each code says of the other's business, read by held-out probes where the true factors are known.
+"""Leakage between the content code and the motion code, measured by held-out probes where the true factors are known.
 
-Of every clip the content code and the motion code are taken as in a transfer, whole: the content code as it is, the
-motion code frame after frame. From both, both kinds of factors are read: identity from motion and motion from content
-leak and are wanted at chance; identity from content and motion from motion show what the codes hold and what
-the same probes can read of it. A motion factor that varies within a clip is read as its course over the frames.
+For each clip, the content code and the motion code are computed as for a transfer and used whole: the content code as
+it is, the motion codes of all frames concatenated. Probes read both kinds of factors from both codes. Reading identity
+from motion, or motion from content, is leakage and should be at chance. Reading identity from content, and motion from
+motion, shows what the codes contain and how well the same probes can read it. A motion factor that varies within a
+clip is read as its course over the frames.
 
-Probes are fitted, tuned and tested on clips of different identities. Chance is the best constant; beside it stands
-the same reading after the factors have been shuffled among the clips, which is chance as this very procedure has it.
+Probes are fitted, tuned and tested on clips of different identities. Chance is the score of the best constant. The
+score after shuffling the factors among the clips is also given: it is the chance level of this very procedure.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from vidmotion.metrics import probe
 from vidmotion.metrics.result import MetricResult
 from vidmotion.progress import watched
 
-READINGS = {  # factors and code: what is wanted
+READINGS = {  # (factors, code): the desired result
     ("identity", "motion"): "leakage: wanted at chance",
     ("motion", "content"): "leakage: wanted at chance",
     ("identity", "content"): "wanted high",
@@ -31,7 +32,7 @@ READINGS = {  # factors and code: what is wanted
 
 
 def _clips(run, wanted: int) -> tuple[Any, np.ndarray]:
-    """The eval split, and the identity of each of its clips that are asked for."""
+    """Return the eval split, and the identities of the clips to use; `wanted` is their number, 0: all."""
     drawn = wanted and "clips" in run.config.data.eval
     source = run.source("eval", **({"clips": wanted} if drawn else {}))
     if not isinstance(source, Renders):
@@ -51,11 +52,11 @@ def _clips(run, wanted: int) -> tuple[Any, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Leakage(Evaluator):
-    """How much the content code tells about motion, and the motion code about identity.
+    """Measures how much the content code reveals about motion, and the motion code about identity.
 
     Attributes:
-      batch: clips at a time.
-      probe_clips: how many clips; 0: all of the eval split. A procedural source draws any number.
+      batch: the number of clips at a time.
+      probe_clips: the number of clips; 0: all of the eval split. A procedural source can draw any number.
     """
 
     batch: int
@@ -66,13 +67,13 @@ class Leakage(Evaluator):
         _clips(run, self.probe_clips)
 
     def evaluate(self, run, vars) -> list[MetricResult]:
-        """R^2 of continuous factors and accuracy of classes, each with its interval, for every reading and probe.
+        """Return R^2 of continuous factors and accuracy of classes, with intervals, for every reading and probe.
 
-        Rows ``probe/<factors>_from_<code>/<probe>/<score>`` are means over the factors, beside
-        ``.../low`` and ``.../high``, the ends of their 95 % interval, and of accuracies ``.../chance``.
+        A row ``probe/<factors>_from_<code>/<probe>/<score>`` is the mean over the factors. Rows ``.../low`` and
+        ``.../high`` are the ends of its 95 % interval; accuracies also have a row ``.../chance``.
 
         Raises:
-          ConfigError: data that do not know their factors, a system without codes, or too few clips.
+          ConfigError: the factors of the data are not known, the system has no codes, or there are too few clips.
         """
         source, groups = _clips(run, self.probe_clips)
         count = len(groups)
@@ -110,7 +111,7 @@ class Leakage(Evaluator):
 
 
 def _codes(run, vars, source, count: int, batch: int) -> tuple[dict[str, np.ndarray], str]:
-    """``{"content": (N, Dc), "motion": (N, T * Dm)}`` of the first `count` clips, and their resolution."""
+    """Return codes ``{"content": (N, Dc), "motion": (N, T * Dm)}`` of the first `count` clips, and the resolution."""
     read = run.jit(run.system.read_codes)
     rows = run.rows(batch)
     parts = []
@@ -131,7 +132,7 @@ def _codes(run, vars, source, count: int, batch: int) -> tuple[dict[str, np.ndar
 
 
 def _rows(name: str, names: list[str], factors, readings, meaning: str):
-    """(metric, value, convention[, note]) of the factors `names`: some for each kind of score that they have."""
+    """Yield rows (metric, value, convention[, note]) about the factors `names`, for each kind of score they have."""
     classes = [key for key in names if np.issubdtype(factors[key].dtype, np.integer)]
     for score, keys in (
         ("r2", [key for key in names if key not in classes]),
@@ -164,5 +165,5 @@ def _rows(name: str, names: list[str], factors, readings, meaning: str):
                 getattr(whole, end),
                 "95 % bootstrap interval over test identities",
             )
-        if score == "accuracy":  # of r2 it is 0
+        if score == "accuracy":  # the chance level of R^2 is always 0
             yield f"{metric}/chance", whole.chance, "always the commonest class of the fitting part"

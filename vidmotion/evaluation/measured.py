@@ -1,17 +1,18 @@
-"""What other programs read off the clips: MediaPipe, Deep3DFaceRecon, OpenFace and fits of a head model.
+"""Metrics from measurements of other programs: MediaPipe, Deep3DFaceRecon, OpenFace and fits of a head model.
 
-Their networks are not converted (spec metrics.md, sections 7, 9, 10). With its field ``keep_clips`` a protocol leaves
-every clip as pictures, ``<workdir>/eval/<protocol>/clips/<number>/{made,driving,reference}/<frame>.png``; what a
-program measured of them comes back in a folder ``measured`` as ``<number>/made.npz`` and ``driving.npz``,
-and the same command adds its rows. Arrays of a file, any of:
+The networks of these programs are not converted (spec metrics.md, sections 7, 9, 10). If its field ``keep_clips`` is
+set, a protocol writes every clip as pictures,
+``<workdir>/eval/<protocol>/clips/<number>/{made,driving,reference}/<frame>.png``. Measurements of these pictures are
+read from the folder in the field ``measured``, as ``<number>/made.npz`` and ``<number>/driving.npz``; running the same
+command again adds the rows. A file holds any of these arrays:
 
     blendshapes  (T, 51), or 52 with _neutral first   MediaPipe Face Landmarker
     matrices     (T, 4, 4) or (T, 3, 3)               its facial transformation matrices
     deep3d       (T, 257)                             coefficients of Deep3DFaceRecon
-    seen         (T,) bool                            whether there was a face; absent: there was
+    seen         (T,) bool                            whether a face was found; if absent, it was in all frames
     beta, psi, euler, trans                           fits of ``head_model``; also in reference.npz
 
-and ``made.csv``, ``driving.csv`` as OpenFace 2 writes them.
+The folders may also hold ``made.csv`` and ``driving.csv`` as OpenFace 2 writes them.
 """
 
 import contextlib
@@ -32,7 +33,7 @@ from vidmotion.metrics.result import MetricResult
 
 
 def keep_pictures(folder: epath.Path, first: int, batch: Batch) -> None:
-    """Write the clips of a batch, of which the first has the number `first`, as pictures."""
+    """Write the clips of a batch as pictures; `first` is the number of the first clip."""
     for i in range(len(batch.made)):
         sides = {"made": batch.quantised[i], "driving": batch.driving[i]}
         if batch.reference is not None:
@@ -60,9 +61,10 @@ class Measured:
     """Rows of results from a folder of measurements.
 
     Attributes:
-      folder: see above; "": there is none, and the rows say what they need.
-      clips: how many there are, numbered from 0.
-      resolution: "64x64".
+      folder: the folder of measurements, laid out as the module says; "": there is none, and the rows say what they
+        need.
+      clips: the number of clips, which are numbered from 0.
+      resolution: height and width of the frames, "64x64".
     """
 
     folder: str
@@ -70,10 +72,11 @@ class Measured:
     resolution: str
 
     def rows(self, metrics: Sequence[tuple[str, str]]) -> list[MetricResult]:
-        """Rows of metrics (name, convention), of `expression.NEEDS`.
+        """Return the rows of metrics, given as (name, convention) pairs, which are keys of `expression.NEEDS`.
 
         Raises:
-          ConfigError: no such folder, some clips without what others have, or a file that does not fit.
+          ConfigError: the folder does not exist, some clips lack measurements that others have, or a file does not
+            fit.
         """
         if self.folder and not Path(self.folder).is_dir():
             raise ConfigError(f"measured={self.folder!r}: no such folder")
@@ -93,10 +96,12 @@ class Measured:
         return list(made.values())
 
     def mesh_rows(self, head: str) -> list[MetricResult]:
-        """Shape, Motion and Cross error (section 9) with the head model in the file `head`, if there is one.
+        """Return the rows of Shape, Motion and Cross error (section 9), with the head model in the file `head`.
+
+        If `head` or the folder of measurements is "", the rows say what is missing.
 
         Raises:
-          ConfigError: a file that is missing or does not fit.
+          ConfigError: a file is missing or does not fit.
         """
         if not (self.folder and head):
             return head_model.without_files(self.resolution, self.clips)
@@ -165,7 +170,7 @@ class Measured:
         return Path(self.folder) / f"{i:06d}" / name
 
     def _files(self, kind: str) -> list[tuple[Path, Path]]:
-        """Files of driving and made of each clip; none where no clip has any."""
+        """Return the paths of the driving and the made file of each clip; an empty list if no clip has such files."""
         pairs = [
             (self._path(i, f"driving.{kind}"), self._path(i, f"made.{kind}"))
             for i in range(self.clips)
@@ -181,7 +186,7 @@ class Measured:
         return pairs
 
     def _pairs(self, array: str) -> Iterator[tuple[Path, dict, dict]]:
-        """Folder, arrays of driving and of made of each clip; none where the first clip lacks `array`."""
+        """Yield the folder, the driving arrays and the made arrays of each clip; nothing if the first lacks `array`."""
         for i, paths in enumerate(self._files("npz")):
             sides = [_arrays(path, (array, "seen")) for path in paths]
             lacking = [path for path, side in zip(paths, sides) if array not in side]

@@ -1,11 +1,12 @@
-"""What a protocol measures: each metric as an accumulator, an update by a batch of clips, and rows of results.
+"""The measures that a protocol takes: each has an accumulator, an update from a batch of clips, and rows of results.
 
     state = measure.start
     state = measure.update(state, batch)          # any number of times, on any number of hosts
     rows = measure.rows(merge(state, others))
 
-Accumulators are those of `vidmotion.metrics`: exact under any split, of a size that the number of clips does not
-change. Definitions and conventions are those of the spec metrics.md; the section stands beside each function.
+The accumulators come from `vidmotion.metrics`: their results do not depend on how the clips are split into batches or
+hosts, and their size does not depend on the number of clips. Definitions and conventions follow the spec metrics.md;
+each function names its section.
 """
 
 import dataclasses
@@ -33,8 +34,8 @@ from vidmotion.metrics.result import MetricResult, not_computed
 
 State = Mapping[str, Any]
 
-# Where a face box (eyebrows to chin) comes to lie in ArcFace's picture of 112 pixels: centre x, y and side, by the
-# eyes and the mouth of its template; and how much wider than the box EmoNet's crop is (section 8).
+# Where a face box (eyebrows to chin) is placed in ArcFace's picture of 112 pixels: the centre x, y and the side, chosen
+# to fit the eyes and mouth of its template. EMONET_SCALE is the side of EmoNet's crop over that of the box (section 8).
 ARCFACE_PLACE, ARCFACE_SIDE = (56.0, 75.0), 74.0
 EMONET_SCALE = 1.82
 BOX_CONVENTION = "arcface_box"
@@ -43,18 +44,20 @@ _BOXES = "boxes of the faces (heads have them; of videos, python -m vidmotion.da
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Clips that a system made, with all that they are compared with; n clips of T frames.
+    """Clips that a system made, with everything that they are compared with; n clips of T frames.
 
     Attributes:
-      made: float32 (n, T, H, W, 3) in [0, 1].
-      driving: uint8, of the same shape: what they take the motion from, and the set that they are to resemble.
-      reference: uint8 (n, H, W, 3), whom they are to show; None where nobody was given.
-      truth: uint8 like `driving`, the true answer; None where nobody knows it.
-      baselines: name -> trivial answers, like `made`.
-      boxes: (n, T, 4) of the faces in `driving`, which is where they are to be in `made`; None if not known.
-      reference_boxes: (n, 4).
-      real: (n,) booleans: False where `driving` only fills up.
-      consecutive: whether frames follow one another.
+      made: the clips that the system made, float32 (n, T, H, W, 3) in [0, 1].
+      driving: uint8, same shape: the clips that the motion comes from; as a set, also the real clips that the made
+        ones should resemble.
+      reference: uint8 (n, H, W, 3), pictures of the person to show; None if there are none.
+      truth: uint8, same shape as `driving`, the true answers; None if they are not known.
+      baselines: trivial answers by name, each like `made`.
+      boxes: (n, T, 4), the boxes of the faces in `driving`, which should also be their place in `made`; None if not
+        known.
+      reference_boxes: (n, 4), the boxes of the faces in `reference`; None if not known.
+      real: (n,) booleans: False where the clip in `driving` is only padding; None if all are real.
+      consecutive: whether the frames follow one another without gaps.
     """
 
     made: np.ndarray
@@ -68,14 +71,14 @@ class Batch:
     consecutive: bool = True
 
     def __post_init__(self):
-        """Raises: ConfigError: shapes, dtypes or value ranges that do not fit; says which."""
+        """Raises: ConfigError: shapes, dtypes or value ranges that do not fit; the message says which."""
         shape = self.made.shape
         if self.made.ndim != 5 or not np.issubdtype(self.made.dtype, np.floating):
             raise ConfigError(
                 f"clips that were made must be floats (n, T, H, W, 3), got {self.made.dtype} {shape}"
             )
         low, high = float(self.made.min()), float(self.made.max())
-        if not (low >= 0 and high <= 1):  # NaN too
+        if not (low >= 0 and high <= 1):  # also true for NaN
             raise ConfigError(
                 f"clips that were made must lie in [0, 1], these span {low} to {high}: either the network "
                 "diverged, or it returns another range"
@@ -97,7 +100,7 @@ class Batch:
             )
 
     def at(self, side: int) -> "Batch":
-        """All of it at `side` by `side` pixels, by Pillow's smoothing bicubic, the boxes moved along."""
+        """Returns the batch resized to `side` x `side` pixels by Pillow's antialiased bicubic, its boxes scaled too."""
         old = self.made.shape[2:4]
 
         def resized(x: np.ndarray | None) -> np.ndarray | None:
@@ -137,7 +140,7 @@ class Batch:
 
     @property
     def answers(self) -> dict[str, np.ndarray]:
-        """What is compared with the truth: ``""`` is what was made, then the baselines."""
+        """The answers to compare with the truth, by name: ``""`` is the system's, then come the baselines."""
         return {"": self.made, **self.baselines}
 
 
@@ -147,13 +150,13 @@ def _size(video: np.ndarray) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """One measure of a protocol: an accumulator that becomes one or more rows of results.
+    """One measure of a protocol: accumulators that become one or more rows of results.
 
     Attributes:
       name: the name of the measure, unique in a protocol.
-      start: accumulators without samples; they have `merge`.
-      update: (state, batch) -> state.
-      rows: (state, resolution, clips) -> results.
+      start: the empty accumulators by name; each has a method `merge`.
+      update: a function (state, batch) -> state that adds a batch.
+      rows: a function (state, resolution, number of clips) -> rows of results.
     """
 
     name: str
@@ -163,12 +166,12 @@ class Measure:
 
 
 def merge(first: State, second: State) -> dict[str, Any]:
-    """The accumulators of both sets of clips."""
+    """Merges the accumulators of two sets of clips."""
     return {name: part.merge(second[name]) for name, part in first.items()}
 
 
 def missing(name: str, rows: Callable[[str, int], list[MetricResult]]) -> Measure:
-    """A measure that cannot be taken; `rows` (resolution, clips) say why."""
+    """Returns a measure that cannot be taken; `rows`, a function (resolution, clips) -> rows, says why."""
     return Measure(name, {}, lambda state, batch: state, lambda state, *where: rows(*where))
 
 
@@ -176,13 +179,13 @@ def missing(name: str, rows: Callable[[str, int], list[MetricResult]]) -> Measur
 
 
 def pixels(metric: str, convention: str, baselines: Sequence[str] = (), label: str = "") -> Measure:
-    """L1, PSNR or SSIM (section 2): mean over frames, then over clips.
+    """Measures L1, PSNR or SSIM (section 2): the mean over frames, then over clips.
 
     Args:
       metric: "l1", "psnr" or "ssim".
       convention: a convention of `metrics.pixel`; "" for L1.
-      baselines: entries of the batches that are compared in the same way.
-      label: what was made, "reconstruction"; it follows the name of the metric.
+      baselines: names of the entries of `Batch.baselines` that are scored in the same way.
+      label: a name for the clips that were made, such as "reconstruction"; appended to the name of the metric.
     """
     function = {"l1": pixel.l1, "psnr": pixel.psnr, "ssim": pixel.ssim}[metric]
     compare = jax.jit(
@@ -195,7 +198,10 @@ def pixels(metric: str, convention: str, baselines: Sequence[str] = (), label: s
 def perceptual(
     network: FeatureNetwork | None, trunk: str, baselines: Sequence[str] = (), label: str = ""
 ) -> Measure:
-    """LPIPS (section 3), `trunk` "alex" or "vgg": mean over frames, then over clips; the rest as of `pixels`."""
+    """Measures LPIPS (section 3) with `trunk` "alex" or "vgg": the mean over frames, then over clips.
+
+    The other arguments are as for `pixels`.
+    """
     convention = f"{trunk}_v0.1"
     name = _joined(f"lpips_{trunk}", label)
     if network is None:
@@ -225,7 +231,7 @@ def _against_truth(
     label: str,
     least: int = 1,
 ) -> Measure:
-    """The mean over clips of what `compare` gives for each frame (n, T), of what was made and of the baselines."""
+    """Measures the mean over clips of `compare`, a value per frame (n, T), for the system and for the baselines."""
 
     def update(state: State, batch: Batch) -> State:
         if batch.truth is None or min(batch.made.shape[2:4]) < least:
@@ -260,7 +266,7 @@ def _against_truth(
 
 
 def fid(network: FeatureNetwork | None, convention: str, resolution: str) -> Measure:
-    """FID (section 4) of the frames made against the driving frames, as they would be stored (uint8)."""
+    """Measures FID (section 4) of the made frames, rounded to uint8 as they would be stored, against driving frames."""
     if network is None:
         return missing("fid", lambda r, n: [frechet.without_weights("fid", convention, r, n)])
     empty = frechet.FeatureSet.empty(
@@ -291,12 +297,15 @@ def fvd(
     frames: int,
     name: str = "fvd",
 ) -> Measure:
-    """FVD (section 5) of the clips made against the driving clips.
+    """Measures FVD (section 5) of the clips made against the driving clips.
 
     Args:
-      frames: the length of the clips; where they are that long, they are cut into pieces of 16 that do not overlap, a
-        rest left out.
-      name: the name of the row, "gfvd" of generated clips.
+      network: the feature network, I3D; None gives a row that says what is needed.
+      convention: a key of `metrics.resize.CLIP_CONVENTIONS`.
+      resolution: height and width of the frames, "64x64".
+      frames: the length of the clips. Clips of 16 frames or more are cut into pieces of 16 that do not overlap; frames
+        left over at the end are not used.
+      name: the name of the row; "gfvd" for class-conditional generation.
     """
 
     def named(row: MetricResult) -> list[MetricResult]:
@@ -341,10 +350,10 @@ def _real(batch: Batch) -> np.ndarray:
 
 
 def csim(network: FeatureNetwork | None, against: str) -> Measure:
-    """CSIM (section 6): is it the same person as in the ``reference`` or in the ``driving`` frame?
+    """Measures CSIM (section 6): whether made frames show the same person as the ``reference`` or ``driving`` frames.
 
-    Faces are taken by their boxes: without five points found in every picture this is no public convention, and
-    comparable within itself only. No detector looks at what was made.
+    Faces are cut out by their boxes, because the five landmarks of each face are not known. No public convention does
+    so: the numbers compare only with each other. No face detector is run on the made frames.
     """
     if network is None:
         return missing("csim", lambda r, n: [identity.without_weights(r, n)])
@@ -384,7 +393,10 @@ def csim(network: FeatureNetwork | None, against: str) -> Measure:
 
 
 def emo_sim(network: FeatureNetwork | None) -> Measure:
-    """EMO-SIM (section 8): do valence and arousal follow the driving face? Faces are squares about their boxes."""
+    """Measures EMO-SIM (section 8): how well valence and arousal follow the driving face.
+
+    Faces are square crops around their boxes.
+    """
     convention = "pooled_frames"
     if network is None:
         return missing("emo_sim", lambda r, n: [expression.without("emo_sim", convention, r, n)])
@@ -394,7 +406,7 @@ def emo_sim(network: FeatureNetwork | None) -> Measure:
         side = EMONET_SCALE * (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
         scale = size / side
         centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-        # Pixel centres are whole numbers on both sides.
+        # Pixel centres have whole coordinates, in the frame and in the crop.
         shift = (size - 1) / 2 - scale[:, None] * (centre - 0.5)
         moved = np.concatenate([scale[:, None, None] * np.eye(2)[None], shift[..., None]], axis=2)
         return network(np.asarray(identity.warp(frames.astype(np.float32) / 255, moved, size)))
@@ -419,7 +431,7 @@ def emo_sim(network: FeatureNetwork | None) -> Measure:
 
 
 def _flat(clips: np.ndarray | None) -> np.ndarray | None:
-    """Fold time into the batch, (n, T, ...) -> (n T, ...)."""
+    """Folds time into the batch, (n, T, ...) -> (n T, ...)."""
     return None if clips is None else clips.reshape(-1, *clips.shape[2:])
 
 
@@ -427,9 +439,9 @@ def _flat(clips: np.ndarray | None) -> np.ndarray | None:
 
 
 def steadiness() -> Measure:
-    """Flicker of what was made, of the driving clips beside it, and the error of change against the truth.
+    """Measures the flicker of the made clips and of the driving clips, and the change error against the truth.
 
-    Neither is from a paper; see `metrics.stability`.
+    Neither measure is from a paper; see `metrics.stability`.
     """
     flicker, change = jax.jit(stability.flicker), jax.jit(stability.change_error)
 
@@ -469,7 +481,10 @@ def steadiness() -> Measure:
 
 
 def seams(window: int, overlap: int) -> Measure:
-    """`metrics.stability.seam` of clips longer than a window: the change error at its borders over that elsewhere."""
+    """Measures `metrics.stability.seam` on clips longer than a window.
+
+    The value is the ratio of the change error at the borders of windows to the change error elsewhere.
+    """
     find = jax.jit(functools.partial(stability.seam, window=window, overlap=overlap))
 
     def update(state: State, batch: Batch) -> State:
@@ -491,7 +506,7 @@ def seams(window: int, overlap: int) -> Measure:
 
 
 def constant(metric: str, value: float, convention: str) -> Measure:
-    """A measure whose value does not depend on the clips."""
+    """Returns a measure whose value does not depend on the clips."""
     return Measure(
         metric,
         {},

@@ -1,7 +1,7 @@
-"""Motion generation: cross-entropy on held-out codes, the histogram of generated ones, and rendered clips.
+"""Evaluates motion generation: cross-entropy on held-out codes, the histogram of generated codes, and rendered clips.
 
-The paper gives no number for generation; these are the spec's (section 8): validation cross-entropy and perplexity per
-codebook, and the distance between the code histograms of real and generated motion.
+The paper gives no numbers for generation. These measures are the spec's (section 8): validation cross-entropy and
+perplexity per codebook, and the distance between the code histograms of real and generated motion.
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MotionGeneration(Evaluator):
-    """Cross-entropy on held-out codes, the histogram of generated ones, and rendered clips.
+    """Scores a motion generator on held-out codes, compares its codes with real ones, and renders clips.
 
     Attributes:
-      batch: clips at a time.
-      clips: how many clips to render.
-      frames: frames of a rendered clip.
-      temperature: the temperature of sampling; 0: the likeliest code.
-      top_k: how many of the likeliest codes are drawn from; 0: all.
-      bcd: workdir of the BCD whose codes these are; "": nothing is rendered, and the log says so.
+      batch: the number of clips at a time.
+      clips: the number of clips to render.
+      frames: the number of frames in a rendered clip.
+      temperature: the temperature of sampling; 0: always the likeliest code.
+      top_k: the number of likeliest codes to sample from; 0: all.
+      bcd: the workdir of the BCD run that the codes come from; "": nothing is rendered, and the log says so.
     """
 
     batch: int
@@ -51,7 +51,7 @@ class MotionGeneration(Evaluator):
             _open_bcd(run, self.bcd)
 
     def evaluate(self, run, vars) -> list[MetricResult]:
-        """Score the eval split, generate as many sequences, and render `clips` of them with the BCD run `bcd`.
+        """Score the eval split, generate as many sequences as it has, and render `clips` clips with the BCD run `bcd`.
 
         Raises:
           ConfigError: `bcd` is not the run that the codes come from, or a setting is out of range.
@@ -111,8 +111,8 @@ class MotionGeneration(Evaluator):
     def render(self, run, vars) -> None:
         """Write ``samples/generated.{mp4,gif,png}``: content pictures moved by generated motion.
 
-        The content is that of the first `clips` records of the eval split, the picture beside each the first of
-        the clip that the record was read from.
+        The content codes are those of the first `clips` records of the eval split. Beside each result stands the first
+        picture of the clip that the record was encoded from.
 
         Raises:
           ConfigError: as `evaluate`.
@@ -146,7 +146,11 @@ class MotionGeneration(Evaluator):
 
 
 def _open_bcd(run, workdir: str):
-    """The BCD run of a workdir, with its variables."""
+    """Open the BCD run in a workdir; return the run and its variables.
+
+    Raises:
+      ConfigError: the workdir holds another system, or not the run or checkpoint that wrote the codes.
+    """
     system, bcd = run.system, open_run(workdir)
     if not isinstance(bcd.system, BCD):
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""Motion tokens: what they keep of held-out codes, and how many of them are in use.
+"""Evaluation of motion tokens: how well they rebuild held-out codes, and how many of them are in use.
 
-The paper gives no number. Errors are of standardised codes, so that predicting the mean of the train split, which
-stands beside them, costs about 1.
+The paper gives no numbers for this. Errors are measured on standardised codes, so predicting the mean of the train
+split costs about 1; that error is reported too.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerErrors(Evaluator):
-    """What motion tokens keep of held-out codes, and how many of them are in use.
+    """Measures how well motion tokens rebuild held-out codes, and how many of them are in use.
 
     Attributes:
-      batch: clips at a time.
-      clips: how many clips to render.
-      xnemo: workdir of the X-NeMo whose codes these are; "": nothing is rendered, and the log says so.
+      batch: the number of clips at a time.
+      clips: the number of clips to render.
+      xnemo: the workdir of the X-NeMo run that the codes come from; "": nothing is rendered, and the log says so.
     """
 
     batch: int
@@ -45,7 +45,7 @@ class TokenizerErrors(Evaluator):
         open_xnemo(self.xnemo, run.system.codes, encoded.MotionCodesSource)
 
     def evaluate(self, run, vars) -> list[MetricResult]:
-        """Errors on the eval split, use of the codebook, and pictures of `clips` of them by the X-NeMo run `xnemo`.
+        """Return errors on the eval split and the use of the codebook; also render `clips` clips with the X-NeMo run.
 
         Raises:
           ConfigError: `xnemo` is not the run that the codes come from.
@@ -108,7 +108,7 @@ class TokenizerErrors(Evaluator):
 
 
 def _show(run, xnemo, pairs: Sequence) -> None:
-    """``samples/rebuilt.*``: of each clip the portrait, its codes rendered, and those that the tokens keep."""
+    """Write ``samples/rebuilt.*``: for each clip the portrait, its codes rendered, and its rebuilt codes rendered."""
     if xnemo is None:
         return
     codes = np.stack([np.stack(pair) for pair in pairs])
@@ -122,11 +122,18 @@ def _show(run, xnemo, pairs: Sequence) -> None:
 def open_xnemo(
     workdir: str, folder: str, kind: type[encoded.EncodedSource]
 ) -> tuple[Run, object] | None:
-    """The X-NeMo run of a workdir with its variables, to render what a source of this `kind` reads in `folder`; None
-    where `workdir` is empty.
+    """Open the X-NeMo run that renders codes; None if `workdir` is empty.
+
+    Args:
+      workdir: the workdir of the X-NeMo run.
+      folder: the folder of the codes to render.
+      kind: the class of the source that reads `folder`.
+
+    Returns:
+      the run and its variables.
 
     Raises:
-      ConfigError: no X-NeMo there, or not the one that read these codes.
+      ConfigError: the workdir holds no X-NeMo run, or not the one whose encoder made the codes.
     """
     if not workdir:
         log.info("nothing is rendered: the evaluator's field xnemo names no X-NeMo run")
@@ -141,13 +148,14 @@ def open_xnemo(
 
 
 def write_sheet(run, opened, name: str, codes: np.ndarray, fps: float) -> None:
-    """Write ``samples/<name>.{png,mp4,gif}``: for each clip its portrait and one column for each of its motions.
+    """Write ``samples/<name>.{png,mp4,gif}``: a row for each clip, with its portrait and a column for each motion.
 
     Args:
-      run: whose workdir it goes to.
-      opened: what `open_xnemo` returned.
-      name: the name of the files; the PNG shows eight frames of each motion in a row.
-      codes: float32 (clips, motions, F, D); clip i moves the first picture of clip i of the X-NeMo's eval split.
+      run: the run whose workdir the files are written to.
+      opened: the result of `open_xnemo`.
+      name: the name of the files. The PNG is laid out differently: eight frames of each motion in a row.
+      codes: float32 (clips, motions, F, D); the codes of clip i move the first picture of clip i of the X-NeMo run's
+        eval split.
       fps: frames per second.
     """
     xnemo, vars = opened

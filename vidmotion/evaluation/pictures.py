@@ -1,4 +1,4 @@
-"""The motion-transfer grid, content down and motion across, and what each code shows alone; as PNG, mp4 and GIF."""
+"""Writes sample pictures: the motion-transfer grid (contents down, motions across) and a sheet of each code alone."""
 
 import logging
 
@@ -13,21 +13,22 @@ log = logging.getLogger(__name__)
 
 
 def pictures(run, vars, step: int | None = None) -> dict[str, np.ndarray]:
-    """Sample ``config.sample.rows`` contents x ``columns`` motions, or as many as there are clips, and write the grid.
+    """Sample ``config.sample.rows`` contents with ``config.sample.columns`` motions, and write the grid.
 
-    Of a system with `parts`, a sheet ``parts`` has a row for each content A and the clip B after it: A, A rebuilt,
-    each part of A alone, A with the motion of B, B.
+    The grid is smaller if the eval split has too few clips, see `grid`. For a system with `parts` there is a second
+    sheet, ``parts``, with a row for each content A and the clip B after it: A, A rebuilt, each part of A alone, A with
+    the motion of B, and B.
 
-    Files ``<workdir>/samples/<sheet>[-<step>].{png,mp4,gif}``; the PNG shows the middle frame.
+    The files are ``<workdir>/samples/<sheet>[-<step>].{png,mp4,gif}``; the PNG shows the middle frame.
 
     Args:
       run: a `vidmotion.run.Run`.
       vars: the system's variables.
-      step: the training step of the variables, a part of the file names; None leaves it out. The grid's corner says it,
-        or that of the newest checkpoint, if any.
+      step: the training step of the variables, which becomes part of the file names; None leaves it out. The corner of
+        the grid shows this step, or else the step of the newest checkpoint, if there is one.
 
     Returns:
-      ``{sheet: uint8 (H, W, 3)}`` for the metric writer: ``transfer``, and ``parts`` where there is one.
+      ``{sheet: uint8 (H, W, 3)}`` for the metric writer: ``transfer``, and ``parts`` if the system has parts.
     """
     source = run.source("eval")
     rows, columns = grid(run, source)
@@ -66,11 +67,13 @@ def pictures(run, vars, step: int | None = None) -> dict[str, np.ndarray]:
 
 
 def grid(run, source) -> tuple[int, int]:
-    """(rows, columns) of the grid: those of ``config.sample``, the larger one lessened until there are clips for both,
-    or one of each, the same clip.
+    """Return the numbers of rows and columns of the grid.
+
+    They are those of ``config.sample``. If there are too few clips, the larger number is reduced until there are clips
+    for all rows and columns; a single clip gives one row and one column, and is moved by itself.
 
     Raises:
-      ConfigError: no clip in the eval split `source`.
+      ConfigError: the eval split `source` has no clip.
     """
     rows, columns = run.config.sample.rows, run.config.sample.columns
     if not len(source):
@@ -90,7 +93,7 @@ def grid(run, source) -> tuple[int, int]:
 
 
 def _parts(run, vars, clips: list[np.ndarray], rebuilt, crossed) -> np.ndarray:
-    """The sheet of that name, (T, H, W, 3)."""
+    """Make the sheet ``parts``, (T, H, W, 3)."""
     columns = {"A": clips[:-1], "A rebuilt": rebuilt}
     for part in run.system.parts:
         batches = transfer(run, vars, clips[:-1], clips[:-1], len(rebuilt), part, part=part)
@@ -103,8 +106,11 @@ def _parts(run, vars, clips: list[np.ndarray], rebuilt, crossed) -> np.ndarray:
 
 
 def write(run, name: str, sheet: np.ndarray) -> None:
-    """Write a sheet uint8 (H, W, 3) as ``<workdir>/samples/<name>.png``; or one that moves, (T, H, W, 3), as PNG of its
-    middle frame, mp4 and GIF. The first process does it."""
+    """Write a sheet to ``<workdir>/samples``; only the first process writes.
+
+    A still sheet, uint8 (H, W, 3), becomes ``<name>.png``. A moving sheet, (T, H, W, 3), becomes a PNG of its middle
+    frame, an mp4 and a GIF.
+    """
     if jax.process_index() == 0:
         folder = run.workdir / "samples"
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
-"""The papers' protocols: one command each, over a prepared dataset, on any number of devices and hosts.
+"""Runs the papers' evaluation protocols, one command each, over a prepared dataset on any number of devices and hosts.
 
     python -m vidmotion.main --config=... --workdir=RUN --mode=eval --evals=self_reenactment
 
-A protocol is work, which makes batches of clips and knows what they are to be compared with, and a list of measures.
-Every process works on its own clips; batches are cut over the devices. Accumulators are kept in
-``<workdir>/eval/<protocol>/``, written aside and renamed, so that the same command goes on where it was stopped, and
-give bit for bit what it would have given without the stop. The results come as ``<workdir>/eval/<protocol>.json``
-and ``.md``.
+A protocol consists of a `Work`, which makes batches of clips together with the clips that they are compared with, and
+a list of measures. Every process works on its own clips; batches are sharded over the devices. Accumulators are saved
+in ``<workdir>/eval/<protocol>/``, each file under a temporary name that is then renamed, so the same command resumes
+where it was stopped and gives, bit for bit, the results of an uninterrupted run. The results are written to
+``<workdir>/eval/<protocol>.json`` and ``.md``.
 """
 
 import abc
@@ -52,28 +52,31 @@ States = dict[str, Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PaperProtocol(Evaluator):
-    """A protocol of a paper: the work, and what is measured of it.
+    """An evaluation protocol of a paper: which clips are made, and what is measured on them.
 
     Attributes:
       name: the name of the protocol, and of its files in ``<workdir>/eval``.
-      kind: the class of `Transfers` that makes the clips.
-      outside: metrics, with their conventions, that other programs measure.
-      data: folder of clips that ``python -m vidmotion.data.prepare videos`` wrote, of which the test split is taken;
-        "": ``config.data.eval``, whatever it is.
-      frames, decimate: what is read of each clip in `data`: so many frames (0: all), every `decimate`-th frame.
-      clips: how many clips of the split; 0: all.
-      batch: clips at a time, over all processes; rounded up to what the mesh divides.
-      save_every: batches from one saving of the accumulators to the next; 0: only at the end.
-      targets: frames that are made of each clip, drawn in self-reenactment among those more than `gap` seconds after
-        the first, in cross-reenactment among all of the driver; 0: all of these in their order (in
-        self-reenactment all after the first).
-      gap: see there.
-      size: pixels at which clips are measured, whatever the system's (X-NeMo: 256); 0: the system's.
-      keep_clips: leave all clips as pictures, for other programs to measure.
-      measured: folder of what those measured, "": none; see `vidmotion.evaluation.measured`.
-      head_model: .npz of the head model that clips were fitted with; "": none.
-      fid, fvd: conventions, of `metrics.resize`.
-      weights: for each feature network the folder that ``python -m vidmotion.convert`` wrote; "": none.
+      kind: the kind of transfer that makes the clips; see `Transfers`.
+      outside: (metric, convention) pairs that other programs measure.
+      data: a folder of clips written by ``python -m vidmotion.data.prepare videos``, whose test split is evaluated;
+        "": the split of ``config.data.eval`` is evaluated instead.
+      frames: the number of frames to read from each clip in `data`; 0: all.
+      decimate: every `decimate`-th frame of the clips in `data` is read.
+      clips: the number of clips of the split to evaluate; 0: all.
+      batch: the number of clips at a time, over all processes; rounded up to a number that the mesh divides.
+      save_every: the number of batches from one saving of the accumulators to the next; 0: saved only at the end.
+      targets: the number of frames to make per clip. They are drawn at random: in self-reenactment from the frames
+        more than `gap` seconds after the first, in cross-reenactment from all frames of the driver. 0: all frames in
+        order (in self-reenactment, all after the first).
+      gap: the least distance in seconds of a target from the first frame in self-reenactment; used where `targets` is
+        not 0.
+      size: the side in pixels at which clips are measured, whatever size the system works at (X-NeMo: 256); 0: the
+        system's own size.
+      keep_clips: whether to write all clips as pictures, for other programs to measure.
+      measured: the folder of measurements from those programs, see `vidmotion.evaluation.measured`; "": none.
+      head_model: the .npz file of the head model that was fitted to the clips; "": none.
+      fid, fvd: the conventions for FID and FVD, keys of the tables in `metrics.resize`.
+      weights: for each feature network, the folder that ``python -m vidmotion.convert`` wrote; "": none.
     """
 
     data: str
@@ -84,7 +87,7 @@ class PaperProtocol(Evaluator):
     save_every: int
     targets: int
     gap: float
-    size: int = 0  # sections of earlier versions have none
+    size: int = 0  # has a default because config sections of earlier versions lack it
     keep_clips: bool
     measured: str
     head_model: str
@@ -115,15 +118,15 @@ class PaperProtocol(Evaluator):
                 )
 
     def work(self, run, vars) -> "Work":
-        """The object that makes the clips of this protocol."""
+        """Returns the object that makes the clips of this protocol."""
         return Transfers(run, vars, self, self.kind)
 
     @abc.abstractmethod
     def measures(self, run, work: "Work") -> list[Measure]:
-        """The measures of the clips that `work` makes."""
+        """Returns the measures to take on the clips that `work` makes."""
 
     def more(self, run, vars, outside: Measured) -> list[MetricResult]:
-        """Further rows of results, which only this protocol has."""
+        """Returns further rows of results that only this protocol has."""
         return []
 
     def check(self, run) -> None:
@@ -132,7 +135,7 @@ class PaperProtocol(Evaluator):
         Measured(self.measured, work.clips, work.resolution).rows(())
 
     def evaluate(self, run, vars) -> list[MetricResult]:
-        """Makes and measures the clips, or the rest of them, and writes the results."""
+        """Makes and measures the clips (after an interruption, the remaining ones), and writes the results."""
         work = self.work(run, vars)
         found = self.measures(run, work)
         folder, identity = run.workdir / "eval" / self.name, _identity(run, vars, work, found, self)
@@ -150,14 +153,14 @@ class PaperProtocol(Evaluator):
 
 
 class Work(Protocol):
-    """What a protocol makes.
+    """Makes the clips of a protocol, batch by batch.
 
     Attributes:
-      clips: how many.
-      rows: how many rows a batch has, over all processes.
-      frames: how many frames are made.
-      resolution: "64x64".
-      fingerprint: hex text that names the clips.
+      clips: the number of clips.
+      rows: the number of rows in a batch, over all processes.
+      frames: the number of frames made per clip.
+      resolution: height and width of the measured frames, "64x64".
+      fingerprint: hex text that identifies the clips of the dataset.
     """
 
     clips: int
@@ -167,9 +170,9 @@ class Work(Protocol):
     fingerprint: str
 
     def make(self, first: int, process: int, processes: int) -> Batch | None:
-        """What `process` makes of the clips from `first` to ``first + rows``; None where there are none for it.
+        """Makes the share of `process` of the clips from `first` to ``first + rows``; None if its share is empty.
 
-        All processes call it together, with the same `first`.
+        All processes must call this together, with the same `first`.
         """
 
 
@@ -177,10 +180,14 @@ class Work(Protocol):
 
 
 def partners(names: Sequence[str], seed: int = 0) -> np.ndarray:
-    """Pairs each clip with a clip of another video, as far as there are enough: clip i is moved by clip result[i].
+    """Pairs each clip with a driver: clip i is moved by clip result[i], which is from another video.
+
+    If more than half of the clips are from one video, some clips take their motion from their own video; a warning
+    says so.
 
     Args:
-      names: for each clip, the name of the video that it is from.
+      names: the name of the video that each clip is from.
+      seed: the seed of the pairing.
 
     Raises:
       ConfigError: fewer than two clips.
@@ -197,7 +204,7 @@ def partners(names: Sequence[str], seed: int = 0) -> np.ndarray:
         if len(sizes) > 1:
             log.warning("most clips are of one video: some take their motion from the same video")
         return order
-    # In the order of their videos, a step as long as the longest of these leads out of each.
+    # With the clips sorted by video, a step as long as the largest group always leads to another video.
     sorted_clips = order[np.argsort(groups[order], kind="stable")]
     paired = np.empty(len(names), np.int64)
     paired[sorted_clips] = np.roll(sorted_clips, -sizes.max())
@@ -214,7 +221,7 @@ def _source(run, settings: PaperProtocol):
 
 
 class _Pair(NamedTuple):
-    """What `System.sample` reads for one clip, and the boxes of the faces, (T, 4), in content and motion."""
+    """The inputs of `System.sample` for one clip, and the face boxes (T, 4) in content and in motion, if known."""
 
     inputs: dict[str, np.ndarray]
     boxes: tuple[np.ndarray, np.ndarray] | None
@@ -222,7 +229,7 @@ class _Pair(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """A batch of which a process reads only the rows that its devices hold, wherever the mesh puts them."""
+    """A batch of lazy rows: a process reads only the rows that its own devices hold, wherever the mesh places them."""
 
     shape: tuple[int, ...]
     row: Callable[[int], np.ndarray]
@@ -233,11 +240,14 @@ class _Rows:
 
 
 class Transfers:
-    """Clips that a system makes of two clips each, or of one with itself: a `Work`.
+    """The `Work` of protocols that move one clip by another, or a clip by itself.
 
     Args:
-      kind: "self", the first frame moved as the clip goes on; "cross", the first frame of a clip moved by another;
-        "transfer", a clip moved by another; "reconstruction", a clip moved by itself.
+      run, vars: see `Evaluator.evaluate`.
+      settings: the fields of the protocol.
+      kind: "self": the first frame of a clip is moved by the rest of the same clip; "cross": the first frame of a clip
+        is moved by another clip; "transfer": a whole clip is moved by another; "reconstruction": a whole clip is
+        moved by itself.
 
     Raises:
       ConfigError: the eval split holds no pictures, or too few clips or frames.
@@ -317,7 +327,7 @@ class Transfers:
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """Names of the trivial answers that stand beside the true one."""
+        """Names of the trivial answers that are scored beside the system's."""
         if self._kind == "self":
             return ("copy_reference",)
         if self._kind == "reconstruction":
@@ -337,7 +347,7 @@ class Transfers:
         }
 
     def _pair(self, i: int) -> "_Pair":
-        """What is read for clip i."""
+        """Reads the inputs and the face boxes of clip i."""
         element = self._element(i)
         own, boxes = element["video"], boxes_of(self._source, i, element)
         other, placed, j = own, boxes, int(self._partners[i])
@@ -360,12 +370,15 @@ class Transfers:
         return self._kind not in ("self", "cross") or not self._settings.targets
 
     def _swap(self, i: int) -> np.ndarray:
-        """The true answer where it can be rendered."""
+        """Renders the true answer for clip i; only for sources that can."""
         j = int(self._partners[i])
         return self._source.swap(i, j)[self._targets(i, {})]
 
     def _targets(self, i: int, element) -> np.ndarray:
-        """Frames of the driver of clip i that are made; in self-reenactment `element`, the clip, may tell its rate."""
+        """Returns the indices of the driver's frames that are made for clip i.
+
+        In self-reenactment, `element` is the clip itself; its frame rate is used if it has one.
+        """
         count, length = self._settings.targets, self._shape[0]
         if self._consecutive:
             return np.arange(self._kind == "self", length)
@@ -396,10 +409,10 @@ class Transfers:
 
 
 class Generated:
-    """Clips of every class in turn that a generator makes: a `Work`. They are to resemble held-out clips.
+    """The `Work` of a generator: it makes clips of every class in turn, to be compared with held-out clips.
 
     Raises:
-      ConfigError: no autoencoder of the latents; and as `class_generation.decoder`.
+      ConfigError: no autoencoder is given to decode the latents; also as `class_generation.decoder`.
     """
 
     def __init__(self, run, vars, settings: "Generation"):
@@ -453,7 +466,7 @@ def _network(name: str, settings: PaperProtocol, default: str = ""):
 
 
 def _compared(work, settings: PaperProtocol) -> list[Measure]:
-    """With the true answer, frame by frame: tables of X-NeMo and WarpFace."""
+    """Returns the measures against the true answer, frame by frame, as in the tables of X-NeMo and WarpFace."""
     beside = work.baselines
     return [
         measures.pixels("l1", "", beside),
@@ -475,7 +488,7 @@ def _sets(work, settings: PaperProtocol) -> list[Measure]:
     ]
 
 
-# AED and APD of X-NeMo and WarpFace; ARD and AUH of BCD.
+# X-NeMo and WarpFace report AED and APD; BCD reports ARD and AUH.
 FACE_MOTION = (
     ("aed", "mediapipe_51"),
     ("apd", "mediapipe_degrees"),
@@ -493,7 +506,7 @@ HEAD_MOTION = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelfReenactment(PaperProtocol):
-    """The first frame of a clip, moved as the clip goes on."""
+    """Self-reenactment: the first frame of a clip is moved by the rest of the same clip."""
 
     name, kind = "self_reenactment", "self"
     outside = FACE_MOTION
@@ -505,7 +518,7 @@ class SelfReenactment(PaperProtocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CrossReenactment(PaperProtocol):
-    """The first frame of a clip, moved by a clip of somebody else."""
+    """Cross-reenactment: the first frame of a clip is moved by a clip of another person."""
 
     name, kind = "cross_reenactment", "cross"
     outside = FACE_MOTION
@@ -527,7 +540,7 @@ def _reenactment(work, settings: PaperProtocol, against: str) -> list[Measure]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MotionTransfer(PaperProtocol):
-    """A clip, moved by a clip of somebody else."""
+    """Motion transfer: a whole clip is moved by a clip of another person."""
 
     name, kind = "motion_transfer", "transfer"
     outside = HEAD_MOTION
@@ -542,13 +555,13 @@ class MotionTransfer(PaperProtocol):
         ]
 
     def more(self, run, vars, outside: Measured) -> list[MetricResult]:
-        """Errors of head meshes."""
+        """Returns the rows of head-mesh errors."""
         return outside.mesh_rows(self.head_model)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruction(PaperProtocol):
-    """The clip itself."""
+    """Reconstruction: each clip is encoded and rebuilt."""
 
     name, kind = "reconstruction", "reconstruction"
 
@@ -573,7 +586,7 @@ class Reconstruction(PaperProtocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generation(PaperProtocol):
-    """Clips of every class; with a judge, also `class_generation`.
+    """Class-conditional generation: clips of every class are generated; with a judge, `class_generation` runs too.
 
     Attributes:
       per_class, autoencoder, judge: see `class_generation.ClassGeneration`.
@@ -597,7 +610,7 @@ class Generation(PaperProtocol):
         ]
 
     def more(self, run, vars, outside: Measured) -> list[MetricResult]:
-        """What a judge says."""
+        """Returns the rows of `class_generation`, if there is a judge."""
         if not self.judge:
             return []
         names = [field.name for field in dataclasses.fields(class_generation.ClassGeneration)]
@@ -606,7 +619,7 @@ class Generation(PaperProtocol):
 
 
 def write(run, name: str, clips: int, rows: Sequence[MetricResult]) -> None:
-    """``<workdir>/eval/<name>.json`` and ``.md``, by the first process."""
+    """Writes the results to ``<workdir>/eval/<name>.json`` and ``.md``; only the first process writes."""
     if jax.process_index() != 0:
         return
     content = {
@@ -632,14 +645,15 @@ def measure(
     identity: Mapping[str, str],
     settings: PaperProtocol,
 ) -> States:
-    """The accumulators of all clips; those that `folder` has from before are not made again.
+    """Makes and measures all clips and returns the accumulators; batches already counted in `folder` are skipped.
 
     Args:
       work: makes the clips.
-      found: what is measured of them.
-      folder: for what is to outlive an interruption; of the workdir, which all processes share.
-      identity: by which accumulators of other weights, settings or data are told from these.
-      settings: when to save, and whether to keep the clips.
+      found: the measures to take.
+      folder: the folder of saved accumulators, in the workdir that all processes share.
+      identity: the facts that the accumulators depend on; saved accumulators with other weights, settings or data are
+        discarded.
+      settings: says when to save, and whether to keep the clips.
     """
     process, processes = jax.process_index(), jax.process_count()
     start = {each.name: each.start for each in found}
@@ -662,10 +676,9 @@ def measure(
 
 
 class Kept:
-    """Accumulators in a folder: a file for each process, named by the batches that it counts.
+    """Accumulators saved in a folder, one file per process, named after the number of batches counted in it.
 
-    There is always a number of batches of which the files of all processes are there, but for a folder that has
-    just been begun.
+    Unless the folder is new, there is always some number of batches for which every process has a file.
     """
 
     def __init__(
@@ -675,9 +688,9 @@ class Kept:
         self._identity = {**identity, "processes": str(processes)}
 
     def resume(self, start: States) -> tuple[int, States]:
-        """Batches that need not be made again, and what this process counted in them.
+        """Returns the number of batches already done, and this process's accumulators over them.
 
-        Accumulators of another identity are removed, and the log says what differs.
+        Accumulators with another identity are removed, and the log says what differs.
         """
         there = self._read_identity()
         if there != self._identity:
@@ -704,7 +717,7 @@ class Kept:
         return done, self._read(done, self._process, start) if done else start
 
     def save(self, batches: int, states: States) -> None:
-        """Keep `states` of the first `batches` batches; older ones go once all processes have kept theirs."""
+        """Saves the accumulators of the first `batches` batches; older files are deleted once all processes saved."""
         path, buffer = self._path(batches, self._process), io.BytesIO()
         np.savez(buffer, **_pack(states))
         files.atomic_write(path, buffer.getvalue())
@@ -714,7 +727,7 @@ class Kept:
                 old.unlink()
 
     def merged(self, batches: int, start: States) -> States:
-        """What all processes counted in `batches`, in their order."""
+        """Returns the accumulators of all processes over `batches` batches, merged in the order of the processes."""
         states = start
         for process in range(self._processes):
             other = self._read(batches, process, start)
@@ -729,7 +742,10 @@ class Kept:
         return max(set.intersection(*counts), default=0)
 
     def _files(self, pattern: str) -> list[epath.Path]:
-        """By their names alone: `epath.Path.glob` takes brackets in the folder's own name for a pattern."""
+        """Returns the files whose names match `pattern`.
+
+        `epath.Path.glob` is not used because it would read brackets in the folder's own name as part of the pattern.
+        """
         if not self._folder.exists():
             return []
         return [path for path in self._folder.iterdir() if fnmatch.fnmatchcase(path.name, pattern)]
@@ -756,7 +772,7 @@ def _together(what: str) -> None:
 
 
 def _pack(value: Any, name: str = "") -> dict[str, np.ndarray]:
-    """Arrays, numbers and text of nested mappings and dataclasses, by their place."""
+    """Flattens nested mappings and dataclasses into arrays, keyed by their path, as `np.savez` stores them."""
     parts = _parts(value)
     if parts is None:
         return {name: np.asarray(value)}
@@ -767,7 +783,7 @@ def _pack(value: Any, name: str = "") -> dict[str, np.ndarray]:
 
 
 def _unpack(like: Any, packed: Mapping[str, np.ndarray], name: str = "") -> Any:
-    """What `_pack` took apart, put together as `like`."""
+    """Restores a value with the structure of `like` from the result of `_pack`."""
     parts = _parts(like)
     if parts is None:
         value = packed[name]
@@ -783,9 +799,9 @@ def _parts(value: Any) -> dict[str, Any] | None:
 
 
 def _identity(run, vars, work, found: Sequence[Measure], settings: PaperProtocol) -> dict[str, str]:
-    """What the accumulators depend on, as text."""
+    """Returns everything that the accumulators depend on, as text."""
     config = run.config.to_dict()
-    # Places, and what the accumulators do not depend on, are left out.
+    # Paths, and fields that do not affect the accumulators, are left out.
     own = {k: v for k, v in dataclasses.asdict(settings).items() if k not in NO_MATTER}
     start = {each.name: each.start for each in found}
     return {
@@ -803,7 +819,7 @@ def _short(value: Any) -> str:
 
 
 def digest(tree: Any) -> str:
-    """Hex text that changes with any number in a tree of arrays, wherever its parts lie."""
+    """Returns a hex digest of all numbers in a tree of arrays; it does not depend on how the arrays are sharded."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not leaves:
         return "none"
@@ -818,7 +834,7 @@ def digest(tree: Any) -> str:
 
 
 def _checksum(leaf: jax.Array) -> jax.Array:
-    """() uint32: sum of the bits of each number, weighted by its place."""
+    """Returns a () uint32: the sum of the bits of all numbers, each weighted by its position."""
     leaf = jnp.asarray(leaf)
     bits = leaf
     if jnp.issubdtype(leaf.dtype, jnp.floating):

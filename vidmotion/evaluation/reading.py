@@ -1,7 +1,8 @@
-"""What the reader of Heads reads in swaps: the driver's motion and the source's identity, factor by factor.
+"""Scores swaps of Heads by a trained reader: the driver's motion and the source's identity, factor by factor.
 
-The miniature of what AED, APD and CSIM ask of photographs. Beside every number stands what the same reader reads in the
-true renders of the same swaps, which is the most that can be asked. Not in any paper.
+This is a small-scale counterpart of AED, APD and CSIM, which are for photographs. Every number is given together with
+the same reader's score on the true renders of the same swaps, which is the best that can be expected. This evaluation
+is not from any paper.
 """
 
 import dataclasses
@@ -21,10 +22,10 @@ NEEDS = "config.evals.reading.reader, the shipped one or a run of configs/heads_
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading(OnPairs):
-    """What a trained reader of Heads reads in swaps.
+    """Scores swaps by the factors that a trained reader of Heads reads in them.
 
     Attributes:
-      reader: workdir of the reader, or the name of a shipped one; "": there is none.
+      reader: the workdir of the reader, or the name of a shipped one; "": there is none.
     """
 
     reader: str = ""
@@ -40,11 +41,13 @@ class Reading(OnPairs):
         trained_reader(self.reader, source[0]["video"].shape[1])
 
     def evaluate(self, run, vars) -> list[MetricResult]:
-        """R^2 of the driver's motion factors and of the numbers of the source's identity, accuracy of its classes, and
-        their means; one row that says what is missing, where there is no reader.
+        """Return how well the driver's motion and the source's identity can be read in the swaps.
+
+        The rows give R^2 for motion factors and for the numbers of the identity, accuracy for its classes, and means
+        of groups. Without a reader there is a single row, which says what is missing.
 
         Raises:
-          ConfigError: data that were not drawn from factors, or a reader that does not fit.
+          ConfigError: the data were not drawn from factors, or the reader does not fit.
         """
         self.check(run)
         made = self.driven(run, vars)
@@ -69,11 +72,15 @@ class Reading(OnPairs):
 
 
 def trained_reader(workdir: str, side: int) -> tuple[Run, Vars] | None:
-    """The reader in a workdir, or a shipped one, for pictures of that side; None where `workdir` is empty.
+    """Load the reader in a workdir, or a shipped reader; None if `workdir` is empty.
+
+    Args:
+      workdir: the workdir of the reader, or the name of a shipped one.
+      side: the side in pixels of the pictures to read.
 
     Raises:
-      ConfigError: no such run, another system's, or of pictures of another size.
-      CheckpointError: it holds no checkpoint.
+      ConfigError: there is no such run, it is of another system, or it reads pictures of another size.
+      CheckpointError: the workdir holds no checkpoint.
     """
     if not workdir:
         return None

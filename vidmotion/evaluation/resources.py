@@ -1,11 +1,11 @@
-"""How many numbers VidTwin keeps of a clip, and what a generator on so few tokens costs (supplement B.1 and C.2).
+"""Prints the sizes of VidTwin's latents, and the costs of a generator on their tokens (supplement B.1 and C.2).
 
     python -m vidmotion.evaluation.resources
 
-The generator is the paper's "pseudo DiT", a stock transformer encoder; its costs are XLA's own accounts of the programs
-that it compiles for this machine, and nothing is run. The paper gives 12,610,560 parameters for it. That is the network
-without its attention, as a profiler counts that passes fused attention over; the column "FFN only" follows that
-count, so that it can be set beside Figure 5.
+The generator is the paper's "pseudo DiT", a stock transformer encoder. Its costs are XLA's own estimates for the
+programs that it compiles for this machine; nothing is run. The paper gives 12,610,560 parameters for this network.
+That is the count without attention, as a profiler that skips fused attention reports it. The column "FFN only" uses the
+paper's count, so it can be compared with Figure 5.
 """
 
 import sys
@@ -23,10 +23,11 @@ from vidmotion.models.transformer import TransformerEncoder
 from vidmotion.models.vidtwin import LATENTS, SIZES, VidTwin
 from vidmotion.progress import watched
 
-WIDTH, LAYERS, HEADS, MLP_DIM = 512, 6, 8, 2048  # C.2
+WIDTH, LAYERS, HEADS, MLP_DIM = 512, 6, 8, 2048  # supplement C.2
 PSEUDO_DIT = TransformerEncoder(LAYERS, HEADS, MLP_DIM)
-# Latents of a clip of 16 frames of 224 px, and the tokens that they are at patches of 2 (what 2 does not divide is
-# filled up). Tokens of iVideoGPT are not grouped: 16x16 of two context frames, 4x4 of 14 more.
+# The number of tokens of each kind of latent, for a clip of 16 frames of 224 px cut into patches of 2 (sides that 2
+# does not divide are padded). iVideoGPT's tokens are not patched: 16x16 for each of two context frames, 4x4 for each of
+# the other 14.
 TOKENS = {
     "VidTwin 16x7x7 + 16x14, patch 2": Patches((16, 7, 7, 4), (2, 2, 2)).tokens
     + Patches((1, 16, 14, 8), (1, 2, 2)).tokens,
@@ -37,14 +38,14 @@ TOKENS = {
 
 
 class Setting(NamedTuple):
-    """A latent setting of 16 frames of 224 px.
+    """A latent setting of VidTwin, for clips of 16 frames of 224 px.
 
     Attributes:
-      name: in `models.vidtwin.LATENTS`.
-      structure: (n_q, h_S, w_S, d_S).
-      dynamics: (f, w_D + h_D, d_D).
-      numbers: how many numbers both latents have.
-      rate: their share of the clip's numbers (B.1).
+      name: the key in `models.vidtwin.LATENTS`.
+      structure: the shape of the structure latent, (n_q, h_S, w_S, d_S).
+      dynamics: the shape of the dynamics latent, (f, w_D + h_D, d_D).
+      numbers: the total number of values in both latents.
+      rate: `numbers` over the number of values in the clip (supplement B.1).
     """
 
     name: str
@@ -55,15 +56,16 @@ class Setting(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a pseudo DiT costs at batch 1 in float32.
+    """The costs of a pseudo DiT at batch size 1 in float32.
 
     Attributes:
-      tokens: the number of tokens of its input.
+      tokens: the number of input tokens.
       parameters: the number of parameters of the network.
       forward_flops: the FLOPs of one forward pass.
       step_flops: the FLOPs of one training step: forward, backward, Adam.
-      step_bytes: most memory that a training step holds: parameters, moments, gradients, activations.
-      ffn_parameters, ffn_flops: what the feed-forward layers and norms alone have and take, forward.
+      step_bytes: the peak memory of a training step: parameters, moments, gradients, activations.
+      ffn_parameters: the number of parameters of the feed-forward layers and norms alone.
+      ffn_flops: the FLOPs of one forward pass of the feed-forward layers and norms alone.
     """
 
     tokens: int
@@ -76,7 +78,7 @@ class Cost(NamedTuple):
 
 
 def settings() -> Iterator[Setting]:
-    """Every latent setting."""
+    """Yields every latent setting of VidTwin."""
     for name, latent in LATENTS.items():
         net = VidTwin(**SIZES["base"], **latent)
         numbers = round(net.rate * 3 * net.frames * net.size**2)
@@ -84,7 +86,7 @@ def settings() -> Iterator[Setting]:
 
 
 def cost(tokens: int) -> Cost:
-    """Compile the network and its training step for `tokens` tokens."""
+    """Compiles the network and its training step for `tokens` tokens, and returns their costs."""
     optimizer = optax.adam(1e-4)
     row = jax.ShapeDtypeStruct((1, tokens, WIDTH), jnp.float32)
     params = jax.eval_shape(PSEUDO_DIT.init, jax.random.key(0), row)
@@ -99,7 +101,7 @@ def cost(tokens: int) -> Cost:
     training = jax.jit(step, donate_argnums=(0, 1)).lower(params, slots, row, row)
     memory = training.compile().memory_analysis()
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    # Feed-forward layers with their biases, and two norms.
+    # Each layer has two feed-forward matrices with biases, and two norms.
     ffn = LAYERS * (2 * WIDTH * MLP_DIM + MLP_DIM + WIDTH + 4 * WIDTH)
     return Cost(
         tokens,
@@ -113,7 +115,7 @@ def cost(tokens: int) -> Cost:
 
 
 def report() -> str:
-    """Both tables as text."""
+    """Returns both tables as text: the latent settings, and the costs of the generator."""
     lines = [f"{'latent':<10}{'structure':>14}{'dynamics':>12}{'numbers':>9}{'rate':>9}"]
     for s in settings():
         shapes = ("x".join(map(str, shape)) for shape in (s.structure, s.dynamics))
@@ -149,7 +151,7 @@ def report() -> str:
 
 
 def main() -> int:
-    """The command line. Returns its exit code."""
+    """Runs the command line, and returns its exit code."""
 
     def work() -> int:
         startup.set_up_devices()

@@ -1,14 +1,14 @@
-"""Sheets of pictures about how clips are moved, of any system that moves one clip by another.
+"""Draws sheets of pictures for any system that moves one clip by another.
 
     python -m vidmotion.main --config=configs/warpface.py --workdir=RUN --mode=sample \
         --config.sample.analyses='("comparison","failures")'
 
 comparison (WarpFace, Figures 4 and 8)
-    ``config.sample.rows`` clips of the eval split, each moved by a clip of somebody else: the driver's frames, evenly
-    spread, and below them the source and what it made of them.
+    ``config.sample.rows`` clips of the eval split, each moved by a clip of another person. The upper row shows evenly
+    spaced frames of the driver; below are the source and the frames made from it.
 failures (WarpFace, Figure 9)
-    Of the first ``config.sample.clips`` clips, each moved by itself from its first frame on, the ``rows`` clips with
-    the worst frame: source, true frame, made frame and its PSNR.
+    The first ``config.sample.clips`` clips are each moved by themselves from the first frame on. The sheet shows the
+    ``rows`` clips with the worst frames: the source, the true frame, the made frame and its PSNR.
 """
 
 import numpy as np
@@ -20,14 +20,14 @@ from vidmotion.evaluation.protocols import partners
 from vidmotion.evaluation.transfer import boxes_of, clip_of, to_uint8, transfer
 from vidmotion.metrics import pixel
 
-SIDE = 96  # least height of a cell, pixels
+SIDE = 96  # the least height of a cell in pixels
 
 
 def draw(run, vars, names) -> None:
-    """Write each of `names`, keys of `SHEETS`, as ``<workdir>/samples/<name>.png``.
+    """Draw the sheets in `names`, keys of `SHEETS`, and write each as ``<workdir>/samples/<name>.png``.
 
     Raises:
-      ConfigError: the system moves no clips, or the eval split has too few.
+      ConfigError: the system does not move clips, or the eval split has fewer than two.
     """
     if not names:
         return
@@ -79,11 +79,11 @@ SHEETS = {"comparison": _comparison, "failures": _failures}
 
 
 def _moved(run, vars, source, pairs, frames: slice, what: str) -> list[np.ndarray]:
-    """uint8 (T, H, W, 3): the first frame of clip i, moved by the `frames` of clip j, of each pair (i, j)."""
+    """Return clips uint8 (T, H, W, 3): for each pair (i, j), the first frame of clip i moved by `frames` of clip j."""
     elements = {k: source[k] for k in {k for pair in pairs for k in pair}}
     clips = {k: clip_of(element) for k, element in elements.items()}
     placed = {k: boxes_of(source, k, element) for k, element in elements.items()}
-    # A system whose content runs beside the motion takes the whole clip.
+    # A system that needs a content frame for each motion frame takes the whole clip.
     still = slice(1) if run.system.content_frames else slice(None)
     content = [clips[i][still] for i, _ in pairs]
     motion = [clips[j][frames] for _, j in pairs]

@@ -1,4 +1,4 @@
-"""How well the Sprites judge reads real test clips."""
+"""Evaluates the Sprites judge on real test clips, and loads and applies a trained judge for other evaluators."""
 
 import dataclasses
 
@@ -20,10 +20,10 @@ NEEDS = "{}, the workdir of a run of configs/sprites_judge.py"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeAccuracy(Evaluator):
-    """How well the Sprites judge reads real test clips."""
+    """Measures how well the Sprites judge classifies real test clips."""
 
     def evaluate(self, run, vars) -> list[MetricResult]:
-        """Accuracy of each label on every clip of the eval split."""
+        """Return the accuracy of each label over all clips of the eval split."""
         source = run.source("eval")
         probabilities, labels = judge_clips(run, vars, [source[i] for i in range(len(source))])
         return [
@@ -42,22 +42,24 @@ class JudgeAccuracy(Evaluator):
 def judge_clips(
     run, vars, clips: list[dict]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Probabilities ``{label: (N, classes)}`` of the judge `run`, and the clips' own labels (N,)."""
+    """Return the probabilities ``{label: (N, classes)}`` from the judge `run`, and the clips' true labels (N,)."""
     probabilities = through(run, run.jit_sample(), vars, [clip["video"] for clip in clips], 64)
     stacked = {name: np.stack([clip[name] for clip in clips]) for name in ("action", "attributes")}
     return probabilities, labels_of(stacked)
 
 
 def trained_judge(workdir: str, field: str) -> tuple[Run, Vars, str] | None:
-    """A judge, its variables, and the beginning of their fingerprint; None where `workdir` is empty.
+    """Load a trained judge: return its run, its variables, and the start of their fingerprint.
+
+    The result is None if `workdir` is empty.
 
     Args:
-      workdir: the folder of a run of configs/sprites_judge.py.
-      field: the field of the config that names it, for messages.
+      workdir: the workdir of a run of configs/sprites_judge.py.
+      field: the config field that `workdir` was read from, for error messages.
 
     Raises:
-      ConfigError: no such run, another system's, or a training that has not come to its end.
-      CheckpointError: it holds no checkpoint.
+      ConfigError: there is no such run, it is of another system, or its training is not finished.
+      CheckpointError: the workdir holds no checkpoint.
     """
     if not workdir:
         return None

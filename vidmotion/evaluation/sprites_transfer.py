@@ -1,7 +1,7 @@
 """Cross-driven attribute accuracy on Sprites (BCD Table A1), with the judge of C-DSVAE.
 
-Content clip A and motion clip B from the test split: the action must be B's, the attributes A's. The pairing is not
-in the paper: a fixed random derangement (seed 0) here.
+Content clip A and motion clip B are from the test split; the result must show B's action and A's attributes. The paper
+does not give the pairing; this evaluator uses a fixed random derangement (seed 0).
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from vidmotion.systems.sprites_judge import LABELS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpritesTransfer(Evaluator):
-    """Cross-driven attribute accuracy on Sprites, with the judge of C-DSVAE.
+    """Measures cross-driven attribute accuracy on Sprites, with the judge of C-DSVAE.
 
     Attributes:
-      pairs: test clips; 0: all 2,664.
-      batch: pairs at a time.
-      judge: workdir of a run of configs/sprites_judge.py; "": there is none, and a row says so.
+      pairs: the number of test clips to pair; 0: all 2,664.
+      batch: the number of pairs at a time.
+      judge: the workdir of a run of configs/sprites_judge.py; "": there is no judge, and a row says so.
     """
 
     pairs: int
@@ -38,7 +38,7 @@ class SpritesTransfer(Evaluator):
         trained_judge(self.judge, "sprites_transfer.judge")
 
     def evaluate(self, run, vars) -> list[MetricResult]:
-        """The five accuracies beside chance, IS, H(y|x), H(y), bits per frame, and PSNR to the true sprite."""
+        """Return the five accuracies with chance, IS, H(y|x), H(y), bits per frame, and PSNR to the true sprite."""
         source = run.source("eval")
         count = min(self.pairs or len(source), len(source))
         clips = [source[i] for i in range(count)]
@@ -82,7 +82,13 @@ class SpritesTransfer(Evaluator):
         return results
 
     def _judged(self, clips: list[dict], truth: list[dict], size: str) -> list[MetricResult]:
-        """What the judge says of the clips that were made, whose wanted labels are those of `truth`."""
+        """Return the judge's rows.
+
+        Args:
+          clips: the real clips, on which the judge's own accuracy is measured.
+          truth: the clips that were made, each with the labels it should have.
+          size: height and width of the frames, "64x64".
+        """
         found, count = trained_judge(self.judge, "sprites_transfer.judge"), len(truth)
         if found is None:
             needs = NEEDS.format("config.evals.sprites_transfer.judge")

@@ -1,7 +1,7 @@
-"""Motion transfer where the true answer can be rendered: the identity of clip A moving as clip B.
+"""Motion transfer scored against rendered true answers: the identity of clip A moving as clip B.
 
-Two trivial answers stand beside every number: copying the content clip and copying the motion clip. A clip driven by
-itself (``self``) tells what the same network loses without any transfer.
+Every score is given for two trivial answers as well: copying the content clip and copying the motion clip. A clip
+driven by itself (``self``) shows what the same network loses without any transfer.
 """
 
 import dataclasses
@@ -16,14 +16,16 @@ from vidmotion.metrics.result import MetricResult
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Swap(OnPairs):
-    """Motion transfer against the true answer, beside the two trivial ones."""
+    """Scores motion transfer, and two trivial answers, against the true answer."""
 
     def evaluate(self, run, vars) -> list[MetricResult]:
-        """PSNR and SSIM of the swap, of its two baselines and of clips driven by themselves, and what the motion code
-        costs: its numbers, and the bits that a quantised one spends.
+        """Return PSNR and SSIM of the swap, of its two baselines and of clips driven by themselves.
+
+        Further rows give the size of the motion code: its numbers per frame and, for a quantised code, its bits per
+        frame.
 
         Raises:
-          ConfigError: data that cannot render a swap.
+          ConfigError: the data cannot render a swap.
         """
         made = self.driven(run, vars)
         copies = made.copies()
@@ -55,7 +57,7 @@ class Swap(OnPairs):
 
 
 def _motion_width(run, vars, clip: np.ndarray) -> int:
-    """Numbers that the motion code of a frame has."""
+    """Return how many numbers the motion code of a frame has."""
     shape = (1, *clip.shape)
     inputs = {name: jax.ShapeDtypeStruct(shape, clip.dtype) for name in ("content", "motion")}
     return jax.eval_shape(run.system.read_codes, vars, inputs)["motion"].shape[-1]

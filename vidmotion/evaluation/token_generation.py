@@ -1,8 +1,9 @@
-"""Generation from motion tokens: cross-entropy on held-out ones, what is generated, and pictures of it.
+"""Evaluation of token generation: perplexity on held-out motion tokens, statistics of generated ones, and pictures.
 
-The paper gives no number. Perplexities stand beside the number of entries and that of knowing how often each occurs.
-Whether what is made of an emotion shows it, a linear reader says: ridge regression of the emotion on the mean code of
-a sequence, fitted to the train split; its accuracy on held-out sequences is what generation can reach.
+The paper gives no numbers for this. Perplexities are given together with the number of entries and with the perplexity
+of a unigram model, which knows only how often each entry occurs. Whether a sequence generated for an emotion shows that
+emotion is decided by a linear reader: ridge regression of the emotion on the mean code of a sequence, fitted to the
+train split. The reader's accuracy on held-out sequences is the best that generation can reach.
 """
 
 import dataclasses
@@ -18,19 +19,19 @@ from vidmotion.metrics import codebook
 from vidmotion.metrics.accumulate import Mean
 from vidmotion.metrics.result import MetricResult
 
-RIDGE = 1e-2  # of the mean variance of the standardised mean codes
+RIDGE = 1e-2  # relative to the mean variance of the standardised mean codes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenGeneration(Evaluator):
-    """Cross-entropy on held-out tokens, what is generated, and pictures of it.
+    """Scores a token generator on held-out tokens, compares generated tokens with real ones, and renders clips.
 
     Attributes:
-      batch: clips at a time.
-      clips: how many clips to render.
-      prefix: tokens of each sequence that are given.
-      count: tokens that are made after them.
-      xnemo: workdir of the X-NeMo whose codes these are; "": nothing is rendered, and the log says so.
+      batch: the number of clips at a time.
+      clips: the number of clips to render.
+      prefix: the number of tokens of each sequence that are given to the generator.
+      count: the number of tokens to generate after the given ones.
+      xnemo: the workdir of the X-NeMo run that the codes come from; "": nothing is rendered, and the log says so.
     """
 
     batch: int
@@ -45,10 +46,9 @@ class TokenGeneration(Evaluator):
         open_xnemo(self.xnemo, run.system.codes, encoded.MotionTokensSource)
 
     def evaluate(self, run, vars) -> list[MetricResult]:
-        """Score the eval split, continue `prefix` tokens of each of its sequences by `count`, and render `clips` of
-        them.
+        """Score the eval split, continue the first `prefix` tokens of each sequence by `count`, and render the results.
 
-        With emotions, each sequence is made of its own.
+        If the system is conditioned on emotions, each sequence is generated with its own emotion.
 
         Raises:
           ConfigError: `xnemo` is not the run that the codes come from.
@@ -112,7 +112,7 @@ def _all(source, name: str) -> np.ndarray:
 
 
 def _batched(run, batch_size: int, function, arrays):
-    """`function` of batches and keys, over all rows of `arrays`, joined."""
+    """Apply `function`, of a batch and a key, to all rows of `arrays` batch by batch, and concatenate the results."""
     total, rows = len(arrays["ids"]), run.rows(batch_size)
     parts = []
     for start in range(0, total, rows):
@@ -128,7 +128,7 @@ def _perplexity(run, batch_size: int, score, arrays) -> float:
 
 
 def _unigram(train: np.ndarray, held_out: np.ndarray, entries: int) -> float:
-    """Perplexity of held-out tokens under how often each occurs in training, one more of each."""
+    """Return the perplexity of held-out tokens under their frequencies in training, with one added to each count."""
     counts = codebook.usage_counts(train[..., None], entries)[0] + 1
     return float(np.exp(-np.mean(np.log(counts / counts.sum())[held_out])))
 
@@ -157,7 +157,7 @@ def _emotions(
 
 
 def reader(x_nd: np.ndarray, labels: np.ndarray, classes: int):
-    """Function of (N, D) that gives the likeliest class (N,): ridge regression of indicators on `x_nd`."""
+    """Fit a ridge regression of class indicators on `x_nd`, and return the classifier, a function (N, D) -> (N,)."""
     mean, scale = x_nd.mean(axis=0), x_nd.std(axis=0) + 1e-6
 
     def features(x):
@@ -170,8 +170,12 @@ def reader(x_nd: np.ndarray, labels: np.ndarray, classes: int):
 
 
 def _show(run, vars, xnemo, given: int, real, made, decode) -> None:
-    """``samples/generated.*``: the portrait, its clip's motion as its tokens have it, and the tokens given with those
-    made after them; and the latter's codes, ``samples/generated-<clip>.safetensors``, for ``reenact --codes``."""
+    """Render the first clips and write their generated codes.
+
+    Writes ``samples/generated.*``: the portrait, the motion of the clip's real tokens, and the motion of the given
+    tokens followed by the generated ones. The codes of the last are written to
+    ``samples/generated-<clip>.safetensors``, for ``reenact --codes``.
+    """
     system, count = run.system, len(real["ids"])
     rows = run.rows(count)
     picked = np.minimum(np.arange(rows), count - 1)

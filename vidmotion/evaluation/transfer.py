@@ -1,4 +1,4 @@
-"""Motion transfer over pairs of clips: what the transfer protocols and the pictures share."""
+"""Functions for motion transfer over pairs of clips, shared by the evaluators and the sample pictures."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,7 +11,7 @@ from vidmotion.progress import watched
 
 
 def derangement(count: int, seed: int = 0) -> np.ndarray:
-    """(count,) seeded permutation without fixed points: clip i takes the motion of clip result[i].
+    """Return a seeded permutation (count,) without fixed points: clip i takes the motion of clip result[i].
 
     Raises:
       ValueError: fewer than two clips.
@@ -26,12 +26,12 @@ def derangement(count: int, seed: int = 0) -> np.ndarray:
 
 
 def clip_of(element: dict[str, np.ndarray]) -> np.ndarray:
-    """The clip of a source's element as systems take it: pixels, or latents from a cache."""
+    """Return the clip of a source's element in the form that systems take: pixels, or latents from a cache."""
     return element["latents"] if "latents" in element else element["video"]
 
 
 def as_pictures(run, vars, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Clips as uint8 (T, H, W, 3): pixels as they are, latents from a cache decoded."""
+    """Return clips as uint8 (T, H, W, 3): pixels unchanged, latents from a cache decoded."""
     if clips[0].dtype == np.uint8:
         return list(clips)
     decode = run.jit(run.system.reconstruct)
@@ -43,7 +43,7 @@ def as_pictures(run, vars, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def boxes_of(source, index: int, element: dict[str, np.ndarray]) -> np.ndarray | None:
-    """Where the face is in each frame of a source's element, (T, 4); None where the source does not know."""
+    """Return the face box in each frame of a source's element, (T, 4); None if the source does not know it."""
     if isinstance(source, Boxes):
         return source.boxes(index)
     return element.get("boxes")
@@ -56,12 +56,14 @@ def face_views(
     motion: np.ndarray,
     motion_boxes: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """What `System.face_side` asks for, of one pair of clips that share their pictures' coordinates.
+    """Return the face crops that a system with a `System.face_side` reads, for one pair of clips.
+
+    Both clips must share the same picture coordinates.
 
     Args:
-      side: pixels of the crops.
-      content, motion: uint8 (T, H, W, 3).
-      content_boxes, motion_boxes: (T, 4), of their faces.
+      side: the side of the crops in pixels.
+      content, motion: the clips, uint8 (T, H, W, 3).
+      content_boxes, motion_boxes: the boxes of their faces, (T, 4).
     """
     height, width = motion.shape[1:3]
     squares = faces.driving_boxes(motion_boxes, width, height)
@@ -88,16 +90,15 @@ def transfer(
     Args:
       run: a `vidmotion.run.Run`.
       vars: the system's variables.
-      contents, motions: sequences of N clips (T, H, W, 3) uint8, or of their latents from a cache, indexable by
-        integers.
-      batch: pairs at a time; rounded up to what the mesh divides, the last batch is padded.
-      what: name of the progress bar.
-      boxes: where the faces are in contents and in motions, (T, 4) each, for systems with a `face_side`; None, or
-        None among them, where they are not known: whole pictures are then taken as faces.
-      options: passed to `System.sample`.
+      contents, motions: sequences of N clips, uint8 (T, H, W, 3) or their latents from a cache.
+      batch: the number of pairs at a time; rounded up to a number that the mesh divides. The last batch is padded.
+      what: the name of the progress bar.
+      boxes: the face boxes in contents and in motions, (T, 4) each, for systems with a `face_side`. If this or any
+        entry is None, the boxes are not known and whole pictures are taken as faces.
+      options: options passed to `System.sample`.
 
     Yields:
-      numpy outputs of `System.sample` for each batch's pairs, padding removed.
+      the numpy outputs of `System.sample` for the pairs of each batch, with the padding removed.
     """
     rows = run.rows(batch)
     sample = run.jit_sample(**options)
@@ -123,17 +124,18 @@ def transfer(
 def through(
     run, function: Callable, vars, clips: Sequence[np.ndarray], batch: int
 ) -> dict[str, np.ndarray]:
-    """What a system makes of single clips, batch by batch.
+    """Apply a compiled function to single clips, batch by batch.
 
     Args:
       run: a `vidmotion.run.Run`.
-      function: compiled, of ``(vars, {"video": (B, T, H, W, 3)}, key)``, to a dict of arrays (B, ...).
+      function: a compiled function of ``(vars, {"video": (B, T, H, W, 3)}, key)`` that returns a dict of arrays
+        (B, ...).
       vars: the system's variables.
-      clips: N of them, (T, H, W, 3) each.
-      batch: clips at a time; rounded up to what the mesh divides, the last batch is padded.
+      clips: N clips, (T, H, W, 3) each.
+      batch: the number of clips at a time; rounded up to a number that the mesh divides. The last batch is padded.
 
     Returns:
-      the function's outputs by name, (N, ...), padding removed.
+      the function's outputs by name, (N, ...), with the padding removed.
     """
     rows, parts = run.rows(batch), []
     for start in range(0, len(clips), rows):
@@ -145,5 +147,5 @@ def through(
 
 
 def to_uint8(video: np.ndarray) -> np.ndarray:
-    """Floats in [0, 1] -> rounded uint8."""
+    """Round floats in [0, 1] to uint8."""
     return np.clip(np.rint(video * 255.0), 0, 255).astype(np.uint8)

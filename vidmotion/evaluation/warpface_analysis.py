@@ -1,13 +1,13 @@
-"""What WarpFace's motion code means, as pictures, curves and figures (spec warpface.md, section 11).
+"""Analyses of WarpFace's motion code, as pictures, curves and numbers (spec warpface.md, section 11).
 
     python -m vidmotion.main --config=configs/warpface.py:demo --workdir=DIR --mode=sample \
         --config.sample.analyses='("canonical","subspace","vector","curves","collapse")'
 
-With ``motion=none`` there is ``noises`` alone; ``comparison`` and ``failures`` are in `vidmotion.evaluation.sheets`.
-All start from the first ``config.sample.clips`` clips of the eval split. Sheets show ``config.sample.rows`` of them;
-all pictures of a sheet begin with the same noise.
+With ``motion=none`` only ``noises`` is available; ``comparison`` and ``failures`` are in
+`vidmotion.evaluation.sheets`. All analyses use the first ``config.sample.clips`` clips of the eval split. Sheets show
+``config.sample.rows`` of them; all pictures of a sheet are sampled from the same noise.
 
-Shape suffixes: b pictures, k groups, i coefficients of a group, e dimensions of a group, m = k e the code.
+Shape suffixes: b pictures, k groups, i coefficients of a group, e dimensions of a group, m = k e, those of the code.
 """
 
 import json
@@ -25,18 +25,16 @@ from vidmotion.models.mgme import MotionCodes
 
 log = logging.getLogger(__name__)
 
-SCALES = (0.0, 0.5, 1.0, 1.5, 2.0)  # not in paper, like the shifts
+SCALES = (0.0, 0.5, 1.0, 1.5, 2.0)  # neither the scales nor the shifts are in the paper
 SHIFTS = (-3, -2, -1, 0, 1, 2, 3)  # standard deviations of a coefficient over the clips
-STILL = (
-    0.01  # a coordinate that varies less than this share of the mean size of the code stands still
-)
+STILL = 0.01  # a coordinate stands still if it deviates by less than this share of the code's root mean square
 
 
 def analyse(run, vars, asked) -> None:
-    """Write each of `asked`, names in `ANALYSES`, into ``<workdir>/samples``.
+    """Write the analyses named in `asked`, keys of `ANALYSES`, into ``<workdir>/samples``.
 
     Raises:
-      ConfigError: an unknown name, or one that the run's kind of motion has nothing for.
+      ConfigError: an unknown name, or an analysis that does not apply to the run's kind of motion.
     """
     motion, inject = run.system.motion.kind, run.system.inject
     for name in asked:
@@ -63,7 +61,7 @@ def analyse(run, vars, asked) -> None:
 
 
 def scaled(theta_bm: np.ndarray, groups: int, group: int, by: float) -> np.ndarray:
-    """A code of which one group (from 0) is multiplied: g_k <- by * g_k."""
+    """Return codes with one group (counted from 0) multiplied: g_k <- by * g_k."""
     parts_bke = np.array(theta_bm).reshape(len(theta_bm), groups, -1)
     parts_bke[:, group] *= by
     return parts_bke.reshape(theta_bm.shape)
@@ -72,23 +70,23 @@ def scaled(theta_bm: np.ndarray, groups: int, group: int, by: float) -> np.ndarr
 def shifted(
     theta_bm: np.ndarray, basis_kei: np.ndarray, group: int, by_i: np.ndarray
 ) -> np.ndarray:
-    """A code to whose coefficients in one group (from 0) `by_i` is added: g_k <- g_k + Q_k by."""
+    """Return codes with `by_i` added to the coefficients of one group (counted from 0): g_k <- g_k + Q_k by."""
     parts_bke = np.array(theta_bm).reshape(len(theta_bm), len(basis_kei), -1)
     parts_bke[:, group] += (basis_kei[group] @ by_i)[None]
     return parts_bke.reshape(theta_bm.shape)
 
 
 def collapse(own_bm: np.ndarray, clips: int) -> dict[str, float]:
-    """How much a motion code varies over a dataset; near zero when motion has collapsed.
+    """Measure how much a motion code varies over a dataset; near zero if motion has collapsed.
 
     Args:
-      own_bm: codes of frames, those of a clip together.
-      clips: how many clips they are of.
+      own_bm: the codes of all frames, with the frames of each clip together; all clips are equally long.
+      clips: the number of clips.
 
     Returns:
-      ``spread``, the mean over coordinates of the standard deviation; ``relative``, the same against the root
-      mean square of the code, for codes of different units; ``within``, the share of the variance that is between
-      frames of a clip; ``still``, the share of coordinates that stand still.
+      ``spread``, the standard deviation, averaged over coordinates; ``relative``, the spread divided by the root mean
+      square of the code, so that codes in different units can be compared; ``within``, the share of the variance that
+      lies between the frames of a clip; ``still``, the share of coordinates that stand still.
     """
     own = np.asarray(own_bm, np.float64)
     deviation = own.std(axis=0)
@@ -106,7 +104,7 @@ def collapse(own_bm: np.ndarray, clips: int) -> dict[str, float]:
 
 
 def _canonical(run, vars, clips, codes: MotionCodes, folder) -> None:
-    """Figure 7: each source, theta = 0, which is to rebuild it, and theta_{s->r}, the canonical pose."""
+    """Figure 7: each source, its picture with theta = 0, which should rebuild it, and with theta_{s->r}, canonical."""
     sources = clips[: run.config.sample.rows, 0]
     frames = clips.shape[1]
     canonical = codes.to_canonical_bm[: len(sources) * frames : frames]
@@ -116,7 +114,7 @@ def _canonical(run, vars, clips, codes: MotionCodes, folder) -> None:
 
 
 def _noises(run, vars, clips, codes, folder) -> None:
-    """Figure 1, top: each source under several noises and no motion; without a motion encoder its poses are random."""
+    """Figure 1, top: each source without motion under several noises; without a motion encoder the poses are random."""
     sources, columns = clips[: run.config.sample.rows, 0], run.config.sample.columns
     still = np.zeros((len(sources), 1, run.system.code_width), np.float32)
     made = [_render(run, vars, sources, still, seed)[:, 0] for seed in range(columns)]
@@ -126,11 +124,11 @@ def _noises(run, vars, clips, codes, folder) -> None:
 
 
 def _subspace(run, vars, clips, codes: MotionCodes, folder) -> None:
-    """Figure 5, left: one group of theta_{s->d} scaled, then its coefficients shifted; a row for each group."""
+    """Figure 5, left: a row per group of theta_{s->d}, with the group scaled and then its coefficients shifted."""
     basis, deviation = np.asarray(run.system.basis(vars)), codes.alpha_bki.std(axis=0)
     frames = clips.shape[1]
     theta = codes.from_canonical_bm
-    # Towards the last frame of the next clip: another person's motion.
+    # theta_{s->d}: from the first frame of the first clip to the last frame of the second, another person's motion.
     base = theta[2 * frames - 1 : 2 * frames] - theta[:1]
     rows = {}
     for k in range(len(basis)):
@@ -145,7 +143,7 @@ def _subspace(run, vars, clips, codes: MotionCodes, folder) -> None:
 
 
 def _vector(run, vars, clips, codes: MotionCodes, folder) -> None:
-    """Figure 5, right: single vectors added to the source's own pose, -3 to 3 standard deviations; a row for each."""
+    """Figure 5, right: a row per vector, added to the source's own pose with -3 to 3 standard deviations."""
     basis, deviation = np.asarray(run.system.basis(vars)), codes.alpha_bki.std(axis=0)
     groups, count = deviation.shape
     wanted = [(int(k), int(n)) for k, n in run.config.sample.vectors]
@@ -164,7 +162,7 @@ def _vector(run, vars, clips, codes: MotionCodes, folder) -> None:
 
 
 def _curves(run, vars, clips, codes, folder) -> None:
-    """Figure 6: the means of gamma and delta of Eq. 9 at the sampler's times; numbers, and a plot."""
+    """Figure 6: the means of gamma and delta of Eq. 9 at the sampler's times, as numbers and as a plot."""
     system = run.system
     times = samplers.leading_times(system.steps, system.diffusion.steps)
     gamma, delta = jax.jit(system.modulation)(vars, jnp.asarray(times))
@@ -181,7 +179,7 @@ def _curves(run, vars, clips, codes, folder) -> None:
         figure.subplots(1, 2), ("gamma", "delta"), ("scale gamma", "shift delta")
     ):
         axes.plot(curves["time"], curves[name], marker=".")
-        axes.invert_xaxis()  # as sampling goes
+        axes.invert_xaxis()  # sampling runs from late times to early ones
         axes.set_xlabel("time")
         axes.set_ylabel(f"{label}, mean")
     with (folder / "curves.png").open("wb") as file:
@@ -189,7 +187,7 @@ def _curves(run, vars, clips, codes, folder) -> None:
 
 
 def _collapse(run, vars, clips, codes, folder) -> None:
-    """Figure 1, bottom, as figures: see `collapse`."""
+    """Figure 1, bottom, as numbers: see `collapse`."""
     own = codes.from_canonical_bm if isinstance(codes, MotionCodes) else codes
     found = collapse(own.reshape(len(own), -1), len(clips))
     (folder / "collapse.json").write_text(json.dumps(found))
@@ -206,11 +204,11 @@ ANALYSES = {
 }
 
 
-# -- parts ----------------------------------------------------------------------------------------
+# -- helpers --------------------------------------------------------------------------------------
 
 
 def _clips(run) -> np.ndarray:
-    """uint8 (clips, T, H, W, 3)."""
+    """Return the clips to analyse, uint8 (clips, T, H, W, 3)."""
     source, wanted = run.source("eval"), run.config.sample.clips
     if wanted < 2 or len(source) < 2:
         raise ConfigError("config.sample.clips: analyses need at least 2 clips")
@@ -218,14 +216,14 @@ def _clips(run) -> np.ndarray:
 
 
 def _codes(run, vars, clips):
-    """What the motion encoder says of every frame, those of a clip together; numpy."""
+    """Return the motion encoder's numpy outputs for all frames, with the frames of each clip together."""
     see = jax.jit(run.system.codes)
     parts = [jax.tree.map(np.asarray, see(vars, clip)) for clip in clips]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 def _render(run, vars, sources_bhwc, theta_bnm, seed: int = 0) -> np.ndarray:
-    """Sources shown under given codes, uint8 (b, n, H, W, 3), from the noise of `seed`."""
+    """Render each source under its n codes, uint8 (b, n, H, W, 3), from the noise of `seed`."""
 
     @jax.jit
     def show(vars, sources, theta):
@@ -236,7 +234,7 @@ def _render(run, vars, sources_bhwc, theta_bnm, seed: int = 0) -> np.ndarray:
 
 
 def _edit_sheet(run, vars, source, rows, titles, folder, name) -> None:
-    """A row of pictures of one source for each entry of `rows`, codes (n, m)."""
+    """Write a sheet of one source, with a row of pictures for each entry of `rows`, codes (n, m)."""
     made = _render(run, vars, source[None], np.concatenate(list(rows.values()))[None])[0]
     made = made.reshape(len(rows), -1, *made.shape[1:])
     cells = [cell for row in made for cell in (source, *row)]

@@ -8,29 +8,29 @@ from numpy.typing import ArrayLike
 
 @dataclass(frozen=True)
 class Mean:
-    """Sum and count on the host; `Mean()` is empty, `update` and `merge` return new ones.
+    """A running mean, kept as sum and count on the host; `Mean()` is empty, `update` and `merge` return new ones.
 
     The sum is float64 and the count an integer, so the mean of merged parts is the mean of all
-    values to float64 rounding, however the values were split into batches or hosts.
+    values up to float64 rounding, however the values were split into batches or hosts.
 
-    NaN and infinities count like any value, so they show in the result: a failed sample must not
-    improve an average. Only entries masked out are ignored, whatever they hold.
+    NaN and infinities count like any other value, so they show in the result: a failed sample must not
+    improve an average. Only masked entries are ignored, whatever they hold.
 
     Attributes:
-        total: sum of the values counted.
-        count: how many they are; a result row reports it as n.
+        total: the sum of the values counted.
+        count: the number of values counted; a result row reports it as n.
     """
 
     total: float = 0.0
     count: int = 0
 
     def update(self, values: ArrayLike, mask: ArrayLike | None = None) -> "Mean":
-        """Add every entry of `values`, of any shape.
+        """Adds every entry of `values`, of any shape.
 
         Args:
-            values: numbers.
-            mask: booleans that broadcast to `values`; False leaves an entry out (the padding of a
-                last batch). A mask of (B,) for values of (B, T) is given as `mask[:, None]`.
+            values: the numbers to add.
+            mask: booleans that broadcast to `values`; False leaves an entry out (such as the padding of a
+                last batch). A mask (B,) for values (B, T) must be given as `mask[:, None]`.
 
         Raises:
             ValueError: the mask is not boolean or does not broadcast.
@@ -44,9 +44,9 @@ class Mean:
         return Mean(self.total + float(values.sum()), self.count + values.size)
 
     def merge(self, other: "Mean") -> "Mean":
-        """The mean over both sets of values."""
+        """Returns the mean over both sets of values."""
         return Mean(self.total + other.total, self.count + other.count)
 
     def compute(self) -> float:
-        """The mean; NaN where nothing was counted."""
+        """Returns the mean; NaN if nothing was counted."""
         return self.total / self.count if self.count else float("nan")

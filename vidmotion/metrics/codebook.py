@@ -1,20 +1,20 @@
-"""How much of its codebooks a model uses: entropy, perplexity, bitrate, compression rate.
+"""Measures how much of its codebooks a model uses: entropy, perplexity, bitrate, compression rate.
 
-Statistics are usage counts (N, J): N codebooks of J entries each. Counts of batches and hosts are
-merged by adding them. Entropies treat codebooks and tokens as independent, so they bound the rate
-from above; what repeats over time or between codebooks could be coded in less.
+The statistics are usage counts (N, J) for N codebooks of J entries each. Counts of batches and hosts are
+merged by adding them. Entropies treat codebooks and tokens as independent, so they are an upper bound on
+the rate: repetition over time or between codebooks would allow a shorter code.
 """
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-# BCD's rates count 25 frames/s, although LRS3 clips are trained on every second frame: the table's
-# 4 kbps are 160 bits a frame, the 150 bps of Sprites are 6.
+# BCD's rates assume 25 frames/s, although training on LRS3 uses every second frame: the table's
+# 4 kbps are 160 bits per frame, and the 150 bps of Sprites are 6 bits per frame.
 FRAMES_PER_SECOND = 25
 
 
 def usage_counts(ids: ArrayLike, entries: int) -> np.ndarray:
-    """How often each entry of each codebook occurs.
+    """Counts how often each entry of each codebook occurs.
 
     Args:
         ids: (..., N) integers in [0, entries), one per codebook.
@@ -37,9 +37,9 @@ def usage_counts(ids: ArrayLike, entries: int) -> np.ndarray:
 
 
 def entropy_bits(counts: ArrayLike) -> np.ndarray:
-    """Entropy of each codebook's use, H = -sum_j p_j log2 p_j, in bits, with 0 log 0 = 0.
+    """Returns the entropy of each codebook's use, H = -sum_j p_j log2 p_j, in bits, with 0 log 0 = 0.
 
-    The hard counterpart of BCD's rate term (which adds 1e-10 inside the logarithm: 1e-8 bits).
+    This is the hard counterpart of BCD's rate term (which adds 1e-10 inside the logarithm: 1e-8 bits).
 
     Args:
         counts: (N, J) as from `usage_counts`.
@@ -61,7 +61,7 @@ def entropy_bits(counts: ArrayLike) -> np.ndarray:
 
 
 def perplexity(counts: ArrayLike) -> np.ndarray:
-    """2^H of each codebook: the number of equally used entries with the same entropy.
+    """Returns 2^H of each codebook: the number of equally used entries that has the same entropy.
 
     Args:
         counts: (N, J) as from `usage_counts`.
@@ -76,7 +76,7 @@ def perplexity(counts: ArrayLike) -> np.ndarray:
 
 
 def used_fraction(counts: ArrayLike) -> np.ndarray:
-    """Share of each codebook's entries that occur at all.
+    """Returns the share of each codebook's entries that occur at least once.
 
     Args:
         counts: (N, J) as from `usage_counts`.
@@ -88,7 +88,7 @@ def used_fraction(counts: ArrayLike) -> np.ndarray:
 
 
 def bits_per_frame(counts: ArrayLike) -> float:
-    """Empirical rate in bits per token frame: the sum of the codebooks' entropies.
+    """Returns the empirical rate in bits per token frame: the sum of the codebooks' entropies.
 
     Args:
         counts: (N, J) as from `usage_counts`.
@@ -100,13 +100,13 @@ def bits_per_frame(counts: ArrayLike) -> float:
 
 
 def kbps(bits: float, frames_per_second: float = FRAMES_PER_SECOND) -> float:
-    """Rate in kilobits (1000 bits) per second from bits per frame."""
+    """Converts a rate in bits per frame to kilobits (1000 bits) per second."""
     return bits * frames_per_second / 1000
 
 
 def compression_rate(latents: int, frames: int, height: int, width: int) -> float:
-    """Latent numbers kept per number in the video, latents / (3 T H W), in percent.
+    """Returns the number of latent values per value in the video, latents / (3 T H W), in percent.
 
-    Lower is more compressed (VidTwin, section B.1): 4928 latents of 16 x 224 x 224 are 0.2046 %.
+    Lower means more compression (VidTwin, section B.1): 4928 latent values for 16 x 224 x 224 pixels are 0.2046 %.
     """
     return 100 * latents / (3 * frames * height * width)

@@ -1,9 +1,9 @@
-"""Expression against expression: AED, AUH and EMO-SIM (spec metrics.md, sections 7, 8 and 10).
+"""Compares facial expressions: AED, AUH and EMO-SIM (spec metrics.md, sections 7, 8 and 10).
 
-Three numbers are called AED. X-NeMo's is over MediaPipe's blendshapes (`blendshape_distance`), that of
-PIRenderer and WarpFace over coefficients of a 3-D face model (`FaceModelMotion`, in four scalings);
-first-order-motion's is a distance of identity embeddings and is not here. Frame i of the driving video
-belongs to frame i of the generated one.
+Three different numbers are called AED. X-NeMo's is over MediaPipe's blendshapes (`blendshape_distance`). That
+of PIRenderer and WarpFace is over coefficients of a 3-D face model (`FaceModelMotion`, which reports AED and APD in
+two scalings each). First-order-motion's is a distance of identity embeddings and is not implemented here.
+Frame i of the driving video corresponds to frame i of the generated one.
 """
 
 import csv
@@ -19,7 +19,7 @@ from vidmotion.metrics.head_pose import angle_distance
 from vidmotion.metrics.paired import PairedScore, same_frames
 from vidmotion.metrics.result import MetricResult, not_computed
 
-BLENDSHAPES = 51  # of MediaPipe's 52; the first, "_neutral", says nothing
+BLENDSHAPES = 51  # MediaPipe has 52, but the first, "_neutral", carries no information
 ACTION_UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 28, 45)  # OpenFace 2
 # Deep3DFaceRecon's 257 coefficients of BFM'09 (section 7.2); angles in radians.
 DEEP3D = {
@@ -30,7 +30,7 @@ DEEP3D = {
     "light": slice(227, 254),
     "translation": slice(254, 257),
 }
-STILL = 1e-3  # deviation of a driving video's valence or arousal below which it is left out
+STILL = 1e-3  # driving videos whose valence or arousal deviates by less are left out
 
 _MEDIAPIPE = (
     "files of MediaPipe's Face Landmarker: blendshapes and head matrices of each frame, made with "
@@ -43,7 +43,7 @@ _DEEP3D = (
 _OPENFACE = (
     "action units of each frame as OpenFace 2 writes them (CSV; github.com/TadasBaltrusaitis)"
 )
-# (metric, convention) -> what it cannot do without, and where that is.
+# (metric, convention) -> the weights or files that the metric requires, and where they are published.
 NEEDS = {
     ("aed", "mediapipe_51"): _MEDIAPIPE,
     ("apd", "mediapipe_degrees"): _MEDIAPIPE,
@@ -62,10 +62,10 @@ NEEDS = {
 
 
 def without(metric: str, convention: str, resolution: str, n: int) -> MetricResult:
-    """The row of a metric whose weights or coefficient files are not at hand; see `NEEDS`.
+    """Returns the row of a metric whose weights or coefficient files are not available; see `NEEDS`.
 
     Raises:
-      ValueError: no such metric and convention.
+      ValueError: `NEEDS` has no such metric and convention.
     """
     if (metric, convention) not in NEEDS:
         known = ", ".join(" ".join(key) for key in NEEDS)
@@ -74,17 +74,17 @@ def without(metric: str, convention: str, resolution: str, n: int) -> MetricResu
 
 
 def blendshape_distance(driving: ArrayLike, generated: ArrayLike) -> np.ndarray:
-    """X-NeMo's AED of each frame: mean over 51 blendshapes of |driving - generated|.
+    """Returns X-NeMo's AED of each frame: the mean over 51 blendshapes of |driving - generated|.
 
     Args:
-      driving, generated: (n, 51), or (n, 52) as MediaPipe returns them, "_neutral" first, which is
-        dropped: with it the mean would shrink by 51 / 52. In [0, 1]; NaN stays NaN.
+      driving, generated: (n, 51), or (n, 52) as MediaPipe returns them, with "_neutral" first. That one is
+        dropped, because it would scale the mean by 51 / 52. Values are in [0, 1]; NaN stays NaN.
 
     Returns:
       (n,) float64 in [0, 1].
 
     Raises:
-      ValueError: shapes differ, another number of blendshapes, or values outside [0, 1].
+      ValueError: the shapes differ, the number of blendshapes is wrong, or values lie outside [0, 1].
     """
     driving, generated = same_frames(driving, generated, "blendshapes")
     if driving.ndim != 2 or driving.shape[1] not in (BLENDSHAPES, BLENDSHAPES + 1):
@@ -103,15 +103,15 @@ def blendshape_distance(driving: ArrayLike, generated: ArrayLike) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class FaceModelMotion:
-    """AED and APD of face-model coefficients, in the four scalings in circulation (section 7.3).
+    """Accumulator of AED and APD of face-model coefficients, in the four published scalings (section 7.3).
 
-    A video's frames are averaged first, then videos, as in the public script for such coefficients
-    (StyleHEAT's). Start with `FaceModelMotion()`; `update` and `merge` return new ones.
+    The frames of a video are averaged first, then the videos, as in the public script for such coefficients
+    (StyleHEAT's). `FaceModelMotion()` is empty; `update` and `merge` return new ones.
 
     Attributes:
-      expression: mean |difference| over coefficients.
-      angles: mean wrapped |difference| over three angles, in degrees.
-      width: number of expression coefficients; 0 before the first video.
+      expression: the mean |difference| over coefficients.
+      angles: the mean wrapped |difference| over three angles, in degrees.
+      width: the number of expression coefficients; 0 before the first video.
     """
 
     expression: PairedScore = dataclasses.field(default_factory=PairedScore)
@@ -126,15 +126,15 @@ class FaceModelMotion:
         generated_angles: ArrayLike,
         seen: ArrayLike | None = None,
     ) -> "FaceModelMotion":
-        """Add a video.
+        """Adds a video.
 
         Args:
-          driving_expression, generated_expression: (n, k), k = 64 of Deep3DFaceRecon, 50 of DECA.
+          driving_expression, generated_expression: (n, k) coefficients; k is 64 for Deep3DFaceRecon, 50 for DECA.
           driving_angles, generated_angles: (n, 3) in radians.
-          seen: (n,) booleans: whether both faces were found; all were if None.
+          seen: (n,) booleans: whether both faces were found; None means that all were.
 
         Raises:
-          ValueError: shapes that do not fit each other or the videos before.
+          ValueError: the shapes do not fit each other or the previous videos.
         """
         driving, generated = same_frames(
             driving_expression, generated_expression, "expression coefficients"
@@ -152,10 +152,10 @@ class FaceModelMotion:
         )
 
     def merge(self, other: "FaceModelMotion") -> "FaceModelMotion":
-        """Both sets of videos.
+        """Merges the scores of two sets of videos.
 
         Raises:
-          ValueError: they have other numbers of expression coefficients.
+          ValueError: they have different numbers of expression coefficients.
         """
         self._check(other.width)
         return FaceModelMotion(
@@ -165,10 +165,10 @@ class FaceModelMotion:
         )
 
     def rows(self, weights: str, resolution: str) -> list[MetricResult]:
-        """aed_mean, aed_l1sum, apd_rad_mean, apd_deg_mean.
+        """Returns the rows aed_mean, aed_l1sum, apd_rad_mean and apd_deg_mean.
 
-        WarpFace's printed magnitudes fit aed_l1sum and apd_deg_mean, PIRenderer comparisons the other
-        two.
+        The magnitudes that WarpFace prints fit aed_l1sum and apd_deg_mean; those in comparisons with PIRenderer
+        fit the other two.
         """
         size = f"{self.width} coefficients"
         radians = np.pi / 180
@@ -187,18 +187,18 @@ class FaceModelMotion:
 
 
 def action_unit_distance(driving: ArrayLike, generated: ArrayLike) -> np.ndarray:
-    """AUH of each frame: on how many action units the two disagree.
+    """Returns AUH of each frame: the number of action units on which the two faces disagree.
 
-    Over the number of units this is the fraction; BCD does not say which of the two it prints.
+    Divided by the number of units it is a fraction; BCD does not say which of the two it prints.
 
     Args:
-      driving, generated: (n, k) booleans: is the unit present?
+      driving, generated: (n, k) booleans: whether each unit is present.
 
     Returns:
       (n,) float64, counts.
 
     Raises:
-      ValueError: shapes differ, or no booleans.
+      ValueError: the shapes differ, or the values are not booleans.
     """
     driving, generated = np.asarray(driving), np.asarray(generated)
     for units in (driving, generated):
@@ -211,16 +211,16 @@ def action_unit_distance(driving: ArrayLike, generated: ArrayLike) -> np.ndarray
 
 
 def read_action_units(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Action units as OpenFace 2 (FeatureExtraction) writes them.
+    """Reads action units from a file of OpenFace 2 (FeatureExtraction).
 
     Args:
-      path: CSV with the columns AU01_c to AU45_c, and success.
+      path: a CSV file with the columns AU01_c to AU45_c, and success.
 
     Returns:
       (n, 18) booleans in the order of `ACTION_UNITS`, and (n,) booleans: whether a face was tracked.
 
     Raises:
-      ConfigError: it cannot be read so; says what is wrong.
+      ConfigError: the file does not hold OpenFace's action units; the message says what is wrong.
     """
     names = [f"AU{unit:02d}_c" for unit in ACTION_UNITS]
     try:
@@ -246,9 +246,9 @@ def read_action_units(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pearson(moments: Moments, i: int, j: int) -> float:
-    """Pearson's correlation of two courses; NaN where one is constant or there are none."""
+    """Returns Pearson's correlation of the variables i and j; NaN if one is constant or there are no samples."""
     own = moments.scatter[i, i], moments.scatter[j, j]
-    # What rounding leaves of a constant.
+    # The scatter that rounding leaves in a constant variable.
     least = [1e-24 * moments.count * max(moments.mean[k] ** 2, 1e-12) for k in (i, j)]
     if not (own[0] > least[0] and own[1] > least[1]):
         return float("nan")
@@ -256,9 +256,10 @@ def pearson(moments: Moments, i: int, j: int) -> float:
 
 
 def concordance(moments: Moments, i: int, j: int) -> float:
-    """Lin's concordance, 2 s_ij / (s_ii + s_jj + (m_i - m_j)^2) over N; NaN as `pearson`.
+    """Returns Lin's concordance, 2 s_ij / (s_ii + s_jj + (m_i - m_j)^2), of the variables i and j.
 
-    Unlike Pearson's correlation it falls when one course is shifted or scaled.
+    Covariances are over N. The result is NaN in the cases of `pearson`. Unlike Pearson's correlation, it falls
+    if one variable is shifted or scaled.
     """
     if np.isnan(correlation := pearson(moments, i, j)):
         return correlation
@@ -268,27 +269,27 @@ def concordance(moments: Moments, i: int, j: int) -> float:
 
 
 def emo_sim(moments: Moments) -> float:
-    """Mean of concordance and Pearson's correlation of valence and of arousal (X-NeMo).
+    """Returns EMO-SIM (X-NeMo): the mean of concordance and Pearson's correlation, of valence and of arousal.
 
     Args:
-      moments: the moments of (valence, arousal) of driving frames, then of generated ones.
+      moments: the moments of four variables: valence and arousal of driving frames, then of generated frames.
 
     Returns:
-      In [-1, 1]; NaN where one of the four courses is constant.
+      a number in [-1, 1]; NaN if one of the four variables is constant.
     """
     return float(np.mean([f(moments, i, i + 2) for i in (0, 1) for f in (concordance, pearson)]))
 
 
 @dataclasses.dataclass(frozen=True)
 class EmotionSimilarity:
-    """EMO-SIM over the frames of all videos, and its mean over videos; `update` adds a video.
+    """Accumulator of EMO-SIM over the frames of all videos, and of its mean over videos; `update` adds a video.
 
     Attributes:
       moments: the moments of all frames, see `emo_sim`.
-      videos: EMO-SIM of each video.
-      still: videos that `videos` leaves out, because the driving face barely changes (deviation of its
-        valence or arousal below `STILL`), or the generated one does not.
-      skipped: frames without a face.
+      videos: the mean EMO-SIM over videos.
+      still: the number of videos left out of `videos`, because the valence or arousal of the driving face barely
+        changes (its deviation is below `STILL`), or that of the generated face is constant.
+      skipped: the number of frames without a face.
     """
 
     moments: Moments = dataclasses.field(default_factory=lambda: Moments.empty(4))
@@ -299,12 +300,12 @@ class EmotionSimilarity:
     def update(
         self, driving: ArrayLike, generated: ArrayLike, seen: ArrayLike | None = None
     ) -> "EmotionSimilarity":
-        """Add a video.
+        """Adds a video.
 
         Args:
-          driving, generated: (n, 2) valence and arousal; clipped to [-1, 1], as EmoNet's own
-            evaluation does.
-          seen: (n,) booleans: whether both faces were found; all were if None.
+          driving, generated: (n, 2) valence and arousal, which are clipped to [-1, 1] as in EmoNet's own
+            evaluation.
+          seen: (n,) booleans: whether both faces were found; None means that all were.
 
         Raises:
           ValueError: shapes that do not fit, or a mask that is not boolean.
@@ -326,7 +327,7 @@ class EmotionSimilarity:
         )
 
     def merge(self, other: "EmotionSimilarity") -> "EmotionSimilarity":
-        """Both sets of videos."""
+        """Merges the scores of two sets of videos."""
         return EmotionSimilarity(
             self.moments.merge(other.moments),
             self.videos.merge(other.videos),
@@ -335,11 +336,11 @@ class EmotionSimilarity:
         )
 
     def compute(self) -> float:
-        """EMO-SIM of all frames together; NaN where a course is constant or not finite."""
+        """Returns EMO-SIM of all frames together; NaN if valence or arousal is constant or not finite."""
         return emo_sim(self.moments) if self.moments.finite else float("nan")
 
     def rows(self, weights: str, resolution: str) -> list[MetricResult]:
-        """Conventions pooled_frames, the headline, and mean_of_videos."""
+        """Returns a row for each convention: pooled_frames, the main result, and mean_of_videos."""
         finite = self.moments.finite
         pooled = "valence or arousal is constant" if finite else "values are not finite"
         videos = "values are not finite" if self.videos.mean.count else "needs a video that moves"

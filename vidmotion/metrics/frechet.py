@@ -5,11 +5,11 @@
     made = collect(extract, made_images, FeatureSet.empty(...), rows=32)
     row = compare(real, made)
 
-Sets are kept as count, mean and scatter in float64 on the host, so memory does not grow with them,
-and parts of other batches and hosts merge. Bad input, throughout: a set of another convention,
-weights, resolution or length of clip is refused, and so is one of less than two samples; features
-that are not finite count and make the result "not computed"; constant features and covariances
-without full rank are nothing special.
+A set is kept as count, mean and scatter in float64 on the host, so memory does not grow with its size,
+and the parts of several batches and hosts can be merged. Bad input is treated alike throughout: sets that
+differ in convention, weights, resolution or clip length do not merge or compare (ValueError); features that
+are not finite are counted, and make the row of `compare` "not computed", as does a set of fewer than two
+samples; constant features and covariances without full rank need no special treatment.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from vidmotion.metrics.result import MetricResult, not_computed
 
 FID_DIM = 2048
 FVD_DIM = 400
-FVD_FRAMES = 16  # of a clip, unless a paper says otherwise
+FVD_FRAMES = 16  # the length of a clip, unless a paper says otherwise
 # Where the weights are published.
 WEIGHTS = {
     "fid": "pt_inception-2015-12-05-6726825d.pth (releases of github.com/mseitzer/pytorch-fid), "
@@ -41,16 +41,16 @@ CONVENTIONS = {"fid": IMAGE_CONVENTIONS, "fvd": CLIP_CONVENTIONS}
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Count, mean and scatter of vectors; `update` and `merge` return new ones.
+    """Count, mean and scatter of a set of vectors; `update` and `merge` return new ones.
 
-    Merging is Chan's: deviations are always from the mean of their own part, so nothing cancels
-    however far the features lie from zero, and any split into batches and hosts gives the same to
-    float64 rounding.
+    Merging uses Chan's method: deviations are always from the mean of their own part. So no precision is
+    lost to cancellation, however far the features lie from zero, and every split into batches and hosts
+    gives the same result up to float64 rounding.
 
     Attributes:
-      count: vectors seen.
-      mean: (d,) float64.
-      scatter: (d, d) float64, the sum over vectors of the outer product of their deviation.
+      count: the number of vectors.
+      mean: (d,) float64, the mean of the vectors.
+      scatter: (d, d) float64, the sum over vectors of the outer product of their deviation with itself.
     """
 
     count: int
@@ -59,19 +59,19 @@ class Moments:
 
     @classmethod
     def empty(cls, dim: int) -> "Moments":
-        """The moments of no vectors yet, of length `dim`."""
+        """Returns the moments of an empty set of vectors of length `dim`."""
         return cls(0, np.zeros(dim), np.zeros((dim, dim)))
 
     def update(self, features: ArrayLike, mask: ArrayLike | None = None) -> "Moments":
-        """Add vectors.
+        """Adds vectors.
 
         Args:
-          features: (b, d) floats. Those that are not finite count too, and show in the distance.
-          mask: (b,) booleans; False leaves a vector out (the padding of a last batch), whatever it
-            holds.
+          features: (b, d) floats. Values that are not finite count too, and show in the distance.
+          mask: (b,) booleans; False leaves a vector out (such as the padding of a last batch), whatever
+            it holds.
 
         Raises:
-          ValueError: shapes that do not fit, no floats, or a mask that is not boolean.
+          ValueError: shapes that do not fit, features that are not floats, or a mask that is not boolean.
         """
         features = np.asarray(features)
         if features.ndim != 2 or features.shape[1] != len(self.mean):
@@ -89,13 +89,13 @@ class Moments:
             return self
         features = features.astype(np.float64)
         mean = features.mean(axis=0)
-        with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, which is to show
+        with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, which must show
             deviation = features - mean
             part = Moments(len(features), mean, deviation.T @ deviation)
         return self.merge(part)
 
     def merge(self, other: "Moments") -> "Moments":
-        """The moments of both sets of vectors.
+        """Returns the moments of both sets of vectors together.
 
         Raises:
           ValueError: vectors of different length.
@@ -114,26 +114,27 @@ class Moments:
 
     @property
     def finite(self) -> bool:
-        """Whether all features were."""
+        """Whether all features were finite."""
         return bool(np.isfinite(self.mean).all() and np.isfinite(self.scatter).all())
 
 
 def frechet_distance(first: Moments, second: Moments, divide_by: str = "N-1") -> float:
-    """|m1 - m2|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)) of the Gaussians fitted to two sets.
+    """Returns |m1 - m2|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)) for the Gaussians fitted to two sets.
 
     The trace of the root is the sum of the singular values of F1^T F2, where F F^T = S. A covariance
-    of N samples has rank N - 1 at most, and F that many columns, so the result is exact where N is
-    below the number of features, too; scipy's root of the singular product is off by 1e-6 there, and
-    scripts that add 1e-6 to its diagonal by more.
+    of N samples has rank N - 1 at most, and F has that many columns, so the result is exact even if N is
+    below the number of features. There, scipy's root of the singular product is off by 1e-6, and scripts
+    that add 1e-6 to its diagonal are off by more.
 
     Args:
-      divide_by: the scatter gives the covariance over "N-1" (all conventions but one) or "N".
+      first, second: the moments of the two sets.
+      divide_by: the divisor that turns the scatter into the covariance: "N-1" (all conventions but one) or "N".
 
     Returns:
-      Not negative: rounding below zero is cut off. NaN where a feature was not finite.
+      the distance, not negative: rounding below zero is cut off. NaN if a feature was not finite.
 
     Raises:
-      ValueError: features of different length, a set of less than two samples, or another divisor.
+      ValueError: features of different lengths, a set of fewer than two samples, or an unknown divisor.
     """
     if len(first.mean) != len(second.mean):
         raise ValueError(f"features of {len(first.mean)} and of {len(second.mean)} numbers")
@@ -151,12 +152,12 @@ def frechet_distance(first: Moments, second: Moments, divide_by: str = "N-1") ->
 
 
 def _factor(moments: Moments, divide_by: str) -> tuple[np.ndarray, float]:
-    """F (d, rank) with F F^T the covariance, and the trace of that."""
+    """Returns F (d, rank), where F F^T is the covariance, and the trace of the covariance."""
     divisors = {"N-1": moments.count - 1, "N": moments.count}
     if divide_by not in divisors:
         raise ValueError(f"divide_by must be 'N-1' or 'N', got {divide_by!r}")
     spectrum, vectors = np.linalg.eigh(moments.scatter / divisors[divide_by])
-    # What rounding leaves of zeros must go before the root makes much of it.
+    # Eigenvalues that are zero but for rounding are dropped, because the square root would enlarge them.
     dim = len(spectrum)
     kept = np.arange(dim) >= dim - (moments.count - 1)
     kept &= spectrum > dim * np.finfo(np.float64).eps * max(spectrum[-1], 0.0)
@@ -165,12 +166,12 @@ def _factor(moments: Moments, divide_by: str) -> tuple[np.ndarray, float]:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSet:
-    """Moments of a set's features with what they are features of; only likes merge or compare.
+    """The moments of a set's features, and how they were computed; only sets computed alike merge or compare.
 
     Attributes:
       metric: "fid" or "fvd".
       convention: a key of `resize.IMAGE_CONVENTIONS` or `resize.CLIP_CONVENTIONS`.
-      weights: identity of the network's weights.
+      weights: a text that identifies the network's weights.
       resolution: the resolution of the frames before they are resized for the network, "256x256".
       frames: the number of frames of a clip; 1 for images.
       moments: the moments of the features.
@@ -194,7 +195,7 @@ class FeatureSet:
         frames: int | None = None,
         dim: int | None = None,
     ) -> "FeatureSet":
-        """A set without samples; `frames` and `dim` default to those of the metric.
+        """Returns a set without samples; `frames` and `dim` default to those of the metric.
 
         Raises:
           ValueError: unknown metric or convention.
@@ -207,14 +208,14 @@ class FeatureSet:
         return cls(metric, convention, weights, resolution, frames, Moments.empty(dim))
 
     def update(self, features: ArrayLike, mask: ArrayLike | None = None) -> "FeatureSet":
-        """The moments with further vectors; see `Moments.update`."""
+        """Adds feature vectors to the moments; see `Moments.update`."""
         return dataclasses.replace(self, moments=self.moments.update(features, mask))
 
     def merge(self, other: "FeatureSet") -> "FeatureSet":
-        """Both sets as one.
+        """Merges both sets into one.
 
         Raises:
-          ValueError: sets that are not alike.
+          ValueError: the sets were not computed alike.
         """
         self._check(other)
         return dataclasses.replace(self, moments=self.moments.merge(other.moments))
@@ -227,15 +228,15 @@ class FeatureSet:
 
 
 def compare(real: FeatureSet, made: FeatureSet) -> MetricResult:
-    """The distance of two sets as a row; n is the number of generated samples.
+    """Returns the distance of two sets as a row of results; its n is the number of generated samples.
 
     Raises:
-      ValueError: sets that are not alike.
+      ValueError: the sets were not computed alike.
     """
     real._check(made)
     known = CONVENTIONS[real.metric][real.convention]
     counts = made.moments.count, real.moments.count
-    # The expectation falls with n, so the other side's count belongs to the number.
+    # The expected distance falls with the sample size, so the note gives the counts of both sets.
     unit = f"clips of {real.frames} frames" if real.metric == "fvd" else "images"
     note = f"{counts[0]} generated and {counts[1]} real {unit}"
     row = MetricResult(
@@ -252,7 +253,7 @@ def compare(real: FeatureSet, made: FeatureSet) -> MetricResult:
 
 
 def without_weights(metric: str, convention: str, resolution: str, n: int) -> MetricResult:
-    """The row where the network's weights are not at hand; `metric` is "fid" or "fvd".
+    """Returns the row for a metric, "fid" or "fvd", whose network weights are not available.
 
     Raises:
       ValueError: unknown metric or convention.
@@ -267,16 +268,16 @@ def collect(
     into: FeatureSet,
     rows: int,
 ) -> FeatureSet:
-    """Features of samples, a batch at a time; batches all have the same shape, so `jit` compiles once.
+    """Extracts the features of samples in batches, and adds them to a set; `jit` compiles once for all batches.
 
     Args:
-      extract: (rows, ...) -> (rows, d) features, usually under `jit`: resize and network.
+      extract: the function (rows, ...) -> (rows, d) that resizes and runs the network, usually under `jit`.
       samples: images (h, w, 3) or clips (t, h, w, 3), uint8 or floats in [0, 1].
-      into: what they are added to.
-      rows: samples of a batch; the last is filled up with copies, which do not count.
+      into: the set that the features are added to.
+      rows: the number of samples in a batch; the last batch is padded with copies, which do not count.
 
     Raises:
-      ValueError: a sample of another size, length, dtype or value range; which one is named.
+      ValueError: a sample has the wrong size, length, dtype or value range; the message says which sample.
     """
     height, width = (int(side) for side in into.resolution.split("x"))
     want = (height, width, 3) if into.metric == "fid" else (into.frames, height, width, 3)

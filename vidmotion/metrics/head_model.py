@@ -4,9 +4,9 @@
     errors = MeshErrors(head.name, head.unit).update(head, content, motion, generated)
     errors.rows("256x256")
 
-The paper's fitter and head model are not public, so its absolute numbers cannot be had; any `HeadModel`
-and files of coefficients (`HeadMotion.load`) fitted with it give the same definitions. Fitting itself
-is not here. Shape suffixes: v vertices, i identity, e expression, t frames.
+The paper's fitter and head model are not public, so its absolute numbers cannot be reproduced. The same errors
+can be computed with any `HeadModel` and files of coefficients (`HeadMotion.load`) fitted with it. Fitting is not
+part of this module. Shape suffixes: v vertices, i identity, e expression, t frames.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ NEEDS = (
 
 
 class HeadModel(Protocol):
-    """What turns coefficients into a mesh."""
+    """A head model, which turns coefficients into a mesh."""
 
     name: str
     unit: str
@@ -41,7 +41,7 @@ class HeadModel(Protocol):
         euler: ArrayLike | None = None,
         trans: ArrayLike | None = None,
     ) -> np.ndarray:
-        """Coefficients (..., i), (..., e), (..., 3), (..., 3) -> (..., v, 3); None is all zero."""
+        """Maps coefficients (..., i), (..., e), (..., 3), (..., 3) to vertices (..., v, 3); None means all zero."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class HeadMotion:
     """Coefficients fitted to one video.
 
     Attributes:
-      beta: (i,) float64, identity, one for the video.
+      beta: (i,) float64, identity, one vector for the whole video; (t, i) is averaged.
       psi: (t, e) float64, expression.
       euler: (t, 3) float64, pitch, yaw and roll in radians.
       trans: (t, 3) float64, in the model's unit.
@@ -74,17 +74,17 @@ class HeadMotion:
                 f"{self.psi.shape}, {self.euler.shape}, {self.trans.shape}"
             )
         if self.beta.ndim == 2 and len(self.beta) == frames:
-            # Of a regressor that sees one frame at a time.
+            # A regressor that sees one frame at a time gives an identity per frame.
             object.__setattr__(self, "beta", self.beta.mean(axis=0))
         if self.beta.ndim != 1:
             raise ValueError(f"beta must be (i,) or ({frames}, i), got {self.beta.shape}")
 
     @classmethod
     def load(cls, path: Path) -> "HeadMotion":
-        """Reads .npz with beta (i,) or (t, i), which is averaged, psi, euler and trans.
+        """Reads an .npz file with beta, (i,) or (t, i), which is averaged, and psi, euler and trans.
 
         Raises:
-          ConfigError: the file lacks one of them, or cannot be read.
+          ConfigError: the file lacks one of these arrays, cannot be read, or has shapes that do not fit.
         """
         arrays = _read(path, ("beta", "psi", "euler", "trans"))
         try:
@@ -95,12 +95,12 @@ class HeadMotion:
 
 @dataclasses.dataclass(frozen=True)
 class LinearHead:
-    """v = (template + shape beta + expression psi) R^T + t: one rigid head, no joints.
+    """A rigid linear head model without joints: v = (template + shape beta + expression psi) R^T + t.
 
     Attributes:
-      template: (v, 3) float64.
-      shape: (v, 3, i) float64.
-      expression: (v, 3, e) float64.
+      template: (v, 3) float64, the mean head.
+      shape: (v, 3, i) float64, the basis of identity.
+      expression: (v, 3, e) float64, the basis of expression.
       name: the name of the model, which rows of results give as their weights.
       unit: the unit of its coordinates, "cm".
 
@@ -134,12 +134,12 @@ class LinearHead:
 
     @classmethod
     def load(cls, path: Path) -> "LinearHead":
-        """Reads .npz with v_template, shapedirs, exprdirs, and optionally unit_scale_to_cm, a number.
+        """Reads an .npz file with v_template, shapedirs, exprdirs, and optionally the number unit_scale_to_cm.
 
-        With the scale the head is in cm, else in an unknown "model unit".
+        With this scale the head is in cm, otherwise in an unknown "model unit".
 
         Raises:
-          ConfigError: the file lacks one of them, cannot be read, or describes joints.
+          ConfigError: the file lacks one of the three arrays, cannot be read, or has joints.
         """
         names = ("v_template", "shapedirs", "exprdirs")
         arrays = _read(path, names, ("unit_scale_to_cm", "lbs_weights"))
@@ -165,19 +165,19 @@ class LinearHead:
         euler: ArrayLike | None = None,
         trans: ArrayLike | None = None,
     ) -> np.ndarray:
-        """The mesh.
+        """Returns the mesh for given coefficients; None means all zero.
 
         Args:
-          beta: (..., i) or None, all zero.
-          psi: (..., e), likewise.
+          beta: (..., i), identity.
+          psi: (..., e), expression.
           euler: (..., 3) pitch, yaw and roll in radians, R = Rz Ry Rx about the origin.
           trans: (..., 3) in `unit`.
 
         Returns:
-          (..., v, 3) float64, leading axes broadcast.
+          (..., v, 3) float64; leading axes are broadcast.
 
         Raises:
-          ValueError: another number of coefficients.
+          ValueError: the number of coefficients does not fit the model.
         """
         v = self.template
         for name, values, basis in (("beta", beta, self.shape), ("psi", psi, self.expression)):
@@ -196,7 +196,7 @@ class LinearHead:
 
 
 def shape_error(head: HeadModel, content: HeadMotion, generated: HeadMotion) -> float:
-    """e_s: mean squared difference of the two identities, at rest, over vertices and coordinates.
+    """Returns e_s: the mean squared difference of the two identities at rest, over vertices and coordinates.
 
     Raises:
       ValueError: coefficients that do not fit the head.
@@ -205,10 +205,12 @@ def shape_error(head: HeadModel, content: HeadMotion, generated: HeadMotion) -> 
 
 
 def motion_error(head: HeadModel, motion: HeadMotion, generated: HeadMotion) -> float:
-    """e_m: the same of expression, pose and place, on the mean identity, averaged over frames.
+    """Returns e_m: the mean squared difference of expression, pose and place, applied to the mean identity.
+
+    It is averaged over vertices, coordinates and frames.
 
     Raises:
-      ValueError: other numbers of frames, or coefficients that do not fit the head.
+      ValueError: the numbers of frames differ, or coefficients do not fit the head.
     """
     _same_length(motion, generated)
     return float(
@@ -219,12 +221,12 @@ def motion_error(head: HeadModel, motion: HeadMotion, generated: HeadMotion) -> 
 def cross_error(
     head: HeadModel, content: HeadMotion, motion: HeadMotion, generated: HeadMotion
 ) -> float:
-    """e_c: what was generated against the content's identity with the motion video's motion.
+    """Returns e_c: the mean squared difference of the generated head and the content's identity moving as `motion`.
 
-    The paper does not spell the reference mesh out; this is the natural reading.
+    The paper does not define the reference mesh exactly; this is the natural reading.
 
     Raises:
-      ValueError: other numbers of frames, or coefficients that do not fit the head.
+      ValueError: the numbers of frames differ, or coefficients do not fit the head.
     """
     _same_length(motion, generated)
     wanted = _frames(head, motion, content.beta)
@@ -237,9 +239,10 @@ class MeshErrors:
     """The three errors, averaged over videos; `update` and `merge` return new ones.
 
     Attributes:
-      model: name of the head model.
+      model: the name of the head model.
       unit: the unit of its coordinates.
-      shape, motion, cross: means over videos; the last two of means over frames.
+      shape, motion, cross: the means of the errors over videos; a video's motion and cross errors are means over its
+        frames.
     """
 
     model: str
@@ -251,10 +254,10 @@ class MeshErrors:
     def update(
         self, head: HeadModel, content: HeadMotion, motion: HeadMotion, generated: HeadMotion
     ) -> "MeshErrors":
-        """Add a generated video with what it took identity and motion from.
+        """Adds a generated video, given the videos that its identity (`content`) and its motion came from.
 
         Raises:
-          ValueError: another head model, other numbers of frames, or coefficients that do not fit.
+          ValueError: the head model or the numbers of frames differ, or coefficients do not fit.
         """
         self._check(head.name, head.unit)
         return dataclasses.replace(
@@ -265,10 +268,10 @@ class MeshErrors:
         )
 
     def merge(self, other: "MeshErrors") -> "MeshErrors":
-        """Both sets of videos.
+        """Merges the errors of two sets of videos.
 
         Raises:
-          ValueError: of another head model.
+          ValueError: the errors are of different head models.
         """
         self._check(other.model, other.unit)
         return dataclasses.replace(
@@ -279,7 +282,7 @@ class MeshErrors:
         )
 
     def rows(self, resolution: str) -> list[MetricResult]:
-        """Rows shape_error, motion_error and cross_error; the head model is their `weights`."""
+        """Returns the rows shape_error, motion_error and cross_error; their `weights` is the name of the head model."""
         rows = []
         for part in ("shape", "motion", "cross"):
             mean, name = getattr(self, part), f"{part}_error"
@@ -303,7 +306,7 @@ class MeshErrors:
 
 
 def without_files(resolution: str, n: int) -> list[MetricResult]:
-    """The rows where no head model or no coefficients are at hand."""
+    """Returns the rows for the case that the head model or the coefficients are not available."""
     return [
         not_computed(f"{part}_error", CONVENTION, NEEDS, resolution, n)
         for part in ("shape", "motion", "cross")
@@ -311,7 +314,7 @@ def without_files(resolution: str, n: int) -> list[MetricResult]:
 
 
 def _frames(head: HeadModel, video: HeadMotion, beta: np.ndarray | None = None):
-    """Meshes one by one: a dense mesh of a long video would not fit in memory."""
+    """Yields meshes one by one, because the dense meshes of a long video would not fit in memory together."""
     for psi, euler, trans in zip(video.psi, video.euler, video.trans):
         yield head.vertices(beta, psi, euler, trans)
 

@@ -1,8 +1,9 @@
 """Head pose: angles of a rotation, and APD and ARD between two sequences (spec metrics.md, 7 and 10).
 
 Angles are (..., 3) pitch, yaw, roll, with R = Rz(roll) Ry(yaw) Rx(pitch), in radians unless a name
-says degrees. APD and ARD are the same mean over angles and frames of a wrapped difference in degrees;
-BCD says ARD, X-NeMo and WarpFace APD. `geodesic` is another number and never stands in for them.
+says degrees. APD and ARD are two names for the same number, the wrapped difference in degrees averaged over
+angles and frames: BCD calls it ARD, X-NeMo and WarpFace call it APD. `geodesic` is a different number and
+is never used in their place.
 """
 
 import numpy as np
@@ -12,10 +13,10 @@ from vidmotion.metrics.paired import same_frames
 
 
 def rotation(angles: ArrayLike) -> np.ndarray:
-    """Angles (..., 3) -> rotation matrices float64 (..., 3, 3).
+    """Converts angles (..., 3) to rotation matrices float64 (..., 3, 3).
 
     Raises:
-      ValueError: another shape.
+      ValueError: the shape is not (..., 3).
     """
     angles = np.asarray(angles, np.float64)
     if angles.shape[-1:] != (3,):
@@ -30,17 +31,17 @@ def rotation(angles: ArrayLike) -> np.ndarray:
 
 
 def angles(matrices: ArrayLike) -> np.ndarray:
-    """Pitch, yaw and roll of rotations, the inverse of `rotation`.
+    """Returns pitch, yaw and roll of rotation matrices, the inverse of `rotation`.
 
     Args:
-      matrices: (..., 3, 3), or (..., 4, 4) as MediaPipe's facial transformation matrices, of which the
-        upper left part counts; columns may have any length.
+      matrices: (..., 3, 3), or (..., 4, 4) like MediaPipe's facial transformation matrices, of which only
+        the upper left 3 x 3 part is used; columns may have any length.
 
     Returns:
-      float64 (..., 3), yaw within a quarter turn; NaN where the matrix is not finite or a column zero.
+      float64 (..., 3), with yaw within a quarter turn; NaN where a matrix is not finite or has a zero column.
 
     Raises:
-      ValueError: another shape.
+      ValueError: the shape is neither of these.
     """
     matrices = np.asarray(matrices, np.float64)
     if matrices.shape[-2:] not in ((3, 3), (4, 4)):
@@ -54,12 +55,12 @@ def angles(matrices: ArrayLike) -> np.ndarray:
 
 
 def wrap_degrees(difference: ArrayLike) -> np.ndarray:
-    """Differences of angles in degrees, to [-180, 180)."""
+    """Wraps differences of angles in degrees to [-180, 180)."""
     return (np.asarray(difference, np.float64) + 180) % 360 - 180
 
 
 def angle_distance(driving: ArrayLike, generated: ArrayLike) -> np.ndarray:
-    """APD / ARD of each frame: mean over the three angles of their wrapped difference, in degrees.
+    """Returns APD / ARD of each frame: the absolute wrapped difference, averaged over the three angles, in degrees.
 
     Args:
       driving, generated: (n, 3) angles in radians.
@@ -68,7 +69,7 @@ def angle_distance(driving: ArrayLike, generated: ArrayLike) -> np.ndarray:
       (n,) float64 in [0, 180].
 
     Raises:
-      ValueError: shapes differ, or are others.
+      ValueError: the shapes differ, or are not (n, 3).
     """
     driving, generated = same_frames(driving, generated, "head angles")
     if driving.ndim != 2 or driving.shape[1] != 3:
@@ -77,7 +78,7 @@ def angle_distance(driving: ArrayLike, generated: ArrayLike) -> np.ndarray:
 
 
 def geodesic(driving: ArrayLike, generated: ArrayLike) -> np.ndarray:
-    """Angle of the rotation between two rotations, in degrees.
+    """Returns the angle of the rotation from one head pose to the other, in degrees.
 
     Args:
       driving, generated: (n, 3) angles in radians.
@@ -86,11 +87,11 @@ def geodesic(driving: ArrayLike, generated: ArrayLike) -> np.ndarray:
       (n,) float64 in [0, 180].
 
     Raises:
-      ValueError: shapes differ, or are others.
+      ValueError: the shapes differ, or are not (n, 3).
     """
     driving, generated = same_frames(driving, generated, "head angles")
     between = np.swapaxes(rotation(driving), -1, -2) @ rotation(generated)
-    # Through the sine too: the cosine alone loses small angles.
+    # The sine is used too, because the cosine alone is imprecise at small angles.
     skew = between - np.swapaxes(between, -1, -2)
     sine = np.sqrt(np.square(skew).sum(axis=(-2, -1)) / 8)
     cosine = (np.trace(between, axis1=-2, axis2=-1) - 1) / 2

@@ -1,13 +1,13 @@
-"""CSIM, also called ID-SIM: is it the same person? (spec metrics.md, section 6)
+"""CSIM, also called ID-SIM: measures whether two faces are of the same person (spec metrics.md, section 6).
 
     faces = align(frames, five_points)             # 112x112, [-1, 1]
     embedding = iresnet.apply(variables, faces)
     score = update(PairedScore(), embedding_a, embedding_b, found_a, found_b)
     score.row("csim", CONVENTION, weights, "256x256")
 
-The cosine of two embeddings of aligned faces, averaged over pairs: not 1 - cos, and not a mean over
-persons. It falls with large poses and rewards warped copies (BCD, supplement), so it is to be read
-beside motion metrics.
+CSIM is the cosine of two embeddings of aligned faces, averaged over pairs. It is not 1 - cos, and not a mean
+over persons. It falls for large poses and rewards warped copies (BCD, supplement), so it must be judged
+together with motion metrics.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ NEEDS = (
     "backbone.pth of arcface_torch (model zoo of github.com/deepinsight/insightface), through python "
     "-m vidmotion.convert arcface"
 )
-# Where ArcFace has left eye, right eye, nose, left and right corner of the mouth (left in the picture)
-# of a face of 112 x 112 pixels: x, y.
+# The positions x, y of the left eye, right eye, nose, left and right corner of the mouth (left as seen in the
+# picture) in ArcFace's aligned faces of 112 x 112 pixels.
 TEMPLATE = np.array(
     [
         (38.2946, 51.6963),
@@ -40,12 +40,12 @@ TEMPLATE = np.array(
 
 
 def template(size: int) -> np.ndarray:
-    """The five points of a face of size x size pixels, float64 (5, 2).
+    """Returns the five points of an aligned face of size x size pixels, float64 (5, 2).
 
-    Multiples of 112 scale `TEMPLATE`, multiples of 128 shift it right by 8 pixels first.
+    For multiples of 112, `TEMPLATE` is scaled; for multiples of 128, it is shifted right by 8 pixels first.
 
     Raises:
-      ValueError: a multiple of neither.
+      ValueError: `size` is a multiple of neither.
     """
     if size > 0 and size % 112 == 0:
         return TEMPLATE * (size / 112)
@@ -55,17 +55,17 @@ def template(size: int) -> np.ndarray:
 
 
 def similarity_transform(points: ArrayLike, target: ArrayLike) -> np.ndarray:
-    """Rotation, scale and shift that take points closest to others (Umeyama 1991); no reflection.
+    """Returns the rotation, scale and shift that best map points to target points (Umeyama 1991); no reflection.
 
     Args:
-      points: (..., k, 2), k of 2 or more.
+      points: (..., k, 2) with k of 2 or more.
       target: (k, 2) or (..., k, 2).
 
     Returns:
-      float64 (..., 2, 3): A and t of target = A point + t.
+      float64 (..., 2, 3): A and t in target = A point + t.
 
     Raises:
-      ValueError: other shapes, points that are not finite, or that all coincide.
+      ValueError: the shapes do not fit, or the points are not finite or all coincide.
     """
     points, target = np.asarray(points, np.float64), np.asarray(target, np.float64)
     if points.ndim < 2 or points.shape[-1] != 2 or points.shape[-2] < 2:
@@ -89,16 +89,16 @@ def similarity_transform(points: ArrayLike, target: ArrayLike) -> np.ndarray:
 
 
 def warp(images: jax.Array | np.ndarray, transforms: ArrayLike, size: int) -> jax.Array:
-    """Images under affine maps, bilinear between pixels, 0 outside (OpenCV's warpAffine).
+    """Warps images by affine maps, bilinear between pixels, 0 outside (like OpenCV's warpAffine).
 
-    Pixel centres have whole coordinates. OpenCV itself rounds coordinates to 1/32 of a pixel, and what
-    it returns to whole numbers; here neither is rounded. As there, nothing is smoothed before it is
-    made smaller.
+    Pixel centres have whole coordinates. Unlike OpenCV, which rounds coordinates to 1/32 of a pixel and results
+    to whole numbers, this function rounds neither. Like OpenCV, it does not smooth images before it shrinks
+    them.
 
     Args:
       images: (n, h, w, c) floats.
       transforms: (n, 2, 3), from pixels x, y of the image to pixels of the result.
-      size: side of the result in pixels.
+      size: the side of the result in pixels.
 
     Returns:
       (n, size, size, c) float32.
@@ -112,7 +112,7 @@ def warp(images: jax.Array | np.ndarray, transforms: ArrayLike, size: int) -> ja
 @functools.partial(jax.jit, static_argnums=2)
 def _sample(images_nhwc: jax.Array, back: jax.Array, size: int) -> jax.Array:
     height, width = images_nhwc.shape[1:3]
-    images_nhwc = jnp.pad(images_nhwc, ((0, 0), (1, 1), (1, 1), (0, 0)))  # the 0 outside
+    images_nhwc = jnp.pad(images_nhwc, ((0, 0), (1, 1), (1, 1), (0, 0)))  # 0 outside
     row, column = jnp.meshgrid(*2 * [jnp.arange(size, dtype=jnp.float32)], indexing="ij")
 
     def one(image_hwc: jax.Array, back: jax.Array) -> jax.Array:
@@ -129,18 +129,18 @@ def _sample(images_nhwc: jax.Array, back: jax.Array, size: int) -> jax.Array:
 
 
 def align(images: jax.Array | np.ndarray, points: ArrayLike, size: int = 112) -> jax.Array:
-    """Faces as ArcFace saw them in training.
+    """Cuts out and aligns faces as in ArcFace's training.
 
     Args:
       images: (n, h, w, 3) RGB, uint8 or floats in [0, 1].
       points: (n, 5, 2): x, y in pixels, in the order of `TEMPLATE`.
-      size: side of the result; see `template`.
+      size: the side of the result in pixels; see `template`.
 
     Returns:
-      (n, size, size, 3) float32 in [-1, 1]; -1 is what lies outside the image.
+      (n, size, size, 3) float32 in [-1, 1]; pixels outside the image are -1.
 
     Raises:
-      ValueError: shapes that do not fit, values outside [0, 1], points without a place.
+      ValueError: shapes that do not fit, values outside [0, 1], or points that are not finite or all coincide.
     """
     images, points = np.asarray(images), np.asarray(points, np.float64)
     if images.ndim != 4 or images.shape[-1] != 3:
@@ -151,7 +151,7 @@ def align(images: jax.Array | np.ndarray, points: ArrayLike, size: int = 112) ->
         images = images.astype(np.float32) / 255
     elif not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"images must be uint8 or floats in [0, 1], got {images.dtype}")
-    elif images.size and not (images.min() >= 0 and images.max() <= 1):  # NaN too
+    elif images.size and not (images.min() >= 0 and images.max() <= 1):  # also true for NaN
         raise ValueError(f"images leave [0, 1]: they span {images.min()} to {images.max()}")
     if not len(images):
         return jnp.zeros((0, size, size, 3))
@@ -159,10 +159,10 @@ def align(images: jax.Array | np.ndarray, points: ArrayLike, size: int = 112) ->
 
 
 def cosine(first: ArrayLike, second: ArrayLike) -> np.ndarray:
-    """Cosines of embeddings, pair by pair.
+    """Returns the cosine of each pair of embeddings.
 
     Args:
-      first, second: (n, d), of any length but 0.
+      first, second: (n, d); the vectors may have any length but 0.
 
     Returns:
       (n,) float64 in [-1, 1]; NaN where an embedding is zero or not finite.
@@ -185,15 +185,15 @@ def update(
     real_found: ArrayLike | None = None,
     generated_found: ArrayLike | None = None,
 ) -> PairedScore:
-    """Add pairs of embeddings to CSIM.
+    """Adds pairs of embeddings to CSIM.
 
-    Without a face in the real image the pair is dropped; without one in the generated image it scores
-    0, since a face that is lost is no face kept.
+    A pair without a face in the real image is dropped. A pair without a face in the generated image scores 0,
+    because the identity has been lost.
 
     Args:
-      score: so far.
+      score: the score to add to.
       real, generated: (n, d) embeddings; rows without a face may hold anything.
-      real_found, generated_found: (n,) booleans; all found if None.
+      real_found, generated_found: (n,) booleans: whether a face was found; None means that all were.
 
     Raises:
       ValueError: shapes that do not fit, or masks that are not boolean.
@@ -212,5 +212,5 @@ def update(
 
 
 def without_weights(resolution: str, n: int) -> MetricResult:
-    """The row of CSIM where the recogniser's weights are not at hand."""
+    """Returns the row of CSIM for the case that the recogniser's weights are not available."""
     return not_computed("csim", CONVENTION, NEEDS, resolution, n)

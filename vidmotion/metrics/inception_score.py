@@ -4,10 +4,10 @@
     score = score.update(logits, indices)      # InceptionV3's "logits_unbiased", any order
     mean, deviation = score.compute()
 
-exp(E KL(p(y|x) || p(y))) in each of `splits` equal parts of the set, then mean and deviation over
-parts. The network's input is that of FID's convention ``tf_graph``, and its logits are without bias, as
-in the original. Of each part only sums are kept, so memory does not grow with the set. For a judge of
-few classes, whose logarithms take an epsilon, see `metrics.judge`.
+The score is exp(E KL(p(y|x) || p(y))), computed in each of `splits` equal parts of the set; the result is
+the mean and deviation over the parts. As in the original, the network's input follows FID's convention
+``tf_graph``, and its logits are without bias. Only sums are kept for each part, so memory does not grow
+with the set. For a judge of few classes, whose logarithms use an epsilon, see `metrics.judge`.
 """
 
 import dataclasses
@@ -24,13 +24,13 @@ CONVENTION = "tf_graph"
 
 @dataclasses.dataclass(frozen=True)
 class InceptionScore:
-    """Sums of each part; `update` and `merge` return new ones.
+    """Accumulator of the Inception score, with sums for each part; `update` and `merge` return new ones.
 
     Attributes:
-      total: samples that the whole set has; part k are the samples from ``k * total // splits`` on.
-      counts: (splits,) samples seen.
-      probs: (splits, C) float64, sums of the probabilities.
-      negentropy: (splits,) float64, sums of sum_c p log p, natural logarithm.
+      total: the number of samples in the whole set; part k begins at sample ``k * total // splits``.
+      counts: (splits,) the number of samples seen in each part.
+      probs: (splits, C) float64, the sums of the probabilities.
+      negentropy: (splits,) float64, the sums of sum_c p log p, with the natural logarithm.
     """
 
     total: int
@@ -40,10 +40,10 @@ class InceptionScore:
 
     @classmethod
     def empty(cls, classes: int, total: int, splits: int = SPLITS) -> "InceptionScore":
-        """The accumulator before any sample.
+        """Returns an accumulator without samples.
 
         Raises:
-          ValueError: less samples than parts.
+          ValueError: there are fewer samples than parts, or no parts.
         """
         if not 1 <= splits <= total:
             raise ValueError(f"{total} samples cannot be cut into {splits} parts")
@@ -52,11 +52,11 @@ class InceptionScore:
     def update(
         self, logits: ArrayLike, indices: ArrayLike, mask: ArrayLike | None = None
     ) -> "InceptionScore":
-        """Add samples.
+        """Adds samples.
 
         Args:
-          logits: (b, C) floats. Those that are not finite count too, and make their part NaN.
-          indices: (b,) integers in [0, total), the place of each in the whole set.
+          logits: (b, C) floats. Values that are not finite count too, and make the score of their part NaN.
+          indices: (b,) integers in [0, total), the index of each sample in the whole set.
           mask: (b,) booleans; False leaves a sample out.
 
         Raises:
@@ -72,7 +72,7 @@ class InceptionScore:
             logits, indices = logits[np.asarray(mask, bool)], indices[np.asarray(mask, bool)]
         if indices.size and not (indices.min() >= 0 and indices.max() < self.total):
             raise ValueError(f"indices must lie in [0, {self.total})")
-        with np.errstate(invalid="ignore"):  # NaN is to show
+        with np.errstate(invalid="ignore"):  # NaN must show in the result
             shifted = logits - logits.max(axis=1, keepdims=True)
             log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
             p = np.exp(log_p)
@@ -89,10 +89,10 @@ class InceptionScore:
         return dataclasses.replace(self, counts=counts, probs=sums, negentropy=entropies)
 
     def merge(self, other: "InceptionScore") -> "InceptionScore":
-        """Both sets of samples, which must not overlap.
+        """Merges the sums over two sets of samples, which must not overlap.
 
         Raises:
-          ValueError: of other sets.
+          ValueError: the accumulators differ in total, parts or classes.
         """
         if self.total != other.total or self.probs.shape != other.probs.shape:
             raise ValueError("scores of different sets: total, parts and classes must be equal")
@@ -104,7 +104,7 @@ class InceptionScore:
         )
 
     def compute(self) -> tuple[float, float]:
-        """Mean and (population) deviation over the parts; NaN where a logit was.
+        """Returns the mean and the (population) standard deviation over the parts; NaN if a logit was not finite.
 
         Raises:
           ValueError: samples are missing, or were given twice.
@@ -112,7 +112,7 @@ class InceptionScore:
         if self.counts.sum() != self.total:
             raise ValueError(f"{self.counts.sum()} samples of {self.total} were counted")
         marginal = self.probs / self.counts[:, None]
-        # A mean KL = mean of sum p log p, minus sum of marginal log marginal.
+        # The mean KL is the mean of sum p log p, minus the sum of marginal log marginal.
         log = np.log(np.where(marginal > 0, marginal, 1.0))
         log = np.where(np.isnan(marginal), np.nan, log)
         scores = np.exp(self.negentropy / self.counts - (marginal * log).sum(axis=1))
@@ -120,7 +120,7 @@ class InceptionScore:
 
 
 def result(score: InceptionScore, weights: str, resolution: str) -> MetricResult:
-    """The score as a row."""
+    """Returns the score as a row of results."""
     mean, deviation = score.compute()
     splits = len(score.counts)
     row = MetricResult("is", None, CONVENTION, weights, resolution, score.total, "not computed")
@@ -131,5 +131,5 @@ def result(score: InceptionScore, weights: str, resolution: str) -> MetricResult
 
 
 def without_weights(resolution: str, n: int) -> MetricResult:
-    """The row where the network's weights are not at hand."""
+    """Returns the row for the case that the network's weights are not available."""
     return not_computed("is", CONVENTION, WEIGHTS["fid"], resolution, n)

@@ -1,11 +1,11 @@
-"""Scores from a classifier that judges generated clips (Sprites; BCD, table A1).
+"""Scores of generated clips from the probabilities of a classifier, the judge (Sprites; BCD, table A1).
 
 They follow the evaluation of C-DSVAE (JunwenBai/C-DSVAE, `test_sprite_cls.py`): natural
 logarithms, and EPS = 1e-16 inside each. Probabilities are (N, C), a softmax per clip; sums are
-float64. The original averages batches and drops the last; these are exact over the N clips given.
+float64. The original averages over batches and drops the last; these scores are exact over the N clips given.
 
 H(y|x), H(y) and the inception score are reported on a class-balanced set:
-`probs[balanced(labels)]`. With nine actions perfect judgements give H(y|x) = 0, H(y) = ln 9 and an
+`probs[balanced(labels)]`. With nine actions, perfect judgements give H(y|x) = 0, H(y) = ln 9 and an
 inception score of 9.
 """
 
@@ -16,9 +16,9 @@ EPS = 1e-16
 
 
 def accuracy(probs: ArrayLike, labels: ArrayLike) -> float:
-    """Share of clips, in [0, 1], whose most probable class is the label.
+    """Returns the share of clips, in [0, 1], whose most probable class is the label.
 
-    Under cross-driving the action's label is that of the motion clip, the labels of appearance are
+    With cross-driving, the action's label is that of the motion clip, and the labels of appearance are
     those of the content clip.
 
     Args:
@@ -26,7 +26,7 @@ def accuracy(probs: ArrayLike, labels: ArrayLike) -> float:
         labels: (N,) integers in [0, C).
 
     Raises:
-        ValueError: shapes that do not match, labels out of range, or rows that are no
+        ValueError: shapes that do not match, labels out of range, or rows that are not
             probabilities.
     """
     probs = _probabilities(probs)
@@ -37,13 +37,13 @@ def accuracy(probs: ArrayLike, labels: ArrayLike) -> float:
 
 
 def balanced(labels: ArrayLike, num_classes: int) -> np.ndarray:
-    """Indices of the first n clips of each class, n being the size of the smallest class.
+    """Returns the indices of the first n clips of each class, where n is the size of the smallest class.
 
     Args:
         labels: (N,) integers in [0, num_classes).
 
     Returns:
-        (num_classes * n,) int64, class after class, in data order within each.
+        (num_classes * n,) int64, ordered by class, and in data order within each class.
 
     Raises:
         ValueError: labels out of range, or a class without clips.
@@ -58,44 +58,44 @@ def balanced(labels: ArrayLike, num_classes: int) -> np.ndarray:
 
 
 def conditional_entropy(probs: ArrayLike) -> float:
-    """H(y|x) in nats, the mean over clips of -sum_c p log p: low when the judge is sure.
+    """Returns H(y|x) in nats, the mean over clips of -sum_c p log p: low when the judge is sure.
 
     Args:
         probs: (N, C) probabilities.
 
     Raises:
-        ValueError: rows that are no probabilities.
+        ValueError: rows that are not probabilities.
     """
     return float(np.mean(_entropy(_probabilities(probs))))
 
 
 def marginal_entropy(probs: ArrayLike) -> float:
-    """H(y) in nats, the entropy of the mean of p over clips: high when all classes occur.
+    """Returns H(y) in nats, the entropy of the mean of p over clips: high when all classes occur.
 
     Args:
         probs: (N, C) probabilities.
 
     Raises:
-        ValueError: rows that are no probabilities.
+        ValueError: rows that are not probabilities.
     """
     return float(_entropy(_probabilities(probs).mean(axis=0)))
 
 
 def inception_score(probs: ArrayLike) -> float:
-    """exp of the mean over clips of KL(p || mean p) = exp(H(y) - H(y|x)), between 1 and C.
+    """Returns the exp of the mean over clips of KL(p || mean p), which is exp(H(y) - H(y|x)), between 1 and C.
 
     Args:
         probs: (N, C) probabilities.
 
     Raises:
-        ValueError: rows that are no probabilities.
+        ValueError: rows that are not probabilities.
     """
     probs = _probabilities(probs)
     return float(np.exp(np.mean(_kl(probs, probs.mean(axis=0, keepdims=True)))))
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:
-    return 0.0 - np.sum(p * np.log(p + EPS), axis=-1)  # not -0.0 for a sure judge
+    return 0.0 - np.sum(p * np.log(p + EPS), axis=-1)  # avoids -0.0 for a sure judge
 
 
 def _kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:

@@ -1,10 +1,10 @@
-"""Means over pairs of frames, driving and generated, of which some show no face.
+"""Means over pairs of frames (driving and generated), some of which show no face.
 
     score = PairedScore().update(blendshape_distance(driving, generated), seen)
     score.merge(other_host).row("aed", "mediapipe_51", weights, "256x256")
 
-Every metric of this kind (CSIM, AED, APD, ARD, AUH) is a function that returns one value for each
-pair, and this accumulator.
+Every metric of this kind (CSIM, AED, APD, ARD, AUH) consists of a function that returns one value for
+each pair, and the accumulator `PairedScore`.
 """
 
 import dataclasses
@@ -18,18 +18,18 @@ from vidmotion.metrics.result import MetricResult, not_computed
 
 @dataclasses.dataclass(frozen=True)
 class PairedScore:
-    """Mean of one value per pair; `PairedScore()` is empty, `update` and `merge` return new ones.
+    """The mean of one value per pair; `PairedScore()` is empty, `update` and `merge` return new ones.
 
-    Sums and counts are `Mean`'s, so parts of any split merge to the same. A value that is not finite
-    counts and makes the row "not computed"; only pairs without a detection are left out, whatever
-    they hold, and the row says how many they were.
+    Sums and counts are kept in a `Mean`, so the result does not depend on how the pairs were split. A value
+    that is not finite counts and makes the row "not computed". Only pairs without a detection are left
+    out, whatever their values, and the row says how many pairs had one.
 
     Attributes:
-      mean: over pairs, or over videos of the means of their pairs (`update_video`).
-      pairs: how many pairs came in.
-      skipped: how many of them were left out.
-      zeroed: how many counted as 0, because the generated side had no face (CSIM only).
-      unit: what is averaged, "pairs" or "videos".
+      mean: the mean over pairs, or over videos of the mean of each video's pairs (`update_video`).
+      pairs: the number of pairs given.
+      skipped: the number of pairs that were left out.
+      zeroed: the number of pairs that counted as 0, because the generated frame had no face (CSIM only).
+      unit: the unit that is averaged, "pairs" or "videos".
     """
 
     mean: Mean = dataclasses.field(default_factory=Mean)
@@ -39,11 +39,11 @@ class PairedScore:
     unit: str = "pairs"
 
     def update(self, values: ArrayLike, seen: ArrayLike | None = None) -> "PairedScore":
-        """Add the values of pairs.
+        """Adds the values of pairs.
 
         Args:
-          values: (n,).
-          seen: (n,) booleans: whether both sides show what is measured; all do if None.
+          values: (n,), one value per pair.
+          seen: (n,) booleans: whether both frames of a pair show a face; None means that all do.
 
         Raises:
           ValueError: shapes that do not fit, or a mask that is not boolean.
@@ -57,7 +57,7 @@ class PairedScore:
         )
 
     def update_video(self, values: ArrayLike, seen: ArrayLike | None = None) -> "PairedScore":
-        """Add one video: the mean of its frames' values counts as one; nothing where none was seen.
+        """Adds one video: the mean of its frames' values counts as one value, or none if no frame shows a face.
 
         Raises:
           ValueError: as `update`.
@@ -74,10 +74,10 @@ class PairedScore:
         )
 
     def merge(self, other: "PairedScore") -> "PairedScore":
-        """The score over both sets.
+        """Returns the score over both sets of pairs.
 
         Raises:
-          ValueError: one averages pairs, the other videos.
+          ValueError: one score averages pairs, the other videos.
         """
         if self.pairs and other.pairs and self.unit != other.unit:
             raise ValueError(f"a mean over {self.unit} and one over {other.unit} do not merge")
@@ -90,7 +90,7 @@ class PairedScore:
         )
 
     def compute(self) -> float:
-        """The mean; NaN where nothing was counted."""
+        """Returns the mean; NaN if nothing was counted."""
         return self.mean.compute()
 
     def row(
@@ -102,11 +102,12 @@ class PairedScore:
         note: str = "",
         times: float = 1.0,
     ) -> MetricResult:
-        """The mean as a row of results; n counts what was averaged.
+        """Returns the mean as a row of results; its n is the number of pairs or videos averaged.
 
         Args:
-          note: more for the reader, "degrees".
-          times: a factor to another unit.
+          name, convention, weights, resolution: see `MetricResult`.
+          note: a remark for the reader, such as "degrees".
+          times: a factor that converts the mean to another unit.
         """
         notes = [note] if note else []
         if self.pairs:
@@ -127,10 +128,10 @@ class PairedScore:
 
 
 def same_frames(driving: ArrayLike, generated: ArrayLike, what: str) -> tuple[np.ndarray, ...]:
-    """Both as float64, once they are alike.
+    """Returns both sequences as float64, after checking that their shapes are equal.
 
     Raises:
-      ValueError: shapes differ (another number of frames, or of numbers per frame).
+      ValueError: the shapes differ (in the number of frames, or of values per frame).
     """
     driving, generated = np.asarray(driving, np.float64), np.asarray(generated, np.float64)
     if driving.shape != generated.shape:

@@ -1,12 +1,12 @@
 """Pixel metrics between images: L1, PSNR and SSIM, one value per frame.
 
 Images are (..., H, W, C) floats in [0, 1]; every leading axis (batch, time) is kept. All functions
-are pure, run under `jit`, and compute in float32. A clip's figure is the mean of its per-frame
-values (not the PSNR of the mean error), a data set's the mean over clips.
+are pure, run under `jit`, and compute in float32. The value for a clip is the mean of its per-frame
+values (not the PSNR of the mean error); the value for a data set is the mean over clips.
 
-What does not fit is refused with a ValueError: shapes and dtypes always, the value range (and NaN)
-where values are there to be seen, that is outside `jit`. Generated images are clipped to [0, 1] by
-the caller, who alone knows whether that is right.
+Invalid input raises a ValueError: shapes and dtypes are always checked, the value range (and NaN) only
+outside `jit`, where the values are known. The caller must clip generated images to [0, 1], because only
+the caller knows whether clipping is right.
 """
 
 import jax
@@ -18,14 +18,14 @@ Images = jax.Array | np.ndarray
 PSNR_CONVENTIONS = ("vidtok", "common", "uint8")
 SSIM_CONVENTIONS = ("wang", "vidtok")
 
-_WINDOW = 11  # pixels
+_WINDOW = 11  # in pixels
 _SIGMA = 1.5
 _K1, _K2 = 0.01, 0.03
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def l1(x: Images, y: Images) -> jax.Array:
-    """Mean absolute difference over H, W, C.
+    """Returns the mean absolute difference over H, W, C.
 
     Args:
         x, y: (..., H, W, C) in [0, 1].
@@ -41,16 +41,16 @@ def l1(x: Images, y: Images) -> jax.Array:
 
 
 def psnr(x: Images, y: Images, convention: str) -> jax.Array:
-    """Peak signal-to-noise ratio of each frame, 10 log10(R^2 / MSE), in dB.
+    """Returns the peak signal-to-noise ratio of each frame, 10 log10(R^2 / MSE), in dB.
 
     Args:
         x, y: (..., H, W, C) in [0, 1].
-        convention: which of the numbers in circulation:
-            "vidtok": R = 1 and 1e-8 added to the MSE, so equal frames give 80 dB (VidTok's and
+        convention: the definition to use:
+            "vidtok": R = 1 and 1e-8 is added to the MSE, so equal frames give 80 dB (VidTok's and
                 VidTwin's evaluation script);
             "common": R = 1, and 100 dB where MSE < 1e-10 (common_metrics_on_video_quality);
-            "uint8": both rounded to 0..255, half to even, R = 255; equal frames give infinity
-                (scikit-image).
+            "uint8": R = 255, and both images are rounded to 0..255, half to even; equal frames give
+                infinity (scikit-image).
 
     Returns:
         (...,) float32.
@@ -70,17 +70,17 @@ def psnr(x: Images, y: Images, convention: str) -> jax.Array:
 
 
 def ssim(x: Images, y: Images, convention: str, *, gray: bool = False) -> jax.Array:
-    """Structural similarity of each frame (Wang et al. 2004), averaged over the map and channels.
+    """Returns the structural similarity of each frame (Wang et al. 2004), averaged over the map and channels.
 
-    11 x 11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, R = 1, population covariance, valid
-    positions only. It equals scikit-image's `structural_similarity(..., gaussian_weights=True,
+    The window is an 11 x 11 Gaussian of sigma 1.5, with K1 = 0.01, K2 = 0.03, R = 1, population covariance
+    and valid positions only. This equals scikit-image's `structural_similarity(..., gaussian_weights=True,
     sigma=1.5, use_sample_covariance=False, data_range=1)`, not scikit-image's defaults.
 
     Args:
         x, y: (..., H, W, C) in [0, 1].
-        convention: "wang", or "vidtok", which first averages over f x f pixels with
-            f = max(1, round(min(H, W) / 256)); the two agree below 384 pixels.
-        gray: take BT.601 luma of RGB first, as Wang's page asks; few papers do.
+        convention: "wang"; or "vidtok", which first averages blocks of f x f pixels with
+            f = max(1, round(min(H, W) / 256)). The two agree below 384 pixels.
+        gray: whether to convert RGB to BT.601 luma first, as Wang's page asks; few papers do.
 
     Returns:
         (...,) float32, at most 1.
@@ -102,8 +102,8 @@ def ssim(x: Images, y: Images, convention: str, *, gray: bool = False) -> jax.Ar
     if min(x.shape[-3:-1]) < _WINDOW:
         raise ValueError(f"SSIM needs frames of {_WINDOW} x {_WINDOW} or more, got {x.shape}")
 
-    # Variances as E[v^2] - E[v]^2, taken about each channel's mean: of bright, flat frames float32
-    # would otherwise leave a rounding error that shows beside c2 = 9e-4.
+    # Variances are E[v^2] - E[v]^2 after subtracting each channel's mean: in bright, flat frames the
+    # rounding error of float32 would otherwise be noticeable beside c2 = 9e-4.
     level_x, level_y = (v.mean(axis=(-3, -2), keepdims=True) for v in (x, y))
     x, y = x - level_x, y - level_y
     mean_x, mean_y = _smooth(x), _smooth(y)
@@ -126,7 +126,7 @@ def _checked(x: Images, y: Images) -> tuple[jax.Array, jax.Array]:
             raise ValueError(f"the {name} images must be floats in [0, 1], got {image.dtype}")
         if not isinstance(image, jax.core.Tracer) and image.size:
             low, high = float(image.min()), float(image.max())
-            if not (low >= 0 and high <= 1):  # NaN too
+            if not (low >= 0 and high <= 1):  # also true for NaN
                 raise ValueError(f"the {name} images leave [0, 1]: they span {low} to {high}")
     return jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
 
@@ -140,7 +140,7 @@ def _luma(x: jax.Array) -> jax.Array:
 
 
 def _pool(x: jax.Array, factor: int) -> jax.Array:
-    """Mean over factor x factor blocks; a remainder at the far edges is left out."""
+    """Averages blocks of factor x factor pixels; a remainder at the far edges is left out."""
     *lead, height, width, channels = x.shape
     height, width = height // factor, width // factor
     x = x[..., : height * factor, : width * factor, :]
@@ -148,7 +148,7 @@ def _pool(x: jax.Array, factor: int) -> jax.Array:
 
 
 def _smooth(x: jax.Array) -> jax.Array:
-    """Separable Gaussian, valid positions; sums of slices keep full float32 on every backend."""
+    """Applies a separable Gaussian at valid positions; sums of slices keep float32 precision on every backend."""
     offsets = np.arange(_WINDOW) - _WINDOW // 2
     weights = np.exp(-(offsets**2) / (2 * _SIGMA**2))
     weights = (weights / weights.sum()).tolist()

@@ -1,14 +1,14 @@
-"""Held-out probes: how much of a factor can be read from a code.
+"""Held-out probes: measure how much of a factor can be read from a code.
 
-Two readers, both kernel ridge regression in closed form (float64, no seed, no training loop): ``linear``, and
-``mlp``, a network of one hidden ReLU layer whose first layer is random and whose readout is fitted, in the limit of
-unlimited width. Its kernel is the arc-cosine kernel of order 1 (Cho and Saul, Kernel methods for deep learning,
-2009). Classes are read by regressing their indicators and taking the largest.
+There are two probes, both kernel ridge regressions in closed form (float64, no seed, no training loop): ``linear``,
+and ``mlp``, which is a network of one hidden ReLU layer whose first layer is random and whose readout is fitted, in
+the limit of infinite width. Its kernel is the arc-cosine kernel of order 1 (Cho and Saul, Kernel methods for deep
+learning, 2009). Classes are read by regressing their indicators and taking the largest.
 
-Examples are split by group into three parts: one fits the readout, one chooses the strength of the ridge, one
-tests. The strengths reach to infinity, where the reading is the constant of the fitting part, and the strongest
-ridge that the choosing part cannot tell from the best (by one standard error) is taken: a code that says nothing
-about a factor reads at chance rather than below it.
+Examples are split by group into three parts: one to fit the readout, one to choose the strength of the ridge, and one
+to test. The strengths reach to infinity, where the prediction is the mean of the fitting part. The strongest ridge
+whose error in the choosing part is within one standard error of the best is taken, so a code that says nothing about
+a factor scores at chance rather than below it.
 
 Shapes: n examples, d features, g groups of the test part, k factors.
 """
@@ -20,15 +20,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 PROBES = ("linear", "mlp")
-SHARES = (0.6, 0.2, 0.2)  # of the groups: fit, choose, test
+SHARES = (0.6, 0.2, 0.2)  # the shares of the groups that fit, choose and test
 
-# Of the mean eigenvalue of the kernel over the fitting part, from weak to strong.
+# Strengths of the ridge from weak to strong, relative to the mean eigenvalue of the fitting part's kernel.
 _STRENGTHS = (*np.logspace(-5, 4, 19), np.inf)
-_DRAWS = 2000  # of the bootstrap
+_DRAWS = 2000  # bootstrap samples
 
 
 class Parts(NamedTuple):
-    """Indices of the examples of each part."""
+    """The indices of the examples in each part."""
 
     fit: np.ndarray
     choose: np.ndarray
@@ -39,11 +39,12 @@ class Reading(NamedTuple):
     """How well one factor was read in the test part: ``sum(won) / sum(of)``.
 
     Attributes:
-      won, of: (g,) of each group. Continuous factors: squared error saved against the mean of the fitting part,
-        and the squared error of that mean, so that the ratio is R^2 out of sample. Classes: examples read
-        rightly, and examples.
-      chance: the same ratio for the best constant of the fitting part: 0, or the share of its commonest class.
-      strength: the strength of the ridge, in mean eigenvalues of the kernel; infinite where nothing could be read.
+      won, of: (g,) numerator and denominator for each group. Continuous factors: `of` is the squared error of the mean
+        of the fitting part, and `won` is how much less the probe's squared error is, so the ratio is R^2 out of
+        sample. Classes: `won` is the number of examples classified correctly, `of` the number of examples.
+      chance: the same ratio for the best constant of the fitting part: 0 for continuous factors, for classes the
+        share of its commonest class in the test part.
+      strength: the strength of the ridge, in mean eigenvalues of the kernel; infinite if nothing could be read.
     """
 
     won: np.ndarray
@@ -67,11 +68,11 @@ class Estimate(NamedTuple):
 
 
 def split(groups: ArrayLike, seed: int = 0) -> Parts:
-    """Cut examples into three parts so that no group is in two of them.
+    """Split examples into three parts so that no group is in two of them.
 
     Args:
-      groups: (n,) integers, the group of each example: the person, or whatever must not be recognised.
-      seed: the seed of the order in which groups are dealt.
+      groups: (n,) integers, the group of each example: the person, or whatever else must not be recognised.
+      seed: the seed of the order in which groups are assigned to parts.
 
     Raises:
       ValueError: fewer than three groups.
@@ -102,13 +103,13 @@ def read(
     Args:
       probe: one of `PROBES`.
       code: (n, d) floats.
-      factors: by name; floats (n,) or (n, t), a number or a course of t numbers that share one R^2; or integers
-        (n,), a class.
-      parts: from `split`.
-      groups: (n,) as of `split`; test examples of one group are resampled together.
+      factors: the factors by name: floats (n,) for a number; floats (n, t) for a course of t numbers that share one
+        R^2; integers (n,) for a class.
+      parts: the result of `split`.
+      groups: (n,) as for `split`; test examples of one group are resampled together.
 
     Returns:
-      A reading for each factor. Its value is NaN where the factor is constant over the fitting or the test part.
+      a reading for each factor. Its value is NaN if the factor is constant over the fitting part or the test part.
 
     Raises:
       ValueError: an unknown probe, shapes that do not fit, or values that are not finite.
@@ -129,7 +130,7 @@ def read(
     mean = columns[fit].mean(axis=0)
     ridge = _Ridge(_kernels(probe, code, parts), columns[fit] - mean)
 
-    # Squared errors of each strength, summed per factor and group of the choosing part.
+    # Squared errors at each strength, summed for each factor and each group of the choosing part.
     starts = np.array([0, *ends[:-1]])
     of_group = _indicator(groups[choose])
     errors = []
@@ -157,13 +158,19 @@ def read(
 
 
 def estimate(readings: Sequence[Reading], level: float = 0.95, seed: int = 0) -> Estimate:
-    """Mean value of several factors read in one test part, with its percentile bootstrap interval.
+    """Return the mean value of several factors read in one test part, with its percentile bootstrap interval.
 
-    Groups of the test part are drawn anew with replacement, the same for all factors; the readout stays as it was
-    fitted, so that the interval says how far the test examples may mislead. NaN factors are left out.
+    Groups of the test part are resampled with replacement, with the same draw for all factors. The readout stays as
+    it was fitted, so the interval covers only the uncertainty due to the choice of test examples. Factors with a NaN
+    value are left out.
+
+    Args:
+      readings: the readings of the factors.
+      level: the coverage of the interval.
+      seed: the seed of the bootstrap.
 
     Raises:
-      ValueError: no factor that varies.
+      ValueError: no factor varies.
     """
     kept = [reading for reading in readings if not np.isnan(reading.value)]
     if not kept:
@@ -180,10 +187,10 @@ def estimate(readings: Sequence[Reading], level: float = 0.95, seed: int = 0) ->
 
 
 class _Ridge:
-    """Kernel ridge regression without penalty on the constant, for any strength from one factorisation.
+    """Kernel ridge regression without a penalty on the constant; one factorisation serves all strengths.
 
     Args:
-      kernels: the kernel of the fitting part with itself (n, n), then those of other parts with it.
+      kernels: the kernel of the fitting part with itself (n, n), then the kernels of other parts with it.
       targets: (n, c) with mean zero.
     """
 
@@ -197,7 +204,7 @@ class _Ridge:
         self._others = [k @ vectors for k in centred[1:]]
 
     def predict(self, other: int, strength: float, columns: slice = slice(None)) -> np.ndarray:
-        """(m, c) for the examples of that other part."""
+        """Return predictions (m, c) for the m examples of the part with index `other` (0 is the first other part)."""
         targets = self._targets[:, columns]
         level = self._spectrum.mean()
         if np.isinf(strength) or level == 0:
@@ -206,39 +213,43 @@ class _Ridge:
 
 
 def _kernels(probe: str, code: np.ndarray, parts: Parts) -> list[np.ndarray]:
-    """Float64 kernels of each part with the fitting part, of standardised features."""
+    """Return the float64 kernels of each part with the fitting part, on standardised features."""
     fit = code[parts.fit]
     mean, scale = fit.mean(axis=0, dtype=np.float64), fit.std(axis=0, dtype=np.float64)
-    varies = scale > 1e-6 * np.maximum(np.abs(mean), 1e-6)  # below lies the rounding of float32
+    varies = scale > 1e-6 * np.maximum(np.abs(mean), 1e-6)  # the rest is float32 rounding
     divisor = scale[varies] * np.sqrt(max(varies.sum(), 1))
-    # In the code's own precision: wide codes are large, and their rounding is far below any noise.
+    # Features keep the code's precision, because wide codes are large; its rounding is far below any noise.
     x = [((code[part][:, varies] - mean[varies]) / divisor).astype(code.dtype) for part in parts]
     products = [(part @ x[0].T).astype(np.float64) for part in x]
     if probe == "linear":
         return products
-    # A constant feature of one, beside features whose squares sum to about one, is the hidden layer's bias.
+    # The added 1 is a constant feature, the hidden layer's bias; the squares of the others sum to about 1.
     squares = [1.0 + np.square(part, dtype=np.float64).sum(axis=1) for part in x]
     return [_arc_cosine(1.0 + p, square, squares[0]) for p, square in zip(products, squares)]
 
 
 def _arc_cosine(product: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """2 E[relu(w x) relu(w y)] over standard normal w, from x y and the squares of x and of y."""
+    """Return 2 E[relu(w x) relu(w y)] over standard normal w, given the products x y and the squares of x and y."""
     lengths = np.sqrt(left[:, None] * right)
     angle = np.arccos(np.clip(product / lengths, -1.0, 1.0))
     return lengths / np.pi * (np.sin(angle) + (np.pi - angle) * np.cos(angle))
 
 
 def _strongest(errors: np.ndarray) -> np.ndarray:
-    """(s, g, k) errors of strengths, weak to strong -> (k,) the strongest within one standard error of the best."""
+    """Return the index (k,) of the strongest strength within one standard error of the best, for each factor.
+
+    Args:
+      errors: (s, g, k) errors at s strengths, from weak to strong, in g groups, of k factors.
+    """
     best = errors.sum(axis=1).argmin(axis=0)
     more = errors - np.take_along_axis(errors, best[None, None], axis=0)
     total = more.sum(axis=1)
-    spread = np.sqrt(errors.shape[1]) * more.std(axis=1)  # of the total
+    spread = np.sqrt(errors.shape[1]) * more.std(axis=1)  # the standard error of the total
     return len(errors) - 1 - (total <= spread)[::-1].argmax(axis=0)
 
 
 def _target(name: str, values: ArrayLike, count: int) -> np.ndarray:
-    """A factor as (n, c) float64: its course, or the indicators of its classes."""
+    """Return a factor as (n, c) float64: its numbers, or the indicators of its classes."""
     values = np.asarray(values)
     whole = np.issubdtype(values.dtype, np.integer)
     if len(values) != count or values.ndim > (1 if whole else 2) or not np.isfinite(values).all():
@@ -252,7 +263,7 @@ def _target(name: str, values: ArrayLike, count: int) -> np.ndarray:
 
 
 def _indicator(groups: np.ndarray) -> np.ndarray:
-    """(g, n) with a one where an example belongs to a group: sums per group as a product."""
+    """Return a matrix (g, n) with a one where an example belongs to a group; multiplying by it sums over groups."""
     return (np.unique(groups)[:, None] == groups).astype(np.float64)
 
 

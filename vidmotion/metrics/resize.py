@@ -1,10 +1,10 @@
-"""What stands between frames and the networks of FID and FVD: one way for each convention.
+"""Preprocesses frames for the networks of FID and FVD, under each of the published conventions.
 
-Numbers under different conventions are not to be compared: resizing alone moves them (spec
-metrics.md, sections 4 and 5). Frames are uint8, or floats in [0, 1] that are then rounded to it, as
-the published scripts read stored files; what else comes is refused with a ValueError, the range (and
-NaN) where values are there to be seen, that is outside `jit`. All ways are linear maps of rows and
-columns and run under `jit`. Shape suffixes: n images or clips, t frames, h height, w width, c colours.
+Numbers under different conventions must not be compared, because resizing alone changes them (spec
+metrics.md, sections 4 and 5). Frames are uint8, or floats in [0, 1]; most conventions round floats to
+0..255, because the published scripts read stored files. Other input raises a ValueError; the value range
+(and NaN) can only be checked outside `jit`. All conventions resize by linear maps of rows and columns and
+run under `jit`. Shape suffixes: n images or clips, t frames, h height, w width, c colours.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ KINDS = ("half_pixel", "tf1", "pil_bicubic")
 
 @dataclasses.dataclass(frozen=True)
 class ImageConvention:
-    """How images come to the Inception network.
+    """How images are prepared for the Inception network.
 
     Attributes:
       kind: the kind of resizing, one of `KINDS`.
-      centre: value of 0..255 that becomes zero; the same number becomes the unit.
+      centre: the value in 0..255 that is mapped to zero; values are also divided by it.
       divide_by: the divisor of the covariance, "N-1" or "N".
     """
 
@@ -38,12 +38,13 @@ class ImageConvention:
 
 @dataclasses.dataclass(frozen=True)
 class ClipConvention:
-    """How clips come to I3D, and what follows.
+    """How clips are prepared for I3D, and how its features are evaluated.
 
     Attributes:
       kind: the kind of resizing, one of `KINDS`.
-      crop: resize the shorter side and cut the centre out, not both sides to the square.
-      quantise: what becomes of floats: "round" to 0..255, "truncate" as VideoGPT's script does, or "keep".
+      crop: True: the shorter side is resized and the centre cut out; False: both sides are resized to the square.
+      quantise: how floats are brought to 0..255: "round", "truncate" (as VideoGPT's script does), or "keep" (scaled
+        only).
       bn_eps: the epsilon of the network's batch norms.
       divide_by: the divisor of the covariance, "N-1" or "N".
     """
@@ -78,10 +79,10 @@ FVD_DEFAULT = "styleganv_np"
 
 
 def convention_of(name: str, known: dict) -> ImageConvention | ClipConvention:
-    """An entry of one of the two tables.
+    """Returns the entry `name` of `known`, one of the two tables of conventions.
 
     Raises:
-      ValueError: there is none of this name.
+      ValueError: there is no convention of this name.
     """
     if name not in known:
         raise ValueError(f"convention must be one of {', '.join(known)}, got {name!r}")
@@ -89,7 +90,7 @@ def convention_of(name: str, known: dict) -> ImageConvention | ClipConvention:
 
 
 def for_inception(x_nhwc: Frames, convention: str = FID_DEFAULT) -> jax.Array:
-    """Images as `InceptionV3` reads them.
+    """Prepares images for `InceptionV3`.
 
     Args:
       x_nhwc: RGB (n, h, w, 3), uint8 or floats in [0, 1], which are rounded to 0..255, half to even.
@@ -99,28 +100,28 @@ def for_inception(x_nhwc: Frames, convention: str = FID_DEFAULT) -> jax.Array:
       (n, 299, 299, 3) float32, about [-1, 1].
 
     Raises:
-      ValueError: unknown convention, other shape or dtype, or values outside [0, 1].
+      ValueError: unknown convention, wrong shape or dtype, or values outside [0, 1].
     """
     how = convention_of(convention, IMAGE_CONVENTIONS)
     _check(x_nhwc, 4, "images must be (n, h, w, 3)")
     x = resize(_bytes(x_nhwc, "round"), how.kind, (INCEPTION_SIZE, INCEPTION_SIZE))
-    if how.kind == "pil_bicubic":  # its negative lobes overshoot
+    if how.kind == "pil_bicubic":  # the negative lobes of its kernel overshoot
         x = jnp.clip(x, 0.0, 255.0)
     return (x - how.centre) / how.centre
 
 
 def for_i3d(x_nthwc: Frames, convention: str = FVD_DEFAULT) -> jax.Array:
-    """Clips as `I3D` reads them.
+    """Prepares clips for `I3D`.
 
     Args:
-      x_nthwc: RGB (n, t, h, w, 3), uint8 or floats in [0, 1], quantised as the convention says.
+      x_nthwc: RGB (n, t, h, w, 3), uint8 or floats in [0, 1], which are quantised as the convention says.
       convention: a key of `CLIP_CONVENTIONS`.
 
     Returns:
       (n, t, 224, 224, 3) float32 in [-1, 1].
 
     Raises:
-      ValueError: unknown convention, other shape or dtype, or values outside [0, 1].
+      ValueError: unknown convention, wrong shape or dtype, or values outside [0, 1].
     """
     how = convention_of(convention, CLIP_CONVENTIONS)
     _check(x_nthwc, 5, "clips must be (n, t, h, w, 3)")
@@ -137,14 +138,14 @@ def for_i3d(x_nthwc: Frames, convention: str = FVD_DEFAULT) -> jax.Array:
 
 
 def resize(x_nhwc: Frames, kind: str, size: tuple[int, int]) -> jax.Array:
-    """Images of another height and width.
+    """Resizes images to another height and width.
 
     Args:
       x_nhwc: (n, h, w, c), any real dtype.
-      kind: "half_pixel", bilinear between pixel centres without smoothing, which is PyTorch's
-        ``interpolate(mode="bilinear", align_corners=False)``; "tf1", bilinear with the source at
-        ``i * in / out``, TensorFlow 1's ``resize_bilinear``; "pil_bicubic", Pillow's BICUBIC of each
-        colour in floats, which smooths when it makes smaller.
+      kind: "half_pixel": bilinear between pixel centres without smoothing, like PyTorch's
+        ``interpolate(mode="bilinear", align_corners=False)``; "tf1": bilinear with source positions
+        ``i * in / out``, like TensorFlow 1's ``resize_bilinear``; "pil_bicubic": like Pillow's BICUBIC on each
+        colour in floats, which smooths when it shrinks an image.
       size: (height, width) of the result.
 
     Returns:
@@ -155,16 +156,16 @@ def resize(x_nhwc: Frames, kind: str, size: tuple[int, int]) -> jax.Array:
     """
     x = jnp.asarray(x_nhwc, jnp.float32)
     rows, columns = (matrix(kind, n, m) for n, m in zip(x.shape[1:3], size))
-    # Pillow, too, takes the columns first; full precision, or accelerators round to 10 bits.
+    # Like Pillow, columns come first. Without full precision, accelerators round to 10 bits.
     x = jnp.einsum("nhwc,vw->nhvc", x, columns, precision="highest")
     return jnp.einsum("nhvc,uh->nuvc", x, rows, precision="highest")
 
 
 def matrix(kind: str, length: int, out: int) -> np.ndarray:
-    """Weights (out, length) float32 of the old pixels of a line in each new one; see `resize`."""
+    """Returns weights (out, length) float32: how much each old pixel of a line counts in each new one; see `resize`."""
     i, pixels = np.arange(out)[:, None], np.arange(length)[None]
     if kind == "pil_bicubic":
-        scale = max(length / out, 1.0)  # of the filter: it widens, but never narrows
+        scale = max(length / out, 1.0)  # the filter is widened to shrink, but never narrowed
         centre = (i + 0.5) * length / out
         first = np.maximum(np.floor(centre - 2.0 * scale + 0.5), 0)
         last = np.minimum(np.floor(centre + 2.0 * scale + 0.5), length)
@@ -177,12 +178,12 @@ def matrix(kind: str, length: int, out: int) -> np.ndarray:
         place = i * length / out
     else:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
-    # Two neighbours; beyond the last pixel is the last pixel.
+    # Interpolates between two neighbours; positions beyond the last pixel take the last pixel.
     return np.maximum(1.0 - np.abs(np.minimum(place, length - 1) - pixels), 0.0).astype(np.float32)
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
-    """Keys' interpolation kernel with a = -0.5."""
+    """Evaluates Keys' interpolation kernel with a = -0.5."""
     x = np.abs(x)
     near = (1.5 * x - 2.5) * x * x + 1.0
     far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
@@ -198,12 +199,12 @@ def _check(x: Frames, rank: int, want: str) -> None:
         raise ValueError(f"frames must be uint8 or floats in [0, 1], got {x.dtype}")
     if not isinstance(x, jax.core.Tracer) and x.size:
         low, high = float(x.min()), float(x.max())
-        if not (low >= 0 and high <= 1):  # NaN too
+        if not (low >= 0 and high <= 1):  # also true for NaN
             raise ValueError(f"frames leave [0, 1]: they span {low} to {high}")
 
 
 def _bytes(x: Frames, quantise: str) -> jax.Array:
-    """Values on a scale of 255, float32."""
+    """Converts frames to float32 values on the scale 0..255, with floats quantised as `quantise` says."""
     if x.dtype == np.uint8:
         return jnp.asarray(x, jnp.float32)
     x = 255.0 * jnp.asarray(x, jnp.float32)

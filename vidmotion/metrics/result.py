@@ -1,4 +1,4 @@
-"""One measured number with all that it takes to compare it, or the reason why there is none.
+"""A row of results: one measured number with everything needed to compare it, or the reason why there is none.
 
 MetricResult("fid", 12.3, "pytorch_fid", weights="1f3a...", resolution="256x256", n=2000)
 not_computed("fid", "pytorch_fid", "pt_inception-2015-12-05-6726825d.pth", "256x256", 2000)
@@ -17,13 +17,13 @@ class MetricResult:
     """A row of a table of results.
 
     Attributes:
-      metric: its name, "fid".
-      value: the number, or None where it was not computed; a note then says why.
-      convention: which of the definitions in circulation, "pytorch_fid".
-      weights: identity of the feature network's weights, or "none" where there is no network.
+      metric: the name of the metric, "fid".
+      value: the number; None if it was not computed, and the note then says why.
+      convention: the definition of the metric that was used, "pytorch_fid".
+      weights: a text that identifies the feature network's weights, or "none" if there is no network.
       resolution: height and width of the frames that were compared, in pixels, "256x256".
-      n: samples (pairs, images or clips) behind the number.
-      note: what else a reader must know; "not computed: needs X".
+      n: the number of samples (pairs, images or clips) behind the number.
+      note: anything else that a reader must know, such as "not computed: needs X".
 
     Raises:
       ValueError: a value that is not finite, no value and no note, or a negative n.
@@ -46,23 +46,24 @@ class MetricResult:
             raise ValueError(f"{self.metric}: n={self.n} samples")
 
     def to_dict(self) -> dict[str, str | float | int | None]:
-        """The row for a JSON file, keys as in `COLUMNS`; a value that was not computed is None."""
+        """Returns the row for a JSON file, with keys as in `COLUMNS`; a value that was not computed is None."""
         return dataclasses.asdict(self)
 
     def markdown_row(self, digits: int = 4) -> str:
-        """One line of the table that `markdown` makes; `digits` after the point."""
+        """Returns the row as a line of the table that `markdown` makes, with `digits` digits after the point."""
         cells = self.to_dict()
         cells["value"] = "not computed" if self.value is None else f"{self.value:.{digits}f}"
-        # A bar would end the cell.
+        # An unescaped bar would end the cell.
         return "| " + " | ".join(str(cells[c]).replace("|", r"\|") for c in COLUMNS) + " |"
 
 
 def not_computed(
     metric: str, convention: str, needs: str, resolution: str, n: int, weights: str = "none"
 ) -> MetricResult:
-    """The row of a metric that lacks something.
+    """Returns the row of a metric that could not be computed because something is missing.
 
     Args:
+      metric, convention, resolution, n, weights: see `MetricResult`.
       needs: what is missing, and where it is published or how it is made.
     """
     return MetricResult(
@@ -71,6 +72,6 @@ def not_computed(
 
 
 def markdown(results: Sequence[MetricResult], digits: int = 4) -> str:
-    """Rows as a Markdown table with a heading, without a final newline."""
+    """Returns rows as a Markdown table with a heading, without a final newline."""
     heading = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
     return "\n".join([*heading, *(result.markdown_row(digits) for result in results)])

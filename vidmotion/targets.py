@@ -219,7 +219,7 @@ def _tpus(chip: str, topology: str) -> list:
 
 
 def _gpus(chip: str, count: int) -> list:
-    """Return `count` abstract GPUs, grouped into servers as large as the chip's `hardware.Chip.island`."""
+    """Return the abstract devices of GPU servers that hold `count` GPUs, at most `hardware.Chip.island` per server."""
     known = hardware.chip(chip)
     text = _GPU.format(
         **_GPUS[chip],

@@ -37,9 +37,9 @@ def wanted() -> bool:
 
 
 def row_shards(rows: int) -> int:
-    """Return the number of devices over which a leading axis of `rows`, whose first part is the batch, is cut.
+    """Return the number of devices over which an axis is cut that is the batch, or the batch merged with later axes.
 
-    It is 1 outside of `sharding.OnMesh`, and if the mesh does not divide the rows.
+    `rows` is the length of the axis. The number is 1 outside of `sharding.OnMesh`, and if the mesh does not divide the rows.
     """
     mesh = jax.sharding.get_abstract_mesh()
     shards = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)

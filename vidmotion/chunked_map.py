@@ -39,7 +39,7 @@ def wanted() -> bool:
 def row_shards(rows: int) -> int:
     """Return the number of devices over which an axis is cut that is the batch, or the batch merged with later axes.
 
-    `rows` is the length of the axis. The number is 1 outside of `sharding.OnMesh`, and if the mesh does not divide the rows.
+    `rows` is the length of the axis. The number is 1 outside of `sharding.OnMesh`, and if the mesh does not divide it.
     """
     mesh = jax.sharding.get_abstract_mesh()
     shards = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)

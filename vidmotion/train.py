@@ -67,7 +67,7 @@ class Interruption:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
-        with contextlib.suppress(ValueError):  # raised outside the main thread, as in a test
+        with contextlib.suppress(ValueError):  # outside the main thread: a notebook or a test
             if jax.process_count() == 1:
                 self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._ask)
             self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._ask)

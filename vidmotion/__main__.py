@@ -1,10 +1,10 @@
-"""One command for everything: ``vidmotion <command> ...``, or ``python -m vidmotion <command> ...``.
+"""Runs every command of the project: ``vidmotion <command> ...``, or ``python -m vidmotion <command> ...``.
 
     vidmotion demo
     vidmotion train --config=heads:demo --workdir=runs/heads
     vidmotion reenact --workdir=runs/heads --content=A.png --motion=B.mp4 --out=C.mp4
 
-Each command takes the flags of the module that it stands for, and ends with that module's exit code.
+Each command takes the flags of its module, and ends with that module's exit code.
 """
 
 import runpy
@@ -13,7 +13,7 @@ import sys
 from vidmotion import startup
 from vidmotion.errors import EXIT_DONE, EXIT_REFUSED
 
-# command: its module, what it does, and flags that go with it.
+# {command: (its module, its description, flags that are added to it)}
 COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "demo": ("vidmotion.demo", "the shipped networks at work, no training", ()),
     "train": ("vidmotion.main", "train a config, or resume its workdir", ("--mode=train",)),
@@ -33,13 +33,13 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 
 
 def usage() -> str:
-    """The commands, a line each."""
+    """Return the usage text, with one line per command."""
     lines = [f"  {name:<10} {what}" for name, (_, what, _) in COMMANDS.items()]
     return "\n".join(["usage: vidmotion COMMAND [flags]; COMMAND --help lists its flags", *lines])
 
 
 def main() -> None:
-    """Console entry. Ends the process."""
+    """Run the command that the command line names, and end the process."""
     name, *rest = sys.argv[1:] or [""]
     if name in ("help", "-h", "--help"):
         print(usage())

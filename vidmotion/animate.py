@@ -1,8 +1,9 @@
-"""A portrait moved by the face in a video, for systems that look at face crops (X-NeMo, section 3.1 of its spec).
+"""Animates a portrait with the face in a video, for systems that look at face crops (X-NeMo, section 3.1 of its spec).
 
-The video is read frame by frame, once to find the face and once to see its crops (and once more to be shown beside the
-result). What is held of it are a vector and a latent per frame, so that memory hardly grows with its length. The
-networks run one after the other, and of the large ones, reference and denoiser, one at a time is in memory.
+The video is read frame by frame: once to find the face, once to read its crops, and once more if it is shown beside
+the result. Only one vector and one latent per frame are held, so memory hardly grows with the length of the video.
+The networks run one after the other, and only one of the two large ones, reference and denoiser, is in memory at a
+time.
 """
 
 import dataclasses
@@ -27,24 +28,25 @@ from vidmotion.systems.motion_tokenizer import ENCODER
 
 log = logging.getLogger("vidmotion.reenact")
 
-AROUND = 2.0  # side of the portrait over that of its face: the box enlarged by half on every side, as released
-SMALL = 64  # pixels: a portrait of less is a blur at the size of the system
-CROPS = 16  # seen together, or as many more as fill the last window of a temporal motion encoder
+AROUND = 2.0  # portrait's side / face box's side: half a side is added all round, as released
+SMALL = 64  # pixels; a smaller portrait is a blur at the size of the system
+CROPS = 16  # crops encoded together, rounded up to whole windows of a temporal motion encoder
 DECODED = 25  # frames decoded together, as released
 NUMBER = r"-?\d+(?:\.\d+)?"
 FOLLOWS = ("still", "first")
-FEATHER = 1 / 8  # of the side of the animated square: over it the edge fades into the picture
+FEATHER = 1 / 8  # width of the fading edge, as a share of the animated square's side
 
 
 @dataclasses.dataclass(frozen=True)
 class Faces:
-    """Where the faces are, and what becomes of the driver's moves.
+    """Where the faces are, and how the portrait's face follows the driver's.
 
     Attributes:
-      portrait, driver: as `how` of `faces.locate`, or a box x0,y0,x1,y1 in pixels that holds for all frames.
-      follow: ``still``: the face stays where the portrait has it, as released; ``first``: it moves and grows
-        as the driver's does from its first frame on, or from that of `Drive.relative`.
-      paste: give back the whole picture, the animated square put into it at its own resolution.
+      portrait: how to find the portrait's face: the `how` of `faces.locate`, or a box x0,y0,x1,y1 in pixels.
+      driver: how to find the driver's face: likewise; a box holds for all frames.
+      follow: ``still`` keeps the face where it is in the portrait, as released; ``first`` moves and scales it as the
+        driver's face moves and scales relative to its first frame, or to the frame that `Drive.relative` names.
+      paste: whether to return the whole picture, at its own resolution, with the animated square put back into it.
     """
 
     portrait: str = "detect"
@@ -63,10 +65,10 @@ def locate(
     how: str,
     own: Callable[[], tuple[np.ndarray, int]] | None = None,
 ) -> faces.Track:
-    """`faces.locate`, or the box that `how` spells out in every picture.
+    """Find the face in each picture with `faces.locate`, or take the box that `how` spells out for every picture.
 
     Raises:
-      As `faces.locate`; ConfigError: the detector is not installed.
+      ConfigError: the box is empty, or the detector is not installed; and whatever `faces.locate` raises.
     """
     if re.fullmatch(rf"{NUMBER}(,{NUMBER}){{3}}", how):
         box = np.array(how.split(","), np.float64)
@@ -82,19 +84,20 @@ def locate(
 
 @dataclasses.dataclass(frozen=True)
 class Drive:
-    """Where motion comes from instead of a video, or in addition to one (appendix E of the paper).
+    """Sources of motion instead of a video or in addition to one, and how motion is applied (appendix E of the paper).
 
     Attributes:
-      keys: the key frames, pictures or videos of any person; a video stands for its first frame.
-      between: frames from one key frame to the next, whose codes lie on the line between theirs.
-      codes: file of generated codes, as `write_codes` leaves it.
-      outpaint: workdir of a token generator that goes on where the video ends.
-      more: how many frames it makes.
-      strength: factor on the distance of each code from the portrait's own; 0 leaves the portrait's expression as it
-        is, more than 1 exaggerates.
-      relative: what is added to the portrait's own code: "" the code of each frame against it, so that the portrait
-        takes the driver's very expression; a number, against that frame of the driver, counted from 0; ``best``,
-        against the driver's frame whose code is nearest to the portrait's. `Faces.follow` counts from there, too.
+      keys: the key frames, pictures or videos of any person; of a video, the first frame is taken.
+      between: the number of frames from one key frame to the next; their codes are interpolated linearly.
+      codes: a file of generated codes, as written by `write_codes`.
+      outpaint: the workdir of a token generator that continues the motion where the video ends.
+      more: the number of frames that the token generator makes.
+      strength: a factor on the difference that is added to the portrait's own code; 0 leaves the portrait's
+        expression as it is, and more than 1 exaggerates.
+      relative: the reference code that is subtracted from each driver code to give this difference. "" takes the
+        portrait's own code, so that the portrait takes on the driver's expression itself; a number takes the code
+        of that frame of the driver, counted from 0; ``best`` takes the driver's code nearest to the portrait's.
+        `Faces.follow` then counts from the same frame.
     """
 
     keys: tuple[str, ...] = ()
@@ -130,22 +133,23 @@ def animated(
     seed: int = 0,
     drive: Drive = VIDEO,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The portrait as the system sees it, and the portrait moved, frame by frame.
+    """Animate a portrait, frame by frame.
 
     Args:
       run: a run whose system has a `face_side`.
-      picture: the portrait's picture, uint8 (H, W, 3).
-      content: name of its file.
-      motion: video; unused where `drive` has key frames or codes.
-      where: the faces are.
+      picture: the picture with the portrait, uint8 (H, W, 3).
+      content: the name of the picture's file.
+      motion: the driving video; unused if `drive` has key frames or codes.
+      where: where the faces are.
       seed: the seed of noise and windows.
-      drive: see `Drive`.
+      drive: the other sources of motion, and how motion is applied.
 
     Yields:
-      Two uint8 (size, size, 3), or of the picture's own size where `where` asks to paste.
+      The portrait as the system sees it, and the animated portrait; each uint8 (size, size, 3), or of the picture's
+      own size if `where` asks to paste.
 
     Raises:
-      MediaError, ConfigError: before the first frame is made.
+      MediaError, ConfigError: raised before the first frame is made.
     """
     system, side = run.system, run.system.face_side
     extent = picture.shape[1], picture.shape[0]
@@ -214,7 +218,7 @@ def animated(
 
 
 def rest_frame(vectors_td: np.ndarray, own_d: np.ndarray, relative: str) -> int | None:
-    """The driver's frame that `Drive.relative` names; None: motion is not relative.
+    """Return the number of the driver's frame that `Drive.relative` names; None if motion is not relative.
 
     Raises:
       ConfigError: the driver has no such frame.
@@ -237,8 +241,10 @@ def rest_frame(vectors_td: np.ndarray, own_d: np.ndarray, relative: str) -> int 
 def redirected(
     vectors_td: np.ndarray, own_d: np.ndarray, rest: int | None, strength: float
 ) -> np.ndarray:
-    """Codes (T, D) of a driver as those that a portrait is given: own + strength (v - v_rest), where v_rest is the
-    portrait's own code or, with `rest`, that of the driver's frame."""
+    """Turn the codes (T, D) of a driver into the codes for a portrait: own + strength (v - v_rest).
+
+    v_rest is the code of the driver's frame number `rest`, or the portrait's own code if `rest` is None.
+    """
     if rest is None and strength == 1:
         return vectors_td
     reference = own_d if rest is None else vectors_td[rest]
@@ -246,12 +252,13 @@ def redirected(
 
 
 def pasted(picture: np.ndarray, frame: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """A square of a picture replaced by an animated one, with an edge that fades over `FEATHER` of its side.
+    """Put an animated square into a picture, with an edge that fades over `FEATHER` of the square's side.
 
     Args:
-      picture: uint8 (H, W, 3).
-      frame: uint8 (S, S, 3), of any size.
-      region: x0, y0, x1, y1 of the square in the picture; it may leave it, and the edge does not fade where it does.
+      picture: the picture, uint8 (H, W, 3).
+      frame: the animated square, uint8 (S, S, 3), of any size S.
+      region: x0, y0, x1, y1 of the square in the picture. It may extend beyond the picture; an edge does not fade
+        where it reaches or crosses the picture's border.
 
     Returns:
       uint8 (H, W, 3).
@@ -260,7 +267,7 @@ def pasted(picture: np.ndarray, frame: np.ndarray, region: np.ndarray) -> np.nda
     x0, y0, x1, y1 = region
     left, top = max(math.ceil(x0), 0), max(math.ceil(y0), 0)
     right, bottom = min(math.floor(x1), width), min(math.floor(y1), height)
-    # Of the frame, the part that lies on whole pixels of the picture.
+    # Take the part of the frame that covers whole pixels of the picture.
     scale = len(frame) / (x1 - x0)
     part = (np.array([left, top, right, bottom]) - [x0, y0, x0, y0]) * scale
     shown = faces.crop(frame, part, (right - left, bottom - top)).astype(np.float32)
@@ -288,7 +295,7 @@ def pasted(picture: np.ndarray, frame: np.ndarray, region: np.ndarray) -> np.nda
 
 
 def between(keys_kd: np.ndarray, count: int) -> np.ndarray:
-    """Codes (K, D) of key frames, and `count` - 1 on the line from each to the next: ((K - 1) count + 1, D)."""
+    """Interpolate codes (K, D) of key frames linearly, `count` steps from each to the next: ((K - 1) count + 1, D)."""
     place = np.arange((len(keys_kd) - 1) * count + 1) / count
     before = np.minimum(place.astype(int), len(keys_kd) - 2)
     share = (place - before)[:, None].astype(np.float32)
@@ -296,7 +303,11 @@ def between(keys_kd: np.ndarray, count: int) -> np.ndarray:
 
 
 def first_picture(path: str) -> np.ndarray:
-    """A picture, or the first frame of a video, uint8 (H, W, 3). Raises: MediaError."""
+    """Read a picture, or the first frame of a video, as uint8 (H, W, 3).
+
+    Raises:
+      MediaError: the file cannot be read.
+    """
     if media.is_picture(path):
         return media.read_picture(path)
     return next(iter(media.iter_video(path)))
@@ -312,11 +323,11 @@ def _key_face(name: str, how: str, side: int) -> np.ndarray:
 
 
 def outpainted(run: Run, vars, vectors: np.ndarray, drive: Drive, seed: int) -> np.ndarray:
-    """`drive.more` codes (more, D) that follow `vectors`, by the token generator `drive.outpaint`.
+    """Generate `drive.more` codes, (more, D), that continue `vectors`, with the token generator `drive.outpaint`.
 
     Raises:
-      ConfigError: that run generates no tokens, those of another X-NeMo, or only of given emotions; or there
-        are too few codes for one token.
+      ConfigError: the other run generates no tokens, or tokens of another X-NeMo; or there are too few codes for one
+        token.
     """
     other = open_run(drive.outpaint)
     if other.config.system.name != "token_gpt":
@@ -340,7 +351,11 @@ def outpainted(run: Run, vars, vectors: np.ndarray, drive: Drive, seed: int) -> 
 
 
 def check_encoder(run: Run, vars, encoder: str, what: str) -> None:
-    """Raises: ConfigError: `what` was made with another motion encoder than that of an X-NeMo run."""
+    """Check that `what` was made with the motion encoder of an X-NeMo run, by fingerprint.
+
+    Raises:
+      ConfigError: `what` was made with another motion encoder.
+    """
     here = run.system.encoder_fingerprint(vars)
     if here != encoder:
         raise ConfigError(
@@ -350,17 +365,17 @@ def check_encoder(run: Run, vars, encoder: str, what: str) -> None:
 
 
 def write_codes(path, motion: np.ndarray, encoder: str, fps: float) -> None:
-    """Codes (F, D), the fingerprint of the motion encoder that they belong to, and frames per second."""
+    """Write a file of codes (F, D), with the fingerprint of their motion encoder and their frames per second."""
     arrays = {"motion": np.ascontiguousarray(motion)}
     content = safetensors.numpy.save(arrays, {"encoder": encoder, "fps": f"{fps:g}"})
     files.atomic_write(path, content)
 
 
 def read_codes(path: str) -> tuple[np.ndarray, float, str]:
-    """What `write_codes` wrote: codes (F, D), frames per second, and the motion encoder's fingerprint.
+    """Read a file of `write_codes`: codes (F, D), frames per second, and the motion encoder's fingerprint.
 
     Raises:
-      ConfigError: no such file.
+      ConfigError: the file is missing or is not a file of codes.
     """
     try:
         if files.not_a_file(path):
@@ -378,7 +393,10 @@ def read_codes(path: str) -> tuple[np.ndarray, float, str]:
 def _crops(
     path: str, boxes: np.ndarray, side: int, whole: bool, count: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Face crops of a video, `count` at a time, and how many are real; the last chunk is filled up."""
+    """Yield the face crops of a video, `count` at a time, and how many of them are real.
+
+    The last chunk is filled up by repeating its last crop.
+    """
     squares, chunk = None, []
     for k, frame in enumerate(media.iter_video(path)):
         if squares is None:

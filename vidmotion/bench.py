@@ -1,11 +1,11 @@
-r"""How fast one update is on the devices that are here: no data, no weights, no training.
+r"""Times one update on the devices of this machine, without data, weights or training.
 
     vidmotion bench --config=sprites:demo --out=bench
     vidmotion bench --out=bench                                 # all recipes, each in a process of its own
 
 Batches and never-trained networks are random numbers of the right shapes, so that only the compiled update is timed.
-``--config.<field>=<value>`` changes any field of the config. One JSON record for each recipe is written into the
-folder, with the forecast of ``--mode=plan`` for the same update beside the measurement where ``docs/plans`` has one.
+``--config.<field>=<value>`` changes any field of the config. One JSON record per recipe is written into the folder. If
+``docs/plans`` has a forecast of ``--mode=plan`` for the same update, the record holds it beside the measurement.
 """
 
 import argparse
@@ -42,21 +42,21 @@ CONVENTION = (
 
 
 def bench(run: Run, out: epath.Path, steps: int = 20, profile: int = 0) -> dict[str, Any]:
-    """Compile the update of the run's last phase, run it `steps` times after `WARM` more, and time each.
+    """Compile the update of the run's last phase, run it `steps` times after `WARM` warm-up steps, and time each.
 
-    A step ends when its results are there: the next one is not dispatched ahead, as training does.
+    A step ends when its results are complete. Unlike in training, the next step is not dispatched ahead.
 
     Args:
-      run: whose update; its data and weights are not read.
-      out: where ``profile`` goes.
-      steps: timed, at least one.
-      profile: how many further steps to trace, for TensorBoard and ui.perfetto.dev.
+      run: the run whose update is timed; its data and weights are not read.
+      out: the folder in which the trace is written, as ``profile``.
+      steps: the number of steps to time, at least one.
+      profile: the number of further steps to trace, for TensorBoard and ui.perfetto.dev.
 
     Returns:
-      The record.
+      The record of the measurement.
 
     Raises:
-      ConfigError: the update takes more memory than there is.
+      ConfigError: the update takes more memory than the devices have.
     """
     try:
         flops = run.flops_per_step()
@@ -100,7 +100,7 @@ def bench(run: Run, out: epath.Path, steps: int = 20, profile: int = 0) -> dict[
 
 
 def _random(shapes: Any, where: jax.sharding.Sharding) -> Any:
-    """Numbers of those shapes, made on the devices: small ones where they are floats, ones for masks, else zeros."""
+    """Make arrays of the given shapes on the devices: small random floats, True for bools, zeros for other types."""
 
     def value(key, leaf):
         if jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -116,8 +116,10 @@ def _random(shapes: Any, where: jax.sharding.Sharding) -> Any:
 
 
 def forecast(record: dict[str, Any], plans: epath.Path) -> dict[str, Any] | None:
-    """What a plan expected of the update that `record` measured: the same system, batch and number of devices, on a
-    chip of this kind; None where `plans` has no such record."""
+    """Find the forecast for the update that `record` measured; None if the folder `plans` has none.
+
+    A plan matches if its system, batch size, number of devices and kind of chip are those of the record.
+    """
     for path in sorted(plans.glob("*.json")):
         plan = run_record.read(path) or {}
         if (
@@ -134,7 +136,7 @@ def forecast(record: dict[str, Any], plans: epath.Path) -> dict[str, Any] | None
 
 
 def describe(record: dict[str, Any]) -> str:
-    """A record as lines of text."""
+    """Format a record as lines of text."""
     step = record["step_seconds"]
     rows = [
         ("devices", f"{record['devices']} x {record['device_kind']}"),
@@ -160,7 +162,7 @@ def describe(record: dict[str, Any]) -> str:
 
 
 def _each(args: argparse.Namespace, arguments: list[str]) -> int:
-    """All recipes, one process after the other, since a process gives its memory back only when it ends."""
+    """Time all recipes, each in its own process, because a process returns its memory only when it ends."""
     failed = []
     for recipe in RECIPES:
         log.info("%s", recipe)
@@ -173,7 +175,7 @@ def _each(args: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns its exit code."""
+    """Run the command line and return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m vidmotion.bench", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -1,9 +1,9 @@
-"""Checkpoints that are whole or absent: state, data position and checksums in one orbax save.
+"""Saves and restores checkpoints: state, data position and checksums in one orbax save, either whole or absent.
 
-Orbax commits a step by renaming its folder, so a killed save leaves nothing under a final name. It does not
-notice a flipped byte in array data, so each step carries `checksums.json`, written before the rename, and is
-verified before it is restored. A damaged step is set aside under ``damaged/`` and the one before it is used; so is
-one that holds a NaN or an infinity, since no training could continue from it.
+Orbax commits a step by renaming its folder, so a killed save leaves nothing under a final name. Orbax does not notice
+a flipped byte in array data, so each step carries `checksums.json`, written before the rename, and is verified before
+it is restored. A damaged step is moved to ``damaged/`` and the step before it is used. A step that holds a NaN or an
+infinity counts as damaged, since no training could continue from it.
 """
 
 import collections
@@ -32,23 +32,23 @@ log = logging.getLogger(__name__)
 PyTree = Any
 CHECKSUMS = "checksums.json"
 _TEMPORARY = ".orbax-checkpoint-tmp"
-# Files that orbax writes or rewrites after the checksums and does not need for reading.
+# Files without checksums: orbax writes or rewrites them after the checksums, and does not need them for reading.
 _MARKERS = {CHECKSUMS, "_CHECKPOINT_METADATA", "commit_success.txt"}
 _CHUNK = 1 << 24
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, or none can be read; names the path and the step."""
+    """A checkpoint cannot be written, or none can be read; the message names the path and the step."""
 
 
 class Checkpointer:
-    """The checkpoints of one run, under ``<workdir>/checkpoints/<step>``.
+    """Saves and restores the checkpoints of one run, under ``<workdir>/checkpoints/<step>``.
 
     Args:
-      workdir: the folder of the run; made if absent. Local paths become absolute, ``gs://`` paths pass through.
-      keep: number of newest checkpoints kept.
-      keep_period: every step divisible by it is kept for good; 0 keeps none beyond `keep`.
-      read_only: only look; a missing folder is then no error until `restore`.
+      workdir: the folder of the run, made if absent. Local paths become absolute; ``gs://`` paths stay as they are.
+      keep: the number of newest checkpoints to keep.
+      keep_period: every step divisible by this number is kept for good; 0 keeps none beyond `keep`.
+      read_only: whether only to read; the folder may then be missing, and there are no checkpoints.
     """
 
     def __init__(self, workdir: str, keep: int = 2, keep_period: int = 0, read_only: bool = False):
@@ -62,8 +62,8 @@ class Checkpointer:
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
-            # Nothing is kept there, and to open would wait for all processes, also where only some of them
-            # find checkpoints to read because another is just making the folder.
+            # The root metadata would be empty, and writing it on opening waits for all processes. That would hang if
+            # only some of them open a manager, because another process is just making the folder.
             save_root_metadata=False,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
@@ -78,23 +78,23 @@ class Checkpointer:
         self.close()
 
     def steps(self) -> list[int]:
-        """Steps on disk, oldest first."""
+        """Return the steps on disk, oldest first."""
         return sorted(self._manager.all_steps()) if self._manager else []
 
     def save(self, step: int, state: TrainState, position: Mapping[str, Any], wait: bool = False):
         """Save `state` and the data position under the label `step`, in the background.
 
-        If the background save before this one failed, that is logged here, and this one goes ahead.
+        If the previous background save failed, the failure is logged and this save goes ahead.
 
         Args:
-          step: number of completed updates.
+          step: the number of completed updates.
           state: device arrays; they may be donated as soon as this returns.
-          position: JSON-able position of the data.
-          wait: return only when the checkpoint is whole on disk.
+          position: the position in the data, JSON-able.
+          wait: whether to return only when the checkpoint is whole on disk.
 
         Raises:
-          CheckpointError: the disk refused it (an older checkpoint is untouched), or `step` is not
-            newer than what is there.
+          CheckpointError: the disk refused the save (older checkpoints are untouched), or `step` is not newer than
+            every step on disk.
         """
         try:
             self._wait()
@@ -124,16 +124,19 @@ class Checkpointer:
     def restore(
         self, like: TrainState, partial: bool = False
     ) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest whole and finite checkpoint, placed as `like` says, or None if there is none.
+        """Restore the newest checkpoint that is whole and finite.
 
-        Newer ones are said to be damaged and set aside. If all are damaged, they stay where they are, so
-        that a restarted command fails again instead of training from scratch.
+        Damaged checkpoints that are newer are logged as errors and moved to ``damaged/``. If all checkpoints are
+        damaged, they stay where they are, so that a restarted command fails again instead of training from scratch.
 
         Args:
-          like: abstract state whose leaves carry the shardings to restore to; any mesh, any number of
-            processes, whatever they were at saving.
-          partial: read only the leaves that `like` has, which a run that is used and not trained needs; otherwise
+          like: the abstract state, whose leaves carry the shardings to restore to. Mesh and number of processes may
+            differ from those at saving.
+          partial: whether to read only the leaves that `like` has, for a run that is used and not trained; otherwise
             the checkpoint must hold exactly the tree of `like`.
+
+        Returns:
+          The state and the data position; None if there is no checkpoint.
 
         Raises:
           CheckpointError: checkpoints exist and all are damaged, or their tree is not that of `like`.
@@ -158,15 +161,15 @@ class Checkpointer:
         return None
 
     def digest(self, step: int) -> str:
-        """Hex sha256 of a step's checksums, which stands for all of its files without reading them."""
+        """Return a hex sha256 of a step's checksums, which identifies all of its files without reading them."""
         sums = self.directory / str(step) / CHECKSUMS
         return hashlib.sha256(sums.read_bytes()).hexdigest()
 
     def close(self) -> None:
-        """Wait for a save under way and release everything.
+        """Wait for a save in progress and release all resources.
 
         Raises:
-          CheckpointError: that save failed.
+          CheckpointError: the save failed.
         """
         if self._manager is None:
             return
@@ -191,7 +194,7 @@ class Checkpointer:
         )
 
     def _wait(self) -> None:
-        """Until no save is under way; raises `CheckpointError` if the last one failed."""
+        """Wait until no save is in progress; raises `CheckpointError` if the last one failed."""
         try:
             self._manager.wait_until_finished()
             if self._saving is not None and self._saving not in self.steps():
@@ -201,9 +204,9 @@ class Checkpointer:
         self._saving = None
 
     def _failed(self, error: Exception) -> CheckpointError:
-        """Clear away the save that `error` ended, and what to tell about it."""
+        """Clean up after the save that `error` ended, and return the exception that reports it."""
         step, self._saving = self._saving, None
-        with contextlib.suppress(Exception):  # the same error again
+        with contextlib.suppress(Exception):  # closing raises the same error again
             self._manager.close()
         self._manager = self._open()
         last = self.steps()
@@ -215,7 +218,7 @@ class Checkpointer:
     def _read(
         self, step: int, like: TrainState, partial: bool
     ) -> tuple[TrainState, dict[str, Any], str]:
-        """State and position of a step, and what `name_broken` says of the state."""
+        """Read the state and the position of a step; also returns the `name_broken` of the state."""
         wanted = _as_dict(like)
         try:
             if partial:
@@ -237,14 +240,14 @@ class Checkpointer:
                 f"{self.directory / str(step)} is whole but holds another network or optimizer than "
                 f"this config's: {_joined(error)}"
             ) from error
-        # Restored arrays may not be donatable; one pass through a jitted identity makes them so.
+        # Restored arrays may not be donatable; passing them through a jitted identity makes them donatable.
         shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
         adopt = jax.jit(lambda state: state, donate_argnums=0, out_shardings=shardings)
         state = adopt(TrainState(**restored["state"]))
         return state, restored["data"], name_broken(state)
 
     def _seal(self) -> None:
-        """Checksum every file of the step just written, while it still has its temporary name."""
+        """Write the checksums of all files of the step just written, while it still has its temporary name."""
         if jax.process_index() != 0:
             return
         folder = self.directory / f"{self._saving}{_TEMPORARY}"
@@ -254,7 +257,7 @@ class Checkpointer:
         (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1))
 
     def _damage(self, step: int, within: str = "") -> str | None:
-        """What is wrong with a step's files, of which only those `within` a folder are read, or None."""
+        """Tell what is wrong with a step's files, or None; only files whose names begin with `within` are checked."""
         folder = self.directory / str(step)
         try:
             sums = dict(json.loads((folder / CHECKSUMS).read_text()).items())
@@ -275,7 +278,7 @@ class Checkpointer:
         return None
 
     def _agree(self, step: int) -> str | None:
-        """`_damage` as process 0 finds it, on all processes."""
+        """Return `_damage` as process 0 finds it, on all processes; only process 0 knows the details."""
         problem = self._damage(step) if jax.process_index() == 0 else None
         if jax.process_count() == 1:
             return problem
@@ -300,7 +303,10 @@ class Checkpointer:
 
 
 def read_position(workdir: str) -> dict[str, Any] | None:
-    """What the newest checkpoint of a run whose position is whole keeps beside the state; None without any."""
+    """Read what a run's newest checkpoint keeps beside the state: the data position, the networks and the config.
+
+    Checkpoints whose position is damaged are skipped. None if no checkpoint is left.
+    """
     with Checkpointer(workdir, read_only=True) as checkpointer:
         for step in reversed(checkpointer.steps()):
             folder = checkpointer.directory / str(step)
@@ -310,31 +316,34 @@ def read_position(workdir: str) -> dict[str, Any] | None:
 
 
 def read_params(workdir: str, averaged: bool = True) -> dict[str, Any]:
-    """Parameters of a run's newest whole and finite checkpoint as numpy arrays, with no target tree and no mesh.
+    """Read the parameters of a run's newest whole and finite checkpoint as numpy arrays, without target tree or mesh.
 
-    `read_mutable` reads its non-gradient state in the same way.
+    `read_mutable` reads the non-gradient state in the same way.
 
     Args:
-      workdir: the folder of the other run.
-      averaged: take the averaged value where there is one.
+      workdir: the folder of the run to read.
+      averaged: whether to take the averaged value of each leaf that has one.
 
     Returns:
       ``{player: nested dict}``.
 
     Raises:
-      CheckpointError: no checkpoint there.
+      CheckpointError: the workdir has no such checkpoint.
     """
     restored = _read_newest(workdir)
     return paths.merge(restored["params"], restored.get("ema", {}) if averaged else {})
 
 
 def read_mutable(workdir: str) -> dict[str, Any]:
-    """Non-gradient state of that checkpoint, {} where its system has none; see `read_params`."""
+    """Read the non-gradient state of a run's newest whole and finite checkpoint; {} if its system has none.
+
+    See `read_params`.
+    """
     return _read_newest(workdir).get("mutable", {})
 
 
 def _read_newest(workdir: str) -> dict[str, Any]:
-    """Parameters, averages and non-gradient state of the newest whole and finite checkpoint, where not empty."""
+    """Read those of parameters, averages and non-gradient state that the newest whole and finite checkpoint holds."""
     directory = _absolute(workdir) / "checkpoints"
     passed = []
     with Checkpointer(workdir, read_only=True) as checkpointer:
@@ -361,12 +370,12 @@ def _read_parts(folder: epath.Path) -> dict[str, Any]:
 
 
 def _read_leaves(folder: epath.Path, wanted: PyTree, where: PyTree | None = None) -> PyTree:
-    """The leaves of `wanted` of a saved state, and no others.
+    """Read the leaves of a saved state that `wanted` has, and no others.
 
     Args:
       folder: the folder of the state.
-      wanted: tree of abstract leaves; without `where`, they carry the shardings to read to.
-      where: tree of `ocp.RestoreArgs` like `wanted`.
+      wanted: a tree of abstract leaves; without `where`, they carry the shardings to read to.
+      where: a tree of `ocp.RestoreArgs` with the structure of `wanted`.
     """
     where = where or ocp.checkpoint_utils.construct_restore_args(wanted)
     with ocp.PyTreeCheckpointer() as reader:
@@ -380,13 +389,13 @@ def load_into(params: PyTree, source: Mapping[str, Any], rules: paths.Rules) -> 
     Args:
       params: ``{player: tree}`` of device arrays (their shardings are kept).
       source: ``{player: tree}`` of numpy arrays, from `read_params`.
-      rules: ``((regex, value), ...)`` on the paths of `params`; value False keeps the fresh leaf, True
-        takes the leaf of the same path, None takes it where the source has it and else keeps the fresh
-        one, a string takes that path with ``\\1`` groups filled in.
+      rules: ``((regex, value), ...)`` on the paths of `params`. The value False keeps the fresh leaf; True takes the
+        source's leaf of the same path; None takes that leaf if the source has it and otherwise keeps the fresh one;
+        a string takes the source's leaf of that path, with ``\\1`` groups filled in.
 
     Raises:
-      CheckpointError: leaves that are missing in the source or have another shape; all are named.
-      paths.RuleError: a leaf matches no rule, or a rule's value makes no sense.
+      CheckpointError: leaves are missing in the source or have another shape; the message lists them all.
+      paths.RuleError: a leaf matches no rule, or a rule's value is not valid.
     """
     kept_with_rule = [(rule[0], tuple(rule)) for rule in rules]
     matched = paths.flatten(paths.assign(kept_with_rule, params, "config.init_rules"))
@@ -417,7 +426,7 @@ def load_into(params: PyTree, source: Mapping[str, Any], rules: paths.Rules) -> 
 
 
 def _renamed(path: str, pattern: str, value: Any) -> str | None:
-    """Where an ``init_rules`` rule looks for `path` in the other run; None: nowhere."""
+    """Return the path in the other run at which an ``init_rules`` rule looks for `path`; None if at none."""
     if value is None or isinstance(value, bool):
         return None if value is False else path
     try:
@@ -439,10 +448,10 @@ def _absolute(path: str) -> epath.Path:
 
 
 def _plain(folder: epath.Path) -> epath.Path:
-    """`folder`, under a name without the characters that orbax reads as patterns or escapes in its own paths.
+    """Return a name of `folder` without the characters that orbax takes for patterns or escapes in its own paths.
 
-    That name is a link in the folder for temporary files. It is the same in every process, and is left there: another
-    process may be using it.
+    If the folder's own name has such characters, the result is a link in the folder for temporary files. It is the
+    same in every process, and it is never removed, because another process may be using it.
     """
     if "://" in str(folder) or re.fullmatch(r"[\w./=+@:,~ -]*", str(folder)):
         return folder

@@ -1,9 +1,9 @@
-"""Work done piece by piece, so that memory is that of one piece.
+"""Maps a function over arrays piece by piece, so that only one piece at a time takes memory.
 
-Where the batch is cut over a mesh, each device goes through its own rows: a loop over the rows as they are would
+If the batch is cut over a mesh, each device loops over its own rows. A loop over the rows in their global order would
 bring every row to every device.
 
-A compiler counts the operations in the body of a loop once, however often the loop runs: to count them all, trace
+A compiler counts the operations in the body of a loop once, however often the loop runs. To count them all, trace
 within `all_at_once`.
 """
 
@@ -17,13 +17,13 @@ import jax
 from jax.sharding import PartitionSpec
 
 PyTree = Any
-BATCH_AXES = ("data", "fsdp")  # of the mesh, that cut the batch
+BATCH_AXES = ("data", "fsdp")  # the axes of the mesh over which the batch is cut
 _WHOLE = contextvars.ContextVar("whole", default=False)
 
 
 @contextlib.contextmanager
 def all_at_once() -> Iterator[None]:
-    """What is traced within is not cut into pieces: to be counted, not to be run."""
+    """Trace without cutting into pieces inside this context, to count operations and not to run the program."""
     token = _WHOLE.set(True)
     try:
         yield
@@ -32,14 +32,14 @@ def all_at_once() -> Iterator[None]:
 
 
 def wanted() -> bool:
-    """Whether what is traced now may be cut into pieces."""
+    """Tell whether the code that is being traced may be cut into pieces."""
     return not _WHOLE.get()
 
 
 def row_shards(rows: int) -> int:
-    """Devices over which an axis of `rows` that begins with the batch is cut, where it is traced.
+    """Return the number of devices over which an axis is cut that is the batch, or the batch merged with later axes.
 
-    1 outside of `sharding.OnMesh`, and where the mesh does not divide the rows.
+    `rows` is the length of the axis. The number is 1 outside of `sharding.OnMesh`, and if the mesh does not divide it.
     """
     mesh = jax.sharding.get_abstract_mesh()
     shards = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
@@ -47,8 +47,15 @@ def row_shards(rows: int) -> int:
 
 
 def cuts(length: int, values: int, limit: int) -> int:
-    """Into how many equal pieces an axis of `length` is cut, so that of `values` in all each piece holds `limit` at
-    most, or those of one place on the axis."""
+    """Return the least number of equal pieces of an axis for which each piece holds at most `limit` values.
+
+    If no number will do, each position on the axis is a piece of its own.
+
+    Args:
+      length: the length of the axis.
+      values: the number of values in the whole array.
+      limit: the largest number of values in a piece.
+    """
     divisors = (p for p in range(1, length) if not length % p and values <= limit * p)
     return next(divisors, length)
 
@@ -56,13 +63,13 @@ def cuts(length: int, values: int, limit: int) -> int:
 def each(
     function: Callable[[PyTree], PyTree], rows: PyTree, size: int = 1, shards: int = 1
 ) -> PyTree:
-    """`function` of every row of the leading axis, one piece after the other.
+    """Apply `function` to every row of the leading axis, one piece after the other.
 
     Args:
-      function: takes one row.
+      function: a function of one row.
       rows: arrays (n, ...).
-      size: rows that a device takes at a time; its last piece may be smaller.
-      shards: over how many devices the leading axis is cut (`row_shards`), a divisor of n.
+      size: the number of rows that a device takes at a time; its last piece may be smaller.
+      shards: the number of devices over which the leading axis is cut (`row_shards`), a divisor of n.
 
     Returns:
       Arrays (n, ...).

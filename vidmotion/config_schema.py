@@ -1,4 +1,4 @@
-"""How a section of a config becomes an object: the frozen dataclass whose fields it names."""
+"""Turns a section of a config into an object: the frozen dataclass whose fields it names."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from vidmotion.errors import ConfigError
 
 
 def plain(value: Any) -> Any:
-    """`value` with ``ConfigDict``s as dicts and lists as tuples, at every depth."""
+    """Convert ``ConfigDict``s to dicts and lists to tuples, at every depth of `value`."""
     if hasattr(value, "to_dict") or isinstance(value, Mapping):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -23,16 +23,16 @@ def from_config(cls: type, section: Any, where: str, **given: Any) -> Any:
 
     Args:
       cls: a frozen dataclass or a linen module.
-      section: a mapping of its fields; an instance of `cls` is only given the fields `given`.
-      where: the section's place in the config, for messages: ``system.encoder``.
-      given: fields that the caller decides and the config cannot set.
+      section: a mapping of the fields of `cls`; or an instance of `cls`, of which only the fields `given` change.
+      where: the section's place in the config, for messages, for example ``system.encoder``.
+      **given: fields that the caller sets and the config cannot set.
 
     Raises:
-      ConfigError: a field that does not exist, one that is missing, or a value that `cls` refuses.
+      ConfigError: a field does not exist or is missing, or `cls` refuses a value.
     """
     if isinstance(section, cls):
         return dataclasses.replace(section, **given)
-    # Linen appends the last two to every module's fields.
+    # Linen adds the fields `parent` and `name` to every module.
     hidden = {*given, *(("parent", "name") if hasattr(cls, "apply") else ())}
     fields = [field for field in dataclasses.fields(cls) if field.name not in hidden]
     values = plain(section)

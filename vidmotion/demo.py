@@ -1,12 +1,12 @@
-"""The shipped networks at work, without any training: heads moved as other heads move, beside the exact answer.
+"""Shows the shipped networks at work, without any training: heads that move like other heads, beside the exact answer.
 
     vidmotion demo --out=demo
 
-Each system that this package has trained on Heads (``vidmotion weights``) gives the same faces, which it has never
-seen, the motion of the same drivers. Files in the folder: ``faces.png``, who is to move and how, at once;
-``demo.mp4`` and ``demo.gif``, all pairs of a source and a driver, one a row, a system a column; ``demo.png``, the first
-pair frame by frame. On the screen: PSNR against the exact answer, over these few pairs. The cards of the networks,
-``vidmotion/weights/*.json``, have it over more of them, and how each was trained.
+Each system that this package has trained on Heads (``vidmotion weights``) transfers the motion of the same drivers to
+the same faces, which it has never seen. These files are written into the folder: first ``faces.png``, the faces, their
+drivers and the exact answers; ``demo.mp4`` and ``demo.gif``, with a row per pair of source and driver and a column per
+system; ``demo.png``, the first pair frame by frame. PSNR against the exact answer over these few pairs is printed. The
+cards of the networks, ``vidmotion/weights/*.json``, give the PSNR over more pairs, and tell how each was trained.
 """
 
 import argparse
@@ -28,15 +28,22 @@ from vidmotion.open_run import open_run
 
 log = logging.getLogger("vidmotion.demo")
 
-# Of the clips: what the shipped networks are trained on, and as many frames as the longest window.
+# Arguments of the clips: those on which the shipped networks are trained, with as many frames as the longest window.
 FACES = {"size": 64, "frames": 8, "fps": 2.0, "seed": 0, "split": "eval"}
-SHOWN_FPS = 4.0  # twice as fast as they are, so that little of it is standing still
-SCALE = 2  # of a cell, over FACES
+SHOWN_FPS = 4.0  # twice the clips' own rate, so that there is little standstill
+SCALE = 2  # enlargement of a clip in the pictures
 TITLES = {"bcd": "BCD", "vidtwin": "VidTwin", "xnemo": "X-NeMo", "warpface": "WarpFace"}
 
 
 class Pairs(NamedTuple):
-    """Who is to move and how: clips uint8 (N, T, H, W, 3), drivers among them, exact answers, boxes of the faces."""
+    """Pairs of a source and a driver, with exact answers; clips are uint8 (N, T, H, W, 3).
+
+    Attributes:
+      source: the clips of the heads to move.
+      driver: the clips whose motion each source is to take.
+      answer: the exact answers.
+      boxes: the boxes of the faces, of the sources and of the drivers.
+    """
 
     source: np.ndarray
     driver: np.ndarray
@@ -45,16 +52,16 @@ class Pairs(NamedTuple):
 
 
 def shipped() -> dict[str, str]:
-    """The shipped networks that move one clip as another, by the titles of their systems."""
+    """Return the names of the shipped networks that transfer motion, by the titles of their systems."""
     found = {title: weights.of_system(system) for system, title in TITLES.items()}
     return {title: name for title, name in found.items() if name}
 
 
 def drawn(count: int) -> Pairs:
-    """`count` pairs of heads that nobody has trained on.
+    """Draw `count` pairs of heads on which no network was trained.
 
     Raises:
-      ConfigError: fewer than two.
+      ConfigError: `count` is less than two.
     """
     if count < 2:
         raise ConfigError(f"--pairs={count}: two at least, since each head is moved as the next")
@@ -71,7 +78,7 @@ def drawn(count: int) -> Pairs:
 
 
 def moved(name: str, pairs: Pairs) -> np.ndarray:
-    """What a shipped network makes of the pairs, uint8 like their answers."""
+    """Transfer the motion of the pairs with a shipped network; the result is uint8, shaped like their answers."""
     run = open_run(name)
     made = transfer(
         run, run.trained_vars(), pairs.source, pairs.driver, len(pairs.source), name, pairs.boxes
@@ -80,36 +87,36 @@ def moved(name: str, pairs: Pairs) -> np.ndarray:
 
 
 def psnr(videos: np.ndarray, truth: np.ndarray) -> float:
-    """Mean of per-frame dB of uint8 clips."""
+    """Compute the mean over frames of the PSNR, in dB, of uint8 clips."""
     unit = [clip.astype(np.float32) / 255 for clip in (videos, truth)]
     return float(np.mean(np.asarray(pixel.psnr(*unit, "common"))))
 
 
 def sheet(columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Clips (N, T, H, W, 3) by their captions, side by side, a row for each of the N: (T, H', W', 3)."""
+    """Lay out N clips per caption, (N, T, H, W, 3), in N rows with a column per caption: (T, H', W', 3)."""
     cells = [clip for row in zip(*columns.values(), strict=True) for clip in row]
     return media.grid(cells, cols=len(columns), scale=SCALE, captions=[*columns])
 
 
 def strip(rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Clips (T, H, W, 3) by their captions, one below the other, a column for each of the T frames: (H', W', 3)."""
+    """Lay out one clip per caption, (T, H, W, 3), in a row per caption with a column per frame: (H', W', 3)."""
     cells = [frame for clip in rows.values() for frame in clip]
     captions = [name if t == 0 else "" for name, clip in rows.items() for t in range(len(clip))]
     return media.grid(cells, rows=len(rows), scale=SCALE, captions=captions)
 
 
 def demo(out: Path, count: int = 4) -> dict[str, float]:
-    """Write the files of the module's docstring.
+    """Write the files that the module's docstring describes.
 
     Args:
-      out: a folder, made where there is none.
-      count: pairs of a source and a driver.
+      out: the folder to write to, made if absent.
+      count: the number of pairs of a source and a driver.
 
     Returns:
-      PSNR against the exact answers by column, the source and the driver themselves among them.
+      The PSNR against the exact answers, by column; source and driver are columns too.
 
     Raises:
-      ConfigError: no system is shipped, or too few pairs.
+      ConfigError: no system is shipped, or there are too few pairs.
     """
     networks = shipped()
     if not networks:
@@ -135,7 +142,7 @@ def demo(out: Path, count: int = 4) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns its exit code."""
+    """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(prog="vidmotion demo", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder (default demo)")

@@ -1,14 +1,18 @@
-"""Read a dataset once through a trained run and keep what it makes of each clip: what a generator learns from.
+"""Encodes every clip of a dataset with a trained run, and writes the codes as a dataset for training a generator.
 
     python -m vidmotion.encode --workdir=RUN|--weights=DIR --out=DIR [--frames=T] [--fps=R] [--config.<field>=<value>]
 
-Both splits of the run's data are read. Of a BCD, content and motion codes are kept: of `--frames` frames of each clip
-(default: the run's own clip length) at the rate at which it was trained, and once more with every second frame left
-out (supplement A.2). Motion is encoded in the same windows as in sampling, content from as many frames as in training.
-Of a VidTwin, the means of structure and dynamics and the clip's class. Of an X-NeMo, the motion code f_mot of each
-frame of whole clips, and their emotion where it is known; of a motion tokenizer, the tokens of the codes that it learnt
-from. --fps is for clips that are drawn, such as heads: an X-NeMo sees single pictures, and codes may be denser than in
-its own clips. Where weights or data lie elsewhere than in training, --config.<field>=<value> says so.
+Both splits of the run's data are read. What is written depends on the run's system:
+
+- BCD: content and motion codes of `--frames` frames of each clip (default: the run's own clip length), at the rate of
+  training and once more with every second frame left out (supplement A.2). Motion is encoded in the same windows as in
+  sampling, content from as many frames as in training.
+- VidTwin: the means of structure and dynamics, and the clip's class.
+- X-NeMo: the motion code f_mot of each frame of whole clips, and the clips' emotion if it is known.
+- Motion tokenizer: the tokens of the codes from which it learnt.
+
+--fps is for clips that are drawn, such as heads: an X-NeMo sees single pictures, so codes may be denser in time than
+its own clips. If weights or data have moved since training, pass --config.<field>=<value>.
 """
 
 import argparse
@@ -43,22 +47,22 @@ def encode(
     command: str = "",
     fps: float = 0.0,
 ) -> dict[str, int]:
-    """Write the dataset `out`, whole or not at all.
+    """Encode a run's data and write the dataset `out`, whole or not at all.
 
     Args:
       run: a trained run whose system is in `KINDS`.
-      out: the folder to write; `vidmotion.data.encoded` says what it holds.
-      frames: per clip; 0 is the run's own length.
-      batch: clips at a time.
-      force: replace a dataset that is there.
-      command: kept in the dataset, as what writes it again.
-      fps: frames per second, of an X-NeMo whose clips are drawn; 0: as they are.
+      out: the folder to write; its content is described in `vidmotion.data.encoded`.
+      frames: the number of frames per clip; 0 takes the run's own clip length.
+      batch: the number of clips that are encoded together.
+      force: whether to replace an existing dataset.
+      command: the command that writes this dataset, to be recorded in it.
+      fps: the frames per second at which clips are drawn, for an X-NeMo; 0 keeps their own rate.
 
     Returns:
-      Number of clips per split.
+      The number of clips per split.
 
     Raises:
-      ConfigError, CheckpointError, DatasetError: see their messages; `out` is then as it was.
+      ConfigError, CheckpointError, DatasetError: see their messages; `out` is then left as it was.
     """
     if run.config.system.name not in KINDS:
         raise ConfigError(
@@ -94,11 +98,11 @@ def encode(
 
 
 class Kind:
-    """Reads clips through one kind of network and makes the records that are kept of them.
+    """Encodes clips with one kind of network and makes the records of the dataset.
 
     Attributes:
       dataset: the name of the dataset that is written.
-      provenance: what is noted beside what every dataset has.
+      provenance: facts about this kind that are recorded in addition to those of every dataset.
       any_rate: whether clips that are drawn may have another rate than in training.
     """
 
@@ -107,12 +111,12 @@ class Kind:
 
     @staticmethod
     def element(run: Run, source, index: int) -> dict[str, np.ndarray]:
-        """Read one clip from the source, with what the network needs of it."""
+        """Read one clip from the source, with everything that the network needs."""
         return source[index]
 
 
 class MotionCodes(Kind):
-    """What is kept of a BCD."""
+    """Encodes clips with a BCD."""
 
     dataset = "codes"
 
@@ -122,7 +126,7 @@ class MotionCodes(Kind):
 
     @staticmethod
     def source(run: Run, split: str, frames: int):
-        """The split's clips at the rate that the run was trained at, windows in the middle, `frames` long."""
+        """Open the split's clips at the rate of training, with windows of `frames` frames in the middle."""
         data = run.config.data
         given = _given(run, split)
         changes = {}
@@ -135,7 +139,7 @@ class MotionCodes(Kind):
         return _still(run, split, **changes)
 
     def records(self, split: str, elements: list, count: int) -> list[dict[str, np.ndarray]]:
-        """The records of the first `count` elements of a batch."""
+        """Make the records of the first `count` elements of a batch."""
         video = np.stack([clip_of(element) for element in elements])
         content = video[:, : self._run.system.half]
         full, fast = (
@@ -150,13 +154,13 @@ class MotionCodes(Kind):
         ]
 
     def files(self) -> dict[str, dict[str, np.ndarray]]:
-        """The file of the frozen codebooks."""
+        """Return the file of the frozen codebooks."""
         quantizer = jax.device_get(self._vars.params["model"]["quantizer"])
         return {encoded.QUANTIZER: paths.flatten(quantizer)}
 
 
 class VidTwinLatents(Kind):
-    """What is kept of a VidTwin; methods as of `MotionCodes`."""
+    """Encodes clips with a VidTwin; the methods are those of `MotionCodes`."""
 
     dataset = "vidtwin_latents"
 
@@ -171,7 +175,7 @@ class VidTwinLatents(Kind):
 
     @staticmethod
     def source(run: Run, split: str, frames: int):
-        """The split's clips as in training, windows in the middle."""
+        """Open the split's clips as in training, with windows in the middle."""
         if frames:
             raise ConfigError(
                 f"--frames={frames}: a VidTwin reads clips of one length; leave it out"
@@ -190,7 +194,7 @@ class VidTwinLatents(Kind):
         return source
 
     def records(self, split: str, elements: list, count: int) -> list[dict[str, np.ndarray]]:
-        """The records of the first `count` elements of a batch."""
+        """Make the records of the first `count` elements of a batch."""
         video = np.stack([element["video"] for element in elements])
         means = jax.device_get(self._read(self._vars, self._run.put_rows({"video": video})))
         if split == "train":
@@ -205,13 +209,13 @@ class VidTwinLatents(Kind):
         ]
 
     def files(self) -> dict[str, dict[str, np.ndarray]]:
-        """Mean and standard deviation of each channel over the train split."""
+        """Return the file of the mean and standard deviation of each channel over the train split."""
         found = {name: moments.result() for name, moments in self._moments.items()}
         return {encoded.STATISTICS: paths.flatten(found)}
 
 
 class FaceMotion(Kind):
-    """What is kept of an X-NeMo; methods as of `MotionCodes`."""
+    """Encodes clips with an X-NeMo; the methods are those of `MotionCodes`."""
 
     dataset = "motion_codes"
     any_rate = True
@@ -228,7 +232,7 @@ class FaceMotion(Kind):
 
     @staticmethod
     def source(run: Run, split: str, frames: int, **changes):
-        """The split's clips as evaluation reads them; training may read pairs of frames."""
+        """Open the split's clips as evaluation reads them, because training may read pairs of frames."""
         data = run.config.data
         given = {**data.get("common", {}), **data.eval}
         if split == "train":
@@ -243,7 +247,7 @@ class FaceMotion(Kind):
 
     @staticmethod
     def element(run: Run, source, index: int) -> dict[str, np.ndarray]:
-        """Face crops, and the index of the emotion."""
+        """Read the face crops of one clip, and the index of its emotion."""
         element = source[index]
         boxes, video = boxes_of(source, index, element), element["video"]
         if boxes is None:
@@ -256,7 +260,7 @@ class FaceMotion(Kind):
         return {"crops": views["driving"], "condition": condition}
 
     def records(self, split: str, elements: list, count: int) -> list[dict[str, np.ndarray]]:
-        """The records of the first `count` elements of a batch."""
+        """Make the records of the first `count` elements of a batch."""
         crops = self._run.put_rows(np.stack([element["crops"] for element in elements]))
         motion = jax.device_get(self._read(self._vars, crops))[:count]
         if split == "train":
@@ -267,12 +271,12 @@ class FaceMotion(Kind):
         ]
 
     def files(self) -> dict[str, dict[str, np.ndarray]]:
-        """Mean and standard deviation of each channel over the train split."""
+        """Return the file of the mean and standard deviation of each channel over the train split."""
         return {encoded.STATISTICS: self._moments.result()}
 
 
 class MotionTokens(Kind):
-    """What is kept of a motion tokenizer; methods as of `MotionCodes`."""
+    """Encodes codes into tokens with a motion tokenizer; the methods are those of `MotionCodes`."""
 
     dataset = "motion_tokens"
 
@@ -285,13 +289,13 @@ class MotionTokens(Kind):
 
     @staticmethod
     def source(run: Run, split: str, frames: int):
-        """The split's codes, all there are of each clip."""
+        """Open the split's codes, all codes of each clip."""
         if frames:
             raise ConfigError(f"--frames={frames}: clips become tokens whole; leave it out")
         return run.source(split, length=0)
 
     def records(self, split: str, elements: list, count: int) -> list[dict[str, np.ndarray]]:
-        """The records of the first `count` elements of a batch."""
+        """Make the records of the first `count` elements of a batch."""
         motion = np.stack([element["motion"] for element in elements])
         motion = motion[:, : motion.shape[1] // self._step * self._step]
         ids = jax.device_get(self._read(self._vars, self._run.put_rows({"motion": motion})))
@@ -301,12 +305,12 @@ class MotionTokens(Kind):
         ]
 
     def files(self) -> dict[str, dict[str, np.ndarray]]:
-        """The file of the tokenizer's variables."""
+        """Return the file of the tokenizer's variables."""
         variables = jax.device_get(self._run.system.variables(self._vars))
         return {encoded.TOKENIZER: paths.flatten(variables)}
 
 
-KINDS = {  # by name of the system
+KINDS = {  # by the name of the system
     "bcd": MotionCodes,
     "motion_tokenizer": MotionTokens,
     "vidtwin": VidTwinLatents,
@@ -315,19 +319,19 @@ KINDS = {  # by name of the system
 
 
 def _given(run: Run, split: str) -> dict:
-    """Arguments of the split's source."""
+    """Return the arguments of the split's source."""
     return {**run.config.data.get("common", {}), **run.config.data[split]}
 
 
 def _still(run: Run, split: str, **changes):
-    """The split's source with windows in the middle of their clips."""
+    """Open the split's source with windows in the middle of their clips."""
     if _given(run, split).get("random"):
         changes["random"] = False
     return run.source(split, **changes)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns its exit code."""
+    """Run the command line and return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m vidmotion.encode", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -1,18 +1,19 @@
-"""A trained run as programs that need neither this package nor its config, only jax and flatbuffers, by which jax
-keeps programs (pip install 'vidmotion[export]').
+"""Exports a trained run as programs that need only jax and flatbuffers, neither this package nor the run's config.
+
+jax stores programs with flatbuffers (pip install 'vidmotion[export]').
 
     python -m vidmotion.export --workdir=RUN --out=DIR
 
 DIR gets ``encode.stablehlo`` and ``sample.stablehlo`` (StableHLO, as jax.export writes it, for CPU, GPU and TPU),
-``weights.npz``, ``model.json``, which says what they are and which shapes they take, and ``load.py``:
+``weights.npz``, ``model.json``, which describes them and the shapes that they take, and ``load.py``:
 
     from load import Model
     model = Model("DIR")
     codes = model.encode(content, motion)    # uint8 clips of the shapes in model.about["inputs"]
     video = model.sample(content, motion)    # floats in [0, 1]
 
-Content is a picture of one frame, or a clip where the system needs one; a system that looks at faces takes whole
-pictures as faces. Steps and strength of sampling are those of the config: --config.system.sampler.steps=16.
+Content is a single frame, or a clip if the system needs one; a system that looks at faces takes whole pictures as
+faces. Steps and strength of sampling are those of the config; --config.system.sampler.steps=16 changes them.
 """
 
 import argparse
@@ -45,13 +46,13 @@ def export(run: Run, out: str) -> pathlib.Path:
 
     Args:
       run: a run whose system transfers motion.
-      out: folder, new or empty.
+      out: the folder to write to, new or empty.
 
     Returns:
-      the folder.
+      The folder.
 
     Raises:
-      ConfigError: another system, a folder that holds something, or flatbuffers is not installed.
+      ConfigError: the system does not transfer motion, the folder is not empty, or flatbuffers is not installed.
       CheckpointError: the run is not trained.
     """
     system, folder = run.system, pathlib.Path(out)
@@ -64,7 +65,7 @@ def export(run: Run, out: str) -> pathlib.Path:
     if not importlib.util.find_spec("flatbuffers"):
         raise ConfigError("jax writes programs by flatbuffers: pip install 'vidmotion[export]'")
     trained = run.trained_vars()
-    # Of all players only the model is needed to encode and to sample.
+    # The player "model" is the only one that encoding and sampling need.
     vars = Vars({"model": trained.params["model"]}, trained.mutable, trained.consts)
     leaves = paths.flatten(vars._asdict())
     # NumPy's files have no bfloat16.
@@ -116,7 +117,7 @@ def export(run: Run, out: str) -> pathlib.Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns its exit code."""
+    """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m vidmotion.export", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     model = parser.add_mutually_exclusive_group(required=True)

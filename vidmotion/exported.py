@@ -1,4 +1,4 @@
-"""Run what ``python -m vidmotion.export`` wrote; needs jax and flatbuffers alone, and lies beside the programs."""
+"""Runs the programs of ``python -m vidmotion.export``; it is copied beside them and needs only jax and flatbuffers."""
 
 import json
 import pathlib
@@ -9,9 +9,9 @@ from jax import export
 
 
 class Model:
-    """A trained system, from the folder of its export; `about` says what it is and which shapes it takes.
+    """A trained system, loaded from the folder of its export; `about` describes it and the shapes that it takes.
 
-    Both functions take uint8 clips: content (1, T, H, W, 3), and motion (1, F, H, W, 3).
+    Both methods take uint8 clips: content (1, T, H, W, 3), and motion (1, F, H, W, 3).
     """
 
     def __init__(self, folder):
@@ -23,9 +23,9 @@ class Model:
         self._encode, self._sample = (jax.jit(export.deserialize(p).call) for p in programs)
 
     def encode(self, content, motion):
-        """The codes: {"content": floats (1, D), "motion": floats (1, F, M)}."""
+        """Compute the codes: {"content": floats (1, D), "motion": floats (1, F, M)}."""
         return self._encode(self._weights, content, motion)
 
     def sample(self, content, motion, seed=0):
-        """The content moving as the motion does, floats (1, F, H, W, 3) in [0, 1]."""
+        """Make the content move like the motion: floats (1, F, H, W, 3) in [0, 1]."""
         return self._sample(self._weights, content, motion, np.uint32(seed))

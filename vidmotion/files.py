@@ -1,6 +1,6 @@
-"""Files that are whole or absent: they are written beside their final name and then renamed.
+"""Writes files that are whole or absent: they get a temporary name beside their final one and are then renamed.
 
-Paths are `pathlib.Path`, or `etils.epath.Path` where a file may lie in a bucket.
+Paths are `pathlib.Path`, or `etils.epath.Path` for files that may be in a bucket.
 """
 
 import contextlib
@@ -13,19 +13,19 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def aside(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it is renamed to `path` at the end of the block, or removed after an error.
+    """Yield a path beside `path` to write to; it is renamed to `path` at the end of the block, or removed on error.
 
-    The folder is made where there is none. The file at `path` is left alone until the new one is complete.
+    The folder is made if absent. The file at `path` is left alone until the new one is complete.
 
     Raises:
-      OSError: from within the block; it names `path` where the library that raised it named no file.
+      OSError: raised within the block; it names `path` if the library that raised it named no file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     written = path.parent / f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp"
     try:
         yield written
         written.replace(path)
-    except OSError as error:  # a full disk, which libraries report without the file
+    except OSError as error:  # such as for a full disk, which libraries report without a file name
         if error.filename is not None or error.errno is None:
             raise
         raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
@@ -34,28 +34,28 @@ def aside(path: Path) -> Iterator[Path]:
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Writes text (as UTF-8) or bytes, so that `path` holds all of it or what it held before.
+    """Write text (as UTF-8) or bytes, so that `path` holds either all of it or its previous content.
 
     Raises:
-      OSError: as of `aside`.
+      OSError: as for `aside`.
     """
     with aside(path) as written:
         written.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def not_a_file(path: str | os.PathLike) -> bool:
-    """Whether something other than a file lies at `path`: a folder, or a pipe, whose reader would wait for ever."""
+    """Tell whether `path` is something other than a file: a folder, or a pipe, whose reader would wait forever."""
     return os.path.exists(path) and not os.path.isfile(path)
 
 
 def sha256(path: Path) -> str:
-    """Hex sha256 of the content of a file."""
+    """Return the hex sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(path: Path) -> str:
-    """Hex sha256 of a file, or of the names and contents of all files below a folder, in the order of their names."""
+    """Return the hex sha256 of a file, or of the sorted names and the contents of all files below a folder."""
     if not path.is_dir():
         return sha256(path)
     total = hashlib.sha256()

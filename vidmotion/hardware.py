@@ -1,7 +1,7 @@
 """Published peak rates and memory of accelerators, and the share of the peak that a step used.
 
-Every figure is per *JAX device*, as `len(jax.devices())` counts: on TPU v2, v3 and TPU7x JAX shows
-each chip as two devices, so the chip's figures are halved there.
+Every figure is per *JAX device*, as `len(jax.devices())` counts them: JAX shows each chip of TPU v2, v3 and TPU7x as
+two devices, so the figures of these chips are halved.
 """
 
 import re
@@ -11,15 +11,15 @@ from vidmotion.errors import ConfigError
 
 
 class Peak(NamedTuple):
-    """Dense bf16 rate in TFLOP/s (10^12) and memory in GB (10^9 bytes), as the vendor rounds it."""
+    """A device's dense bf16 rate in TFLOP/s (10^12) and its memory in GB (10^9 bytes), as the vendor rounds them."""
 
     tflops: float
     memory_gb: float
 
 
-# (regex over `jax.Device.device_kind`, peak); full match, so that a laptop part, a MIG slice or a
-# super-chip whose name merely contains a known one stays unknown. No rate counts sparsity: NVIDIA
-# prints most tensor rates with 2:4 sparsity, and those are halved here.
+# (regex over `jax.Device.device_kind`, peak). The regex must match the whole name, so that a laptop part, a MIG slice
+# or a superchip whose name merely contains a known one stays unknown. No rate counts sparsity: NVIDIA states most
+# tensor rates with 2:4 sparsity, and those are halved in this table.
 _PEAKS: tuple[tuple[str, Peak], ...] = (
     # Google Cloud TPU documentation, "System architecture", the page of each version.
     (r"TPU v2", Peak(45 / 2, 16 / 2)),  # "Cloud TPU v2": 180 TFLOP/s, 64 GB per board of 4 chips
@@ -29,7 +29,7 @@ _PEAKS: tuple[tuple[str, Peak], ...] = (
     (r"TPU v5p?", Peak(459, 95)),  # "TPU v5p": 459 TFLOP/s, 95 GB
     (r"TPU v6 lite|TPU v6e", Peak(918, 32)),  # "TPU v6e": 918 TFLOP/s, 32 GB
     (r"TPU7x", Peak(2307 / 2, 192 / 2)),  # "TPU7x (Ironwood)": 2307 TFLOP/s, 192 GiB per chip
-    # NVIDIA data sheets of the named product. V100 and T4 have no bf16 units: fp16 tensor rate.
+    # NVIDIA data sheets of the named products. V100 and T4 have no bf16 units, so theirs is the fp16 tensor rate.
     (r"(NVIDIA )?A100-(SXM4|PCIE)-40GB", Peak(312, 40)),  # A100 data sheet
     (r"(NVIDIA )?A100-SXM4-80GB|NVIDIA A100 80GB PCIe", Peak(312, 80)),
     (r"NVIDIA H100 80GB HBM3", Peak(1979 / 2, 80)),  # H100 data sheet, SXM column
@@ -51,15 +51,15 @@ _PEAKS: tuple[tuple[str, Peak], ...] = (
 
 
 class Chip(NamedTuple):
-    """What a plan reckons with.
+    """An accelerator for which ``--mode=plan`` makes forecasts.
 
     Attributes:
-      kind: `jax.Device.device_kind`, which names the peak rate and memory above.
-      bandwidth_gb: to its own memory, GB/s (10^9 bytes).
-      link_gb: to its neighbours, GB/s one way, all links together.
-      island: so many devices share those links.
-      network_gb: GB/s per device between islands, one way.
-      clock_ghz: TPU: of the matrix units, where the peak tells it.
+      kind: the `jax.Device.device_kind`, under which the peak rate and memory are listed above.
+      bandwidth_gb: bandwidth to the device's own memory, GB/s (10^9 bytes).
+      link_gb: bandwidth to the neighbouring devices, GB/s one way, all links together.
+      island: the number of devices that these links connect.
+      network_gb: bandwidth between islands, GB/s per device one way.
+      clock_ghz: the clock of a TPU's matrix units in GHz; None if it does not follow from the peak rate.
     """
 
     kind: str
@@ -76,23 +76,24 @@ class Chip(NamedTuple):
 
     @property
     def memory_bytes(self) -> int:
-        """Memory, bytes."""
+        """Memory in bytes."""
         return hbm_bytes(self.kind)
 
     @property
     def bandwidth(self) -> float:
-        """Memory traffic, bytes per second."""
+        """Bandwidth to the device's own memory, bytes per second."""
         return self.bandwidth_gb * 1e9
 
     def link_rate(self, devices: int) -> float:
-        """Bytes per second that one of `devices` can send: the slowest link on their ring."""
+        """Return the bytes per second that one of `devices` can send: the rate of the slowest link on their ring."""
         return 1e9 * (self.link_gb if devices <= self.island else self.network_gb)
 
 
-# Vendors' totals, halved where they add both directions; the network of GPUs is that of the vendor's own server, a
-# port for each. TPU: the version's page as above, an island is its largest slice; between slices nothing is published
-# per device, and 100 Gbit/s per host of 4 is taken. The clock is that at which its matrix units, of 128 x 128
-# multiply-adds a cycle (v5e: 4; v4 and v5p: 8), reach the peak.
+# Link rates are the vendors' totals, halved if they add both directions. The network rate of a GPU is that of the
+# vendor's own server, which has one port per GPU. TPU figures are from the pages named above, and an island is the
+# version's largest slice; no rate per device is published between slices, so 100 Gbit/s per host of 4 is assumed. The
+# clock is the one at which the matrix units (v5e: 4; v4 and v5p: 8), each with 128 x 128 multiply-adds per cycle,
+# reach the peak.
 CHIPS = {
     "v4": Chip("TPU v4", 1228, 300, 4096, 3.125, 1.05),
     "v5e": Chip("TPU v5e", 819, 200, 256, 3.125, 1.5),
@@ -107,10 +108,10 @@ CHIPS = {
 
 
 def chip(name: str) -> Chip:
-    """The chip of that short name.
+    """Return the chip with a short name, such as ``v5e``.
 
     Raises:
-      ConfigError: none of `CHIPS`.
+      ConfigError: the name is not one of `CHIPS`.
     """
     if name not in CHIPS:
         raise ConfigError(f"config.plan.chip={name!r} is not known; choose from {', '.join(CHIPS)}")
@@ -122,7 +123,7 @@ def _peak(kind: str) -> Peak | None:
 
 
 def peak_flops(kind: str) -> float | None:
-    """Dense bf16 peak of one device in FLOP/s; None where no published figure is on record.
+    """Return the dense bf16 peak of one device in FLOP/s; None if `_PEAKS` has no published figure for it.
 
     Args:
         kind: `jax.Device.device_kind`, for example "TPU v4" or "NVIDIA H100 80GB HBM3".
@@ -132,24 +133,24 @@ def peak_flops(kind: str) -> float | None:
 
 
 def hbm_bytes(kind: str) -> int | None:
-    """Memory of one device in bytes, for planning without the device; None where unknown.
+    """Return the memory of one device in bytes, for planning without the device; None if unknown.
 
-    The vendor's figure taken as 10^9 bytes, which is at or a little below what a device holds.
-    On a live device prefer `device.memory_stats()["bytes_limit"]`.
+    The vendor's GB are taken as 10^9 bytes, which gives as much memory as the device has, or a little less. If the
+    device is present, prefer `device.memory_stats()["bytes_limit"]`.
     """
     peak = _peak(kind)
     return None if peak is None else int(peak.memory_gb * 1e9)
 
 
 def mfu(flops_per_step: float, seconds: float, devices: int, kind: str) -> float | None:
-    """Model FLOP utilisation in [0, 1]: model FLOPs / (step time x devices x peak).
+    """Return the model FLOP utilisation in [0, 1]: model FLOPs / (step time x devices x peak).
 
     Args:
-        flops_per_step: FLOPs the model's mathematics asks for in one step of the whole job;
+        flops_per_step: the FLOPs that the model's mathematics requires in one step of the whole job;
             recomputation by rematerialisation is not counted (PaLM, appendix B).
-        seconds: wall time of one step.
-        devices: number of JAX devices that share the step.
-        kind: `jax.Device.device_kind` of those devices.
+        seconds: the wall time of one step.
+        devices: the number of JAX devices that share the step.
+        kind: the `jax.Device.device_kind` of the devices.
 
     Returns:
         None when the peak of `kind` is unknown.

@@ -1,14 +1,15 @@
-"""A cache of latents: each frame of a dataset of videos, once through a frozen image autoencoder.
+"""Makes a cache of latents: encodes each frame of a dataset of videos once with a frozen image autoencoder.
 
     python -m vidmotion.data.prepare latents --src=DATASET --weights=FILE --out=DIR
 
-A record is that of its clip with `latents` float16 (T, H/8, W/8, C) in the place of the pictures: the posterior means
-as the autoencoder gives them. They are not normalised, so mean and std stay the training config's. Rounding to float16
-changes a value by at most 2^-11 of it: by 0.004 up to +-16, where Stable Diffusion's have a standard deviation of 4.
+A record is that of its clip, with `latents` float16 (T, H/8, W/8, C) in place of the pictures: the posterior means as
+the autoencoder gives them. They are not normalised; the training config sets mean and std. Rounding to float16 changes
+a value by at most 2^-11 of it: by at most 0.004 for values within +-16, while Stable Diffusion's latents have a
+standard deviation of 4.
 
-Clips go block by block into `<out>/parts`; an interrupted preparation goes on after its last block. Once the dataset is
-complete, `parts` is removed; until then the latents take their room twice. The provenance keeps a fingerprint of the
-weights, which training compares with its own.
+Clips are written block by block into `<out>/parts`, and an interrupted preparation continues after its last block.
+Once the dataset is complete, `parts` is removed; until then the latents take twice their space. The provenance keeps a
+fingerprint of the weights, which training compares with that of its own weights.
 """
 
 import hashlib
@@ -30,22 +31,23 @@ from vidmotion.data.records import DatasetError, RecordSource, read_index
 from vidmotion.data.videos import VideoSource, Window
 from vidmotion.systems import codecs
 
-BLOCK = 64  # clips of one file in `parts`: 50 MB at 100 frames of 256 pixels
+BLOCK = 64  # clips per file in `parts`: 50 MB at 100 frames of 256 pixels
 PARTS = "parts"
 
 
 def plan(args) -> Plan:
-    """The dataset that the arguments `src`, `network`, `weights`, `batch` and `out` describe.
+    """Plan the dataset that the arguments `src`, `network`, `weights`, `batch` and `out` describe.
 
     Raises:
       DatasetError: `src` holds no clips.
-      ConfigError: no such network, weights that are missing or do not fit, or clips of a size that it does not take.
+      ConfigError: there is no such network, its weights are missing or do not fit, or it does not take clips of this
+        size.
     """
     startup.set_up_devices()
     startup.one_process()
     index = read_index(args.src)
     sources = {split: VideoSource(args.src, split) for split in index["splits"]}
-    # The config that trains on the latents normalises them.
+    # Mean 0 and standard deviation 1, because the config that trains on the latents normalises them.
     plain = {"mean": (0.0,) * codecs.CHANNELS, "std": (1.0,) * codecs.CHANNELS}
     codec = codecs.LatentCodec(args.network, **plain, weights=str(args.weights or ""))
     for source in sources.values():
@@ -72,24 +74,24 @@ def plan(args) -> Plan:
 
 
 class Job:
-    """The records of a cache, in the order of the clips; those of finished blocks are not made again."""
+    """Makes the records of a cache, in the order of the clips; finished blocks are read, not made again."""
 
     def __init__(self, src: Path, splits: tuple[str, ...], encode: Callable, out: Path, key: str):
-        """Describes it; nothing is touched yet.
+        """Set up the job without touching any file.
 
         Args:
-          src: dataset of clips.
-          splits: which of its splits are encoded.
-          encode: uint8 (T, H, W, 3) -> float16 latents.
+          src: the dataset of clips.
+          splits: the splits of the dataset to encode.
+          encode: turns a clip, uint8 (T, H, W, 3), into float16 latents.
           out: the cache's folder.
-          key: hex text naming what the latents depend on: blocks of another are not used.
+          key: a hex digest of everything on which the latents depend; blocks with another key are not used.
         """
         self._src, self._splits, self._encode = src, splits, encode
         self._parts, self._folder = out / PARTS, out / PARTS / key[:32]
         self._frames, self._seconds = 0, 0.0
 
     def records(self) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-        """(split, record) of all clips.
+        """Yield (split, record) for all clips.
 
         Raises:
           DatasetError: a clip is damaged, or the network gives numbers that float16 cannot hold.
@@ -111,7 +113,7 @@ class Job:
                     yield from ((split, record) for record in records)
 
     def finish(self):
-        """After the dataset is complete: prints the speed and removes `parts`."""
+        """Remove `parts` and print the speed, once the dataset is complete."""
         shutil.rmtree(self._parts)
         if self._frames:
             rate = self._frames / self._seconds
@@ -133,13 +135,13 @@ class Job:
 
 
 def whole_clip(record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A stored record with all of its clip decoded, as `video`."""
+    """Replace the stored clip of a record by all of its frames, decoded, as `video`."""
     kept = {name: value for name, value in record.items() if name not in ("clip", "video")}
     return {**kept, "video": Window(random=False).random_map(record, None)["video"]}
 
 
 def _encoder(codec: codecs.LatentCodec, consts, batch: int) -> Callable[[np.ndarray], np.ndarray]:
-    """uint8 (T, H, W, 3) -> float16 (T, H/8, W/8, C), `batch` frames at a time on each device."""
+    """Make the encoder: uint8 (T, H, W, 3) -> float16 (T, H/8, W/8, C), `batch` frames at a time on each device."""
     mesh = sharding.make_mesh({"data": -1})
     consts = jax.device_put(consts, sharding.replicated(mesh))
     rows = batch * sharding.batch_shards(mesh)
@@ -149,7 +151,7 @@ def _encoder(codec: codecs.LatentCodec, consts, batch: int) -> Callable[[np.ndar
         return codec.posterior_mean(consts, frames_bhwc[:, None])[:, 0].astype(np.float16)
 
     def encode_clip(video):
-        # The last frame fills up the last batch, so that all have one shape.
+        # The last frame fills up the last batch, so that all batches have the same shape.
         padded = video[np.minimum(np.arange(-(-len(video) // rows) * rows), len(video) - 1)]
         pieces = np.split(padded, len(padded) // rows)
         made = [encode(consts, jax.device_put(piece, sharding.batch(mesh))) for piece in pieces]

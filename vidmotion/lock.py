@@ -1,7 +1,8 @@
-"""One writer at a time in a folder: a lock on a file system, a lease in a bucket.
+"""Lets only one process at a time write in a folder: by a lock on a file system, by a lease in a bucket.
 
-The lock is the kernel's, so it goes with its process however that ends; what its file says is for the message alone.
-A bucket has no locks. There the owner renews a lease, and whoever finds one watches whether it is renewed.
+The lock is the kernel's, so it disappears with its process, however that ends; the content of the lock file serves
+only error messages. A bucket has no locks. There the owner keeps renewing a lease, and a process that finds a lease
+watches whether it is renewed.
 """
 
 import contextlib
@@ -26,20 +27,21 @@ log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 LEASE = "lease.json"
-LEASE_SECONDS = 60.0  # a lease that is not renewed for so long is nobody's
+LEASE_SECONDS = 60.0  # a lease that is not renewed for this long has run out
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-_held: set[str] = set()  # POSIX locks do not keep a process from locking a file a second time
+_held: set[str] = set()  # locked files; a POSIX lock lets its own process lock the file again
 
 
 @contextlib.contextmanager
 def hold(folder: str | os.PathLike) -> Iterator[None]:
-    """Be the only process that writes in `folder`, which is made if need be, while the block runs.
+    """Hold `folder` while the block runs, so that this is the only process that writes in it.
 
     Args:
-      folder: local, or a URL.
+      folder: the path or URL of the folder, made if absent.
 
     Raises:
-      ConfigError: another process holds it; says its pid, its host and since when. Or nothing can be written there.
+      ConfigError: another process holds the folder (the message gives its pid, its host and since when), or the
+        folder of a URL cannot be written.
     """
     held = _lease(epath.Path(folder)) if "://" in str(folder) else _lock(Path(folder))
     with held:
@@ -68,7 +70,7 @@ def _lock(folder: Path) -> Iterator[None]:
         return
     _held.add(str(path))
     with file:
-        with contextlib.suppress(OSError):  # a full disk: the lock holds without its text
+        with contextlib.suppress(OSError):  # on a full disk the lock holds without its text
             file.truncate(0)
             file.write(json.dumps(_owner()).encode())
         try:
@@ -79,13 +81,13 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _locked(path: Path):
-    """The file at `path`, locked; raises BlockingIOError where another process has it."""
+    """Open and lock the file at `path`; raises BlockingIOError if another process holds the lock."""
     while True:
         file = open(path, "ab", buffering=0)  # noqa: SIM115
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its last owner may have removed it in between: then the lock is on a file without a name.
-            # By its status, not by opening it again, whose closing would let go of the lock.
+            # The last owner may have removed the file between opening and locking, so that the lock is on a file
+            # without a name. Compare by stat: to open the file again and close it would release the lock.
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 return file
         except FileNotFoundError:
@@ -100,9 +102,10 @@ def _locked(path: Path):
 
 @contextlib.contextmanager
 def _lease(folder: epath.Path, seconds: float = LEASE_SECONDS) -> Iterator[None]:
-    """Hold `folder` by a file that is written anew every third of `seconds`.
+    """Hold `folder` by a lease file that is rewritten every third of `seconds`.
 
-    Clocks of two machines are never compared: a newcomer watches a lease for `seconds` of its own.
+    The clocks of two machines are never compared: a process that finds a lease watches it for `seconds` on its own
+    clock.
     """
     path = folder / LEASE
     mine = {**_owner(), "token": uuid.uuid4().hex, "renewed": 0}
@@ -113,9 +116,9 @@ def _lease(folder: epath.Path, seconds: float = LEASE_SECONDS) -> Iterator[None]
         path.write_text(json.dumps(mine))
     except ConfigError:
         raise
-    except Exception as error:  # of several libraries below
+    except Exception as error:  # several libraries are involved, each with its own errors
         raise ConfigError(f"{path} cannot be written, which holds the folder: {error}") from error
-    time.sleep(seconds / 30)  # two newcomers at once: the later writer has it
+    time.sleep(seconds / 30)  # if two processes come at once, the later writer gets the lease
     if (there := _read(path) or {}).get("token") != mine["token"]:
         raise _in_use(folder, there)
     done = threading.Event()
@@ -131,7 +134,7 @@ def _lease(folder: epath.Path, seconds: float = LEASE_SECONDS) -> Iterator[None]
 
 
 def _watch(folder: epath.Path, path: epath.Path, there: dict, seconds: float) -> None:
-    """Return once the lease `there` has run out; raises `ConfigError` where it is renewed."""
+    """Return once the lease `there` has run out; raises `ConfigError` if it is renewed."""
     log.info("%s was leased by %s: watching for %.0f s", folder, _name(there), seconds)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -153,7 +156,7 @@ def _renew(path: epath.Path, mine: dict, every: float, done: threading.Event) ->
                 return
             mine["renewed"] += 1
             path.write_text(json.dumps(mine))
-        except Exception as error:  # of the libraries below; the next renewal may succeed
+        except Exception as error:  # of any library involved; the next renewal may succeed
             log.warning("the lease %s could not be renewed: %s", path, error)
 
 
@@ -163,7 +166,7 @@ def _owner() -> dict[str, str | int]:
 
 
 def _read(path: epath.Path) -> dict | None:
-    """What an owner wrote at `path`; None without a file, {} where it cannot be read."""
+    """Read what an owner wrote at `path`; None if there is no file, {} if it cannot be read."""
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:

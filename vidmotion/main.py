@@ -1,8 +1,8 @@
 """Command line: ``python -m vidmotion.main --config=configs/<name>.py[:argument] --workdir=DIR [--mode=MODE]``.
 
-Modes: ``train`` (resumes what the workdir holds), ``eval``, ``sample``, ``plan``. The name of a recipe serves as
-well, ``--config=<name>[:argument]``, and both do from any folder. Any field of the config can be overridden:
-``--config.batch_size=64``.
+Modes: ``train`` (resumes a run that the workdir holds), ``eval``, ``sample``, ``plan``. The config can also be given by
+the name of a recipe, ``--config=<name>[:argument]``; both forms work in any folder. Any field of the config can be
+overridden: ``--config.batch_size=64``.
 Exit codes: 0 done, 2 refused (the message says why), 3 a loss or a parameter became non-finite, 4 trained and saved but
 not all measured, 75 interrupted and saved (the same command resumes), 130 stopped by a second Ctrl-C.
 """
@@ -45,7 +45,7 @@ _PROFILE = flags.DEFINE_integer(
 def run_mode(
     mode: str, config, workdir: str | None, profile: int = 0, evals: list[str] | None = None
 ) -> int:
-    """Do what `mode` says; returns an exit code."""
+    """Run one mode of the command line and return its exit code."""
     from vidmotion import evaluation, plan, train
     from vidmotion.open_run import check_place, check_workdir
     from vidmotion.run import Run
@@ -80,7 +80,7 @@ def run_mode(
 
 
 def main(argv: list[str]) -> None:
-    """Entry point under `absl.app.run`."""
+    """Run the parsed command line under `absl.app.run`, and exit."""
     startup.set_up_log()
     from vidmotion import targets
     from vidmotion.errors import EXIT_NONFINITE, EXIT_PREEMPTED
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parse the command line; what is wrong with it is one message and exit code 2."""
+    """Parse the command line; a mistake in it ends the process with one message and exit code 2."""
     try:
         rest = flags.FLAGS(_with_files(argv))
         if _CONFIG.value is None:
@@ -117,7 +117,7 @@ def parse_flags(argv: list[str]) -> list[str]:
             )
         if rest[1:]:
             raise flags.Error(f"unexpected arguments: {' '.join(rest[1:])}")
-        _ = _CONFIG.value.is_locked  # a config file that could not be read says so only when used
+        _ = _CONFIG.value.is_locked  # an error in reading the config file is raised only on use
         return rest
     except SyntaxError as error:
         message = f"{error.filename}, line {error.lineno}: {error.msg}"
@@ -139,14 +139,14 @@ def parse_flags(argv: list[str]) -> list[str]:
         message = str(error).strip()
         raised, colon, said = message.splitlines()[-1].partition(": ")
         if colon and raised in ("ValueError", "vidmotion.errors.ConfigError"):
-            message = said  # by the config file itself, whose traceback says no more
+            message = said  # from the config file itself, whose traceback adds nothing
         message = _kind_of_value(message) or message
     print(message, file=sys.stderr)
     sys.exit(EXIT_REFUSED)
 
 
 def _kind_of_value(message: str) -> str:
-    """What a field holds that was given a value of another type, where a message of absl says so; else nothing."""
+    """Rewrite absl's message about a value of the wrong type to name the field's type; "" for other messages."""
     kinds = {
         "invalid literal for int()": "a whole number",
         "could not convert string to float": "a number",
@@ -160,7 +160,7 @@ def _kind_of_value(message: str) -> str:
 
 
 def _fields(argv: list[str]) -> list[str]:
-    """The top fields of the config that a command line names; none where it names none."""
+    """Return the top-level fields of the config that a command line names; none if it names no config."""
     try:
         return [*_config_of(argv).keys()]
     except (AttributeError, OSError, ValueError):
@@ -168,10 +168,10 @@ def _fields(argv: list[str]) -> list[str]:
 
 
 def _no_field(message: str, fields: list[str], argv: list[str]) -> str:
-    """Which of the overrides names no field, and the field that was probably meant.
+    """Say which override names a field that does not exist, and which field was probably meant.
 
     Args:
-      message: what ml_collections says, which has both names, but escaped and without their section.
+      message: the message of ml_collections, which holds the unknown name, but escaped and without its section.
       fields: the overrides, ``config.<field>=<value>``.
       argv: the command line, which names the config.
     """
@@ -188,7 +188,7 @@ def _no_field(message: str, fields: list[str], argv: list[str]) -> str:
 
 
 def _config_of(argv: list[str]):
-    """The config that a command line names, without the overrides; the flag has no value until all of these fit."""
+    """Load the config that a command line names, without the overrides; the flag has no value until all of them fit."""
     from vidmotion.open_run import load_config
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -197,7 +197,7 @@ def _config_of(argv: list[str]):
 
 
 def _with_files(argv: list[str]) -> list[str]:
-    """A command line whose config is given by its file."""
+    """Replace the name of the config in a command line by the path of its file."""
     words = list(argv)
     for i, word in enumerate(words):
         flag, equals, value = word.partition("=")
@@ -210,7 +210,7 @@ def _with_files(argv: list[str]) -> list[str]:
 
 
 def cli() -> None:
-    """Console entry."""
+    """Run as a console script."""
     app.run(main, flags_parser=parse_flags)
 
 

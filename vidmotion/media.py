@@ -1,7 +1,7 @@
-"""Pictures and videos on disk: grids to look at, PNG, GIF and mp4 out, video in.
+"""Reads pictures and videos, writes PNG, GIF and mp4 files, and lays out grids of images and clips.
 
-Images are uint8 RGB (H, W, 3), clips (T, H, W, 3). Files are written aside and renamed, so that
-one under its final name is complete.
+Images are uint8 RGB (H, W, 3), clips (T, H, W, 3). A file is written under a temporary name and then renamed, so a
+file under its final name is always complete.
 """
 
 import contextlib
@@ -24,20 +24,20 @@ from vidmotion.files import aside, not_a_file
 
 log = logging.getLogger(__name__)
 
-# Names of files that are pictures, not videos, and what may be in them whatever their names.
+# Suffixes of picture files (any other file is taken for a video), and the formats accepted regardless of the suffix.
 PICTURES = frozenset(
     (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 )
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF", "GIF")
 _BACKGROUND = 255
 _CAPTION_SIZE = 12  # pixels
-_LEAST_LABELLED = 48  # width of a picture over which a word of a label fits, pixels
-# What browsers play from an mp4; cameras also write PCM, which they do not.
+_LEAST_LABELLED = 48  # pixels; a label of one word does not fit over a narrower picture
+# The audio codecs that browsers play from an mp4. Cameras also write PCM, which browsers do not play.
 _AUDIO_OF_MP4 = {"aac", "mp3", "opus", "flac", "ac3", "eac3", "alac"}
 _AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000}
-_AAC_SAMPLES = 1024  # of a frame
-_LEAD = 0.05  # seconds of sound before the first picture: what a decoder needs to begin with
-_BT709, _LIMITED = 1, 1  # as ITU-T H.273 and FFmpeg number them
+_AAC_SAMPLES = 1024  # samples per AAC frame
+_LEAD = 0.05  # seconds of sound before the first picture, which a decoder needs to start with
+_BT709, _LIMITED = 1, 1  # codes of ITU-T H.273, which FFmpeg uses too
 
 
 class MediaError(Exception):
@@ -60,17 +60,18 @@ def grid(
 
     Args:
         images: N items, uint8 (H, W, 3) or (T, H, W, 3).
-        rows, cols: the layout; what is None follows from N, both None is near-square.
-        pad: separator and border, pixels.
-        scale: whole-number nearest-neighbour enlargement of each item.
-        fill: grey value of separators and of empty cells, 0..255.
-        captions: one for each item, written in its corner; "" for none.
+        rows, cols: the number of rows and columns. If one is None, it follows from the other and N; if both are
+            None, the layout is nearly square.
+        pad: the width of the separators and the border, in pixels.
+        scale: a whole number by which each item is enlarged (nearest neighbour).
+        fill: the grey value of separators and empty cells, 0..255.
+        captions: one caption per item, written in the item's corner; "" writes none.
 
     Returns:
         uint8 (GH, GW, 3) or (T, GH, GW, 3) with GH = rows * (scale * H + pad) + pad.
 
     Raises:
-        ValueError: no items, not uint8 RGB, unequal shapes, or more items than cells.
+        ValueError: there are no items, they are not uint8 RGB, their shapes differ, or they outnumber the cells.
     """
     items = _same_shape(images)
     count = len(items)
@@ -95,16 +96,19 @@ def grid(
 
 
 def strip(frames: np.ndarray, n: int = 8, pad: int = 2, scale: int = 1) -> np.ndarray:
-    """A clip at a glance: n frames, evenly spaced from first to last, side by side.
+    """Show a clip at a glance: lay out n frames, evenly spaced from first to last, side by side.
 
     Args:
-        frames: uint8 (T, H, W, 3); n is cut to T.
+        frames: uint8 (T, H, W, 3).
+        n: the number of frames to show; at most T are shown.
+        pad: as for `grid`.
+        scale: as for `grid`.
 
     Returns:
         uint8 (scale * H + 2 * pad, n * (scale * W + pad) + pad, 3).
 
     Raises:
-        ValueError: as `grid`.
+        ValueError: as for `grid`.
     """
     picked = np.linspace(0, len(frames) - 1, min(n, len(frames))).round().astype(int)
     return grid(frames[picked], rows=1, pad=pad, scale=scale)
@@ -121,25 +125,26 @@ def transfer_grid(
     pad: int = 2,
     scale: int | None = None,
 ) -> np.ndarray:
-    """Content down, motion across: cell (i, j) shows content i moving like clip j.
+    """Lay out motion transfers as a table: the cell in row i and column j shows content i moving like clip j.
 
-    The left column holds the contents and the top row the motions, set apart from the results by a
-    wider separator. Stills among clips are held for the whole length.
+    The left column holds the contents and the top row holds the motions; a wider separator sets both apart from the
+    results. If some items are clips, each still picture is repeated for the whole length.
 
     Args:
         contents: I items, uint8 (H, W, 3) or (T, H, W, 3).
-        motions: J items, likewise.
-        results: I rows of J items, likewise.
+        motions: J items, uint8 (H, W, 3) or (T, H, W, 3).
+        results: I rows of J items, uint8 (H, W, 3) or (T, H, W, 3).
         content_labels, motion_labels: I and J captions.
-        note: a further line in the empty corner.
-        pad: separator, pixels.
-        scale: nearest-neighbour enlargement; None takes the least that makes cells 128 pixels high.
+        note: an extra line of text in the empty corner.
+        pad: the width of a separator, in pixels.
+        scale: a whole number by which each item is enlarged (nearest neighbour); None takes the smallest that makes
+            cells at least 128 pixels high.
 
     Returns:
-        uint8 (GH, GW, 3), or (T, GH, GW, 3) where any item is a clip.
+        uint8 (GH, GW, 3), or (T, GH, GW, 3) if any item is a clip.
 
     Raises:
-        ValueError: counts, shapes or clip lengths that do not fit together, or not uint8 RGB.
+        ValueError: the counts, shapes or clip lengths do not agree, or an item is not uint8 RGB.
     """
     rows, cols = len(contents), len(motions)
     if len(results) != rows or any(len(row) != cols for row in results):
@@ -178,14 +183,14 @@ def transfer_grid(
 
 
 def beside(pictures: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarray:
-    """Pictures of one height side by side, each below its label where all are wide enough for one.
+    """Put pictures of equal height side by side, each under its label if all of them are wide enough for labels.
 
     Args:
-        pictures: uint8 (H, W, 3) each.
-        labels: one for each, a word.
+        pictures: uint8 (H, W, 3) each; W may differ.
+        labels: one word per picture.
 
     Returns:
-        uint8 (H + band, sum of W, 3); the band has 18 rows, or none where a picture is narrower than 48 pixels.
+        uint8 (H + band, sum of W, 3); the band has 18 rows, or none if any picture is narrower than 48 pixels.
     """
     row = np.concatenate(pictures, axis=1)
     widths = [picture.shape[1] for picture in pictures]
@@ -197,7 +202,7 @@ def beside(pictures: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarray:
 
 
 def _same_shape(images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
-    """Stack into (N, ..., H, W, 3), or say which item differs."""
+    """Stack images into (N, ..., H, W, 3), or raise a ValueError that names the item that differs."""
     if len(images) == 0:
         raise ValueError("no images to lay out")
     first = np.asarray(images[0])
@@ -224,7 +229,7 @@ def _hold_stills(images: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _caption(sheet: np.ndarray, captions: Sequence[tuple[tuple[int, int], str]]) -> np.ndarray:
-    """Write (left, top), text pairs in black on white over a sheet, or over each of its frames."""
+    """Write each ((left, top), text) pair in black on white over a sheet, or over each frame of a sheet of clips."""
     font = ImageFont.load_default(_CAPTION_SIZE)
     sheet = sheet.copy()
     for (left, top), text in captions:
@@ -243,30 +248,30 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     """Write one image, uint8 (H, W, 3), without loss.
 
     Raises:
-        ValueError: another dtype or shape.
+        ValueError: the image has another dtype or shape.
     """
     with _written(path) as written:
         Image.fromarray(_frame(image)).save(written, format="PNG")
 
 
 def write_gif(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float = 25) -> None:
-    """Write a GIF that loops for ever, with one palette of 256 colours for the whole clip.
+    """Write a GIF that loops forever, with one palette of 256 colours for the whole clip.
 
-    A palette per frame would flicker. Colours are exact where the clip has at most 256; otherwise
-    the palette is fitted to the clip and dithered. GIF times are whole 1/100 s: frame times are
-    rounded such that errors do not add up. Equal frames in a row are stored as one, shown longer.
+    A separate palette for each frame would flicker. Colours are exact if the clip has at most 256 of them; otherwise
+    the palette is fitted to the clip and the frames are dithered. GIF times are multiples of 1/100 s: frame times are
+    rounded so that the errors do not add up. A run of equal frames is stored as one frame that is shown longer.
 
     Args:
-        frames: T of uint8 (H, W, 3).
-        fps: frames per second, at most 100; viewers slow down above 50.
+        frames: T frames, each uint8 (H, W, 3).
+        fps: frames per second, at most 100; viewers play a GIF above 50 more slowly.
 
     Raises:
-        ValueError: no frames, unequal or wrong frames, or `fps` out of range.
+        ValueError: there are no frames, a frame is not uint8 RGB, their shapes differ, or `fps` is out of range.
     """
     if not 0 < fps <= 100:
         raise ValueError(f"a GIF shows more than 0 and at most 100 frames per second, got {fps}")
     clip = _same_shape([_frame(frame) for frame in frames])
-    # The palette is fitted to at most about a hundred thousand pixels, taken evenly.
+    # To save time, the palette is fitted to about a hundred thousand evenly spaced pixels at most.
     pixels = clip.reshape(-1, 3)
     pixels = pixels[:: math.ceil(len(pixels) / 2**17)]
     palette = Image.fromarray(pixels[None]).quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
@@ -293,19 +298,19 @@ def write_mp4(
     crf: int = 18,
     audio_from: str | os.PathLike | None = None,
 ) -> None:
-    """Write H.264 (libx264, yuv420p, BT.709 and tagged so) that browsers play, streaming over the frames.
+    """Write an H.264 video that browsers play (libx264, yuv420p, tagged BT.709), taking the frames one at a time.
 
-    yuv420p needs even sides: odd ones get one more row or column that repeats the edge.
+    yuv420p needs even sides: a picture with an odd side gets one more row or column, which repeats the edge.
 
     Args:
-        frames: T of uint8 (H, W, 3), any iterable.
+        frames: an iterable of T frames, each uint8 (H, W, 3).
         fps: frames per second.
-        crf: constant rate factor, 0 (near lossless) to 51; 18 looks the same as the original.
-        audio_from: a file whose first audio stream is carried along, as far as the frames reach,
-            encoded again only where mp4 has no place for its codec; a file without audio adds none.
+        crf: the constant rate factor, 0 (nearly lossless) to 51; 18 looks the same as the original.
+        audio_from: a file whose first audio stream is added, up to the end of the last frame. The stream is
+            encoded again only if mp4 cannot hold its codec. A file without audio adds none.
 
     Raises:
-        ValueError: no frames, unequal or wrong frames, or `fps` not positive.
+        ValueError: there are no frames, a frame is not uint8 RGB, their shapes differ, or `fps` is not positive.
         MediaError: `audio_from` cannot be read.
     """
     import av
@@ -359,7 +364,7 @@ def write_mp4(
 
 
 class _AudioCopy:
-    """Carries a file's first audio stream into an open mp4: copied, or as AAC where mp4 lacks its codec."""
+    """Copies a file's first audio stream into an open mp4, encoding it as AAC if mp4 cannot hold its codec."""
 
     def __init__(self, container, path: str | os.PathLike):
         import av
@@ -375,7 +380,8 @@ class _AudioCopy:
         self._source = next(iter(self._input.streams.audio), None)
         if self._source is None:
             return
-        # Sound begins with the first picture, or its own first sample, wherever the file's clock stands then.
+        # The file's clock need not start at 0: sound is timed from the first picture, or, in a file without video,
+        # from its own first sample.
         if self._input.streams.best("video"):
             self._origin = probe(path).start
         else:
@@ -400,7 +406,7 @@ class _AudioCopy:
         self._input.close()
 
     def copy(self, until: float) -> None:
-        """Write what begins before `until` seconds after the first picture."""
+        """Write the sound that begins earlier than `until` seconds after the first picture."""
         import av
 
         if self._target is None:
@@ -450,7 +456,7 @@ def _frame(image: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _written(path: str | os.PathLike) -> Iterator[Path]:
-    """`files.aside`; what a library raises with an error number, such as on a full disk, becomes an OSError."""
+    """Wrap `files.aside`; any exception with an error number, such as for a full disk, becomes an OSError."""
     path = Path(path)
     with aside(path) as written:
         try:
@@ -467,16 +473,16 @@ def _written(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def is_picture(path: str | os.PathLike) -> bool:
-    """Whether a file is read by `read_picture`, by its name; anything else is taken for a video."""
+    """Tell by its name whether a file is a picture, for `read_picture`; any other file is taken for a video."""
     return Path(path).suffix.lower() in PICTURES
 
 
 def read_picture(path: str | os.PathLike) -> np.ndarray:
-    """A picture file as it is meant to be seen: uint8 (H, W, 3), upright, sRGB.
+    """Read a picture file as it is meant to be seen: uint8 (H, W, 3), upright, in sRGB.
 
-    The turn that cameras store beside the pixels is carried out, and so is the colour profile; grey
-    becomes RGB; 16 bits a channel become 8; transparent parts show white behind them; of an animation,
-    the first frame. Floats are taken to end at 1 if none is larger, and else at 255.
+    The rotation that cameras store beside the pixels is applied, and so is the colour profile. Grey becomes RGB,
+    16 bits per channel become 8, and transparent parts are put on white. Only the first frame of an animation is
+    read. Float values range up to 1 if none is larger, and otherwise up to 255.
 
     Raises:
         MediaError: the file is missing, not a picture that can be read, or too large.
@@ -507,7 +513,7 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
 
 
 def _grey(path: str | os.PathLike, picture: Image.Image) -> np.ndarray:
-    """uint8 (H, W) of a picture of one channel of more than 8 bits."""
+    """Convert a picture with one channel of more than 8 bits to uint8 (H, W)."""
     values = np.asarray(picture)
     if picture.mode == "F":
         if np.isnan(values).any():
@@ -546,14 +552,14 @@ def _srgb(path: str | os.PathLike, picture: Image.Image) -> Image.Image:
 
 
 class Video(NamedTuple):
-    """A decoded video: frames uint8 (T, H, W, 3) and their constant rate per second."""
+    """A decoded video: its frames, uint8 (T, H, W, 3), and their constant rate in frames per second."""
 
     frames: np.ndarray
     fps: float
 
 
 def read_video(path: str | os.PathLike) -> Video:
-    """A whole video in memory; frames as `iter_video` yields them.
+    """Read a whole video into memory; the frames are those of `iter_video`.
 
     Raises:
         MediaError: the file is missing, damaged, cut short, or holds no video.
@@ -563,8 +569,14 @@ def read_video(path: str | os.PathLike) -> Video:
 
 
 class VideoInfo(NamedTuple):
-    """What is known of a video as `iter_video` shows it: frames per second, their number (0: unknown), the seconds
-    on the file's own clock at which the first is shown, and width and height as they are stored, in pixels."""
+    """The rate, length and size of a video.
+
+    Attributes:
+        fps: the frames per second that `iter_video` yields.
+        frames: the number of frames that `iter_video` yields; 0 if it is unknown.
+        start: the time at which the first frame is shown, in seconds on the file's own clock.
+        width, height: the stored width and height, in pixels.
+    """
 
     fps: float
     frames: int
@@ -574,7 +586,7 @@ class VideoInfo(NamedTuple):
 
 
 def probe(path: str | os.PathLike) -> VideoInfo:
-    """Rate, length and beginning of a video, from its packets; nothing is decoded.
+    """Find the rate, length, start time and size of a video from its packets, without decoding any.
 
     Raises:
         MediaError: the file is missing, damaged, or holds no video.
@@ -589,10 +601,11 @@ def probe(path: str | os.PathLike) -> VideoInfo:
 def iter_video(path: str | os.PathLike) -> Iterator[np.ndarray]:
     """Yield the frames of a video one by one, uint8 (H, W, 3), as they are meant to be seen.
 
-    They come at a constant rate, that of `probe`, which shows a video of varying rate at its own speed.
+    The frames come at the constant rate that `probe` returns. A video whose rate varies keeps its speed, because
+    frames are repeated or left out.
 
     Raises:
-        MediaError: as `read_video`, at the frame where it shows.
+        MediaError: as for `read_video`, raised at the frame where the fault appears.
     """
     from vidmotion import video
 
@@ -601,13 +614,16 @@ def iter_video(path: str | os.PathLike) -> Iterator[np.ndarray]:
 
 
 def own_frames(path: str | os.PathLike) -> tuple[np.ndarray, int]:
-    """Which of the file's frames each frame of `iter_video` is: int (T,), from 0 on, and how many the file has.
+    """Tell which of the file's frames each frame of `iter_video` is.
 
-    Where the rate varies, some are shown several times and others not at all. Nothing but times is looked at, so
-    this is faster than `iter_video`.
+    If the rate varies, some of the file's frames are shown several times and others not at all. Only times are
+    looked at, so this is faster than `iter_video`.
+
+    Returns:
+        The frame numbers, int (T,), counted from 0; and the number of frames in the file.
 
     Raises:
-        MediaError: as `read_video`.
+        MediaError: as for `read_video`.
     """
     from vidmotion import video
 

@@ -1,4 +1,4 @@
-"""What a run says while it goes: metric files, a progress line, metrics read one step late."""
+"""Reports the progress of a run: writes metric files, shows a progress line, and reads metrics one step late."""
 
 import contextlib
 import json
@@ -29,13 +29,13 @@ EVENTS_DIR = "tensorboard"
 
 
 def read_metrics(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
-    """Yield the records of a `metrics.jsonl` in file order; lines torn by a crash are skipped.
+    """Yield the records of a `metrics.jsonl` in file order, skipping lines that a crash left incomplete.
 
-    Each record holds "step" (int), "time" (Unix seconds) and the named values. A value that was not
-    finite reads as one of the strings "nan", "inf", "-inf", which `float()` turns back.
+    Each record holds "step" (int), "time" (Unix seconds) and the named values. A value that was not finite is one of
+    the strings "nan", "inf" and "-inf", which `float()` converts back.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
     """
     with epath.Path(path).open("rb") as lines:
         for line in lines:
@@ -47,7 +47,7 @@ def read_metrics(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError):  # torn: not JSON, or cut inside a character
+    except (ValueError, RecursionError):  # incomplete: not JSON, or cut inside a character
         return None
     whole = isinstance(record, dict) and isinstance(record.get("step"), int)
     return record if whole else None
@@ -56,15 +56,15 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 class MetricWriter:
     """Writes `metrics.jsonl` and TensorBoard event files (`tensorboard/`) under a work directory.
 
-    A failing disk never stops a run: the first `OSError` is logged as a warning, what could not be
-    written is lost, and every later call tries again. Mistakes of the caller do raise.
+    A failing disk never stops a run: the first `OSError` is logged as a warning, the record that could not be written
+    is lost, and every later call tries again. Mistakes of the caller do raise.
 
     Args:
-        workdir: local directory, made if absent.
-        resume_step: the number of completed updates this run starts from. Records of later steps,
-            left by a run that was killed after its last checkpoint, are dropped from
-            `metrics.jsonl` and marked as superseded for TensorBoard. None only appends.
-        is_host0: False makes every method a no-op, for the other processes of a job.
+        workdir: a local directory, made if absent.
+        resume_step: the number of completed updates from which this run starts. Records of later steps, left by a
+            run that was killed after its last checkpoint, are dropped from `metrics.jsonl` and marked as superseded
+            for TensorBoard. None drops nothing and only appends.
+        is_host0: whether this is the first process of the job; in the other processes every method does nothing.
 
     Raises:
         ValueError: `workdir` is a URL; both files need a local disk.
@@ -88,7 +88,7 @@ class MetricWriter:
         self._guard(self._prepare)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Record numbers (Python, numpy or JAX scalars) at `step`; one JSON line for the call.
+        """Record numbers (Python, numpy or JAX scalars) at `step`, as one JSON line per call.
 
         Raises:
             ValueError: a value is named "step" or "time".
@@ -114,7 +114,7 @@ class MetricWriter:
             self._summaries(step, "image", images, dataformats="HWC")
 
     def text(self, step: int, texts: Mapping[str, str]) -> None:
-        """Record strings, in both places; TensorBoard shows them as Markdown.
+        """Record strings in `metrics.jsonl` and for TensorBoard, which shows them as Markdown.
 
         Raises:
             ValueError: a text is named "step" or "time".
@@ -128,7 +128,7 @@ class MetricWriter:
         self._guard(lambda: self._events and self._events.flush())
 
     def close(self) -> None:
-        """Flush and release both files; a writer is not used after that."""
+        """Flush and close both files; the writer must not be used afterwards."""
         self._guard(lambda: self._events and self._events.close())
         self._guard(lambda: self._lines and self._lines.close())
         self._active = False
@@ -140,7 +140,7 @@ class MetricWriter:
         self.close()
 
     def _guard(self, write: Callable[[], Any]) -> bool:
-        """Run `write` and say whether it went well; the first failure is told, none is raised."""
+        """Run `write` and return whether it succeeded; the first `OSError` is logged and none is raised."""
         if not self._active:
             return False
         try:
@@ -174,7 +174,7 @@ class MetricWriter:
         def write() -> None:
             if self._lines is None:
                 self._prepare()
-            # A line that a crash or a full disk cut short is closed off: it costs itself alone.
+            # If a crash or a full disk cut the last line short, end it first, so that only that line is lost.
             payload = b"\n" + data if _is_torn(self._lines) else data
             if (written := self._lines.write(payload)) != len(payload):
                 raise OSError(f"wrote {written} of {len(payload)} bytes to {METRICS_FILE}")
@@ -182,7 +182,7 @@ class MetricWriter:
         self._guard(write)
 
     def _summaries(self, step: int, kind: str, values: Mapping[str, Any], **options) -> None:
-        # tensorboardX imports torch where that is installed: seconds that only a writer need pay.
+        # Imported late: tensorboardX imports torch if it is installed, which takes seconds.
         from tensorboardX import summary
         from tensorboardX.proto.event_pb2 import Event
 
@@ -195,29 +195,29 @@ class MetricWriter:
                 self._events.write_event(Event(wall_time=time.time(), step=step, summary=item))
 
         if not self._guard(write):
-            self._events = None  # a torn record hides all that follows it: go on in a new file
+            self._events = None  # an incomplete record hides all later ones, so start a new file
 
     def _open_events(self) -> "EventsWriter":
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        # tensorboardX's SummaryWriter writes from a thread; when that thread meets a full disk it
-        # dies and the queue then blocks the caller for ever. Its file writer is used directly.
+        # tensorboardX's SummaryWriter writes from a thread. On a full disk that thread dies, and its queue then
+        # blocks the caller forever, so the underlying file writer is used directly.
         folder = self._dir / EVENTS_DIR
         folder.mkdir(parents=True, exist_ok=True)
-        # The name has seconds only; nanoseconds keep two writers of one second apart.
+        # tensorboardX puts only seconds into the name; nanoseconds tell apart two writers opened in the same second.
         events = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
         if self._resume_step is not None:
             start = SessionLog(status=SessionLog.START)
             events.write_event(
                 Event(wall_time=time.time(), step=self._resume_step + 1, session_log=start)
             )
-            self._resume_step = None  # said once: a later file must not discard this run's steps
+            self._resume_step = None  # only once: a later file must not discard this run's steps
         return events
 
 
 def _strict(value: float) -> float | str:
-    """JSON has no NaN or infinity: they are written as "nan", "inf", "-inf"."""
+    """Replace NaN and infinities, which JSON lacks, by "nan", "inf" and "-inf"."""
     return value if math.isfinite(value) else str(value)
 
 
@@ -229,7 +229,7 @@ def _is_torn(file: BinaryIO) -> bool:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Keep the records of `path` up to and including `step`; written aside, then renamed."""
+    """Drop the records of `path` after `step`; the new file is written under another name and then renamed."""
     dropped = 0
     with files.aside(path) as written, open(path, "rb") as lines, open(written, "wb") as kept:
         for line in lines:
@@ -245,15 +245,15 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 class Mirror:
-    """A local folder for files of a workdir that is a URL; for a local workdir, the workdir itself.
+    """A local folder that stands in for a workdir that is a URL; for a local workdir, the workdir itself.
 
-    Metric files are appended to line by line, which object stores cannot do. They are written to a
+    Metric files are appended to line by line, which object stores cannot do. They are therefore written to a
     temporary folder and copied to the workdir at each checkpoint and at the end.
 
     Args:
         workdir: the folder of the run.
-        resume: files to fetch first, where the workdir has them, because they are added to.
-        remote: whether to keep a copy; by default if `workdir` is a URL.
+        resume: names of files that the run appends to; those that the workdir has are fetched first.
+        remote: whether to use a temporary folder; by default, if `workdir` is a URL.
 
     Attributes:
         local: the folder to write to.
@@ -271,7 +271,7 @@ class Mirror:
                     (self.local / name).write_bytes((workdir / name).read_bytes())
 
     def copy_out(self) -> None:
-        """Copy every file to the workdir, if that is elsewhere; a failure is a warning."""
+        """Copy every file of a temporary folder to the workdir; a failure is logged as a warning."""
         if self._scratch is None:
             return
         try:
@@ -292,9 +292,9 @@ class Mirror:
 
 
 class DeferredMetrics:
-    """Metrics handed over as device arrays and read `delay` steps later, off the critical path.
+    """Holds metrics as device arrays and reads them `delay` steps later.
 
-    Reading step n while step n + 1 already runs keeps the host from waiting on the device.
+    Reading step n while step n + 1 already runs keeps the host from waiting for the device.
     """
 
     def __init__(self, delay: int = 1):
@@ -304,12 +304,13 @@ class DeferredMetrics:
     def push(
         self, step: int, metrics: Mapping[str, jax.Array]
     ) -> list[tuple[int, dict[str, float]]]:
-        """Hand over the scalars of `step`; return those now old enough, oldest first.
+        """Add the scalars of `step`, and return those pushed at least `delay` calls ago, oldest first.
 
-        Arrays may be on device and unfinished; of a multi-process job they must be replicated.
+        The arrays may be on the device and still being computed. In a job of several processes they must be
+        replicated.
 
         Raises:
-            TypeError: a metric that comes due is not a scalar.
+            TypeError: a metric that is to be returned is not a scalar.
         """
         for value in metrics.values():
             if isinstance(value, jax.Array):
@@ -320,7 +321,7 @@ class DeferredMetrics:
         return [_to_host(*item) for item in ready]
 
     def drain(self) -> list[tuple[int, dict[str, float]]]:
-        """Wait for and return everything still pending, oldest first."""
+        """Wait for all pending metrics and return them, oldest first."""
         ready, self._pending = self._pending, []
         return [_to_host(*item) for item in ready]
 
@@ -330,15 +331,14 @@ def _to_host(step: int, metrics: Mapping[str, Any]) -> tuple[int, dict[str, floa
 
 
 class Progress:
-    """Step, loss, steps per second and time left: a tqdm bar on a terminal, plain lines elsewhere.
+    """Shows step, loss, steps per second and time left: a tqdm bar on a terminal, plain lines elsewhere.
 
     Args:
         total: the step at which the run ends.
-        start: completed steps at the beginning.
-        stream: where to write; None is standard error.
-        every: least number of seconds between two plain lines. The first and the last step always
-            have theirs.
-        clock: seconds, monotonic; a test passes its own.
+        start: the number of steps completed before the run starts.
+        stream: the stream to write to; None means standard error.
+        every: the least number of seconds between two plain lines. The first and the last step always get a line.
+        clock: a function that returns monotonic time in seconds; tests pass their own.
     """
 
     def __init__(
@@ -361,7 +361,7 @@ class Progress:
         self._told: tuple[int, float] | None = None  # step and time of the latest line
 
     def update(self, step: int, loss: float | None = None) -> None:
-        """Say that `step` updates are complete, the latest with this loss (if known)."""
+        """Report that `step` updates are complete; `loss` is that of the latest, if known."""
         self._seen = (step, loss)
         if self._bar is not None:
             if loss is not None:
@@ -375,7 +375,7 @@ class Progress:
             self._tell()
 
     def close(self) -> None:
-        """Finish the bar, or print the last step if it has no line yet."""
+        """Close the bar, or print a line for the last step if it has none yet."""
         if self._bar is not None:
             self._bar.close()
         elif self._seen is not None and self._told[0] != self._seen[0]:

@@ -1,7 +1,7 @@
-"""Runs that lie somewhere: workdirs, folders of released weights, and the networks that this package ships.
+"""Opens runs: from workdirs, from folders of released weights, and the networks that this package ships.
 
-A run is opened to be used with the config that it was trained with. A run that goes on with its training must have
-that config too, apart from `FREE_FIELDS`.
+A run is opened for use with the config with which it was trained. A run whose training is resumed must have that
+config too, apart from `FREE_FIELDS`.
 """
 
 import ast
@@ -32,28 +32,28 @@ CONFIG_FILE = "config.json"
 RELEASED = {
     "vidtwin": "vidtwin",
     "xnemo": "xnemo:stage=4,gan_head=off",
-}  # network of `vidmotion.convert`: config of the system around it
+}  # {network of `vidmotion.convert`: config of the system that uses it}
 
-# Fields that may differ from those the workdir was begun with: none changes what is learnt from here on
-# for a given state, but `steps`, which is announced.
+# Fields that may differ from those with which the workdir was begun. Except `steps`, whose change is announced, none
+# of them changes what is learnt from a given state on.
 FREE_FIELDS = (
     r"(steps|log_every|sharding|init_from|init_rules)"
     r"|(mesh|checkpoint|evals?|sample|plan)/.*"
     r"|data/(threads|workers|prefetch|eval/.*)"
-    r"|data/.*/(sheets_dir|directory)"  # the same data may lie elsewhere; a fingerprint guards them
-    r"|system/(.*/)?weights"  # so may a never-trained network, guarded likewise
+    r"|data/.*/(sheets_dir|directory)"  # the same data may be elsewhere; a fingerprint is checked
+    r"|system/(.*/)?weights"  # so may a never-trained network, whose fingerprint is checked
     r"|system/overlap"
-    r"|system/codec/compute"  # of a frozen network: rounding, as another mesh has
+    r"|system/codec/compute"  # changes only the rounding of a frozen network, as a mesh does
     r"|system/(remat|codes|latents|sampler/.*|guidance/scale|diffusion/sigma_(min|max))"
 )
 
 
 def load_config(name: str) -> ml_collections.ConfigDict:
-    """The config of a name or path, for example ``sprites_judge:demo`` or ``configs/sprites_judge.py:demo``.
+    """Load the config with a name or path, for example ``sprites_judge:demo`` or ``configs/sprites_judge.py:demo``.
 
     Raises:
-      ConfigError: no such config.
-      ValueError: the config does not take that argument; the message lists what it takes.
+      ConfigError: there is no such config.
+      ValueError: the config does not take that argument; the message lists the arguments that it takes.
     """
     file, _, argument = startup.config_file(name).partition(":")
     spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
@@ -63,11 +63,11 @@ def load_config(name: str) -> ml_collections.ConfigDict:
 
 
 def check_place(workdir: str) -> None:
-    """Refuse a workdir in a bucket that this process has no means or no right to reach.
+    """Refuse a workdir in a bucket that this process cannot use.
 
     Raises:
-      ConfigError: a library or the credentials are missing, the bucket does not answer, or the name has characters
-        that are patterns there.
+      ConfigError: a library or the credentials are missing, the bucket cannot be reached, or the name has characters
+        that are patterns in bucket paths.
     """
     if not workdir.startswith("gs://"):
         return
@@ -85,7 +85,7 @@ def check_place(workdir: str) -> None:
             f"{workdir} is in a bucket, and what reads it is not installed ({error}): pip install 'vidmotion[gcs]'"
         ) from error
     try:
-        auth.default()  # without any, gcsfs would go on as nobody and be refused at the first checkpoint
+        auth.default()  # without credentials, gcsfs would be anonymous and fail at the first checkpoint
     except GoogleAuthError as error:
         raise ConfigError(
             f"{workdir}: there are no Google Cloud credentials here; `gcloud auth application-default login`, "
@@ -93,20 +93,20 @@ def check_place(workdir: str) -> None:
         ) from error
     try:
         epath.Path(workdir).exists()
-    except Exception as error:  # of several libraries below
+    except Exception as error:  # several libraries are involved, each with its own errors
         raise ConfigError(f"{workdir} cannot be reached: {error}") from error
 
 
 def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
-    """The run that a workdir holds, to be used: its batches are cut over the devices that are here.
+    """Open the run in a workdir for use; its batches are cut over the devices of this job.
 
     Args:
-      workdir: the folder of the run, or the name of a shipped one (`vidmotion.weights`).
-      changes: ``{"system.codec.weights": "vae.safetensors"}``, fields of its config that are otherwise here, as
-        text; only `FREE_FIELDS`.
+      workdir: the folder of the run, or the name of a shipped run (`vidmotion.weights`).
+      changes: new values, as text, of fields of the run's config, for example
+        ``{"system.codec.weights": "vae.safetensors"}``; only `FREE_FIELDS` may change.
 
     Raises:
-      ConfigError: no run there, or a change that does not fit it.
+      ConfigError: the workdir holds no run, or a change does not fit the run.
     """
     if workdir in own_weights.names():
         config = ml_collections.ConfigDict(of_today(own_weights.card(workdir)["config"]))
@@ -144,7 +144,7 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
 
 
 def _completed(run: Run, model: PyTree) -> PyTree:
-    """The parameters of a shipped network with those that did not learn, which are as they began."""
+    """Add to the parameters of a shipped network those that never learnt, which still have their initial values."""
     wanted = paths.flatten(run.abstract_params["model"])
     if absent := wanted.keys() - paths.flatten(model).keys():
         begun = jax.device_get(run.leaves_at_start("model", sorted(absent)))
@@ -153,19 +153,22 @@ def _completed(run: Run, model: PyTree) -> PyTree:
 
 
 def of_today(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of an older run in the fields that it has today, with the same meaning.
+    """Translate the config of an older run into today's fields, with the same meaning.
 
     Evaluators once shared a section ``eval``, and those that need a judge trained it themselves. The first stage of BCD
-    once was a run of its own, without temporal blocks; today it is the part of a run before they join.
+    was once a separate run without temporal blocks; today it is the part of a run before these blocks join.
     """
-    from vidmotion import evaluation  # which opens runs itself
+    from vidmotion import evaluation  # imported late, because it imports this module
 
     config = {**config}
     if "eval" in config:
         config["evals"] = evaluation.sections_of(config.pop("eval"))
 
     def part(section: Any, name: str) -> Mapping[str, Any]:
-        """A part of a section; empty where a damaged file has something else there, which is then found to differ."""
+        """Return a part of a section, or an empty one if a damaged file has no mapping there.
+
+        The damage is then reported as a difference between configs.
+        """
         found = section.get(name, {})
         return found if isinstance(found, Mapping) else {}
 
@@ -183,14 +186,15 @@ def of_today(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_weights(folder: str, changes: Mapping[str, str] | None = None) -> Run:
-    """A released network, as the run that was trained to it.
+    """Open a released network as if it were the run that trained it.
 
     Args:
-      folder: that ``python -m vidmotion.convert`` wrote, of a network in `RELEASED`.
+      folder: a folder that ``python -m vidmotion.convert`` wrote, with a network in `RELEASED`.
       changes: see `open_run`.
 
     Raises:
-      ConfigError: no such folder, another network, or parameters that do not fit it; all are named.
+      ConfigError: there is no such folder, it holds another network, or parameters do not fit the network; the
+        message names them.
     """
     try:
         network, arguments, shapes = converted.describe(folder)
@@ -218,8 +222,8 @@ def open_weights(folder: str, changes: Mapping[str, str] | None = None) -> Run:
 def _used_here(
     config: ml_collections.ConfigDict, changes: Mapping[str, str] | None
 ) -> ml_collections.ConfigDict:
-    """A recorded config with its batches cut over the devices that are here, and the `changes` of `open_run`."""
-    config.mesh = {"data": -1}  # whatever it was trained on
+    """Adapt a recorded config to the devices of this job, and apply the `changes` of `open_run`."""
+    config.mesh = {"data": -1}  # whatever mesh the run was trained on
     config.batch_size, config.accumulate = jax.device_count(), 1
     for name, text in (changes or {}).items():
         _change(config, name, text)
@@ -227,7 +231,7 @@ def _used_here(
 
 
 def _change(config: ml_collections.ConfigDict, name: str, text: str) -> None:
-    """Set the field of a recorded config that the command line names."""
+    """Set a field of a recorded config, as the command line asks; only `FREE_FIELDS` may change."""
     fields = paths.flatten(config.to_dict())
     path = name.replace(".", "/")
     if path in fields and not re.fullmatch(FREE_FIELDS, path):
@@ -238,10 +242,10 @@ def _change(config: ml_collections.ConfigDict, name: str, text: str) -> None:
 
 
 def set_field(config: ml_collections.ConfigDict, name: str, text: str) -> None:
-    """Give the field `name`, such as ``system.codec.weights``, the value that `text` says.
+    """Set the field `name`, such as ``system.codec.weights``, to the value written in `text`.
 
     Raises:
-      ConfigError: no such field, or a value of another kind.
+      ConfigError: there is no such field, or the value is of another type than the field's.
     """
     fields = paths.flatten(config.to_dict())
     path = name.replace(".", "/")
@@ -256,7 +260,7 @@ def set_field(config: ml_collections.ConfigDict, name: str, text: str) -> None:
 
 
 def claim_workdir(run: Run) -> None:
-    """Write ``config.json`` into a new workdir; in an old one, check that it is the same run.
+    """Write ``config.json`` into a new workdir; in an existing one, check that it belongs to the same run.
 
     Raises:
       ConfigError: see `check_workdir`.
@@ -266,11 +270,11 @@ def claim_workdir(run: Run) -> None:
 
 
 def check_workdir(run: Run) -> bool:
-    """Whether a run of this config has begun in the workdir, and its ``config.json`` is there.
+    """Check that the workdir fits this run's config, and return whether its ``config.json`` exists.
 
     Raises:
-      ConfigError: the workdir was begun, or its newest checkpoint trained, with another config; the differing
-        fields are listed. Or nothing says with which config its checkpoints were trained.
+      ConfigError: the workdir was begun, or its newest checkpoint trained, with another config (the message lists
+        the differing fields), or nothing tells with which config the checkpoints were trained.
     """
     path = run.workdir / CONFIG_FILE
     begun, trained = path.exists(), checkpoint.read_position(str(run.workdir))
@@ -300,7 +304,7 @@ def check_workdir(run: Run) -> bool:
 
 
 def _check_config(run: Run, old: Mapping[str, Any], whose: str) -> None:
-    """Refuse an `old` config that differs from this one in more than `FREE_FIELDS`."""
+    """Raise `ConfigError` if an `old` config differs from the run's in more than `FREE_FIELDS`; `whose` names it."""
     if differing := _differing(old, json.loads(run.config.to_json())):
         raise ConfigError(
             f"{whose} with another config ({differing}). Choose another --workdir, or start from its weights "
@@ -309,10 +313,10 @@ def _check_config(run: Run, old: Mapping[str, Any], whose: str) -> None:
 
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any], most: int = 8) -> str:
-    """Name the fields in which two configs differ, apart from `FREE_FIELDS`, for a message; empty where there are none.
+    """List, for a message, the fields other than `FREE_FIELDS` in which two configs differ; empty if there are none.
 
-    A field of the system that one of them lacks is no difference where the other has its default: the class has
-    gained it since.
+    If one config lacks a field of the system and the other has the field's default, this is no difference: the class
+    gained the field between the two.
     """
     there, here = paths.flatten(of_today(there)), paths.flatten(of_today(here))
     names = {
@@ -331,7 +335,7 @@ def _differing(there: Mapping[str, Any], here: Mapping[str, Any], most: int = 8)
 
 
 def _same_system(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
-    """Whether two flat configs describe systems that are equal but for `FREE_FIELDS`."""
+    """Tell whether two flat configs describe systems that are equal except in `FREE_FIELDS`."""
     free = {name: value for name, value in here.items() if re.fullmatch(FREE_FIELDS, name)}
     fixed = {name: value for name, value in there.items() if not re.fullmatch(FREE_FIELDS, name)}
     try:
@@ -344,14 +348,17 @@ def _same_system(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
 
 
 class GivenRun(Run):
-    """A run whose parameters are given. They are read each time that they are asked for, and not kept.
+    """A run whose parameters come from weight files instead of checkpoints.
+
+    The parameters are read whenever they are asked for, and are not kept in memory.
 
     Args:
       config: the (locked) config.
-      where: the folder or name that holds them.
-      named: how messages name it.
-      shapes: this run -> ``{player: tree}`` that has the shapes of all of them.
-      read: system and names of networks, None for all -> ``{player: tree}`` and the state that takes no gradient.
+      where: the folder of the weights, or the name of a shipped network.
+      named: the text by which error messages name the weights.
+      shapes: takes this run and returns ``{player: tree}`` with the shapes of all parameters.
+      read: takes the system and the names of the networks to read (None for all); returns ``{player: tree}`` and the
+        non-gradient state.
     """
 
     def __init__(
@@ -369,18 +376,18 @@ class GivenRun(Run):
             raise ConfigError(f"{named} does not fit its own sizes: {'; '.join(wrong)}")
 
     def trained_vars(self) -> Vars:
-        """The given parameters, on every device."""
+        """Read the given parameters onto every device."""
         return self._read(None)
 
     def weights_digest(self) -> str:
-        """As of `Run`."""
+        """See `Run.weights_digest`; the digest is that of the weight files."""
         where = self.workdir
         if str(where) in own_weights.names():
             where = own_weights.FOLDER / f"{where}.safetensors"
         return files.digest(where)
 
     def vars_by_part(self) -> Callable[..., Vars]:
-        """See `Run.vars_by_part`; the files of the named networks are read in each call."""
+        """See `Run.vars_by_part`; each call reads the files of the named networks."""
         return lambda *names: self._read(names)
 
     def _read(self, names: tuple[str, ...] | None) -> Vars:

@@ -1,7 +1,7 @@
-"""AdamW or Muon with per-path rates and decay, a schedule, and clipping by the norm of groups of leaves.
+"""Builds optimizers: AdamW or Muon with per-path rates and decay, a schedule, and clipping by groups of leaves.
 
-Each player has one section in ``config.optimizer``. Rates are absolute, as papers print them; the schedule
-is a factor on top.
+Each player has one section in ``config.optimizer``. Rates are absolute, as papers state them; the schedule is a factor
+by which they are multiplied.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ ALL = ((".*", True),)
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Factor on the learning rates: linear warm-up from 0, then constant, cosine or linear to `end`.
+    """A factor on the learning rates: linear warm-up from 0, then constant, or cosine or linear down to `end`.
 
     Attributes:
       kind: ``constant``, ``cosine`` or ``linear``.
-      warmup: steps of linear warm-up; the first update uses 1/warmup.
-      end: factor that would follow the last planned update (cosine and linear).
+      warmup: the number of steps of linear warm-up; the first update uses the factor 1/warmup.
+      end: the factor that would follow the last planned update (cosine and linear).
     """
 
     kind: str = "constant"
@@ -42,7 +42,7 @@ class Schedule:
             raise ConfigError(f"warmup={self.warmup}: a number of steps, 0 or more")
 
     def factor(self, count: jax.Array, steps: int) -> jax.Array:
-        """() float32 factor of the update that follows `count` completed ones, in a run of `steps`."""
+        """Return the factor, () float32, of the update that follows `count` completed ones in a run of `steps`."""
         count = jnp.asarray(count, jnp.float32)
         progress = jnp.clip((count - self.warmup) / max(steps - self.warmup, 1), 0.0, 1.0)
         shape = {
@@ -60,20 +60,24 @@ class Optimizer:
     """One player's section of ``config.optimizer``.
 
     Attributes:
-      rate: absolute learning rates by path, ``((regex, rate), ...)``, or one number for all.
-      kind: ``adamw``, as all papers here; or ``muon`` (Jordan et al. 2024, kellerjordan.github.io/posts/muon), which
-        makes the momentum of every kernel of a dense layer or a convolution an orthogonal matrix, inputs by outputs,
-        and leaves all other leaves to AdamW. Its rates are about ten times those of AdamW.
+      rate: absolute learning rates by path, ``((regex, rate), ...)``, or one number for all leaves.
+      kind: ``adamw``, which all papers of this project use; or ``muon`` (Jordan et al. 2024,
+        kellerjordan.github.io/posts/muon), which turns the momentum of every kernel of a dense layer or a convolution
+        into an orthogonal matrix, inputs by outputs, and leaves all other leaves to AdamW. Muon's rates are about ten
+        times those of AdamW.
       betas: AdamW's (beta_1, beta_2).
       eps: AdamW's epsilon.
-      weight_decay: decoupled decay; the update is ``-rate * (adam + weight_decay * w)``.
-      decay: which leaves decay, ``((regex, bool), ...)``.
-      trainable: which leaves learn; the others get no gradient, no moments and no average.
-      start: updates for which a leaf waits, ``((regex, count), ...)``: before, it neither moves nor decays; its moments
-        and their bias corrections begin then, as in a fresh optimizer, while the schedule goes on.
-      clip: largest gradient norm of all leaves together; or ``((regex, norm), ...)``, where the leaves of one rule
-        are a group of their own, which does not shrink because another's gradient is long. 0 switches clipping off.
-      schedule: see `Schedule`.
+      weight_decay: the decoupled decay; the update is ``-rate * (adam + weight_decay * w)``.
+      decay: the leaves that decay, ``((regex, bool), ...)``.
+      trainable: the leaves that learn, ``((regex, bool), ...)``; the others get no gradient, no moments and no
+        average.
+      start: the number of updates for which a leaf waits, ``((regex, count), ...)``. While it waits, it neither moves
+        nor decays. Afterwards its moments and their bias corrections begin as in a fresh optimizer, while the
+        schedule has gone on.
+      clip: the largest gradient norm of all leaves together; or ``((regex, norm), ...)``, where the leaves of each
+        rule are clipped as a group, so that a long gradient in one group does not shrink another. 0 switches clipping
+        off.
+      schedule: the factor on the rates.
     """
 
     rate: Any
@@ -96,7 +100,7 @@ class Optimizer:
                 raise ConfigError(f"{name}={value!r}: finite numbers, 0 or more")
 
     def trainable_mask(self, params: PyTree) -> PyTree:
-        """Tree of bools like `params`.
+        """Return a tree of bools like `params` that tells which leaves learn.
 
         Raises:
           paths.RuleError: a leaf matches no rule of `trainable`.
@@ -106,8 +110,12 @@ class Optimizer:
     def transform(
         self, params: PyTree, steps: int, before: int = 0
     ) -> optax.GradientTransformation:
-        """The update rule for the trainable sub-tree `params` in a run of `steps` updates, of which the schedule takes
-        `before` to have been when the first is made.
+        """Build the update rule for a player's trainable leaves.
+
+        Args:
+          params: the trainable sub-tree of the player's parameters.
+          steps: the number of updates over which the schedule runs.
+          before: the number of updates that the schedule counts as past before the first one.
 
         Raises:
           paths.RuleError: a leaf matches no rule of `rate`, `decay`, `start` or `clip`.
@@ -139,7 +147,7 @@ class Optimizer:
 
 
 def _by_path(values: PyTree) -> Callable[[PyTree], PyTree]:
-    """Tree -> `values` at the paths that it has: a tree that optax has masked has not all of them."""
+    """Return a function that picks from `values` the leaves at a tree's paths; a tree masked by optax lacks some."""
     leaves = paths.flatten(values)
     return lambda tree: jax.tree_util.tree_map_with_path(
         lambda path, _: leaves["/".join(str(key.key) for key in path)], tree
@@ -149,7 +157,7 @@ def _by_path(values: PyTree) -> Callable[[PyTree], PyTree]:
 def _started(
     rule: list[optax.GradientTransformation], starts: PyTree
 ) -> list[optax.GradientTransformation]:
-    """`rule` for all leaves, or for those of each start on its own, where `starts` has several."""
+    """Apply `rule` to all leaves at once if none waits, else separately to the leaves of each start in `starts`."""
     counts = sorted(set(jax.tree.leaves(starts)))
     if counts == [0]:
         return rule
@@ -163,14 +171,14 @@ def _started(
 
 
 def _rules(value: Any) -> paths.Rules:
-    """Rules as they are; one number as the rule of all leaves."""
+    """Return rules unchanged, and a single number as a rule for all leaves."""
     return value if isinstance(value, tuple | list) else ((".*", value),)
 
 
 def _clipped(updates: PyTree, groups: PyTree, limits: list[float]) -> PyTree:
-    """`updates`, where those of group number i are shortened together to the norm ``limits[i]``, if that is not 0.
+    """Clip the `updates` of each group i to the joint norm ``limits[i]``, unless that is 0.
 
-    `groups` is a tree of group numbers like `updates`.
+    `groups` is a tree of group numbers with the structure of `updates`.
     """
     factors = []
     for number, limit in enumerate(limits):
@@ -180,25 +188,27 @@ def _clipped(updates: PyTree, groups: PyTree, limits: list[float]) -> PyTree:
             if group == number
         ]
         length = optax.tree.norm(members)
-        # Not above 1, and 1 for a length of 0.
+        # The factor is at most 1, and is 1 for a length of 0.
         factors.append(limit / jnp.maximum(length, limit) if limit and members else 1.0)
     return jax.tree.map(lambda update, group: update * factors[group], updates, groups)
 
 
 def _muon(adam: optax.GradientTransformation, params: PyTree) -> optax.GradientTransformation:
-    """Muon for the kernels among `params`, `adam` for the rest."""
+    """Build the update rule that applies Muon to the kernels among `params` and `adam` to the rest."""
     leaves = paths.flatten(params)
     dims = {
         path: optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
         for path, leaf in leaves.items()
-        # Three dimensions are layers stacked by a scan, or an embedding: no matrix of a single layer.
+        # Three dimensions mean layers stacked by a scan, or an embedding, not the matrix of a single layer.
         if path.endswith("kernel") and leaf.ndim in (2, 4, 5)
     }
     labels = {path: "muon" if path in dims else "adam" for path in leaves}
 
     def widen(updates, _):
-        """Makes up for what an orthogonal matrix with more outputs than inputs moves each output less. The outputs
-        are the last axis, the inputs all others."""
+        """Scale up kernels with more outputs (last axis) than inputs (all other axes).
+
+        An orthogonal matrix of such a shape moves each output less than a square one would.
+        """
         return jax.tree.map(lambda x: x * max(1.0, x.shape[-1] ** 2 / x.size) ** 0.5, updates)
 
     kernels = optax.chain(

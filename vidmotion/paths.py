@@ -1,8 +1,8 @@
-"""One grammar for naming parameters: ordered ``(regex, value)`` rules on tree paths.
+"""Selects parameters by ordered ``(regex, value)`` rules on tree paths, one grammar for all uses.
 
-A path is the keys of a nested dict joined by ``/`` (``encoder/layer_0/attention/query/kernel``). A rule
-matches by full match, the first match wins, and a leaf that no rule matches is an error which lists the
-paths. The same grammar decides what is trainable, learning rates, weight decay, sharding, and which
+A path is the keys of a nested dict joined by ``/`` (``encoder/layer_0/attention/query/kernel``). A rule's regex must
+match the whole path, and the first rule that matches wins. Leaves that no rule matches are an error, which lists their
+paths. The rules decide which leaves are trainable, their learning rates, weight decay and sharding, and which
 parameters a partial load takes.
 """
 
@@ -20,7 +20,7 @@ class RuleError(ConfigError):
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dict -> ``{"a/b/c": leaf}``, in the tree's own order; empty dicts vanish."""
+    """Flatten a nested dict to ``{"a/b/c": leaf}``, in the tree's own order; empty dicts vanish."""
     flat = {}
     for key, value in tree.items():
         path = f"{prefix}/{key}" if prefix else str(key)
@@ -32,7 +32,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"a/b/c": leaf}`` -> nested dict; the inverse of `flatten` for trees without empty dicts."""
+    """Turn ``{"a/b/c": leaf}`` into a nested dict; the inverse of `flatten` for trees without empty dicts."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         *parents, last = path.split("/")
@@ -58,15 +58,15 @@ def _compile(rules: Rules) -> list[tuple[re.Pattern, Any]]:
 
 
 def assign(rules: Rules, tree: Mapping[str, Any], what: str = "rules") -> dict[str, Any]:
-    """The value of each leaf's rule, as a tree of the same nesting.
+    """Return a tree with the nesting of `tree` that holds the value of each leaf's rule.
 
     Args:
-      rules: ordered ``(regex, value)`` pairs; full match, first match wins.
-      tree: nested dict; its leaves are not looked at.
-      what: name of the rules for the error message, for example ``optimizer.model.rate``.
+      rules: ordered ``(regex, value)`` pairs; a regex must match the whole path, and the first match wins.
+      tree: a nested dict, of which only the paths are used.
+      what: the name of the rules for the error message, for example ``optimizer.model.rate``.
 
     Raises:
-      RuleError: a malformed rule, or leaves that match none; all such paths are listed.
+      RuleError: a rule is malformed, or some leaves match no rule; the message lists their paths.
     """
     try:
         compiled = _compile(rules)
@@ -89,13 +89,13 @@ def assign(rules: Rules, tree: Mapping[str, Any], what: str = "rules") -> dict[s
 
 
 def select(tree: Mapping[str, Any], mask: Mapping[str, Any]) -> dict[str, Any]:
-    """The sub-tree of leaves whose value in `mask` is true."""
+    """Return the sub-tree of the leaves whose value in `mask` is true."""
     flags = flatten(mask)
     return unflatten({path: leaf for path, leaf in flatten(tree).items() if flags[path]})
 
 
 def merge(*trees: Mapping[str, Any]) -> dict[str, Any]:
-    """One tree with all leaves of `trees`; a later tree's leaf replaces an earlier one's."""
+    """Merge trees into one with all their leaves; a later tree's leaf replaces an earlier one's."""
     flat: dict[str, Any] = {}
     for tree in trees:
         flat.update(flatten(tree))
@@ -109,8 +109,11 @@ def _listed(paths: Iterable[str], limit: int = 12) -> str:
 
 
 def misfits(have: Mapping[str, Any], want: Mapping[str, Any]) -> list[str]:
-    """What keeps a tree of arrays from filling another: a line for each leaf of `want` that is missing in `have`, or
-    has another shape there. Leaves that only `have` has do not count."""
+    """List why the arrays of `have` cannot fill the tree `want`.
+
+    There is one line for each leaf of `want` that `have` lacks or holds in another shape. Leaves that only `have` has
+    do not matter.
+    """
     there, wrong = flatten(have), []
     for path, leaf in flatten(want).items():
         if path not in there:

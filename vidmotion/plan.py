@@ -1,10 +1,10 @@
-"""``--mode=plan``: what a config will cost, printed without allocating or training anything.
+"""``--mode=plan``: prints what a config will cost, without allocating or training anything.
 
-With ``--config.plan.devices=N``, or ``--config.plan.topology=16x16`` for a TPU, the update is compiled, never executed,
-by the chip's own compiler (`targets`): memory, kernels and traffic are those of the program that the chip would run,
-and a TPU's compiler also estimates the cycles. Where that compiler is not installed, XLA for the CPU stands in, which
-fuses otherwise, may widen bfloat16, and keeps all-reduces where another would make reduce-scatters. All times are
-forecasts.
+With ``--config.plan.devices=N``, or ``--config.plan.topology=16x16`` for a TPU, the update is compiled by the chip's
+own compiler (`targets`) but never executed. Memory, kernels and traffic are then those of the program that the chip
+would run, and a TPU's compiler also estimates the cycles. If that compiler is not installed, XLA for the CPU stands
+in: it fuses operations differently, may widen bfloat16, and keeps all-reduces that other compilers turn into
+reduce-scatters. All times are forecasts.
 """
 
 import contextlib
@@ -37,12 +37,12 @@ from vidmotion.targets import Target
 log = logging.getLogger(__name__)
 
 GIB = 2**30
-SPOKEN = 30.0  # seconds between two messages of a compilation that goes on
-LISTED = 10  # entries of a profile that are kept
+SPOKEN = 30.0  # seconds between two messages about a compilation in progress
+LISTED = 10  # number of entries kept of a profile
 
 
 def report(config: ml_collections.ConfigDict, workdir: str = "") -> str:
-    """`plan` of a config, in a process that is ready for it (`targets.prepare`).
+    """Return the text of `plan` for a config; `targets.prepare` must have prepared this process.
 
     Raises:
       ConfigError: see `compiled`, `targets.find` and `Run`.
@@ -55,16 +55,16 @@ def report(config: ml_collections.ConfigDict, workdir: str = "") -> str:
 
 
 def plan(run: Run, target: Target | None = None) -> str:
-    """Parameters per module, FLOPs per step, state bytes per device and tokens per batch, as text.
+    """Describe a run as text: parameters per module, FLOPs per step, state bytes per device and tokens per batch.
 
-    With a target: also what the compiled update takes on each of its devices, which is written to
-    ``config.plan.record`` if that names a file.
+    With a target, the text also tells what the compiled update takes on each of the target's devices, and these
+    figures are written to ``config.plan.record`` if that names a file.
 
     Raises:
       ConfigError: see `compiled`.
     """
     if target:
-        reckoned_with(run)  # what is wrong is said before the long part
+        reckoned_with(run)  # finds mistakes in the config before the long compilation
     flops = run.flops_per_step()
     lines = [*_parameters(run), "", *_cost(run, flops), *_facts(run)]
     if target:
@@ -81,13 +81,17 @@ def plan(run: Run, target: Target | None = None) -> str:
 
 
 class Compiled(NamedTuple):
-    """What the compiled update of one batch size takes on one device.
+    """The memory that the update compiled for one batch size takes on one device.
 
     Attributes:
-      batch_size: global.
-      arguments, outputs, aliased, temporaries: bytes; outputs include those in the place of donated arguments.
-      program: what was compiled; None where the compiler refused it for want of memory.
-      refusal: the compiler's words then; `temporaries` are the bytes that it states.
+      batch_size: the global batch size.
+      arguments: bytes of the arguments.
+      outputs: bytes of the outputs, those stored in the place of donated arguments included.
+      aliased: bytes of the outputs that are stored in the place of donated arguments.
+      temporaries: bytes of the temporaries; if the compiler refused the program, the bytes it says it needs, less
+        `arguments`.
+      program: the compiled program; None if the compiler refused it because it needs too much memory.
+      refusal: the compiler's message if it refused the program, else empty.
     """
 
     batch_size: int
@@ -100,17 +104,17 @@ class Compiled(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """Bytes held at the worst moment."""
+        """The most bytes held at any moment."""
         return peak_bytes(self.arguments, self.outputs, self.aliased, self.temporaries)
 
 
 def peak_bytes(arguments: int, outputs: int, aliased: int, temporaries: int) -> int:
-    """Bytes held at the worst moment; outputs in the place of arguments (`aliased`) count once."""
+    """Return the most bytes held at any moment; outputs in the place of arguments (`aliased`) count once."""
     return arguments + outputs - aliased + temporaries
 
 
 def compile_update(run: Run, target: Target, batch_size: int | None = None) -> Compiled:
-    """Compile the update of `batch_size` examples (default: the config's); nothing is allocated."""
+    """Compile the update of `batch_size` examples (by default the config's batch size), without allocating any."""
     batch_size = batch_size or run.config.batch_size
     run = run.with_batch_size(batch_size)
 
@@ -132,7 +136,7 @@ def compile_update(run: Run, target: Target, batch_size: int | None = None) -> C
 
 
 def _needed(refusal: str) -> int:
-    """Bytes that a program needs, by the words of a compiler that refuses it; 0: it says something else."""
+    """Read from a compiler's refusal how many bytes the program needs; 0 if the message is about something else."""
     told = re.search(r"(?:Used|temporaries \() ?([\d.]+)([KMGT])", refusal)
     if "RESOURCE_EXHAUSTED" not in refusal or not told:
         return 0
@@ -140,7 +144,7 @@ def _needed(refusal: str) -> int:
 
 
 def _sizes(program: jax.stages.Compiled) -> tuple[int, int, int, int]:
-    """Bytes of arguments, outputs, aliased ones and temporaries, as XLA states them."""
+    """Return XLA's figures for the bytes of arguments, outputs, aliased outputs and temporaries."""
     memory = program.memory_analysis()
     return (
         memory.argument_size_in_bytes,
@@ -152,7 +156,7 @@ def _sizes(program: jax.stages.Compiled) -> tuple[int, int, int, int]:
 
 @contextlib.contextmanager
 def _progress(what: str) -> Iterator[None]:
-    """Says now and then how long `what` has been going on."""
+    """Log `what`, and every `SPOKEN` seconds how long it has been going on."""
     began, done = time.perf_counter(), threading.Event()
 
     def speak():
@@ -170,7 +174,7 @@ def _progress(what: str) -> Iterator[None]:
 
 
 def _compile(lowered: jax.stages.Lowered, options: dict[str, Any]) -> jax.stages.Compiled:
-    """A program compiled anew: one from the cache does not say what memory it takes."""
+    """Compile a program without the compilation cache: a cached program does not tell how much memory it takes."""
     cached = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     try:
@@ -180,10 +184,11 @@ def _compile(lowered: jax.stages.Lowered, options: dict[str, Any]) -> jax.stages
 
 
 def reckoned_with(run: Run) -> tuple[hardware.Chip, int]:
-    """The chip that ``config.plan`` names, and the bytes of memory that a device is taken to have.
+    """Return the chip that ``config.plan`` names, and the bytes of memory that a device is assumed to have.
 
     Raises:
-      ConfigError: another number of devices than is asked for, an unknown chip, or a number out of range.
+      ConfigError: the mesh has another number of devices than ``config.plan`` asks for, the chip is unknown, or a
+        number is out of range.
     """
     want, devices = run.config.plan, run.mesh.size
     if devices != targets.device_count(want):
@@ -206,15 +211,15 @@ def reckoned_with(run: Run) -> tuple[hardware.Chip, int]:
 
 
 def compiled(run: Run, target: Target, flops: float | None) -> dict[str, Any]:
-    """Figures of the update compiled for the run's mesh, and what a chip would make of it.
+    """Compile the update for the run's mesh, and return its memory and a forecast of its time on the chip.
 
     Args:
       run: a run on a mesh of the target's devices.
-      target: the chip whose compiler is asked.
-      flops: the FLOPs of a step, by `Run.flops_per_step`.
+      target: the compiler and devices to compile for.
+      flops: the FLOPs of a step, from `Run.flops_per_step`; None if unknown.
 
     Raises:
-      ConfigError: as `reckoned_with`.
+      ConfigError: as for `reckoned_with`.
     """
     chip, memory = reckoned_with(run)
     want, devices = run.config.plan, run.mesh.size
@@ -259,10 +264,11 @@ def compiled(run: Run, target: Target, flops: float | None) -> dict[str, Any]:
 def _forecast(
     first: Compiled, chip: hardware.Chip, efficiency: float, devices: int, flops: float | None
 ) -> dict[str, Any]:
-    """What a program holds and how long its step is expected to take.
+    """Summarise a compiled program and forecast how long its step will take.
 
-    Computation takes the cycles that a TPU's compiler estimates; without them the larger of the FLOPs at an assumed
-    share of the peak and of the traffic to memory, where each temporary is written and read once at least.
+    The time of computation is that of the cycles that a TPU's compiler estimates. Without an estimate it is the longer
+    of two times: that of the FLOPs at an assumed share of the peak, and that of the traffic to memory, in which each
+    temporary is counted as written once and read once.
     """
     program = first.program
     modules, kinds, total = Counter(), Counter(), 0
@@ -300,15 +306,16 @@ def _forecast(
 
 
 def measured(run: Run, steps: int = 2) -> dict[str, int]:
-    """Run the update on a batch of zeros, on one CPU device, and weigh this process meanwhile. Linux only.
+    """Run the update on a batch of zeros on one CPU device, and measure this process's memory. Linux only.
 
     Args:
-      run: with one device.
-      steps: how often; from the second on, state takes the place of donated state.
+      run: a run on one device.
+      steps: the number of updates to run; from the second on, the new state takes the place of the donated state.
 
     Returns:
-      Bytes: ``arrays`` held (state, never-trained networks, batch); ``growth`` of the process's resident memory over
-      that; ``program``, the peak that XLA states of the program that ran.
+      Bytes: ``arrays``, held by the state, the never-trained networks and the batch; ``growth``, the growth of the
+      process's resident memory beyond the arrays during the updates; ``program``, the peak that XLA states for the
+      program.
     """
     program = _compile(run.lower_update(), sharding.compiler_options(run.mesh))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), run.batch)
@@ -317,9 +324,10 @@ def measured(run: Run, steps: int = 2) -> dict[str, int]:
     jax.block_until_ready((state, consts, batch))
     del zeros
     gc.collect()
-    # Memory that the compiler has freed goes back to the system, or the update would seem to take none.
+    # Return the memory that the compiler has freed to the system; otherwise the update would reuse it and seem to
+    # take none.
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _resident("VmRSS")
     for _ in range(steps):
         state, _ = jax.block_until_ready(program(state, consts, batch))
@@ -331,7 +339,7 @@ def measured(run: Run, steps: int = 2) -> dict[str, int]:
 
 
 def _resident(name: str) -> int:
-    """``VmRSS`` or its peak ``VmHWM`` of this process, bytes."""
+    """Return this process's resident memory (``VmRSS``) or its peak (``VmHWM``) in bytes."""
     (kib,) = re.findall(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
     return int(kib) * 1024
 
@@ -339,24 +347,26 @@ def _resident(name: str) -> int:
 def largest_batch(
     peak: Callable[[int], int], first: Compiled, unit: int, limit: int, tries: int = 4
 ) -> tuple[int, int]:
-    """Largest batch size whose peak is within `limit`, by a line through two sizes, then checked.
+    """Find the largest batch size whose peak is within `limit`.
+
+    A straight line through the peaks of two batch sizes gives a guess, whose peak is then computed.
 
     Args:
-      peak: bytes at a batch size, by compiling.
-      first: what is known already.
-      unit: batch sizes are multiples of it.
-      limit: bytes.
-      tries: how often the line is drawn again through what the last check found.
+      peak: compiles the update for a batch size and returns its peak in bytes.
+      first: the result for a batch size that was compiled already.
+      unit: the number of which every batch size is a multiple.
+      limit: the memory of a device, in bytes.
+      tries: the greatest number of guesses, each from a line through the two peaks nearest to the limit.
 
     Returns:
-      (batch size, its peak), the largest that was found to fit; (0, the peak of one unit) where none was.
+      (batch size, its peak) of the largest that was found to fit; (0, the peak of one unit) if none was.
     """
     other = first.batch_size // unit // 2 * unit or 2 * unit
     if other == first.batch_size:
         other += unit
     known = {first.batch_size: first.peak, other: peak(other)}
     for _ in range(tries):
-        # The two sizes nearest to the limit make the line.
+        # The line goes through the two sizes whose peaks are nearest to the limit.
         (a, at_a), (b, at_b) = sorted(known.items(), key=lambda item: abs(item[1] - limit))[:2]
         slope = max((at_b - at_a) / (b - a), 1e-9)
         guess = max(math.floor((a + (limit - at_a) / slope) / unit) * unit, unit)
@@ -372,7 +382,7 @@ def largest_batch(
 
 
 def _describe(figures: dict[str, Any]) -> list[str]:
-    """Figures of `compiled` as lines of text."""
+    """Format the figures of `compiled` as lines of text."""
     by = "the chip's own compiler" if figures["own_compiler"] else "a forecast in its place"
     where = figures["topology"] or f"{figures['plan_devices']} device(s)"
     rows = [
@@ -428,7 +438,7 @@ def _describe(figures: dict[str, Any]) -> list[str]:
 
 
 def _describe_program(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    """Kernels, traffic, cycles and the forecast of a step."""
+    """Format kernels, traffic, cycles and the forecast of a step as (label, text) rows."""
     rows = [
         ("kernels", ", ".join(f"{name} {count:,}" for name, count in figures["kernels"].items())),
         *((f"{kind} bytes sent", f"{size:,}") for kind, size in figures["moved_bytes"].items()),
@@ -459,7 +469,7 @@ def _describe_program(figures: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _parameters(run: Run) -> list[str]:
-    """Counts per player and top-level module, frozen leaves told apart."""
+    """List the number of parameters per player and top-level module, in all, frozen and never trained."""
     counts: Counter[str] = Counter()
     frozen = 0
     for player, tree in run.abstract_params.items():
@@ -484,7 +494,7 @@ def _parameters(run: Run) -> list[str]:
 
 
 def _facts(run: Run) -> list[str]:
-    """What the system adds."""
+    """List the lines that the system adds to the plan (`Describes.facts`)."""
     facts = run.system.facts(run.abstract_params) if isinstance(run.system, Describes) else {}
     width = max(map(len, facts), default=0)
     return ["", *(f"{label:<{width}}  {text}" for label, text in facts.items())] if facts else []

@@ -1,7 +1,7 @@
-"""What XLA's text of a compiled program says about it: kernels, traffic, cycles and large arrays.
+"""Reads kernels, traffic, cycles and large arrays of a compiled program from XLA's text of it.
 
-Only what runs is counted: a computation counts as often as the loops around it go round. Of the branches of a
-conditional, each counts once.
+Only computations that run are counted, each as often as the loops around it repeat it. Every branch of a conditional
+counts once.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 KERNELS = ("fused attention", "convolution", "product")
-# Parts of the names of functions that jax's kernels of attention for the TPU are written as.
+# Parts of the names of the functions that implement jax's attention kernels for the TPU.
 _FLASH = re.compile(r"flash_attention|splash_attention|mha")
 _BYTES = re.compile(r"\b(pred|bf16|[fsu]\d+|c\d+)\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?[\w.-]+ = (.*?) ([\w-]+)\((.*)")
@@ -20,7 +20,7 @@ _CALLED = re.compile(
     r"(body|condition|to_apply|calls|branch_computations|true_computation|false_computation)="
     r"(\{[^}]*\}|%?[\w.-]+)"
 )
-# Names of no array of their own: they hand on what others made.
+# Instructions whose results are not new arrays, because they pass on the arrays of other instructions.
 _NO_ARRAY = {"parameter", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
 
 
@@ -31,8 +31,8 @@ class Instruction(NamedTuple):
       kind: the operation, for example ``fusion``.
       shape: the shape of the result, as text.
       rest: the rest of the line, from the operands on.
-      rounds: how often it runs.
-      inner: it stands within a fusion or a reduction, and makes no array in memory.
+      rounds: how often the instruction runs.
+      inner: whether the instruction is part of a fusion or a reduction, and so makes no array in memory.
     """
 
     kind: str
@@ -43,7 +43,7 @@ class Instruction(NamedTuple):
 
     @property
     def op_name(self) -> str:
-        """Path of the traced operation that it comes from; empty where the text does not tell."""
+        """Path of the traced operation from which the instruction was made; empty if the text does not tell."""
         found = re.search(r'op_name="([^"]*)"', self.rest)
         return found[1] if found else ""
 
@@ -52,11 +52,12 @@ class Program:
     """The instructions of a compiled program, each with how often it runs.
 
     Args:
-      text: `jax.stages.Compiled.as_text`.
+      text: the text of the program, from `jax.stages.Compiled.as_text`.
 
     Attributes:
-      instructions: those that run.
-      unknown_loops: loops around collectives or cycles whose number of rounds the text does not tell, counted once.
+      instructions: the instructions that run.
+      unknown_loops: the number of loops that hold collectives or estimated cycles and for which the text does not
+        tell the number of rounds. Their instructions are counted as running once.
     """
 
     def __init__(self, text: str):
@@ -96,7 +97,7 @@ class Program:
         self.unknown_loops = sum(self._counts(bodies, loop) for loop in loops)
 
     def _counts(self, bodies: dict[str, list[tuple[str, str, str]]], name: str) -> bool:
-        """Whether a collective or cycles stand in a computation or in one that it calls."""
+        """Tell whether a computation, or one that it calls, holds a collective or estimated cycles."""
         for kind, _, rest in bodies.get(name, ()):
             if kind.removesuffix("-start") in COLLECTIVES or "estimated_cycles" in rest:
                 return True
@@ -108,10 +109,10 @@ class Program:
         return False
 
     def moved_bytes(self) -> dict[str, int]:
-        """Bytes that one device sends per run, for each kind of collective.
+        """Return the bytes that one device sends per run, for each kind of collective.
 
-        Counted as rings do: of S bytes among n devices an all-gather, reduce-scatter or all-to-all sends S (n-1)/n,
-        an all-reduce twice that, a permute S.
+        The counts are those of ring algorithms: for S bytes among n devices, an all-gather, reduce-scatter or
+        all-to-all sends S (n-1)/n, an all-reduce twice that, and a permute S.
         """
         moved = dict.fromkeys(COLLECTIVES, 0)
         for one in self.instructions:
@@ -121,7 +122,7 @@ class Program:
         return moved
 
     def kernels(self) -> dict[str, int]:
-        """How many attentions in one kernel, convolutions and matrix products run."""
+        """Count how many fused attentions (one kernel each), convolutions and matrix products run."""
         count = dict.fromkeys(KERNELS, 0)
         for one in self.instructions:
             if kernel := _kernel(one):
@@ -129,9 +130,9 @@ class Program:
         return count
 
     def cycles(self) -> Iterator[tuple[str, str, int]]:
-        """(module, kind of operation, cycles) of what the TPU's compiler has estimated.
+        """Yield (module, kind of operation, cycles) for each instruction whose cycles the TPU's compiler has estimated.
 
-        The module is the path of the network's parts with numbers left out, the kind the traced operation's name.
+        The module is the path of the network's parts with ``*`` for numbers; the kind is the traced operation's name.
         """
         for one in self.instructions:
             told = re.search(r'"estimated_cycles":"(\d+)"', one.rest)
@@ -139,7 +140,7 @@ class Program:
                 yield *_place(one), one.rounds * int(told[1])
 
     def largest_arrays(self, count: int = 5) -> list[dict[str, int | str]]:
-        """The `count` largest different results in memory: ``bytes``, ``shape`` and ``operation``."""
+        """Return ``bytes``, ``shape`` and ``operation`` of the `count` largest results in memory, each shape once."""
         found = {}
         for one in self.instructions:
             if one.inner or one.kind in _NO_ARRAY or one.kind.endswith("-done"):
@@ -155,7 +156,7 @@ class Program:
 
 
 def size_of(shape: str) -> int:
-    """Bytes of the arrays of a (tuple) shape as XLA writes it."""
+    """Return the bytes of an array shape, or of all arrays of a tuple shape, as XLA writes it."""
     size = 0
     for dtype, dimensions in _BYTES.findall(shape):
         bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
@@ -164,7 +165,7 @@ def size_of(shape: str) -> int:
 
 
 def _kernel(one: Instruction) -> str | None:
-    """Which of `KERNELS` an instruction is."""
+    """Return which of `KERNELS` an instruction is; None if it is none of them."""
     if one.kind == "custom-call":
         called = re.search(r'custom_call_target="([^"]*)"', one.rest)
         target = called[1] if called else ""
@@ -180,13 +181,13 @@ def _kernel(one: Instruction) -> str | None:
 
 
 def _place(one: Instruction) -> tuple[str, str]:
-    """(module, kind of operation) by the path of the traced operation."""
+    """Return (module, kind of operation) of an instruction, from the path of its traced operation."""
     if not one.op_name:
         return "", one.kind
     *modules, last = one.op_name.split("/")
     parts = []
     for part in modules:
-        # jvp(Network), transpose(jvp(Network)): a module's name; jit(update), vmap(...): no module's.
+        # jvp(Network) and transpose(jvp(Network)) hold a module's name; jit(update) and vmap(...) do not.
         wrapped = re.fullmatch(r"(?:transpose\()?jvp\(([\w.]*)\)+", part)
         part = wrapped[1] if wrapped else part
         if re.fullmatch(r"\w+", part) and part not in (
@@ -201,7 +202,7 @@ def _place(one: Instruction) -> tuple[str, str]:
 
 
 def _group(rest: str) -> int | None:
-    """How many devices take part in a collective; None where the text does not tell, which means all of them."""
+    """Return how many devices take part in a collective; None if the text does not tell, which means all of them."""
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
         return len(listed[1].split(","))
     if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
@@ -216,11 +217,11 @@ def _group(rest: str) -> int | None:
 
 
 def _sent(kind: str, shape: str, rest: str, devices: int) -> int:
-    """Bytes one of `devices` sends in a collective whose result has the (tuple) `shape`."""
+    """Return the bytes that one of `devices` sends in a collective whose result has the (tuple) `shape`."""
     size = size_of(shape)
     if kind == "collective-permute":
         return size
     n = _group(rest) or devices
     if kind == "reduce-scatter":
-        return size * (n - 1)  # its result is one n-th
+        return size * (n - 1)  # the result is one n-th of the input
     return size * (n - 1) // n * (2 if kind == "all-reduce" else 1)

@@ -1,4 +1,4 @@
-"""How far a long piece of work has come: a bar where someone watches, lines of the log elsewhere."""
+"""Shows the progress of a long piece of work: a bar on a terminal, log lines elsewhere."""
 
 import logging
 import sys
@@ -19,25 +19,25 @@ def watched(
     every: float = 15.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Any]:
-    """Pass `items` on, and say how many have been worked through.
+    """Yield `items`, and report how many of them are done.
 
     Args:
-      items: whatever is worked through.
-      what: the work, in a word or two.
-      total: number of items; 0: their own length, or unknown where they have none.
-      unit: what the items are.
-      every: least number of seconds between two lines of the log.
-      clock: seconds, monotonic; a test passes its own.
+      items: the items to work through.
+      what: the name of the work, in a word or two.
+      total: the number of items; 0 takes the length of `items`, or leaves it unknown if they have none.
+      unit: the name of the items, in the plural.
+      every: the least number of seconds between two log lines.
+      clock: a function that returns monotonic time in seconds; tests pass their own.
     """
     total = total or (len(items) if hasattr(items, "__len__") else 0)
-    if sys.stderr.isatty() and log.isEnabledFor(logging.INFO):  # not in silent processes of a job
+    if sys.stderr.isatty() and log.isEnabledFor(logging.INFO):  # only process 0 logs at INFO
         yield from tqdm(items, desc=what, total=total or None, unit=f" {unit}")
         return
     began = told = clock()
     for done, item in enumerate(items):
         now = clock()
         if done == 1:
-            began = now  # what is compiled for the first item says nothing of the others
+            began = now  # the first item includes compilation, so its time is no guide
         if done and now - told >= every:
             of, left = f" of {total}" if total else "", ""
             if total and done > 1:

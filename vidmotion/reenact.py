@@ -1,27 +1,27 @@
-"""Your own picture and video in, an mp4 out.
+"""Makes your own picture or video move like your own video, and writes an mp4.
 
     python -m vidmotion.reenact --workdir=RUN --content=A.(png|jpg|mp4) --motion=B.mp4 --out=C.mp4 [--side_by_side]
 
-The content comes from A, the motion from B. B is streamed in windows, so memory does not grow with its length; its
-frame rate is kept and its audio carried over. Both are cropped to the centre square and resized to the model's size.
-A BCD takes the content from frames spread over A. A VidTwin takes the structure of window k of A with the dynamics of
-window k of B, as long as both last, or of a picture with every window; --part=structure|dynamics shows what one of
-the two holds, and A and B being one video, its reconstruction. In the place of a run, --weights=DIR takes a released
-network that `python -m vidmotion.convert vidtwin` (or `xnemo`) wrote.
+The content comes from A, the motion from B. B is streamed in windows, so memory does not grow with its length. The
+result has B's frame rate and audio. Both are cropped to the centre square and resized to the model's size. A BCD takes
+the content from frames spread over A. A VidTwin combines the structure of window k of A with the dynamics of window k
+of B for as long as both last; if A is a picture, its structure goes with every window. --part=structure|dynamics shows
+what one of the two latents holds. If A and B are the same video, the result is its reconstruction. Instead of a run,
+--weights=DIR takes a released network that `python -m vidmotion.convert vidtwin` (or `xnemo`) wrote.
 
-An X-NeMo looks for the faces in A and B (--box and --motion_box: detect, whole, x0,y0,x1,y1 or a box file), takes A's
-surroundings as the portrait, and makes the whole length of B in overlapping windows, its latents at once and its
-pictures a second at a time. With --follow=first the face moves and grows within the picture as B's does. It also
-takes motion that no video has: --keys=A.png,B.mp4,... are key frames, whose codes are interpolated over --between=N
-frames from each to the next; --codes=FILE are codes that a run of configs/xnemo_gpt.py generated; and
---outpaint=RUN --more=N lets such a run go on for N frames where B ends. --strength=S scales how far the expression goes
-from the portrait's own; with --relative=N (or best) what is taken of B is how it differs from its frame N (from the one
-that is most like A).
+An X-NeMo looks for the faces in A and B (--box and --motion_box: detect, whole, x0,y0,x1,y1 or a box file), and takes
+the surroundings of A's face as the portrait. It samples the whole length of B in overlapping windows: all latents
+together, then the pictures one second at a time. With --follow=first the face moves and grows within the picture as
+B's face does. An X-NeMo also takes motion that does not come from a video: --keys=A.png,B.mp4,... are key frames, whose
+codes are interpolated over --between=N frames from each to the next; --codes=FILE are codes that a run of
+configs/xnemo_gpt.py generated; and with --outpaint=RUN --more=N such a run continues for N frames where B ends.
+--strength=S scales how far the expression departs from the portrait's own. With --relative=N, only the difference of B
+from its own frame N is transferred; with --relative=best, the difference from the frame that is most like A.
 
-With --paste and a picture A, any of them puts the animated square back into the whole of A, at A's own size.
+With --paste and a picture A, any system's animated square is put back into the whole of A, at A's own size.
 
-Where weights lie elsewhere than in training, or for other sampling: --config.system.codec.weights=FILE,
---config.system.sampler.steps=16.
+If weights have moved since training, or to sample with other settings, override fields of the config:
+--config.system.codec.weights=FILE, --config.system.sampler.steps=16.
 """
 
 import argparse
@@ -56,7 +56,7 @@ CAN = "those of BCD, X-NeMo, WarpFace and, with two latents, VidTwin can"
 
 
 def fit(frame: np.ndarray, size: int) -> np.ndarray:
-    """Centre square of a frame (H, W, 3) uint8, resized with antialiasing to (size, size, 3)."""
+    """Cut the centre square out of a frame, uint8 (H, W, 3), and resize it with antialiasing to (size, size, 3)."""
     height, width, _ = frame.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -65,10 +65,10 @@ def fit(frame: np.ndarray, size: int) -> np.ndarray:
 
 
 def read_content(path: str, frames: int, size: int) -> np.ndarray:
-    """A clip (T, size, size, 3) uint8: the picture alone, or up to `frames` frames spread over a video.
+    """Read the content as a clip, uint8 (T, size, size, 3): a picture, or up to `frames` frames spread over a video.
 
     Raises:
-      MediaError: not a picture or video that can be read.
+      MediaError: the file is not a picture or video that can be read.
     """
     if media.is_picture(path):
         return fit(media.read_picture(path), size)[None]
@@ -81,16 +81,16 @@ def read_content(path: str, frames: int, size: int) -> np.ndarray:
 def windows(
     path: str, length: int, size: int, overlap: int = 0
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Chunks (length, size, size, 3) of a video and how many frames of each are real.
+    """Yield chunks (length, size, size, 3) of a video, and how many frames of each are real.
 
-    The last chunk is filled up by repeating its last frame, so that all have one shape. Each begins with the last
-    `overlap` frames of the one before.
+    The last chunk is filled up by repeating its last frame, so that all chunks have the same shape. Each chunk begins
+    with the last `overlap` frames of the chunk before.
 
     Raises:
-      MediaError: not a video that can be read, at the frame where it shows.
+      MediaError: the video cannot be read; raised at the frame where the fault appears.
     """
     chunk: list[np.ndarray] = []
-    begun = 0  # frames of the chunk that the last one had
+    begun = 0  # frames of the chunk that the previous chunk has too
     for frame in media.iter_video(path):
         chunk.append(fit(frame, size))
         if len(chunk) == length:
@@ -103,10 +103,10 @@ def windows(
 
 
 def contents(path: str, system: System, length: int) -> Iterator[tuple[np.ndarray, int]]:
-    """What goes with the first, second, ... chunk of motion, and how many frames of the chunk it serves.
+    """Yield the content clip for each chunk of motion in turn, and how many frames of the chunk it serves.
 
     Raises:
-      MediaError: as `read_content` and `windows`.
+      MediaError: as for `read_content` and `windows`.
     """
     if system.content_frames or media.is_picture(path):
         still = read_content(path, system.content_frames, system.size)
@@ -127,27 +127,27 @@ def reenact(
     drive: animate.Drive = animate.VIDEO,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Write `out`.
+    """Make the content move like the motion, and write the result as a video with a manifest (`write_manifest`).
 
     Args:
       run: a trained run that transfers motion.
-      content: picture or video of who or what is to move.
-      motion: video of how to move; "" where `drive` has something in its place.
-      out: mp4 to write, whole or not at all.
-      side_by_side: content and motion beside the result.
-      together: windows sampled at a time.
+      content: a picture or video of the person or thing to move.
+      motion: a video of the motion; "" if `drive` has another source of motion.
+      out: the mp4 to write, whole or not at all.
+      side_by_side: whether to show content and motion beside the result.
+      together: the number of windows that are sampled together.
       seed: the seed of the initial noise.
-      part: one of `PARTS`; other than ``both``, what one of a VidTwin's latents shows alone.
-      where: the faces are, for systems that look at them.
-      drive: key frames, codes, or a generator that goes on, for the same systems.
-      tell: called after each frame with the number of frames made and of all (0: not known); what it raises ends the
-        work.
+      part: one of `PARTS`; other than ``both``, one of a VidTwin's latents is decoded alone.
+      where: where the faces are, for systems that look at faces.
+      drive: key frames, codes, or a generator that continues the motion, for systems that look at faces.
+      tell: called after each frame with the number of frames made so far and in all (0: not known); an exception from
+        it ends the work.
 
     Returns:
-      The number of frames. Beside the video lies what `write_manifest` says of it.
+      The number of frames.
 
     Raises:
-      MediaError, ConfigError, CheckpointError: nothing is then left under the name `out`.
+      MediaError, ConfigError, CheckpointError: see their messages; no file is then left under the name `out`.
     """
     system = run.system
     if not isinstance(system, MotionTransfer) or not system.window:
@@ -228,13 +228,13 @@ def reenact(
 def write_manifest(
     run: Run, out: str, inputs: Mapping[str, str], settings: Mapping[str, Any]
 ) -> None:
-    """Write ``<out>.json``: which weights made a video of which files, so that it can be told from a recording.
+    """Write ``<out>.json``, which marks a video as generated and tells from which weights and files it was made.
 
     Args:
-      run: that made it.
+      run: the run that made the video.
       out: the video.
-      inputs: files by what they were to it.
-      settings: how this video was made, JSON-able.
+      inputs: the files that the video was made from, by their role.
+      settings: the settings with which the video was made, JSON-able.
     """
 
     def known(path: str) -> dict[str, str]:
@@ -256,8 +256,10 @@ def write_manifest(
 
 
 def _into(picture: np.ndarray, rows: Iterator[tuple]) -> Iterator[tuple[np.ndarray, ...]]:
-    """Rows of `_by_windows` at the size of the picture that they are made of: the result in the place of its centre
-    square, the motion cut to the same height."""
+    """Enlarge the rows of `_by_windows` to the size of the content picture.
+
+    The result is put in place of the picture's centre square; the motion is scaled to the picture's height.
+    """
     height, width, _ = picture.shape
     side = min(height, width)
     left, top = (width - side) // 2, (height - side) // 2
@@ -269,8 +271,10 @@ def _into(picture: np.ndarray, rows: Iterator[tuple]) -> Iterator[tuple[np.ndarr
 def _by_windows(
     run: Run, content: str, motion: str, together: int, seed: int, options: Mapping[str, str]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Content, motion and result of each frame: windows of whole pictures are sampled one after the other, and fade
-    into the next where they share frames."""
+    """Yield content, motion and result of each frame, for systems that look at whole pictures.
+
+    Windows are sampled one after the other, and each fades into the next over the frames that they share.
+    """
     system = run.system
     overlap = system.overlap
     length = system.window * together - overlap * (together - 1)
@@ -279,7 +283,7 @@ def _by_windows(
     sample = run.jit_sample(**options)
     rows = run.rows(1)  # the mesh may want more than one row; the extra ones repeat the first
     key = jax.random.key(seed)  # the same noise for every window: less flicker
-    # The last frames of the chunk before.
+    # The last frames of the previous chunk, which overlap the next one.
     held = np.zeros((0, system.size, system.size, 3), np.float32)
     rest = (None, None, None, range(0))
     chunks = windows(motion, length, system.size, overlap)
@@ -291,7 +295,7 @@ def _by_windows(
         made = np.array(sample(vars, run.put_rows(batch), key)["video"][0])
         made[: len(held)] = fade(held, made[: len(held)])
         real = min(moved, lasts)
-        # Of a full chunk the last frames are made again with the next, should there be one.
+        # The last `overlap` frames of a full chunk are made again with the next chunk, if there is one.
         ready = real - overlap if real == length else real
         yield from _rows(system, still, chunk, made, range(ready))
         held, rest = made[ready:real], (still, chunk, made, range(ready, real))
@@ -299,7 +303,7 @@ def _by_windows(
 
 
 def _rows(system: System, still, chunk, made, frames: range):
-    """Content, motion and result of some frames of a chunk."""
+    """Yield content, motion and result of some frames of a chunk."""
     for i in frames:
         beside = len(still) // 2 if system.content_frames else min(i, len(still) - 1)
         yield still[beside], chunk[i], to_uint8(made[i])
@@ -308,8 +312,10 @@ def _rows(system: System, still, chunk, made, frames: range):
 def _by_faces(
     run: Run, content: str, motion: str, seed: int, where: animate.Faces, drive: animate.Drive
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """The same of a system that looks at faces, and makes the video as a whole; grey where there is no motion
-    video, or no longer."""
+    """Yield content, motion and result of each frame, for systems that look at faces and make the video as a whole.
+
+    The motion is grey if there is no motion video or it has ended.
+    """
     picture = animate.first_picture(content)
     made = animate.animated(run, picture, content, motion, where, seed, drive)
     size = picture.shape[0] if where.paste else run.system.size
@@ -320,7 +326,7 @@ def _by_faces(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns its exit code."""
+    """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m vidmotion.reenact", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     flag = parser.add_argument

@@ -1,9 +1,9 @@
-"""A run: the system, data and optimizer that a config describes, its state, and its compiled functions.
+"""Builds a run from a config: the system, the data, the optimizer, the state, and the compiled functions.
 
 `open_run` opens the workdirs of runs.
 
-Order at the start (each later source wins): abstract init -> shardings -> init on device -> ``init_from`` ->
-optimizer and averages made from the loaded weights -> restore, if the workdir has a checkpoint.
+A run starts in this order (each later source of values wins): abstract init -> shardings -> init on device ->
+``init_from`` -> optimizer and averages made from the loaded weights -> restore, if the workdir has a checkpoint.
 """
 
 import contextlib
@@ -41,9 +41,9 @@ from vidmotion.system import Vars
 log = logging.getLogger(__name__)
 
 PyTree = Any
-# A line of a lowered program takes XLA so long on two CPU cores, whatever the size of the system: a rough forecast.
+# Seconds that XLA takes to compile one line of a lowered program on two CPU cores: a rough forecast for any system.
 COMPILE_SECONDS = 0.001
-# Least values of fields that count something; 0 is never or none.
+# The least values of fields that are counts; 0 means never or none.
 LEAST = {
     **dict.fromkeys(("batch_size", "accumulate", "checkpoint/keep"), 1),
     **dict.fromkeys(("steps", "log_every", "checkpoint/every", "checkpoint/keep_period"), 0),
@@ -52,13 +52,13 @@ LEAST = {
 
 
 def announce(lowered: jax.stages.Lowered, what: str) -> None:
-    """Say in the log about how long it takes to compile a program."""
+    """Log roughly how long it will take to compile a program; `what` names it."""
     operations = lowered.as_text().count("\n")
     log.info("compiling the %s, about %d s", what, max(1, round(operations * COMPILE_SECONDS)))
 
 
 def _check_numbers(config: ml_collections.ConfigDict) -> None:
-    """Refuse counts that would fail, or lose something, only later."""
+    """Refuse counts that are too small, which would otherwise fail or lose data only later."""
     fields = paths.flatten(config.to_dict())
     for name, least in LEAST.items():
         if name in fields and fields[name] < least:
@@ -73,17 +73,19 @@ class Run:
     Args:
       config: the (locked) config.
       workdir: the folder of this run.
-      abstract: only to reckon with: a mesh that this machine cannot fill will do.
-      mesh: default: what the config says, of all devices that JAX sees.
+      abstract: whether the run serves only for calculations; its mesh may then need more devices than there are.
+      mesh: the mesh to use; by default the mesh that the config describes, made of all devices that JAX sees.
 
     Attributes:
       config: the (locked) config.
       workdir: the folder of this run.
-      system, stepper, mesh: what is trained, its update, and on which devices.
-      batch: abstract global batch.
+      system: the system to train.
+      mesh: the device mesh.
+      stepper: the training update of the system.
+      batch: the shapes and dtypes of a global batch.
 
     Raises:
-      ConfigError: a field that does not exist or does not fit; the message names it.
+      ConfigError: a field does not exist or does not fit; the message names it.
     """
 
     def __init__(
@@ -115,7 +117,7 @@ class Run:
         self.batch = self.system.input_spec(config.batch_size)
 
     def with_batch_size(self, batch_size: int) -> "Run":
-        """This run with global batches of another size, to reckon with: network and state are the same."""
+        """Return a copy of this run with another global batch size, for calculations; network and state are shared."""
         other = copy.copy(self)
         other.batch = self.system.input_spec(batch_size)
         return other
@@ -123,14 +125,17 @@ class Run:
     # -- data -------------------------------------------------------------------------------------
 
     def source(self, split: str, **changes) -> ClipSource:
-        """The random-access source of ``config.data.<split>`` (``train`` or ``eval``), of the `kind` given there,
-        or else of ``config.data.kind``.
+        """Make the random-access source of a split's data.
 
-        `changes` go before the config's own arguments of the source.
+        Its kind is the split's own ``kind``, or else ``config.data.kind``.
+
+        Args:
+          split: the section of ``config.data`` to read, ``train`` or ``eval``.
+          **changes: arguments of the source that override those in the config.
 
         Raises:
-          ConfigError: no such section, or data that other networks than this run's have made; and as
-            `pipeline.make_source`.
+          ConfigError: there is no such section, or the data were made with networks other than this run's; and as
+            for `pipeline.make_source`.
         """
         data = self.config.data
         if split not in data:
@@ -149,8 +154,10 @@ class Run:
         return source
 
     def check_batch(self, source: ClipSource, batch: PyTree) -> None:
-        """Compare this process's rows of a batch of `source` with what the system expects, as `systems.check_batch`;
-        for clips of another size the message has the command that makes them anew."""
+        """Check this process's rows of a batch of `source` against the system's input, as `systems.check_batch` does.
+
+        If the clips have another size, the message gives the command that makes clips of the right size.
+        """
         try:
             systems.check_batch(self.system, batch, self.config.batch_size // jax.process_count())
         except ConfigError as error:
@@ -158,10 +165,10 @@ class Run:
             raise ConfigError(f"{error}{self._remade(source, side)}") from error
 
     def check_size(self, source: ClipSource) -> None:
-        """Refuse to move clips of another size than the system's.
+        """Refuse motion transfer between clips whose size is not the system's.
 
         Raises:
-          ConfigError: with the command that makes them anew.
+          ConfigError: the sizes differ; the message gives the command that makes clips of the right size.
         """
         video = source[0].get("video")
         if isinstance(self.system, systems.MotionTransfer) and video is not None:
@@ -173,7 +180,10 @@ class Run:
                 )
 
     def _remade(self, source: ClipSource, side: int) -> str:
-        """For a message: how clips of `side` pixels are made of the system's size, where that is what is wrong."""
+        """Write, for a message, the command that makes the source's clips in the system's size.
+
+        The text is empty if `side`, the size of the clips, is the system's already, or if the command is not known.
+        """
         size = getattr(self.system, "size", side)
         made_by = source.made_by if isinstance(source, Prepared) else ""
         if side == size or "--size=" not in made_by:
@@ -182,7 +192,7 @@ class Run:
         return f". This makes clips of that size: {command}"
 
     def loader(self, split: str, batch_size: int | None = None) -> pipeline.Loader:
-        """Batches of a split; shuffled for ``train``, in the source's order for ``eval``."""
+        """Make the loader of a split's batches; shuffled for ``train``, in the source's order for ``eval``."""
         data, source = self.config.data, self.source(split)
         return pipeline.Loader(
             source,
@@ -198,19 +208,19 @@ class Run:
         )
 
     def put(self, batch: PyTree) -> PyTree:
-        """This process's rows -> global device arrays; names the system does not read are left out."""
+        """Turn this process's rows into global device arrays, leaving out names that the system does not read."""
         return sharding.put_batch({name: batch[name] for name in self.batch}, self.mesh)
 
     # -- state ------------------------------------------------------------------------------------
 
     @functools.cached_property
     def abstract_params(self) -> PyTree:
-        """Shapes of ``{player: tree}``."""
+        """Shapes and dtypes of the parameters, ``{player: tree}``."""
         return jax.eval_shape(self._init_params, self.batch)
 
     @functools.cached_property
     def _init_params(self) -> Callable[[PyTree], PyTree]:
-        # One function for shapes and for values: its trace, which takes seconds, is kept.
+        # Shapes and values share one jitted function, so that its trace, which takes seconds, is made once.
         return jax.jit(self.stepper.init_params)
 
     @functools.cached_property
@@ -225,7 +235,7 @@ class Run:
 
     @property
     def state_shardings(self) -> TrainState:
-        """Tree of `NamedSharding` like the state."""
+        """Tree of `NamedSharding` with the structure of the state."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
 
     def _state_shardings(self, shapes: TrainState) -> TrainState:
@@ -256,10 +266,10 @@ class Run:
 
     @functools.cached_property
     def consts(self) -> PyTree:
-        """Never-trained networks, loaded and on every device.
+        """Never-trained networks, loaded and placed on every device.
 
         Raises:
-          ConfigError, DatasetError: what is missing or does not fit, from the system's loaders.
+          ConfigError, DatasetError: a network's file is missing or does not fit; raised by the system's loaders.
         """
         loaded = {name: const.load() for name, const in self._consts_spec.items()}
         return jax.device_put(loaded, sharding.replicated(self.mesh))
@@ -272,7 +282,7 @@ class Run:
         return {name: systems.fingerprint(tree) for name, tree in self.consts.items()}
 
     def _check_networks(self, recorded: Mapping[str, str], what: Any) -> None:
-        """Refuse `what`, which was made with networks of the `recorded` fingerprints, where they are not these."""
+        """Raise `ConfigError` if `what` was made with networks whose `recorded` fingerprints differ from this run's."""
         for name, there in recorded.items():
             here = self.networks.get(name, "none")
             if there != here:
@@ -283,7 +293,7 @@ class Run:
                 )
 
     def fresh_state(self) -> TrainState:
-        """State at step 0: initialised in place, then ``init_from`` where the config names a run."""
+        """Initialise the state at step 0 on its devices, then fill it from ``init_from`` if the config sets that."""
         shardings = self.state_shardings
         batch = jax.tree.map(
             lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.system.input_spec(1)
@@ -301,10 +311,10 @@ class Run:
         return state
 
     def check_start(self) -> None:
-        """Refuse an ``init_from`` where no parameters are; those that are there are compared by `fresh_state`.
+        """Refuse an ``init_from`` that holds no parameters; whether parameters fit is checked by `fresh_state`.
 
         Raises:
-          ConfigError: with what may stand there.
+          ConfigError: ``init_from`` holds no parameters; the message lists what it may name.
         """
         folder = self.config.init_from
         given = folder in own_weights.names() or (epath.Path(folder) / converted.NETWORK).exists()
@@ -318,9 +328,9 @@ class Run:
                 )
 
     def leaves_at_start(self, player: str, names: Collection[str]) -> dict[str, jax.Array]:
-        """Those of a player's parameters that have these paths, as the config's seed initialises them."""
+        """Initialise those of a player's parameters that have the paths `names`, with the config's seed."""
 
-        @jax.jit  # which leaves out all that the others alone need
+        @jax.jit  # drops the computations that only the other parameters need
         def chosen(batch):
             flat = paths.flatten(self._init_params(batch)[player])
             return {name: flat[name] for name in names}
@@ -329,8 +339,10 @@ class Run:
         return chosen(batch)
 
     def _inheritance(self) -> tuple[PyTree, PyTree]:
-        """Parameters and non-gradient state in ``init_from``: a run, a shipped network, or what `vidmotion.convert`
-        wrote."""
+        """Read the parameters and non-gradient state in ``init_from``.
+
+        It names a run, a shipped network, or a folder that `vidmotion.convert` wrote.
+        """
         folder = self.config.init_from
         if folder in own_weights.names():
             return own_weights.read(folder, "config.init_from"), {}
@@ -349,15 +361,19 @@ class Run:
     def restore(
         self, checkpointer: checkpoint.Checkpointer, for_use: bool = False
     ) -> tuple[TrainState, dict] | None:
-        """The workdir's newest whole checkpoint on this mesh, or None.
+        """Restore the workdir's newest whole checkpoint onto this mesh.
 
         Args:
-          checkpointer: the workdir's.
-          for_use: leave out what only training reads: the optimizer, and the raw value of each leaf that has an
-            average.
+          checkpointer: the checkpoints of the workdir.
+          for_use: whether to leave out what only training reads: the optimizer, and the raw value of each leaf that
+            has an average.
+
+        Returns:
+          The state and what `position` recorded; None if there is no checkpoint.
 
         Raises:
-          ConfigError: it was trained with other never-trained networks; and as `Checkpointer.restore`.
+          ConfigError: the checkpoint was trained with other never-trained networks.
+          CheckpointError: as for `Checkpointer.restore`.
         """
         like = self.abstract_state
         if for_use:
@@ -370,12 +386,12 @@ class Run:
         return restored
 
     def position(self, loader: pipeline.Loader, step: int) -> dict[str, Any]:
-        """What a checkpoint keeps beside the state: where the data are, and what the run depends on."""
+        """Return what a checkpoint keeps beside the state: the position in the data, the networks and the config."""
         config = json.loads(self.config.to_json())
         return {**loader.state(step), "networks": self.networks, "config": config}
 
     def trained_vars(self) -> Vars:
-        """Averaged parameters of the workdir's newest checkpoint, for evaluation and sampling.
+        """Read the averaged parameters of the workdir's newest checkpoint, for evaluation and sampling.
 
         Raises:
           CheckpointError: the workdir has none.
@@ -390,8 +406,9 @@ class Run:
         return self.vars_of(state)
 
     def weights_digest(self) -> str:
-        """Hex sha256 that names the weights of `trained_vars`, by which a result can be traced to them: of the
-        checksums of the checkpoint, or of the files of weights that are no run.
+        """Return a hex sha256 that identifies the weights of `trained_vars`, so that a result can be traced to them.
+
+        It is the digest of the checkpoint's checksums, or of the weight files if the weights come from no run.
 
         Raises:
           CheckpointError: the workdir has no checkpoint.
@@ -402,12 +419,14 @@ class Run:
             return checkpointer.digest(steps[-1])
 
     def vars_by_part(self) -> Callable[..., Vars]:
-        """`trained_vars` for networks that run one after the other: names of networks -> variables with those
-        of the player ``model`` alone, which a released run reads only then, and whose memory is free again
-        when the caller lets go of them.
+        """Return a function that gives the trained variables of some networks only, for networks that run in turn.
+
+        The function takes names of networks and returns variables that hold only these networks of the player
+        ``model``. A released run reads them from disk at each call, and their memory is free again when the caller
+        drops them.
 
         Raises:
-          ConfigError, CheckpointError: as `trained_vars`.
+          ConfigError, CheckpointError: as for `trained_vars`.
         """
         vars = self.trained_vars()
 
@@ -418,7 +437,7 @@ class Run:
         return only
 
     def vars_of(self, state: TrainState) -> Vars:
-        """What `System.sample` reads, from a state."""
+        """Return the variables of a state that `System.sample` reads, with averaged parameters."""
         return Vars(state.averaged_params(), state.mutable, self.consts)
 
     # -- compiled functions -----------------------------------------------------------------------
@@ -429,8 +448,13 @@ class Run:
         phase: tuple[int, int | None] | None = None,
         platforms: tuple[str, ...] | None = None,
     ) -> jax.stages.Lowered:
-        """The lowered training update of a phase of the run (`Stepper.phase`; None: the last), or another function of
-        its arguments and outputs; the first is donated. `platforms`: not those of this process, but these."""
+        """Trace and lower the training update; its first argument, the state, is donated.
+
+        Args:
+          update: another function with the arguments and outputs of `Stepper.update`, to lower in its place.
+          phase: the phase of the run that the update serves (`Stepper.phase`); None for the last one.
+          platforms: the platforms to lower for; by default those of this process.
+        """
         phase = phase or self.stepper.phase(self.config.steps - 1)
         rows, whole = sharding.batch(self.mesh), sharding.replicated(self.mesh)
 
@@ -450,11 +474,11 @@ class Run:
         return traced.lower(lowering_platforms=platforms)
 
     def flops_per_step(self) -> float | None:
-        """Model FLOPs of one update of the global batch, from XLA's cost analysis; None if it has none.
+        """Count the model FLOPs of one update of the global batch by XLA's cost analysis; None if it has none.
 
-        Counted by a tracing of its own, without recomputation, layer scans, microbatches or work in pieces, so
-        that each operation of the model counts once; a player that updates now and then counts as if it always did. The
-        step is one of the run's last phase, in which all parts work.
+        The update is traced separately for this, without recomputation, layer scans, microbatches or chunking, so that
+        each operation of the model counts once. A player that updates only in some steps counts as if it updated in
+        all. The update is that of the run's last phase, in which all parts are active.
         """
         loops = {"remat", "scan"} & {field.name for field in dataclasses.fields(self.system)}
         system = dataclasses.replace(self.system, **dict.fromkeys(loops, False))
@@ -470,8 +494,10 @@ class Run:
         return (lowered.cost_analysis() or {}).get("flops")
 
     def jit_sample(self, **options) -> Callable[[Vars, PyTree, jax.Array], PyTree]:
-        """`System.sample` over a batch cut across the mesh; its outputs are whole on every process. Its first call
-        says in the log about how long it compiles."""
+        """Jit `System.sample` for a batch cut across the mesh; the outputs are whole on every process.
+
+        The first call of the returned function logs roughly how long it will take to compile.
+        """
         jitted, begun = self.jit(functools.partial(self.system.sample, **options)), []
 
         def sample(*arguments):
@@ -483,7 +509,7 @@ class Run:
         return sample
 
     def jit(self, function: Callable, **options) -> Callable:
-        """`jax.jit` for arrays on this run's mesh; outputs are whole everywhere, unless `options` say otherwise."""
+        """Apply `jax.jit` for arrays on this run's mesh; outputs are whole on every device unless `options` differ."""
         defaults = {
             "out_shardings": sharding.replicated(self.mesh),
             "compiler_options": sharding.compiler_options(self.mesh),
@@ -491,12 +517,12 @@ class Run:
         return jax.jit(sharding.OnMesh(function, self.mesh), **defaults | options)
 
     def rows(self, count: int) -> int:
-        """The smallest batch size >= count that the mesh and the processes divide."""
+        """Return the smallest batch size >= `count` that divides evenly among the mesh and the processes."""
         unit = int(np.lcm(sharding.batch_shards(self.mesh), jax.process_count()))
         return -(-count // unit) * unit
 
     def put_rows(self, batch: PyTree) -> PyTree:
-        """A batch that every process holds whole -> global arrays cut over the mesh."""
+        """Turn a batch that every process holds whole into global arrays that are cut over the mesh."""
         where: NamedSharding = sharding.batch(self.mesh)
         return jax.tree.map(
             lambda x: jax.make_array_from_callback(x.shape, where, lambda index: x[index]), batch
@@ -506,10 +532,10 @@ class Run:
 
     @contextlib.contextmanager
     def hold(self, part: str = "") -> Iterator[None]:
-        """The workdir, or a part of it, for this job alone: process 0 holds it for all of the job's processes.
+        """Lock the workdir, or the folder `part` in it, for this job; process 0 holds the lock for all its processes.
 
         Raises:
-          ConfigError: another job holds it; says which process.
+          ConfigError: another job holds the lock; the message names its process.
         """
         folder = self.workdir / part if part else self.workdir
         with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""One JSON record per run: what was run, where, how far, how fast, and what came out.
+"""Reads and writes the JSON record of a run: its config, hardware, progress, speed and results.
 
 Tables in the README and in ``docs/results`` are built from committed records, never typed.
 """
@@ -26,7 +26,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 
 def environment() -> dict[str, Any]:
-    """Hardware, library versions and commit of this process."""
+    """Return the hardware, library versions and commit of this process."""
     device = jax.devices()[0]
     return {
         "commit": _commit(),
@@ -40,7 +40,7 @@ def environment() -> dict[str, Any]:
 
 
 def without_places(config: Any) -> Any:
-    """A config with the folders of this machine cut off its absolute paths: a record is to be shared."""
+    """Reduce each absolute path in a config to its last component, because a record is to be shared."""
     if isinstance(config, Mapping):
         return {name: without_places(value) for name, value in config.items()}
     if isinstance(config, list | tuple):
@@ -51,7 +51,7 @@ def without_places(config: Any) -> Any:
 
 
 def peak_memory() -> dict[str, int]:
-    """Peak bytes of the first local device where it counts them, and of this process."""
+    """Return the peak bytes of this process, and of the first local device if it counts them."""
     stats = jax.local_devices()[0].memory_stats() or {}
     peak = {"process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
     if "peak_bytes_in_use" in stats:
@@ -65,7 +65,7 @@ def write(path: epath.Path, content: Mapping[str, Any]) -> None:
 
 
 def read(path: epath.Path) -> dict[str, Any] | None:
-    """What `write` wrote; None without a file, and, with a warning, where it cannot be read."""
+    """Read a record; None if there is no file, or, with a warning, if it cannot be read."""
     try:
         content = json.loads(path.read_text())
         if isinstance(content, dict):
@@ -80,7 +80,7 @@ def read(path: epath.Path) -> dict[str, Any] | None:
 
 
 def table(results: Sequence[MetricResult]) -> str:
-    """Results as an aligned text table."""
+    """Format results as an aligned text table."""
     rows = [("metric", "value", "n", "convention")]
     for row in results:
         value = "-" if row.value is None else f"{row.value:.4f}"
@@ -92,7 +92,7 @@ def table(results: Sequence[MetricResult]) -> str:
 
 
 def _commit() -> str:
-    """The commit of this checkout, with "+changes" if it is not clean; "unknown" outside git."""
+    """Return the commit of this checkout, with "+changes" if it is not clean; "unknown" outside git."""
     try:
         root = Path(__file__).resolve().parents[1]
         git = ["git", "-C", str(root)]

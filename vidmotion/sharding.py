@@ -1,13 +1,13 @@
-"""The device mesh ``(data, fsdp, tensor)`` and where each array lies on it.
+"""Builds the device mesh ``(data, fsdp, tensor)`` and decides how each array is placed on it.
 
-Shardings are decided by path rules on parameter names, not by metadata on the arrays. A rule's value is
+Path rules on parameter names decide the shardings, not metadata on the arrays. A rule's value is
 
-- ``None``: the leaf is on every device;
-- an axis name such as ``"fsdp"``: the largest dimension which that axis divides is split over it;
+- ``None``: the leaf is whole on every device;
+- an axis name such as ``"fsdp"``: the largest dimension that the axis divides is split over it;
 - a tuple such as ``("fsdp", "tensor")``: one entry per dimension, aligned to the right, so that one rule
   serves a layer and the same layer stacked by `scan`.
 
-Axes that do not divide their dimension are dropped, leaves below `MIN_SIZE` values stay whole.
+An axis that does not divide its dimension is dropped, and leaves of fewer than `MIN_SIZE` values stay whole.
 """
 
 import dataclasses
@@ -31,15 +31,16 @@ DEFAULT_RULES = ((".*", "fsdp"),)
 def make_mesh(
     shape: Mapping[str, int], devices: list | None = None, abstract: bool = False
 ) -> Mesh | AbstractMesh:
-    """Mesh with axes `AXES`.
+    """Make a mesh with axes `AXES`.
 
     Args:
-      shape: size of each axis; missing axes are 1, one axis may be -1 (all remaining devices).
-      devices: defaults to all devices of all processes.
-      abstract: a mesh to reckon with, of any number of devices; nothing can be put on it.
+      shape: the size of each axis; a missing axis has size 1, and one axis may be -1 (all remaining devices).
+      devices: the devices of the mesh; by default all devices of all processes.
+      abstract: whether to make a mesh for calculations only, of any number of devices; no array can be placed on it.
 
     Raises:
-      ConfigError: unknown axis, a size that is none, two free axes, or a product that is not the number of devices.
+      ConfigError: an axis is unknown, a size is not valid, two axes are -1, or the product of the sizes is not the
+        number of devices.
     """
     devices = jax.devices() if devices is None else devices
     unknown = set(shape) - set(AXES)
@@ -68,7 +69,7 @@ def make_mesh(
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
-    """Number of pieces the batch is cut into: every axis but ``tensor`` divides it."""
+    """Return the number of pieces into which the batch is cut: every axis but ``tensor`` divides it."""
     return math.prod(mesh.shape[axis] for axis in chunked_map.BATCH_AXES)
 
 
@@ -76,8 +77,8 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int, processes: in
     """Refuse a global batch that cannot be cut evenly.
 
     Raises:
-      ConfigError: naming the sizes and the nearest batch sizes that fit; or processes that would have
-        to read the same rows.
+      ConfigError: the batch cannot be cut evenly (the message gives the sizes and the nearest batch sizes that fit),
+        or several processes would have to read the same rows.
     """
     if batch_shards(mesh) % processes:
         raise ConfigError(
@@ -95,10 +96,10 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int, processes: in
 
 
 def spec(shape: tuple[int, ...], value: Any, mesh: Mesh) -> PartitionSpec:
-    """Partition of an array of `shape` under a rule's `value` (see the module's docstring).
+    """Return the partition of an array of `shape` under a rule's `value` (see the module's docstring).
 
     Raises:
-      ConfigError: a value that is not as described there.
+      ConfigError: the value is not one that the module's docstring describes.
     """
     named = (
         [value] if isinstance(value, str) else [axis for axis in value or () if axis is not None]
@@ -126,10 +127,10 @@ def spec(shape: tuple[int, ...], value: Any, mesh: Mesh) -> PartitionSpec:
 
 
 def of_params(params: PyTree, rules: paths.Rules, mesh: Mesh) -> PyTree:
-    """Tree of `NamedSharding` like the (abstract) parameter tree `params`.
+    """Return a tree of `NamedSharding` with the structure of the (abstract) parameter tree `params`.
 
     Raises:
-      ConfigError: a leaf matches no rule, or a rule's value makes no sense.
+      ConfigError: a leaf matches no rule, or a rule's value is not valid.
     """
     values = paths.flatten(paths.assign(rules, params, "config.sharding"))
     return paths.unflatten(
@@ -141,21 +142,21 @@ def of_params(params: PyTree, rules: paths.Rules, mesh: Mesh) -> PyTree:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """On every device, whole."""
+    """Return the sharding of an array that is whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch(mesh: Mesh) -> NamedSharding:
-    """First dimension cut over ``data`` and ``fsdp``."""
+    """Return the sharding of a batch, whose first dimension is cut over ``data`` and ``fsdp``."""
     return NamedSharding(mesh, BATCH)
 
 
 def put_batch(local: PyTree, mesh: Mesh) -> PyTree:
-    """This process's rows of a batch as global arrays cut over the mesh."""
+    """Turn this process's rows of a batch into global arrays that are cut over the mesh."""
 
     def put(x):
-        # The global shape is given, or JAX would take a leaf that lies whole on each process for
-        # one that all processes hold alike.
+        # Without the global shape, JAX would assume that a leaf which a process holds whole is the same on all
+        # processes.
         shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
         return jax.make_array_from_process_local_data(batch(mesh), x, shape)
 
@@ -163,7 +164,7 @@ def put_batch(local: PyTree, mesh: Mesh) -> PyTree:
 
 
 def bytes_per_device(abstract: PyTree, shardings: PyTree) -> int:
-    """Bytes that one device holds of a tree of shapes under its shardings."""
+    """Return the bytes that one device holds of a tree of shapes under its shardings."""
     total = 0
     for leaf, where in zip(jax.tree.leaves(abstract), jax.tree.leaves(shardings)):
         total += math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -172,11 +173,13 @@ def bytes_per_device(abstract: PyTree, shardings: PyTree) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class OnMesh:
-    """`function`, traced where `chunked_map.row_shards` knows the mesh; two of the same are equal: `jit` compiles once.
+    """Wraps a function so that it is traced with a mesh set, which `chunked_map.row_shards` reads.
+
+    Two wrappers of the same function and mesh are equal, so `jit` compiles them once.
 
     Attributes:
-      function: takes arrays whose batch is cut over the mesh.
-      mesh: that mesh.
+      function: a function of arrays whose batch is cut over the mesh.
+      mesh: the mesh to set.
     """
 
     function: Callable[..., Any]
@@ -193,11 +196,11 @@ class OnMesh:
 
 
 def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, str]:
-    """XLA's options for every large program of this project, for the platform of a mesh.
+    """Return the XLA options with which this project compiles every large program, for the platform of a mesh.
 
     On the CPU, XLA's fusions of the YNN library are switched off. With them the backward pass of a convolution is two
-    to three times slower, and the bias of every layer is spread over its batch ahead of the first layer: X-NeMo at
-    512 px and 8 frames then needs 14.4 GiB of temporaries, and 1.9 without.
+    to three times slower, and the bias of every layer is broadcast over its batch before the first layer runs: X-NeMo
+    at 512 px and 8 frames then needs 14.4 GiB of temporaries, against 1.9 GiB without them.
     """
     if isinstance(mesh, AbstractMesh):
         platform = jax.default_backend()

@@ -1,4 +1,4 @@
-"""How every command begins and ends: log, devices, and exit codes for what its user can mend."""
+"""Starts and ends every command: log, devices, command-line helpers, and exit codes for mistakes of the user."""
 
 import argparse
 import ast
@@ -22,20 +22,20 @@ log = logging.getLogger(__name__)
 
 
 def recipes() -> dict[str, pathlib.Path]:
-    """The configs of this project: their files by name."""
+    """Return the files of this project's configs, by name."""
     folder = pathlib.Path(importlib.util.find_spec("configs").origin).parent
     return {path.stem: path for path in sorted(folder.glob("[a-z]*.py"))}
 
 
 def config_file(name: str) -> str:
-    """The file of a config, followed by its argument: ``heads:demo`` -> ``/.../configs/heads.py:demo``.
+    """Find the file of a config and append its argument: ``heads:demo`` -> ``/.../configs/heads.py:demo``.
 
     Args:
-      name: the name of a recipe of this project, or a path that ends in ``.py``. Where there is no file at the path
-        ``configs/<name>.py``, it means the recipe of that name, so that it can be given in any folder.
+      name: the name of a recipe of this project, or a path that ends in ``.py``. If there is no file at the path
+        ``configs/<name>.py``, the path stands for the recipe of that name, so that it works in any folder.
 
     Raises:
-      ConfigError: there is no such recipe or file; lists the recipes and what each of them is.
+      ConfigError: there is no such recipe or file; the message lists the recipes and describes each of them.
     """
     stem, colon, argument = name.partition(":")
     path, known = pathlib.Path(stem), recipes()
@@ -55,15 +55,15 @@ def config_file(name: str) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """For a message about a name that does not exist: the one that was probably meant, or nothing."""
+    """Suggest, for a message about a name that does not exist, the name that was probably meant; "" if none is near."""
     found = difflib.get_close_matches(word, known, 1)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def set_up_log() -> None:
-    """This project's messages from INFO on; those of libraries from WARNING on, and of orbax from ERROR on."""
+    """Log this project's messages from INFO on, those of libraries from WARNING on, and orbax's from ERROR on."""
     absl_logging.set_verbosity(absl_logging.WARNING)
-    # Orbax logs by absl's logger, and warns of its own defaults ("CheckpointManagerOptions.read_only=True, ...").
+    # Orbax uses absl's logger, and warns about its own defaults ("CheckpointManagerOptions.read_only=True, ...").
     absl_logging.get_absl_logger().addFilter(
         lambda record: record.levelno >= logging.ERROR or "/orbax/" not in record.pathname
     )
@@ -76,11 +76,12 @@ def set_up_log() -> None:
 
 
 def set_up_devices() -> None:
-    """Compilation cache, and one distributed job where the environment describes several processes; says in the log
-    on what devices and with which versions this process runs.
+    """Set up the compilation cache, and join the distributed job if the environment describes several processes.
+
+    The devices and versions with which this process runs are logged.
 
     Raises:
-      ConfigError: a description that is not complete, or processes that do not find each other.
+      ConfigError: the description of the processes is not complete, or the processes do not find each other.
     """
     import jax
 
@@ -99,12 +100,12 @@ def set_up_devices() -> None:
     elif cluster := _cluster():
         _join(cluster)  # jax reads these clusters itself
     if jax.process_index() > 0:
-        logging.getLogger("vidmotion").setLevel(logging.WARNING)  # process 0 speaks for all
+        logging.getLogger("vidmotion").setLevel(logging.WARNING)  # process 0 logs for all
     _introduce()
 
 
 def _introduce() -> None:
-    """Log the devices and versions; warn of a GPU that jax cannot use."""
+    """Log the devices and versions, and warn about a GPU that jax cannot use."""
     import jax
 
     devices = jax.devices()
@@ -126,7 +127,7 @@ def _introduce() -> None:
 
 
 def version() -> str:
-    """Of the installed package; "unknown" where it is run from its folder alone."""
+    """Return the version of the installed package; "unknown" if it runs from its folder without being installed."""
     try:
         return importlib.metadata.version("vidmotion")
     except importlib.metadata.PackageNotFoundError:
@@ -134,12 +135,12 @@ def version() -> str:
 
 
 def _gpus() -> list[str]:
-    """Device files of NVIDIA GPUs."""
+    """Return the device files of NVIDIA GPUs."""
     return glob.glob("/dev/nvidia[0-9]*")
 
 
 def cache_folder() -> str:
-    """This project's folder for what can be made again; a relative XDG_CACHE_HOME counts as none, as its rules say."""
+    """Return this project's cache folder; a relative XDG_CACHE_HOME is ignored, as the XDG specification demands."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return os.path.join(
         base if os.path.isabs(base) else os.path.expanduser("~/.cache"), "vidmotion"
@@ -147,10 +148,10 @@ def cache_folder() -> str:
 
 
 def _cluster() -> str:
-    """What in the environment says that this process is one of several; "": nothing."""
+    """Return the environment variable that says that this process is one of several; "" if none does."""
     variables = os.environ
     if (tasks := _number("SLURM_NTASKS", 1)) > 1:
-        # An allocation has that variable too; only srun, which starts the tasks, counts those of its step.
+        # An allocation sets SLURM_NTASKS too; only srun, which starts the tasks, sets SLURM_STEP_NUM_TASKS.
         if _number("SLURM_STEP_NUM_TASKS", 1) > 1:
             return f"SLURM_STEP_NUM_TASKS={variables['SLURM_STEP_NUM_TASKS']}"
         log.warning(
@@ -168,7 +169,7 @@ def _cluster() -> str:
 
 
 def _number(name: str, default: int | None = None) -> int:
-    """An environment variable; one that is empty counts as absent."""
+    """Read a number from an environment variable; an empty variable counts as absent."""
     text = os.environ.get(name, "")
     if not text and default is not None:
         return default
@@ -182,7 +183,7 @@ def _number(name: str, default: int | None = None) -> int:
 
 
 def _join(why: str, **options) -> None:
-    """`jax.distributed.initialize`; `why` names what asked for it."""
+    """Call `jax.distributed.initialize`; `why` names, for messages, the variable that asked for it."""
     import jax
 
     try:
@@ -194,15 +195,15 @@ def _join(why: str, **options) -> None:
             "them at once (docs/launchers.md), or unset it to run alone"
         ) from error
     if jax.default_backend() == "cpu" and sys.stdout is sys.__stdout__:
-        # Gloo, which joins processes of a CPU, prints a line for each of its connections and has no switch for it:
-        # Python keeps the standard output, and what libraries write beside it goes nowhere.
+        # Gloo, which connects processes on CPUs, prints a line for each of its connections and cannot be silenced.
+        # So Python keeps the standard output, and whatever libraries write to it directly is discarded.
         sys.stdout.flush()
         sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def simulate_devices(count: int) -> None:
-    """Make JAX show `count` CPU devices, to compile for; 0 or less leaves it as it is.
+    """Make JAX show `count` CPU devices, to compile for; if `count` is 0 or less, nothing is changed.
 
     Raises:
       ConfigError: JAX has started already, with other devices.
@@ -224,7 +225,7 @@ def one_process() -> None:
     """Refuse several processes, for a command that writes one file.
 
     Raises:
-      ConfigError: there are several.
+      ConfigError: the job has several processes.
     """
     import jax
 
@@ -233,7 +234,7 @@ def one_process() -> None:
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """For `argparse`: a whole number from `least` on."""
+    """Return a type for `argparse` that takes whole numbers from `least` on."""
 
     def number(text: str) -> int:
         if int(text) < least:
@@ -246,10 +247,12 @@ def at_least(least: int) -> Callable[[str], int]:
 def parse_with_config(
     parser: argparse.ArgumentParser, arguments: list[str]
 ) -> tuple[argparse.Namespace, dict[str, str]]:
-    """Parse a command that uses a trained run; ``--config.<field>=<value>`` as in `main` is taken apart.
+    """Parse a command that uses a config, with overrides ``--config.<field>=<value>`` as in `main`.
+
+    Any other unknown argument ends the process with a usage error.
 
     Returns:
-      (what `parser` reads, {field: value as text}). Anything else ends the process as `parser` does.
+      The arguments that `parser` knows, and ``{field: value as text}``.
     """
     args, rest = parser.parse_known_args(arguments)
     fields = {}
@@ -262,11 +265,11 @@ def parse_with_config(
 
 
 def exit_code_of(work: Callable[[], int], stopped: str) -> int:
-    """Do `work` and return its exit code; what the user can mend is one message and `EXIT_REFUSED`.
+    """Do `work` and return its exit code; an error that the user can correct gives one message and `EXIT_REFUSED`.
 
     Args:
-      work: returns an exit code.
-      stopped: what to say after Ctrl-C.
+      work: a function that does the work and returns an exit code.
+      stopped: the message after Ctrl-C.
     """
     from vidmotion.checkpoint import CheckpointError
     from vidmotion.data.records import DatasetError
@@ -277,7 +280,7 @@ def exit_code_of(work: Callable[[], int], stopped: str) -> int:
     except (ConfigError, DatasetError, CheckpointError, MediaError) as error:
         log.error("%s", error)
     except OSError as error:
-        if error.filename is None:  # not about a file of the user's
+        if error.filename is None:  # not about one of the user's files
             raise
         log.error("%s", error)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step, and nothing else."""
+"""The state that a training run carries from step to step."""
 
 import dataclasses
 from typing import Any
@@ -14,16 +14,16 @@ PyTree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """State of a run after `step` completed updates.
+    """The state of a run after `step` completed updates.
 
     Attributes:
-      step: () int32, number of completed updates; also the checkpoint's label.
+      step: () int32, the number of completed updates; also the checkpoint's label.
       params: ``{player: nested dict}``, float32, trainable and frozen leaves alike.
-      mutable: non-gradient state of the networks (running statistics); ``{}`` for most systems.
-      opt: ``{player: optax state}`` over that player's trainable leaves.
-      ema: exponential moving average of the first player's trainable leaves, or ``{}`` when off.
+      mutable: the non-gradient state of the networks (running statistics); ``{}`` for most systems.
+      opt: ``{player: optax state}`` over the player's trainable leaves.
+      ema: the exponential moving average of the first player's trainable leaves; ``{}`` if averaging is off.
 
-    Nothing random is kept: keys are functions of (seed, step, microbatch).
+    No random state is kept: keys are functions of (seed, step, player, microbatch).
     """
 
     step: jax.Array
@@ -33,7 +33,7 @@ class TrainState:
     ema: PyTree
 
     def averaged_params(self) -> PyTree:
-        """`params` with the averaged leaves in place of the raw ones: what evaluation uses."""
+        """Return `params` with averaged leaves in place of the raw ones, for evaluation."""
         return paths.merge(self.params, self.ema)
 
 
@@ -43,11 +43,13 @@ def _is_finite(leaf: jax.Array) -> jax.Array:
 
 
 def name_broken(tree: PyTree, most: int = 3) -> str:
-    """For a message: the paths of the first `most` leaves that hold a NaN or an infinity, and how many more there are;
-    empty where none does.
+    """Name, for a message, the leaves that hold a NaN or an infinity.
 
-    There is a program for each shape and not one for the tree: states have thousands of leaves of tens of shapes, and
-    one program of all of them takes many times as long to compile.
+    One program is compiled for each shape and not one for the whole tree: states have thousands of leaves but only
+    tens of shapes, and a single program for all leaves takes many times as long to compile.
+
+    Returns:
+      The paths of the first `most` such leaves and the number of further ones; empty if there are none.
     """
     finite = jax.device_get(jax.tree.map(_is_finite, tree))
     names = [

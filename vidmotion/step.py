@@ -1,6 +1,6 @@
-"""One pure training update: players in order, accumulation, clipping, optimizer, EMA.
+"""Computes one training update as a pure function: players in order, accumulation, clipping, optimizer, EMA.
 
-The whole update is one jitted function of ``(state, consts, batch)``. Randomness is a function of
+The whole update is one jitted function of ``(state, consts, batch)``. Random keys are functions of
 (seed, step, player, microbatch), so a run resumed at step n continues as if it had never stopped.
 """
 
@@ -19,16 +19,18 @@ from vidmotion.state import TrainState
 from vidmotion.system import Out, Player, System, Vars, begun, when, within
 
 PyTree = Any
-SHORTEST_PHASE = 50  # steps: what comes and goes sooner is not worth a program of its own
+SHORTEST_PHASE = 50  # steps; a shorter phase is not worth compiling a program for
 
 
 @dataclasses.dataclass(frozen=True)
 class Ema:
-    """``config.ema``: average <- d * average + (1 - d) * params after each update.
+    """``config.ema``: the exponential moving average of parameters.
+
+    After each update, average <- d * average + (1 - d) * params.
 
     Attributes:
       decay: the asymptotic d; 0 switches averaging off.
-      warmup: use min(decay, (1 + n) / (10 + n)) at update n, so that short runs are averaged too.
+      warmup: whether to use d = min(decay, (1 + n) / (10 + n)) at update n, so that short runs are averaged too.
     """
 
     decay: float = 0.0
@@ -39,7 +41,7 @@ class Ema:
             raise ConfigError(f"decay={self.decay!r}: from 0 to less than 1")
 
     def at(self, step: jax.Array) -> jax.Array:
-        """() float32 decay of the update that follows `step` completed ones."""
+        """Return d, () float32, for the update that follows `step` completed updates."""
         decay = jnp.float32(self.decay)
         if not self.warmup:
             return decay
@@ -52,12 +54,12 @@ class Stepper:
     """Binds a system to its optimizers; builds states and the update function.
 
     Attributes:
-      system: what is trained.
+      system: the system to train.
       optimizers: ``{player name: Optimizer}``, exactly one per player of the system.
-      steps: planned number of updates; a player's schedule ends with the last one that it takes.
+      steps: the planned number of updates; a player's schedule ends with the last update in which it takes part.
       seed: the seed of all randomness.
-      accumulate: number of microbatches per update.
-      ema: averaging of the first player's trainable leaves.
+      accumulate: the number of microbatches per update.
+      ema: the averaging of the first player's trainable leaves.
 
     Raises:
       ConfigError: the optimizers' names are not the system's players, or `accumulate` is below 1.
@@ -83,11 +85,11 @@ class Stepper:
     # -- state --------------------------------------------------------------------------------
 
     def init_params(self, batch: PyTree) -> PyTree:
-        """Fresh ``{player: tree}``; jit-able, so that it can be placed as it is made."""
+        """Initialise ``{player: tree}``; jit-able, so that each leaf can be made directly on its devices."""
         return self.system.init(jax.random.key(self.seed), batch)
 
     def init_state(self, params: PyTree) -> TrainState:
-        """State at step 0 around given (possibly loaded) parameters; jit-able."""
+        """Make the state at step 0 from given (possibly loaded) parameters; jit-able."""
         opt, average = {}, {}
         for player in self.system.players:
             trainable, _ = self._split(player.name, params)
@@ -106,10 +108,10 @@ class Stepper:
     def opt_like(
         self, player: str, opt: PyTree, params: PyTree, like: PyTree, other: Any
     ) -> PyTree:
-        """Tree with the structure of a player's optimizer state.
+        """Return a tree with the structure of a player's optimizer state `opt`, filled from `like` and `other`.
 
-        Slots that mirror a parameter take that parameter's value in `like` (a tree over ALL of the
-        player's leaves, for example shardings), the rest take `other`.
+        A slot that mirrors a parameter takes that parameter's value in `like` (a tree over ALL of the player's
+        leaves, for example of shardings); every other slot takes `other`.
         """
         mask = self.optimizers[player].trainable_mask(params[player])
         values = paths.flatten(paths.select(like, mask))
@@ -123,7 +125,7 @@ class Stepper:
         return jax.tree_util.tree_map_with_path(value, opt)
 
     def _split(self, player: str, params: PyTree) -> tuple[PyTree, PyTree]:
-        """A player's (trainable, frozen) leaves."""
+        """Split a player's parameters into (trainable, frozen) leaves."""
         mask = self.optimizers[player].trainable_mask(params[player])
         inverse = jax.tree.map(lambda flag: not flag, mask)
         return paths.select(params[player], mask), paths.select(params[player], inverse)
@@ -137,9 +139,10 @@ class Stepper:
     # -- update -------------------------------------------------------------------------------
 
     def phase(self, step: int) -> tuple[int, int | None]:
-        """The (first, end) of the steps that one compiled update serves, among them `step`; end None: to the last.
+        """Return the phase that holds `step`: the range (first, end) of steps served by one compiled update.
 
-        A new phase begins where a player or a part of a loss sets in, so that what has not set in costs nothing.
+        `end` is None for the run's last phase. A new phase begins when a player or a part of a loss becomes active,
+        so that inactive ones cost nothing. No phase but the last is shorter than `SHORTEST_PHASE`.
         """
         starts = {step for seat in self.system.players for step in (seat.start, *seat.switches)}
         first = 0
@@ -158,18 +161,19 @@ class Stepper:
         batch: PyTree,
         phase: tuple[int, int | None] = (0, None),
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One completed update of every player that is due.
+        """Update every player that is due.
 
         Args:
-          state: before the update.
-          consts: never-trained networks, a separate argument so that XLA does not bake them in.
+          state: the state before the update.
+          consts: the never-trained networks; a separate argument, so that XLA does not compile them in as constants.
           batch: ``{name: (B, ...)}``, B divisible by `accumulate`.
-          phase: the steps that the traced program is to serve, from `phase`; by default all.
+          phase: the (first, end) of the steps that the traced program is to serve, from the method `phase`; by
+            default all steps.
 
         Returns:
           The next state and ``{name: () float32}``: the system's metrics, ``loss/<player>``, and
-          ``grad_norm/<player>`` before clipping, in all and per top-level module. A player that is
-          not due reports zeros.
+          ``grad_norm/<player>`` before clipping, in all and per top-level module. A player that is not due reports
+          zeros.
         """
         with within(*phase):
             return self._update(state, consts, batch)
@@ -207,12 +211,12 @@ class Stepper:
         )
 
     def _cut(self, x_b: jax.Array) -> jax.Array:
-        """(B, ...) -> (A, B/A, ...); microbatch a takes rows a::A, which keeps rows on their device."""
+        """Cut (B, ...) into microbatches (A, B/A, ...); microbatch a takes rows a::A, so rows stay on their device."""
         rows = x_b.shape[0] // self.accumulate
         return x_b.reshape(rows, self.accumulate, *x_b.shape[1:]).swapaxes(0, 1)
 
     def _when_due(self, player: Player, step: jax.Array, run: Callable, operand: PyTree) -> PyTree:
-        """`run` when the player is due, else an untouched state and zero metrics."""
+        """Call `run` if the player is due; otherwise return the state untouched and zero metrics."""
         due = begun(step, player.start)
         if due is True and player.period == 1:
             return run(operand)
@@ -228,7 +232,7 @@ class Stepper:
         return when(due, run, rest, operand)
 
     def _play(self, player, params, slots, mutable, consts, micro, key, step, carry):
-        """Gradient and update of one player; returns (params, slots, mutable, carry, metrics)."""
+        """Compute the gradient of one player and update it; returns (params, slots, mutable, carry, metrics)."""
         name = player.name
         trainable, frozen = self._split(name, params)
 
@@ -273,7 +277,7 @@ class Stepper:
             (mutable, ((grads, metrics), weight)), carries = jax.lax.scan(body, (mutable, sums), xs)
             total = jnp.where(
                 weight > 0, weight, 1.0
-            )  # nothing counted: gradients and metrics of 0
+            )  # if the weight is 0, gradients and metrics are 0
             grads, metrics = jax.tree.map(lambda x: x / total, (grads, metrics))
 
         updates, slots = self._transform(name, trainable).update(grads, slots, trainable)

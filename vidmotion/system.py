@@ -1,7 +1,7 @@
-"""The one interface between a paper and the training loop, and the table of systems.
+"""Defines the interface between a paper's system and the training loop, and lists the systems.
 
-A system is a frozen dataclass of numbers and linen modules, never arrays. Its fields are those of ``config.system``,
-so a misspelt one is an error and there is no second schema.
+A system is a frozen dataclass of numbers and linen modules, never arrays. Its fields are the fields of
+``config.system``, so a misspelt field is an error and no second schema is needed.
 """
 
 import abc
@@ -42,17 +42,17 @@ SYSTEMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Player:
-    """One optimisation player.
+    """A group of parameters that is trained with a loss and an optimizer of its own, such as a GAN's discriminator.
 
     Attributes:
-      name: top-level key of its parameters, and of its section in ``config.optimizer``.
-      start: first step (count of completed updates) at which it learns.
-      period: it learns every `period` steps from `start` on.
-      shares_forward: it reuses the first player's stop-gradient outputs (`Out.carry`) instead of
-        recomputing them with that player's updated parameters.
-      whole_schedule: its learning rate's schedule is that of the whole run, as though it had learnt from step 0; else
-        the schedule begins with its first update and ends with its last.
-      switches: steps from which its loss has a term that it did not have before, as the loss asks `begun` about them.
+      name: the top-level key of the player's parameters, and of its section in ``config.optimizer``.
+      start: the first step (the number of completed updates) at which the player learns.
+      period: the player learns every `period` steps from `start` on.
+      shares_forward: whether the player reuses the first player's stop-gradient outputs (`Out.carry`) instead of
+        recomputing them with the first player's updated parameters.
+      whole_schedule: whether the schedule of the player's learning rate covers the whole run, as if the player had
+        learnt from step 0; otherwise the schedule begins with the player's first update and ends with its last.
+      switches: the steps from which the player's loss has an additional term, about which the loss asks `begun`.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Player:
 
 
 class Vars(NamedTuple):
-    """All arrays a system reads: trained (and frozen) parameters, mutable state, never-trained constants."""
+    """All arrays that a system reads: trained (and frozen) parameters, mutable state, and never-trained networks."""
 
     params: PyTree
     mutable: PyTree
@@ -72,13 +72,13 @@ class Vars(NamedTuple):
 
 
 class Out(NamedTuple):
-    """What a loss returns beside its scalar.
+    """The outputs of a loss beside its scalar.
 
     Attributes:
-      metrics: ``{name: () array}``, averaged over microbatches by `weight`.
+      metrics: ``{name: () array}``, averaged over microbatches with weights `weight`.
       mutable: the new mutable state.
       carry: stop-gradient outputs for later players that share the forward pass.
-      weight: () array, how much this microbatch counts (1 unless microbatches are uneven).
+      weight: () array, the weight of this microbatch (1 unless microbatches are uneven).
     """
 
     metrics: dict[str, jax.Array]
@@ -91,8 +91,8 @@ class Const(NamedTuple):
     """A network that is never trained.
 
     Attributes:
-      shapes: () -> abstract parameter tree; reads no file.
-      load: () -> the parameters, of those shapes.
+      shapes: returns the abstract parameter tree, without reading any file.
+      load: returns the parameters, with these shapes.
     """
 
     shapes: Callable[[], PyTree]
@@ -100,10 +100,10 @@ class Const(NamedTuple):
 
 
 class System(abc.ABC):
-    """What every paper provides. Subclasses are frozen dataclasses.
+    """The interface that every paper implements. Subclasses are frozen dataclasses.
 
-    A system that also moves one clip as another, starts from published weights or has more to say of itself inherits
-    `MotionTransfer`, `Released` or `Describes` too.
+    A system may also inherit from `MotionTransfer` (it makes one clip move like another), `Released` (it can start
+    from published weights) or `Describes` (it gives more information about itself).
     """
 
     @property
@@ -113,51 +113,54 @@ class System(abc.ABC):
 
     @abc.abstractmethod
     def input_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Names, shapes and dtypes of a training batch of `batch` examples."""
+        """Return the names, shapes and dtypes of a training batch of `batch` examples."""
 
     @abc.abstractmethod
     def init(self, key: jax.Array, batch: PyTree) -> PyTree:
-        """Parameters ``{player: tree}`` for ALL stages; the tree never changes between stages."""
+        """Initialise the parameters ``{player: tree}`` for ALL stages; the tree never changes between stages."""
 
     def init_mutable(self) -> PyTree:
-        """Non-gradient state (running statistics, codebooks) of a run that begins.
+        """Make the non-gradient state (running statistics, codebooks) of a new run.
 
-        A run that starts from another's parameters takes over that run's state too (`inherited`).
+        A run that starts from the parameters of another run takes over that run's non-gradient state too
+        (`inherited`).
         """
         return {}
 
     def consts_spec(self) -> dict[str, Const]:
-        """Networks this paper never trains, by name."""
+        """Return the networks that this paper never trains, by name."""
         return {}
 
     @abc.abstractmethod
     def loss(
         self, player: str, vars: Vars, batch: PyTree, key: jax.Array, step: jax.Array, carry: PyTree
     ) -> tuple[jax.Array, Out]:
-        """Scalar loss of `player` on `batch` after `step` completed updates."""
+        """Compute the scalar loss of `player` on `batch` after `step` completed updates."""
 
     def sample(self, vars: Vars, batch: PyTree, key: jax.Array, **options) -> PyTree:
-        """Outputs for pictures and evaluators; pure and jit-able."""
+        """Compute the outputs for pictures and evaluators; pure and jit-able."""
         raise ConfigError(f"{type(self).__name__} has nothing to sample")
 
     def evaluators(self) -> tuple[str, ...]:
-        """Names from `vidmotion.evaluation` that make sense for this system."""
+        """Return the names of the evaluators in `vidmotion.evaluation` that make sense for this system."""
         return ()
 
 
 @runtime_checkable
 class MotionTransfer(Protocol):
-    """A system whose `System.sample` shows one clip, ``content``, moving as another, ``motion``."""
+    """A system whose `System.sample` shows one clip, ``content``, moving like another clip, ``motion``."""
 
     @property
     def window(self) -> int:
-        """Frames of motion that `sample` takes together where a video of any length moves the content
-        (`vidmotion.reenact`); 0: only clips as in training can."""
+        """Number of motion frames per call of `sample` when a video of any length drives the content.
+
+        `vidmotion.reenact` reads it. 0 means that `sample` takes only clips of the same length as in training.
+        """
         return 0
 
     @property
     def overlap(self) -> int:
-        """Frames that a window shares with the next, in which one is to fade into the other."""
+        """Number of frames that a window shares with the next one, over which the two are cross-faded."""
         return 0
 
     @property
@@ -167,65 +170,68 @@ class MotionTransfer(Protocol):
 
     @property
     def content_frames(self) -> int:
-        """Frames of a content video that serve a motion of any length; 0: content runs beside the motion."""
+        """Number of content frames that serve a motion of any length; 0 if the content runs alongside the motion."""
         return 0
 
     @property
     def face_side(self) -> int:
-        """Pixels of the face crops that `sample` reads where faces are known, beside whole pictures: then the
-        batch has ``driving``, ``reference_face`` and ``f_rts`` as in `data.portraits`. 0: it reads none."""
+        """Side, in pixels, of the face crops that `sample` reads beside whole pictures; 0 if it reads none.
+
+        If faces are known, the batch then holds ``driving``, ``reference_face`` and ``f_rts`` as in `data.portraits`.
+        """
         return 0
 
     def read_codes(self, vars: Vars, batch: PyTree) -> dict[str, jax.Array]:
-        """The codes of clips as `sample` takes them, for probes; pure and jit-able.
+        """Compute the codes of clips, for probes; the batch is that of `sample`. Pure and jit-able.
 
         Returns:
-          ``content`` floats (B, Dc) of each content clip; ``motion`` floats (B, T, Dm) of each motion clip.
+          ``content``, floats (B, Dc), one code per content clip; ``motion``, floats (B, T, Dm), one per frame of each
+          motion clip.
         """
         raise ConfigError(f"{type(self).__name__} has no codes of content and motion to read")
 
 
 @runtime_checkable
 class Released(Protocol):
-    """A system that can start from a published network, as ``python -m vidmotion.convert`` wrote it."""
+    """A system that can start from a published network that ``python -m vidmotion.convert`` converted."""
 
     @staticmethod
     def released_fields(arguments: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-        """Fields of this system that the arguments of the published network decide."""
+        """Return the fields of this system that follow from the arguments of the published network."""
         return {"network": arguments}
 
     @abc.abstractmethod
     def released(self, params: PyTree) -> PyTree:
-        """``{player: tree}`` of this system from the parameters of the published network; it may lack players.
+        """Convert the parameters of the published network to ``{player: tree}`` of this system; players may be absent.
 
         Raises:
-          ConfigError: another network than this system starts from.
+          ConfigError: the network is not the one from which this system starts.
         """
 
     def released_mutable(self, params: PyTree) -> PyTree:
-        """The non-gradient state that comes with the published network."""
+        """Return the non-gradient state that belongs to the published network."""
         return self.init_mutable()
 
 
 @runtime_checkable
 class Describes(Protocol):
-    """A system that says more of itself, for the plan, the log and the checks of what was made with it."""
+    """A system that gives more information about itself, for the plan, the log and the check of its networks."""
 
     def tokens(self, batch: int) -> int:
-        """Tokens that the largest network processes for `batch` examples; 0 where the word has no meaning."""
+        """Return the number of tokens that the largest network processes for `batch` examples; 0 if it has none."""
         return 0
 
     def facts(self, params: PyTree) -> dict[str, str]:
-        """Further lines of ``--mode=plan``, label and text, given the abstract parameters ``{player: tree}``."""
+        """Return extra lines for ``--mode=plan``, ``{label: text}``; `params` is abstract, ``{player: tree}``."""
         return {}
 
     def fingerprints(self, consts: PyTree) -> dict[str, str]:
-        """Hex text that names the content of each never-trained network; kept with what was made of them."""
+        """Return a hex fingerprint of each never-trained network; stored with checkpoints and data made with them."""
         return {name: fingerprint(tree) for name, tree in consts.items()}
 
     @property
     def share_kept(self) -> float | None:
-        """Numbers of a clip's codes over the numbers of the clip; None where nothing is to be rebuilt from codes."""
+        """Ratio of the size of a clip's codes to the size of the clip, in numbers; None if codes rebuild nothing."""
         return None
 
 
@@ -234,7 +240,10 @@ _SPAN: contextvars.ContextVar[tuple[int, int | None]] = contextvars.ContextVar("
 
 @contextlib.contextmanager
 def within(first: int, end: int | None) -> Iterator[None]:
-    """What is traced inside serves the steps `first` to `end` - 1 only; `end` None: all steps from `first` on."""
+    """Declare that code traced inside this context serves only the steps `first` to `end` - 1.
+
+    If `end` is None, the code serves all steps from `first` on.
+    """
     token = _SPAN.set((first, end))
     try:
         yield
@@ -243,7 +252,7 @@ def within(first: int, end: int | None) -> Iterator[None]:
 
 
 def begun(step: jax.Array, start: int) -> bool | jax.Array:
-    """Whether ``step >= start``: a bool where every step of the surrounding `within` agrees, else a () array."""
+    """Return ``step >= start``: a bool if it is the same for all steps of the surrounding `within`, else a () array."""
     first, end = _SPAN.get((0, None))
     if first >= start:
         return True
@@ -253,11 +262,11 @@ def begun(step: jax.Array, start: int) -> bool | jax.Array:
 
 
 def when(due: bool | jax.Array, run: Callable, rest: Callable, *operands: PyTree) -> PyTree:
-    """``run(*operands)`` if `due`, a bool or a () array of one, else ``rest(*operands)``, of equal shapes.
+    """Return ``run(*operands)`` if `due`, a bool or a () bool array, else ``rest(*operands)``, which has equal shapes.
 
-    What is known while tracing is not in the program. An array becomes a conditional, so that what is not due costs
-    nothing; but XLA's CPU backend runs convolutions inside a conditional some thirty times slower than outside, so
-    there both are computed and one is taken.
+    If `due` is a bool, only the chosen function is traced. If it is an array, it becomes a conditional, so that the
+    other function costs nothing. XLA's CPU backend, however, runs convolutions inside a conditional some thirty times
+    slower than outside, so on the CPU both functions are computed and one result is taken.
     """
     if isinstance(due, bool):
         return run(*operands) if due else rest(*operands)
@@ -267,10 +276,10 @@ def when(due: bool | jax.Array, run: Callable, rest: Callable, *operands: PyTree
 
 
 def fresh_statistics(shapes: PyTree) -> PyTree:
-    """Running statistics of batch norms as they start: means of 0 and variances (``var``) of 1.
+    """Make the initial running statistics of batch norms: means of 0 and variances (``var``) of 1.
 
     Args:
-      shapes: nested dict of shapes, the collection ``batch_stats`` of a network.
+      shapes: a nested dict of shapes, the collection ``batch_stats`` of a network.
     """
     return paths.unflatten(
         {
@@ -281,7 +290,7 @@ def fresh_statistics(shapes: PyTree) -> PyTree:
 
 
 def inherited(fresh: PyTree, there: PyTree) -> PyTree:
-    """Non-gradient state `fresh`, with each leaf replaced that `there` has in the same place and shape."""
+    """Replace each leaf of the non-gradient state `fresh` for which `there` has one of the same path and shape."""
     found = paths.flatten(there)
     return paths.unflatten(
         {
@@ -292,7 +301,7 @@ def inherited(fresh: PyTree, there: PyTree) -> PyTree:
 
 
 def fingerprint(tree: PyTree) -> str:
-    """Hex sha256 of the paths, dtypes, shapes and values of all leaves, whatever the order of keys."""
+    """Return a hex sha256 of the paths, dtypes, shapes and values of all leaves; the order of keys does not matter."""
     digest = hashlib.sha256()
     for path, leaf in sorted(paths.flatten(tree).items()):
         value = np.asarray(leaf, order="C")
@@ -302,10 +311,10 @@ def fingerprint(tree: PyTree) -> str:
 
 
 def check_batch(system: System, batch: PyTree, size: int) -> None:
-    """Compare what the loader yields with what the system expects.
+    """Compare a batch from the loader with the system's `System.input_spec` for `size` examples.
 
     Raises:
-      ConfigError: a name is missing, or a shape or dtype differs; every offender is named.
+      ConfigError: a name is missing, or a shape or dtype differs; the message lists every such name.
     """
     wrong = []
     for name, want in system.input_spec(size).items():
@@ -319,7 +328,7 @@ def check_batch(system: System, batch: PyTree, size: int) -> None:
 
 
 def find(name: str) -> type[System]:
-    """The class of a system, `name` a key of `SYSTEMS`."""
+    """Import the class of a system; `name` is a key of `SYSTEMS`."""
     module, _, attribute = SYSTEMS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -328,10 +337,10 @@ def build(section: Mapping[str, Any]) -> System:
     """Build the system that ``config.system`` describes.
 
     Args:
-      section: mapping with `name` (a key of `SYSTEMS`) and that system's fields.
+      section: a mapping with ``name`` (a key of `SYSTEMS`) and the fields of that system.
 
     Raises:
-      ConfigError: unknown name, unknown field or a value that does not fit.
+      ConfigError: the name or a field is unknown, or a value does not fit.
     """
     fields = dict(section)
     name = fields.pop("name", None)
@@ -343,10 +352,10 @@ def build(section: Mapping[str, Any]) -> System:
 
 
 def dtype(name: str) -> jnp.dtype:
-    """Compute dtype by its config name, ``float32`` or ``bfloat16`` (parameters stay float32).
+    """Return the compute dtype with the name ``float32`` or ``bfloat16`` (parameters are always float32).
 
     Raises:
-      ConfigError: any other name.
+      ConfigError: the name is another one.
     """
     if name not in ("float32", "bfloat16"):
         raise ConfigError(f"dtype={name!r}: choose float32 or bfloat16")

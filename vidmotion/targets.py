@@ -1,7 +1,7 @@
-"""What an update is compiled for: a chip's own compiler, on a machine that has no such chip, or XLA's for the CPU.
+"""Finds the compiler for an update: a chip's own, on a machine that has no such chip, or XLA for the CPU.
 
-TPU programs are made by the package ``libtpu`` (extra ``aot-tpu``) for a slice of a given shape, GPU programs by jax's
-CUDA plugin (extra ``aot-gpu``) for a description of the GPU. Neither touches a device.
+The package ``libtpu`` (extra ``aot-tpu``) compiles TPU programs for a slice of a given shape; jax's CUDA plugin (extra
+``aot-gpu``) compiles GPU programs for a description of the GPU. Neither touches a device.
 """
 
 import importlib.metadata
@@ -20,8 +20,9 @@ from vidmotion.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-# Read by the compilers when they are loaded, which is when JAX first looks for devices. A slice that is described
-# needs no metadata server, and several processes may compile at once, since none of them holds a chip.
+# Environment variables that the compilers read when they are loaded, which is when JAX first looks for devices. The
+# slice is described, so no metadata server is needed; and several processes may compile at once, since none of them
+# holds a chip.
 _ENVIRONMENT = {
     "tpu": {
         "TPU_SKIP_MDS_QUERY": "1",
@@ -34,19 +35,20 @@ _ENVIRONMENT = {
     "gpu": {"CUDA_VISIBLE_DEVICES": "-1", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"},
 }
 _PACKAGES = {"tpu": ("libtpu",), "gpu": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
-# Without a GPU no kernel can be tried out, so that XLA takes the libraries' defaults; Triton's products need a trial.
+# Without a GPU no kernel can be tried out, so autotuning is off and XLA takes the libraries' defaults. Triton's matrix
+# products cannot do without autotuning.
 _GPU_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
-# Joining all-reduces changes no byte that is sent, and takes time and memory with the square of the program's length.
-# The barriers around what `remat` computes again are taken away early on the CPU, whose compiler then sees the same
-# computation twice and keeps the first one's results; accelerators keep the barriers until memory is assigned. Machine
-# code is not optimised, since it never runs: this changes no figure and saves most of the time.
+# Combining all-reduces changes no byte that is sent, and its time and memory grow with the square of the program's
+# length. XLA for the CPU would remove the barriers around the recomputation of `remat` early, see the same computation
+# twice, and keep the first one's results; accelerators keep the barriers until memory is assigned. Machine code is not
+# optimised, since it never runs: this changes no figure and saves most of the time.
 _CPU_OPTIONS = {
     "xla_disable_hlo_passes": "cpu-all-reduce-combiner,cse_barrier_expander",
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
 
-# XLA's GpuTargetConfig: what differs between the data center GPUs of one generation is filled in.
+# XLA's GpuTargetConfig, with placeholders for the figures that differ between data center GPUs.
 _GPU = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -59,7 +61,8 @@ gpu_device_info {{
 platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} runtime_version {{ major: 12 minor: 9 patch: 0 }}
 device_description_str: "{kind}"
 """
-# By chip: NVIDIA's white papers on the architectures and the CUDA programming guide's table of compute capabilities.
+# Figures per chip, from NVIDIA's white papers on the architectures and the table of compute capabilities in the CUDA
+# programming guide.
 _AMPERE = {"major": 8, "cores": 108, "units": 64, "clock": 1.41, "cache": 41943040}
 _AMPERE |= {"shared": 167936, "block": 166912}
 _HOPPER = {"major": 9, "cores": 132, "units": 128, "clock": 1.98, "cache": 52428800}
@@ -68,11 +71,11 @@ _GPUS = {"a100-40": _AMPERE, "a100-80": _AMPERE, "h100": _HOPPER, "h200": _HOPPE
 
 
 class Target(NamedTuple):
-    """What an update is compiled for.
+    """The compiler and the devices for which an update is compiled.
 
     Attributes:
-      compiler: its name and version; ``XLA for the CPU`` stands in for the chip's own.
-      devices: that the mesh is made of.
+      compiler: the compiler's name and version; ``XLA for the CPU`` stands in for the chip's own.
+      devices: the devices of the mesh.
       platform: ``tpu``, ``gpu`` or ``cpu``.
       options: the compiler's options.
     """
@@ -89,15 +92,18 @@ class Target(NamedTuple):
 
     @property
     def lowering(self) -> tuple[str, ...]:
-        """What `jax.stages.Traced.lower` calls the platform."""
+        """The platform's name for `jax.stages.Traced.lower`."""
         return ("cuda" if self.platform == "gpu" else self.platform,)
 
 
 def device_count(want: Any) -> int:
-    """Number of devices that ``config.plan``, if there is one, asks for; 0: none, and nothing is to be compiled.
+    """Return the number of devices that ``config.plan`` asks for; 0 means that nothing is to be compiled.
+
+    Args:
+      want: ``config.plan``, or None if the config has none.
 
     Raises:
-      ConfigError: an unknown chip, a number or a topology that is none, or both where they do not agree.
+      ConfigError: the chip is unknown, the number or the topology is not valid, or the two disagree.
     """
     if not want:
         return 0
@@ -123,10 +129,10 @@ def device_count(want: Any) -> int:
 
 
 def prepare(want: Any) -> None:
-    """Make this process ready for `find`, before JAX looks for devices.
+    """Prepare this process for `find`; call this before JAX looks for devices.
 
     Raises:
-      ConfigError: as `device_count`; or JAX has started already.
+      ConfigError: as for `device_count`; or JAX has started already.
     """
     count = device_count(want)
     if not count:
@@ -137,12 +143,12 @@ def prepare(want: Any) -> None:
 
 
 def find(want: Any) -> Target:
-    """What ``config.plan`` asks for, in a process that is ready (`prepare`).
+    """Find the target that ``config.plan`` asks for, in a process that `prepare` made ready.
 
-    Where the chip's compiler is not installed, a warning says so and the CPU's stands in for it.
+    If the chip's compiler is not installed, a warning says so and XLA for the CPU stands in.
 
     Raises:
-      ConfigError: as `device_count`; a slice that does not exist; or a compiler that cannot be used now.
+      ConfigError: as for `device_count`; or the slice does not exist, or the compiler cannot be used now.
     """
     count, platform = device_count(want), _platform(want)
     if platform == "cpu":
@@ -159,7 +165,7 @@ def find(want: Any) -> Target:
 
 
 def _platform(want: Any) -> str:
-    """Whose compiler is to be used: the chip's, unless it is missing or the CPU's is asked for."""
+    """Return the platform to compile for: the chip's, unless its compiler is missing or the CPU is asked for."""
     if want.compiler not in ("chip", "cpu"):
         raise ConfigError(f"config.plan.compiler={want.compiler!r}: choose from chip, cpu")
     if want.compiler == "cpu" or want.measure or _missing(want.chip):
@@ -172,7 +178,7 @@ def _maker(chip: str) -> str:
 
 
 def _missing(chip: str) -> str:
-    """Why a chip's own compiler cannot be asked; empty where it can."""
+    """Tell why a chip's own compiler cannot be used; empty if it can."""
     maker = _maker(chip)
     if not any(map(importlib.util.find_spec, _PACKAGES[maker])):
         return f"the compiler of {chip} is not installed (pip install 'vidmotion[aot-{maker}]')"
@@ -187,7 +193,7 @@ def _version(platform: str) -> str:
 
 
 def _tpus(chip: str, topology: str) -> list:
-    """The abstract devices of a slice.
+    """Return the abstract devices of a TPU slice.
 
     Raises:
       ConfigError: there is no such slice, or libtpu cannot be used now.
@@ -197,9 +203,7 @@ def _tpus(chip: str, topology: str) -> list:
     if math.prod(sides) == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)  # the default host has four chips
     if chip == "v4":
-        options["chip_config_name"] = (
-            "megacore"  # both cores of a chip as one device, as JAX has them
-        )
+        options["chip_config_name"] = "megacore"  # both cores of a chip are one device, as in JAX
     try:
         return topologies.get_topology_desc(
             platform="tpu", topology_name=f"{chip}:{topology}", **options
@@ -215,7 +219,7 @@ def _tpus(chip: str, topology: str) -> list:
 
 
 def _gpus(chip: str, count: int) -> list:
-    """The abstract devices of a GPU server, `count` of them linked to each other."""
+    """Return the abstract devices of GPU servers that hold `count` GPUs, at most `hardware.Chip.island` per server."""
     known = hardware.chip(chip)
     text = _GPU.format(
         **_GPUS[chip],

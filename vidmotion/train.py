@@ -1,8 +1,8 @@
-"""The only training loop: build, restore, step, log, save, evaluate.
+"""Trains every system: builds the run, restores it, steps, logs, saves and evaluates.
 
-The step never waits for the host: batches are on the devices ahead of it, metrics are read one step late,
-checkpoints are written in the background. Evaluation and pictures never cost training: what of them fails is logged,
-named in the run's record and left out.
+A step never waits for the host: batches are placed on the devices ahead of time, metrics are read one step late, and
+checkpoints are written in the background. A failing evaluation or a failure to make pictures never stops training: it
+is logged, named in the run's record and skipped.
 """
 
 import contextlib
@@ -48,26 +48,26 @@ log = logging.getLogger(__name__)
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss, a gradient or a parameter became NaN or infinite; names the step and which."""
+    """A loss, a gradient or a parameter became NaN or infinite; the message names it and the step."""
 
 
 class PreemptedError(RuntimeError):
-    """A run that this one needs was interrupted; its state is saved, the same command resumes it."""
+    """A run that this one needs was interrupted; its state is saved, and the same command resumes it."""
 
 
 class Interruption:
-    """SIGTERM and Ctrl-C as a flag that all processes see at the same step; a context manager.
+    """Turns SIGTERM and Ctrl-C into a flag that all processes see at the same step; a context manager.
 
-    With several processes, jax's own preemption service spreads the word; a second Ctrl-C stops at once.
+    With several processes, jax's own preemption service informs the others. A second Ctrl-C stops at once.
     """
 
     def __init__(self):
-        self.asked = False  # by this process
+        self.asked = False  # whether this process was asked to stop
         self._raise = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
-        with contextlib.suppress(ValueError):  # not in the main thread: a notebook or a test
+        with contextlib.suppress(ValueError):  # outside the main thread: a notebook or a test
             if jax.process_count() == 1:
                 self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._ask)
             self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._ask)
@@ -82,16 +82,17 @@ class Interruption:
             raise KeyboardInterrupt
         self.asked = True
         if jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)  # caught by jax, which tells the other processes
+            os.kill(os.getpid(), signal.SIGTERM)  # jax catches it and tells the other processes
         if self._raise:
             raise KeyboardInterrupt
         log.warning("asked to stop: saving after this step")
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within it, a signal raises KeyboardInterrupt; for work that may be given up, unlike a step.
+        """Let signals raise KeyboardInterrupt inside this context, for work that may be given up, unlike a step.
 
-        Not with several processes: one that left their common work would keep the others waiting.
+        With several processes signals still only set the flag: a process that left the common work would keep the
+        others waiting.
         """
         self._raise = jax.process_count() == 1
         try:
@@ -100,23 +101,23 @@ class Interruption:
             self._raise = False
 
     def reached(self, step: int) -> bool:
-        """Whether to save and stop after `step`; the same answer on every process."""
+        """Tell whether to save and stop after `step`; the answer is the same on every process."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self.asked
 
 
 class Meter:
-    """Averages of metrics and speed between two log lines.
+    """Averages metrics and measures speed between two log lines.
 
-    `waited` is each time the total number of seconds that the loop has waited for data so far.
+    The argument `waited` of its methods is the total number of seconds for which the loop has waited for data so far.
     """
 
     def __init__(self, run: Run):
         self._run = run
-        self.flops: Future[float | None] | None = None  # of one step, once they are counted
-        self.steps, self.seconds, self.waited = 0, 0.0, 0.0  # of the whole session, pauses left out
-        self._sums: dict[str, tuple[float, int]] = {}  # total, and how many steps had it
+        self.flops: Future[float | None] | None = None  # FLOPs of one step
+        self.steps, self.seconds, self.waited = 0, 0.0, 0.0  # whole session, without pauses
+        self._sums: dict[str, tuple[float, int]] = {}  # total, and number of steps that have it
         self._count = 0
         self.resume(0.0)
 
@@ -125,14 +126,14 @@ class Meter:
         self._begin, self._waited, self._first = time.perf_counter(), waited, self._count
 
     def add(self, metrics: dict[str, float]) -> None:
-        """Take up one step's numbers."""
+        """Add the metrics of one step."""
         for name, value in metrics.items():
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = total + value, count + 1
         self._count += 1
 
     def pause(self, waited: float) -> dict[str, float]:
-        """Averages since the last call, and the speed of the steps since `resume`."""
+        """Return the averages since the last call and the speed of the steps since `resume`, and restart the clock."""
         seconds = time.perf_counter() - self._begin
         timed = self._count - self._first
         averages = {name: total / count for name, (total, count) in self._sums.items()}
@@ -147,18 +148,19 @@ class Meter:
         return averages
 
     def speed(self, steps: int, seconds: float) -> dict[str, float]:
-        """`rates` of `steps` steps in `seconds`; TFLOP/s and MFU once the FLOPs are counted."""
+        """Return the `rates` of `steps` steps in `seconds`, with TFLOP/s and MFU once the FLOPs are counted."""
         flops = self.flops.result() if self.flops and self.flops.done() else None
         return rates(self._run, flops, steps, seconds)
 
 
 def rates(run: Run, flops: float | None, steps: int, seconds: float) -> dict[str, float]:
-    """Speed of `steps` steps in `seconds`; TFLOP/s and MFU only where they are known.
+    """Compute the speed of `steps` steps in `seconds`; TFLOP/s and MFU are included only if they are known.
 
     Args:
-      run: that took the steps, on all devices.
-      flops: what one step takes, by `Run.flops_per_step`; None: not known.
-      steps, seconds: both positive.
+      run: the run that took the steps, on all devices.
+      flops: the FLOPs of one step, from `Run.flops_per_step`; None if not known.
+      steps: the number of steps, positive.
+      seconds: the time that the steps took, positive.
     """
     found = {
         "speed/steps_per_second": steps / seconds,
@@ -176,7 +178,7 @@ def rates(run: Run, flops: float | None, steps: int, seconds: float) -> dict[str
 def compile_update(
     run: Run, phase: tuple[int, int | None] | None = None
 ) -> tuple[jax.stages.Compiled, float]:
-    """The update of a phase of the training (default: the last), ahead of time, and the seconds that it took."""
+    """Compile the update of a phase of the training (by default the last); also returns the seconds this took."""
     began = time.perf_counter()
     lowered = run.lower_update(phase=phase)
     announce(lowered, "step")
@@ -192,25 +194,25 @@ def train(
     profile: int = 0,
     evals: Sequence[str] | None = None,
 ) -> int:
-    """Train until ``config.steps``, resuming whatever the workdir holds.
+    """Train until ``config.steps``, resuming from the workdir's newest checkpoint if there is one.
 
     Args:
       config: the run's config.
       workdir: the folder of the run.
-      profile: how many steps to trace into ``<workdir>/profile`` (`Trace`).
-      evals: evaluators to run in the place of those that the config runs (`evaluation.asked`).
+      profile: the number of steps to trace into ``<workdir>/profile`` (`Trace`).
+      evals: the evaluators to run in place of those that the config names (`evaluation.asked`).
 
     Returns:
-      `EXIT_DONE`; `EXIT_UNMEASURED` if an evaluation or the pictures failed after it; `EXIT_PREEMPTED` after a
-      signal. In each case the state is saved.
+      `EXIT_DONE`; `EXIT_UNMEASURED` if training is done but an evaluation or the pictures failed; `EXIT_PREEMPTED`
+      after a signal. In each case the state is saved.
 
     Raises:
       ConfigError, DatasetError, CheckpointError: see their messages.
-      NonFiniteError: a loss, a gradient or a parameter became NaN or infinite; nothing of it is saved.
+      NonFiniteError: a loss, a gradient or a parameter became NaN or infinite; the broken state is not saved.
     """
     run = Run(config, workdir)
     loader = run.loader("train")
-    # Weights that are missing are refused now, not after minutes of compilation and with a workdir begun.
+    # Missing weights must be found now, not after minutes of compilation and in a workdir that is already claimed.
     jax.block_until_ready(run.consts)
     if read_position(workdir) is None:
         run.check_start()
@@ -238,7 +240,7 @@ def train(
         writer = stack.enter_context(
             MetricWriter(
                 files.local,
-                resume_step=-1 if restored is None else start,  # -1: nothing counts so far
+                resume_step=-1 if restored is None else start,  # -1 drops all earlier records
                 is_host0=jax.process_index() == 0,
             )
         )
@@ -253,7 +255,7 @@ def train(
 
 
 class Session:
-    """One uninterrupted stretch of training: from `start` to the end or to a signal."""
+    """One uninterrupted stretch of training, from the step `start` to the last step or to a signal."""
 
     def __init__(
         self,
@@ -274,7 +276,7 @@ class Session:
         self._deferred = DeferredMetrics()
         self._latest: dict[str, float] = {}
         self._results: list[MetricResult] = []
-        self._missed: dict[str, str] = {}  # what could not be measured the last time, and why
+        self._missed: dict[str, str] = {}  # measurements that failed the last time: name, reason
         self._meter = Meter(run)
 
     def loop(self, trace: Trace) -> int:
@@ -284,7 +286,7 @@ class Session:
             log.info("all %d steps are done", total)
             return EXIT_DONE
         (update, _), end, stop = compile_update(self.run, self.phase), self.phase[1], False
-        self._check_state()  # what it takes is compiled now, and not when the first checkpoint is due
+        self._check_state()  # compiles the check now and not when the first checkpoint is due
         with (
             device_prefetch(self.loader.iterate(self.step), self.run.put) as batches,
             Progress(total, self.step) as self._progress,
@@ -301,7 +303,7 @@ class Session:
                 for ready in self._deferred.push(self.step, metrics):
                     self._take(*ready)
                 first, last = self.step == self.start + 1, self.step == total
-                if first:  # counted beside the training, which does not wait for it
+                if first:  # counted in a thread, so that training does not wait for it
                     self._meter.flops = counting.submit(self.run.flops_per_step)
                 stop = self._interruption.reached(self.step)
                 due = {
@@ -331,9 +333,9 @@ class Session:
         return EXIT_DONE
 
     def finish(self, code: int) -> int:
-        """Last pictures and numbers, and the run's record; returns the exit code of the run."""
+        """Make the last pictures, evaluate, and write the run's record; returns the exit code of the run."""
         if code == EXIT_DONE:
-            # What follows may take long and fail: until it is done, the record says that it is not.
+            # Pictures and evaluation may take long and fail; until they are done, the record lists them as missing.
             self._missed = dict.fromkeys(self._asked(), "the run ended before")
             self._record()
             self._missed = {}
@@ -353,11 +355,11 @@ class Session:
         return code
 
     def _asked(self) -> list[str]:
-        """Names of what `_sample` and `_evaluate` attempt."""
+        """Return the names of the measurements that `_sample` and `_evaluate` attempt."""
         return ["pictures"] * bool(self.run.config.sample.rows) + list(self._evals)
 
     def _record(self) -> None:
-        """Write ``record.json``, whatever is known by now."""
+        """Write ``record.json`` with what is known by now."""
         config = self.run.config
         meter = self._meter
         speed = meter.speed(meter.steps, meter.seconds) if meter.steps else {}
@@ -387,7 +389,7 @@ class Session:
         if jax.process_index() == 0:
             path = self.run.workdir / run_record.RECORD
             old = run_record.read(path) if self.step == self.start else None
-            if old:  # nothing trained: keep what was measured then, and results in the place of which none came
+            if old:  # no step was taken: keep the old measurements, and old results that have no new counterpart
                 results = content["results"] + (
                     _others(old, content["results"]) if self._missed else []
                 )
@@ -395,18 +397,18 @@ class Session:
             try:
                 run_record.write(path, content)
                 log.info("run record: %s", path)
-            except OSError as error:  # the trained state is safe: a full disk here is no failure
+            except OSError as error:  # the trained state is safe, so a full disk is no failure
                 log.error("the run record could not be written: %s", error)
 
     # -- parts ------------------------------------------------------------------------------------
 
     @property
     def phase(self) -> tuple[int, int | None]:
-        """The steps that are computed by the same compiled update as the next one."""
+        """The (first, end) of the steps that share a compiled update with the next step."""
         return self.run.stepper.phase(self.step)
 
     def _take(self, step: int, metrics: dict[str, float]) -> None:
-        """Look at one finished step's numbers."""
+        """Process the metrics of one finished step; gives up if a loss or a gradient is not finite."""
         losses = [name for name in metrics if name.startswith("loss/")]
         for name in losses + [name for name in metrics if name.startswith("grad_norm/")]:
             if not np.isfinite(metrics[name]):
@@ -417,7 +419,7 @@ class Session:
             self._progress.update(step, metrics[f"loss/{self.run.system.players[0].name}"])
 
     def _give_up(self, step: int, metrics: dict[str, float], what: str) -> None:
-        self.writer.scalars(step, metrics)  # for whoever looks for the cause
+        self.writer.scalars(step, metrics)  # they may help to find the cause
         saved = self.checkpointer.steps()
         last = f"the last checkpoint is step {saved[-1]}" if saved else "no checkpoint yet"
         raise NonFiniteError(
@@ -426,13 +428,16 @@ class Session:
         )
 
     def _check_state(self) -> None:
-        """Give up if a leaf of the state is not finite, as after an update that overflows where loss and gradient do
-        not. Before a save alone: inside the step it makes that several times dearer to compile."""
+        """Give up if a leaf of the state is not finite: an update may overflow though loss and gradient do not.
+
+        This is checked only before a save, because as a part of the step it would make the step several times slower
+        to compile.
+        """
         if broken := name_broken(self.state):
             self._give_up(self.step, self._latest, f"{broken} became NaN or infinite")
 
     def _log(self, waited: float, timed: bool) -> None:
-        """Write down the averages since the last time; the speed too, if these steps were `timed`."""
+        """Write the averages since the last call, and the speed if the steps since then were `timed`."""
         for ready in self._deferred.drain():
             self._take(*ready)
         if not timed:
@@ -441,7 +446,7 @@ class Session:
         self.writer.flush()
 
     def _save(self, wait: bool) -> None:
-        """Save this step. One that is waited for must succeed; any other may be made up for later."""
+        """Save this step. A failure raises only if `wait` is set; otherwise a later save may make up for it."""
         self._check_state()
         try:
             position = self.run.position(self.loader, self.step)
@@ -472,7 +477,7 @@ class Session:
             self.writer.scalars(self.step, numbers)
 
     def _attempt(self, what: str, measure: Callable[[], Any]) -> Any:
-        """`measure()`; None where it fails, or a signal ends it or came before. Training goes on either way."""
+        """Return `measure()`, or None if it fails or a signal ends or prevents it; errors never stop training."""
         self._missed.pop(what, None)
         try:
             if not self._interruption.asked:
@@ -483,7 +488,7 @@ class Session:
             self._interruption.asked = True
             why = "interrupted"
             log.warning("asked to stop: %s is given up", what)
-        except Exception as error:  # whatever it is, it is not worth the training
+        except Exception as error:  # no failed measurement may end the training
             why = f"{type(error).__name__}: {error}"
             known = isinstance(
                 error, (ConfigError, DatasetError, CheckpointError, MediaError, OSError)
@@ -499,14 +504,16 @@ def evaluate_vars(
     names: Sequence[str] | None = None,
     attempt: Callable[[str, Callable], Any] = lambda _, measure: measure(),
 ) -> list[MetricResult]:
-    """Run evaluators on given variables, print the table and write it to ``eval.json``; a protocol writes its own files
-    as well.
+    """Run evaluators on given variables, print the table of results and write it to ``eval.json``.
+
+    A protocol writes its own files as well.
 
     Args:
-      run: whose config.
+      run: the run whose config names and sets up the evaluators.
       vars: the system's variables.
-      names: the names of the evaluators; None: those that the config runs (`evaluation.asked`).
-      attempt: name and function of each evaluator -> what the function returns, or None for no results.
+      names: the names of the evaluators; None runs those that the config names (`evaluation.asked`).
+      attempt: called with the name and the function of each evaluator; returns what the function returns, or None
+        for no results.
     """
     results = []
     with evaluation.keeping():
@@ -518,7 +525,7 @@ def evaluate_vars(
 
 
 def _evaluate(name: str, run: Run, vars) -> list[MetricResult]:
-    """One evaluator; a protocol keeps what it counted in a folder, which is for one job alone."""
+    """Run one evaluator; a protocol keeps its counts in a folder, which is locked for this job."""
     alone = name in evaluation.PROTOCOLS
     with run.hold(f"eval/{name}") if alone else contextlib.nullcontext():
         return evaluation.evaluate(name, run, vars)
@@ -531,16 +538,18 @@ def _report(run: Run, results: list[MetricResult]) -> None:
 
 
 def _others(old: dict[str, Any], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Results of an `old` record that `results` have no number for."""
+    """Return the results of an `old` record whose metric and convention are not among `results`."""
     new = {(row["metric"], row["convention"]) for row in results}
     return [row for row in old["results"] if (row["metric"], row["convention"]) not in new]
 
 
 def _check_fresh(run: Run) -> None:
-    """What to do of a workdir without checkpoints that says that it was trained.
+    """Handle a workdir that has no checkpoint but traces of training.
+
+    If only metrics are there, they are renamed to be kept, and training begins from scratch.
 
     Raises:
-      ConfigError: there is a record, which is written only beside a checkpoint.
+      ConfigError: there is a record of trained steps, which is written only beside a checkpoint.
     """
     steps = (run_record.read(run.workdir / run_record.RECORD) or {}).get("steps_done", 0)
     if steps:

@@ -1,7 +1,8 @@
-"""Videos on disk, frame by frame as they are meant to be seen, each with the time at which it is shown.
+"""Reads videos from disk frame by frame, each frame as it is meant to be seen and with the time at which it is shown.
 
-Everything that reads a video reads it here: upright, with square pixels, without interlacing, in sRGB
-(high dynamic range with white at 203 cd/m2, ITU-R BT.2408), and with white behind transparent parts.
+All of the project's video reading goes through this module. Frames come out upright, with square pixels, without
+interlacing, in sRGB (for high dynamic range, white is at 203 cd/m2, ITU-R BT.2408), and with transparent parts on
+white.
 """
 
 import contextlib
@@ -24,9 +25,9 @@ from vidmotion.media import MediaError
 
 log = logging.getLogger(__name__)
 
-FRAME_RATE = 25  # frames per second of a folder of pictures, which does not say
+FRAME_RATE = 25  # frames per second of a folder of pictures, which states no rate
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
-SPARE = 50  # one frame in so many may be missing before a video counts as damaged
+SPARE = 50  # a video counts as damaged if more than one frame in 50 is missing
 WHITE = 203.0  # cd/m2 of diffuse white (ITU-R BT.2408, table 1)
 PQ, HLG = 16, 18  # transfer characteristics (ITU-T H.273, table 3)
 # Linear BT.2020 to linear BT.709 (ITU-R BT.2087, section 3).
@@ -36,17 +37,17 @@ TO_709 = np.float32(
 
 
 class Picture:
-    """A decoded frame, seen upright and with square pixels.
+    """A decoded frame that can be rendered upright and with square pixels.
 
     Attributes:
-      frame: as decoded.
-      size: width and height, pixels.
+      frame: the frame as decoded.
+      size: the width and height of the upright picture with square pixels, in pixels.
     """
 
     def __init__(self, frame: av.VideoFrame, aspect: Fraction | None):
-        """`aspect`: width over height of a stored pixel; None where the file does not say."""
+        """Wrap `frame`; `aspect` is the width of a stored pixel over its height, or None if the file states none."""
         self.frame = frame
-        # Counter-clockwise: phones store the sensor's view.
+        # Quarter turns counter-clockwise: phones store the sensor's view.
         self._turns = round(frame.rotation / 90)
         self._stretch = (float(aspect or 1), 1.0)
         size = (frame.width * self._stretch[0], float(frame.height))
@@ -55,12 +56,13 @@ class Picture:
         self.size = size
 
     def render(self, reformatter: VideoReformatter, box=None, size=None) -> np.ndarray:
-        """A region, scaled without aliasing.
+        """Render a region of the picture, scaled without aliasing.
 
         Args:
-          reformatter: one thread's own, for pictures of one kind: it keeps what it has set up.
-          box: x0, y0, x1, y1; the whole by default; black where it leaves the picture.
-          size: width and height of the result; unscaled by default.
+          reformatter: a reformatter used by one thread only, and for pictures of one kind, because it caches its
+            setup.
+          box: the region x0, y0, x1, y1; the whole picture by default. The parts outside the picture are black.
+          size: the width and height of the result; unscaled by default.
 
         Returns:
           uint8 (H, W, 3).
@@ -75,14 +77,15 @@ class Picture:
 
 
 class Survey(NamedTuple):
-    """What a look at a file's packets tells, without decoding them.
+    """The timing and size of a video, found from its packets without decoding them.
 
     Attributes:
-      rate: frames per second at which the video can be shown with every frame at its time.
-      steady: whether frame k is shown at tick k, from the first on.
-      frames: ticks from the first frame to the end of the last; 0 where times are not known.
-      start: seconds, on the file's own clock, of the first frame.
-      size: width and height as they are stored, pixels.
+      rate: the constant rate, in frames per second, at which to show the video.
+      steady: whether frame k is shown at tick k of that rate, for every k from 0 on.
+      frames: the number of ticks from the first frame to the end of the last; the number of packets if any of them
+        states no time.
+      start: the time of the first frame, in seconds on the file's own clock.
+      size: the stored width and height, in pixels.
     """
 
     rate: Fraction
@@ -93,10 +96,10 @@ class Survey(NamedTuple):
 
 
 def survey(path: str | os.PathLike) -> Survey:
-    """Rate, length and beginning of a video.
+    """Find the rate, length, start time and size of a video.
 
-    Where frames come at varying times, the rate is the file's own if it is about that of the busiest
-    second, and else the number of frames in that second.
+    If frames come at varying intervals, the rate is the one that the file states if it is within a tenth of the
+    number of frames in the busiest second; otherwise it is that number.
 
     Raises:
       MediaError: the file cannot be read or holds no video. The message does not name the file.
@@ -128,12 +131,12 @@ def survey(path: str | os.PathLike) -> Survey:
 
 
 def read_steadily(path: str | os.PathLike) -> Iterator[np.ndarray]:
-    """All of a video at the rate of its `survey`, uint8 (H, W, 3), every picture of the first one's size.
+    """Yield all frames of a video at the constant rate of its `survey`, uint8 (H, W, 3), in the size of the first.
 
-    A picture of another size is shown whole within the first one's, on black.
+    A frame of another size is scaled to fit whole into the first frame's size, on black.
 
     Raises:
-      MediaError: as `read_frames`.
+      MediaError: as for `read_frames`.
     """
     reformatter, first, last, pixels = VideoReformatter(), None, None, None
     for _, picture in _steadily(path):
@@ -152,13 +155,13 @@ def read_steadily(path: str | os.PathLike) -> Iterator[np.ndarray]:
 
 
 def own_frames(path: str | os.PathLike) -> tuple[np.ndarray, int]:
-    """Which of the file's frames each frame of `read_steadily` is.
+    """Tell which of the file's frames each frame of `read_steadily` is.
 
     Returns:
-      Their numbers, int (T,), ascending and counted from 0; and how many frames the file has.
+      The frame numbers, int (T,), ascending and counted from 0; and the number of frames in the file.
 
     Raises:
-      MediaError: as `read_frames`.
+      MediaError: as for `read_frames`.
     """
     count = 0
 
@@ -175,7 +178,7 @@ def own_frames(path: str | os.PathLike) -> tuple[np.ndarray, int]:
 def _steadily(
     path: str | os.PathLike, watch: Callable[[Iterator], Iterator] = iter
 ) -> Iterator[tuple[int, Picture]]:
-    """The pictures of `read_steadily` and their numbers in the file, whose frames go through `watch`."""
+    """Yield (frame number, picture) for `read_steadily`; `watch` wraps the iterator over the file's frames."""
     found = survey(path)
     numbered = (
         (start, end, (number, picture))
@@ -189,20 +192,20 @@ def _steadily(
 def read_frames(
     path: str | os.PathLike, threads: int = 1, missed: Callable[[int], None] | None = None
 ) -> Iterator[tuple[Fraction, Fraction, Picture]]:
-    """The frames of a file's main video stream with the times at which each begins and ends.
+    """Yield (start, end, picture) for each frame of a file's main video stream.
 
-    A folder of numbered pictures is a video of `FRAME_RATE`. Times are seconds from the first frame.
-    A frame ends where its stated duration does, which need not be where the next begins.
+    A folder of numbered pictures is a video of `FRAME_RATE`. Times are in seconds from the first frame. A frame
+    ends when its stated duration does, which need not be when the next frame starts.
 
     Args:
       path: the path of the file or folder.
       threads: the number of threads of the decoder; 0 lets it choose.
-      missed: called at the end with the number of frames that could not be decoded, if there are any and yet too
-        few for an error; a warning that names the file by default.
+      missed: called at the end with the number of frames that could not be decoded, if it is above 0 but too small
+        for an error; by default a warning that names the file is logged.
 
     Raises:
-      MediaError: the file cannot be read, holds no video, is damaged or cut short, or its times run
-        backwards; at the frame where it shows. The message does not name the file.
+      MediaError: the file cannot be read, holds no video, is damaged or cut short, or its times run backwards;
+        raised at the frame where the fault appears. The message does not name the file.
     """
     count, origin, last, woven = 0, None, Fraction(-1), False
     times, unshown = [], 0
@@ -216,7 +219,7 @@ def read_frames(
             def decoded() -> Iterator[av.VideoFrame]:
                 nonlocal unshown
                 for packet in container.demux(stream):
-                    if packet.is_corrupt:  # FFmpeg itself passes over a file cut short in silence
+                    if packet.is_corrupt:  # FFmpeg reports no error for a file cut short
                         raise MediaError(f"damaged or cut short after {count} frames")
                     if packet.is_discard or not packet.size:
                         unshown += 1
@@ -240,7 +243,8 @@ def read_frames(
         raise MediaError(f"{what} ({reason})") from error
     if not count:
         raise MediaError("a video stream without frames")
-    # Not what leans on frames before the file begins; and a packet may be one field of a frame.
+    # Frames before the first decoded one are not expected, because they depend on frames that the file lacks. In an
+    # interlaced video a packet may hold one field of a frame, so packets cannot be counted.
     early = sum(time < origin for time in times)
     expected = stated - unshown - early if stated else 0 if woven else len(times) - early
     lost = expected - count
@@ -257,9 +261,15 @@ def read_frames(
 def resample(
     shown: Iterable[tuple[Fraction, Fraction, Any]], rate: Fraction, hold: float
 ) -> Iterator[tuple[int, Any]]:
-    """Frames at a constant rate: pairs of tick and the picture that is shown then.
+    """Resample frames to a constant rate: yield pairs of a tick and the picture shown at that tick.
 
-    Ticks ascend by one, except past a picture that stands longer than `hold` seconds (given once).
+    Ticks ascend by one, except after a picture that is shown for longer than `hold` seconds: such a picture is
+    yielded only once.
+
+    Args:
+      shown: (start, end, picture) of each frame, in seconds, as from `read_frames`.
+      rate: ticks per second.
+      hold: the longest time, in seconds, for which a picture is repeated.
     """
 
     def held_for(picture, since, until):
@@ -279,7 +289,7 @@ def _tick(time: Fraction, rate: Fraction) -> int:
 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container of a file or of a folder of numbered pictures, and its main video stream."""
+    """Open a file or a folder of numbered pictures, and yield its container and its main video stream."""
     try:
         container = _open(os.fspath(path))
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -300,7 +310,7 @@ def _open(path: str):
             raise MediaError("there is no such file")
         if files.not_a_file(path):
             raise MediaError("not a file")
-        # A name with a colon is no protocol, and a playlist leads nowhere else.
+        # A name with a colon must not be taken for a protocol, and a playlist must not lead to other protocols.
         return av.open(f"file:{path}", container_options={"protocol_whitelist": "file"})
     names = sorted(
         name
@@ -325,8 +335,7 @@ def _open(path: str):
 
 
 def _progressive(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    """Frames as they are, and from the first woven one on, each with its missing lines made from its
-    neighbours' (bwdif)."""
+    """Yield frames as they are up to the first interlaced one, and from then on deinterlaced (bwdif)."""
     graph, kind = None, None
     for frame in frames:
         if graph is None and not frame.interlaced_frame:
@@ -364,7 +373,7 @@ def _pull(graph: av.filter.Graph, frame: av.VideoFrame | None) -> Iterator[av.Vi
 
 
 def _rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
-    """uint8 (H, W, 3) of a frame as it is stored, in sRGB."""
+    """Convert a frame, in its stored orientation, to sRGB, uint8 (H, W, 3)."""
 
     def as_format(name: str) -> np.ndarray:
         return reformatter.reformat(frame, format=name, threads=1).to_ndarray()
@@ -379,13 +388,13 @@ def _rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
 
 
 def _standard_range(signal: np.ndarray, transfer: int) -> np.ndarray:
-    """PQ or HLG signal uint16 (H, W, 3) in BT.2020 -> sRGB uint8; what is brighter than white is cut off."""
+    """Convert a PQ or HLG signal, uint16 (H, W, 3) in BT.2020, to sRGB uint8; light above white is clipped."""
     level = np.linspace(0, 1, 65536, dtype=np.float64)
     if transfer == PQ:  # SMPTE ST 2084, equation 4.1
         root = level ** (1 / 78.84375)
         ratio = np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)
         light = (10000 * ratio ** (1 / 0.1593017578125) / WHITE).astype(np.float32)[signal]
-    else:  # ITU-R BT.2100, table 5: the scene's light, then that of a display of 1000 cd/m2
+    else:  # ITU-R BT.2100, table 5: the light of the scene, then the light of a display of 1000 cd/m2
         a, b, c = 0.17883277, 0.28466892, 0.55991073
         scene = np.where(level <= 0.5, level**2 / 3, (np.exp((level - c) / a) + b) / 12)
         light = scene.astype(np.float32)[signal]

@@ -1,12 +1,13 @@
-"""Builds docs/results/README.md from the run records beside it: no number there is typed.
+"""Builds docs/results/README.md from the run records beside it, so that no number on the page is typed by hand.
 
     python docs/results/build.py
 
-The pages of docs/papers have what was reached from the same records, between two marks.
+It also builds docs/results/benchmark.md, and in each page of docs/papers the section between two marks that says what
+was reached.
 
 A record is the ``record.json`` of a run, copied to ``records/<name>.json``, or the card of a shipped network; a
-picture of the same name in ``pictures`` is shown with it. Those of a sweep lie in ``records/<sweep>/`` and become one
-table. Paper's figures, where there are any, are in ``PAPER`` and labelled as such.
+picture of the same name in ``pictures`` is shown with it. The records of a sweep are in ``records/<sweep>/`` and become
+one table. The papers' own figures are in ``PAPER`` and are labelled as the paper's.
 """
 
 import json
@@ -17,7 +18,7 @@ from typing import NamedTuple
 HERE = Path(__file__).parent
 RECORDS = HERE / "records"
 PAPERS = HERE.parent / "papers"
-SHIPPED = HERE.parents[1] / "vidmotion" / "weights"  # whose cards are run records
+SHIPPED = HERE.parents[1] / "vidmotion" / "weights"  # the cards of its networks are run records
 CLIPS = ("heads", "sprites")
 SYSTEMS = {"bcd": "BCD", "vidtwin": "VidTwin", "xnemo": "X-NeMo", "warpface": "WarpFace"}
 # heading -> metric of the benchmark's records
@@ -35,7 +36,7 @@ QUESTIONS = {
 }
 
 CAPTIONS = {"heads_codec": "heads that nobody has seen above, rebuilt below"}
-# metric of a record -> (the paper's figure, where it stands)
+# metric of a record -> (the paper's figure, its table in the paper)
 PAPER = {
     "cross_driven/action": (1.0, "Table A1"),
     "cross_driven/skin": (1.0, "Table A1"),
@@ -44,8 +45,8 @@ PAPER = {
     "cross_driven/hair": (1.0, "Table A1"),
 }
 
-# page of docs/papers -> runs in which heads are moved as others, left of a slash their sweep; the system's shipped
-# networks join them
+# page of docs/papers -> runs in which heads are moved as other heads; a name before a slash is the run's sweep. The
+# system's shipped networks are added to them.
 SWAPS = {
     "bcd": ("heads_mini", "heads_demo"),
     "vidtwin": ("vidtwin_mini", "vidtwin_demo"),
@@ -63,7 +64,7 @@ SWAPS = {
         "warpface_tables/table_3_CA_keypoints",
     ),
 }
-# heading -> metrics, of which the first that a record has is taken
+# heading -> metrics; the first one that a record has is used
 ANSWERS = {
     "swap": ("psnr/swap",),
     "wrong driver": ("psnr/wrong_driver",),
@@ -74,7 +75,7 @@ ANSWERS = {
 
 
 class Figure(NamedTuple):
-    """What else a page says: of which runs, and the paper's figure. Without runs only the paper has it."""
+    """A further figure of a page, with its runs and the paper's value; one without runs is only in the paper."""
 
     label: str
     metric: str = ""
@@ -141,7 +142,7 @@ FIGURES = {
 
 
 def describe(name: str, record: dict) -> list[str]:
-    """Markdown lines of one run."""
+    """Returns the Markdown lines of one run."""
     seconds = record["step_seconds"]
     facts = [
         ("hardware", _hardware(record)),
@@ -173,7 +174,7 @@ def describe(name: str, record: dict) -> list[str]:
 
 
 def compare(name: str, records: dict[str, dict]) -> list[str]:
-    """Markdown lines of a sweep: a row per run, a column per metric that all have a value of."""
+    """Returns the Markdown lines of a sweep: a row per run, a column per metric for which all runs have a value."""
     results = {
         run: {row["metric"]: row["value"] for row in record["results"]}
         for run, record in records.items()
@@ -193,7 +194,7 @@ def compare(name: str, records: dict[str, dict]) -> list[str]:
 
 
 def protocols(files: list[Path]) -> list[str]:
-    """Markdown lines of what `--mode=eval --evals=...` wrote, a table for each file."""
+    """Returns the Markdown lines of the files that `--mode=eval --evals=...` wrote, with a table for each file."""
     lines = []
     for file in files:
         record = json.loads(file.read_text())
@@ -216,7 +217,7 @@ def protocols(files: list[Path]) -> list[str]:
 
 
 def benchmark() -> str:
-    """The page of the four systems side by side."""
+    """Returns the page that compares the four systems."""
     lines = [
         "# Benchmark: four ideas, the same clips",
         "",
@@ -237,7 +238,7 @@ def benchmark() -> str:
 
 
 def _side_by_side(clips: str, records: dict[str, dict]) -> list[str]:
-    """Markdown lines of one kind of clips."""
+    """Returns the Markdown lines that compare the systems on one kind of clips."""
     values = {
         system: {row["metric"]: row["value"] for row in record["results"]}
         for system, record in records.items()
@@ -302,7 +303,7 @@ def _side_by_side(clips: str, records: dict[str, dict]) -> list[str]:
 
 
 def paper_page(page: str) -> str:
-    """The whole page of docs/papers, with what was reached made anew."""
+    """Returns a whole page of docs/papers, with the section between the marks built anew."""
     text = (PAPERS / f"{page}.md").read_text(encoding="utf-8")
     begin, end = "<!-- reached -->", "<!-- end of reached -->"
     block = "\n".join([begin, "", *reached(page), "", end])
@@ -310,7 +311,7 @@ def paper_page(page: str) -> str:
 
 
 def reached(page: str) -> list[str]:
-    """Markdown lines of what the runs of a paper reached. A run without a record is not mentioned."""
+    """Returns the Markdown lines of what a paper's runs reached; a run without a record is left out."""
     shipped = [
         path.stem
         for path in sorted(SHIPPED.glob("*.json"))
@@ -359,7 +360,7 @@ def reached(page: str) -> list[str]:
 
 
 def _record(name: str) -> dict | None:
-    """The record of a run, or the card of a shipped network; None where there is neither."""
+    """Returns the record of a run, or the card of a shipped network; None if there is neither."""
     for file in (RECORDS / f"{name}.json", SHIPPED / f"{name}.json"):
         if file.exists():
             return json.loads(file.read_text())
@@ -367,13 +368,13 @@ def _record(name: str) -> dict | None:
 
 
 def _first(name: str, metrics: tuple[str, ...]) -> float | None:
-    """The first of these metrics that the record of a run has; None also where there is no record."""
+    """Returns the value of the first of these metrics that a run's record has; None if it has none or is missing."""
     values = {row["metric"]: row["value"] for row in (_record(name) or {"results": ()})["results"]}
     return next((value for name in metrics if (value := values.get(name)) is not None), None)
 
 
 def _of_run(name: str) -> tuple[str, str, str]:
-    """A link to the record of a run, its steps and batch, and its commit."""
+    """Returns a link to the record of a run, its steps and batch, and its commit."""
     record = _record(name)
     shipped = " (shipped)" if (SHIPPED / f"{name}.json").exists() else ""
     sweep, slash, row = name.partition("/")
@@ -398,7 +399,7 @@ def _hardware(record: dict) -> str:
 
 
 def _commit(record: dict) -> str:
-    """Its first twelve digits, and ``+changes`` where there were any."""
+    """Returns the first twelve digits of the commit, with ``+changes`` if the code had uncommitted changes."""
     return record["commit"][:12] + record["commit"][40:]
 
 
@@ -416,7 +417,7 @@ def _cell(value: float | None) -> str:
 
 
 def _grid(heading: list[str], rows: list[list[str]]) -> list[str]:
-    """A Markdown table."""
+    """Returns the lines of a Markdown table."""
     return ["| " + " | ".join(row) + " |" for row in (heading, ["---"] * len(heading), *rows)]
 
 
@@ -426,7 +427,7 @@ def _memory(peak: dict) -> str:
 
 
 def build() -> str:
-    """The whole page."""
+    """Returns the whole page docs/results/README.md."""
     lines = [
         "# Results",
         "",

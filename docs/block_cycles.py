@@ -1,9 +1,9 @@
-"""What one block of a transformer takes on a TPU, forward and backward, by the estimates of the TPU's own compiler.
+"""Estimates the cycles that one block of a transformer takes on a TPU, forward and backward, by the TPU's own compiler.
 
     python docs/block_cycles.py --record=docs/plans/blocks/after.json          # needs the extra `aot-tpu`
     PYTHONPATH=OTHER_CHECKOUT python docs/block_cycles.py --record=docs/plans/blocks/before.json
 
-A block compiles in seconds where a recipe takes minutes, and where its cycles go is what decides the recipe's.
+A block compiles in seconds, a whole recipe in minutes, and the block decides where the recipe's cycles go.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from vidmotion import run_record, sharding, targets
 from vidmotion.models import dit, forms, spacetime
 from vidmotion.program import Program
 
-# Batch on four chips, frames, tokens of a frame, width, heads: of configs/sprites.py and of VidTwin's base size.
+# Batch on four chips, frames, tokens per frame, width and heads, from configs/sprites.py and VidTwin's base size.
 BLOCKS = {
     "sprites, spatial": (256, 4, 64, 384, 6),
     "sprites, temporal": (256, 4, 64, 384, 6),
@@ -28,7 +28,7 @@ BLOCKS = {
 
 
 def cycles(name: str, target: targets.Target) -> dict[str, int]:
-    """Estimated cycles of a block's gradients, in all (``all``) and by kind of operation."""
+    """Returns the estimated cycles of a block's gradients, in total (``all``) and by kind of operation."""
     batch, frames, tokens, width, heads = BLOCKS[name]
     mesh = sharding.make_mesh({"data": -1}, target.devices)
 
@@ -38,7 +38,7 @@ def cycles(name: str, target: targets.Target) -> dict[str, int]:
     if name.startswith("sprites"):
         temporal = name.endswith("temporal")
         block = dit.Block(width, heads, 4 * width, 32, temporal, "adagn", True, dtype=jnp.bfloat16)
-        # In the place of the condition's single token stand as many axes as the network of that checkout wants.
+        # Networks with `conditioning` want an axis for the condition's single token, those of older checkouts do not.
         axes = (1,) if hasattr(dit, "conditioning") else ()
         condition = array(batch, frames, *axes, width)
         given = (array(batch, frames, tokens, width), *(condition,) * 3)
@@ -70,7 +70,7 @@ def cycles(name: str, target: targets.Target) -> dict[str, int]:
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--record", required=True, help="JSON file to write")

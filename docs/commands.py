@@ -1,14 +1,14 @@
-r"""Runs the commands of the pages: every ```bash block of README.md, docs/*.md and docs/papers/*.md.
+r"""Runs the commands in the pages: every ```bash block of README.md, docs/*.md and docs/papers/*.md.
 
     python docs/commands.py                                      # lists them, and what would be done about each
     python docs/commands.py --run                                # runs them, one after the other, in a new folder
     python docs/commands.py --run --page=own-folder --videos=DIR # those of a page, on the videos of DIR
     python docs/commands.py --run --match=weights                # those that contain a text
 
-Each page has a folder of its own, in which its commands run in their order; what a page takes for granted (`MADE`) is
-made there first. `RULES` says what becomes of a command: it runs as it is, or shortened, or not at all, and why. Each
-command falls under one rule; one that falls under none ends this script with exit code 1, and so does a command that
-fails. Without --videos, a few heads that are drawn here stand for videos.
+Each page has a folder of its own, in which its commands run in order; files that a page takes for granted (`MADE`) are
+made there first. `RULES` says whether a command runs as it is, runs in a shorter form, or does not run, and why. Each
+command must match exactly one rule; a command that matches none or several ends this script with exit code 1, and so
+does a command that fails. Without --videos, a few heads that this script draws take the place of videos.
 """
 
 import argparse
@@ -33,11 +33,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # -- the tables ---------------------------------------------------------------------------------
 
-# What stands for a folder of the reader's own videos; A.mp4 and B.mp4 are two of them.
+# Names that the pages use for a folder of the reader's own videos; A.mp4 and B.mp4 are two of the videos.
 FOLDERS = ("FOLDER", "DIR")
-VIDEOS = ("A.mp4", "B.mp4")  # beside the folders, too
-PICTURES = ("A.png", "B.png", "C.png", "D.png")  # the first frames of as many videos
-# What other commands of the pages, or of the configs' docstrings, would have left.
+VIDEOS = ("A.mp4", "B.mp4")  # also linked beside the folders
+PICTURES = ("A.png", "B.png", "C.png", "D.png")  # each is the first frame of a video
+# File or folder -> the commands that make it; a reader has it from other commands of the pages or of docstrings.
 MADE = {
     "RUN": ("vidmotion train --config=xnemo:debug --workdir=RUN",),
     "runs/xnemo_4": ("vidmotion train --config=xnemo:debug --workdir=runs/xnemo_4",),
@@ -58,7 +58,7 @@ MADE = {
     ),
     "runs/heads_codec": ("vidmotion train --config=heads_codec:debug --workdir=runs/heads_codec",),
 }
-# What is made is made of this.
+# File or folder of `MADE` -> what has to be made before it, in the same folder.
 OF = {
     "GPT_RUN": ("RUN",),
     "FILE": ("GPT_RUN",),
@@ -68,7 +68,7 @@ OF = {
 PUBLISHED = "it needs published weights"
 HANDED = "it needs a dataset that its owners hand out"
 Changes = tuple[tuple[str, str], ...]
-# The two steps of `:debug` in the place of a whole training.
+# Trains for the two steps of `:debug` instead of a whole training.
 DEBUG: Changes = (
     (r":(demo|mini)\b", ":debug"),
     (r"(--config=[^\s:]+)(?=\s|$)", r"\1:debug"),
@@ -76,22 +76,22 @@ DEBUG: Changes = (
 )
 TWO_STEPS: Changes = ((r"$", " --config.steps=2"),)
 DRY: Changes = ((r"$", " --dry_run"),)
-# By the compiler of the CPU, which is always there, of a program that compiles in seconds.
+# Plans a program that compiles in seconds, with the compiler of the CPU, which is always there.
 CHEAP_PLAN: Changes = (*DEBUG, (r"$", " --config.plan.compiler=cpu --config.plan.fit=False"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What becomes of some of the commands.
+    """What to do with the commands that match a pattern.
 
     Attributes:
-      pattern: regular expression of the whole command, as `canonical` writes it.
-      lacks: why they are not run; "": they are.
-      changes: expressions and what replaces them, one after the other, in the command as the page has it.
-      drawn: what is appended where videos are heads that are drawn here, in which no detector finds a face.
-      first: names of `MADE` that they need without saying so.
-      module: without which they are not run.
-      variable: of the environment, likewise; it replaces the text ``DIR``.
+      pattern: the regular expression of the whole command, as `canonical` writes it.
+      lacks: the reason not to run the commands; "" if they are run.
+      changes: pairs of a regular expression and its replacement, applied one after the other to the page's command.
+      drawn: the text to append where the videos are drawn heads, in which no detector finds a face.
+      first: the names of `MADE` that the commands need but do not mention.
+      module: the Python module without which the commands are not run.
+      variable: the environment variable without which the commands are not run; it replaces the text ``DIR``.
     """
 
     pattern: str
@@ -141,7 +141,7 @@ RULES = (
     # vidmotion eval, sample, plan
     Rule(
         r"vidmotion (eval|sample) --config=\w+:demo\S* --workdir=\S+( --evals=\S+)?( --config\.sample\..*)?",
-        changes=(*DEBUG, (r",reading\b", "")),  # whose reader knows heads of 64 pixels alone
+        changes=(*DEBUG, (r",reading\b", "")),  # the reader knows only heads of 64 pixels
     ),
     Rule(
         r"vidmotion eval --config=configs/xnemo\.py --workdir=RUN --evals=\w+",
@@ -162,7 +162,7 @@ RULES = (
     Rule(r"vidmotion prepare videos --src=\S+ --out=\S+( --(fps|size|seconds)=\S+)*"),
     Rule(
         r"vidmotion prepare videos .*--crop=tube.*",
-        changes=((r"--size=256", "--size=32"),),  # that of the two steps that are evaluated with it
+        changes=((r"--size=256", "--size=32"),),  # the size of the `:debug` run evaluated on it
         drawn="--crop=centre",
         module="skimage",
     ),
@@ -174,7 +174,7 @@ RULES = (
         lacks=HANDED,
     ),
     Rule(r"vidmotion prepare latents .*", lacks=PUBLISHED),
-    # what uses a run
+    # commands that use a run
     Rule(
         r"vidmotion reenact --workdir=(RUN|runs/xnemo_4) .*",
         drawn="--box=whole --motion_box=whole",
@@ -184,7 +184,7 @@ RULES = (
     Rule(r"vidmotion reenact --weights=.*", lacks=PUBLISHED),
     Rule(
         r"vidmotion encode --workdir=runs/\S+ --out=\S+( --frames=\d+)?",
-        # Heads that are drawn have no such clips by themselves.
+        # Drawn heads have no clips of 512 frames.
         changes=((r"(--workdir=runs/xnemo_4 .*)--frames=512", r"\1--frames=32 --fps=25"),),
     ),
     Rule(r"vidmotion encode .*ucf101.*", lacks=HANDED),
@@ -198,7 +198,7 @@ RULES = (
     Rule(r"vidmotion demo( --out=\S+)?( --pairs=2)?"),
     Rule(r"vidmotion resources"),
     Rule(r"vidmotion \w+ --help"),
-    # launchers: one on this machine, the others say what they would do
+    # launchers: one runs on this machine, the others only print their commands
     Rule(r"launch/local\.sh 2 .*:debug .*"),
     Rule(r"launch/gpu\.sh .*", changes=DRY),
     Rule(
@@ -212,7 +212,7 @@ RULES = (
     Rule(r"python launch/sweep\.py .*", changes=DRY),
     Rule(
         r"sbatch --array=1-64 --wrap='.*/64'",
-        # Two tasks, one after the other.
+        # Two tasks of the array, one after the other.
         changes=(
             (
                 r"sbatch --array=1-64 --wrap='(.*)/64'",
@@ -233,10 +233,11 @@ class Command:
     """A command of a page.
 
     Attributes:
-      page, line: where it stands; the line is that on which it begins.
-      block: number of its block within the page: commands of one share a shell's variables.
-      text: without comments and continued lines.
-      after: the command before it on the line must have succeeded.
+      page: the file name of the page.
+      line: the line of the page on which the command begins.
+      block: the number of its block within the page; the commands of a block share the variables of a shell.
+      text: the command, without comments and with continued lines joined.
+      after: whether the command before it on the line must have succeeded.
     """
 
     page: str
@@ -247,21 +248,21 @@ class Command:
 
 
 def pages() -> list[Path]:
-    """All pages that are read."""
+    """Returns all pages whose commands are read."""
     docs = ROOT / "docs"
     return [ROOT / "README.md", *sorted(docs.glob("*.md")), *sorted(docs.glob("papers/*.md"))]
 
 
 def read(page: Path) -> list[Command]:
-    """The commands of a page."""
+    """Returns the commands of a page."""
     return list(parse(page.read_text(encoding="utf-8"), page.name))
 
 
 def parse(text: str, page: str) -> Iterator[Command]:
-    """The commands of the ```bash blocks of a text.
+    """Yields the commands in the ```bash blocks of a text.
 
     Raises:
-      ValueError: a quote that is not closed.
+      ValueError: a quote is not closed.
     """
     blocks = re.finditer(r"^[ \t]*```bash[ \t]*\n(.*?)^[ \t]*```", text, re.M | re.S)
     for number, block in enumerate(blocks):
@@ -271,15 +272,15 @@ def parse(text: str, page: str) -> Iterator[Command]:
 
 
 def split(block: str) -> Iterator[tuple[int, str, bool]]:
-    """Cut a block as a shell does, at the ends of lines and at ``&&`` outside of quotes.
+    """Cuts a block into commands as a shell does, at ends of lines and at ``&&`` outside quotes.
 
     Yields:
-      (line of the block, command without comments and continued lines, whether it stands behind ``&&``).
+      (line of the block, command without comments and with continued lines joined, whether ``&&`` is before it).
 
     Raises:
-      ValueError: a quote that is not closed.
+      ValueError: a quote is not closed.
     """
-    # Quoted texts; what is escaped, of which the end of a line is left out; comments; what separates; anything else.
+    # Quoted texts and escaped characters; escaped ends of lines, which are left out; comments; separators; the rest.
     token = re.compile(
         r"""(?P<kept>'[^']*'|"(?:[^"\\]|\\.)*"|\\[^\n])|(?P<joined>\\\n[ \t]*)"""
         r"""|(?P<comment>(?:(?<=[\s;&|(])|\A)\#[^\n]*)|(?P<end>&&\s*|\n)|(?P<other>[^'"])""",
@@ -305,8 +306,10 @@ def split(block: str) -> Iterator[tuple[int, str, bool]]:
 
 
 def canonical(text: str) -> str:
-    """A command as `RULES` know it: ``vidmotion plan --config=...`` for ``python -m vidmotion.main --mode=plan
-    --config=...``."""
+    """Returns a command in the form that `RULES` match.
+
+    ``python -m vidmotion.main --mode=plan --config=...`` becomes ``vidmotion plan --config=...``.
+    """
     text = re.sub(r"\s+", " ", text)
     for word, (module, _, flags) in COMMANDS.items():
         rest = text.removeprefix(f"python -m {module}")
@@ -320,7 +323,7 @@ def canonical(text: str) -> str:
 
 
 def matching(text: str) -> list[Rule]:
-    """The rules under which a command falls; all is well where there is one."""
+    """Returns the rules that a command matches; there should be exactly one."""
     return [rule for rule in RULES if re.fullmatch(rule.pattern, canonical(text))]
 
 
@@ -332,10 +335,10 @@ class Decision:
     """What is done about a command.
 
     Attributes:
-      run: what is run; "": nothing.
-      why_not: why nothing is.
-      first: names of `MADE` that have to be there.
-      wrong: it falls under no rule, or under several.
+      run: the command to run; "" if nothing is run.
+      why_not: the reason why nothing is run.
+      first: the names of `MADE` that have to exist before.
+      wrong: whether the command matches no rule, or several.
     """
 
     run: str = ""
@@ -345,7 +348,7 @@ class Decision:
 
 
 def decide(command: Command, drawn: bool) -> Decision:
-    """By the rule of a command; `drawn`: videos are heads that are drawn here."""
+    """Applies the rule of a command; `drawn` says that the videos are heads that this script draws."""
     rules = matching(command.text)
     if len(rules) != 1:
         patterns = ", ".join(rule.pattern for rule in rules)
@@ -373,7 +376,7 @@ def decide(command: Command, drawn: bool) -> Decision:
 
 
 def _named(text: str) -> tuple[str, ...]:
-    """Names of `MADE` that a command reads: those among its values, without the folders that it writes itself."""
+    """Returns the names of `MADE` that a command reads: its values, except for the folders that it writes itself."""
     written = {"out"} | (
         {"workdir"} if re.match(r"vidmotion train|launch/", canonical(text)) else set()
     )
@@ -387,13 +390,15 @@ def _named(text: str) -> tuple[str, ...]:
 
 # -- running ------------------------------------------------------------------------------------
 
-# Programs of two steps are nearly all compilation, and unoptimised code compiles faster.
+# A run of two steps spends nearly all its time on compilation, and unoptimised code compiles faster.
 SETTINGS = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def prepare_folder(folder: Path, clips: Path) -> None:
-    """A folder in which the commands of a page can be run: the launchers and configs of a clone, and `FOLDERS`,
-    `VIDEOS` and `PICTURES` made of the videos of `clips`."""
+    """Makes a folder in which the commands of a page can be run.
+
+    It has the launchers and configs of a clone, and `FOLDERS`, `VIDEOS` and `PICTURES` made from the videos in `clips`.
+    """
     from vidmotion import media
 
     folder.mkdir(parents=True)
@@ -410,7 +415,7 @@ def prepare_folder(folder: Path, clips: Path) -> None:
 
 
 def gather_clips(folder: Path, videos: Path | None) -> None:
-    """Links to the videos of a folder, the two smallest as `VIDEOS`; or heads that are drawn."""
+    """Links to the videos of a folder, the two smallest as `VIDEOS`; without a folder, writes videos of drawn heads."""
     from vidmotion import media
     from vidmotion.data.pipeline import make_source
 
@@ -433,9 +438,9 @@ class Shell:
     """Runs commands in a folder; commands of one block share variables and folder, as in a shell.
 
     Args:
-      folder: of the page.
+      folder: the folder of the page.
       programs: a folder that comes first in PATH.
-      limit: seconds after which a command is ended.
+      limit: the number of seconds after which a command is ended.
     """
 
     def __init__(self, folder: Path, programs: Path, limit: float):
@@ -447,11 +452,11 @@ class Shell:
         self._environment = {**SETTINGS, **os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
 
     def forget(self) -> None:
-        """Begin a new block."""
+        """Begins a new block, without the variables and the folder of the last one."""
         self._state.unlink(missing_ok=True)
 
     def run(self, text: str, log: Path) -> int:
-        """Run a command with its output in `log`; returns its exit code, 124 after too long a time."""
+        """Runs a command and appends its output to `log`; returns its exit code, or 124 if it took too long."""
         state = shlex.quote(str(self._state))
         keep = f"{{ export -p; printf 'cd %q\\n' \"$PWD\"; }} >{state}"
         script = f"[ -e {state} ] && . {state}\n{text}\ncode=$?\n{keep}\nexit $code"
@@ -478,7 +483,7 @@ class Shell:
 
 
 def write_programs(folder: Path) -> None:
-    """`python` and `vidmotion` of this interpreter and this checkout."""
+    """Writes the programs `python` and `vidmotion`, which use this interpreter and this checkout."""
     folder.mkdir(parents=True)
     for name, words in {"python": [], "vidmotion": ["-m", "vidmotion"]}.items():
         command = shlex.join([sys.executable, *words])
@@ -487,15 +492,15 @@ def write_programs(folder: Path) -> None:
 
 
 class Runs:
-    """The commands of pages, run one after the other.
+    """Runs the commands of pages, one after the other.
 
     Args:
       folder: a new folder; logs are in its subfolder ``logs``.
-      videos: whose clips the commands get; None: drawn heads.
-      limit: seconds that a command may take.
+      videos: the folder of videos that the commands get; None for drawn heads.
+      limit: the number of seconds that a command may take.
 
     Attributes:
-      counts: of commands by what became of them.
+      counts: the number of commands that were done, failed or were not run.
     """
 
     def __init__(self, folder: Path, videos: Path | None = None, limit: float = 1800):
@@ -508,7 +513,7 @@ class Runs:
         self.counts = {"done": 0, "failed": 0, "not run": 0}
 
     def page(self, commands: Sequence[Command]) -> None:
-        """Run commands of one page and print what became of each."""
+        """Runs commands of one page and prints what became of each."""
         folder = self._folder / Path(commands[0].page).stem
         prepare_folder(folder, self._clips)
         shell = Shell(folder, self._folder / "programs", self._limit)
@@ -529,7 +534,7 @@ class Runs:
                 self.counts["failed" if decision.wrong else "not run"] += 1
 
     def _run(self, command: Command, decision: Decision, shell: Shell, folder: Path) -> bool:
-        """Whether all went well."""
+        """Runs a command, after making what it needs; returns whether that succeeded."""
         if decision.run != command.text:
             print(f"    as: {decision.run}", flush=True)
         log = self._logs / f"{Path(command.page).stem}-{command.line}.log"
@@ -542,7 +547,7 @@ class Runs:
         return self._told(command, code, time.perf_counter() - began, log)
 
     def _make(self, name: str, shell: Shell, folder: Path, log: Path) -> int:
-        """An exit code."""
+        """Makes an entry of `MADE` if it does not exist, and what it needs; returns an exit code."""
         if (folder / name).exists():
             return 0
         if name not in OF and (found := self._of_another_page(name)):
@@ -559,7 +564,10 @@ class Runs:
         return 0
 
     def _of_another_page(self, name: str) -> Path | None:
-        """What does not look for its neighbours can be used by several pages; None where none has made it."""
+        """Returns the path at which another page has made an entry of `MADE`; None if no page has.
+
+        Entries in `OF` need others beside them, and are not shared between pages.
+        """
         there = (self._folder / Path(page.name).stem / name for page in pages())
         return next((path for path in there if path.exists()), None)
 
@@ -575,7 +583,7 @@ class Runs:
 
 
 def show(commands: Sequence[Command], drawn: bool) -> int:
-    """Print what would be done about each command; returns how many fall under no rule or several."""
+    """Prints what would be done about each command; returns how many match no rule or several."""
     decisions = [decide(command, drawn) for command in commands]
     for command, decision in zip(commands, decisions):
         print(f"{command.page}:{command.line}  {command.text}")
@@ -595,7 +603,7 @@ def show(commands: Sequence[Command], drawn: bool) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns its exit code: 0 done, 1 a command failed or has no rule, 2 nothing to do."""
+    """Runs the command line; returns 0 if all is done, 1 if a command failed or has no rule, 2 if there is none."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     flag = parser.add_argument

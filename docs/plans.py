@@ -1,4 +1,4 @@
-r"""Builds docs/hardware.md from the plans in docs/plans: no number there is typed.
+r"""Builds docs/hardware.md from the plans in docs/plans, so that no number on the page is typed by hand.
 
     python -m vidmotion.main --mode=plan --config=configs/lrs3.py --config.plan.chip=v5e \
         --config.plan.topology=4x4 --config.plan.fit=False --config.plan.record=docs/plans/lrs3-v5e-4x4.json
@@ -94,7 +94,7 @@ MEASURED_COLUMNS = (
 
 
 def own_row(name: str, plan: dict) -> str:
-    """One plan by the chip's own compiler as a table row."""
+    """Returns the table row of a plan that the chip's own compiler made."""
     known = "kernels" in plan
     moved = sum(plan["moved_bytes"].values()) if known else 0
     cells = [
@@ -116,7 +116,7 @@ def own_row(name: str, plan: dict) -> str:
 
 
 def profile_row(name: str, plan: dict) -> str:
-    """Where the cycles of one plan go, as a table row."""
+    """Returns the table row that says where the cycles of a plan go."""
     shares = (
         ", ".join(
             f"{part} {count / plan['cycles']:.0%}".replace("*", "\\*")
@@ -128,7 +128,7 @@ def profile_row(name: str, plan: dict) -> str:
 
 
 def block_rows(folder: Path) -> list[str]:
-    """The blocks that both records of `folder` have, as table rows; none where a record is missing."""
+    """Returns a table row for each block that both records in `folder` have; none if a record is missing."""
     files = [folder / f"{name}.json" for name in ("before", "after")]
     if not all(file.exists() for file in files):
         return []
@@ -149,7 +149,7 @@ def _millions(cycles: dict) -> str:
 
 
 def _place(name: str, plan: dict) -> tuple[str, str]:
-    """(config, chips) of a plan by its file's name."""
+    """Returns (config, chips) of a plan, whose file has the given name."""
     slice = plan["topology"] or str(plan["plan_devices"])
     return name.removesuffix(f"-{plan['chip']}-{slice}"), f"{plan['chip']} {slice}"
 
@@ -163,7 +163,7 @@ def _line(cells: list) -> str:
 
 
 def row(name: str, plan: dict) -> str:
-    """One plan as a table row."""
+    """Returns the table row of a plan."""
     moved = sum(plan["moved_bytes"].values())
     cells = [
         name,
@@ -184,7 +184,7 @@ def row(name: str, plan: dict) -> str:
 
 
 def measured_row(name: str, plan: dict) -> str:
-    """One plan that was also measured as a table row."""
+    """Returns the table row of a plan that was also measured."""
     weighed = plan["measured"]
     both = weighed["arrays"] + weighed["growth"]
     sizes = (plan["peak_bytes"], weighed["program"], weighed["arrays"], weighed["growth"], both)
@@ -200,7 +200,7 @@ def measured_row(name: str, plan: dict) -> str:
 
 
 def build(folder: Path = HERE / "plans") -> str:
-    """The page."""
+    """Returns the text of the page."""
     plans = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
     order = sorted(plans, key=lambda name: (name.rpartition("-")[0], plans[name]["plan_devices"]))
     own = [name for name in order if plans[name].get("own_compiler")]
@@ -228,7 +228,7 @@ def build(folder: Path = HERE / "plans") -> str:
 
 
 def _rows(columns: str, lines: Iterable[str]) -> str:
-    """A table with the `columns` that are given with bars between them."""
+    """Returns a Markdown table; the names of its `columns` are separated by bars."""
     names = columns.split("|")
     return "\n".join([_line(names), "|---" * len(names) + "|", *lines, ""])
 

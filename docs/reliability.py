@@ -1,4 +1,4 @@
-"""Writes the figures of the last campaigns into docs/reliability.md, from their records: no number there is typed.
+"""Writes the figures of the last campaigns into docs/reliability.md from their records, so that none is typed by hand.
 
 python docs/reliability.py
 """
@@ -13,7 +13,7 @@ RECORDS = HERE / "results" / "records" / "faults"
 
 
 def build() -> str:
-    """The whole page, each section between two marks made anew; empty as long as there is no record."""
+    """Returns the whole page with its two tables, each between two marks, built anew; one without a record is empty."""
     text = PAGE.read_text(encoding="utf-8")
     for name, table in (("campaign", _campaign), ("inputs", _inputs)):
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Run every config of a sweep one after another, then write one table and one picture from their run records.
+"""Runs every config of a sweep, one after another, then writes one table and one picture from their run records.
 
     python launch/sweep.py NAME --workdir=DIR [--steps=N] [--arguments=KEY=VALUE,...] [--dry_run]
 
-NAME is a file of configs/sweeps: arguments of one config, common overrides, the columns of the table, and what is
-drawn against what. Where it has ``CHANGES``, these are further overrides of single runs, and where it has ``SEEDS``,
-each run is made with each of them. A run that is complete is not run again, unless its record lacks a column: the same
-command then trains nothing and evaluates anew. An interrupted one resumes. The table is DIR/table.md; the picture,
+NAME is a file in configs/sweeps, which has the arguments of one config, common overrides, the columns of the table,
+and the axes of the picture. Its ``CHANGES``, if any, are further overrides of single runs; with ``SEEDS``, each run is
+made once with every seed. A complete run is not run again, unless its record lacks a column: the same command then
+trains nothing and only evaluates again. An interrupted run resumes. The table is DIR/table.md; the picture,
 DIR/rate.png, needs matplotlib.
 """
 
@@ -29,7 +29,7 @@ from vidmotion.errors import EXIT_UNMEASURED
 def commands(
     sweep, workdir: Path, steps: int | None, more: str = ""
 ) -> dict[str, tuple[Path, list[str]]]:
-    """``{name: (workdir, command)}`` of every run; `more` arguments of the config follow the sweep's own."""
+    """Returns ``{name: (workdir, command)}`` of every run; the arguments in `more` follow the sweep's own arguments."""
     common = {**sweep.OVERRIDES, **({"steps": steps} if steps else {})}
     changes, seeds = (vars(sweep).get(name, {}) for name in ("CHANGES", "SEEDS"))
     runs = {}
@@ -53,7 +53,7 @@ def commands(
 
 
 def table(sweep, runs: dict[str, tuple[Path, list[str]]]) -> str:
-    """A Markdown table with a row per run, from the records in the workdirs."""
+    """Returns a Markdown table with a row per run, from the records in the workdirs."""
     rows = [["run", "steps", *sweep.COLUMNS]]
     for name, (folder, _) in runs.items():
         record = _record(folder)
@@ -68,10 +68,10 @@ def table(sweep, runs: dict[str, tuple[Path, list[str]]]) -> str:
 
 
 def draw(sweep, runs: dict[str, tuple[Path, list[str]]], path: Path) -> None:
-    """Write the panels of `sweep.PLOT` side by side, a point per run, with its interval where the record has one.
+    """Draws the panels of `sweep.PLOT` side by side, with a point per run, and its interval if the record has one.
 
-    `PLOT` is ``{"x": (metric, label), "panels": ((label, {legend: metric}), ...)}``. A run without a number is left
-    out of that panel.
+    `PLOT` is ``{"x": (metric, label), "panels": ((label, {legend: metric}), ...)}``. A run that lacks a number is left
+    out of the panel that needs it.
 
     Raises:
       ModuleNotFoundError: matplotlib is not installed.
@@ -113,12 +113,16 @@ def draw(sweep, runs: dict[str, tuple[Path, list[str]]], path: Path) -> None:
 
 
 def _less(upper, lower) -> list[float]:
-    """Lengths of error bars: a rounding error must not make one negative."""
+    """Returns the lengths of error bars; none is negative, even after a rounding error."""
     return [max(0.0, u - l) for u, l in zip(upper, lower)]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code of the first run that could not be trained, or else measured; or 0."""
+    """Runs the command line.
+
+    Returns:
+      The exit code of the first run that could not be trained, else that of a run that could not be measured, else 0.
+    """
     parser = argparse.ArgumentParser(prog="launch/sweep.py", description=__doc__.splitlines()[0])
     parser.add_argument("name", help="a file of configs/sweeps, without .py")
     parser.add_argument("--workdir", type=Path, required=True, help="folder of all runs")
@@ -142,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
         code = subprocess.run(command).returncode
         if code:
             print(f"{name} ended with code {code}; the same command goes on", file=sys.stderr)
-        if code == EXIT_UNMEASURED:  # its column stays empty, which costs the other runs nothing
+        if code == EXIT_UNMEASURED:  # its column stays empty, and the other runs go on
             unmeasured = code
         elif code:
             return code
@@ -166,7 +170,7 @@ def _values(record: dict) -> dict[str, float | None]:
 
 
 def _complete(folder: Path, columns: tuple[str, ...]) -> bool:
-    """Whether nothing is left to train or to measure."""
+    """Returns whether nothing is left to train or to measure."""
     record = _record(folder)
     if record is None or record["steps_done"] < record["steps_planned"]:
         return False

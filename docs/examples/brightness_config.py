@@ -1,4 +1,4 @@
-"""Brightness on the embedded heads."""
+"""Trains the system `brightness` on the embedded heads."""
 
 from ml_collections import ConfigDict
 

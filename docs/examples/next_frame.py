@@ -1,4 +1,4 @@
-"""A whole evaluator: the error of the next frame's brightness, beside that of an answer that needs no model."""
+"""A whole evaluator: the error of the predicted brightness, beside the error of an answer that needs no model."""
 
 import dataclasses
 
@@ -12,16 +12,16 @@ from vidmotion.metrics.result import MetricResult
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NextFrame(Evaluator):
-    """Mean absolute error of the predicted brightness.
+    """Measures the mean absolute error of the predicted brightness.
 
     Attributes:
-      batch: clips at a time.
+      batch: the number of clips that are predicted at a time.
     """
 
     batch: int
 
     def evaluate(self, run, vars) -> list[MetricResult]:
-        """The error of the model, and of saying that nothing changes."""
+        """Returns the error of the model, and the error of the answer that nothing changes."""
         source = run.source("eval")
         clips = [source[i]["video"] for i in range(len(source))]
         mean_nt = np.stack(clips).mean((2, 3, 4)) / 255.0

@@ -6,13 +6,13 @@ from vidmotion.data.clip_source import ClipSource
 
 
 class Ramps(ClipSource):
-    """Clip i begins at a brightness of its own and changes by as much from each frame to the next."""
+    """Grey clips, each with its own first brightness and its own constant change from frame to frame."""
 
     def __init__(self, split: str, clips: int, size: int, frames: int):
-        """The arguments are those of ``config.data.common`` and of the split's section."""
+        """Takes the fields of ``config.data.common`` and of the split's section as its arguments."""
         self._clips, self._shape = clips, (frames, size, size, 3)
         self._seed = ("train", "eval").index(split)
-        # A run resumes only on data of the same fingerprint: all that decides a pixel belongs to it.
+        # A run resumes only on data with the same fingerprint, so it contains everything that decides a pixel.
         self.fingerprint = f"ramps-1/{split}/{clips}/{size}/{frames}"
 
     def __len__(self):

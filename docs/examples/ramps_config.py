@@ -1,9 +1,9 @@
-"""A whole recipe: brightness on ramps, measured after training.
+"""A whole recipe: trains the system `brightness` on ramps and measures it after training.
 
     python -m vidmotion.main --config=docs/examples/ramps_config.py --workdir=runs/ramps
 
-The next frame of a ramp is twice the last one less the one before it, so that little more than the rounding of pixels
-is left of the error.
+The next frame of a ramp is twice the last frame minus the one before it, so a trained model's error is little more than
+the rounding of the pixels.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,13 @@
-"""Builds docs/results/README.md from the run records beside it: no number there is typed.
+"""Builds docs/results/README.md from the run records beside it, so that no number on the page is typed by hand.
 
     python docs/results/build.py
 
-The pages of docs/papers have what was reached from the same records, between two marks.
+It also builds docs/results/benchmark.md and docs/results/claims.md, and in each page of docs/papers the section between two marks that says what
+was reached.
 
 A record is the ``record.json`` of a run, copied to ``records/<name>.json``, or the card of a shipped network; a
-picture of the same name in ``pictures`` is shown with it. Those of a sweep lie in ``records/<sweep>/`` and become one
-table. Paper's figures, where there are any, are in ``PAPER`` and labelled as such.
+picture of the same name in ``pictures`` is shown with it. The records of a sweep are in ``records/<sweep>/`` and become
+one table. The papers' own figures are in ``PAPER`` and are labelled as the paper's.
 """
 
 import importlib
@@ -23,8 +24,8 @@ from scipy import stats
 HERE = Path(__file__).resolve().parent
 RECORDS = HERE / "records"
 PAPERS = HERE.parent / "papers"
-sys.path.insert(0, str(HERE.parents[1]))  # where `configs` is
-SHIPPED = HERE.parents[1] / "vidmotion" / "weights"  # whose cards are run records
+sys.path.insert(0, str(HERE.parents[1]))  # the folder that holds `configs`
+SHIPPED = HERE.parents[1] / "vidmotion" / "weights"  # the cards of its networks are run records
 CLIPS = ("heads", "sprites")
 SYSTEMS = {"bcd": "BCD", "vidtwin": "VidTwin", "xnemo": "X-NeMo", "warpface": "WarpFace"}
 # heading -> metric of the benchmark's records
@@ -42,7 +43,7 @@ QUESTIONS = {
 }
 
 CAPTIONS = {"heads_codec": "heads that nobody has seen above, rebuilt below"}
-# metric of a record -> (the paper's figure, where it stands)
+# metric of a record -> (the paper's figure, its table in the paper)
 PAPER = {
     "cross_driven/action": (1.0, "Table A1"),
     "cross_driven/skin": (1.0, "Table A1"),
@@ -51,8 +52,8 @@ PAPER = {
     "cross_driven/hair": (1.0, "Table A1"),
 }
 
-# page of docs/papers -> runs in which heads are moved as others, left of a slash their sweep; the system's shipped
-# networks join them
+# page of docs/papers -> runs in which heads are moved as other heads; a name before a slash is the run's sweep. The
+# system's shipped networks are added to them.
 SWAPS = {
     "bcd": ("heads_mini", "heads_demo"),
     "vidtwin": ("vidtwin_mini", "vidtwin_demo"),
@@ -70,7 +71,7 @@ SWAPS = {
         "warpface_tables/table_3_CA_keypoints",
     ),
 }
-# heading -> metrics, of which the first that a record has is taken
+# heading -> metrics; the first one that a record has is used
 ANSWERS = {
     "swap": ("psnr/swap",),
     "wrong driver": ("psnr/wrong_driver",),
@@ -81,7 +82,7 @@ ANSWERS = {
 
 
 class Figure(NamedTuple):
-    """What else a page says: of which runs, and the paper's figure. Without runs only the paper has it."""
+    """A further figure of a page, with its runs and the paper's value; one without runs is only in the paper."""
 
     label: str
     metric: str = ""
@@ -148,7 +149,7 @@ FIGURES = {
 
 
 def describe(name: str, record: dict) -> list[str]:
-    """Markdown lines of one run."""
+    """Returns the Markdown lines of one run."""
     seconds = record["step_seconds"]
     facts = [
         ("hardware", _hardware(record)),
@@ -180,7 +181,7 @@ def describe(name: str, record: dict) -> list[str]:
 
 
 def compare(name: str, records: dict[str, dict]) -> list[str]:
-    """Markdown lines of a sweep: a row per run, a column per metric that all have a value of."""
+    """Returns the Markdown lines of a sweep: a row per run, a column per metric for which all runs have a value."""
     results = {run: _values(record) for run, record in records.items()}
     first, *others = results.values()
     metrics = [m for m in first if all(row.get(m) is not None for row in [first, *others])]
@@ -197,7 +198,7 @@ def compare(name: str, records: dict[str, dict]) -> list[str]:
 
 
 def protocols(files: list[Path]) -> list[str]:
-    """Markdown lines of what `--mode=eval --evals=...` wrote, a table for each file."""
+    """Returns the Markdown lines of the files that `--mode=eval --evals=...` wrote, with a table for each file."""
     lines = []
     for file in files:
         record = json.loads(file.read_text())
@@ -220,7 +221,7 @@ def protocols(files: list[Path]) -> list[str]:
 
 
 def benchmark() -> str:
-    """The page of the four systems side by side."""
+    """Returns the page that compares the four systems."""
     lines = [
         "# Benchmark: four ideas, the same clips",
         "",
@@ -241,7 +242,7 @@ def benchmark() -> str:
 
 
 def claims() -> str:
-    """The page of the orderings that the papers claim."""
+    """Returns the page of the orderings that the papers claim."""
     lines = [
         "# What the papers claim, and what was seen here",
         "",
@@ -265,7 +266,7 @@ CLAIMS = ["claim", "source", "metric", "more", "less", "difference", "seeds", "h
 
 
 def _facts(records: dict[str, dict]) -> list[str]:
-    """Steps, hardware and commits of the runs of a sweep, and the copies that they are compared with."""
+    """Returns the lines with the steps, hardware and commits of a sweep's runs, and the scores of copying."""
     if not records:
         return ["Not run yet.", ""]
     steps = sorted({record["steps_done"] for record in records.values()})
@@ -284,7 +285,7 @@ def _facts(records: dict[str, dict]) -> list[str]:
 
 
 def _judged(sweep: ModuleType, records: dict[str, dict]) -> list[list[str]]:
-    """A row of the table for each claim."""
+    """Returns a row of the table for each claim."""
     rows = []
     for claim in sweep.CLAIMS:
         pairs = []
@@ -308,7 +309,7 @@ def _judged(sweep: ModuleType, records: dict[str, dict]) -> list[list[str]]:
 
 
 def interval(differences: np.ndarray) -> tuple[float, float]:
-    """The interval of 95 % of the mean of a few numbers by Student's t; of one number, everything."""
+    """Returns the 95 % interval of the mean of a few numbers by Student's t; it is infinite for a single number."""
     n = len(differences)
     if n < 2:
         return -np.inf, np.inf
@@ -317,11 +318,12 @@ def interval(differences: np.ndarray) -> tuple[float, float]:
 
 
 def _values(record: dict) -> dict[str, float | None]:
+    """Returns the value of each metric of a record."""
     return {row["metric"]: row["value"] for row in record["results"]}
 
 
 def _side_by_side(clips: str, records: dict[str, dict]) -> list[str]:
-    """Markdown lines of one kind of clips."""
+    """Returns the Markdown lines that compare the systems on one kind of clips."""
     values = {system: _values(record) for system, record in records.items()}
     rows = []
     for system, record in records.items():
@@ -383,7 +385,7 @@ def _side_by_side(clips: str, records: dict[str, dict]) -> list[str]:
 
 
 def paper_page(page: str) -> str:
-    """The whole page of docs/papers, with what was reached made anew."""
+    """Returns a whole page of docs/papers, with the section between the marks built anew."""
     text = (PAPERS / f"{page}.md").read_text(encoding="utf-8")
     begin, end = "<!-- reached -->", "<!-- end of reached -->"
     block = "\n".join([begin, "", *reached(page), "", end])
@@ -391,7 +393,7 @@ def paper_page(page: str) -> str:
 
 
 def reached(page: str) -> list[str]:
-    """Markdown lines of what the runs of a paper reached. A run without a record is not mentioned."""
+    """Returns the Markdown lines of what a paper's runs reached; a run without a record is left out."""
     shipped = [
         path.stem
         for path in sorted(SHIPPED.glob("*.json"))
@@ -440,7 +442,7 @@ def reached(page: str) -> list[str]:
 
 
 def _record(name: str) -> dict | None:
-    """The record of a run, or the card of a shipped network; None where there is neither."""
+    """Returns the record of a run, or the card of a shipped network; None if there is neither."""
     for file in (RECORDS / f"{name}.json", SHIPPED / f"{name}.json"):
         if file.exists():
             return json.loads(file.read_text())
@@ -448,13 +450,13 @@ def _record(name: str) -> dict | None:
 
 
 def _first(name: str, metrics: tuple[str, ...]) -> float | None:
-    """The first of these metrics that the record of a run has; None also where there is no record."""
+    """Returns the value of the first of these metrics that a run's record has; None if it has none or is missing."""
     values = {row["metric"]: row["value"] for row in (_record(name) or {"results": ()})["results"]}
     return next((value for name in metrics if (value := values.get(name)) is not None), None)
 
 
 def _of_run(name: str) -> tuple[str, str, str]:
-    """A link to the record of a run, its steps and batch, and its commit."""
+    """Returns a link to the record of a run, its steps and batch, and its commit."""
     record = _record(name)
     shipped = " (shipped)" if (SHIPPED / f"{name}.json").exists() else ""
     sweep, slash, row = name.partition("/")
@@ -479,7 +481,7 @@ def _hardware(record: dict) -> str:
 
 
 def _commit(record: dict) -> str:
-    """Its first twelve digits, and ``+changes`` where there were any."""
+    """Returns the first twelve digits of the commit, with ``+changes`` if the code had uncommitted changes."""
     return record["commit"][:12] + record["commit"][40:]
 
 
@@ -497,7 +499,7 @@ def _cell(value: float | None) -> str:
 
 
 def _grid(heading: list[str], rows: list[list[str]]) -> list[str]:
-    """A Markdown table."""
+    """Returns the lines of a Markdown table."""
     return ["| " + " | ".join(row) + " |" for row in (heading, ["---"] * len(heading), *rows)]
 
 
@@ -507,7 +509,7 @@ def _memory(peak: dict) -> str:
 
 
 def build() -> str:
-    """The whole page."""
+    """Returns the whole page docs/results/README.md."""
     lines = [
         "# Results",
         "",

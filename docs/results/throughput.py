@@ -1,16 +1,16 @@
-"""Measures how fast things go on this machine, and prints a table.
+"""Measures the speed of parts of this package on this machine, and prints a table.
 
     python docs/results/throughput.py                   # all of `MEASURES`
     python docs/results/throughput.py heads --size 128
 
-A measure is a function of the parsed arguments that yields rows (what, how much per second of wall clock, how much
-per second of one core's time), and a unit; further ones are added to `MEASURES`. On a machine that does other things
-besides, the last column is the one to compare.
+A measure is a unit and a function of the parsed arguments that yields rows (what was measured, units per second of
+wall clock, units per second of one core's time). New measures are added to `MEASURES`. On a machine that is also doing
+other work, compare the last column.
 
-Heads: frames, new ones each time, in pairs (`frames=2`) and in clips of 8 and 16, every clip another person.
-`render` draws a clip a call, `render_many` 128 frames a call, each in one thread and dealt out to two; `loader` is what
-training sees in its first epoch, when the cache is empty: the factors drawn, the frames, and batches of 64 frames of
-both, for one and two of the loader's threads.
+Heads: draws new frames each time, in pairs (`frames=2`) and in clips of 8 and 16, with another person in every clip.
+`render` draws one clip per call and `render_many` 128 frames per call, each in one thread and in two. `loader` measures
+what training sees in its first epoch, when the cache is empty: factors are drawn, frames are rendered, and both are
+joined into batches of 64 frames, with one and with two of the loader's threads.
 """
 
 import argparse
@@ -28,14 +28,14 @@ Row = tuple[str, float, float]
 
 
 def rates(count: int, run: Callable[[], None]) -> tuple[float, float]:
-    """What `run` does `count` of, per second of wall clock and per second of a core."""
+    """Calls `run`, which makes `count` units; returns units per second of wall clock and per second of core time."""
     wall, core = time.perf_counter(), time.process_time()
     run()
     return count / (time.perf_counter() - wall), count / (time.process_time() - core)
 
 
 def dealt(threads: int, work: Callable[[int], object], starts: range) -> Callable[[], None]:
-    """Calls `work(start)` for all `starts` in so many threads."""
+    """Returns a function that calls `work(start)` for all `starts`, in the given number of threads."""
 
     def run():
         with ThreadPoolExecutor(threads) as pool:
@@ -80,7 +80,7 @@ def measure_heads(arguments: argparse.Namespace) -> Iterator[Row]:
                 yield what, *rates(steps * batch * frames, read)
 
 
-# name -> (the function, unit)
+# name -> (function, unit)
 MEASURES = {"heads": (measure_heads, "frames")}
 
 

@@ -3,9 +3,9 @@
     python docs/results/unet_speed.py                                     # needs the extra `oracle`
     python docs/results/unet_speed.py --sides 16 --batches 8 --one-core
 
-Both networks hold the same parameters and take the same input, and their losses and gradients are compared
+Both networks have the same parameters and get the same input, and their losses and gradients are compared
 before they are timed. Their steps alternate, so that other work on the machine slows both, and medians are
-printed; a ratio below 1 says that this package is faster.
+printed; a ratio below 1 means that this package is faster.
 """
 
 import argparse
@@ -32,12 +32,12 @@ SIZE = {
     "context_width": 16,
     "norm_groups": 16,
 }
-TOKENS = 4  # of the context
-TOLERANCE = 1e-3  # of losses and of the norm of the gradients, relative
+TOKENS = 4  # length of the context
+TOLERANCE = 1e-3  # largest relative difference of the losses and of the norms of the gradients
 
 
 def theirs() -> torch.nn.Module:
-    """diffusers' network of the size `SIZE`, with its own start."""
+    """Returns diffusers' network of the size `SIZE`, as diffusers initialises it."""
     torch.manual_seed(0)
     return diffusers.UNet2DConditionModel(
         block_out_channels=SIZE["channels"],
@@ -45,13 +45,14 @@ def theirs() -> torch.nn.Module:
         up_block_types=("CrossAttnUpBlock2D",) * 2,
         layers_per_block=SIZE["layers_per_block"],
         cross_attention_dim=SIZE["context_width"],
-        attention_head_dim=SIZE["heads"],  # the number of heads, by an old mistake in its name
+        attention_head_dim=SIZE["heads"],  # an old misnomer: this is the number of heads
         norm_num_groups=SIZE["norm_groups"],
     )
 
 
 def torch_step(module: torch.nn.Module, x, level, context, target):
-    """Functions without arguments: the loss, the loss with its gradients, and the norm of the last gradients."""
+    """Returns three functions without arguments that give the loss of torch's network, its loss with gradients, and the
+    norm of the last gradients."""
     x, target = (torch.from_numpy(np.moveaxis(y[:, 0], -1, 1).copy()) for y in (x, target))
     level, context = torch.from_numpy(level), torch.from_numpy(context)
 
@@ -72,7 +73,7 @@ def torch_step(module: torch.nn.Module, x, level, context, target):
 
 
 def jax_step(net: UNet, params, x, level, context, target, options):
-    """The same of this package's network, compiled with `options`."""
+    """Returns the same three functions as `torch_step` for this package's network, compiled with `options`."""
 
     def loss(params, x, level, context, target):
         return jnp.square(net.apply({"params": params}, x, level, context) - target).mean()
@@ -101,7 +102,7 @@ def jax_step(net: UNet, params, x, level, context, target, options):
 
 
 def agree(ours: float, torchs: float, what: str) -> None:
-    """Stops where the two networks do not compute the same."""
+    """Exits with a message if the two networks do not compute the same value."""
     if abs(ours - torchs) > TOLERANCE * abs(torchs):
         raise SystemExit(f"the networks differ in the {what}: {ours} here, {torchs} in torch")
 

@@ -1,4 +1,4 @@
-"""Weights of a published checkpoint into a folder of our own, and back.
+"""Converts a published checkpoint into a folder of weights that this package reads, and back.
 
     python -m vidmotion.convert vidtwin --src=FILE.ckpt --out=DIR
     python -m vidmotion.convert vidtwin --src=DIR --out=FILE.safetensors --export
@@ -7,10 +7,10 @@
     python -m vidmotion.convert xnemo --base=SD_UNET.safetensors --out=DIR    # what training begins with
     python -m vidmotion.convert warpface --base=SD_UNET.safetensors --vae=SD_VAE.safetensors --out=DIR    # the same
 
-The way back also takes a folder as --out, and names the file in it after the network.
-The sizes of the network are read off the checkpoint. Every key must be used, or be ignored for a
-reason, which is printed; everything that does not fit is named in one message. Exit codes: 0 done,
-2 a file or an argument to be put right.
+With --export, --out may also be a folder; the file in it is then named after the network.
+The sizes of the network are read from the checkpoint. Every key must be used, or be ignored for a
+reason, which is printed; one message lists everything that does not fit. Exit codes: 0 done,
+2 a file or an argument has to be corrected.
 """
 
 import argparse
@@ -63,15 +63,15 @@ Arguments = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """One network that the command knows.
+    """A network that the command can convert.
 
     Attributes:
-      rules: its table.
-      arguments: (shapes of the checkpoint, values of `options`) -> arguments of its class.
-      shapes: arguments -> abstract parameter tree.
-      options: numbers that no shape tells, name -> help; None where not given.
-      constants: arguments -> values that ignored keys must have, should they be there.
-      files: checkpoint files beside --src that hold a part of the weights, name -> help.
+      rules: the conversion table of the network.
+      arguments: function from (shapes of the checkpoint, values of `options`) to the arguments of the network's class.
+      shapes: function from these arguments to the abstract parameter tree.
+      options: numbers that no shape tells, as option name -> help text; the value of an option not given is None.
+      constants: function from the arguments to the values that ignored keys must have if the checkpoint has them.
+      files: checkpoint files beside --src that hold a part of the weights, as option name -> help text.
     """
 
     rules: engine.Rules
@@ -177,9 +177,11 @@ def _of_images(
     arguments: Arguments,
     shape: tuple[int, ...] | None = None,
 ) -> Network:
-    """A network of published sizes that takes one image, with all its variables or parameters only.
+    """Describes a network of published sizes that takes one image.
 
-    `shape` of the input need be given where it is none of (1, size, size, 3) and 64 pixels.
+    The tree has all variables of the network, or its parameters alone if there are no other variables. The `shape` of
+    the input need only be given where it is not (1, side, side, 3), the side being the network's `size`, or 64 pixels
+    if it has none.
     """
 
     def shapes(given: Arguments) -> Mapping[str, Any]:
@@ -190,7 +192,7 @@ def _of_images(
             raise ValueError(
                 f"these are not the arguments of a {make.__name__}: {error}"
             ) from error
-        side = getattr(net, "size", 64)  # of a picture that it takes
+        side = getattr(net, "size", 64)  # side of the pictures that it takes
         image = jax.ShapeDtypeStruct(shape or (1, side, side, 3), np.float32)
         variables = jax.eval_shape(lambda x: net.init(jax.random.key(0), x), image)
         return variables if len(variables) > 1 else variables["params"]
@@ -204,13 +206,14 @@ def _unet(
     inputs: Callable[[unet.UNet], Sequence[Any]],
     text: int = 0,
 ) -> Network:
-    """A UNet of any size.
+    """Describes a UNet of any size.
 
     Args:
-      rules: its table.
-      make: its class.
-      inputs: the shapes that it is called with, of an 8 x 8 latent.
-      text: width of the text that it attends to, should the file have no attention to one; 0: then it has none.
+      rules: the conversion table of the network.
+      make: the class of the network.
+      inputs: function from the network to the shapes of its inputs, for an 8 x 8 latent.
+      text: width of the text that the network attends to if the file has no attention to a text; with 0 the network
+        has none either.
     """
 
     def net(given: Arguments) -> unet.UNet:
@@ -272,7 +275,7 @@ def _animatediff_shapes(given: Arguments) -> Mapping[str, Any]:
 
 def _sd_vae_shapes(given: Arguments) -> Mapping[str, Any]:
     try:
-        # One group in every norm: no shape tells how many there are, and no parameter depends on it.
+        # Any number of groups will do: no shape tells the right one, and no parameter's shape depends on it.
         net = vae.AutoencoderKL(tuple(given["channels"]), given["layers_per_block"], norm_groups=1)
     except (TypeError, KeyError) as error:
         raise ValueError(f"these are not the arguments of an AutoencoderKL: {error}") from error
@@ -347,18 +350,18 @@ NETWORKS = {
 }
 
 
-# By which a file is known to be of Stable Diffusion's own size.
+# Output channels of the first layer, by which a file is recognised as having Stable Diffusion's own size.
 FIRST = unet.SIZES["sd15"]["channels"][:1]
 
 
 def bring_in(name: str, src: Path, out: Path, options: Mapping[str, int | Path | None]) -> str:
-    """Checkpoint file -> folder; returns what to tell the user.
+    """Converts a checkpoint file into a folder; returns what to tell the user.
 
     `options` has the values of the network's `options` and `files`.
 
     Raises:
-      ConversionError: keys or shapes do not fit; all are named.
-      ImportError: a torch file without torch.
+      ConversionError: keys or shapes do not fit; the message names them all.
+      ImportError: the file is a torch file, and torch is not installed.
       OSError: a file is absent or cannot be written.
       ValueError: the file is damaged or of another kind, or an option is missing.
     """
@@ -388,14 +391,14 @@ def bring_in(name: str, src: Path, out: Path, options: Mapping[str, int | Path |
 
 
 def bring_in_xnemo(src: Path | None, out: Path, options: Mapping[str, int | Path | None]) -> str:
-    """The released files -> a folder with a folder for each network; returns what to tell the user.
+    """Converts the released files into a folder with a folder for each network; returns what to tell the user.
 
-    Without `src` what training begins with: both UNets of `options["base"]`; the denoiser's temporal modules of
-    `options["temporal"]`, AnimateDiff's file, and the trunk of E_app of `options["appearance"]`, ImageNet's ResNet-50,
-    where these are given; no motion modules.
+    Without `src`, the folder holds what training begins with: both UNets from `options["base"]`, and, where these are
+    given, the denoiser's temporal modules from `options["temporal"]`, AnimateDiff's file, and the trunk of E_app from
+    `options["appearance"]`, ImageNet's ResNet-50. It holds no motion modules.
 
     Raises:
-      As `bring_in`; what does not fit in any of the networks is in one message.
+      As `bring_in`; one message lists what does not fit in any of the networks.
     """
     if out.is_file():
         raise ValueError(f"{out}: is a file; --out must be a folder")
@@ -431,15 +434,15 @@ def bring_in_xnemo(src: Path | None, out: Path, options: Mapping[str, int | Path
 
 
 def bring_in_warpface(out: Path, options: Mapping[str, int | Path | None]) -> str:
-    """Stable Diffusion 1.5 -> a folder with a folder for the UNet and one for the autoencoder; returns what to tell
-    the user.
+    """Converts Stable Diffusion 1.5 into a folder with a folder for the UNet and one for the autoencoder; returns what
+    to tell the user.
 
     Args:
       out: the folder to write.
-      options: ``base``, the UNet's file; ``vae``, the autoencoder's, or None.
+      options: ``base`` is the file of the UNet; ``vae`` is the file of the autoencoder, or None.
 
     Raises:
-      As `bring_in`; what does not fit in either of the networks is in one message.
+      As `bring_in`; one message lists what does not fit in either of the networks.
     """
     if out.is_file():
         raise ValueError(f"{out}: is a file; --out must be a folder")
@@ -460,16 +463,16 @@ def _bring_in_parts(
     out: Path,
     options: Mapping[str, int | Path | None],
 ) -> str:
-    """Writes the folder of a network in several parts; returns what to tell the user.
+    """Writes the folder of a network that has several parts; returns what to tell the user.
 
     Args:
-      whole: its name.
-      parts: name -> its network's name, and its checkpoint.
-      out: the folder.
+      whole: the name of the whole network.
+      parts: name of a part -> (name of the part's network, its checkpoint).
+      out: the folder to write.
       options: values of the networks' `options`.
 
     Raises:
-      ConversionError: what does not fit in any of the networks; nothing is written.
+      ConversionError: something does not fit in one of the networks; the message lists it all, and nothing is written.
     """
     lines, problems, converted = [], [], {}
     for part, (name, source) in parts.items():
@@ -499,12 +502,12 @@ def _bring_in_parts(
 
 
 def bring_back(name: str, src: Path, out: Path) -> str:
-    """Folder -> checkpoint file as its authors spell it; returns what to tell the user.
+    """Converts a folder into a checkpoint file with the keys that its authors use; returns what to tell the user.
 
     Raises:
-      ConversionError: parameters and table do not fit; all offenders are named.
+      ConversionError: the parameters do not fit the table; the message names them all.
       OSError: a file is absent or cannot be written.
-      ValueError: the folder holds another network or damaged files, or `out` another suffix.
+      ValueError: the folder holds another network or damaged files, or `out` does not end in ``.safetensors``.
     """
     network = NETWORKS[name]
     found, arguments, params = folder.load(src)
@@ -521,7 +524,7 @@ def bring_back(name: str, src: Path, out: Path) -> str:
 
 
 def _ignored(keys: set[str], rules: engine.Rules) -> dict[str, int]:
-    """How many keys each reason covers; a key used under its second spelling has none."""
+    """Counts the keys that each reason covers; a key that was used under its second spelling has no reason."""
     ignores = [rule for rule in rules if isinstance(rule, engine.Ignore)]
     reasons = (
         next((rule.reason for rule in ignores if fnmatch.fnmatchcase(key, rule.source)), None)
@@ -531,7 +534,7 @@ def _ignored(keys: set[str], rules: engine.Rules) -> dict[str, int]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns its exit code."""
+    """Runs the command line; returns its exit code."""
     args = vars(_parser().parse_args(argv))
     name, src, out = args.pop("network"), args.pop("src", None), args.pop("out")
     try:

@@ -1,4 +1,4 @@
-"""PyTorch weights into a Flax parameter tree and back, by one table of reversible rules.
+"""Converts PyTorch weights into a Flax parameter tree and back, by one table of reversible rules.
 
 A table is a sequence of rules and `Ignore` entries:
 
@@ -10,12 +10,12 @@ A table is a sequence of rules and `Ignore` entries:
         Ignore("*.position_ids", "a constant that the port computes"),
     )
 
-A rule is ``(target, source, transform)``. Target paths are joined by ``/``, source keys are spelled
-as in the checkpoint; a field ``{i}`` stands for digits and all other text for itself. Several
-targets share one source through `split`; several sources are alternative spellings, of which the
-first present is read and the first is written. `convert` starts from the tree to be filled: every
-target is filled by exactly one rule, every source key is used once or ignored with a reason, and
-shapes and dtypes agree, or nothing is returned.
+A rule is ``(target, source, transform)``. Target paths are joined by ``/``; source keys are spelled
+as in the checkpoint. A field ``{i}`` stands for digits, and all other text stands for itself. With
+`split`, several targets share one source. Several sources are alternative spellings: the first one
+that is present is read, and the first one in the rule is written. `convert` starts from the tree to
+be filled: every target must be filled by exactly one rule, every source key must be used once or be
+ignored with a reason, and shapes and dtypes must agree. Otherwise nothing is returned.
 """
 
 import collections
@@ -50,7 +50,7 @@ Rules = Sequence[Rule | Ignore]
 
 
 class ConversionError(ValueError):
-    """Checkpoint, tree and table do not fit; `problems` names every offender, one line each."""
+    """A checkpoint, a tree and a table do not fit together; `problems` has one line for each fault."""
 
     def __init__(self, problems: Sequence[str]):
         self.problems = tuple(problems)
@@ -68,13 +68,13 @@ def convert(
       abstract: nested dict of arrays or `jax.ShapeDtypeStruct`, as from
         ``jax.eval_shape(model.init, ...)``.
       source: checkpoint keys to arrays (`read.read`).
-      rules: the table, see the top of this file.
+      rules: the table, as described at the top of this file.
 
     Returns:
-      Nested dict like `abstract` of numpy arrays, which may be views of `source`.
+      A nested dict of numpy arrays with the structure of `abstract`; the arrays may be views of `source`.
 
     Raises:
-      ConversionError: anything is missing, left over, used twice, or of another shape or dtype.
+      ConversionError: a key or a target is missing, left over or used twice, or has another shape or dtype.
     """
     targets = paths.flatten(abstract)
     problems: list[str] = []
@@ -115,14 +115,14 @@ def convert(
 
 
 def export(params: Mapping[str, Any], rules: Rules) -> dict[str, np.ndarray]:
-    """The checkpoint of a parameter tree: `convert` read backwards.
+    """Returns the checkpoint of a parameter tree: the inverse of `convert`.
 
     Args:
       params: nested dict of arrays.
       rules: the table; keys that it ignores are not written.
 
     Returns:
-      Checkpoint keys (first spelling) to numpy arrays, in the order of `params`.
+      Checkpoint keys, in their first spelling, to numpy arrays, in the order of `params`.
 
     Raises:
       ConversionError: a leaf has no rule or several, or a key would be written twice.
@@ -146,7 +146,7 @@ def export(params: Mapping[str, Any], rules: Rules) -> dict[str, np.ndarray]:
 
 
 def check(abstract: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], rules: Rules) -> None:
-    """Does the table take a checkpoint of these shapes to this tree? `convert` without weights.
+    """Checks that the table fills this tree from a checkpoint of these shapes: `convert` without weights.
 
     Args:
       abstract: nested dict of arrays or `jax.ShapeDtypeStruct`; dtypes are not compared.
@@ -166,7 +166,7 @@ def check(abstract: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], ru
 
 
 def layer(target: Names, source: Names, transform: Transform) -> tuple[Rule, ...]:
-    """Rules of a dense or convolution layer: kernel, bias from weight, bias."""
+    """Returns the rules of a dense or convolution layer: kernel and bias from weight and bias."""
     return (
         (_suffixed(target, "/kernel"), _suffixed(source, ".weight"), transform),
         (_suffixed(target, "/bias"), _suffixed(source, ".bias"), transform),
@@ -174,7 +174,7 @@ def layer(target: Names, source: Names, transform: Transform) -> tuple[Rule, ...
 
 
 def norm(target: str, source: Names) -> tuple[Rule, ...]:
-    """Rules of a normalisation layer: scale, bias from weight, bias."""
+    """Returns the rules of a normalisation layer: scale and bias from weight and bias."""
     return (
         (_suffixed(target, "/scale"), _suffixed(source, ".weight"), same),
         (_suffixed(target, "/bias"), _suffixed(source, ".bias"), same),
@@ -182,7 +182,7 @@ def norm(target: str, source: Names) -> tuple[Rule, ...]:
 
 
 def batch_norm(target: str, source: str) -> tuple[Rule, ...]:
-    """Rules of a batch norm in a tree of variables: ``params/...`` and ``batch_stats/...``."""
+    """Returns the rules of a batch norm in a tree of variables, ``params/...`` and ``batch_stats/...``."""
     return (
         *norm(f"params/{target}", source),
         (f"batch_stats/{target}/mean", f"{source}.running_mean", same),
@@ -191,12 +191,12 @@ def batch_norm(target: str, source: str) -> tuple[Rule, ...]:
 
 
 def prefixed(rules: Rules, target: str = "", source: str = "") -> tuple[Rule | Ignore, ...]:
-    """Adapt a table of rules to a network that is a part of a larger one.
+    """Adapts the table of a network to a larger network that it is a part of.
 
     Args:
-      rules: the part's table.
-      target: put before every target path, for example ``vae/``.
-      source: put before every source key, for example ``first_stage_model.``.
+      rules: the table of the part.
+      target: the prefix of every target path, for example ``vae/``.
+      source: the prefix of every source key, for example ``first_stage_model.``.
     """
 
     def grown(rule: Rule | Ignore) -> Rule | Ignore:
@@ -213,10 +213,10 @@ def prefixed(rules: Rules, target: str = "", source: str = "") -> tuple[Rule | I
 
 
 class _Binding(NamedTuple):
-    """A rule whose target fields have values."""
+    """A rule with values filled in for the fields of its targets."""
 
     targets: tuple[str, ...]
-    sources: tuple[str, ...]  # spellings; the counted field of a `stack` is still open
+    sources: tuple[str, ...]  # spellings; the counted field of a `stack` is not filled in yet
     transform: Transform
 
     @property
@@ -224,7 +224,7 @@ class _Binding(NamedTuple):
         return ", ".join(self.targets)
 
     def spellings(self, leaves: Mapping[str, Any]) -> list[list[str]]:
-        """The keys of the source arrays, once per alternative spelling."""
+        """Returns the keys of the source arrays, once per alternative spelling."""
         over = self.transform.over
         if over is None:
             return [[source] for source in self.sources]
@@ -233,7 +233,7 @@ class _Binding(NamedTuple):
 
 
 def _bindings(leaves: Mapping[str, Any], rules: Rules, problems: list[str]) -> list[_Binding]:
-    """Each rule as often as it applies to `leaves`; appends what does not fit to `problems`."""
+    """Returns a binding for each way in which a rule applies to `leaves`; appends what does not fit to `problems`."""
     mapping = [rule for rule in rules if not isinstance(rule, Ignore)]
     broken = [fault for rule in mapping if (fault := _fault(rule))]
     if broken:
@@ -257,7 +257,7 @@ def _bindings(leaves: Mapping[str, Any], rules: Rules, problems: list[str]) -> l
 
 
 def _bind(rule: Rule, path: str) -> list[_Binding]:
-    """The rule with the field values that make one of its targets equal to `path`, if any do."""
+    """Returns the rule with the field values that make one of its targets equal to `path`, or an empty list."""
     targets, sources, transform = _names(rule[0]), _names(rule[1]), rule[2]
     for target in targets:
         match = _pattern(target).fullmatch(path)
@@ -275,7 +275,7 @@ def _bind(rule: Rule, path: str) -> list[_Binding]:
 
 
 def _fault(rule: Rule) -> str:
-    """What makes a rule unusable in both directions; empty when nothing does."""
+    """Says why a rule cannot be used in both directions; returns an empty text if it can."""
     targets, sources, transform = _names(rule[0]), _names(rule[1]), rule[2]
     label = f"rule {', '.join(targets)} <- {' | '.join(sources)}"
     if len(targets) != transform.parts:
@@ -291,7 +291,7 @@ def _fault(rule: Rule) -> str:
 
 @functools.cache
 def _pattern(template: str) -> re.Pattern:
-    """Regular expression of a template: ``{i}`` is digits (the same each time), ``*`` any text."""
+    """Returns the regular expression of a template: ``{i}`` matches the same digits each time, ``*`` any text."""
     pattern, seen = "", set()
     for literal, field, *_ in string.Formatter().parse(template):
         pattern += re.escape(literal).replace(r"\*", ".*")

@@ -1,7 +1,7 @@
-"""Converted weights on disk: a folder that says which network it holds and of what size.
+"""Reads and writes folders of converted weights, each of which says which network it holds and of what size.
 
 ``network.json`` has the name of the network, the arguments of its class and the sha256 of
-``params.safetensors``, which has the parameters, keyed by their paths in the tree
+``params.safetensors``. The latter has the parameters, keyed by their paths in the tree
 (``encoder/patch_embed/kernel``).
 """
 
@@ -18,18 +18,18 @@ from vidmotion.convert.read import read, shapes_of, write_safetensors
 from vidmotion.errors import ConfigError
 
 NETWORK, PARAMS = "network.json", "params.safetensors"
-DIGEST = "sha256"  # of params.safetensors, in network.json; folders of earlier versions have none
+DIGEST = "sha256"  # key in network.json of the digest of params.safetensors; folders of earlier versions have none
 
 
 def write(
     folder: str | os.PathLike, network: str, arguments: Mapping[str, Any], params: Mapping[str, Any]
 ) -> None:
-    """Writes a folder that `load` reads, making it where there is none.
+    """Writes a folder that `load` reads, and creates it if it does not exist.
 
     Args:
-      folder: where; what an earlier call wrote there is replaced.
-      network: a name of `python -m vidmotion.convert`.
-      arguments: the arguments of the network's class, as JSON can hold them.
+      folder: the folder to write; what an earlier call wrote in it is replaced.
+      network: a network's name in `python -m vidmotion.convert`.
+      arguments: the arguments of the network's class, in a form that JSON can hold.
       params: nested dict of arrays.
     """
     folder = Path(folder)
@@ -38,7 +38,7 @@ def write(
     try:
         write_safetensors(written, paths.flatten(params))
         content = {"network": network, "arguments": dict(arguments), DIGEST: files.sha256(written)}
-        # Never the weights of one network by the name of another.
+        # Removed first, so that the weights of one network never stand under the name of another.
         params_file.unlink(missing_ok=True)
         files.atomic_write(folder / NETWORK, json.dumps(content, indent=2) + "\n")
         written.replace(params_file)
@@ -47,8 +47,10 @@ def write(
 
 
 def join(folder: str | os.PathLike, network: str, parts: Sequence[str]) -> None:
-    """Makes one network of the folders `parts` in `folder`, each of which `write` wrote: `load` then gives
-    arguments and parameters by part."""
+    """Joins the folders `parts` inside `folder`, each written by `write`, into one network.
+
+    `load` then returns arguments and parameters by part.
+    """
     content = {"network": network, "parts": list(parts)}
     files.atomic_write(Path(folder) / NETWORK, json.dumps(content, indent=2) + "\n")
 
@@ -56,15 +58,15 @@ def join(folder: str | os.PathLike, network: str, parts: Sequence[str]) -> None:
 def load(
     folder: str | os.PathLike, only: Sequence[str] | None = None
 ) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
-    """Network, arguments and parameters of a folder that `write` or `join` wrote.
+    """Loads the name, the arguments and the parameters of the network in a folder that `write` or `join` wrote.
 
     Args:
-      folder: it.
-      only: which parts of what `join` wrote are wanted; None: all.
+      folder: the folder to read.
+      only: the parts to load, if `join` wrote the folder; None loads all.
 
     Raises:
       FileNotFoundError: one of the two files is absent.
-      ValueError: ``network.json`` is not what `write` writes, or the parameters are not those written.
+      ValueError: ``network.json`` is not what `write` writes, or the parameters are not those that were written.
     """
     return _load(Path(folder), _checked, only)
 
@@ -72,16 +74,16 @@ def load(
 def load_wanted(
     field: str, folder: str, network: str, hint: str = ""
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Arguments and parameters of the folder that a config names, which has to hold `network`.
+    """Loads the arguments and the parameters of `network` from the folder that a config names.
 
     Args:
       field: the field of the config, with its value, for messages.
-      folder: it.
-      network: a name of `vidmotion.convert`.
-      hint: what to do about it, at the end of every message.
+      folder: the folder to read.
+      network: the name, in `vidmotion.convert`, of the network that the folder has to hold.
+      hint: what the user can do about an error, for the end of every message.
 
     Raises:
-      ConfigError: no such folder, it is damaged, or it holds another network.
+      ConfigError: the folder does not exist, is damaged, or holds another network.
     """
     end = f"; {hint}" if hint else ""
     try:
@@ -94,9 +96,9 @@ def load_wanted(
 
 
 def describe(folder: str | os.PathLike) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
-    """Describe a folder as `load` reads it, with arrays that have the shapes of the parameters and take no memory.
+    """Returns what `load` returns, but with arrays that have only the shapes of the parameters and take no memory.
 
-    Only the headers of its files are read.
+    Of the weights, only the headers of the files are read.
     """
     return _load(Path(folder), _empty, None)
 
@@ -137,7 +139,7 @@ def _load(folder: Path, read_file: Callable[[Path, str | None], Any], only: Sequ
 
 
 def _parts(folder: Path) -> tuple[str, list[str]] | None:
-    """Network and parts of a folder that `join` wrote; None for any other."""
+    """Returns the network and the parts of a folder that `join` wrote; None for any other folder."""
     try:
         content = json.loads((folder / NETWORK).read_text(encoding="utf-8"))
         return content["network"], list(content["parts"])

@@ -1,6 +1,6 @@
-"""Checkpoint files as plain dicts of numpy arrays.
+"""Reads checkpoint files into plain dicts of numpy arrays, and writes ``.safetensors`` files.
 
-``.safetensors`` and ``.npz`` need numpy only; torch is imported for ``.bin .pt .pth .ckpt`` alone,
+``.safetensors`` and ``.npz`` do not need torch; it is imported for ``.bin .pt .pth .ckpt`` alone,
 and unpickles nothing but tensors and plain containers.
 """
 
@@ -19,7 +19,7 @@ import safetensors.numpy
 from vidmotion import files
 
 INDEX = ".index.json"
-ALIGNED = 64  # bytes: arrays in memory that begins at a multiple are taken over by XLA on a CPU, not copied
+ALIGNED = 64  # bytes; on a CPU, XLA does not copy arrays that begin at a multiple of this
 DTYPES = {
     "BOOL": np.dtype(bool),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -31,21 +31,22 @@ DTYPES = {
 def read(
     path: str | os.PathLike, *, float32: bool = False, at: str = "state_dict"
 ) -> dict[str, np.ndarray]:
-    """All arrays of one checkpoint.
+    """Reads all arrays of one checkpoint.
 
     Args:
       path: ``.safetensors``, ``.npz``, ``.bin``, ``.pt``, ``.pth`` or ``.ckpt`` file, or the
         ``.index.json`` of a checkpoint that is split into such files.
-      float32: cast floating-point arrays (half, bfloat16, double) to float32; integers stay.
-      at: entry of a torch file that holds the weights, where they lie among other things.
+      float32: whether to cast floating-point arrays (half, bfloat16, double) to float32; integers stay as they are.
+      at: the entry that holds the weights, in a torch file that holds other things as well.
 
     Returns:
       Checkpoint keys to arrays; bfloat16 is `ml_dtypes.bfloat16`.
 
     Raises:
-      FileNotFoundError: the file, or any part of a split checkpoint, is absent; all are named.
-      ImportError: a torch file without torch.
-      ValueError: unknown suffix, a damaged file, or content other than named arrays; names the file.
+      FileNotFoundError: the file, or a part of a split checkpoint, is absent; the message names all that are.
+      ImportError: the file is a torch file, and torch is not installed.
+      ValueError: the suffix is unknown, the file is damaged, or it holds something other than named arrays; the
+        message names the file.
     """
     path = Path(path)
     arrays = _read_parts(path, at) if path.name.endswith(INDEX) else _read_one(path, at)
@@ -55,18 +56,18 @@ def read(
 
 
 def shapes_of(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
-    """Keys and shapes of a ``.safetensors`` file by its header alone.
+    """Reads the keys and shapes of a ``.safetensors`` file from its header alone.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: not such a file, or damaged.
+      FileNotFoundError: there is no such file.
+      ValueError: this is not a ``.safetensors`` file, or it is damaged.
     """
     header, _ = _whole(_header, _existing(Path(path)))
     return {key: tuple(entry["shape"]) for key, entry in header.items()}
 
 
 def write_safetensors(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a ``.safetensors`` file that torch libraries load, whole or not at all.
+    """Writes a ``.safetensors`` file that torch libraries can load; it is written whole or not at all.
 
     Raises:
       ValueError: `path` does not end in ``.safetensors``.
@@ -74,21 +75,21 @@ def write_safetensors(path: str | os.PathLike, arrays: Mapping[str, np.ndarray])
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: the name must end in .safetensors")
-    # The library writes memory as it lies, so views must be made contiguous first.
+    # The library writes the memory behind an array, so views must be made contiguous first.
     plain = {key: np.asarray(value, order="C") for key, value in arrays.items()}
     with files.aside(path) as written:
         safetensors.numpy.save_file(plain, written, metadata={"format": "pt"})
 
 
 def read_manifest(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
-    """Keys and shapes of a checkpoint from a text file, for `engine.check`.
+    """Reads the keys and shapes of a checkpoint from a text file, for `engine.check`.
 
     Each line is ``key 512x256x3x3``, or ``key scalar``; blank lines and lines that start with ``#``
     are skipped.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: a line is malformed or repeats a key; file and line number are named.
+      FileNotFoundError: there is no such file.
+      ValueError: a line is malformed or repeats a key; the message names the file and the line number.
     """
     path = _existing(Path(path))
     shapes: dict[str, tuple[int, ...]] = {}
@@ -118,7 +119,7 @@ def _read_one(path: Path, at: str) -> dict[str, np.ndarray]:
 
 
 def _whole(reader: Callable[[Path], Any], path: Path) -> Any:
-    """What a reader makes of a file; whatever it raises over a damaged one is a ValueError that names it."""
+    """Reads a file; whatever the reader raises over a damaged file becomes a ValueError that names the file."""
     try:
         return reader(path)
     except (ImportError, MemoryError):
@@ -142,9 +143,9 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """What a safetensors file says of each array, and where its data begin."""
+    """Reads the header of a safetensors file; returns its entry for each array, and the byte where the data begin."""
     try:
-        with safetensors.safe_open(path, "numpy"):  # which looks whether all fits together
+        with safetensors.safe_open(path, "numpy"):  # checks that header and data agree
             pass
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file, or damaged: {error}") from error
@@ -174,7 +175,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_parts(index: Path, at: str) -> dict[str, np.ndarray]:
-    """A split checkpoint: the index's ``weight_map`` says which file beside it holds which key."""
+    """Reads a split checkpoint, whose index says in ``weight_map`` which file beside it holds which key."""
     content = _whole(lambda path: json.loads(path.read_text(encoding="utf-8")), _existing(index))
     files = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
@@ -225,7 +226,7 @@ def _from_torch(tensor: Any) -> np.ndarray:
     import torch
 
     tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:  # unknown to numpy: hand the bits over
+    if tensor.dtype == torch.bfloat16:  # unknown to numpy, so its bits are passed on as integers
         return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
 

@@ -19,11 +19,11 @@ class Transform:
     """A reversible map from source arrays (PyTorch) to target arrays (Flax).
 
     Attributes:
-      name: how error messages call it.
-      forward: source arrays -> target arrays; ValueError when a rank or size does not suit.
-      inverse: target arrays -> source arrays, undoing `forward` exactly.
-      parts: number of target arrays.
-      over: field of the source template that counts the source arrays 0, 1, ... (`stack`), or None
+      name: the name of the transform in error messages.
+      forward: function from source arrays to target arrays; raises ValueError where a rank or size does not fit.
+      inverse: function from target arrays to source arrays, which undoes `forward` exactly.
+      parts: the number of target arrays.
+      over: the field of the source template that numbers the source arrays 0, 1, ... (`stack`), or None
         for exactly one source array.
     """
 
@@ -62,8 +62,8 @@ conv3d = _permutation("conv3d", (2, 3, 4, 1, 0))  # OIDHW -> DHWIO
 
 
 def _conv_transpose() -> Transform:
-    # torch's layer is the gradient of a convolution, flax's a convolution of the dilated input: the
-    # kernels are mirrored in space.
+    # torch's layer is the gradient of a convolution, flax's is a convolution of the dilated input, so
+    # the kernels are mirrored in space.
     def mirror(x: np.ndarray) -> np.ndarray:
         return np.flip(x, tuple(range(2, x.ndim)))
 
@@ -80,7 +80,7 @@ conv_transpose = _conv_transpose()  # IO[D][H]W -> [D][H]WIO, mirrored in space
 
 
 def pointwise(space: int) -> Transform:
-    """Kernel of a size-1 convolution over `space` axes as a dense layer's: OI1...1 -> IO."""
+    """Turns the kernel of a size-1 convolution over `space` axes into that of a dense layer: OI1...1 -> IO."""
 
     def forward(x: np.ndarray) -> np.ndarray:
         if x.ndim == 1:
@@ -96,7 +96,7 @@ def pointwise(space: int) -> Transform:
 
 
 def heads(n: int) -> Transform:
-    """Query, key or value layer, heads apart: weight (nd, I) -> (I, n, d), bias (nd,) -> (n, d)."""
+    """Separates the heads of a query, key or value layer: weight (nd, I) -> (I, n, d), bias (nd,) -> (n, d)."""
 
     def forward(x: np.ndarray) -> np.ndarray:
         return x.T.reshape(*x.shape[1:], n, -1)
@@ -110,7 +110,7 @@ def heads(n: int) -> Transform:
 
 
 def heads_out(n: int) -> Transform:
-    """Output layer of an attention, heads apart: weight (O, nd) -> (n, d, O)."""
+    """Separates the heads of an attention's output layer: weight (O, nd) -> (n, d, O)."""
 
     def forward(x: np.ndarray) -> np.ndarray:
         return x if x.ndim == 1 else _of_rank(x, 2).T.reshape(n, -1, x.shape[0])
@@ -122,7 +122,7 @@ def heads_out(n: int) -> Transform:
 
 
 def split(k: int, axis: int = 0, inner: Transform = same) -> Transform:
-    """One source cut into `k` equal pieces along `axis`, each through `inner`, for `k` targets."""
+    """Cuts one source into `k` equal pieces along `axis`, and applies `inner` to each, for `k` targets."""
 
     def forward(arrays: Arrays) -> Arrays:
         (x,) = arrays
@@ -137,10 +137,10 @@ def split(k: int, axis: int = 0, inner: Transform = same) -> Transform:
 
 
 def stack(field: str, inner: Transform = same) -> Transform:
-    """Sources numbered 0, 1, ... by `field`, each through `inner`, stacked on a new first axis.
+    """Applies `inner` to each of the sources that `field` numbers 0, 1, ..., and stacks them on a new first axis.
 
-    Serves layers under `nn.scan`; the number of sources is the target's first dimension. `inner`
-    may be a `split`.
+    This is for layers under `nn.scan`; the number of sources is the first dimension of the target.
+    `inner` may be a `split`.
     """
 
     def forward(arrays: Arrays) -> Arrays:

@@ -1,6 +1,6 @@
-"""`models.features.clip.ClipVision` from transformers' `CLIPVisionModelWithProjection`.
+"""Conversion table of `models.features.clip.ClipVision`, from transformers' `CLIPVisionModelWithProjection`.
 
-A whole CLIP will do: its text tower is left out.
+The file of a whole CLIP will do: its text tower is left out.
 """
 
 from collections.abc import Mapping
@@ -34,11 +34,12 @@ RULES = (
 
 
 def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Attributes of `ClipVision` that the shapes of a checkpoint tell: heads are
-    64 wide in every published CLIP.
+    """Reads the attributes of `ClipVision` from the shapes of a checkpoint.
+
+    No shape tells the number of heads, but they are 64 wide in every published CLIP.
 
     Raises:
-      ConversionError: keys that are needed for it are absent; all are named.
+      ConversionError: keys that the sizes are read from are absent; the message names them all.
     """
     keys = (
         "vision_model.embeddings.patch_embedding.weight",

@@ -1,6 +1,6 @@
-"""`models.features.emonet.EmoNet` from the public `emonet_8.pth` or `emonet_5.pth`.
+"""Conversion table of `models.features.emonet.EmoNet`, from the public `emonet_8.pth` or `emonet_5.pth`.
 
-The tree is that of the variables: ``params/...`` and ``batch_stats/...``. Keys of the public files may
+The target tree holds all variables: ``params/...`` and ``batch_stats/...``. Keys of the public files may
 begin with ``module.``.
 """
 
@@ -37,7 +37,7 @@ _RULES: tuple[Rule, ...] = (
     *layer("params/bl0", "bl0", conv2d),
     *layer("params/al0", "al0", conv2d),
     *layer("params/conv1x1_input_emo_2", "conv1x1_input_emo_2", conv2d),
-    # Poolings stand between the blocks.
+    # The odd places are the poolings between the blocks.
     *(rule for i in range(4) for rule in _block(f"emo_net_2_{i}", f"emo_net_2.{2 * i}")),
     *layer("params/emo_fc_in", "emo_fc_2.0", linear),
     *batch_norm("emo_fc_norm", "emo_fc_2.1"),
@@ -55,13 +55,13 @@ RULES: Rules = (
 
 
 def arguments(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Attributes of `EmoNet`: classes, width and heat maps.
+    """Reads the attributes of `EmoNet` from the shapes of a checkpoint: its classes, width and heat maps.
 
     Args:
       shapes: checkpoint keys to shapes.
 
     Raises:
-      ConversionError: this is not a file of such a network; says which file is.
+      ConversionError: this is not the file of an EmoNet; the message says which file is.
     """
 
     def rows(key: str) -> int:

@@ -1,8 +1,8 @@
-"""`models.features.i3d.I3D` from the public PyTorch port of TensorFlow Hub's network.
+"""Conversion table of `models.features.i3d.I3D`, from the public PyTorch port of TensorFlow Hub's network.
 
 The file is i3d_pretrained_400.pt, github.com/wilson1yan/VideoGPT. It holds the weights of
-https://tfhub.dev/deepmind/i3d-kinetics-400/1 unchanged, so it serves all conventions of FVD. The tree
-is that of the variables: ``params/...`` and ``batch_stats/...``.
+https://tfhub.dev/deepmind/i3d-kinetics-400/1 unchanged, so it serves all conventions of FVD. The target
+tree holds all variables: ``params/...`` and ``batch_stats/...``.
 """
 
 from vidmotion.convert.engine import Ignore, Rules, batch_norm, layer

@@ -1,7 +1,7 @@
-"""`models.features.inception.InceptionV3` from the public port of FID's TensorFlow graph.
+"""Conversion table of `models.features.inception.InceptionV3`, from the public port of FID's TensorFlow graph.
 
 The file is pt_inception-2015-12-05-6726825d.pth, https://github.com/mseitzer/pytorch-fid/releases.
-The tree is that of the variables: ``params/...`` and ``batch_stats/...``.
+The target tree holds all variables: ``params/...`` and ``batch_stats/...``.
 """
 
 from vidmotion.convert.engine import Ignore, Rules, batch_norm, layer

@@ -1,6 +1,6 @@
-"""`models.features.iresnet.IResNet` from the files of insightface's `arcface_torch`.
+"""Conversion table of `models.features.iresnet.IResNet`, from the files of insightface's `arcface_torch`.
 
-The tree is that of the variables: ``params/...`` and ``batch_stats/...``.
+The target tree holds all variables: ``params/...`` and ``batch_stats/...``.
 """
 
 import math
@@ -40,13 +40,15 @@ RULES: Rules = (
 
 
 def arguments(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...] | int]:
-    """Attributes of `IResNet`: blocks and widths of its stages, embedding, and side of the faces.
+    """Reads the attributes of `IResNet` from the shapes of a checkpoint.
+
+    They are the blocks and the width of each stage, the width of the embedding, and the side of the faces in pixels.
 
     Args:
       shapes: checkpoint keys to shapes.
 
     Raises:
-      ConversionError: this is not a file of such a network; says which file is.
+      ConversionError: this is not the file of an IResNet; the message says which file is.
     """
     layers, widths = [], []
     while len(shape := shapes.get(f"layer{len(layers) + 1}.0.conv1.weight", ())) == 4:

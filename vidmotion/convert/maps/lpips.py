@@ -1,6 +1,6 @@
-"""`models.features.lpips.LPIPS` from its two public files, or from VidTwin's checkpoint.
+"""Conversion table of `models.features.lpips.LPIPS`, from its two public files or from VidTwin's checkpoint.
 
-The trunk is torchvision's classifier without its dense layers, the heads are in the package `lpips`;
+The trunk is torchvision's classifier without its dense layers; the heads are in the package `lpips`.
 VidTwin's checkpoint holds both.
 """
 
@@ -17,11 +17,11 @@ LAYERS = range(5)
 
 
 class Files(NamedTuple):
-    """Where the weights of one kind are published.
+    """Where the weights of LPIPS with one kind of trunk are published.
 
     Attributes:
-      trunk: torchvision's file.
-      heads: the file inside the package `lpips`.
+      trunk: torchvision's file, which has the trunk.
+      heads: the file inside the package `lpips` that has the heads.
     """
 
     trunk: str
@@ -45,7 +45,7 @@ FILES = {
     ),
 }
 
-# Our layer: its place in torchvision's `features`; the stages are the slices of lpips.
+# Our layer -> its place in torchvision's `features`, for VGG with its stage, a slice of lpips.
 _VGG = {
     f"conv{stage}_{i}": (stage, place)
     for stage, places in enumerate(
@@ -64,7 +64,7 @@ _HEAD_RULES: tuple[Rule, ...] = tuple(
     for i in LAYERS
 )
 _CLASSIFIER = Ignore("classifier.*", "the dense layers of the classifier")
-# What else a checkpoint of VidTwin holds, by the first part of the keys.
+# Templates of all other keys in a checkpoint of VidTwin.
 _VIDTWIN_PARTS = (
     "encoder.*",
     "decoder.*",
@@ -110,15 +110,15 @@ ALEX: Rules = (
 
 
 def arguments(trunk: str, keys: Iterable[str]) -> dict[str, str]:
-    """Attributes of `LPIPS`, once both of its files are there.
+    """Returns the attributes of `LPIPS`, after checking that the weights of trunk and heads are there.
 
     Args:
       trunk: ``vgg`` or ``alex``.
       keys: all keys of the files that were given.
 
     Raises:
-      ConversionError: no key of the trunk, or none of the heads; says which file has them, and where
-        that is published.
+      ConversionError: there is no key of the trunk, or none of the heads; the message says which file has
+        them, and where it is published.
     """
     keys = tuple(keys)
     trunk_keys = ("features.", f"{VIDTWIN}.net.") if trunk == "vgg" else ("features.",)
@@ -134,7 +134,7 @@ def arguments(trunk: str, keys: Iterable[str]) -> dict[str, str]:
 
 
 def constants(shift: tuple[float, ...], scale: tuple[float, ...]) -> Mapping[str, np.ndarray]:
-    """VidTwin's copy of what the port subtracts from colours and divides them by."""
+    """Returns the colour shift and scale of the port with the keys and shapes that VidTwin's checkpoint gives them."""
     return {
         f"{VIDTWIN}.scaling_layer.{name}": np.asarray(values, np.float32).reshape(1, 3, 1, 1)
         for name, values in (("shift", shift), ("scale", scale))

@@ -1,6 +1,6 @@
-"""`models.motion_encoder.MotionEncoder` from X-NeMo's released motion encoder.
+"""Conversion table of `models.motion_encoder.MotionEncoder`, from X-NeMo's released motion encoder.
 
-The tree is that of the variables: ``params/...`` and ``batch_stats/...``.
+The target tree holds all variables: ``params/...`` and ``batch_stats/...``.
 """
 
 from collections.abc import Mapping
@@ -77,7 +77,8 @@ RULES: Rules = (
 
 
 def arguments(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Attributes of `MotionEncoder` that may differ from the released ones: the vector's length.
+    """Reads from the shapes of a checkpoint the one attribute of `MotionEncoder` that may differ from the released
+    network: the length of the motion vector.
 
     Args:
       shapes: checkpoint keys to shapes.

@@ -1,7 +1,7 @@
-"""`models.patchgan.PatchDiscriminator` of 3 layers from VidTwin's checkpoint.
+"""Conversion table of `models.patchgan.PatchDiscriminator` with 3 layers, from VidTwin's checkpoint.
 
-Targets are those of all its variables, ``{"params": ..., "batch_stats": ...}``; sources are the keys
-that begin with ``loss.discriminator.``.
+The targets are all variables of the network, ``{"params": ..., "batch_stats": ...}``; the sources are
+the keys that begin with ``loss.discriminator.``.
 """
 
 from vidmotion.convert.engine import Ignore, Rule, batch_norm, layer
@@ -11,7 +11,7 @@ _MAIN = "loss.discriminator.main"
 
 
 def _normed(i: int) -> tuple[Rule, ...]:
-    """Convolution number i without bias, and the norm after it."""
+    """Returns the rules of convolution number i, which has no bias, and of the norm after it."""
     return (
         (f"params/conv_{i}/kernel", f"{_MAIN}.{3 * i - 1}.weight", conv2d),
         *batch_norm(f"norm_{i}", f"{_MAIN}.{3 * i}"),

@@ -1,6 +1,6 @@
-"""`models.resnet.ResNet` from torchvision's classifier.
+"""Conversion table of `models.resnet.ResNet`, from torchvision's classifier.
 
-The tree is that of the variables: ``params/...`` and ``batch_stats/...``.
+The target tree holds all variables: ``params/...`` and ``batch_stats/...``.
 """
 
 from vidmotion.convert.engine import Ignore, Rules, batch_norm

@@ -1,4 +1,4 @@
-"""`models.t5.T5Encoder` from transformers' `T5EncoderModel` (T5 v1.0: ungated feed-forward)."""
+"""Conversion table of `models.t5.T5Encoder`, from transformers' `T5EncoderModel` (T5 v1.0: ungated feed-forward)."""
 
 from vidmotion.convert.engine import Ignore
 from vidmotion.convert.transforms import embed, linear, same

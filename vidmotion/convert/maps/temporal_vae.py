@@ -1,4 +1,4 @@
-"""`models.temporal_vae.TemporalAutoencoder` from diffusers' `AutoencoderKLTemporalDecoder`."""
+"""Conversion table of `models.temporal_vae.TemporalAutoencoder`, from diffusers' `AutoencoderKLTemporalDecoder`."""
 
 from vidmotion.convert.engine import Rule, layer, norm
 from vidmotion.convert.maps.vae import DIFFUSERS_ENCODER, attention, res_block

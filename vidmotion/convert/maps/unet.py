@@ -1,8 +1,8 @@
-"""`models.unet` and `models.motion_attention` from diffusers' UNets, X-NeMo's and AnimateDiff's.
+"""Conversion tables of `models.unet` and `models.motion_attention`, from diffusers', X-NeMo's and AnimateDiff's UNets.
 
-`RULES` is one table for all of them: a tree that lacks a part finds its keys ignored or absent.
-X-NeMo spells its motion cross-attention `motion_modules` and its temporal attention
-`temporal_modules`; AnimateDiff spells its temporal attention `motion_modules` (`as_temporal`).
+`RULES` is one table for all of them: where a network lacks a part, the keys of that part are ignored, or
+its checkpoint has none. X-NeMo calls its motion cross-attention `motion_modules` and its temporal attention
+`temporal_modules`; AnimateDiff calls its temporal attention `motion_modules` (`as_temporal`).
 """
 
 import re
@@ -16,7 +16,7 @@ from vidmotion.convert.engine import ConversionError, Ignore, Rule, layer, norm
 from vidmotion.convert.maps.vae import res_block
 from vidmotion.convert.transforms import conv2d, linear, pointwise
 
-# Ours to theirs; a middle has no number.
+# Our names of the stages to theirs; the middle stage has no number.
 _STAGES = {
     "down_{i}": "down_blocks.{i}",
     "mid": "mid_block",
@@ -39,7 +39,7 @@ def _feed_forward(target: str, source: str) -> tuple[Rule, ...]:
 
 
 def _transformer(target: str, source: str) -> tuple[Rule, ...]:
-    """`models.unet.Transformer`; its 1x1 convolutions are dense layers here."""
+    """Returns the rules of `models.unet.Transformer`, which has dense layers in place of the 1x1 convolutions."""
     block = f"{source}.transformer_blocks.0"
     return (
         *norm(f"{target}/norm", f"{source}.norm"),
@@ -55,7 +55,7 @@ def _transformer(target: str, source: str) -> tuple[Rule, ...]:
 
 
 def _module(target: str, source: str) -> tuple[Rule, ...]:
-    """`MotionModule` or `TemporalModule`."""
+    """Returns the rules of a `MotionModule` or a `TemporalModule`."""
     source = f"{source}.temporal_transformer"
     block = f"{source}.transformer_blocks.0"
     return (
@@ -89,7 +89,7 @@ RULES: tuple[Rule | Ignore, ...] = (
     *layer("conv_out", "conv_out", conv2d),
     Ignore("*.pos_encoder.pe", "a fixed position code, recomputed"),
 )
-# `ReferenceUNet` from a whole UNet.
+# `ReferenceUNet`, from the file of a whole UNet.
 REFERENCE = (
     *RULES,
     Ignore("conv_norm_out.*", "the reference network has no output layer"),
@@ -104,21 +104,22 @@ ANIMATEDIFF = (
     ),
     Ignore("*.pos_encoder.pe", "a fixed position code, recomputed"),
 )
-# Leaves of the attention to a text, and of the norm before it.
+# Paths of the parameters of the attention to a text, and of the norm before it.
 TEXT = re.compile(r".*/attn_\d+/(norm2|cross)/.*")
 
 
 def without_text(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a UNet that attends to a text as those of one that does not (``context_width=0``)."""
+    """Reduces the parameters of a UNet that attends to a text to those of one that does not (``context_width=0``)."""
     flat = paths.flatten(params)
     return paths.unflatten({path: leaf for path, leaf in flat.items() if not TEXT.fullmatch(path)})
 
 
 def as_temporal(source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A file of temporal modules as `RULES` spells them, position codes left out.
+    """Renames the keys of a file of temporal modules to those that `RULES` reads, and drops the position codes.
 
-    Takes AnimateDiff's spelling, in which `motion_modules` are temporal, and X-NeMo's own. The two
-    are told apart by the widths: a temporal attention's keys are as wide as its queries.
+    Accepts AnimateDiff's spelling, in which `motion_modules` are temporal, and X-NeMo's own. The widths
+    tell the two apart: the projection to keys is square in a temporal attention, and is not in X-NeMo's
+    motion cross-attention.
     """
 
     def name(key: str) -> str:
@@ -130,7 +131,7 @@ def as_temporal(source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _cross_attention_keys(source: Mapping[str, np.ndarray]) -> set[str]:
-    """Keys under a `motion_modules.N` that holds a cross-attention."""
+    """Returns all keys under those `motion_modules.N` that hold a cross-attention."""
     wide = {
         key.split(".temporal_transformer.")[0]
         for key, x in source.items()
@@ -140,8 +141,8 @@ def _cross_attention_keys(source: Mapping[str, np.ndarray]) -> set[str]:
 
 
 def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Attributes of `models.unet.UNet` that the shapes of a checkpoint tell: all but the heads and
-    the groups of the norms.
+    """Reads the attributes of `models.unet.UNet` from the shapes of a checkpoint: all but the number of heads and
+    the number of groups in the norms.
 
     Args:
       shapes: checkpoint keys to shapes.
@@ -173,7 +174,8 @@ def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def temporal_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """What the shapes of AnimateDiff's file tell of the UNet that its modules are of: `channels`, `layers_per_block`.
+    """Reads `channels` and `layers_per_block` of the UNet that AnimateDiff's modules belong to from the shapes of its
+    file.
 
     Raises:
       ConversionError: there is no first module.
@@ -195,11 +197,11 @@ def temporal_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def other_texts(shapes: Mapping[str, tuple[int, ...]], width: int) -> list[str]:
-    """A line for every layer that reads a text of another width, as those of Stable Diffusion 2 do.
+    """Returns a line for every layer that reads a text of another width, as the layers of Stable Diffusion 2 do.
 
     Args:
       shapes: checkpoint keys to shapes.
-      width: the width of the text that is expected.
+      width: the expected width of the text.
     """
     reads = (".attn2.to_k.weight", ".attn2.to_v.weight")
     return [
@@ -210,11 +212,11 @@ def other_texts(shapes: Mapping[str, tuple[int, ...]], width: int) -> list[str]:
 
 
 def temporal_codes(channels: Sequence[int], layers: int) -> dict[str, int]:
-    """Keys of the position codes that a checkpoint with temporal modules has, and their widths.
+    """Returns the keys of the position codes in a checkpoint with temporal modules, and their widths.
 
     Args:
-      channels: the channels at each resolution.
-      layers: per resolution on the way down.
+      channels: the number of channels at each resolution.
+      layers: the number of layers per resolution on the way down; there is one more on the way up.
     """
     stages = [("mid_block", channels[-1], 1)]
     stages += [(f"down_blocks.{i}", c, layers) for i, c in enumerate(channels)]

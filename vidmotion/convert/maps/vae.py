@@ -1,4 +1,4 @@
-"""`models.vae.AutoencoderKL` from Stable Diffusion's, in the spelling of diffusers."""
+"""Conversion table of `models.vae.AutoencoderKL`, from Stable Diffusion's autoencoder with the keys of diffusers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from vidmotion.convert.transforms import conv2d, linear
 
 
 def res_block(target: str, source: str) -> tuple[Rule, ...]:
-    """Rules of `models.blocks.ResBlock`."""
+    """Returns the rules of `models.blocks.ResBlock`."""
     return (
         *norm(f"{target}/norm1", f"{source}.norm1"),
         *layer(f"{target}/conv1", f"{source}.conv1", conv2d),
@@ -20,7 +20,7 @@ def res_block(target: str, source: str) -> tuple[Rule, ...]:
 
 
 def attention(target: str, source: str) -> tuple[Rule, ...]:
-    """Rules of `models.blocks.Attention2D`; its layers had other names in older files."""
+    """Returns the rules of `models.blocks.Attention2D`, whose layers have other names in older files."""
     names = {"q": ("to_q", "query"), "k": ("to_k", "key"), "v": ("to_v", "value")}
     names["out"] = ("to_out.0", "proj_attn")
     rules = norm(f"{target}/norm", f"{source}.group_norm")
@@ -42,7 +42,7 @@ def _diffusers_half(half: str, levels: str, sampler: str) -> tuple[Rule, ...]:
     )
 
 
-# The encoder with its 1x1 convolution is also that of Stable Video Diffusion.
+# Stable Video Diffusion has the same encoder, with its 1x1 convolution.
 DIFFUSERS_ENCODER = (
     *_diffusers_half("encoder", "down", "downsample"),
     *layer("quant", "quant_conv", conv2d),
@@ -55,8 +55,8 @@ DIFFUSERS = (
 
 
 def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Attributes of `models.vae.AutoencoderKL` that the shapes of a checkpoint in the spelling of diffusers tell: all
-    but the groups of the norms.
+    """Reads the attributes of `models.vae.AutoencoderKL` from the shapes of a checkpoint with the keys of diffusers:
+    all but the number of groups in the norms.
 
     Args:
       shapes: checkpoint keys to shapes.

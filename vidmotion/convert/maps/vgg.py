@@ -1,7 +1,7 @@
-"""`models.features.vgg.VGGActivations` from torchvision's layout: VGG-19 and the face VGG-16.
+"""Conversion tables of `models.features.vgg.VGGActivations`, from torchvision's layout: VGG-19 and the face VGG-16.
 
-Keys are those of the whole classifier (``features.0.weight``) or of its convolutions alone
-(``0.weight``), as the face recogniser's file of the latent pose descriptors has them.
+The keys may be those of the whole classifier (``features.0.weight``) or of its convolutions alone
+(``0.weight``), as in the face recogniser's file of the latent pose descriptors.
 """
 
 from vidmotion.convert.engine import Ignore, Rule, Rules, layer
@@ -9,7 +9,7 @@ from vidmotion.convert.transforms import conv2d
 
 
 def _rules(depths: tuple[int, ...], used: tuple[int, ...]) -> Rules:
-    """Rules of a VGG of `depths` of whose stages `used` convolutions are wanted."""
+    """Returns the rules of a VGG whose stages have `depths` convolutions; the first `used` of each stage are kept."""
     rules: list[Rule | Ignore] = [Ignore("classifier.*", "the dense layers of the classifier")]
     place = 0
     for stage, (depth, wanted) in enumerate(zip(depths, used), 1):

@@ -1,7 +1,7 @@
-"""`models.vidtwin.VidTwin` from the released checkpoint, and its sizes from the shapes in it.
+"""Conversion table of `models.vidtwin.VidTwin`, from the released checkpoint; the sizes are read from its shapes.
 
-Beside the network stands, under ``loss``, what its training goes on with where the checkpoint has it: the log-variance
-of the likelihood and all variables of the discriminator, ``disc``.
+If the checkpoint has what its training needs to continue, the tree holds that under ``loss``: ``logvar``, the
+log-variance of the likelihood, and ``disc``, all variables of the discriminator.
 """
 
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ from vidmotion.convert.transforms import (
     stack,
 )
 
-MAX_BLOCKS = 3  # of each latent: 14 patches to 7, 4 or 2
+MAX_BLOCKS = 3  # most halvings of either latent: from 14 patches to 7, 4 or 2
 
 
 def _trunk(half: str) -> tuple[Rule, ...]:
-    """Blocks one by one, or stacked as `nn.scan` holds them."""
+    """Returns the rules of a transformer's blocks, both one by one and stacked as `nn.scan` holds them."""
 
     def blocks(target: str, wrap) -> tuple[Rule, ...]:
         source = f"{half}.blocks.{{i}}"
@@ -65,7 +65,7 @@ def _qformer(target: str, source: str) -> tuple[Rule, ...]:
 
 
 def _numbered(target: str, source: str, step: int) -> tuple[Rule, ...]:
-    """Convolutions number i that stand at place step * i, among activations and upsamplings."""
+    """Returns the rules of convolutions whose number i stands at place step * i, among activations and upsamplings."""
     return tuple(
         rule
         for i in range(MAX_BLOCKS)
@@ -107,17 +107,17 @@ RULES = (
     Ignore("decoder.x_embedder.proj.bias", "the decoder embeds no video"),
     Ignore("loss.*", "perceptual network of its training, of which `lpips_vgg` is made"),
 )
-DISCRIMINATOR = "loss.discriminator.main.0.weight"  # there where the checkpoint keeps the adversary
+DISCRIMINATOR = "loss.discriminator.main.0.weight"  # only where the discriminator is kept
 
 
 def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Attributes of `VidTwin` that the shapes of a checkpoint tell: all but both numbers of heads.
+    """Reads the attributes of `VidTwin` from the shapes of a checkpoint: all but the two numbers of heads.
 
     Args:
       shapes: checkpoint keys to shapes.
 
     Raises:
-      ConversionError: keys that are needed for it are absent or of another rank; all are named.
+      ConversionError: keys that the sizes are read from are absent or have another rank; the message names them all.
     """
     ranks = {
         "encoder.x_embedder.proj.weight": 5,
@@ -160,7 +160,7 @@ def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _count(shapes: Mapping[str, tuple[int, ...]], key: str, step: int = 1) -> int:
-    """How many keys there are, numbered 0, step, 2 step, ..."""
+    """Counts the keys that are numbered 0, step, 2 * step, ... without a gap."""
     count = 0
     while key.format(step * count) in shapes:
         count += 1

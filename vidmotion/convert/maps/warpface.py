@@ -1,6 +1,7 @@
-"""What WarpFace's training begins with: Stable Diffusion 1.5, whose UNet both networks are, and its autoencoder.
+"""Names the files that WarpFace's training begins with: the UNet of Stable Diffusion 1.5, from which both of its
+UNets start, and the autoencoder.
 
-Nothing of WarpFace itself has been published. Its motion encoder and its WarpCA are new, and the UNets have no
+Nothing of WarpFace itself has been published. Its motion encoder and its WarpCA are new, and its UNets have no
 attention to a text (spec warpface.md, section 5.1).
 """
 

@@ -1,8 +1,8 @@
-"""X-NeMo's released files: which there are, and which of two that hold the same weights counts.
+"""Finds X-NeMo's released files, and joins those that hold weights of the same network.
 
-The released loader puts the denoising file over Stable Diffusion's UNet and the temporal file over both,
-without asking for any key; `denoising` does the same, and the engine then says what is missing or unknown
-(spec xnemo.md, section 6).
+The released loader loads the denoising file over Stable Diffusion's UNet and the temporal file over both,
+and does not check that any key is there. `denoising` does the same; the engine then says which keys are
+missing or unknown (spec xnemo.md, section 6).
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ FILES = {
     "temporal": "xnemo_temporal_module",
     "motion": "xnemo_motion_encoder",
 }
-# What training begins with: network of each part of the folder.
+# Of the folder that training begins with: the network of each part.
 BEGINNINGS = {
     "reference": "xnemo_reference_unet",
     "denoiser": "sd_unet",
@@ -31,7 +31,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def find(src: Path) -> tuple[dict[str, Path], list[str]]:
-    """The released files in a folder, by part, and the names of those that are not there."""
+    """Returns the released files in a folder, by part, and the names of those that are missing."""
     found, missing = {}, []
     for part, stem in FILES.items():
         paths = (src / f"{stem}{suffix}" for suffix in SUFFIXES)
@@ -44,24 +44,24 @@ def find(src: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def unwrapped(source: Arrays) -> dict[str, np.ndarray]:
-    """Without the ``module.`` that a data-parallel wrapper puts before every key."""
+    """Removes the ``module.`` that a data-parallel wrapper puts before every key."""
     if source and all(key.startswith("module.") for key in source):
         return {key.removeprefix("module."): x for key, x in source.items()}
     return dict(source)
 
 
 def headless(base: Arrays) -> dict[str, np.ndarray]:
-    """Stable Diffusion's UNet as the reference file has it: without the output layer."""
+    """Removes the output layer from Stable Diffusion's UNet, as the reference file has none."""
     head = ("conv_norm_out.", "conv_out.")
     return {key: x for key, x in base.items() if not key.startswith(head)}
 
 
 def denoising(base: Arrays, own: Arrays, temporal: Arrays) -> dict[str, np.ndarray]:
-    """One checkpoint of the denoising UNet; a later file's key replaces an earlier one's.
+    """Joins the files of the denoising UNet into one checkpoint; a later file's key replaces an earlier file's.
 
     Args:
-      base: Stable Diffusion's UNet, or nothing.
-      own: the denoising file.
-      temporal: the temporal file, in X-NeMo's or AnimateDiff's spelling, or nothing.
+      base: the arrays of Stable Diffusion's UNet; may be empty.
+      own: the arrays of the denoising file.
+      temporal: the arrays of the temporal file, in X-NeMo's or AnimateDiff's spelling; may be empty.
     """
     return {**base, **own, **unet.as_temporal(temporal)}

@@ -65,7 +65,7 @@ def rotary(x_btnhe: jax.Array, base: float = 10000.0) -> jax.Array:
         other = jnp.concatenate([-second, first], axis=-1)
         turned = x_btnhe * cos[None, :, None, None] + other * sin[None, :, None, None]
         return turned.astype(x_btnhe.dtype)
-    # On a TPU the channels fill whole tiles, and cutting them in halves costs more than a product that swaps the halves.
+    # On a TPU the channels fill whole tiles: cutting them in halves costs more than a product that swaps the halves.
     swap_ee = np.block(
         [[np.zeros((half, half)), np.eye(half)], [-np.eye(half), np.zeros((half, half))]]
     )
@@ -366,7 +366,7 @@ class VideoDiT(nn.Module):
         if self.content_concat in ("patch", "token"):
             content_btnd = dense(self.width, "content")(c_bkd)[:, None]
         if self.content_concat == "patch":
-            # A linear embedding of the concatenation is the sum of two embeddings; the content's is shared by all frames.
+            # A linear embedding of the concatenation is the sum of two embeddings; all frames share the content's.
             x_btnd += content_btnd
             content_btnd = None
         side = self.height // self.patch

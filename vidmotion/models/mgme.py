@@ -22,8 +22,8 @@ from vidmotion.models.layers import FUSED, attention, mlp
 
 WIDE = ("tight_frame", "truncate")
 TRANSFERS = ("difference", "sum")
-# For kernels. With a fixed deviation of 0.02, the codes of a narrow encoder, and with them its gradients, would be about
-# as small as Adam's epsilon.
+# For kernels. With a fixed deviation of 0.02, the codes of a narrow encoder, and with them its gradients, would be
+# about as small as Adam's epsilon.
 _init = nn.initializers.lecun_normal()
 _table = nn.initializers.truncated_normal(0.02)
 

@@ -1,4 +1,4 @@
-"""Bits spent by a grouped code, and the term that holds them to a target (BCD main text; spec 4.3-4.4)."""
+"""Bits spent by a grouped code, and the loss that keeps them near a target (BCD main text; spec 4.3-4.4)."""
 
 import jax
 import jax.numpy as jnp

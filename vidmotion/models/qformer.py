@@ -39,7 +39,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_bqc: jax.Array, memory_blc: jax.Array, deterministic: bool) -> jax.Array:
-        """(b, q, c), (b, l, any width) -> (b, q, c)."""
+        """Queries (b, q, c) and memory (b, l, any width) -> (b, q, c)."""
         # jax.nn.dot_product_attention cannot drop attention weights. The softmax is float32 in both.
         attend = functools.partial(
             nn.dot_product_attention,
@@ -65,7 +65,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x_bqc: jax.Array, memory_blc: jax.Array, deterministic: bool) -> jax.Array:
-        """(b, q, c), (b, l, any width) -> (b, q, c)."""
+        """Queries (b, q, c) and memory (b, l, any width) -> (b, q, c)."""
         init = self.kernel_init
         dense = functools.partial(nn.Dense, kernel_init=init, dtype=jnp.float32)
 

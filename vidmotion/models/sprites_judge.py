@@ -34,7 +34,7 @@ class SpritesJudgeNet(nn.Module):
 
     @nn.compact
     def __call__(self, video_bthwc: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """(B, T, 64, 64, 3) in [0, 1] -> ``{name: logits (B, classes)}``; `train` uses batch statistics."""
+        """(B, T, 64, 64, 3) in [0, 1] -> ``{name: logits (B, classes)}``; with `train`, norms use batch statistics."""
         batch, frames = video_bthwc.shape[:2]
         x = video_bthwc.reshape(batch * frames, *video_bthwc.shape[2:]).astype(self.dtype)
 

@@ -1,4 +1,4 @@
-"""The autoencoder of Stable Video Diffusion: the image encoder, and a decoder that sees frames.
+"""The autoencoder of Stable Video Diffusion: the image encoder, and a decoder that sees several frames at once.
 
 Blattmann et al. 2023, arXiv:2311.15127, appendix D ("temporal decoder"); spec xnemo.md, section 1.8.
 Pixels are RGB in [-1, 1], latents are unscaled, both channels last.
@@ -89,7 +89,8 @@ class TemporalResBlock(nn.Module):
         for i in (1, 2):
             y = group_norm(self.groups, TEMPORAL_EPSILON, self.dtype, f"norm{i}")(y)
             y = FrameConv(self.channels, self.dtype, name=f"frames{i}")(nn.silu(y))
-        mix = self.param("mix", nn.initializers.zeros, (1,))  # half of each, as published
+        # At the start, half of each, as published.
+        mix = self.param("mix", nn.initializers.zeros, (1,))
         share = jax.nn.sigmoid(mix[0]).astype(x.dtype)
         return (1 - share) * x + share * (x + y)
 

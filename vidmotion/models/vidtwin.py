@@ -268,7 +268,7 @@ class StructureDecoder(nn.Module):
     Attributes:
       frames, side, features: t, h = w and c of the result.
       query_width: the channels of a query.
-      width, blocks, start: as in `StructureEncoder`.
+      width, blocks, start: see `StructureEncoder`.
     """
 
     frames: int
@@ -281,7 +281,7 @@ class StructureDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, structure_bqhwn: jax.Array) -> jax.Array:
-        """(b, q, h', w', d_S) -> (b, t, h, w, c), not negative."""
+        """(b, q, h', w', d_S) -> (b, t, h, w, c), without negative values."""
         start, batch = self.start, len(structure_bqhwn)
         x = rearrange(structure_bqhwn, "b q h w n -> (b q) h w n")
         x = _conv(x, self.width * 2**self.blocks, start, "conv_in", relu=True)
@@ -346,7 +346,7 @@ class DynamicsDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, dynamics_btpn: jax.Array) -> jax.Array:
-        """(b, t, w' + h', d_D) -> (b, t, h, w, c), not negative."""
+        """(b, t, w' + h', d_D) -> (b, t, h, w, c), without negative values."""
         start = self.start
         x = dense(dynamics_btpn, self.features, start, "dense_0")
         x = dense(x, self.features, start, "dense_1")

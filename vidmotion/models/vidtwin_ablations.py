@@ -75,7 +75,7 @@ class FramePlaces(nn.Module):
 
     @nn.compact
     def __call__(self, dynamics_btqn: jax.Array) -> jax.Array:
-        """(b, t, q, n) -> (b, t, h, w, c), not negative."""
+        """(b, t, q, n) -> (b, t, h, w, c), without negative values."""
         x = dense(dynamics_btqn, self.features, self.start, "widen")
         x = dense(x, self.side**2, self.start, "mix", axis=2, places=True)
         return rearrange(x, "b t c (h w) -> b t h w c", h=self.side)

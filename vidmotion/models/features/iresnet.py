@@ -93,7 +93,7 @@ class IResNet(nn.Module):
       layers: the number of blocks of each stage; `SIZES` has the published ones.
       widths: the channels of each stage; the stem has as many as the first stage.
       embedding: the length of the embedding.
-      size: side of the faces in pixels, a multiple of 16.
+      size: the side of the faces in pixels, a multiple of 16.
       dtype: the dtype of the convolutions; parameters, norms and the last layer are float32.
     """
 

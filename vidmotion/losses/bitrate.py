@@ -1,41 +1,45 @@
-"""Bits spent by a grouped code, and the term that holds them to a target (BCD main text; spec 4.3-4.4)."""
+"""Bits spent by a grouped code, and the loss that keeps them near a target (BCD main text; spec 4.3-4.4)."""
 
 import jax
 import jax.numpy as jnp
 
-NOMINAL_FPS = 25.0  # bits/frame <-> bits/s everywhere, whatever rate clips are decimated to
+# The frame rate for all conversions between bits/frame and bits/s, whatever rate clips are decimated to.
+NOMINAL_FPS = 25.0
 MODES = ("per_codebook_mean", "per_codebook_sum", "total_normalised", "l1")
 
 
 def entropy_bits(usage_nj: jax.Array) -> jax.Array:
-    """(N, J) probabilities -> (N,) bits: -sum_j a_j log2(a_j + 1e-10)."""
+    """Computes entropies: (N, J) probabilities -> (N,) bits, -sum_j a_j log2(a_j + 1e-10)."""
     return -jnp.sum(usage_nj * jnp.log2(usage_nj + 1e-10), axis=-1)
 
 
 def bits_per_frame(bits_per_second: float) -> float:
-    """4000 bits/s -> 160 bits/frame at the nominal 25 frames/s."""
+    """Converts bits/s to bits/frame at the nominal 25 frames/s, for example 4000 to 160."""
     return bits_per_second / NOMINAL_FPS
 
 
 def kbps(bits: jax.Array) -> jax.Array:
-    """Bits per frame -> kilobits per second at the nominal 25 frames/s."""
+    """Converts bits per frame to kilobits per second at the nominal 25 frames/s."""
     return bits * (NOMINAL_FPS / 1000.0)
 
 
 def rate_loss(entropy_n: jax.Array, target_bits: float, mode: str) -> jax.Array:
-    """Two-sided penalty on the distance of the spent bits from the target.
+    """Penalises spending more or fewer bits than the target.
 
     Args:
       entropy_n: (N,) bits per frame of each codebook.
-      target_bits: bits per frame wanted from all codebooks together.
-      mode: the paper leaves the unit of its MSE open (spec 4.4):
+      target_bits: the bits per frame wanted from all codebooks together.
+      mode: the form of the penalty, since the paper leaves the unit of its MSE open (spec 4.4):
         ``per_codebook_mean``: mean_i (H_i - H*/N)^2;
         ``per_codebook_sum``: sum_i (H_i - H*/N)^2;
         ``total_normalised``: ((sum_i H_i - H*) / N)^2, codebooks may trade bits;
-        ``l1``: 0.01 * sum_i |H_i - H*/N|, as released for the ancestor TF-Codec.
+        ``l1``: 0.01 * sum_i |H_i - H*/N|, as released for BCD's predecessor TF-Codec.
+
+    Returns:
+      The penalty, a scalar.
 
     Raises:
-      ValueError: unknown mode.
+      ValueError: if the mode is unknown.
     """
     books = entropy_n.shape[0]
     gap = entropy_n - target_bits / books

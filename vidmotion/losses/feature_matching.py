@@ -11,20 +11,20 @@ LAYERS = ("mean", "sum")
 def feature_distance(
     real: Sequence[jax.Array], fake: Sequence[jax.Array], layers: str = "mean"
 ) -> jax.Array:
-    """Mean absolute difference of each pair of maps, over the layers; no gradient passes to `real`.
+    """Averages the absolute difference within each pair of maps, and takes the mean or sum over layers.
 
-    The paper writes norms and sums; the code whose weights it took has means within a layer, a sum
-    over VGG's layers and a mean over the discriminator's (spec xnemo.md, 2.1).
+    No gradient passes to `real`. The paper writes norms and sums. The code from which it took the weights has means
+    within a layer, a sum over VGG's layers and a mean over the discriminator's (spec xnemo.md, 2.1).
 
     Args:
-      real, fake: equally many maps, equal shapes.
-      layers: ``mean``, feature matching; or ``sum``, perceptual losses.
+      real, fake: two lists of maps, of equal length and with equal shapes.
+      layers: how to combine the layers: ``mean`` for feature matching, ``sum`` for perceptual losses.
 
     Returns:
       Scalar float32.
 
     Raises:
-      ValueError: unknown `layers`, or maps that do not fit each other.
+      ValueError: if `layers` is unknown, or the maps do not fit each other.
     """
     if layers not in LAYERS:
         raise ValueError(f"layers={layers!r}: choose {' or '.join(LAYERS)}")

@@ -1,4 +1,4 @@
-"""Adversarial terms: hinge losses, and their weight beside a reconstruction loss (vidtwin.md, 7).
+"""Adversarial terms: hinge losses, and their weight relative to a reconstruction loss (vidtwin.md, 7).
 
 Logits may have any shape and dtype; sums are float32.
 """
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 
 def hinge_discriminator(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
-    """0.5 * (mean relu(1 - real) + mean relu(1 + fake)), scalar float32.
+    """Computes the discriminator's hinge loss 0.5 * (mean relu(1 - real) + mean relu(1 + fake)), scalar float32.
 
     Args:
       real_logits, fake_logits: the discriminator's outputs, each of any shape.
@@ -19,40 +19,40 @@ def hinge_discriminator(real_logits: jax.Array, fake_logits: jax.Array) -> jax.A
 
 
 def hinge_generator(fake_logits: jax.Array) -> jax.Array:
-    """-mean(fake), scalar float32; `fake_logits` of any shape."""
+    """Computes the generator's hinge loss -mean(fake), scalar float32; `fake_logits` may have any shape."""
     return -jnp.mean(fake_logits.astype(jnp.float32))
 
 
 def adaptive_weight(
     grad_nll: jax.Array, grad_gan: jax.Array, weight: float, max: float = 1e4, eps: float = 1e-4
 ) -> jax.Array:
-    """Weight that lets the adversarial gradient be `weight` times as long as the reconstruction's.
+    """Computes the weight that makes the adversarial gradient `weight` times as long as the reconstruction's.
 
-    weight * clip(|grad_nll| / (|grad_gan| + eps), 0, max) (VQGAN, arXiv:2012.09841, equation 7; spec
-    section 7), with Euclidean norms over all entries. No gradient passes.
+    It is weight * clip(|grad_nll| / (|grad_gan| + eps), 0, max) (VQGAN, arXiv:2012.09841, equation 7; spec
+    section 7), with Euclidean norms over all entries. No gradient passes through it.
 
     Args:
-      grad_nll, grad_gan: gradients of both losses with respect to the generator's last kernel, of
-        any one shape and dtype.
+      grad_nll, grad_gan: the gradients of both losses with respect to the generator's last kernel, in
+        any shape and dtype, the same for both.
       weight: the paper's weight of the adversarial term.
-      max: limit of the ratio.
-      eps: added to the adversarial norm.
+      max: the upper limit of the ratio.
+      eps: the number that is added to the adversarial norm.
 
     Returns:
-      Scalar float32, finite for all finite gradients: squares that float32 cannot hold do no harm.
+      Scalar float32, finite for all finite gradients, even if float32 cannot hold their squares.
     """
     nll_peak, nll_scaled = _norm(grad_nll)
     gan_peak, gan_scaled = _norm(grad_gan)
-    # Both norms over the largest entry of all: neither product can overflow.
+    # Both norms are divided by the largest entry of all, so that neither product can overflow.
     unit = jnp.maximum(jnp.maximum(nll_peak, gan_peak), 1.0)
     ratio = (nll_peak / unit * nll_scaled) / (gan_peak / unit * gan_scaled + eps / 8 / unit)
     return weight * jnp.clip(ratio, 0.0, max)
 
 
 def _norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Euclidean norm of x / 8 as a product: its largest absolute value, and its norm over that.
+    """Returns the Euclidean norm of x / 8 as two factors: its largest absolute value, and the norm divided by that.
 
-    An eighth, because the reciprocal of the largest numbers is too small for float32.
+    x is divided by 8 because the reciprocals of the largest float32 numbers are too small for float32.
     """
     x = jax.lax.stop_gradient(x).astype(jnp.float32) / 8
     peak = jnp.max(jnp.abs(x))

@@ -14,10 +14,10 @@ Maps = Sequence[jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Equation 7's; there that of the adversarial term is 1.
+    """The weights of the terms of Equation 7.
 
     Attributes:
-      adversarial: the weight of the discriminator's score.
+      adversarial: the weight of the adversarial term; Equation 7 has 1.
       reconstruction, vgg, face, matching: lambda_r, lambda_vgg, lambda_vggf, lambda_fm.
     """
 
@@ -37,19 +37,19 @@ def generator_loss(
     face: tuple[Maps, Maps] | None = None,
     weights: Weights = Weights(),
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The generator's loss of the GAN head, Equation 7.
+    """Computes the generator's loss of the GAN head, Equation 7.
 
     Args:
       target_nhwc, image_nhwc: I_D and I_{R->D}, RGB in [-1, 1].
-      score_n: the discriminator's scores of `image_nhwc`; None leaves the adversarial term out, as below.
-      matching: its features of both, target first.
-      vgg, face: activations of VGG-19 and of the face recogniser for both, target first.
+      score_n: the discriminator's scores of `image_nhwc`; None leaves the adversarial term out.
+      matching: the discriminator's features of both images, target first; None leaves this term out.
+      vgg, face: the activations of VGG-19 and of the face recogniser for both images, target first; None leaves the
+        term out.
       weights: the weight of each term.
 
     Returns:
-      Scalar float32, and the terms before weighting by name: ``reconstruction`` (equation 3, mean
-      absolute difference), and of ``adversarial``, ``matching`` (6), ``vgg`` (4), ``face`` (5) those
-      that are there.
+      The loss, scalar float32, and a dictionary of the terms before weighting: ``reconstruction`` (equation 3, mean
+      absolute difference) and, unless left out, ``adversarial``, ``matching`` (6), ``vgg`` (4) and ``face`` (5).
     """
     gap = target_nhwc.astype(jnp.float32) - image_nhwc.astype(jnp.float32)
     terms = {"reconstruction": jnp.mean(jnp.abs(gap))}

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 def adaptive_weight(
     source_bhwc: jax.Array, target_bhwc: jax.Array, tau: float, epsilon: float
 ) -> jax.Array:
-    """Eq. 12: more weight where the two frames of a pair differ.
+    """Computes the weight map of Eq. 12, which gives more weight to places where the two frames of a pair differ.
 
     delta is the absolute difference of the clean latents, averaged over channels (not in paper: the
-    equation has rows and columns only), and its mean is taken per example. Frames that are equal get
-    tau throughout. No gradient passes.
+    equation has only rows and columns); its mean is taken per example. Two equal frames get
+    tau everywhere. No gradient passes through the map.
 
     Args:
-      source_bhwc, target_bhwc: clean latents.
-      tau: weight of what hardly moves.
-      epsilon: how much more the rest gets: tau * (1 + epsilon * delta / mean).
+      source_bhwc, target_bhwc: the clean latents of the two frames.
+      tau: the weight of places where delta is not above its mean.
+      epsilon: how much more weight the other places get: their weight is tau * (1 + epsilon * delta / mean).
 
     Returns:
       (b, h, w) float32.
@@ -30,10 +30,10 @@ def adaptive_weight(
 
 
 def symmetry_loss(to_canonical_bm: jax.Array, from_canonical_bm: jax.Array) -> jax.Array:
-    """Eq. 13 per example: mean over the code of (theta_{s->r} + theta_{r->s})^2, (b,).
+    """Computes Eq. 13 per example, (b,): the mean over the code of (theta_{s->r} + theta_{r->s})^2.
 
-    A mean where the equation has a sum. At the paper's 1,024 numbers a sum would begin some sixty times as large as
-    the rest of the loss, and the term alone drives all codes to one (see `systems.warpface.Loss`); besides, the code's
-    length differs eightfold across Table 4c, and lambda_sym is to keep its meaning.
+    It is a mean where the equation has a sum. With the paper's 1,024 numbers, a sum would begin about sixty times as
+    large as the rest of the loss, and this term alone drives all codes to a single one (see `systems.warpface.Loss`).
+    Besides, the code's length varies eightfold across Table 4c, and lambda_sym should mean the same for all lengths.
     """
     return jnp.mean(jnp.square(to_canonical_bm + from_canonical_bm), axis=-1)

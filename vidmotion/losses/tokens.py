@@ -1,11 +1,11 @@
-"""What X-NeMo's motion tokenizer minimises (T2M-GPT's objective; spec xnemo.md, 4.2)."""
+"""The loss of X-NeMo's motion tokenizer (T2M-GPT's objective; spec xnemo.md, 4.2)."""
 
 import jax
 import jax.numpy as jnp
 
 
 def smooth_l1(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Mean over all entries of d^2 / 2 where |d| < 1 and |d| - 1/2 elsewhere; scalar float32."""
+    """Averages d^2 / 2 where |d| < 1 and |d| - 1/2 elsewhere, for d = x - y, over all entries; scalar float32."""
     gap = jnp.abs(x.astype(jnp.float32) - y.astype(jnp.float32))
     return jnp.mean(jnp.where(gap < 1.0, 0.5 * jnp.square(gap), gap - 0.5))
 
@@ -17,15 +17,15 @@ def tokenizer_loss(
     velocity_weight: float = 0.5,
     commitment_weight: float = 0.02,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Smooth L1 of the motion and of its differences from frame to frame, and the commitment.
+    """Adds up the smooth L1 losses of the motion and of its differences from frame to frame, and the commitment.
 
     Args:
-      target_btc, reconstruction_btc: standardised motion, at least two frames.
-      commitment: scalar, of `quantizer.Coded`.
-      velocity_weight, commitment_weight: not in X-NeMo; T2M-GPT's.
+      target_btc, reconstruction_btc: the true and the reconstructed motion, standardised, of at least two frames.
+      commitment: the scalar `quantizer.Coded.commitment`.
+      velocity_weight, commitment_weight: the weights of the second and third term; not in X-NeMo but in T2M-GPT.
 
     Returns:
-      Scalar float32, and the terms before weighting by name.
+      The loss, scalar float32, and a dictionary of the terms before weighting.
     """
     terms = {
         "reconstruction": smooth_l1(target_btc, reconstruction_btc),

@@ -17,12 +17,12 @@ from vidmotion import chunked_map
 from vidmotion.models import forms, fused, layers
 from vidmotion.models.blocks import Dtype
 
-# Logits that a device holds at once, 256 MiB of float32; more are computed in pieces, one after the other.
+# The most logits that a device holds at once, 256 MiB of float32; more are computed in pieces, one after the other.
 MAX_LOGITS = 2**26
 
 
 def layer_norm(dtype: Dtype, name: str) -> nn.LayerNorm:
-    """Layer norm with statistics in float32 by the two-pass variance."""
+    """Makes a layer norm with statistics in float32 and the two-pass variance."""
     return nn.LayerNorm(epsilon=1e-5, dtype=dtype, use_fast_variance=False, name=name)
 
 
@@ -34,17 +34,19 @@ def attend(
     limit: int = MAX_LOGITS,
     causal: bool = False,
 ) -> jax.Array:
-    """softmax(q k' / sqrt(d)) v with bounded memory, in the form for the platform (`forms`, `fused`).
+    """Computes softmax(q k' / sqrt(d)) v with bounded memory, in the form for the platform (`forms`, `fused`).
 
-    Where no kernel does without them, logits above `limit` are computed for rows, and then pieces of the queries, one
-    after the other, and again in the backward pass, so that memory grows with the tokens and not with their square.
-    Where the batch is cut over a mesh (`sharding.OnMesh`), each device goes through its own rows.
+    If there would be more logits than `limit`, and no kernel avoids storing them, they are computed for some rows at a
+    time and, within a row, for pieces of the queries one after the other. They are computed again in the backward pass.
+    Memory therefore grows with the number of tokens and not with its square. Where the batch is split over a mesh
+    (`sharding.OnMesh`), each device goes through its own rows.
 
     Args:
       q_nlhd, k_nshd, v_nshd: queries, keys and values.
       mask_ns: bool, False for keys that are left out; each row keeps at least one.
-      limit: number of logits for a device to hold at once; those of one query at least are held.
-      causal: query i attends to the keys up to i; not with a mask. All logits are held, except by a kernel.
+      limit: the number of logits that a device may hold at once; it always holds at least those of one query.
+      causal: whether query i attends only to keys up to i; cannot be combined with a mask. Unless a kernel is used, all
+        logits are then held at once.
 
     Returns:
       (n, l, h, d) of the dtype of the values; the softmax is float32.
@@ -81,20 +83,20 @@ def attend(
 def attend_frames(
     q_btphd: jax.Array, k_btphd: jax.Array, v_btphd: jax.Array, causal: bool = False
 ) -> jax.Array:
-    """Attention among the frames at each place.
+    """Computes attention among the frames at each place.
 
     Args:
       q_btphd, k_btphd, v_btphd: queries, keys and values, (batch, frames, places, heads, width).
-      causal: each frame attends to itself and to earlier ones.
+      causal: whether each frame attends only to itself and to earlier frames.
 
     Returns:
-      The same shape, of the dtype of the values.
+      (batch, frames, places, heads, width) of the dtype of the values.
     """
     y_btphd = fused.frames(q_btphd, k_btphd, v_btphd, causal)
     if y_btphd is not None:
         return y_btphd
     batch, count, places, heads, width = q_btphd.shape
-    # Channels stay together while frames and places change places.
+    # Heads and channels are merged into one axis while the axes of frames and places are swapped.
     rows = (
         x.reshape(batch, count, places, -1).swapaxes(1, 2).reshape(-1, count, heads, width)
         for x in (q_btphd, k_btphd, v_btphd)
@@ -104,10 +106,10 @@ def attend_frames(
 
 
 class Attention(nn.Module):
-    """Multi-head attention to the rows' own tokens, to a context, or to both own and given keys.
+    """Multi-head attention of each row's tokens to themselves or to a context, and to further given keys.
 
     Attributes:
-      heads: number of heads; divides the width.
+      heads: the number of heads; divides the width.
       dtype: the dtype of the matrix products; the softmax is float32.
     """
 
@@ -122,14 +124,15 @@ class Attention(nn.Module):
         bank: tuple[jax.Array, jax.Array] | None = None,
         mask_bs: jax.Array | None = None,
     ) -> jax.Array:
-        """One attention.
+        """Computes the attention.
 
         Args:
-          x_nlc: what queries are made of.
-          context_nsc: what keys and values are made of; `x_nlc` where None. To a single token every place pays all
-            its attention, so that neither queries nor keys are computed, and their layers have no gradient.
+          x_nlc: the tokens from which the queries are made.
+          context_nsc: the tokens from which keys and values are made; None means `x_nlc`. If there is a single context
+            token and no bank, every place pays all its attention to that token; then neither queries nor keys are
+            computed, and their layers have no gradient.
           bank: further keys and values, each (b, s', h, d); b is 1 or divides n, and each of its
-            rows serves n / b rows in a run.
+            rows serves n / b consecutive rows.
           mask_bs: bool (b or 1, s'), False for keys of the bank that are left out.
 
         Returns:
@@ -173,7 +176,8 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU: to eight times the width, value times exact GELU of the gate, back.
+    """A GEGLU feed-forward layer: widens to eight times the width, multiplies values by the exact GELU of gates, and
+    narrows again.
 
     Attributes:
       dtype: the dtype of the computation.

@@ -22,9 +22,9 @@ SAME: Padding = ((1, 1), (1, 1))
 
 
 def group_norm(groups: int, epsilon: float, dtype: Dtype, name: str) -> nn.GroupNorm:
-    """Group norm over (b, h, w, c), each example by itself, with statistics in float32.
+    """Makes a group norm over (b, h, w, c), each example by itself, with statistics in float32.
 
-    The two-pass variance is kept: with these epsilons E[x^2] - E[x]^2 is visibly off in wide
+    It uses the two-pass variance: with these epsilons, E[x^2] - E[x]^2 is visibly off in wide
     layers.
     """
     return nn.GroupNorm(groups, epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
@@ -34,8 +34,8 @@ class ResBlock(nn.Module):
     """Two 3x3 convolutions with group norm and SiLU, plus the input.
 
     Attributes:
-      channels: output channels; a 1x1 `shortcut` is made when the input has another number.
-      groups: groups of the norms.
+      channels: the output channels; a 1x1 `shortcut` is made if the input has another number of channels.
+      groups: the number of groups of the norms.
       epsilon: the epsilon of the norms; 1e-6 in the autoencoder, 1e-5 in the UNet.
       dtype: the dtype of the computation; parameters stay float32.
     """
@@ -68,7 +68,7 @@ class Attention2D(nn.Module):
     """Single-head self-attention over all positions of an image, plus the input.
 
     Attributes:
-      groups: groups of the norm.
+      groups: the number of groups of the norm.
       epsilon: the epsilon of the norm.
       dtype: the dtype of the computation.
     """
@@ -88,7 +88,7 @@ class Attention2D(nn.Module):
 
 
 class Downsample(nn.Module):
-    """3x3 convolution of stride 2.
+    """Halves height and width by a 3x3 convolution of stride 2.
 
     Attributes:
       padding: ((top, bottom), (left, right)); symmetric in the UNet, ((0, 1), (0, 1)) in the
@@ -108,7 +108,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Each pixel repeated 2x2 (nearest neighbour), then a 3x3 convolution.
+    """Doubles height and width: repeats each pixel 2x2 (nearest neighbour), then applies a 3x3 convolution.
 
     Attributes:
       dtype: the dtype of the computation.

@@ -19,10 +19,10 @@ QUERIES = ("learned", "patches")
 
 
 class FrameStem(nn.Module):
-    """Each latent frame -> exactly one token of the sequence.
+    """Turns each latent frame into exactly one token of the sequence.
 
-    ``linear`` flattens the frame; ``conv`` runs three stride-2 3x3 convolutions first, for data where
-    one linear map underfits.
+    ``linear`` flattens the frame and applies one linear map; ``conv`` runs three stride-2 3x3 convolutions first, for
+    data where one linear map underfits.
     """
 
     kind: str
@@ -34,7 +34,7 @@ class FrameStem(nn.Module):
         """(B, T, H, W, C) -> (B, T, width).
 
         Raises:
-          ValueError: unknown kind.
+          ValueError: if `kind` is unknown.
         """
         if self.kind not in STEMS:
             raise ValueError(f"frame stem {self.kind!r}: choose {' or '.join(STEMS)}")
@@ -51,9 +51,10 @@ class FrameStem(nn.Module):
 
 
 class DisentanglingEncoder(nn.Module):
-    """Sequence [q_1..q_K ; f_1..f_T] -> content c (first K outputs) and motion m (the other T).
+    """Separates a clip into content and motion by one pass of T5 over the sequence [q_1..q_K ; f_1..f_T].
 
-    Gaps 1 and 2 of the register are fields here.
+    The first K outputs give the content c, the other T the motion m. Gaps 1 and 2 of the gaps register (spec bcd.md,
+    section 11), which the paper leaves open, are fields of this class.
 
     Attributes:
       layers, width, heads, mlp_dim: the sizes of the T5 stack (Tables A4, A5); the head width is width / heads.
@@ -61,10 +62,10 @@ class DisentanglingEncoder(nn.Module):
       content_tokens: K. Not in paper; 64 is one token per patch of the denoiser's 8x8 grid.
       content_width: C_c. Not in paper; 0 takes `width`.
       frame_stem: how a frame becomes one token, see `FrameStem`. Not in paper.
-      queries: ``learned``: all that content knows of a frame passes through the frame's one token; ``patches``: query
-        n begins with a map of patch n of the first frame as well, which is as wide as the patch. K is then a square.
-        Not in paper.
-      remat, dtype: passed on.
+      queries: ``learned``: the queries are learned, and content gets information about a frame only through the frame's
+        single token. ``patches``: a linear map of patch n of the first frame is added to the learned query n; K is then
+        a square number. Not in paper.
+      remat, dtype: see `T5Encoder`.
     """
 
     layers: int
@@ -81,12 +82,12 @@ class DisentanglingEncoder(nn.Module):
 
     @property
     def content_shape(self) -> tuple[int, int]:
-        """(K, C_c)."""
+        """The shape of a clip's content, (K, C_c)."""
         return self.content_tokens, self.content_width or self.width
 
     @nn.compact
     def __call__(self, z_bthwc: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Latents (B, T, H, W, C), any T -> content (B, K, C_c) and motion (B, T, C_m), float32."""
+        """Latents (B, T, H, W, C), for any T -> content (B, K, C_c) and motion (B, T, C_m), float32."""
         f_btd = FrameStem(self.frame_stem, self.width, self.dtype, name="stem")(z_bthwc)
         q_kd = self.param(
             "queries", nn.initializers.normal(0.02), (self.content_tokens, self.width)

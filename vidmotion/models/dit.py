@@ -28,26 +28,26 @@ xavier = nn.initializers.xavier_uniform()
 
 
 def patchify(x_bthwc: jax.Array, patch: int) -> jax.Array:
-    """(B, T, H, W, C) -> (B, T, N, patch * patch * C), tokens row by row."""
+    """Cuts frames into patches: (B, T, H, W, C) -> (B, T, N, patch * patch * C), tokens row by row."""
     return rearrange(x_bthwc, "b t (h p) (w q) c -> b t (h w) (p q c)", p=patch, q=patch)
 
 
 def unpatchify(x_btnc: jax.Array, patch: int, height: int) -> jax.Array:
-    """The inverse of `patchify`, for a picture of `height` rows."""
+    """Puts patches together again, the inverse of `patchify`, for a picture of `height` rows."""
     return rearrange(
         x_btnc, "b t (h w) (p q c) -> b t (h p) (w q) c", h=height // patch, p=patch, q=patch
     )
 
 
 def sincos_1d(width: int, position: np.ndarray) -> np.ndarray:
-    """(P,) positions -> (P, width) sines then cosines of position / 10000^(i / (width / 2))."""
+    """Encodes positions (P,) as (P, width): sines, then cosines, of position / 10000^(i / (width / 2))."""
     rate = 1.0 / 10000.0 ** (np.arange(width // 2) / (width / 2))
     angle = np.outer(position, rate)
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
 
 
 def sincos_2d(width: int, rows: int, columns: int) -> np.ndarray:
-    """(rows * columns, width) fixed position code: half the width for the row, half for the column."""
+    """Returns a fixed position code (rows * columns, width): half the width for the row, half for the column."""
     row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
     return np.concatenate(
         [sincos_1d(width // 2, row.ravel()), sincos_1d(width // 2, column.ravel())], axis=1
@@ -55,7 +55,7 @@ def sincos_2d(width: int, rows: int, columns: int) -> np.ndarray:
 
 
 def rotary(x_btnhe: jax.Array, base: float = 10000.0) -> jax.Array:
-    """Rotate pairs of channels by the frame index (Su et al. 2021); x is (B, T, N, heads, e)."""
+    """Rotates pairs of channels by the frame index (Su et al. 2021); x is (B, T, N, heads, e)."""
     heads, width = x_btnhe.shape[-2:]
     half = width // 2
     angle_te = jnp.outer(jnp.arange(x_btnhe.shape[1]), base ** (-jnp.arange(half) / half))
@@ -65,7 +65,7 @@ def rotary(x_btnhe: jax.Array, base: float = 10000.0) -> jax.Array:
         other = jnp.concatenate([-second, first], axis=-1)
         turned = x_btnhe * cos[None, :, None, None] + other * sin[None, :, None, None]
         return turned.astype(x_btnhe.dtype)
-    # Channels are whole tiles there, and cutting them in halves is dearer than this product, which only moves them.
+    # On a TPU the channels fill whole tiles: cutting them in halves costs more than a product that swaps the halves.
     swap_ee = np.block(
         [[np.zeros((half, half)), np.eye(half)], [-np.eye(half), np.zeros((half, half))]]
     )
@@ -77,7 +77,7 @@ def rotary(x_btnhe: jax.Array, base: float = 10000.0) -> jax.Array:
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoid of 256 -> Linear -> SiLU -> Linear(width), as in DiT; time is on a scale of 1000."""
+    """Embeds the diffusion time as DiT does: 256 sinusoids, Linear, SiLU, Linear(width); time is on a scale of 1000."""
 
     width: int
     dtype: DTypeLike = jnp.float32
@@ -96,7 +96,10 @@ class TimeEmbedding(nn.Module):
 
 
 def group_norm(x_btnd: jax.Array, groups: int, eps: float = 1e-6) -> jax.Array:
-    """Group norm without affine, statistics over the tokens and group channels of ONE frame, in float32."""
+    """Applies group norm without scale and bias.
+
+    The statistics are float32 and taken over the tokens and the group's channels of ONE frame.
+    """
     batch, frames, tokens, width = x_btnd.shape
     x = x_btnd.astype(jnp.float32).reshape(batch, frames, tokens, groups, width // groups)
     mean = jnp.mean(x, axis=(2, 4), keepdims=True)
@@ -124,7 +127,7 @@ class AdaGN(nn.Module):
 
     @nn.compact
     def __call__(self, temb_bt1d: jax.Array, m_bt1m: jax.Array, cond_bt1d: jax.Array):
-        """As `layers.AdaLN`; the gates are read from `cond_bt1d`, which has time and motion."""
+        """Returns the same as `layers.AdaLN`; the gates are read from `cond_bt1d`, which has both time and motion."""
         size = self.width, self.dtype
         time = split_dense(nn.silu(temb_bt1d), 2 * self.sites, *size, "time")
         motion = split_dense(m_bt1m, 2 * self.sites, *size, "motion")
@@ -139,14 +142,17 @@ class AdaGN(nn.Module):
 
 
 def conditioning(inject: str, condition: tuple, width: int, sites: int, name: str, **fields):
-    """What `layers.AdaLN` returns, with the motion injected in one of the ways of `VideoDiT.motion_inject`.
+    """Conditions a block's norms on time and motion, in the way that `VideoDiT.motion_inject` names.
 
     Args:
       inject: ``adagn`` or ``add_temb``.
-      condition: the embedded time, the motion, and the SiLU of the time's embedding with the motion added; (B, T, 1, D)
-        each.
+      condition: the embedded time, the motion, and the SiLU of the sum of embedded time and embedded motion; each
+        (B, T, 1, D), except that the motion's last axis is M.
       width, sites, fields: see `layers.AdaLN`.
       name: the name of the module.
+
+    Returns:
+      The function and the gates that `layers.AdaLN` returns.
     """
     if inject == "adagn":
         return AdaGN(width, sites, name=name, **fields)(*condition)
@@ -154,10 +160,10 @@ def conditioning(inject: str, condition: tuple, width: int, sites: int, name: st
 
 
 class Block(nn.Module):
-    """One DiT block; attention over the tokens of a frame, or over the frames at each token.
+    """A DiT block with attention over the tokens of a frame or, if `temporal`, over the frames at each token.
 
-    AdaGN -> attention -> gate, AdaGN -> MLP(GELU tanh) -> gate, both residual. The gates start at
-    `gate_start`; at zero, a fresh block is the exact identity.
+    AdaGN -> attention -> gate, AdaGN -> MLP(GELU tanh) -> gate, both residual. The gates of a spatial block start at
+    `gate_start`, those of a temporal block at zero; with gates of zero, a fresh block is the exact identity.
     """
 
     width: int
@@ -202,14 +208,14 @@ class Block(nn.Module):
 
 
 class Unit(nn.Module):
-    """The repeating run of blocks: spatial blocks, a temporal one after those that `pattern` marks.
+    """The run of blocks that repeats: spatial blocks, with a temporal block after each one that `pattern` marks.
 
-    With `alternate` a marked place holds a temporal block instead of a spatial one.
+    With `alternate` a temporal block stands in place of the marked spatial block.
     """
 
     pattern: tuple[bool, ...]
     alternate: bool
-    temporal: bool  # False skips the temporal blocks (first training stage); their parameters stay
+    temporal: bool  # False skips the temporal blocks (first training stage); their parameters exist all the same
     block: dict
 
     @nn.compact
@@ -227,31 +233,34 @@ class Unit(nn.Module):
 
 
 class VideoDiT(nn.Module):
-    """F(x, time | content, motion): the raw network inside the diffusion preconditioning.
+    """The video denoiser F(x, time | content, motion): the raw network inside the diffusion preconditioning.
 
     Attributes:
-      height, channels: the side of the latent video's square frames, and their channels.
-      patch, width, layers, heads, mlp_dim: DiT sizes; `mlp_dim` 0 is 4 * width.
-      temporal_blocks: indices of spatial blocks after which a temporal block stands (Tables A4, A5).
+      height: the side of the latent video's square frames.
+      channels: the channels of the latent video.
+      patch, width, layers, heads, mlp_dim: the sizes of the DiT; `mlp_dim` 0 means 4 * width.
+      temporal_blocks: the indices of the spatial blocks after which a temporal block stands (Tables A4, A5).
       placement: ``insert`` (18 blocks for 12 layers and 6 indices) or ``alternate`` (a temporal block
         instead of the indexed spatial one).
       temporal: False runs without the temporal blocks; their parameters exist all the same.
-      temporal_from: update from which training has the temporal blocks work. Before is the first stage, in which
-        each frame is rebuilt on its own; both stages are one run, with one schedule and one temperature.
+      temporal_from: the update from which training uses the temporal blocks. Before it, in the first stage, each frame
+        is rebuilt on its own; both stages are one run, with one schedule and one temperature.
       temporal_position: ``rope`` or ``sincos`` (added once after the patch embedding).
       motion_inject: ``adagn`` (Eq. 5) or ``add_temb``.
-      content_concat: how c meets z_t: ``channel`` (Linear to a patch per token, unpatchified and
-        concatenated on channels; K must be the number of tokens, or 1 for broadcast), ``patch``
-        (concatenated to the patch's values whole, however wide it is; K likewise), ``token``
-        (appended to the frame's tokens in the spatial attention) or ``reshape`` (c has exactly the
-        number of values of one latent frame).
+      content_concat: how the content c is combined with the noisy latent z_t: ``channel`` (a linear layer makes a patch
+        of each content token, and the patches are put together and concatenated on channels; K must be the number of
+        tokens, or 1 for broadcast), ``patch`` (each content token, of any width, is concatenated to the values of its
+        patch; the same K), ``token`` (appended to the frame's tokens in the spatial attention) or ``reshape`` (c has
+        exactly the number of values of one latent frame).
       groups: the number of groups of the group norms.
-      gate_start: value of the spatial blocks' gates in a fresh network; 0 is adaLN-Zero. Those of temporal blocks
-        start at 0 in any case, so that they may join later without a jump.
-      remat, scan: recompute blocks in the backward pass; compile the repeating unit once.
+      gate_start: the value of the spatial blocks' gates in a fresh network; 0 is adaLN-Zero. The gates of temporal
+        blocks always start at 0, so that these blocks can join later without a jump.
+      remat: whether to recompute blocks in the backward pass.
+      scan: whether to compile the repeating unit only once.
+      dtype: the dtype of the computation; the result is float32.
 
     Raises:
-      ValueError: sizes that do not fit, at initialisation.
+      ValueError: at initialisation, if the sizes do not fit together.
     """
 
     height: int
@@ -276,11 +285,11 @@ class VideoDiT(nn.Module):
 
     @property
     def tokens(self) -> int:
-        """Tokens of one frame."""
+        """The number of tokens of one frame."""
         return (self.height // self.patch) ** 2
 
     def check(self, content_tokens: int, content_width: int) -> None:
-        """Raise ValueError if the sizes do not fit together."""
+        """Raises ValueError if the sizes do not fit together or a choice is unknown."""
         choices = {
             "placement": ("insert", "alternate"),
             "temporal_position": ("rope", "sincos"),
@@ -328,7 +337,7 @@ class VideoDiT(nn.Module):
     def __call__(
         self, x_bthwc: jax.Array, time_bt: jax.Array, c_bkd: jax.Array, m_btm: jax.Array
     ) -> jax.Array:
-        """Run the network.
+        """Runs the network.
 
         Args:
           x_bthwc: (B, T, H, W, C) noisy latents, already scaled by c_in.
@@ -357,7 +366,7 @@ class VideoDiT(nn.Module):
         if self.content_concat in ("patch", "token"):
             content_btnd = dense(self.width, "content")(c_bkd)[:, None]
         if self.content_concat == "patch":
-            # The embedding of both, concatenated, in two summands: that of content is the same for all frames.
+            # A linear embedding of the concatenation is the sum of two embeddings; all frames share the content's.
             x_btnd += content_btnd
             content_btnd = None
         side = self.height // self.patch
@@ -382,7 +391,7 @@ class VideoDiT(nn.Module):
         return unpatchify(x_btnc.astype(jnp.float32), self.patch, self.height)
 
     def _content_image(self, dense, c_bkd: jax.Array) -> jax.Array:
-        """Content as one latent frame, (B, 1, H, W, C)."""
+        """Returns the content as one latent frame, (B, 1, H, W, C)."""
         if self.content_concat == "reshape":
             return c_bkd.reshape(-1, 1, self.height, self.height, self.channels)
         c_bkd = dense(self.patch**2 * self.channels, "content")(c_bkd)

@@ -1,8 +1,8 @@
-"""Operations in the form that the device computes best: the same numbers, another order of work.
+"""Attention, dense layers, convolutions and GELU in the form that the current device computes fastest.
 
-XLA's program for the CPU is slow in places where that for accelerators is not, so that there a few operations
-are written out here. Which form is taken is decided where an operation is traced, by the device and the shape;
-accelerators always get the plain form.
+The results are the same for every form; only the order of the work differs. XLA compiles a few operations badly for the
+CPU though not for accelerators, so this module writes those out for the CPU. The form is chosen when an operation is
+traced, by device and shape; accelerators always get the plain form.
 
 Shape suffixes: n rows, l queries, s keys, h heads, d width of one head, r = n h, p pieces of the queries.
 """
@@ -19,17 +19,22 @@ import numpy as np
 
 from vidmotion import chunked_map
 
-# Logits of one head from which on a head at a time is faster than all of them at once.
+# With at least this many logits per head, computing one head at a time is faster than computing all at once.
 ONE_BY_ONE = 2**14
-# Logits of one head that are computed at once: 4 MiB, about what a core's cache holds.
+# The number of one head's logits that are computed at once: 4 MiB, about the size of a core's cache.
 AT_ONCE = 2**20
 _PLATFORM = contextvars.ContextVar("platform", default=None)
 
 
 @contextlib.contextmanager
 def of(platform: str) -> Iterator[None]:
-    """What is traced within has the forms of a platform, ``tpu``, ``gpu`` or ``any`` accelerator, whatever the device
-    here: to be compiled, not to be run."""
+    """Makes everything traced inside the `with` block take the forms for `platform`, whatever device is present.
+
+    Such a program can be compiled for that platform but not run on this one.
+
+    Args:
+      platform: ``tpu``, ``gpu``, or ``any`` for any accelerator.
+    """
     token = _PLATFORM.set(platform)
     try:
         yield
@@ -38,17 +43,21 @@ def of(platform: str) -> Iterator[None]:
 
 
 def platform() -> str:
-    """Whose forms what is traced now takes: ``cpu``, ``tpu``, ``gpu``, or ``any``: XLA's own."""
+    """Returns the platform whose forms are used by operations traced now: ``cpu``, ``tpu``, ``gpu``, or ``any``, which
+    means XLA's own forms."""
     return (_PLATFORM.get() or jax.default_backend()) if chunked_map.wanted() else "any"
 
 
 def on_cpu() -> bool:
-    """Whether what is traced now takes the forms for the CPU."""
+    """Returns whether operations traced now take the forms for the CPU."""
     return platform() == "cpu"
 
 
 def plain(*arrays: jax.Array) -> bool:
-    """Whether what is traced now is left to XLA as it is: on accelerators, and with narrower floats than float32."""
+    """Returns whether an operation on `arrays` traced now takes XLA's plain form.
+
+    That is so on accelerators, and wherever an array is not float32.
+    """
     return not on_cpu() or any(x.dtype != jnp.float32 for x in arrays)
 
 
@@ -62,20 +71,20 @@ def attention(
     mask_ns: jax.Array | None = None,
     limit: int = AT_ONCE,
 ) -> jax.Array | None:
-    """softmax(q k' / sqrt(d)) v in a form for the CPU.
+    """Computes softmax(q k' / sqrt(d)) v in a form for the CPU.
 
-    Queries lie along the last axis of the logits, so that the softmax goes over columns, which vectorises, and no
-    product has to turn the logits around. Many logits are computed one head at a time, in pieces that stay in a
-    core's cache, and again in the backward pass.
+    Queries lie along the last axis of the logits. The softmax therefore runs down columns, which vectorises, and no
+    matrix product has to transpose the logits. Where there are many logits, they are computed one head at a time in
+    pieces that fit into a core's cache, and computed again in the backward pass.
 
     Args:
       q_nlhd, k_nshd, v_nshd: queries, keys and values.
       mask_ns: bool, False for keys that are left out; each row keeps at least one.
-      limit: number of logits for a device to hold at once; those of one query at least are held.
+      limit: the number of logits that a device may hold at once; it always holds at least those of one query.
 
     Returns:
-      (n, l, h, d) of the dtype of the values, or None where the plain form is the better one: on accelerators,
-      with narrower floats than float32, with a handful of keys.
+      (n, l, h, d) of the dtype of the values, or None where the plain form is better: on accelerators, with a dtype
+      other than float32, and with only a few keys.
     """
     n, queries, heads, width = q_nlhd.shape
     keys = k_nshd.shape[1]
@@ -96,7 +105,7 @@ def attention(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _one_by_one(q_nlhd, k_nshd, v_nshd, mask_ns, limit, shards):
-    """Attention of scaled queries, one head after the other."""
+    """Computes the attention of queries that are already scaled, one head after the other."""
     return _forward(q_nlhd, k_nshd, v_nshd, mask_ns, limit, shards)[0]
 
 
@@ -138,14 +147,14 @@ def _backward(limit, shards, saved, g_nlhd):
         def piece(given):
             q_dl, q_ld, g_dl, g_ld, y_dl, norm_l = given
             weight_sl = jnp.exp(_logits(q_dl, k_ds, mask_s) - norm_l[None])
-            # Of the softmax, by sum_s weight * (g v) = g y.
+            # The gradient of the softmax, with sum_s weight * (g v) = g y.
             change_sl = weight_sl * (v_ds.T @ g_dl - (g_dl * y_dl).sum(0)[None])
             return k_ds @ change_sl, change_sl @ q_ld, weight_sl @ g_ld
 
         dq_pdl, dk_psd, dv_psd = chunked_map.each(piece, tuple(queries))
         return dq_pdl, dk_psd.sum(0), dv_psd.sum(0)
 
-    # Queries and gradients lie both ways, since the logits are to be turned around nowhere.
+    # Queries and gradients are given in both orders, so that the logits never need to be transposed.
     g_rpdl = _turned(g_nlhd, cuts)
     rows = (
         q_rpdl,
@@ -172,22 +181,23 @@ def _logits(q_dl, k_ds, mask_s):
 
 
 def _turned(x_nlhd, cuts=1):
-    """(n, l, h, d) -> (n h, p, d, l / p)."""
+    """Splits rows into heads and queries into pieces, queries last: (n, l, h, d) -> (n h, p, d, l / p)."""
     n, l, h, d = x_nlhd.shape
     x_nplhd = x_nlhd.reshape(n, cuts, l // cuts, h, d)
     return x_nplhd.transpose(0, 3, 1, 4, 2).reshape(n * h, cuts, d, l // cuts)
 
 
 def _back(x_rpdl, n):
-    """The other way round."""
+    """Undoes `_turned`: (n h, p, d, l / p) -> (n, l, h, d)."""
     x_nhpdl = x_rpdl.reshape(n, -1, *x_rpdl.shape[1:])
     x_nplhd = x_nhpdl.transpose(0, 2, 4, 1, 3)
     return x_nplhd.reshape(n, -1, *x_nplhd.shape[3:])
 
 
-# Layers. XLA's program for the CPU merges what comes before a sum or a turned factor into it, and computes all that
-# again value by value in an order that does not vectorise: for the gradient of a bias or a kernel that is a norm, an
-# activation, a whole sum of other gradients. Products take their factors from memory, so that here both are products.
+# Layers. On the CPU, XLA fuses the operations before a sum or a transposed factor into it and computes them again value
+# by value, in an order that does not vectorise. For the gradient of a bias or a kernel, those operations are a norm, an
+# activation or a whole sum of other gradients. Matrix products read their factors from memory instead, so both
+# gradients are written as matrix products.
 
 
 @jax.custom_vjp
@@ -222,7 +232,7 @@ _biased.defvjp(lambda y_rd, bias_d: (y_rd + bias_d[None], None), _biased_backwar
 
 
 def biased(y: jax.Array, bias_d: jax.Array) -> jax.Array:
-    """(..., d) plus (d,), in the dtype of the former."""
+    """Adds a bias (d,) to `y` (..., d), in the dtype of `y`."""
     bias_d = bias_d.astype(y.dtype)
     if plain(y):
         return y + bias_d.reshape((1,) * (y.ndim - 1) + (-1,))
@@ -230,7 +240,7 @@ def biased(y: jax.Array, bias_d: jax.Array) -> jax.Array:
 
 
 class Dense(nn.Dense):
-    """`flax.linen.Dense` with gradients in the form for the device; its attributes and parameters."""
+    """`flax.linen.Dense` with gradients in the form for the device; attributes and parameters are the same."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -250,12 +260,12 @@ class Dense(nn.Dense):
 class Split(nn.Module):
     """A dense layer whose output is cut into equal parts, such as queries, keys and values.
 
-    On accelerators each part is a product of its own with its columns of the kernel: cutting the kernel is cheap, while
-    parts that are cut from activations, and put together again in the backward pass, are copied.
+    On accelerators each part is the product of the input with that part's columns of the kernel. Cutting the kernel is
+    cheap, whereas cutting the activations into parts, and joining them again in the backward pass, copies them.
 
     Attributes:
-      features: how many each part has.
-      parts: how many.
+      features: the number of channels of each part.
+      parts: the number of parts.
       kernel_init: the initializer of the kernel (c, parts features), whose columns are in the order of the parts.
       dtype: the dtype of the computation.
     """
@@ -267,7 +277,7 @@ class Split(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
-        """(..., c) -> as many (..., features) as there are parts."""
+        """(..., c) -> a tuple of `parts` arrays (..., features)."""
         width = self.parts * self.features
         kernel_cd = self.param("kernel", self.kernel_init, (x.shape[-1], width))
         bias_d = self.param("bias", nn.initializers.zeros, (width,))
@@ -279,9 +289,12 @@ class Split(nn.Module):
 
 
 class Conv(nn.Conv):
-    """`flax.linen.Conv` with a bias whose gradient has the form for the device; its other attributes and parameters."""
+    """`flax.linen.Conv` with a bias whose gradient has the form for the device.
 
-    use_bias: bool = False  # of the class above
+    All other attributes, and the parameters, are those of `flax.linen.Conv`.
+    """
+
+    use_bias: bool = False  # the parent class must not add a bias; this class adds it
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -291,9 +304,9 @@ class Conv(nn.Conv):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU, x / 2 (1 + erf(x / sqrt 2)).
+    """Computes the exact GELU, x / 2 (1 + erf(x / sqrt 2)).
 
-    `jax.nn.gelu` writes it with erfc, which is exact in the far left tail as well and twice as dear on the CPU.
+    `jax.nn.gelu` uses erfc, which is also exact in the far left tail but takes twice as long on the CPU.
     """
     if plain(x):
         return jax.nn.gelu(x, approximate=False)

@@ -1,9 +1,9 @@
-"""Attention as accelerators compute it best: in one kernel that keeps no logits, or without turning anything around.
+"""Attention in the forms that accelerators compute fastest: in one kernel that stores no logits, or without transposes.
 
-What is chosen depends on the platform for which an operation is traced (`forms.platform`) and on its shape; `attend` in
-`attention` falls back to XLA's own form. On a TPU an array lies in tiles of 8 x 128 values of its last two axes, so
-that a last axis of one head's width of 64 wastes half of each tile and every split into heads is a copy. The forms for
-the TPU therefore leave channels whole, or cut them at multiples of 128.
+The form depends on the platform for which an operation is traced (`forms.platform`) and on its shape; where no form
+fits, `attend` in `attention` falls back to XLA's own. A TPU stores an array in tiles of 8 x 128 values of its last two
+axes, so a last axis as wide as one head of 64 channels wastes half of each tile, and every split into heads is a copy.
+The forms for the TPU therefore leave channels whole, or cut them at multiples of 128.
 
 Shape suffixes: n rows, l queries, s keys, h heads, d width of one head, c = h d channels, m heads that share a tile of
 e = 128 lanes; b batch, t frames, p places.
@@ -22,12 +22,12 @@ from vidmotion import chunked_map
 from vidmotion.models import forms
 
 LANES = 128
-# Keys from which on a kernel is worth its start; fewer make few logits.
+# The number of keys from which a kernel pays for its launch; fewer keys make few logits.
 CUDNN_KEYS = 64
-# Logits of one head from which on they are not to stand in a TPU's memory.
+# With at least this many logits per head, a TPU should not keep them in memory.
 FLASH_LOGITS = 2**19
-BLOCK = 512  # queries and keys that the TPU's kernel takes at a time, where there are as many
-# Frames up to which every pair of them is gone through one after the other.
+BLOCK = 512  # the most queries or keys that the TPU's kernel takes at a time
+# The most frames for which `frames` goes through the frames of keys one after the other.
 PAIRS = 8
 
 
@@ -38,15 +38,15 @@ def attention(
     mask_ns: jax.Array | None = None,
     causal: bool = False,
 ) -> jax.Array | None:
-    """softmax(q k' / sqrt(d)) v in a form for the platform, or None where XLA's own is the better one.
+    """Computes softmax(q k' / sqrt(d)) v in a form for the platform, or returns None where XLA's own form is better.
 
     Args:
       q_nlhd, k_nshd, v_nshd: queries, keys and values.
       mask_ns: bool, False for keys that are left out.
-      causal: query i attends to the keys up to i.
+      causal: whether query i attends only to keys up to i.
 
     Returns:
-      (n, l, h, d) of the dtype of the values.
+      (n, l, h, d) of the dtype of the values, or None.
     """
     queries, heads, width = q_nlhd.shape[1:]
     keys = k_nshd.shape[1]
@@ -68,10 +68,10 @@ def attention(
 
 
 def _packed(q_nlhd, k_nshd, v_nshd, shared: int, causal: bool) -> jax.Array:
-    """Attention of `shared` heads at a time, which fill a tile's lanes together.
+    """Computes the attention of `shared` heads at a time, which together fill the lanes of a tile.
 
-    Queries are written once for each of these heads, with zeros in the place of the others: a product over all lanes
-    takes a TPU as long as one over a head's, and nothing is cut within a tile.
+    The queries are repeated once for each of these heads, with zeros in the channels of the other heads. A TPU takes as
+    long for a product over all lanes as for one over the lanes of a single head, and no tile has to be cut.
     """
     queries, heads, width = q_nlhd.shape[1:]
     late_ls = np.tile(~np.tri(queries, k_nshd.shape[1], dtype=bool), (shared, 1))
@@ -99,10 +99,11 @@ def _packed(q_nlhd, k_nshd, v_nshd, shared: int, causal: bool) -> jax.Array:
 def frames(
     q_btphd: jax.Array, k_btphd: jax.Array, v_btphd: jax.Array, causal: bool
 ) -> jax.Array | None:
-    """Attention among the frames at each place, for a TPU, or None where another form is the better one.
+    """Computes attention among the frames at each place on a TPU, or returns None where another form is better.
 
-    One frame of keys after the other meets all queries, channel by channel; two products with zeros and ones sum the
-    channels of a head, and spread a head's weight over its channels. Frames stay where they are.
+    It takes the keys one frame at a time and multiplies them with all queries channel by channel. Products with a
+    matrix of zeros and ones sum the channels of each head, and spread each head's weight over its channels. The axes
+    are never reordered.
     """
     b, t, p, heads, width = v_btphd.shape
     if forms.platform() != "tpu" or t > PAIRS:
@@ -138,14 +139,17 @@ def frames(
 
 
 def _flash(q_nlhd, k_nshd, v_nshd, mask_ns, causal: bool) -> jax.Array | None:
-    """jax's own kernel for the TPU, on each device's rows; None where the devices cannot share the rows."""
+    """Runs JAX's flash attention kernel for the TPU on each device's rows.
+
+    Returns None where the rows cannot be divided among the devices.
+    """
     rows, queries, _, width = q_nlhd.shape
     keys = k_nshd.shape[1]
     mesh = jax.sharding.get_abstract_mesh()
     shards = chunked_map.row_shards(rows)
     if shards != math.prod(mesh.shape.get(axis, 1) for axis in chunked_map.BATCH_AXES):
         return None
-    room = -keys % LANES  # keys that are filled up are left out like those of the mask
+    room = -keys % LANES  # keys of padding, which are masked out
     if room:
         mask_ns = jnp.ones((rows, keys), bool) if mask_ns is None else mask_ns
         mask_ns = jnp.pad(mask_ns, ((0, 0), (0, room)))
@@ -174,7 +178,7 @@ def _flash(q_nlhd, k_nshd, v_nshd, mask_ns, causal: bool) -> jax.Array | None:
 
 
 def _blocks(queries: int, keys: int) -> flash.BlockSizes:
-    """Blocks of the kernel: divisors of the numbers of queries and keys, multiples of `LANES`."""
+    """Returns the kernel's block sizes: multiples of `LANES` that divide the numbers of queries and keys."""
 
     def block(length):
         return next(size for size in range(BLOCK, 0, -LANES) if length % size == 0)

@@ -1,7 +1,7 @@
 """The GPT-2 trunk on embeddings (Radford et al. 2019, section 2.3), with cached decoding.
 
-What goes in (content, motion, tokens) and what is read off belong to the caller, e.g.
-`motion_gpt.MotionGPT`.
+The caller, for example `motion_gpt.MotionGPT`, embeds the inputs (content, motion, tokens) and maps the features to
+outputs.
 
 Shape suffixes: b batch, s new positions, t positions held by the cache, d width, h heads,
 k width of one head, l layers.
@@ -21,12 +21,12 @@ from vidmotion.models.layers import attention, mlp
 class Cache(NamedTuple):
     """Keys and values of everything decoded so far, in arrays of fixed size.
 
-    One array per layer: with all layers in one, XLA copies the whole at every write, and decoding
-    takes quadratic time.
+    Each layer has its own array. With all layers in one array, XLA would copy all of it at every write, and decoding
+    would take quadratic time.
 
     Attributes:
       keys_bthk, values_bthk: for each layer, (batch, capacity, heads, head width).
-      length: int32 scalar, how many positions are filled.
+      length: the number of positions that are filled, an int32 scalar.
     """
 
     keys_bthk: tuple[jax.Array, ...]
@@ -34,7 +34,7 @@ class Cache(NamedTuple):
     length: jax.Array
 
     def write(self, layer: int, k_bshk: jax.Array, v_bshk: jax.Array) -> "Cache":
-        """The cache with new keys and values of one layer placed after the first `length`."""
+        """Returns the cache with new keys and values of one layer placed after the first `length` positions."""
 
         def placed(all_bthk, new_bshk):
             at = (0, self.length, 0, 0)
@@ -53,8 +53,8 @@ def _dense(stddev: float, dtype: DTypeLike) -> functools.partial:
 class Attention(nn.Module):
     """Multi-head attention with biases and a float32 softmax; no dropout on its weights.
 
-    `__call__(x_bsd, mask_11st, layer, cache)` returns (y_bsd, cache): with a cache, the new keys
-    and values are written into its layer `layer` and the queries attend to all it holds.
+    `__call__(x_bsd, mask_11st, layer, cache)` returns (y_bsd, cache). With a cache, the new keys
+    and values are written into its layer `layer`, and the queries attend to everything that it holds.
     """
 
     heads: int
@@ -77,7 +77,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and GELU (tanh form) feed-forward, each with a residual."""
+    """A transformer block: pre-norm attention and GELU (tanh form) feed-forward, each with a residual."""
 
     heads: int
     mlp_dim: int
@@ -109,7 +109,7 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """Causal pre-norm transformer with learned positions (GPT-2, section 2.3).
+    """A causal pre-norm transformer with learned positions (GPT-2, section 2.3).
 
     Initial weights are normal with std 0.02, divided by sqrt(2 * layers) where a residual branch
     ends. Parameters are float32; the residual stream, matrix products and cache are in `dtype`,
@@ -117,12 +117,12 @@ class GPT2(nn.Module):
     it acts on the embeddings and on both residual branches.
 
     Attributes:
-      width: channels; a multiple of heads.
-      layers: number of blocks, named layer_0, layer_1, ...
-      heads: attention heads.
-      max_positions: rows of the position table, the longest sequence.
-      mlp_dim: hidden channels of the feed-forward; None means 4 * width.
-      dropout: rate.
+      width: the number of channels; a multiple of heads.
+      layers: the number of blocks, named layer_0, layer_1, ...
+      heads: the number of attention heads.
+      max_positions: the number of rows of the position table, which is the length of the longest sequence.
+      mlp_dim: the hidden channels of the feed-forward; None means 4 * width.
+      dropout: the dropout rate.
       dtype: the dtype of the computation and of the result.
     """
 
@@ -135,9 +135,9 @@ class GPT2(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def init_cache(self, batch: int, capacity: int | None = None) -> Cache:
-        """An empty cache for `batch` sequences of up to `capacity` (None: max_positions) positions.
+        """Returns an empty cache for `batch` sequences of up to `capacity` (None: max_positions) positions.
 
-        Needs no parameters.
+        It needs no parameters.
 
         Raises:
           ValueError: if capacity exceeds max_positions.
@@ -159,23 +159,23 @@ class GPT2(nn.Module):
         positions: jax.Array | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, Cache | None]:
-        """Runs new elements, each attending to itself and to everything before it.
+        """Runs new elements through the network, each attending to itself and to everything before it.
 
         Args:
-          x_bsd: embeddings (batch, new positions, width), without position embeddings.
-          cache: what came before, from `init_cache` or an earlier call; None if nothing did.
-          positions: int (batch or 1, new positions), rows of the position table; None counts on
-            from the cache's length. Order and causality follow the place in x, not this.
+          x_bsd: the embeddings (batch, new positions, width), without position embeddings.
+          cache: the cache of earlier elements, from `init_cache` or an earlier call; None if there are none.
+          positions: the rows of the position table to use, int (batch or 1, new positions); None continues counting
+            from the cache's length. Order and causality follow the place in `x_bsd`, not `positions`.
           deterministic: switches dropout off.
 
         Returns:
           Features (batch, new positions, width) of `dtype` after the final norm, and the cache
-          with the new elements appended (None if none was given). Running past the position table
-          cannot be checked under jit: the features are NaN from there on.
+          with the new elements appended (None if no cache was given). Running past the end of the position table
+          cannot be detected under jit; the features are NaN from that position on.
 
         Raises:
-          ValueError: if heads do not divide width, x is not of this width, or there are more new
-            positions than max_positions or than the cache can ever hold.
+          ValueError: if heads do not divide width, `x_bsd` has another width, or there are more new
+            positions than max_positions or than the cache can hold in all.
         """
         if self.width % self.heads:
             raise ValueError(f"GPT2: {self.heads} heads do not divide width {self.width}")

@@ -1,4 +1,6 @@
-"""A small convolutional network that looks at a face twice: where it is, then closely. Cheap on a CPU.
+"""A small convolutional network that reads a face in two looks: the first finds it, the second reads a crop of it.
+
+It is cheap enough for a CPU.
 
 Shape suffixes: b batch, h height, w width, c channels, i j rows and columns of the crop, d features, p pose.
 """
@@ -16,19 +18,20 @@ from vidmotion.models.warpca import sample_at
 
 
 class Look(nn.Module):
-    """Pictures to features that know where everything is.
+    """Turns pictures into features that keep the position of everything.
 
-    The pixels of each `patch` x `patch` square become channels, so that no convolution runs at the pictures' own
-    size; then `blocks` residual blocks of `width` channels, and as many of twice the width at half the size. What
-    they found is squeezed to `narrow` channels and kept position by position: a pooled feature would not know where
-    anything lies, which is most of what is asked.
+    The pixels of each `patch` x `patch` square become channels, so that no convolution runs at the pictures' full
+    size. Then follow `blocks` residual blocks of `width` channels, and as many of twice the width at half the size. The
+    result is squeezed to `narrow` channels and kept position by position: a pooled feature would not know where
+    anything lies, which is most of what the network has to tell.
 
     Attributes:
-      patch: side of the squares folded into channels.
-      width: channels of the first level, a multiple of `groups`.
-      blocks: residual blocks a level.
-      narrow: channels of each position at the end.
+      patch: the side of the squares that are folded into channels.
+      width: the channels of the first level, a multiple of `groups`.
+      blocks: the number of residual blocks at each level.
+      narrow: the channels of each position at the end.
       groups: the number of groups of the norms.
+      dtype: the dtype of the computation.
     """
 
     patch: int
@@ -56,19 +59,23 @@ class Look(nn.Module):
 
 
 class HeadsReaderNet(nn.Module):
-    """Pictures to `outputs` numbers each, of which the first `pose` say where the face is.
+    """Reads `outputs` numbers from each picture; the first `pose` of them say where the face is.
 
-    A first look at the whole picture reads the pose alone. `frame` turns it into the place of a crop, so that in a
-    second look eyes and mouth lie where they lie in every face. Both looks, and the pose, are read by one hidden
-    layer; of the pose it reads what the first look was wrong by. No gradient flows through the place of the crop.
+    The first look, at the whole picture, reads only the pose. `frame` turns the pose into the place of a crop, in which
+    eyes and mouth lie at the same places for every face; the second look sees this crop. One hidden layer then reads
+    the features of both looks and the pose. Its first `pose` outputs are corrections, added to the pose of the first
+    look. No gradient flows through the place of the crop.
 
     Attributes:
-      outputs, pose: see above.
-      frame: pose (b, p) and the pictures' side -> columns and rows (b, i, j) of the crop's pixels in the picture.
+      outputs: how many numbers are read from each picture.
+      pose: how many of these numbers make up the pose.
+      frame: the function that maps poses (b, p) and the pictures' side to the columns and rows (b, i, j) of the crop's
+        pixels in the picture.
       patch: the side of a patch in both looks.
-      widths, blocks: sizes of the first and of the second look.
-      narrow, groups: for both looks, see `Look`.
-      hidden: units of the hidden layers.
+      widths, blocks: the sizes of the first and of the second look.
+      narrow, groups: see `Look`; the same in both looks.
+      hidden: the number of units of the hidden layers.
+      dtype: the dtype of the computation; the results are float32.
     """
 
     outputs: int
@@ -84,7 +91,7 @@ class HeadsReaderNet(nn.Module):
 
     @nn.compact
     def __call__(self, x_bhwc: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Floats (B, S, S, 3) -> the pose at first sight (B, `pose`), and all numbers (B, `outputs`); float32."""
+        """Floats (B, S, S, 3) -> the pose by the first look (B, `pose`), and all numbers (B, `outputs`); float32."""
 
         def look(k: int, name: str) -> Look:
             sizes = self.patch, self.widths[k], self.blocks[k], self.narrow, self.groups

@@ -1,8 +1,8 @@
-"""Self-supervised keypoints: the motion of WarpFace's ablation arm "IP" (Tables 3 and Figure 1).
+"""Self-supervised keypoints: the motion of WarpFace's ablation arm "IP" (Table 3 and Figure 1).
 
-Siarohin et al. 2019 (arXiv 2003.00196), section 3.1: keypoints are the centres of heat maps, learned from
-what they are used for and from equivariance: moving the picture must move them alike. WarpFace gives no
-details; the constants are those of that paper's public configuration (spec warpface.md, 12.1).
+Siarohin et al. 2019 (arXiv 2003.00196), section 3.1: keypoints are the centres of heat maps. They are learned from the
+task that uses them and from equivariance: moving the picture must move the keypoints in the same way. WarpFace gives no
+details; the constants are those of the public configuration of Siarohin et al. (spec warpface.md, 12.1).
 
 Shape suffixes: b batch, h w rows and columns, c channels, j keypoints, g control points, 2 is (x, y) in
 [-1, 1] between the centres of the border pixels.
@@ -18,19 +18,20 @@ from vidmotion.models.warpca import warp
 
 
 def pixel_grid(height: int, width: int) -> jax.Array:
-    """(height, width, 2): (x, y) of every pixel."""
+    """Returns (x, y) of every pixel, (height, width, 2)."""
     x, y = jnp.meshgrid(jnp.linspace(-1.0, 1.0, width), jnp.linspace(-1.0, 1.0, height))
     return jnp.stack([x, y], axis=-1)
 
 
 class Bend:
-    """A random affine map and thin-plate spline of the plane, one per example.
+    """A random deformation of the plane for each example: an affine map plus a thin-plate spline.
 
     Args:
       key: the random key of the draw.
-      batch: examples.
-      affine: standard deviation of the affine map's numbers about the identity.
-      spline: the standard deviation of the spline's weights, at `points` x `points` control points.
+      batch: the number of examples.
+      affine: the standard deviation of the affine map's numbers about the identity.
+      spline: the standard deviation of the spline's weights.
+      points: the number of rows, and of columns, of the spline's control points.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Bend:
         self._control_g2 = pixel_grid(points, points).reshape(-1, 2)
 
     def points(self, points_bn2: jax.Array) -> jax.Array:
-        """Where points (b, n, 2) are taken to."""
+        """Moves points: (b, n, 2) -> (b, n, 2)."""
         linear = jnp.einsum("bij,bnj->bni", self._matrix_b23[..., :2], points_bn2)
         moved = linear + self._matrix_b23[:, None, :, 2]
         apart = jnp.abs(points_bn2[:, :, None] - self._control_g2[None, None])
@@ -56,7 +57,7 @@ class Bend:
         return moved + jnp.einsum("bng,bg->bn", kernel, self._weight_bg)[..., None]
 
     def picture(self, x_bhwc: jax.Array) -> jax.Array:
-        """The picture that shows at p what `x` has at `points(p)`."""
+        """Deforms pictures: the result shows at p what `x_bhwc` shows at `points(p)`."""
         height, width = x_bhwc.shape[1:3]
         grid = pixel_grid(height, width).reshape(1, -1, 2)
         there = self.points(jnp.broadcast_to(grid, (len(x_bhwc), *grid.shape[1:])))
@@ -66,13 +67,14 @@ class Bend:
 class KeypointDetector(nn.Module):
     """Finds keypoints in a picture: the centres of the heat maps that an hourglass makes.
 
-    Group norm stands in for the original's batch norm, so that there are no running statistics.
+    Group norm replaces the original's batch norm, so that there are no running statistics.
 
     Attributes:
       points: J, the number of keypoints.
       blocks: how often the hourglass halves its map; the width doubles each time, up to `max_width`.
-      width, max_width: channels of the first map, and the most that a map has.
-      shrink: factor by which the picture is made smaller first.
+      width: the channels that the last block makes; the first block makes twice as many.
+      max_width: the largest number of channels of a map.
+      shrink: the factor by which the picture is made smaller first.
       temperature: the temperature of the softmax over places.
       dtype: the dtype of the convolutions; heat maps are float32.
     """
@@ -113,7 +115,7 @@ class KeypointDetector(nn.Module):
 
 
 class KeypointMotion(nn.Module):
-    """Keypoints as a motion code: a token of `token_width` for each, of its shift and its place.
+    """Turns keypoints into a motion code: one token of `token_width` numbers per keypoint, from its shift and place.
 
     Attributes:
       detector: arguments of `KeypointDetector`.
@@ -134,17 +136,26 @@ class KeypointMotion(nn.Module):
         return self.detect(x_bhwc)
 
     def code(self, source_bj2: jax.Array, driving_bj2: jax.Array) -> jax.Array:
-        """(b, j * token_width): the motion from source to driving; of equal ones, no motion."""
+        """Returns the code (b, j * token_width) of the motion from source to driving keypoints.
+
+        Equal keypoints mean no motion.
+        """
         seen = jnp.concatenate([driving_bj2 - source_bj2, source_bj2], axis=-1)
         return rearrange(self.token(seen), "b j e -> b (j e)")
 
     def equivariance(self, x_bhwc: jax.Array, found_bj2: jax.Array, key: jax.Array) -> jax.Array:
-        """mean |kp(I) - T(kp(T(I)))| per example, (b,), for one random T; `found_bj2` is kp(I)."""
+        """Returns the equivariance loss mean |kp(I) - T(kp(T(I)))| of each example, (b,), for one random deformation T.
+
+        Args:
+          x_bhwc: the pictures I, in [-1, 1].
+          found_bj2: kp(I), their keypoints.
+          key: the random key of T.
+        """
         bend = Bend(key, len(x_bhwc))
         again = bend.points(self.detect(bend.picture(x_bhwc)))
         return jnp.mean(jnp.abs(found_bj2 - again), axis=(1, 2))
 
     def everything(self, x_bhwc: jax.Array) -> jax.Array:
-        """Touches every parameter, to initialise them."""
+        """Uses every parameter, so that all of them are initialised."""
         found = self.detect(x_bhwc)
         return self.code(found, found)

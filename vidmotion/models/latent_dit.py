@@ -5,7 +5,7 @@
     clean = LatentDiT(...).apply(variables, tokens, time, label)
     structure, dynamics = (part.join(x) for part, x in zip(patches, clean))
 
-Blocks are DiT's with adaLN-Zero from the time alone (Peebles and Xie 2022); the class comes in by
+The blocks are DiT's, with adaLN-Zero conditioned on the time alone (Peebles and Xie 2022). The class enters by
 cross-attention, as the paper says.
 
 Shape suffixes: b batch, n tokens, w numbers of a token, d width, t h w c of a latent seen as a video.
@@ -34,13 +34,13 @@ small = nn.initializers.normal(0.02)
 
 @dataclasses.dataclass(frozen=True)
 class Patches:
-    """How a latent becomes tokens: seen as a video and cut into blocks, and the way back.
+    """Cuts a latent, seen as a video, into blocks that are tokens, and joins tokens to the latent again.
 
     Attributes:
-      shape: (t, h, w, c) of the latent. Structure is a video of n_q frames; dynamics is one frame of
+      shape: the latent's shape as a video, (t, h, w, c). Structure is a video of n_q frames; dynamics is one frame of
         f rows and w_D + h_D columns.
-      patch: frames, rows and columns of a block. Where they do not divide the latent, zeros fill it up
-        at the end; `join` drops them again.
+      patch: the frames, rows and columns of a block. Where they do not divide the latent, it is filled up with zeros
+        at the end; `join` drops these zeros again.
     """
 
     shape: tuple[int, int, int, int]
@@ -48,26 +48,26 @@ class Patches:
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Blocks along t, h and w."""
+        """The numbers of blocks along t, h and w."""
         return tuple(-(-size // p) for size, p in zip(self.shape, self.patch))
 
     @property
     def tokens(self) -> int:
-        """Their number."""
+        """The number of tokens."""
         return math.prod(self.grid)
 
     @property
     def width(self) -> int:
-        """Numbers of a token."""
+        """How many numbers a token has."""
         return math.prod(self.patch) * self.shape[3]
 
     @property
     def numbers(self) -> int:
-        """How many numbers the latent has, without what fills it up."""
+        """How many numbers the latent has, without the zeros that fill it up."""
         return math.prod(self.shape)
 
     def split(self, latent: jax.Array) -> jax.Array:
-        """(b, ...) with `numbers` numbers each, in the order of `shape` -> tokens (b, n, w)."""
+        """Cuts latents (b, ...), with `numbers` numbers each in the order of `shape`, into tokens (b, n, w)."""
         x_bthwc = latent.reshape(-1, *self.shape)
         room = [(0, n * p - size) for size, n, p in zip(self.shape, self.grid, self.patch)]
         x_bthwc = jnp.pad(x_bthwc, ((0, 0), *room, (0, 0)))
@@ -75,7 +75,7 @@ class Patches:
         return rearrange(x_bthwc, "b (t i) (h j) (w k) c -> b (t h w) (i j k c)", i=i, j=j, k=k)
 
     def join(self, tokens_bnw: jax.Array) -> jax.Array:
-        """The inverse of `split`: tokens (b, n, w) -> (b, t, h, w, c)."""
+        """Undoes `split`: tokens (b, n, w) -> latents (b, t, h, w, c)."""
         (t, h, w), (i, j, k) = self.grid, self.patch
         x_bthwc = rearrange(
             tokens_bnw,
@@ -91,18 +91,19 @@ class Patches:
         return x_bthwc[:, :frames, :rows, :columns]
 
     def mask(self) -> np.ndarray:
-        """(n, w) bool: which numbers of the tokens belong to the latent and do not merely fill it up."""
+        """Returns bool (n, w): True where a number of a token belongs to the latent, False where it only fills up."""
         return np.asarray(self.split(np.ones((1, *self.shape), bool))[0])
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention to the class, MLP; each added.
+    """A block of self-attention, cross-attention to the class, and MLP, each added to the residual stream.
 
-    The time modulates and gates the first and the last. Gates and the cross-attention's output layer
+    The time modulates and gates the self-attention and the MLP. Gates and the cross-attention's output layer
     start at zero, so that a fresh block is the identity.
 
     Attributes:
-      heads, mlp_ratio: sizes.
+      heads: the number of heads of both attentions.
+      mlp_ratio: the hidden width of the MLP over the width of the tokens.
       dtype: the dtype of the matrix products; the residual stream is float32.
     """
 
@@ -114,8 +115,16 @@ class Block(nn.Module):
     def __call__(
         self, x_bnd: jax.Array, cond_b1d: jax.Array, class_bkd: jax.Array
     ) -> tuple[jax.Array, None]:
-        """Residual stream (b, n, d) float32, SiLU of the time's embedding (b, 1, d) and the class
-        (b, 1, any width) -> (residual stream, None), as `nn.scan` wants it."""
+        """Runs the block.
+
+        Args:
+          x_bnd: the residual stream, float32.
+          cond_b1d: the SiLU of the time's embedding.
+          class_bkd: the vector of the class, (b, 1, any width).
+
+        Returns:
+          The residual stream and None, the pair that `nn.scan` expects.
+        """
         width = x_bnd.shape[-1]
         fields = {"gates": True, "dtype": self.dtype, "name": "conditioning"}
         modulate, gates = AdaLN(width, 2, **fields)(cond_b1d)
@@ -132,20 +141,20 @@ class Block(nn.Module):
 
 
 class LatentDiT(nn.Module):
-    """Clean tokens of both latents from noisy ones, the time and the class: f(x_t, t, c) (section 12).
+    """Predicts the clean tokens of both latents from noisy tokens, the time and the class: f(x_t, t, c) (section 12).
 
-    With one class token the softmax of the cross-attention is over one key: every token is given the
-    same vector, and queries and keys get no gradient. They exist because the paper says
+    There is one class token, so the softmax of the cross-attention is over one key: every latent token is given the
+    same vector, and queries and keys get no gradient. Their layers exist because the paper says
     cross-attention; a text encoder's many tokens would use them.
 
     Attributes:
       patches: how structure and dynamics are cut into tokens.
-      classes: number of them; the label `classes` stands for no class.
+      classes: the number of classes; the label `classes` stands for no class.
       class_width: the width of the class vector.
       width, layers, heads, mlp_ratio: the transformer's sizes.
       dtype: the dtype of the matrix products; parameters, residual stream and result are float32.
-      remat: recompute each block in the backward pass instead of keeping its activations.
-      scan: compile one block for all; their parameters are stacked under `blocks`.
+      remat: whether to recompute each block in the backward pass instead of keeping its activations.
+      scan: whether to compile one block for all; their parameters are then stacked under `blocks`.
     """
 
     patches: tuple[Patches, Patches]
@@ -163,15 +172,15 @@ class LatentDiT(nn.Module):
     def __call__(
         self, tokens: tuple[jax.Array, jax.Array], time_b: jax.Array, label_b: jax.Array
     ) -> list[jax.Array]:
-        """Run the network.
+        """Runs the network.
 
         Args:
-          tokens: noisy structure and dynamics as `Patches.split` gives them, (B, N, W) each.
+          tokens: the noisy structure and dynamics as `Patches.split` returns them, (B, N, W) each.
           time_b: (B,) diffusion time, 0 to 1000.
           label_b: (B,) int, 0 to `classes`.
 
         Returns:
-          Clean tokens, float32 of the same shapes.
+          The clean tokens, float32, with the same shapes.
         """
 
         def dense(features, name, init=xavier):
@@ -188,7 +197,7 @@ class LatentDiT(nn.Module):
 
         time = TimeEmbedding(self.width, self.dtype, name="time")(time_b[:, None])
         cond_b1d = nn.silu(time)
-        # Not in paper: of variance 1, so that classes differ from the start.
+        # Not in paper: the vectors have variance 1, so that classes differ from the start.
         vectors = self.param(
             "classes", nn.initializers.normal(1.0), (self.classes + 1, self.class_width)
         )

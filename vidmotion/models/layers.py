@@ -1,8 +1,8 @@
-"""What every transformer here is made of: multi-head attention, the feed-forward layer, adaptive norms, stacked blocks.
+"""The parts shared by all transformers: multi-head attention, the feed-forward layer, adaptive norms, stacked blocks.
 
-Attention and feed-forward layer are functions. Their dense layers belong to the module that calls them and have the
-names that it gives, since checkpoints and converters know the parameters of each network by its own names. A caller
-says how a layer is made by `dense`, which takes the number of features and a name:
+Attention and the feed-forward layer are functions. Their dense layers belong to the module that calls the function and
+have the names that it gives, since checkpoints and converters know the parameters of each network by its own names. The
+caller passes `dense`, which makes a layer from a number of features and a name:
 
     dense = functools.partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
     x = x + attention(norm(x), heads=self.heads, dense=dense)
@@ -38,18 +38,19 @@ def attention(
     width: int = 0,
     attend: Callable[..., jax.Array] = jax.nn.dot_product_attention,
 ) -> jax.Array:
-    """Multi-head attention of tokens to themselves or to a context, without the residual.
+    """Computes the multi-head attention of tokens to themselves or to a context, without the residual.
 
     Args:
-      x_lc: what queries are made of, (..., l, c).
-      context_sc: what keys and values are made of, (..., s, any width); `x_lc` where None.
-      heads: number of heads; divides `width`.
+      x_lc: the tokens from which the queries are made, (..., l, c).
+      context_sc: the tokens from which keys and values are made, (..., s, any width); None means `x_lc`.
+      heads: the number of heads; divides `width`.
       dense: makes the layers of queries, keys and values.
-      out: makes the last layer, ``out``; `dense` where None.
-      names: the names of the layers of queries, keys and values, or of the one layer that makes all three of `x_lc`.
-      split: makes that one layer, which returns the three apart, such as `forms.Split`; `dense` where None.
-      width: the width of all heads together; 0 is that of `x_lc`.
-      attend: queries (..., l, h, d), keys and values (..., s, h, d) -> (..., l, h, d).
+      out: makes the last layer, ``out``; None means `dense`.
+      names: the names of the layers of queries, keys and values, or the name of the single layer that makes all three
+        from `x_lc`.
+      split: makes a single layer that returns queries, keys and values apart, such as `forms.Split`; None uses `dense`.
+      width: the width of all heads together; 0 means the width of `x_lc`.
+      attend: the function that maps queries (..., l, h, d), keys and values (..., s, h, d) to (..., l, h, d).
 
     Returns:
       (..., l, c).
@@ -81,22 +82,22 @@ def mlp(
     names: tuple[str, str] = ("mlp_in", "mlp_out"),
     activation: Callable[[jax.Array], jax.Array] = nn.gelu,
 ) -> jax.Array:
-    """Feed-forward layer, without the residual: (..., c) -> (..., c).
+    """Applies a feed-forward layer, without the residual: (..., c) -> (..., c).
 
     Args:
       x_lc: the tokens.
-      hidden: features of the first layer.
+      hidden: the number of features of the first layer.
       dense: makes the first layer.
-      out: makes the second; `dense` where None.
+      out: makes the second layer; None means `dense`.
       names: the names of the two layers.
-      activation: between them; GELU in its tanh form is the default.
+      activation: the function applied between the two layers; GELU in its tanh form by default.
     """
     y = activation(dense(hidden, name=names[0])(x_lc))
     return (out or dense)(x_lc.shape[-1], name=names[1])(y)
 
 
 def plain_norm(x_lc: jax.Array, epsilon: float = 1e-6) -> jax.Array:
-    """Layer norm of each token without parameters, computed and returned in float32."""
+    """Applies layer norm without parameters to each token; computed and returned in float32."""
     x = x_lc.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
@@ -105,7 +106,7 @@ def plain_norm(x_lc: jax.Array, epsilon: float = 1e-6) -> jax.Array:
 def split_dense(
     x_c: jax.Array, count: int, width: int, dtype: DTypeLike, name: str, start: float = 0.0
 ) -> list[jax.Array]:
-    """`count` vectors of `width` that a dense layer makes of a condition; in a fresh network all are `start`."""
+    """Makes `count` vectors of length `width` from a condition by a dense layer; all their numbers begin as `start`."""
     bias = nn.initializers.constant(start)
     dense = nn.Dense(count * width, kernel_init=zeros, bias_init=bias, dtype=dtype, name=name)
     return jnp.split(dense(x_c), count, axis=-1)
@@ -116,9 +117,9 @@ class AdaLN(nn.Module):
 
     Attributes:
       width: the width of the tokens.
-      sites: number of norms.
-      gates: each site has a gate as well.
-      gate_start: value of the gates in a fresh network, whose scales are 1 and whose shifts are 0.
+      sites: the number of norms.
+      gates: whether each norm has a gate as well.
+      gate_start: the value of the gates in a fresh network; the scales begin at 1 and the shifts at 0.
       dtype: the dtype of the computation.
     """
 
@@ -135,7 +136,8 @@ class AdaLN(nn.Module):
         """Reads the condition (..., c), which must broadcast against the tokens in all axes but the last.
 
         Returns:
-          The function (site, normed tokens) -> scaled and shifted tokens, and one gate a site.
+          The function (index of the norm, normed tokens) -> scaled and shifted tokens, and a list of one gate per norm,
+          empty if there are no gates.
         """
         both = split_dense(condition, 2 * self.sites, self.width, self.dtype, "both")
 
@@ -161,18 +163,18 @@ def stack(
     scan: bool = False,
     remat: bool = False,
 ) -> jax.Array:
-    """`count` blocks with the same fields, one after the other.
+    """Runs `count` blocks with the same fields, one after the other.
 
     Args:
-      block: its call takes x, `shared` and one row of `each`, and returns x and None.
-      arguments: its fields.
-      count: number of blocks.
-      name: blocks are named name_0, name_1, ..., or `names` where they are scanned.
-      x: what goes through.
-      shared: further arrays that every block is given.
-      each: arrays of `count` rows, of which each block is given its own.
-      scan: compile one block for all, whose parameters are stacked.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      block: the class of the blocks; calling a block takes x, `shared` and one row of `each`, and returns x and None.
+      arguments: the fields of every block.
+      count: the number of blocks.
+      name: the blocks' name; they are called name_0, name_1, ..., or `names` if they are scanned.
+      x: the input of the first block.
+      shared: further arrays, given to every block.
+      each: arrays with `count` rows; block i gets row i of each.
+      scan: whether to compile one block for all; their parameters are then stacked.
+      remat: whether to recompute each block in the backward pass instead of keeping its activations.
 
     Returns:
       x after the last block.

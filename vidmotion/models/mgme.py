@@ -1,8 +1,8 @@
 """MGME, WarpFace's multi-group motion encoder, and the algebra of its motion codes.
 
-WarpFace, section 3.3.1 and Eq. 3, 4, 7, 8 (spec warpface.md, sections 3 and 4). A picture's latent
-becomes two codes: theta_{s->r}, free, towards a canonical pose r that nobody ever sees, and
-theta_{r->s}, back from it, a combination of K groups of orthonormal vectors.
+WarpFace, section 3.3.1 and Eq. 3, 4, 7, 8 (spec warpface.md, sections 3 and 4). The encoder turns a picture's latent
+into two codes: theta_{s->r}, unconstrained, leads towards a canonical pose r, which is never seen; theta_{r->s} leads
+back from that pose and is a combination of K groups of orthonormal vectors.
 
 Shape suffixes: b batch, h w latent rows and columns, c latent channels, n tokens, d width, k groups,
 i coefficients of a group (N_k), e dimensions of a group (D_k), m = k e the whole code.
@@ -22,18 +22,19 @@ from vidmotion.models.layers import FUSED, attention, mlp
 
 WIDE = ("tight_frame", "truncate")
 TRANSFERS = ("difference", "sum")
-# Of kernels. A fixed deviation of 0.02 leaves the codes of a narrow encoder, and so its gradients, at Adam's epsilon.
+# For kernels. With a fixed deviation of 0.02, the codes of a narrow encoder, and with them its gradients, would be
+# about as small as Adam's epsilon.
 _init = nn.initializers.lecun_normal()
 _table = nn.initializers.truncated_normal(0.02)
 
 
 class MotionCodes(NamedTuple):
-    """What the encoder says of a picture s, float32.
+    """The motion codes of a picture s, float32.
 
     Attributes:
-      to_canonical_bm: theta_{s->r}, from the reverse feature, through no codebook.
-      alpha_bki: coefficients of the forward feature.
-      from_canonical_bm: theta_{r->s}, the groups' vectors combined by them (Eq. 7, 8).
+      to_canonical_bm: theta_{s->r}, read from the reverse feature without a codebook.
+      alpha_bki: the coefficients read from the forward feature.
+      from_canonical_bm: theta_{r->s}, the groups' vectors combined with the coefficients (Eq. 7, 8).
     """
 
     to_canonical_bm: jax.Array
@@ -42,15 +43,15 @@ class MotionCodes(NamedTuple):
 
 
 def orthogonal(codebook_kei: jax.Array, wide: str = "tight_frame") -> jax.Array:
-    """C_k^orth = QR(C_k) of Eq. 7, in float32 whatever comes in.
+    """Orthonormalises the vectors of each group: C_k^orth = QR(C_k) of Eq. 7, always in float32.
 
-    The diagonal of R is held positive: otherwise each vector's sign would depend on the device's
-    linear algebra, and with it the meaning of a coefficient.
+    The diagonal of R is made positive. Otherwise the sign of each vector, and with it the meaning of a coefficient,
+    would depend on the device's linear algebra.
 
     Args:
-      codebook_kei: (K, D_k, N_k), of full rank in each group: a rank-deficient one has no
-        gradient (it becomes NaN), so never start it at zero.
-      wide: what N_k > D_k means, where that many orthonormal vectors do not exist:
+      codebook_kei: (K, D_k, N_k), with full rank in each group. The gradient of a rank-deficient group is NaN, so the
+        codebook must never start at zero.
+      wide: what to do if N_k > D_k, where that many orthonormal vectors do not exist:
         ``tight_frame``, N_k vectors whose D_k rows are orthonormal; ``truncate``, only the first
         D_k vectors are kept.
 
@@ -58,7 +59,7 @@ def orthogonal(codebook_kei: jax.Array, wide: str = "tight_frame") -> jax.Array:
       (K, D_k, N_k), orthonormal columns; with ``truncate`` (K, D_k, min(D_k, N_k)).
 
     Raises:
-      ValueError: unknown `wide`.
+      ValueError: if `wide` is unknown.
     """
     if wide not in WIDE:
         raise ValueError(f"codebook_wide={wide!r}: choose {' or '.join(WIDE)}")
@@ -74,15 +75,15 @@ def orthogonal(codebook_kei: jax.Array, wide: str = "tight_frame") -> jax.Array:
 
 
 def transfer(source: MotionCodes, driving: MotionCodes, how: str = "difference") -> jax.Array:
-    """theta_{s->d}, (b, m).
+    """Returns the code theta_{s->d} of the motion from source to driving picture, (b, m).
 
     Args:
-      source, driving: codes of the two pictures.
-      how: ``difference``, theta_{r->d} - theta_{r->s} (Eq. 4), zero for s = d and antisymmetric; or
-        ``sum``, theta_{s->r} + theta_{r->d}, equal to it where the symmetry of Eq. 13 holds.
+      source, driving: the codes of the two pictures.
+      how: ``difference``, theta_{r->d} - theta_{r->s} (Eq. 4), which is zero for s = d and antisymmetric; or
+        ``sum``, theta_{s->r} + theta_{r->d}, which equals the difference where the symmetry of Eq. 13 holds.
 
     Raises:
-      ValueError: unknown `how`.
+      ValueError: if `how` is unknown.
     """
     if how == "difference":
         return driving.from_canonical_bm - source.from_canonical_bm
@@ -92,7 +93,7 @@ def transfer(source: MotionCodes, driving: MotionCodes, how: str = "difference")
 
 
 class Block(nn.Module):
-    """Pre-norm self-attention and GELU feed-forward of ratio 4, each with a residual."""
+    """A transformer block: pre-norm self-attention and a GELU feed-forward layer of ratio 4, each with a residual."""
 
     heads: int
     dtype: DTypeLike
@@ -108,12 +109,12 @@ class Block(nn.Module):
 
 
 class GroupHead(nn.Module):
-    """One two-layer perceptron per group of channels, as one batched product.
+    """A two-layer perceptron for each group of channels, all of them computed as one batched product.
 
     Attributes:
-      groups: K.
-      hidden: h; not in paper.
-      features: outputs of each group.
+      groups: K, the number of groups.
+      hidden: the hidden width of each perceptron; not in paper.
+      features: the number of outputs of each group.
     """
 
     groups: int
@@ -134,20 +135,20 @@ class GroupHead(nn.Module):
 
 
 class MGME(nn.Module):
-    """A vision transformer on latents with two read-outs, and group heads (section 3.3.1).
+    """The multi-group motion encoder: a vision transformer on latents with two read-out tokens and group heads (3.3.1).
 
-    "Zero-initialised" in the paper is read as: no pretrained weights (spec 3.4); weights of zero could
+    We take the paper's "zero-initialised" to mean "without pretrained weights" (spec 3.4), since weights of zero could
     not learn. The transformer's blocks have 4.74M parameters at the defaults.
 
     Attributes:
-      side: rows and columns of a latent.
-      patch: latent pixels per side of a token; not in paper.
-      depth, width: layers and hidden size of the transformer.
-      heads: the number of heads of its attention; 0 takes one per 64 channels. Not in paper.
+      side: the number of rows, and of columns, of a latent.
+      patch: the side of a token in latent pixels; not in paper.
+      depth, width: the number of layers and the hidden size of the transformer.
+      heads: the number of heads of the attention; 0 means one per 64 channels. Not in paper.
       groups, basis, size: K, N_k and D_k.
-      hidden: the width of the heads; not in paper.
+      hidden: the hidden width of the group heads; not in paper.
       wide: see `orthogonal`.
-      dtype: the dtype of the transformer; heads, codebooks and codes are float32.
+      dtype: the dtype of the transformer; group heads, codebooks and codes are float32.
 
     Raises:
       ValueError: when it is bound, if the sizes do not fit together.
@@ -194,10 +195,10 @@ class MGME(nn.Module):
         self.position = self.param("position", self._places)
 
     def _places(self, key: jax.Array) -> jax.Array:
-        """The start of the learnt table of positions, (2 + tokens, d): sines and cosines of row and column.
+        """Returns the start of the learnt position table, (2 + tokens, d): sines and cosines of row and column.
 
-        A table of small random numbers, as is the custom, is drowned by the patches' embeddings: the code would hardly
-        change if all patches changed places, and where the face is could not be learnt from the first step on.
+        The usual table of small random numbers is drowned by the patches' embeddings: the code would hardly change if
+        all patches changed places, so the position of the face could not be learnt from the first step on.
         """
         side = self.side // self.patch
         reads = _table(key, (2, self.width), jnp.float32)
@@ -205,14 +206,20 @@ class MGME(nn.Module):
 
     @property
     def coefficients(self) -> int:
-        """Coefficients of a group: N_k, or D_k where more are truncated."""
+        """The number of coefficients of a group: N_k, or D_k if more vectors are truncated to that."""
         return min(self.basis, self.size) if self.wide == "truncate" else self.basis
 
     def __call__(self, z_bhwc: jax.Array) -> MotionCodes:
-        """Latents (b, side, side, c), scaled as the denoiser's -> the codes of each picture.
+        """Encodes pictures.
+
+        Args:
+          z_bhwc: the latents (b, side, side, c), scaled as the denoiser's latents are.
+
+        Returns:
+          The codes of each picture.
 
         Raises:
-          ValueError: latents of another size.
+          ValueError: if the latents have another size.
         """
         if z_bhwc.shape[1:3] != (self.side, self.side):
             raise ValueError(
@@ -234,10 +241,10 @@ class MGME(nn.Module):
         )
 
     def basis_kei(self) -> jax.Array:
-        """The orthonormal vectors of every group, (K, D_k, coefficients); once per video suffices."""
+        """Returns the orthonormal vectors of every group, (K, D_k, coefficients); one call per video is enough."""
         return orthogonal(self.codebook, self.wide)
 
     def combine(self, alpha_bki: jax.Array) -> jax.Array:
-        """Eq. 7 and 8: (b, K, coefficients) -> theta (b, m)."""
+        """Combines the groups' vectors by Eq. 7 and 8: coefficients (b, K, coefficients) -> theta (b, m)."""
         g_bke = jnp.einsum("kei,bki->bke", self.basis_kei(), alpha_bki)
         return rearrange(g_bke, "b k e -> b (k e)")

@@ -1,9 +1,9 @@
 """Motion cross-attention, temporal attention, and X-NeMo's denoising UNet that has both.
 
-Spec xnemo.md, sections 1.4-1.6. Both modules share a skeleton: group norm per frame, a dense layer,
-two attentions and a GEGLU layer with their residuals, a dense layer that starts at zero, and the
-input added. One of each follows every layer of the UNet, 21 of each in all; without motion
-cross-attention, an ablation, the motion comes by `motion_control`:
+Spec xnemo.md, sections 1.4-1.6. Both modules are built alike: group norm per frame, a dense layer, two attentions and a
+GEGLU layer with their residuals, a dense layer that starts at zero, and the input added. One of each follows every
+layer of the UNet, 21 of each in all. In the ablation without motion cross-attention, `motion_control` brings in the
+motion instead:
 
     net = DenoisingUNet(**SIZES["sd15"])
     eps = net.apply(variables, x, time, context, motion, banks=pairs)
@@ -28,23 +28,23 @@ from vidmotion.models.unet import TRANSFORMER_EPSILON, Given, Make, UNet, zeros
 
 ATTENTIONS = 2
 MAX_FRAMES = 32
-MOTION = (32, 16)  # tokens of a frame and their width
+MOTION = (32, 16)  # the number of motion tokens of a frame, and their width
 
 
 def frame_code(frames: int, width: int) -> np.ndarray:
-    """(frames, width) fixed code of the frame number: sines on even channels, cosines on odd ones,
-    both at rates from 1 down towards 1/10000."""
+    """Returns a fixed code of the frame number, (frames, width): sines on even channels, cosines on odd ones, both at
+    rates from 1 down towards 1/10000."""
     angle = np.arange(frames)[:, None] * 10000.0 ** (-np.arange(0, width, 2) / width)
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(frames, width).astype("f4")
 
 
 class MotionModule(nn.Module):
-    """Each frame's places attend to that frame's motion tokens (section 1.5).
+    """Lets each frame's places attend to that frame's motion tokens (section 1.5).
 
     Attributes:
       heads: the number of heads of the attentions.
       groups: the number of groups of the norm at the entrance.
-      opened: the last layer starts as other layers do, and not at zero.
+      opened: whether the last layer starts as other layers do, and not at zero.
       dtype: the dtype of the computation.
     """
 
@@ -58,7 +58,7 @@ class MotionModule(nn.Module):
         """Features (b, f, h, w, c) and motion tokens (b, f, s, c') -> (b, f, h, w, c).
 
         Raises:
-          ValueError: motion tokens of another batch or number of frames, or none.
+          ValueError: if there are no motion tokens, or their batch or number of frames differs from the features'.
         """
         shape = jnp.shape(motion_bfsc)
         if len(shape) != 4 or shape[:2] != x_bfhwc.shape[:2]:
@@ -77,7 +77,7 @@ class MotionModule(nn.Module):
 
 
 class TemporalModule(nn.Module):
-    """Each place attends to itself over the frames (section 1.6; AnimateDiff v2).
+    """Lets each place attend to itself in all frames (section 1.6; AnimateDiff v2).
 
     Attributes:
       heads: the number of heads of the attentions.
@@ -94,7 +94,7 @@ class TemporalModule(nn.Module):
         """(b, f, h, w, c) -> (b, f, h, w, c); `condition` is not read.
 
         Raises:
-          ValueError: more than 32 frames.
+          ValueError: if there are more than 32 frames.
         """
         _, f, h, w, c = x_bfhwc.shape
         if f > MAX_FRAMES:
@@ -112,7 +112,7 @@ class TemporalModule(nn.Module):
 
 
 def _enter(x_bfhwc: jax.Array, order: str, groups: int, dtype: Dtype) -> jax.Array:
-    """Group norm of each frame by itself, tokens in `order`, first dense layer."""
+    """Applies group norm to each frame by itself, arranges the tokens in `order`, and applies the first dense layer."""
     b, f, *_, c = x_bfhwc.shape
     y = x_bfhwc.reshape(b * f, *x_bfhwc.shape[2:])
     y = group_norm(groups, TRANSFORMER_EPSILON, dtype, "norm")(y).reshape(x_bfhwc.shape)
@@ -120,7 +120,7 @@ def _enter(x_bfhwc: jax.Array, order: str, groups: int, dtype: Dtype) -> jax.Arr
 
 
 def _leave(y_nlc: jax.Array, dtype: Dtype, opened: bool = False) -> jax.Array:
-    """GEGLU layer with its residual, last dense layer, which starts at zero unless `opened`."""
+    """Applies the GEGLU layer with its residual and the last dense layer, which starts at zero unless `opened`."""
     y_nlc = y_nlc + FeedForward(dtype, name="ff")(layer_norm(dtype, "norm_ff")(y_nlc))
     start = nn.initializers.lecun_normal() if opened else zeros
     return nn.Dense(y_nlc.shape[-1], kernel_init=start, dtype=dtype, name="proj_out")(y_nlc)
@@ -129,15 +129,16 @@ def _leave(y_nlc: jax.Array, dtype: Dtype, opened: bool = False) -> jax.Array:
 class DenoisingUNet(UNet):
     """X-NeMo's denoising network: a `UNet` whose condition is motion tokens (b, f, 32, 16).
 
-    Parameters at ``SIZES["sd15"]``: 1,684,818,244, of which 372,088,000 in the motion modules
-    (paths ``*/motion_*``) and 453,209,280 in the temporal ones (``*/temporal_*``).
+    With ``SIZES["sd15"]`` it has 1,684,818,244 parameters: 372,088,000 of them in the motion modules (paths
+    ``*/motion_*``) and 453,209,280 in the temporal modules (``*/temporal_*``).
 
     Attributes:
-      module_groups: the number of groups of the group norms of both modules; as released, whatever the UNet's are.
-      motion_opened: the motion modules' last layers do not start at zero, so that the motion encoder has a gradient
-        from the first step on. Not in paper.
-      control_side: side of the middle's features where a `MotionControl` (paths ``control/*``) reads the motion
-        tokens in place of motion modules, the ablation "w/o cross-attn" of Table 2; 0: there is none.
+      module_groups: the number of groups of the group norms of both modules. It is the released network's, independent
+        of the UNet's own number of groups.
+      motion_opened: whether the motion modules' last layers start as other layers do, and not at zero, so that the
+        motion encoder has a gradient from the first step on. Not in paper.
+      control_side: if not 0, a `MotionControl` (paths ``control/*``) reads the motion tokens in place of the motion
+        modules, the ablation "w/o cross-attn" of Table 2; the value is then the side of the middle's features.
     """
 
     module_groups: int = 32
@@ -145,7 +146,7 @@ class DenoisingUNet(UNet):
     control_side: int = 0
 
     def after(self) -> dict[str, Make]:
-        """``motion``, unless there is a control, then ``temporal``."""
+        """Returns what makes the modules ``motion``, left out if there is a control, and ``temporal``."""
         shared = {"heads": self.heads, "groups": self.module_groups, "dtype": self.dtype}
         kinds = {
             "motion": (MotionModule, {"opened": self.motion_opened}),
@@ -159,14 +160,14 @@ class DenoisingUNet(UNet):
         }
 
     def optional(self) -> tuple[str, ...]:
-        """``motion`` and ``temporal``."""
+        """Returns the names ``motion`` and ``temporal``."""
         return "motion", "temporal"
 
     def added(self, time_b: jax.Array, given: Given) -> tuple[list[jax.Array], jax.Array] | None:
-        """What the control makes of the motion tokens.
+        """Returns the features that the control makes from the motion tokens; None without a control or if skipped.
 
         Raises:
-          ValueError: the tokens are not there.
+          ValueError: if there are no motion tokens.
         """
         if not self.control_side or ("motion" in given.skip and not self.is_initializing()):
             return None

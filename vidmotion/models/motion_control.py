@@ -1,9 +1,9 @@
-"""Motion as a map of features that is added to the denoiser's own: X-NeMo without motion cross-attention.
+"""Motion as maps of features that are added to the denoiser's own: X-NeMo without motion cross-attention.
 
-The ablation "w/o cross-attn" of X-NeMo's Table 2 (spec xnemo.md, 1.11): "the motion latent is transformed into a 2D
-control map via an upsampling decoder and applied to the UNet using a ControlNet". Its network lies unused in the
-released code: no way down; an embedding of the time, a middle and a way up that takes nothing from a way down, and 1x1
-convolutions that start at zero. The decoder in front of it was not published.
+This is the ablation "w/o cross-attn" of X-NeMo's Table 2 (spec xnemo.md, 1.11): "the motion latent is transformed into
+a 2D control map via an upsampling decoder and applied to the UNet using a ControlNet". The ControlNet is part of the
+released code, which does not use it. It has no way down, only an embedding of the time, a middle, a way up that takes
+nothing from a way down, and 1x1 convolutions that start at zero. The decoder in front of it was not published.
 
 Shape suffixes: b batch, f frames, h height, w width, n = b f, s motion tokens, c channels.
 """
@@ -19,21 +19,21 @@ from vidmotion.models.unet import Given, Middle, UpAlone, embedded_time, zeros
 
 
 class MotionControl(nn.Module):
-    """Motion tokens to what a `UNet` adds to all that it keeps on the way down, and to its middle.
+    """Turns motion tokens into features that a `UNet` adds to those kept on its way down and to those of its middle.
 
-    The tokens of a frame, side by side, are the style of a StyleGAN (`Synthesis`) whose map has the resolution and the
-    channels of the UNet's middle. Our choice: the paper says no more of the decoder than that it is like StyleGAN's.
-    The last convolution of each stage has the channels of what it is added to; in the released code they have those of
-    their stage, which do not fit what the down-samplers leave.
+    The tokens of a frame, joined into one vector, are the style of a StyleGAN (`Synthesis`) whose map has the
+    resolution and the channels of the UNet's middle. This is our choice: the paper only says that the decoder is like
+    StyleGAN's. Each 1x1 convolution at the end has as many channels as the features to which its output is added; in
+    the released code it has those of its stage, which do not fit the features after the down-samplers.
 
-    Parameters with the sizes of Stable Diffusion 1.5, a map of 8x8 and 32 tokens of 16 numbers: 553,800,000.
+    With the sizes of Stable Diffusion 1.5, a map of 8x8 and 32 tokens of 16 numbers, it has 553,800,000 parameters.
 
     Attributes:
-      channels, attention, layers_per_block, heads, norm_groups: those of the `UNet`.
-      context: has the `UNet`'s cross-attentions to its context.
-      side: the side of the map, 4 times a power of two: the UNet's middle resolution.
-      opened: the 1x1 convolutions start as other layers do, and not at zero.
-      remat: recompute residual blocks and transformers in the backward pass.
+      channels, attention, layers_per_block, heads, norm_groups: the fields of the `UNet` with these names.
+      context: whether there are cross-attentions to the context, as in the `UNet`.
+      side: the side of the map, 4 times a power of two: the resolution of the UNet's middle.
+      opened: whether the 1x1 convolutions start as other layers do, and not at zero.
+      remat: whether to recompute residual blocks and transformers in the backward pass.
       dtype: the dtype of the computation.
     """
 
@@ -52,16 +52,16 @@ class MotionControl(nn.Module):
     def __call__(
         self, motion_bfsc: jax.Array, time_b: jax.Array, context_bsc: jax.Array | None
     ) -> tuple[list[jax.Array], jax.Array]:
-        """What is added.
+        """Returns the features to be added to those of the `UNet`.
 
         Args:
-          motion_bfsc: tokens of each frame.
-          time_b: (b,) timestep.
-          context_bsc: what the `UNet` takes; None without `context`.
+          motion_bfsc: the motion tokens of each frame.
+          time_b: (b,) the timestep of each sample.
+          context_bsc: the context of the `UNet`; None without `context`.
 
         Returns:
-          A list of (b, f, h, w, c), for the output of the first convolution, of each layer and of each down-sampler in
-          the order of the way down; and (b, f, side, side, c) for the middle.
+          A list of arrays (b, f, h, w, c) for the outputs of the first convolution, of each layer and of each
+          down-sampler, in the order of the way down; and one array (b, f, side, side, c) for the middle.
         """
         b, f = motion_bfsc.shape[:2]
         lowest, last = self.channels[-1], len(self.channels) - 1

@@ -1,7 +1,7 @@
-"""X-NeMo's motion encoder: a face crop becomes one vector, and with the box's shift 32 short tokens.
+"""X-NeMo's motion encoder: turns a face crop into one vector, and this vector and the box's shift into 32 short tokens.
 
-The face alignment network (Bulat and Tzimiropoulos, arXiv:1703.07332) with three self-attentions
-over patches put in; X-NeMo, section 3.2 and appendix A (spec xnemo.md, 1.7).
+It is the face alignment network (Bulat and Tzimiropoulos, arXiv:1703.07332) with three self-attentions
+over patches added; X-NeMo, section 3.2 and appendix A (spec xnemo.md, 1.7).
 
 Shape suffixes: n images, h height, w width, c channels, l patches, e attention width, m motion
 vector, t tokens, d token width, r the three numbers of a box's shift and scale; b clips, f their frames.
@@ -31,10 +31,10 @@ def _norm(name: str) -> BatchNorm:
 
 
 class ConvBlock(nn.Module):
-    """Three 3x3 convolutions in a row whose outputs, side by side, are added to the input.
+    """Three 3x3 convolutions in a row, whose outputs are concatenated and added to the input.
 
     Attributes:
-      channels: how many the output has: half of them from the first convolution, a quarter from each other.
+      channels: the output channels: half of them from the first convolution, a quarter from each of the others.
       dtype: the dtype of the convolutions.
     """
 
@@ -57,13 +57,13 @@ class ConvBlock(nn.Module):
 
 
 class Hourglass(nn.Module):
-    """Convolution blocks at ever lower resolutions, added up on the way back.
+    """An hourglass: convolution blocks at lower and lower resolutions, whose outputs are added up on the way back.
 
     Attributes:
       depth: how often the map is halved.
-      dropout: rate in the branch that keeps its resolution, in training.
+      dropout: the dropout rate, in training, of the branch that keeps its resolution.
       dtype: the dtype of the convolutions.
-      enlarge: method of `jax.image.resize` on the way back.
+      enlarge: the method of `jax.image.resize` on the way back.
     """
 
     depth: int = 4
@@ -93,8 +93,8 @@ class PatchAttention(nn.Module):
     """Self-attention over the patches of a square map, plus the map; the identity at the start.
 
     Attributes:
-      patch: side of a patch.
-      width: the width of the attention; the patches' pixels share it, so patch^2 divides it.
+      patch: the side of a patch.
+      width: the width of the attention; it is divided among the pixels of a patch, so patch^2 must divide it.
       heads: the number of heads of the attention; divides the width.
       groups: the number of groups of the norm in front.
       dtype: the dtype of convolutions and matrix products; norms and softmax are float32.
@@ -127,24 +127,24 @@ class PatchAttention(nn.Module):
 
 
 class MotionEncoder(nn.Module):
-    """Face crops and box shifts -> motion tokens; the defaults are the released network.
+    """Turns face crops and box shifts into motion tokens; the defaults are the released network.
 
-    61,665,393 parameters at the defaults. Training (`train`) normalises by the batch, updates the
+    It has 61,665,393 parameters at the defaults. With `train`, it normalises by the batch, updates the
     collection ``batch_stats``, which must then be mutable, and needs the rng ``dropout``.
 
     Attributes:
-      size: side of the crops in pixels, a multiple of 16.
-      width: channels of the first convolution; the maps have 2 and 4 times as many. A multiple of
-        16, in which `groups` divides twice the width.
+      size: the side of the crops in pixels, a multiple of 16.
+      width: the channels of the first convolution; the maps have 2 and 4 times as many. It must be a multiple of
+        16, and `groups` must divide twice the width.
       depth: the depth of the hourglass, whose map has a quarter of the crop's side.
-      attention_width, heads, groups: sizes of the three patch attentions.
-      landmarks: channels of the map before the last (68 landmarks in the original network).
-      latent: length of the motion vector f_mot; 128, 512 or 1024 (appendix C).
-      frames: the length of windows in which a frame's vector hears of the other frames too (`join`). 1: each stands for
-        itself, which is the paper's method; 16: the temporal motion encoder of Table 3.
-      tokens, token_width: what vector and box become.
-      box_width: the width of the two layers that the box's shift passes.
-      dropout: in the hourglass.
+      attention_width, heads, groups: the sizes of the three patch attentions.
+      landmarks: the channels of the map before the last (68 landmarks in the original network).
+      latent: the length of the motion vector f_mot; 128, 512 or 1024 (appendix C).
+      frames: the length of the windows of frames whose vectors are joined (`join`). With 1, each frame's vector is its
+        own, which is the paper's method; 16 is the temporal motion encoder of Table 3.
+      tokens, token_width: the number of motion tokens and their width.
+      box_width: the width of the two layers that read the box's shift.
+      dropout: the dropout rate in the hourglass.
       dtype: the dtype of convolutions and matrix products; parameters, norms, and everything after the last
         map are float32.
 
@@ -220,7 +220,7 @@ class MotionEncoder(nn.Module):
         self.fusion = nn.Dense(self.tokens * self.token_width)
 
     def encode(self, x_nhwc: jax.Array, train: bool = False) -> jax.Array:
-        """The motion vector f_mot, before the box is known.
+        """Computes the motion vector f_mot of each crop, which does not depend on the box.
 
         Args:
           x_nhwc: RGB crops in [-1, 1], (n, size, size, 3).
@@ -230,7 +230,7 @@ class MotionEncoder(nn.Module):
           (n, latent) float32.
 
         Raises:
-          ValueError: crops of another shape.
+          ValueError: if the crops have another shape.
         """
         if x_nhwc.shape[1:] != (self.size, self.size, 3):
             raise ValueError(
@@ -247,18 +247,18 @@ class MotionEncoder(nn.Module):
         return self.motion(nn.relu(rearrange(x.astype(jnp.float32), "n h w c -> n (h w c)")))
 
     def join(self, f_mot_bfm: jax.Array) -> jax.Array:
-        """Motion vectors that know of the frames about theirs, by the temporal motion encoder of Table 3.
+        """Lets motion vectors take in the neighbouring frames, by the temporal motion encoder of Table 3.
 
-        The paper does not say how it joins frames. Here the denoiser's temporal module, which adds nothing before it
-        has learnt, runs over the vectors of a window as over a map of one place, with one group in its norm. Clips are
-        cut into windows of `frames` frames, the last of which is filled up with its last vector, so that a single
-        picture is a clip in which nothing moves.
+        The paper does not say how it joins frames. We run the denoiser's temporal module, which adds nothing until it
+        has been trained, over the vectors of a window as over a map of one place, with one group in its norm. Clips are
+        cut into windows of `frames` frames. The last window is filled up by repeating its last vector, so that a single
+        picture counts as a clip in which nothing moves.
 
         Args:
-          f_mot_bfm: vectors of single frames, (b, f, latent), f any number.
+          f_mot_bfm: the vectors of single frames, (b, f, latent), for any number f.
 
         Returns:
-          The same shape, float32; what is given where `frames` is 1.
+          The new vectors, of the same shape, float32; the input itself if `frames` is 1.
         """
         if self.frames == 1:
             return f_mot_bfm
@@ -269,12 +269,14 @@ class MotionEncoder(nn.Module):
         return self.across(windows).reshape(filled.shape)[:, :given]
 
     def fuse(self, f_mot_nm: jax.Array, f_rts_nr: jax.Array) -> jax.Array:
-        """Tokens of a motion vector; affine in it, so vectors can be mixed before or after.
+        """Turns motion vectors and box shifts into tokens.
+
+        The tokens are affine in the motion vector, so vectors can be mixed before or after this.
 
         Args:
-          f_mot_nm: (n, latent).
+          f_mot_nm: the motion vectors, (n, latent).
           f_rts_nr: (n, 3), the driving box relative to the reference's: shift down, shift right (not
-            right and down as in the paper), and scale; (0, 0, 1) where it stays.
+            right and down as in the paper), and scale; (0, 0, 1) where the box does not move.
 
         Returns:
           (n, tokens, token_width) float32.
@@ -285,10 +287,13 @@ class MotionEncoder(nn.Module):
         return tokens_ntd + token_code(self.token_width, self.tokens)[None]
 
     def __call__(self, x_nhwc: jax.Array, f_rts_nr: jax.Array, train: bool = False) -> jax.Array:
-        """Crops of one clip and box shifts -> tokens (n, tokens, token_width); see `encode`, `join` and `fuse`."""
+        """Turns the crops of one clip and their box shifts into tokens (n, tokens, token_width).
+
+        See `encode`, `join` and `fuse`.
+        """
         return self.fuse(self.join(self.encode(x_nhwc, train)[None])[0], f_rts_nr)
 
 
 def token_code(width: int, tokens: int):
-    """(tokens, width) fixed code of the tokens' places, sines then cosines."""
+    """Returns a fixed code (tokens, width) of the tokens' places, sines then cosines."""
     return sincos_1d(width, range(tokens))

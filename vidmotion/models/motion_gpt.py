@@ -13,8 +13,8 @@ from jax.typing import DTypeLike
 
 from vidmotion.models.gpt2 import GPT2, Cache
 
-# BCD, Table A6, on the codes of Table A4. content_shape, max_positions: not in paper (bcd.md, 3.3
-# and 8).
+# BCD, Table A6, for the codes of Table A4. content_shape and max_positions are not in the paper
+# (bcd.md, 3.3 and 8).
 SIZES = {
     "bcd_lrs3": dict(
         books=64,
@@ -37,13 +37,15 @@ def _identity(key: jax.Array, shape: tuple[int, int], dtype: DTypeLike) -> jax.A
 class MotionGPT(nn.Module):
     """GPT-2 over [content, frame_1, frame_2, ...]; each position predicts the next frame's codes.
 
-    The codes of one frame are predicted in parallel, independent given the past. A frame enters as
-    its quantised motion vector, so the codebooks stay outside (frozen, in BCD's parameters).
+    The codes of one frame are predicted in parallel, independently of each other given the past. A frame enters as
+    its quantised motion vector, so the codebooks are not part of this module (they are frozen, in BCD's parameters).
 
     Attributes:
-      books, entries, book_dim: codebooks, entries of each, channels of an entry.
+      books: the number of codebooks.
+      entries: the number of entries of each codebook.
+      book_dim: the channels of an entry.
       content_shape: (content tokens, channels) of the clip's content.
-      content_elements: sequence elements the content becomes: 1 (all of it flattened, as the paper
+      content_elements: the number of sequence elements that represent the content: 1 (all of it flattened, as the paper
         says) or content_shape[0] (one per content token).
       width, layers, heads, mlp_dim, max_positions, dropout, dtype: see `gpt2.GPT2`.
     """
@@ -67,8 +69,8 @@ class MotionGPT(nn.Module):
                 f"MotionGPT: content_elements must be 1 or {self.content_shape[0]} (the content "
                 f"tokens), got {self.content_elements}"
             )
-        # Not in paper: both keep the scale of what they embed; at BCD's size the frame embedding
-        # is square and starts as the identity.
+        # Not in paper: both layers keep the scale of their inputs; at BCD's size the frame
+        # embedding is square and starts as the identity.
         square = self.books * self.book_dim == self.width
         frame_init = _identity if square else nn.initializers.lecun_normal()
         self.content = nn.Dense(self.width, dtype=self.dtype)
@@ -91,17 +93,17 @@ class MotionGPT(nn.Module):
     def __call__(
         self, content_bcd: jax.Array, motion_bsm: jax.Array, deterministic: bool = True
     ) -> jax.Array:
-        """Logits of every next frame, given the true ones before it.
+        """Computes the logits of every next frame, given the true frames before it.
 
         Args:
-          content_bcd: (batch, *content_shape).
-          motion_bsm: quantised motion of frames 1 to S, (batch, S, books * book_dim). To train on
+          content_bcd: the content, (batch, *content_shape).
+          motion_bsm: the quantised motion of frames 1 to S, (batch, S, books * book_dim). To train on
             T frames pass the first T - 1: the T outputs then line up with the T frames' codes.
           deterministic: switches dropout off.
 
         Returns:
-          Logits (batch, S + 1, books, entries), float32; position s is about frame s + 1, the first
-          one (s = 0) seeing the content only.
+          Logits (batch, S + 1, books, entries), float32; position s predicts frame s + 1, and the first
+          position (s = 0) sees only the content.
 
         Raises:
           ValueError: if a shape does not fit or content_elements + S exceeds max_positions.
@@ -111,19 +113,32 @@ class MotionGPT(nn.Module):
         return self._logits(h_bsd[:, self.content_elements - 1 :])
 
     def prefill(self, content_bcd: jax.Array, frames: int) -> tuple[jax.Array, Cache]:
-        """Starts decoding: logits (batch, 1, books, entries) of frame 1, and a cache.
+        """Starts decoding.
 
-        `frames` is the number of frames the cache has room for after the content
-        (batch, *content_shape). Raises ValueError if that exceeds max_positions.
+        Args:
+          content_bcd: the content, (batch, *content_shape).
+          frames: the number of frames that the cache has room for after the content.
+
+        Returns:
+          Logits (batch, 1, books, entries) of frame 1, and the cache.
+
+        Raises:
+          ValueError: if the content's shape does not fit, or content and frames together exceed max_positions.
         """
         cache = self.trunk.init_cache(content_bcd.shape[0], self.content_elements + frames)
         h_bsd, cache = self.trunk(self._prefix(content_bcd), cache)
         return self._logits(h_bsd[:, -1:]), cache
 
     def decode(self, motion_bsm: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Continues with frames (batch, S, books * book_dim): logits of each one's successor.
+        """Continues decoding after further frames.
 
-        Returns logits (batch, S, books, entries), float32, and the cache with the frames appended.
+        Args:
+          motion_bsm: the quantised motion of these frames, (batch, S, books * book_dim).
+          cache: the cache of everything before them.
+
+        Returns:
+          Logits (batch, S, books, entries), float32, of the frame after each of them, and the cache with the frames
+          appended.
         """
         h_bsd, cache = self.trunk(self._frames(motion_bsm), cache)
         return self._logits(h_bsd), cache
@@ -152,10 +167,10 @@ class MotionGPT(nn.Module):
 def next_frame_loss(
     logits_bsnj: jax.Array, ids_bsn: jax.Array, mask_bs: jax.Array | None = None
 ) -> jax.Array:
-    """Cross-entropy of the codes, mean over codebooks and frames (bcd.md, 8), in nats.
+    """Computes the cross-entropy of the codes in nats, averaged over codebooks and frames (bcd.md, 8).
 
     Args:
-      logits_bsnj: (batch, frames, books, entries), from `MotionGPT`.
+      logits_bsnj: the logits (batch, frames, books, entries), from `MotionGPT`.
       ids_bsn: the frames' codes, int (batch, frames, books).
       mask_bs: (batch, frames), which frames count (clips may differ in length); None means all.
 
@@ -184,19 +199,19 @@ def draw(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> jax.Array:
-    """One code per distribution: the most likely, or a random one.
+    """Chooses one code per distribution: the most likely one, or a random one.
 
     Args:
-      key: for randomness; may be None if temperature is 0.
-      logits: (..., entries).
+      key: the random key; may be None if temperature is 0.
+      logits: the logits of the distributions, (..., entries).
       temperature: 0 takes the most likely entry (the paper's choice); otherwise logits are divided
         by it before drawing.
-      top_k: draw among this many most likely entries only; None means all.
-      top_p: draw among the fewest most likely ones of those that together reach this probability
+      top_k: draw only among this many most likely entries; None means all.
+      top_p: draw only among the most likely of these entries, as few as reach this probability
         together, after the temperature (Holtzman et al. 2019, section 3.1); None means all.
 
     Returns:
-      int32 (...).
+      The codes, int32 (...).
 
     Raises:
       ValueError: if temperature is negative, top_k is not in [1, entries], top_p is not in (0, 1], or
@@ -235,14 +250,14 @@ def generate(
     temperature: float = 0.0,
     top_k: int | None = None,
 ) -> jax.Array:
-    """Motion codes for a content, frame after frame; pure, for use under jit.
+    """Generates motion codes for a content, frame after frame; a pure function, for use under jit.
 
     Args:
       model, variables: the generator and its variables.
-      content_bcd: (batch, *content_shape).
-      embed: codes (batch, 1, books) to quantised motion (batch, 1, books * book_dim): the frozen
-        codebook lookup, with BCD's linear map after it if there is one.
-      frames: how many to make.
+      content_bcd: the content, (batch, *content_shape).
+      embed: the function that maps codes (batch, 1, books) to quantised motion (batch, 1, books * book_dim): the
+        frozen codebook lookup, with BCD's linear map after it if there is one.
+      frames: the number of frames to generate.
       key, temperature, top_k: see `draw`; the default is greedy. temperature and top_k are Python
         numbers (static under jit).
 
@@ -250,7 +265,7 @@ def generate(
       Codes int32 (batch, frames, books).
 
     Raises:
-      ValueError: if frames < 1, content_elements + frames - 1 exceeds max_positions, or as `draw`.
+      ValueError: if frames < 1, content_elements + frames - 1 exceeds max_positions, or `draw` raises it.
     """
     if frames < 1:
         raise ValueError(f"generate: frames must be at least 1, got {frames}")

@@ -1,7 +1,7 @@
-"""X-NeMo's motion tokenizer: a sequence of motion vectors as discrete tokens, four frames each.
+"""X-NeMo's motion tokenizer: turns a sequence of motion vectors into discrete tokens of four frames each, and back.
 
-X-NeMo, appendix E, after T2M-GPT (Zhang et al., arXiv:2301.06052, section 3.1 and appendix; spec
-xnemo.md, 4.2): a VQ-VAE of convolutions over time.
+It is a VQ-VAE with convolutions over time: X-NeMo, appendix E, after T2M-GPT (Zhang et al., arXiv:2301.06052,
+section 3.1 and appendix; spec xnemo.md, 4.2).
 
 Shape suffixes: b batch, t frames, c channels of a motion vector, u tokens, d width of a token.
 """
@@ -17,12 +17,12 @@ from vidmotion.models.quantizer import EmaQuantizer
 
 
 class Tokenized(NamedTuple):
-    """What training needs.
+    """The tokenizer's outputs that training needs.
 
     Attributes:
-      target_btc: the motion, standardised: what the reconstruction is compared with.
-      reconstruction_btc: from the tokens, standardised.
-      ids_bu: int32 tokens.
+      target_btc: the standardised motion, with which the reconstruction is compared.
+      reconstruction_btc: the standardised motion reconstructed from the tokens.
+      ids_bu: the tokens, int32.
       commitment, perplexity: see `quantizer.Coded`.
     """
 
@@ -34,11 +34,11 @@ class Tokenized(NamedTuple):
 
 
 class ResidualStack(nn.Module):
-    """Residual blocks of a dilated convolution and one of size 1, the widest dilation first.
+    """Residual blocks, each of a dilated convolution and one of size 1; the widest dilation comes first.
 
     Attributes:
-      blocks: how many; dilations are `growth` ^ (blocks - 1), ..., `growth`, 1.
-      growth: ratio of the dilations.
+      blocks: the number of blocks; their dilations are `growth` ^ (blocks - 1), ..., `growth`, 1.
+      growth: the ratio of the dilations.
       dtype: the dtype of the convolutions.
     """
 
@@ -66,19 +66,21 @@ class ResidualStack(nn.Module):
 
 
 class MotionTokenizer(nn.Module):
-    """VQ-VAE of motion vectors; the defaults are the paper's where it says something.
+    """A VQ-VAE of motion vectors; the defaults are the paper's where it gives values.
 
     The collection ``standard`` holds ``mean`` and ``deviation`` (channels,) of the motion in the
-    training set; they start at 0 and 1 and are the caller's to set. The codebook is in the collection
-    ``codebook``, see `quantizer.EmaQuantizer`: it is no parameter.
+    training set; they start at 0 and 1, and the caller must set them. The codebook is not a parameter but is in the
+    collection ``codebook``, see `quantizer.EmaQuantizer`.
 
     Attributes:
       channels: the length of a motion vector (f_mot before the box is known).
       entries, dim: the sizes of the codebook.
-      halvings: how often time is halved; a token is 2^halvings frames.
-      width, blocks, growth: channels and residual blocks of each resolution; T2M-GPT's.
-      decay, least: the decay of the codebook's averages, and the count below which an entry is replaced;
-        T2M-GPT's. An entry in use needs `least` vectors in the average batch.
+      halvings: how often time is halved; a token covers 2^halvings frames.
+      width: the channels at each resolution; from T2M-GPT.
+      blocks, growth: the sizes of the `ResidualStack` at each resolution; from T2M-GPT.
+      decay: the decay of the codebook's averages; from T2M-GPT.
+      least: the count below which an entry is replaced; from T2M-GPT. To stay, an entry needs on average `least`
+        vectors per batch.
       dtype: the dtype of the convolutions; parameters, tokens and reconstruction are float32.
     """
 
@@ -116,14 +118,14 @@ class MotionTokenizer(nn.Module):
         self.decoder_out = conv(self.channels)
 
     def __call__(self, motion_btc: jax.Array, key: jax.Array | None = None) -> Tokenized:
-        """Motion through the tokens and back.
+        """Encodes motion as tokens and reconstructs it from them.
 
         Args:
-          motion_btc: (b, t, channels), t a multiple of 2^halvings.
+          motion_btc: the motion (b, t, channels), with t a multiple of 2^halvings.
           key: the random key of the codebook's update, for which ``codebook`` must be mutable; None in evaluation.
 
         Raises:
-          ValueError: motion of another shape.
+          ValueError: if the motion has another shape.
         """
         target_btc = self._standardised(motion_btc)
         coded = self.quantizer(self._encode(target_btc), key)
@@ -136,14 +138,18 @@ class MotionTokenizer(nn.Module):
         )
 
     def encode(self, motion_btc: jax.Array) -> jax.Array:
-        """Motion (b, t, channels) -> tokens int32 (b, t / 2^halvings); raises as `__call__`."""
+        """Encodes motion (b, t, channels) as tokens, int32 (b, t / 2^halvings).
+
+        Raises:
+          ValueError: as `__call__` does.
+        """
         return self.quantizer(self._encode(self._standardised(motion_btc))).ids_bt
 
     def decode(self, ids_bu: jax.Array) -> jax.Array:
-        """Tokens (b, u) -> motion (b, u * 2^halvings, channels), float32, in the units of the input.
+        """Decodes tokens (b, u) to motion (b, u * 2^halvings, channels), float32, in the units of the input.
 
-        A token reaches beyond its own frames: to continue a sequence without a seam, decode the new
-        tokens with at least 8 before them and drop those frames.
+        A token also affects frames beyond its own. To continue a sequence without a seam, decode the new
+        tokens together with at least 8 tokens before them, and drop the frames of those.
         """
         standard_btc = self._decode(self.quantizer.embed(ids_bu))
         return standard_btc * self.deviation.value[None, None] + self.mean.value[None, None]

@@ -1,6 +1,6 @@
 """PatchGAN: a discriminator that judges overlapping patches of an image (Isola et al., 1611.07004).
 
-Without sigmoid, with batch norm; VidTwin shows it single frames (spec vidtwin.md, section 7). Shape
+It has batch norm and no sigmoid; VidTwin gives it single frames (spec vidtwin.md, section 7). Shape
 suffixes: n images, h height, w width, c channels.
 """
 
@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from vidmotion.models.spacetime import uniform_bias
 
-MOMENTUM = 0.9  # of what the running statistics keep; PyTorch counts from the other end: 0.1
+MOMENTUM = 0.9  # share of the running statistics that is kept; PyTorch's momentum is 1 - 0.9 = 0.1
 EPSILON = 1e-5
 
 
@@ -22,13 +22,13 @@ def _near_one(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.A
 class BatchNorm(nn.Module):
     """Batch norm with PyTorch's running statistics, in float32.
 
-    Unlike `nn.BatchNorm`, the running variance takes the unbiased estimate, so that statistics can
-    be handed over in both directions; what normalises the batch is the biased one in both.
+    Unlike in `nn.BatchNorm`, the running variance averages the unbiased estimate, so that statistics can be converted
+    from and to PyTorch. Both normalise a training batch by the biased estimate.
 
-    Parameters ``scale``, ``bias``; collection ``batch_stats`` with ``mean``, ``var``.
+    The parameters are ``scale`` and ``bias``; the collection ``batch_stats`` holds ``mean`` and ``var``.
 
     Attributes:
-      scale_init: the initializer of ``scale``; a discriminator's unless given.
+      scale_init: the initializer of ``scale``; by default that of a GAN's discriminator.
     """
 
     scale_init: nn.initializers.Initializer = _near_one
@@ -58,18 +58,21 @@ class BatchNorm(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Convolutions 4x4, `layers` of them of stride 2, with leaky ReLU 0.2; 70x70 pixels see each logit.
+    """The discriminator: 4x4 convolutions, `layers` of them with stride 2, and leaky ReLU 0.2.
 
-    Batch statistics belong to one call: VidTwin shows real and reconstructed frames in two, and
-    keeps the updated running statistics of both, and of the call in the generator's pass too
-    (section 7). Under `jit` with the batch cut over a mesh, mean and variance are those of the
-    whole batch on all devices, at the cost of one small all-reduce per norm and direction. The
-    paper's code takes each device's own, so its statistics are those of a batch that is smaller by
-    the number of devices; with accumulation they are those of a microbatch here.
+    With 3 layers, each logit sees 70x70 pixels.
+
+    The statistics of a batch come from one call. VidTwin calls the network separately on real and on
+    reconstructed frames, and keeps the running statistics that both calls update, as well as those
+    updated by the call in the generator's pass (section 7). Under `jit` with the batch split over a
+    mesh, mean and variance are those of the whole batch on all devices, at the cost of one small
+    all-reduce per norm and direction. In the paper's code each device uses its own, so its statistics
+    are those of a batch that is smaller by a factor of the number of devices. With accumulation, our
+    statistics are those of a microbatch.
 
     Attributes:
-      width: channels after the first convolution; doubled by each of the next, up to 8 times.
-      layers: convolutions of stride 2; one of stride 1 and the output follow.
+      width: the channels after the first convolution; each further one doubles them, up to 8 times `width`.
+      layers: the number of convolutions of stride 2; one of stride 1 and the output layer follow.
       dtype: the dtype of the convolutions. Parameters, norms and logits are float32.
     """
 
@@ -79,18 +82,18 @@ class PatchDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x_nhwc: jax.Array, train: bool) -> jax.Array:
-        """Logits of the patches, positive for real ones.
+        """Computes the logits of the patches, which are positive for real ones.
 
         Args:
           x_nhwc: RGB in [-1, 1], (n, h, w, 3); with 3 layers at least 24x24.
-          train: normalise by this batch's statistics and update the running ones, for which the
-            collection ``batch_stats`` must be mutable; False normalises by the running ones.
+          train: whether to normalise by this batch's statistics and update the running ones, for which the
+            collection ``batch_stats`` must be mutable; False normalises by the running statistics.
 
         Returns:
           (n, h', w', 1) float32; 224x224 pixels give 26x26 logits.
 
         Raises:
-          ValueError: other rank, or too small to have a logit.
+          ValueError: if the rank is wrong, or the images are too small to have a logit.
         """
         least = 3 * 2**self.layers
         if x_nhwc.ndim != 4 or min(x_nhwc.shape[1:3]) < least:
@@ -107,7 +110,7 @@ class PatchDiscriminator(nn.Module):
                 padding=1,
                 use_bias=bias,
                 kernel_init=nn.initializers.normal(0.02),
-                # PyTorch's default: the released code re-draws the kernels only.
+                # PyTorch's default, since the released code re-initialises only the kernels.
                 bias_init=uniform_bias(16 * x.shape[-1]),
                 dtype=self.dtype,
                 name=name,

@@ -1,7 +1,7 @@
 """The discriminator of X-NeMo's GAN head: residual blocks with spectral norm (spec xnemo.md, 1.10).
 
-That of the latent pose descriptors (Burkov et al., arXiv:2004.12000, section 3.1), without the
-embedding that its score was projected on. Spectral norm is that of Miyato et al. (arXiv:1802.05957).
+It is the discriminator of the latent pose descriptors (Burkov et al., arXiv:2004.12000, section 3.1), without the
+embedding on which its score was projected. Spectral norm is that of Miyato et al. (arXiv:1802.05957).
 
 Shape suffixes: n images, h height, w width, c channels, i inputs and o outputs of a layer.
 """
@@ -14,15 +14,16 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 EPSILON = 1e-4  # least length of a vector in the power iteration, as in the pose descriptors' code
-WARM_UP = 15  # iterations at the start: from random vectors, one says little about the matrix
+# The number of iterations at initialisation: from random vectors, one would give a poor estimate.
+WARM_UP = 15
 
 
 class Judged(NamedTuple):
-    """What the discriminator says of images.
+    """The discriminator's judgement of images.
 
     Attributes:
-      score_n: float32, positive for real ones.
-      features: the map after each block, of the compute dtype.
+      score_n: the score of each image, float32, positive for real images.
+      features: the map after each block, in the dtype of the computation.
     """
 
     score_n: jax.Array
@@ -30,21 +31,21 @@ class Judged(NamedTuple):
 
 
 def _unit(x: jax.Array) -> jax.Array:
-    # The clamp inside the root: its slope at zero is infinite.
+    # The clamp is inside the root, since the root's slope at zero is infinite.
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x)), EPSILON**2))
 
 
 class SpectralNorm(nn.Module):
-    """A kernel over its largest singular value, found by power iteration.
+    """Divides a kernel by its largest singular value, which is found by power iteration.
 
     The collection ``spectral`` holds the current singular vectors ``left`` (o,) and ``right`` (i,) of
-    the kernel as a matrix with one row per output. As in PyTorch, the vectors are constants of the
-    differentiation and the value is not.
+    the kernel as a matrix with one row per output. As in PyTorch, differentiation treats the vectors as
+    constants but not the singular value.
     """
 
     @nn.compact
     def __call__(self, kernel: jax.Array, update: bool) -> jax.Array:
-        """(..., o) -> the same shape, float32; `update` does one iteration first."""
+        """Kernel (..., o) -> the same shape, float32; `update` does one iteration first."""
         matrix_io = kernel.reshape(-1, kernel.shape[-1]).astype(jnp.float32)
         fixed_io = jax.lax.stop_gradient(matrix_io)
 
@@ -74,8 +75,8 @@ class SpectralConv(nn.Module):
     """A convolution that keeps the resolution, with spectral norm.
 
     Attributes:
-      features: output channels.
-      kernel_size: side of the kernel, odd.
+      features: the output channels.
+      kernel_size: the side of the kernel, odd.
       dtype: the dtype of the convolution.
     """
 
@@ -101,12 +102,14 @@ class SpectralConv(nn.Module):
 
 
 class Block(nn.Module):
-    """ReLU, 3x3, ReLU, 3x3, and perhaps averages of 2x2; plus the input through the same.
+    """A residual block: ReLU, 3x3 convolution, ReLU, 3x3 convolution and, if `down`, averages over 2x2.
+
+    The shortcut averages the input likewise and, if the resolution or the channels change, applies a 1x1 convolution.
 
     Attributes:
-      features: output channels.
-      down: halve the resolution.
-      first: the input is an image: no ReLU before the first convolution.
+      features: the output channels.
+      down: whether to halve the resolution.
+      first: whether the input is an image, so that there is no ReLU before the first convolution.
       dtype: the dtype of the convolutions.
     """
 
@@ -128,20 +131,20 @@ class Block(nn.Module):
         y = conv(x_nhwc if self.first else nn.relu(x_nhwc), 3, "conv1")
         y = pooled(conv(nn.relu(y), 3, "conv2"))
         if self.down or x_nhwc.shape[-1] != self.features:
-            # A 1x1 convolution and an average may change places.
+            # The order of a 1x1 convolution and an average makes no difference.
             x_nhwc = conv(pooled(x_nhwc), 1, "shortcut")
         return x_nhwc + y
 
 
 class Discriminator(nn.Module):
-    """Images -> one score each, and the features on the way.
+    """Gives each image a score, and returns the feature maps along the way.
 
     Blocks halve the map while its side is above 4; the channels double up to `most`.
 
     Attributes:
-      width: channels after the first block.
-      most: largest number of channels.
-      blocks: how many.
+      width: the channels after the first block.
+      most: the largest number of channels.
+      blocks: the number of blocks.
       dtype: the dtype of the convolutions; parameters, spectral norm and scores are float32.
     """
 
@@ -156,11 +159,11 @@ class Discriminator(nn.Module):
 
         Args:
           x_nhwc: RGB in [-1, 1], (n, h, w, 3).
-          update: improve the estimates of the singular values by one iteration first, for which
+          update: whether to improve the estimates of the singular values by one iteration first, for which
             the collection ``spectral`` must be mutable.
 
         Returns:
-          Scores (n,) and as many feature maps as blocks.
+          The scores (n,), and one feature map per block.
         """
         x, features = x_nhwc.astype(self.dtype), []
         for i in range(self.blocks):

@@ -1,9 +1,9 @@
 """The Q-Former: learned queries that read a sequence (Li et al., arXiv 2301.12597).
 
-As VidTwin uses it (spec vidtwin.md, section 2.1): post-norm, without positions, cross-attention in
-every second layer, exact GELU.
+This is the form that VidTwin uses (spec vidtwin.md, section 2.1): post-norm, without positions, with
+cross-attention in every second layer and the exact GELU.
 
-Shape suffixes: b batch, q queries, l tokens that are read, c width of a query, n heads, d width of
+Shape suffixes: b batch, q queries, l tokens of the sequence that is read, c width of a query, n heads, d width of
 one head.
 """
 
@@ -16,16 +16,16 @@ from jax.typing import DTypeLike
 
 from vidmotion.models.layers import attention, mlp
 
-EPSILON = 1e-12  # of every LayerNorm
-BERT = nn.initializers.normal(0.02)  # how kernels start in the released code
+EPSILON = 1e-12  # for every LayerNorm
+BERT = nn.initializers.normal(0.02)  # the initializer of kernels in the released code
 
 
 class Attention(nn.Module):
-    """Queries attend to `memory`; width and heads are the queries'.
+    """Multi-head attention of queries to a memory; the queries give the width.
 
     Attributes:
-      heads: number of heads; divides the width.
-      dropout: rate, on the attention weights.
+      heads: the number of heads; divides the width of the queries.
+      dropout: the dropout rate of the attention weights.
       dtype: the dtype of the matrix products.
       kernel_init: the initializer of the kernels of query, key and value.
       out_init: the initializer of the output layer's kernel.
@@ -39,8 +39,8 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_bqc: jax.Array, memory_blc: jax.Array, deterministic: bool) -> jax.Array:
-        """(b, q, c), (b, l, any width) -> (b, q, c)."""
-        # Not jax.nn's: that one cannot drop attention weights. The softmax is float32 here as well.
+        """Queries (b, q, c) and memory (b, l, any width) -> (b, q, c)."""
+        # jax.nn.dot_product_attention cannot drop attention weights. The softmax is float32 in both.
         attend = functools.partial(
             nn.dot_product_attention,
             broadcast_dropout=False,
@@ -65,7 +65,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x_bqc: jax.Array, memory_blc: jax.Array, deterministic: bool) -> jax.Array:
-        """(b, q, c), (b, l, any width) -> (b, q, c)."""
+        """Queries (b, q, c) and memory (b, l, any width) -> (b, q, c)."""
         init = self.kernel_init
         dense = functools.partial(nn.Dense, kernel_init=init, dtype=jnp.float32)
 
@@ -84,16 +84,16 @@ class Layer(nn.Module):
 
 
 class QFormer(nn.Module):
-    """Sequence (b, l, any width) -> what the queries found, (b, queries, width).
+    """Reads a sequence (b, l, any width) with learned queries, and returns the queries' outputs (b, queries, width).
 
-    Everything is float32, as in the released code, whose autocast leaves it alone (section 1.5).
+    Everything is float32, as in the released code, where autocast does not cover it (section 1.5).
     Dropout acts on the normed queries, on every branch and on the attention weights; it needs the
     rng "dropout" unless `deterministic`.
 
     Attributes:
-      queries: number of queries; they are learned and shared by the batch.
-      width, layers, heads, mlp_dim: sizes; layers 0, 2, 4, ... read the sequence.
-      dropout: rate.
+      queries: the number of queries; they are learned and shared by the batch.
+      width, layers, heads, mlp_dim: the sizes of the network; layers 0, 2, 4, ... read the sequence.
+      dropout: the dropout rate.
       kernel_init: the initializer of every kernel.
     """
 
@@ -107,7 +107,7 @@ class QFormer(nn.Module):
 
     @nn.compact
     def __call__(self, memory_blc: jax.Array, deterministic: bool = True) -> jax.Array:
-        """See the class."""
+        """Sequence (b, l, any width) -> (b, queries, width)."""
         query_qc = self.param("queries", nn.initializers.normal(1.0), (self.queries, self.width))
         x = layer_norm("norm")(query_qc[None])
         x = jnp.broadcast_to(x, (memory_blc.shape[0], *query_qc.shape))
@@ -126,5 +126,5 @@ class QFormer(nn.Module):
 
 
 def layer_norm(name: str) -> nn.LayerNorm:
-    """LayerNorm with affine and two-pass statistics, in float32."""
+    """Makes a LayerNorm with scale and bias and two-pass statistics, in float32."""
     return nn.LayerNorm(epsilon=EPSILON, dtype=jnp.float32, use_fast_variance=False, name=name)

@@ -1,6 +1,6 @@
-"""Vector quantisers: BCD's grouped one with Gumbel-softmax assignment, and one of moving averages.
+"""Vector quantisers: BCD's grouped one with Gumbel-softmax assignment, and one whose entries are moving averages.
 
-Shapes: b batch, t frames, n codebooks, j entries per codebook, d dimension per codebook, m = n * d,
+Shape suffixes: b batch, t frames, n codebooks, j entries per codebook, d dimension per codebook, m = n * d,
 v vectors of a batch.
 """
 
@@ -16,12 +16,12 @@ DISTANCES = ("sq_l2", "l2")
 
 
 class Quantized(NamedTuple):
-    """What the quantiser returns; everything is float32 but `ids`.
+    """The result of `GroupedQuantizer`; everything is float32 except `ids_btn`.
 
     Attributes:
-      m_hat_btm: quantised motion, after the optional linear map.
-      ids_btn: int32 index of the nearest entry in each codebook.
-      soft_btnj: softmax(-alpha * distance), no noise and no temperature: what the rate is measured on.
+      m_hat_btm: the quantised motion, after the optional linear map.
+      ids_btn: the int32 index of the nearest entry in each codebook.
+      soft_btnj: softmax(-alpha * distance), without noise and temperature; the rate is measured on it.
     """
 
     m_hat_btm: jax.Array
@@ -30,22 +30,22 @@ class Quantized(NamedTuple):
 
 
 def default_alpha(dim: int) -> float:
-    """5 * 16 / D: TF-Codec's alpha = 5 at D = 16, held to the same softness at other D (spec 4.3)."""
+    """Returns 5 * 16 / D, which is TF-Codec's alpha = 5 at D = 16 and keeps the same softness at other D (spec 4.3)."""
     return 5.0 * 16.0 / dim
 
 
 def temperature(step: jax.Array, start: float, end: float, decay: float) -> jax.Array:
-    """tau_n = max(start * decay^n, end) (Tables A4, A5)."""
-    # The logarithm in double precision: 0.9999972 rounded to float32 decays 0.05 % too fast.
+    """Returns the Gumbel-softmax temperature at a step: tau_n = max(start * decay^n, end) (Tables A4, A5)."""
+    # The logarithm is taken in double precision, since 0.9999972 rounded to float32 decays 0.05 % too fast.
     return jnp.maximum(start * jnp.exp(step * math.log(decay)), end)
 
 
-# Accelerators multiply float32 with 8 or 10 bits of mantissa by default: too coarse for distances.
+# By default, accelerators multiply float32 with 8 or 10 bits of mantissa, which is too coarse for distances.
 _einsum = functools.partial(jnp.einsum, precision="highest")
 
 
 def _squared_distances(m_btnd: jax.Array, books_njd: jax.Array) -> jax.Array:
-    """(B, T, N, J) from every group to every entry of its codebook, not below 0."""
+    """Returns squared distances (B, T, N, J) from every group to every entry of its codebook, never below 0."""
     cross = _einsum("btnd,njd->btnj", m_btnd, books_njd)
     return jnp.maximum(
         jnp.sum(m_btnd**2, axis=-1, keepdims=True)
@@ -56,17 +56,18 @@ def _squared_distances(m_btnd: jax.Array, books_njd: jax.Array) -> jax.Array:
 
 
 class GroupedQuantizer(nn.Module):
-    """N codebooks of J entries in R^D, one assignment per group of the motion vector (BCD; spec 4.3).
+    """Quantises each group of a motion vector by its own codebook: N codebooks of J entries in R^D (BCD; spec 4.3).
 
     Attributes:
       books, entries, dim: N, J, D.
-      alpha: logits are -alpha * distance; 0 takes `default_alpha`, and a learned positive scalar
-        starting there if `learn_alpha`.
+      alpha: the factor in the logits -alpha * distance; 0 means `default_alpha`.
+      learn_alpha: whether alpha is a learned positive scalar that starts at this value.
       distance: ``sq_l2`` or ``l2``.
-      hard: one-hot forward with straight-through gradient; False passes the soft mixture.
-      normalise: RMS-normalise the whole motion vector first, so that its scale cannot collapse usage.
-      post_linear: a bias-free map after quantisation.
-      tau_max, tau_min, tau_decay: the course of the `temperature` at which training draws entries (Tables A4, A5).
+      hard: whether the forward pass takes one entry, with a straight-through gradient; False passes the soft mixture.
+      normalise: whether to RMS-normalise the whole motion vector first, so that its scale cannot collapse usage.
+      post_linear: whether a bias-free linear map follows the quantisation.
+      tau_max, tau_min, tau_decay: start, end and decay of the `temperature` at which training draws entries (Tables A4,
+        A5).
     """
 
     books: int
@@ -101,12 +102,12 @@ class GroupedQuantizer(nn.Module):
     def __call__(
         self, m_btm: jax.Array, tau: jax.Array | float = 1.0, key: jax.Array | None = None
     ) -> Quantized:
-        """Quantise motion vectors.
+        """Quantises motion vectors.
 
         Args:
-          m_btm: (B, T, N * D).
+          m_btm: the motion vectors, (B, T, N * D).
           tau: () Gumbel-softmax temperature; unused without `key`.
-          key: PRNG key of the Gumbel noise; None takes the nearest entry (evaluation).
+          key: the random key of the Gumbel noise; None takes the nearest entry (evaluation).
         """
         m_btm = m_btm.astype(jnp.float32)
         if self.normalise:
@@ -130,7 +131,7 @@ class GroupedQuantizer(nn.Module):
         )
 
     def embed(self, ids_btn: jax.Array) -> jax.Array:
-        """Code ids (B, T, N) int -> quantised motion (B, T, N * D), as `__call__` returns it."""
+        """Looks up code ids: (B, T, N) int -> quantised motion (B, T, N * D), as `__call__` returns it."""
         return self._mix(jax.nn.one_hot(ids_btn, self.entries))
 
     def _mix(self, weights_btnj: jax.Array) -> jax.Array:
@@ -139,20 +140,20 @@ class GroupedQuantizer(nn.Module):
         return self.out(m_btm) if self.post_linear else m_btm
 
     def _logits(self, m_btnd: jax.Array) -> jax.Array:
-        """-alpha * distance to every entry, (B, T, N, J)."""
+        """Returns -alpha * distance to every entry, (B, T, N, J)."""
         squared = _squared_distances(m_btnd, self.codebooks)
         alpha = jnp.exp(self.log_alpha) if self.learn_alpha else self.fixed_alpha
         return -alpha * (squared if self.distance == "sq_l2" else jnp.sqrt(squared + 1e-12))
 
 
 class Coded(NamedTuple):
-    """What `EmaQuantizer` returns; everything is float32 but `ids_bt`.
+    """The result of `EmaQuantizer`; everything is float32 except `ids_bt`.
 
     Attributes:
-      z_btd: the entries' values, with the gradient handed straight through to the input.
-      ids_bt: int32 index of the nearest entry.
-      commitment: mean square distance of the input from its entries; pulls the input only.
-      perplexity: 2 to the entropy in bits of this batch's use of the entries; J at most.
+      z_btd: the values of the nearest entries; the gradient passes straight through to the input.
+      ids_bt: the int32 index of the nearest entry.
+      commitment: the mean square distance of the input from its entries; its gradient reaches only the input.
+      perplexity: 2 to the power of the entropy, in bits, of this batch's use of the entries; at most J.
     """
 
     z_btd: jax.Array
@@ -162,21 +163,21 @@ class Coded(NamedTuple):
 
 
 class EmaQuantizer(nn.Module):
-    """One codebook that follows the vectors assigned to it, as VQ-VAE's and T2M-GPT's (xnemo.md, 4.2).
+    """One codebook whose entries follow the vectors assigned to them, as in VQ-VAE and T2M-GPT (xnemo.md, 4.2).
 
-    No gradient forms it: an entry is the moving average of its vectors' sum over that of their
-    count (van den Oord et al. 2017, appendix A.1). An entry whose count falls below `least` is put
-    on a random vector of the batch, and so are all of them in the first batch. Where a batch has
-    fewer vectors than entries, they are repeated with a little noise.
+    The entries get no gradient: an entry is the moving average of the sum of its vectors divided by the moving average
+    of their count (van den Oord et al. 2017, appendix A.1). An entry whose average count falls below `least` is set to
+    a random vector of the batch; in the first batch, all entries are. If a batch has fewer vectors than entries, its
+    vectors are repeated with a little noise.
 
-    State, in the collection ``codebook``: ``entries`` and ``sums`` (J, D), ``counts`` (J,), and
-    ``started``, false until the first training batch. Under `jit` with a batch cut over a mesh, the
-    averages are those of the whole batch; with accumulation, of each microbatch in turn.
+    The collection ``codebook`` holds the state: ``entries`` and ``sums`` (J, D), ``counts`` (J,), and
+    ``started``, false until the first training batch. Under `jit` with a batch split over a mesh, the
+    averages are taken over the whole batch; with accumulation, over each microbatch in turn.
 
     Attributes:
       entries, dim: J, D.
-      decay: how much of the averages stays at each step.
-      least: count below which an entry is replaced.
+      decay: the share of the averages that is kept at each step.
+      least: the average count below which an entry is replaced.
     """
 
     entries: int
@@ -192,12 +193,12 @@ class EmaQuantizer(nn.Module):
         self.started = self.variable("codebook", "started", jnp.zeros, (), jnp.bool_)
 
     def __call__(self, z_btd: jax.Array, key: jax.Array | None = None) -> Coded:
-        """Quantise vectors.
+        """Quantises vectors.
 
         Args:
-          z_btd: (B, T, D).
-          key: PRNG key of the vectors that replace entries; given, the collection ``codebook``
-            must be mutable and is updated after the assignment. None changes nothing (evaluation).
+          z_btd: the vectors, (B, T, D).
+          key: the random key for drawing the vectors that replace entries. With a key, the collection ``codebook``
+            must be mutable and is updated after the assignment; None leaves it unchanged (evaluation).
         """
         z_btd = z_btd.astype(jnp.float32)
         fixed_btd = jax.lax.stop_gradient(z_btd)
@@ -221,7 +222,7 @@ class EmaQuantizer(nn.Module):
         )
 
     def embed(self, ids_bt: jax.Array) -> jax.Array:
-        """Code ids (B, T) int -> their entries (B, T, D)."""
+        """Looks up code ids: (B, T) int -> entries (B, T, D)."""
         return jnp.take(self.book.value, ids_bt, axis=0)
 
     def _follow(
@@ -236,12 +237,12 @@ class EmaQuantizer(nn.Module):
         self.started.value = jnp.ones((), jnp.bool_)
 
     def _draw(self, key: jax.Array, z_vd: jax.Array) -> jax.Array:
-        """(J, D): J random vectors, none twice before all were taken."""
+        """Draws J of the vectors at random, (J, D); none is repeated before all have been drawn."""
         count = len(z_vd)
         order, noise = jax.random.split(key)
         shuffled_vd = jax.random.permutation(order, z_vd)
         if count >= self.entries:
             return shuffled_vd[: self.entries]
         repeated_jd = shuffled_vd[jnp.arange(self.entries) % count]
-        # Not in paper: T2M-GPT's, so that copies differ.
+        # Not in paper but in T2M-GPT: the noise makes copies differ.
         return repeated_jd + 0.01 * self.dim**-0.5 * jax.random.normal(noise, repeated_jd.shape)

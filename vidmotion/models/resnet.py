@@ -1,6 +1,6 @@
-"""ResNet with bottlenecks, and X-NeMo's appearance encoder on it (spec xnemo.md, 1.10).
+"""ResNet with bottlenecks, and X-NeMo's appearance encoder, which uses it (spec xnemo.md, 1.10).
 
-He et al. (arXiv:1512.03385, table 1), the stride in the 3x3 convolution as in torchvision's weights.
+He et al. (arXiv:1512.03385, table 1); the stride is in the 3x3 convolution, as in torchvision's weights.
 Shape suffixes: n images, h height, w width, c channels.
 """
 
@@ -28,10 +28,10 @@ def _norm(name: str) -> BatchNorm:
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions with batch norm, plus the input.
+    """A bottleneck block: 1x1, 3x3 and 1x1 convolutions with batch norm, plus the input.
 
     Attributes:
-      channels: how many the first two convolutions have; the output has four times as many.
+      channels: the channels of the first two convolutions; the output has four times as many.
       stride: the stride of the 3x3 convolution.
       dtype: the dtype of the convolutions.
     """
@@ -56,14 +56,14 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images -> the last map, before pooling; ResNet-50 at the defaults.
+    """Turns images into the last feature map, before pooling; ResNet-50 at the defaults.
 
-    Batch norm: `train` normalises by this batch and updates the collection ``batch_stats``, which
+    With `train`, batch norm normalises by this batch and updates the collection ``batch_stats``, which
     must then be mutable.
 
     Attributes:
-      depths: blocks of each stage.
-      width: channels of the first convolution; the maps end with 4 * width * 2^(stages - 1).
+      depths: the number of blocks of each stage.
+      width: the channels of the first convolution; the last map has 4 * width * 2^(stages - 1).
       dtype: the dtype of the convolutions; parameters and norms are float32.
     """
 
@@ -98,13 +98,13 @@ class ResNet(nn.Module):
 
 
 class AppearanceEncoder(nn.Module):
-    """E_app: the reference's crop -> f_app (X-NeMo, section 3.3 and appendix A).
+    """X-NeMo's appearance encoder E_app: turns the reference's crop into f_app (X-NeMo, section 3.3 and appendix A).
 
-    The paper says ResNet-50; that its maps are averaged and projected is not in it, nor the start from
+    The paper only says ResNet-50. Averaging and projecting its maps is not in the paper, nor is starting from
     ImageNet's weights (spec 1.10).
 
     Attributes:
-      features: length of f_app.
+      features: the length of f_app.
       depths, width, dtype: see `ResNet`.
     """
 

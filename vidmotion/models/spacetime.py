@@ -1,8 +1,8 @@
 """The spatial-temporal transformer on both sides of VidTwin (spec vidtwin.md, section 1).
 
-Bertasius et al. (arXiv 2102.05095) with the modulation of a DiT block whose condition is gone: per
-block one learned table of shifts, scales and gates. The residual stream and the norms are float32;
-matrix products are in `dtype`.
+It is the transformer of Bertasius et al. (arXiv 2102.05095) with the modulation of a DiT block but
+no condition: each block has one learned table of shifts, scales and gates. The residual stream and
+the norms are float32; matrix products are in `dtype`.
 
 Shape suffixes: b batch, t frames, s patches of a frame (row by row), c width, n heads, d width of
 one head; bthwc is a video or a grid of tokens.
@@ -25,12 +25,12 @@ from vidmotion.models.layers import FUSED, attention, mlp, plain_norm, stack
 
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros
-# PyTorch's default, U(+-1/sqrt(fan_in)): kernels here, biases by `uniform_bias`.
+# PyTorch's default for kernels, U(+-1/sqrt(fan_in)); `uniform_bias` is its default for biases.
 uniform_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def uniform_bias(fan_in: int) -> nn.initializers.Initializer:
-    """U(+-1/sqrt(fan_in)), PyTorch's default for the bias of a dense or convolution layer."""
+    """Returns PyTorch's default initializer for the bias of a dense or convolution layer, U(+-1/sqrt(fan_in))."""
 
     def init(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, -1.0, 1.0) * fan_in**-0.5
@@ -39,7 +39,7 @@ def uniform_bias(fan_in: int) -> nn.initializers.Initializer:
 
 
 def spatial_code(width: int, side: int) -> np.ndarray:
-    """(side * side, width) fixed code of the patches of a square frame, row by row.
+    """Returns a fixed code (side * side, width) of the patches of a square frame, row by row.
 
     The first half of the channels encodes the COLUMN, the second half the row, each as sines then
     cosines of `index / 10000^(2i / (width / 2))` (section 1.2). `width` is a multiple of 4.
@@ -49,12 +49,12 @@ def spatial_code(width: int, side: int) -> np.ndarray:
 
 
 def temporal_code(width: int, frames: int) -> np.ndarray:
-    """(frames, width) fixed code of the frames, sines then cosines (section 1.2)."""
+    """Returns a fixed code (frames, width) of the frames, sines then cosines (section 1.2)."""
     return sincos_1d(width, np.arange(frames))
 
 
 def modulate(x_btsc: jax.Array, shift_c: jax.Array, scale_c: jax.Array) -> jax.Array:
-    """LayerNorm without affine, then x * (1 + scale) + shift, in float32 (section 1.3)."""
+    """Applies LayerNorm without parameters, then x * (1 + scale) + shift, in float32 (section 1.3)."""
     x = plain_norm(x_btsc)
     return x * (1.0 + scale_c)[None, None, None] + shift_c[None, None, None]
 
@@ -63,9 +63,9 @@ class Attention(nn.Module):
     """Self-attention within each frame, or causally over the frames of each patch (section 1.3).
 
     Attributes:
-      heads: number of heads; divides the width.
-      temporal: attend over frames, each to itself and earlier ones. The output layer of such a
-        branch starts at zero (section 1.6).
+      heads: the number of heads; divides the width.
+      temporal: whether to attend over frames, each to itself and earlier ones. The output layer of a
+        temporal attention starts at zero (section 1.6).
       dtype: the dtype of the matrix products; the softmax is float32.
     """
 
@@ -94,7 +94,8 @@ class Attention(nn.Module):
         return attend(*rows).reshape(qkv_btsnd[0].shape)
 
     def _attend_on_cpu(self, *qkv_btsnd: jax.Array) -> jax.Array:
-        """Heads before tokens: with few tokens this takes half as long as `attend`, which wants them after."""
+        """Computes the attention with heads before tokens: with few tokens, this takes half as long as `attend`, which
+        needs heads after tokens."""
         order = "b s n t d" if self.temporal else "b t n s d"
         q, k, v = (rearrange(x, f"b t s n d -> {order}") for x in qkv_btsnd)
         logits = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=jnp.float32)
@@ -107,10 +108,10 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Spatial attention, causal temporal attention, MLP, each gated and added (section 1.3).
+    """A block of spatial attention, causal temporal attention and MLP, each gated and added (section 1.3).
 
-    Two oddities of the released network are kept: the temporal branch reads the residual stream as
-    it is, without norm and modulation, and both attentions share one gate.
+    Two oddities of the released network are kept: the temporal branch reads the residual stream
+    without norm and modulation, and both attentions share one gate.
     """
 
     heads: int
@@ -119,8 +120,15 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_btsc: jax.Array, code_tc: jax.Array) -> tuple[jax.Array, None]:
-        """Residual stream (b, t, s, c) float32 and the code added to the input of the temporal
-        attention alone, (t, c) -> (residual stream, None), as `nn.scan` wants it."""
+        """Runs the block.
+
+        Args:
+          x_btsc: the residual stream, float32.
+          code_tc: the code of the frames; it is added only to the input of the temporal attention.
+
+        Returns:
+          The residual stream and None, the pair that `nn.scan` expects.
+        """
         width = x_btsc.shape[-1]
         table = self.param("modulation", nn.initializers.normal(width**-0.5), (6, width))
         shift1, scale1, gate1, shift2, scale2, gate2 = table
@@ -137,14 +145,14 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Adds the spatial code and runs the blocks; no norm at the end (section 1.4).
+    """Adds the spatial code and runs the blocks; there is no norm at the end (section 1.4).
 
     Attributes:
-      depth: number of blocks, named block_0, block_1, ...
-      heads, mlp_ratio: sizes of each block.
+      depth: the number of blocks, named block_0, block_1, ...
+      heads, mlp_ratio: the sizes of each block.
       dtype: the dtype of the matrix products.
-      remat: recompute each block in the backward pass instead of keeping its activations.
-      scan: compile one block for all; their parameters are stacked under `blocks`.
+      remat: whether to recompute each block in the backward pass instead of keeping its activations.
+      scan: whether to compile one block for all; their parameters are then stacked under `blocks`.
     """
 
     depth: int
@@ -161,7 +169,7 @@ class Trunk(nn.Module):
         x_btsc = rearrange(x_bthwc, "b t h w c -> b t (h w) c").astype(jnp.float32)
         x_btsc = x_btsc + spatial_code(width, side)[None, None]
         code_ltc = np.zeros((self.depth, frames, width), np.float32)
-        code_ltc[0] = temporal_code(width, frames)  # the first block alone knows the time
+        code_ltc[0] = temporal_code(width, frames)  # only the first block gets the code
         size = (self.heads, self.mlp_ratio, self.dtype)
         each = (jnp.asarray(code_ltc),)
         x_btsc = stack(
@@ -171,12 +179,12 @@ class Trunk(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Video to tokens (sections 1.1, 1.4).
+    """Turns a video into tokens (sections 1.1, 1.4).
 
     Attributes:
-      width: channels of a token.
-      patch: frames, rows and columns of a patch.
-      trunk: arguments of `Trunk`.
+      width: the channels of a token.
+      patch: the frames, rows and columns of a patch.
+      trunk: the arguments of `Trunk`.
     """
 
     width: int
@@ -187,14 +195,14 @@ class Encoder(nn.Module):
     def __call__(self, x_bthwc: jax.Array) -> jax.Array:
         """(b, t, h, w, channels) -> (b, t / patch, h / patch, w / patch, width) float32.
 
-        Frames, rows and columns that the patch does not divide are filled up with zeros at the end.
-        The embedding is float32, whatever the trunk's matrix products are (section 1.5).
+        Where the patch does not divide frames, rows or columns, zeros are appended.
+        The embedding is float32, whatever the dtype of the trunk's matrix products (section 1.5).
         """
         room = [-size % p for size, p in zip(x_bthwc.shape[1:4], self.patch)]
         x_bthwc = jnp.pad(x_bthwc, ((0, 0), *((0, r) for r in room), (0, 0)))
         i, j, k = self.patch
         patches = rearrange(x_bthwc, "b (t i) (h j) (w k) c -> b t h w i j k c", i=i, j=j, k=k)
-        # Xavier on the flattened (c i j k, width) view; the bias keeps PyTorch's default (1.6).
+        # Xavier on the kernel flattened to (c i j k, width); the bias keeps PyTorch's default (1.6).
         embed = nn.DenseGeneral(
             self.width,
             axis=(-4, -3, -2, -1),
@@ -207,13 +215,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens to video in two steps, so that a loss may look at the last kernel alone (section 1.4).
+    """Turns tokens into a video in two steps, so that a loss can differentiate the last layer alone (section 1.4).
 
     Attributes:
-      width: channels of a token.
-      patch: frames, rows and columns of a patch.
-      trunk: arguments of `Trunk`.
-      channels: how many channels the video has.
+      width: the channels of a token.
+      patch: the frames, rows and columns of a patch.
+      trunk: the arguments of `Trunk`.
+      channels: the channels of the video.
     """
 
     width: int
@@ -225,8 +233,8 @@ class Decoder(nn.Module):
         self.blocks = Trunk(**self.trunk, name="trunk")
         width = self.width
         self.modulation = self.param("modulation", nn.initializers.normal(width**-0.5), (2, width))
-        # Not zero: the released code makes this layer again after its zero initialisation (1.6).
-        # Float32, whatever the trunk's matrix products are (1.5).
+        # It does not start at zero: the released code creates this layer anew after having set it to zero (1.6).
+        # It is float32, whatever the dtype of the trunk's matrix products (1.5).
         self.out = nn.Dense(
             self.channels * math.prod(self.patch),
             kernel_init=uniform_kernel,
@@ -235,14 +243,14 @@ class Decoder(nn.Module):
         )
 
     def features(self, x_bthwc: jax.Array) -> jax.Array:
-        """Tokens (b, t, h, w, width) -> the input of the last layer, same shape, float32."""
+        """Computes the input of the last layer from tokens (b, t, h, w, width); same shape, float32."""
         x = self.blocks(x_bthwc)
         shift, scale = self.modulation
         flat = rearrange(x, "b t h w c -> b t (h w) c")
         return modulate(flat, shift, scale).reshape(x.shape)
 
     def pixels(self, y_bthwc: jax.Array) -> jax.Array:
-        """The last layer, `out`: (b, t, h, w, width) -> video (b, t', h', w', channels) float32.
+        """Applies the last layer, `out`: (b, t, h, w, width) -> video (b, t', h', w', channels) float32.
 
         Outputs are neither squashed nor clipped. Within a token they are ordered frame, row,
         column, colour.
@@ -252,5 +260,5 @@ class Decoder(nn.Module):
         return rearrange(y, "b t h w (i j k c) -> b (t i) (h j) (w k) c", i=i, j=j, k=k)
 
     def __call__(self, x_bthwc: jax.Array) -> jax.Array:
-        """Tokens -> video."""
+        """Decodes tokens (b, t, h, w, width) to a video (b, t', h', w', channels)."""
         return self.pixels(self.features(x_bthwc))

@@ -12,13 +12,17 @@ from jax.typing import DTypeLike
 class SpritesJudgeNet(nn.Module):
     """Reads a clip of 64x64 frames and names its action and its four attributes.
 
-    Each frame: four 4x4 stride-2 convolutions (width, 2, 4, 8 times width; batch norm, leaky ReLU 0.2), a valid
-    4x4 convolution to `features`, batch norm, tanh. Then a BiLSTM; the clip's feature is the forward
-    output at the last frame beside the backward output at the first. One two-layer head per label.
+    Each frame passes four 4x4 stride-2 convolutions (1, 2, 4, 8 times `width`; batch norm, leaky ReLU 0.2), a valid
+    4x4 convolution to `features`, batch norm, tanh. A BiLSTM reads the frames; the clip's feature is its forward
+    output at the last frame concatenated with its backward output at the first. There is one two-layer head per label.
 
     Attributes:
-      heads: ``((name, classes), ...)``.
-      width, features, hidden, head: 64, 128, 256 and 256 in the original.
+      heads: the labels, ``((name, classes), ...)``.
+      width: the channels of the first convolution; 64 in the original.
+      features: the length of a frame's feature; 128 in the original.
+      hidden: the hidden size of the LSTM in each direction; 256 in the original.
+      head: the hidden size of the heads; 256 in the original.
+      dtype: the dtype of the computation; the logits are float32.
     """
 
     heads: tuple[tuple[str, int], ...]
@@ -30,7 +34,7 @@ class SpritesJudgeNet(nn.Module):
 
     @nn.compact
     def __call__(self, video_bthwc: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """(B, T, 64, 64, 3) in [0, 1] -> ``{name: logits (B, classes)}``; `train` uses batch statistics."""
+        """(B, T, 64, 64, 3) in [0, 1] -> ``{name: logits (B, classes)}``; with `train`, norms use batch statistics."""
         batch, frames = video_bthwc.shape[:2]
         x = video_bthwc.reshape(batch * frames, *video_bthwc.shape[2:]).astype(self.dtype)
 

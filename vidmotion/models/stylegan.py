@@ -1,8 +1,9 @@
-"""StyleGAN2's synthesis network, steered by one vector: the decoder of X-NeMo's GAN head, and without colours of its
-ControlNet (`motion_control`).
+"""StyleGAN2's synthesis network, controlled by one vector.
+
+It is the decoder of X-NeMo's GAN head and, without colours, of X-NeMo's ControlNet (`motion_control`).
 
 Karras et al. (arXiv:1912.04958, section 2.2 and figure 7, skip generator); X-NeMo, section 3.3 (spec
-xnemo.md, 1.10). No mapping network and no noise: image = G(style) alone.
+xnemo.md, 1.10). There is no mapping network and no noise: image = G(style).
 
 Shape suffixes: n images, h height, w width, c channels in, o channels out, s style.
 """
@@ -20,7 +21,7 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 def _shifted(x_nhwc: jax.Array, axis: int, count: int) -> list[jax.Array]:
-    """`count` views of the map with a zero on both ends of an axis, each one step further."""
+    """Pads an axis with a zero at both ends and returns `count` slices of it, each one step further along."""
     padding = [(0, 0)] * x_nhwc.ndim
     padding[axis] = (1, 1)
     padded = jnp.pad(x_nhwc, padding)
@@ -28,14 +29,14 @@ def _shifted(x_nhwc: jax.Array, axis: int, count: int) -> list[jax.Array]:
     return [jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(count)]
 
 
-# Both filters are written as sums: on processors they are twenty times as fast as convolutions that
-# take each channel alone.
+# Both filters are written as sums: on CPUs, these are twenty times as fast as convolutions of each
+# channel by itself.
 
 
 def _low_pass(x_nhwc: jax.Array) -> jax.Array:
-    """(n, 2h + 1, 2w + 1, c) -> (n, 2h, 2w, c) by (1, 3, 3, 1) / 4 in both directions.
+    """Filters by (1, 3, 3, 1) / 4 in both directions: (n, 2h + 1, 2w + 1, c) -> (n, 2h, 2w, c).
 
-    The sum is 2 in each: of four pixels of the stuffed map three are zeros.
+    The filter sums to 2 in each direction, since three of four pixels of the zero-stuffed map are zeros.
     """
     for axis in (1, 2):
         far, near, near2, far2 = _shifted(x_nhwc, axis, 4)
@@ -44,9 +45,9 @@ def _low_pass(x_nhwc: jax.Array) -> jax.Array:
 
 
 def upsample(x_nhwc: jax.Array) -> jax.Array:
-    """(n, h, w, c) -> (n, 2h, 2w, c), bilinear, as if the image were surrounded by zeros.
+    """Doubles the size bilinearly, as if the image were surrounded by zeros: (n, h, w, c) -> (n, 2h, 2w, c).
 
-    The same low-pass on the image with zeros between its pixels.
+    This is the filter of `_low_pass`, applied to the image with zeros between its pixels.
     """
     for axis in (1, 2):
         before, here, after = _shifted(x_nhwc, axis, 3)
@@ -58,18 +59,18 @@ def upsample(x_nhwc: jax.Array) -> jax.Array:
 
 
 class ModulatedConv(nn.Module):
-    """A convolution whose input channels the style scales, with weights brought back to unit length.
+    """A convolution whose input channels are scaled by the style, and whose weights are then normalised to unit length.
 
-    Equations 1 and 3: w' = s_c w, w'' = w' / sqrt(sum w'^2 + 1e-8), the sum over input channels and
-    the kernel's taps. Computed by scaling input and output instead, which is the same. Weights are
+    Equations 1 and 3: w' = s_c w, w'' = w' / sqrt(sum w'^2 + 1e-8), where the sum is over input channels and
+    the kernel's taps. It is computed by scaling input and output instead, which gives the same. Weights are
     standard normal, scaled by 1 / sqrt(fan in) when used (equalised learning rate).
 
     Attributes:
-      features: output channels.
-      kernel_size: side of the kernel, odd.
-      up: double the resolution: transposed convolution of stride 2, then the low-pass. For kernels
-        of side 3.
-      demodulate: equation 3; off for colours.
+      features: the output channels.
+      kernel_size: the side of the kernel, odd.
+      up: whether to double the resolution, by a transposed convolution of stride 2 and then the low-pass filter; only
+        for kernels of side 3.
+      demodulate: whether to normalise the weights (equation 3); off for colours.
       dtype: the dtype of the convolution; style and lengths are float32.
     """
 
@@ -81,7 +82,7 @@ class ModulatedConv(nn.Module):
 
     @nn.compact
     def __call__(self, x_nhwc: jax.Array, style_ns: jax.Array) -> jax.Array:
-        """(n, h, w, c), (n, s) -> (n, h, w, features), or twice as high and wide."""
+        """Map (n, h, w, c) and style (n, s) -> (n, h, w, features), or twice as high and wide if `up`."""
         channels, size = x_nhwc.shape[-1], self.kernel_size
         affine = self.param("style_kernel", _normal, (style_ns.shape[-1], channels))
         shift = self.param("style_bias", nn.initializers.ones, (channels,))
@@ -107,7 +108,7 @@ class ModulatedConv(nn.Module):
 
 
 class StyledConv(nn.Module):
-    """A modulated convolution, bias and leaky ReLU 0.2.
+    """A modulated convolution, followed by a bias and leaky ReLU 0.2.
 
     Attributes:
       features, up, dtype: see `ModulatedConv`.
@@ -119,25 +120,26 @@ class StyledConv(nn.Module):
 
     @nn.compact
     def __call__(self, x_nhwc: jax.Array, style_ns: jax.Array) -> jax.Array:
-        """As `ModulatedConv`."""
+        """Map (n, h, w, c) and style (n, s) -> (n, h, w, features), or twice as high and wide if `up`."""
         conv = ModulatedConv(self.features, up=self.up, dtype=self.dtype, name="conv")
         bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return GAIN * nn.leaky_relu(conv(x_nhwc, style_ns) + bias[None, None, None], 0.2)
 
 
 class Synthesis(nn.Module):
-    """A learned constant of 4x4 grown to an image, or to a map of features.
+    """The synthesis network: grows a learned constant of 4x4 into an image or a map of features.
 
     Attributes:
-      size: side of the images, 4 times a power of two.
-      channels: most that a map has.
-      area: a map of side r has min(channels, area / r) channels; at the defaults 512 up to 64, 256
+      size: the side of the images, 4 times a power of two.
+      channels: the largest number of channels of a map.
+      area: a map of side r has min(channels, area / r) channels; at the defaults 512 up to side 64, 256
         at 128 and 128 at 256 (spec 1.10).
-      colours: added up over the resolutions to an image. Without them, the last map is the result.
+      colours: whether to make an image, the sum of the colours read at all resolutions. If not, the last map is the
+        result.
       dtype: the dtype of the convolutions; styles, colours and images are float32.
 
     Raises:
-      ValueError: another size.
+      ValueError: if the size is not 4 times a power of two.
     """
 
     size: int = 256
@@ -148,8 +150,15 @@ class Synthesis(nn.Module):
 
     @nn.compact
     def __call__(self, style_ns: jax.Array) -> jax.Array:
-        """Style (n, s), for X-NeMo f_app and f_mot side by side -> RGB in [-1, 1] (n, size, size, 3); without colours
-        (n, size, size, channels) of `dtype`."""
+        """Makes an image from a style.
+
+        Args:
+          style_ns: the style; for X-NeMo's GAN head f_app and f_mot, concatenated.
+
+        Returns:
+          RGB in [-1, 1], (n, size, size, 3) float32; without colours the last map, (n, size, size, its channels) of
+          `dtype`.
+        """
         if self.size < 4 or self.size & (self.size - 1):
             raise ValueError(
                 f"Synthesis: size must be 4, 8, 16, ... (a power of two), got {self.size}"

@@ -1,7 +1,7 @@
 """The T5 v1.0 encoder on embeddings (Raffel et al., arXiv 1910.10683, section 2.1).
 
-BCD reads a clip with it (spec bcd.md, 3.3): learned content queries and one token per frame in,
-the same number of features out. There is no vocabulary here; whoever calls owns the embeddings.
+BCD reads a clip with it (spec bcd.md, 3.3): learned content queries and one token per frame go in,
+the same number of features comes out. There is no vocabulary; the caller makes the embeddings.
 
 Shape suffixes: b batch, n tokens, d width, h heads, k width of one head.
 """
@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from vidmotion.models.layers import attention, mlp
 
-# BCD, Tables A4 and A5 (head_dim = width / heads). Used as T5Encoder(**SIZES["bcd_lrs3"]).
+# BCD, Tables A4 and A5 (head_dim = width / heads). Use it as T5Encoder(**SIZES["bcd_lrs3"]).
 SIZES = {
     "bcd_lrs3": dict(width=512, layers=12, heads=8, head_dim=64, mlp_dim=2048),
     "bcd_sprites": dict(width=384, layers=12, heads=6, head_dim=64, mlp_dim=1536),
@@ -24,19 +24,19 @@ SIZES = {
 
 
 def relative_buckets(distance: np.ndarray, buckets: int, max_distance: int) -> np.ndarray:
-    """Bucket of each signed distance (key position - query position), in tokens.
+    """Returns the bucket of each signed distance in tokens (key position - query position).
 
-    Half the buckets serve keys at or before the query, half keys after it. Of each half, the first
-    half holds one distance each and the rest grow logarithmically up to `max_distance`, beyond
-    which everything shares the last one (arXiv 1910.10683, section 2.1).
+    Half of the buckets serve keys at or before the query, the other half keys after it. In each of these halves, half
+    of the buckets hold one distance each. The others grow logarithmically up to `max_distance`, beyond
+    which all distances share the last bucket (arXiv 1910.10683, section 2.1).
 
     Args:
-      distance: integers of any shape.
-      buckets: number of buckets; a multiple of 4.
-      max_distance: distance in tokens from which the last bucket is used; above buckets / 4.
+      distance: the distances, integers of any shape.
+      buckets: the number of buckets; a multiple of 4.
+      max_distance: the distance in tokens from which the last bucket is used; above buckets / 4.
 
     Returns:
-      Integers of the shape of `distance`, in [0, buckets).
+      Integers in [0, buckets) with the shape of `distance`.
 
     Raises:
       ValueError: if `buckets` or `max_distance` is not as required.
@@ -59,12 +59,12 @@ def _dense(features: int, stddev: float, dtype: DTypeLike, name: str) -> nn.Dens
 
 
 class RelativeBias(nn.Module):
-    """Attention bias looked up by the bucket of the relative position; one table for all layers.
+    """An attention bias looked up by the bucket of the relative position; one table serves all layers.
 
     `__call__(tokens)` returns float32 (1, heads, tokens, tokens), to be added to the logits.
     """
 
-    width: int  # of the encoder: sets the scale of the initial table
+    width: int  # the encoder's width, which sets the scale of the initial table
     heads: int
     buckets: int
     max_distance: int
@@ -83,7 +83,7 @@ class RelativeBias(nn.Module):
 class Attention(nn.Module):
     """Full self-attention without biases and without the 1/sqrt(head_dim) scale.
 
-    `__call__(x_bnd, bias, mask)`: bias (1, h, n, n) float32, mask bool (b, 1, 1, n) or None.
+    `__call__(x_bnd, bias, mask)` takes a bias (1, h, n, n) float32 and a mask, bool (b, 1, 1, n) or None.
     The softmax is computed in float32; there is no dropout on its weights.
     """
 
@@ -96,7 +96,7 @@ class Attention(nn.Module):
         width, inner = x_bnd.shape[-1], self.heads * self.head_dim
 
         def dense(features: int, name: str) -> nn.Dense:
-            # The missing scale of the logits sits in the initial queries.
+            # The initial query kernel makes up for the missing scale of the logits.
             scale = width * self.head_dim if name == "query" else width
             return _dense(features, scale**-0.5, self.dtype, name)
 
@@ -111,7 +111,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and ReLU feed-forward, each with a residual: (b, n, d) -> (b, n, d)."""
+    """A T5 block: pre-norm attention and ReLU feed-forward, each with a residual; (b, n, d) -> (b, n, d)."""
 
     heads: int
     head_dim: int
@@ -145,22 +145,22 @@ class Block(nn.Module):
 
 
 class T5Encoder(nn.Module):
-    """T5 v1.0 encoder stack over embeddings (arXiv 1910.10683, section 2.1; spec bcd.md, 3.3).
+    """The T5 v1.0 encoder stack over embeddings (arXiv 1910.10683, section 2.1; spec bcd.md, 3.3).
 
     Parameters are float32; the residual stream and all matrix products are in `dtype`, softmax and
     norm statistics in float32. Dropout needs the rng "dropout" unless `deterministic`; it acts on
     the input, on both residual branches, inside the feed-forward and on the output.
 
     Attributes:
-      width: channels of a token.
-      layers: number of blocks, named layer_0, layer_1, ...
-      heads, head_dim: attention heads and channels of each; their product may differ from width.
-      mlp_dim: hidden channels of the feed-forward.
+      width: the channels of a token.
+      layers: the number of blocks, named layer_0, layer_1, ...
+      heads, head_dim: the number of attention heads and the channels of each; their product may differ from width.
+      mlp_dim: the hidden channels of the feed-forward.
       buckets, max_distance: see `relative_buckets`.
-      dropout: rate.
+      dropout: the dropout rate.
       eps: the epsilon of every RMSNorm.
       dtype: the dtype of the computation and of the result.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      remat: whether to recompute each block in the backward pass instead of keeping its activations.
     """
 
     width: int
@@ -182,16 +182,16 @@ class T5Encoder(nn.Module):
         """Encodes a batch of token sequences; every token attends to every valid token.
 
         Args:
-          x_bnd: embeddings (batch, tokens, width), any number of tokens.
-          mask_bn: bool (batch, tokens), False where a token is padding that nobody may attend to;
-            None means all valid. What comes out at padding itself has no meaning.
+          x_bnd: the embeddings (batch, tokens, width), for any number of tokens.
+          mask_bn: bool (batch, tokens), False where a token is padding, to which no token may attend;
+            None means that all are valid. The features at padding have no meaning.
           deterministic: switches dropout off.
 
         Returns:
           Features (batch, tokens, width) of `dtype`, after the final RMSNorm.
 
         Raises:
-          ValueError: if the shapes of x or mask do not fit, or the buckets are impossible.
+          ValueError: if the shapes of `x_bnd` or `mask_bn` do not fit, or the buckets are not as required.
         """
         if x_bnd.ndim != 3 or x_bnd.shape[-1] != self.width:
             raise ValueError(

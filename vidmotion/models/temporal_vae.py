@@ -1,4 +1,4 @@
-"""The autoencoder of Stable Video Diffusion: the image encoder, and a decoder that sees frames.
+"""The autoencoder of Stable Video Diffusion: the image encoder, and a decoder that sees several frames at once.
 
 Blattmann et al. 2023, arXiv:2311.15127, appendix D ("temporal decoder"); spec xnemo.md, section 1.8.
 Pixels are RGB in [-1, 1], latents are unscaled, both channels last.
@@ -21,8 +21,8 @@ from vidmotion import chunked_map
 from vidmotion.models.blocks import SAME, Attention2D, Dtype, ResBlock, Upsample, group_norm
 from vidmotion.models.vae import EPSILON, AutoencoderKL, Encoder
 
-TEMPORAL_EPSILON = 1e-5  # of the norms over frames
-CHUNK = 25  # frames that X-NeMo decodes together
+TEMPORAL_EPSILON = 1e-5  # for the norms over frames
+CHUNK = 25  # the number of frames that X-NeMo decodes together
 
 # `TemporalAutoencoder(**SIZES[name])`; parameters: svd 97,742,847, tiny 414,895.
 SIZES = {
@@ -32,17 +32,17 @@ SIZES = {
 
 
 def per_frame(function: Callable[[jax.Array], jax.Array], x_bfhwc: jax.Array) -> jax.Array:
-    """`function` of images (n, h, w, c) on each frame by itself."""
+    """Applies a function of images (n, h, w, c) to each frame by itself."""
     b, f = x_bfhwc.shape[:2]
     y = function(x_bfhwc.reshape(b * f, *x_bfhwc.shape[2:]))
     return y.reshape(b, f, *y.shape[1:])
 
 
 class FrameConv(nn.Module):
-    """Convolution over three frames at each place, with zeros before the first and after the last.
+    """A convolution over three frames at each place, with zeros before the first frame and after the last.
 
     Attributes:
-      channels: output channels.
+      channels: the output channels.
       dtype: the dtype of the computation.
     """
 
@@ -56,7 +56,7 @@ class FrameConv(nn.Module):
         init = nn.initializers.lecun_normal()
         kernel = self.param("kernel", init, (3, 1, 1, c, self.channels)).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.channels,)).astype(self.dtype)
-        # In two dimensions, frames and places: in three, XLA takes 2.7 times as long on a CPU.
+        # A 2D convolution over frames and places: XLA takes 2.7 times as long for the 3D one on a CPU.
         y = jax.lax.conv_general_dilated(
             x_bfhwc.astype(self.dtype).reshape(b, f, h * w, c),
             kernel[:, :, 0],
@@ -68,10 +68,10 @@ class FrameConv(nn.Module):
 
 
 class TemporalResBlock(nn.Module):
-    """A residual block for each frame, another over the frames of its output, and a learned mixture of both.
+    """A residual block for each frame, another over the frames of its output, and a learned mixture of both outputs.
 
     Attributes:
-      channels: output channels.
+      channels: the output channels.
       groups: the number of groups of the norms.
       dtype: the dtype of the computation.
     """
@@ -82,24 +82,25 @@ class TemporalResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_bfhwc: jax.Array) -> jax.Array:
-        """(b, f, h, w, c) -> (b, f, h, w, channels); norms over frames take all frames together."""
+        """(b, f, h, w, c) -> (b, f, h, w, channels); the norms over frames normalise all frames together."""
         block = ResBlock(self.channels, self.groups, EPSILON, self.dtype, name="spatial")
         x = per_frame(block, x_bfhwc)
         y = x
         for i in (1, 2):
             y = group_norm(self.groups, TEMPORAL_EPSILON, self.dtype, f"norm{i}")(y)
             y = FrameConv(self.channels, self.dtype, name=f"frames{i}")(nn.silu(y))
-        mix = self.param("mix", nn.initializers.zeros, (1,))  # half of each, as published
+        # At the start, half of each, as published.
+        mix = self.param("mix", nn.initializers.zeros, (1,))
         share = jax.nn.sigmoid(mix[0]).astype(x.dtype)
         return (1 - share) * x + share * (x + y)
 
 
 class Middle(nn.Module):
-    """Residual block, attention per frame, residual block at the lowest resolution.
+    """The middle of the decoder: residual blocks at the lowest resolution, with an attention per frame among them.
 
     Attributes:
-      layers: number of residual blocks; the attention follows the first.
-      norm_groups: groups of the norms.
+      layers: the number of residual blocks; the attention follows the first.
+      norm_groups: the number of groups of the norms.
       dtype: the dtype of the computation.
     """
 
@@ -122,13 +123,13 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, then the next higher one.
+    """Residual blocks at one resolution, then a change to the next higher one.
 
     Attributes:
-      channels: output channels.
-      layers: number of residual blocks.
-      norm_groups: groups of the norms.
-      upsample: goes to the higher resolution; False at the last level.
+      channels: the output channels.
+      layers: the number of residual blocks.
+      norm_groups: the number of groups of the norms.
+      upsample: whether to change to the higher resolution; False at the last level.
       dtype: the dtype of the computation.
     """
 
@@ -150,7 +151,7 @@ class Level(nn.Module):
 
 
 class TemporalDecoder(nn.Module):
-    """Latent frames to pixels; the attributes are `TemporalAutoencoder`'s."""
+    """Turns latent frames into pixels; the attributes are `TemporalAutoencoder`'s."""
 
     channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
@@ -174,7 +175,7 @@ class TemporalDecoder(nn.Module):
 
 
 class TemporalAutoencoder(AutoencoderKL):
-    """`AutoencoderKL` whose decoder takes a run of frames; attributes and `encode` are the same."""
+    """An `AutoencoderKL` whose decoder takes a run of frames; attributes and `encode` are the same."""
 
     def setup(self):
         size = dict(
@@ -188,25 +189,25 @@ class TemporalAutoencoder(AutoencoderKL):
         self.decoder = TemporalDecoder(**size)
 
     def decode(self, z_bfhwc: jax.Array) -> jax.Array:
-        """Unscaled latents (b, f, h, w, latent_channels), all frames together -> RGB
-        (b, f, 8h, 8w, 3), not clipped."""
+        """Decodes all frames together: unscaled latents (b, f, h, w, latent_channels) -> RGB (b, f, 8h, 8w, 3), not
+        clipped."""
         return self.decoder(z_bfhwc)
 
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
-        """Reconstruction of single images through the mean; touches every parameter."""
+        """Reconstructs single images through the mean; uses every parameter."""
         return self.decode(self.encode(x_bhwc)[0][:, None])[:, 0]
 
 
 def decode_in_chunks(
     net: TemporalAutoencoder, variables: Mapping[str, Any], z_bfhwc: jax.Array, frames: int = CHUNK
 ) -> jax.Array:
-    """Decodes runs of frames by themselves, one after the other: memory is that of one run.
+    """Decodes a video run by run, so that it takes only the memory of one run.
 
     Args:
       net: the autoencoder.
-      variables: its variables.
+      variables: the variables of the autoencoder.
       z_bfhwc: (b, f, h, w, latent_channels) unscaled latents.
-      frames: the number of frames of a run; the last one may be shorter.
+      frames: the number of frames of a run; the last run may be shorter.
 
     Returns:
       RGB (b, f, 8h, 8w, 3), not clipped.

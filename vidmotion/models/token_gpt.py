@@ -1,8 +1,8 @@
 """GPT-2 over one stream of motion tokens: outpainting and generation by emotion (X-NeMo, appendix E).
 
-Spec xnemo.md, 4.3 and 4.4. The trunk is `gpt2.GPT2`, drawing is `motion_gpt.draw`.
+Spec xnemo.md, 4.3 and 4.4. The trunk is `gpt2.GPT2`, and `motion_gpt.draw` draws the tokens.
 
-Shape suffixes: b batch, s tokens, d width, v what can follow: the codes and the end.
+Shape suffixes: b batch, s tokens, d width, v the possible next tokens: the codes and the end.
 """
 
 from collections.abc import Mapping
@@ -15,21 +15,21 @@ from jax.typing import DTypeLike
 from vidmotion.models.gpt2 import GPT2, Cache
 from vidmotion.models.motion_gpt import draw, next_frame_loss
 
-# "GPT2-small" of the paper. max_positions is not in it: 128 tokens after beginning and condition.
+# The paper's "GPT2-small". The paper does not give max_positions: 128 tokens after beginning and condition.
 SIZES = {"xnemo": dict(entries=4096, width=768, layers=12, heads=12, max_positions=130)}
 
 
 class TokenGPT(nn.Module):
-    """Next-token prediction over [beginning, condition if there are any, token_1, token_2, ...].
+    """Predicts the next token of the sequence [beginning, condition if there are any, token_1, token_2, ...].
 
-    Ids: 0 to entries - 1 are codes, then `end`, `begin` and `pad`. Codes and end can follow, so the
-    logits are about these entries + 1. Embeddings and output share their weights, as in GPT-2.
+    Ids 0 to entries - 1 are codes; then come `end`, `begin` and `pad`. Only codes and the end can come next, so there
+    are entries + 1 logits. Embeddings and output share their weights, as in GPT-2.
 
     Attributes:
-      entries: codes.
+      entries: the number of codes.
       width, layers, heads, max_positions, mlp_dim, dropout, dtype: see `gpt2.GPT2`.
-      conditions: how many conditions there are, for example pairs of emotion and level; 0 for a
-        model without. The condition `conditions` means that none is given.
+      conditions: the number of conditions, for example of pairs of emotion and level; 0 for a
+        model without conditions. The id `conditions` means that no condition is given.
     """
 
     entries: int
@@ -44,22 +44,22 @@ class TokenGPT(nn.Module):
 
     @property
     def end(self) -> int:
-        """Id of the end of a sequence."""
+        """The id of the end of a sequence."""
         return self.entries
 
     @property
     def begin(self) -> int:
-        """Id of what stands in front of every sequence."""
+        """The id of the token at the beginning of every sequence."""
         return self.entries + 1
 
     @property
     def pad(self) -> int:
-        """Id of what stands after the end."""
+        """The id of the padding after the end."""
         return self.entries + 2
 
     @property
     def prefix(self) -> int:
-        """Positions taken before the first token."""
+        """The number of positions before the first token."""
         return 2 if self.conditions else 1
 
     def setup(self):
@@ -79,18 +79,19 @@ class TokenGPT(nn.Module):
     def __call__(
         self, ids_bs: jax.Array, condition_b: jax.Array | None = None, deterministic: bool = True
     ) -> jax.Array:
-        """Logits of every next token, given the true ones before it.
+        """Computes the logits of every next token, given the true tokens before it.
 
         Args:
           ids_bs: int, tokens 1 to S; to train on T tokens pass the first T - 1.
-          condition_b: int, 0 to `conditions`; None without conditions.
+          condition_b: int, 0 to `conditions`; None for a model without conditions.
           deterministic: switches dropout off.
 
         Returns:
-          (b, S + 1, entries + 1) float32; position s is about token s + 1.
+          (b, S + 1, entries + 1) float32; position s predicts token s + 1.
 
         Raises:
-          ValueError: a condition is missing or not wanted, or the sequence exceeds max_positions.
+          ValueError: if a condition is missing or is given to a model without conditions, or the sequence exceeds
+            max_positions.
         """
         h_bsd, _ = self.trunk(self._begun(ids_bs, condition_b), deterministic=deterministic)
         return self._logits(h_bsd[:, self.prefix - 1 :])
@@ -98,10 +99,18 @@ class TokenGPT(nn.Module):
     def prefill(
         self, ids_bs: jax.Array, condition_b: jax.Array | None, more: int
     ) -> tuple[jax.Array, Cache]:
-        """Starts decoding after given tokens; S may be 0.
+        """Starts decoding after given tokens.
 
-        `more` is the number of tokens the cache has room for beside them. Returns logits of the next
-        token (b, 1, entries + 1) and the cache; raises as `__call__`.
+        Args:
+          ids_bs: int, the given tokens; S may be 0.
+          condition_b: see `__call__`.
+          more: the number of tokens that the cache has room for beyond the given ones.
+
+        Returns:
+          The logits of the next token, (b, 1, entries + 1), and the cache.
+
+        Raises:
+          ValueError: as `__call__` does.
         """
         x_bsd = self._begun(ids_bs, condition_b)
         cache = self.trunk.init_cache(len(ids_bs), x_bsd.shape[1] + more)
@@ -109,7 +118,10 @@ class TokenGPT(nn.Module):
         return self._logits(h_bsd[:, -1:]), cache
 
     def decode(self, ids_bs: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Continues with tokens (b, S): logits of each one's successor, and the longer cache."""
+        """Continues decoding with tokens (b, S).
+
+        Returns the logits of the token after each of them, and the cache with them appended.
+        """
         h_bsd, cache = self.trunk(jnp.take(self.table, ids_bs, axis=0), cache)
         return self._logits(h_bsd), cache
 
@@ -130,15 +142,15 @@ class TokenGPT(nn.Module):
 
 
 def token_loss(logits_bsv: jax.Array, ids_bs: jax.Array, pad: int) -> jax.Array:
-    """Cross-entropy of the tokens in nats, a mean over those that are not `pad`.
+    """Computes the cross-entropy of the tokens in nats, averaged over all tokens except `pad`.
 
     Args:
-      logits_bsv: what `TokenGPT` returns, (b, S, entries + 1).
-      ids_bs: what came, int (b, S): codes, perhaps the end, and `pad` after it.
-      pad: `TokenGPT.pad`.
+      logits_bsv: the logits from `TokenGPT`, (b, S, entries + 1).
+      ids_bs: the true tokens, int (b, S): codes, perhaps the end, and `pad` after it.
+      pad: the id of the padding, `TokenGPT.pad`.
 
     Returns:
-      float32 scalar; 0 if all is padding.
+      float32 scalar; 0 if there is only padding.
     """
     mask_bs = ids_bs != pad
     ids_bs1 = jnp.where(mask_bs, ids_bs, 0)[..., None]
@@ -146,9 +158,9 @@ def token_loss(logits_bsv: jax.Array, ids_bs: jax.Array, pad: int) -> jax.Array:
 
 
 def corrupt(key: jax.Array, ids_bs: jax.Array, entries: int, keep: jax.Array | float) -> jax.Array:
-    """Input tokens of which each code is kept with probability `keep`, else a random one (T2M-GPT).
+    """Keeps each code with probability `keep` and replaces the others by random codes (T2M-GPT).
 
-    End and padding stay. It lets the model learn to go on after mistakes of its own.
+    The end and padding are never replaced. Training on such input teaches the model to continue after its own mistakes.
     """
     where, what = jax.random.split(key)
     other_bs = jax.random.randint(what, ids_bs.shape, 0, entries, ids_bs.dtype)
@@ -171,26 +183,28 @@ def generate(
     may_end: bool = False,
     context: int | None = None,
 ) -> jax.Array:
-    """Tokens that continue given ones (outpainting), or begin from nothing (S = 0); pure.
+    """Generates tokens that continue given tokens (outpainting), or start from nothing (S = 0); a pure function.
 
-    What does not fit into max_positions is generated in windows, each continuing the last tokens of
-    what there is as if they were a beginning.
+    Sequences longer than max_positions are generated in windows. Each further window continues the last tokens so far
+    as if they were the beginning of a sequence.
 
     Args:
       model, variables: the generator and its variables.
-      start_bs: int (b, S) codes, for example of the driving video.
-      count: how many to make.
+      start_bs: the given codes, int (b, S), for example of the driving video.
+      count: the number of tokens to generate.
       key, temperature, top_k, top_p: see `motion_gpt.draw`.
       condition_b: see `TokenGPT`.
-      guidance: scale of the condition's effect on the logits (classifier-free); 1 for none of it.
-      may_end: allow the end, after which padding follows; else there are `count` codes.
-      context: tokens kept at the start of a further window; None takes half of max_positions.
+      guidance: the scale of the condition's effect on the logits (classifier-free guidance); 1 means no guidance.
+      may_end: whether the end may be drawn, after which padding follows; if not, all `count` tokens are codes.
+      context: the number of last tokens with which a further window starts; None takes half of the positions for
+        tokens.
 
     Returns:
       The new tokens, int32 (b, count).
 
     Raises:
-      ValueError: count < 1, context leaves no room, guidance without a condition, or as `draw`.
+      ValueError: if count < 1, context does not fit into a window, there is guidance without a condition, or `draw`
+        raises it.
     """
     room = model.max_positions - model.prefix
     context = room // 2 if context is None else context
@@ -206,7 +220,7 @@ def generate(
     while (missing := given + count - all_bs.shape[1]) > 0:
         first = all_bs.shape[1] == given
         seen_bs = all_bs if first and given <= room else all_bs[:, all_bs.shape[1] - context :]
-        # The last token made is not read again.
+        # The last token of a window is never fed back, so it needs no position.
         size = min(missing, room - seen_bs.shape[1] + 1)
         step_key = None if key is None else jax.random.fold_in(key, all_bs.shape[1])
         done_b = jnp.any(all_bs[:, given:] >= model.end, axis=1)
@@ -229,7 +243,7 @@ def _window(
     done_b: jax.Array,
     draws: Mapping,
 ) -> jax.Array:
-    """`count` tokens after `seen_bs`, all of which fit into max_positions."""
+    """Generates `count` tokens after `seen_bs`; all of them together must fit into one window."""
     both = guidance != 1.0
 
     def doubled(ids_bs: jax.Array) -> jax.Array:

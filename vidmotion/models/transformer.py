@@ -1,7 +1,8 @@
 """The transformer encoder of "Attention is all you need" (Vaswani et al., arXiv:1706.03762), nothing added.
 
-Post-norm, ReLU, biases everywhere, as libraries have it in stock. VidTwin measures with it what a generator on
-its latents would cost (spec vidtwin.md, section 11). Shape suffixes: b batch, l tokens, c channels.
+It has post-norm, ReLU and biases everywhere, like the ready-made encoders of common libraries. VidTwin uses it to
+measure the cost of a generator on its latents (spec vidtwin.md, section 11). Shape suffixes: b batch, l tokens,
+c channels.
 """
 
 import functools
@@ -15,11 +16,11 @@ from vidmotion.models.layers import attention, mlp
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward layer, each added and then normed.
+    """A transformer layer: self-attention and feed-forward layer, each added to its input and then normed.
 
     Attributes:
-      heads: number of heads; divides the width.
-      mlp_dim: width of the feed-forward layer.
+      heads: the number of heads; divides the width.
+      mlp_dim: the width of the feed-forward layer.
       dtype: the dtype of the matrix products; softmax and norm statistics are float32.
     """
 
@@ -41,10 +42,10 @@ class EncoderLayer(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """Layers in a row; no positions, no embedding, no norm at the end.
+    """A stack of encoder layers without positions, embedding, or norm at the end.
 
     Attributes:
-      layers: number of them.
+      layers: the number of layers.
       heads, mlp_dim, dtype: see `EncoderLayer`.
     """
 

@@ -1,18 +1,18 @@
-"""The UNet of Stable Diffusion 1.x, frame by frame, and reading one UNet's features in another.
+"""The UNet of Stable Diffusion 1.x, applied frame by frame, and a reference UNet whose features it can attend to.
 
-Latent diffusion (Rombach et al. 2022, arXiv:2112.10752), appendix E, with the numerics of its
-released weights; the reference network and its reading (spec xnemo.md, sections 1.1-1.4):
+The UNet is that of latent diffusion (Rombach et al. 2022, arXiv:2112.10752), appendix E, with the numerics of its
+released weights. The reference network and the way its features are read follow spec xnemo.md, sections 1.1-1.4:
 
     banks = ReferenceUNet(**size).apply(reference, latent, context)  # {"down_0/attn_0": (b, l, c)}
     pairs = project_banks(net, params, banks)                        # once for all steps and frames
     eps = net.apply({"params": params}, x, time, context, banks=pairs)
 
-A block whose name is not in `banks` attends to its own tokens alone, as it does where `bank_mask`
-is False for all of a sample's reference tokens.
+A block attends only to its own tokens if its name is not in `banks`, or if `bank_mask` is False for all of a sample's
+reference tokens.
 
-Fresh parameters: `proj_out` of every transformer and `conv_out` start at zero, as in the first
-training of Stable Diffusion, so that a fresh network returns zero and a fresh transformer does
-nothing; all else has Flax's defaults.
+In a fresh network, `proj_out` of every transformer and `conv_out` are zero, as when Stable Diffusion was first trained.
+A fresh network therefore returns zero, and a fresh transformer changes nothing. All other parameters start with Flax's
+defaults.
 
 Shape suffixes: b batch, f frames, h height, w width, n = b f, l = h w tokens, s keys, c channels.
 """
@@ -36,8 +36,8 @@ Banks = Mapping[str, jax.Array]
 Pairs = Mapping[str, tuple[jax.Array, jax.Array]]
 Make = Callable[..., nn.Module]
 
-EPSILON = 1e-5  # of the norms in residual blocks and of the last one
-TRANSFORMER_EPSILON = 1e-6  # of the group norm at a transformer's entrance
+EPSILON = 1e-5  # for the norms in residual blocks and the last norm
+TRANSFORMER_EPSILON = 1e-6  # for the group norm at a transformer's entrance
 zeros = nn.initializers.zeros
 
 # `UNet(**SIZES[name])`; parameters: sd15 859,520,964, tiny 3,250,340.
@@ -62,28 +62,28 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def time_code(time_b: jax.Array, width: int) -> jax.Array:
-    """Cosines, then sines, of the time at width / 2 rates from 1 down towards 1/10000; float32."""
+    """Encodes the time as cosines, then sines, at width / 2 rates from 1 down towards 1/10000; float32."""
     rate = np.float32(10000.0 ** (-2 * np.arange(width // 2) / width))
     angle = time_b.astype(jnp.float32)[:, None] * rate[None]
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
 def embedded_time(time_b: jax.Array, width: int, dtype: Dtype) -> jax.Array:
-    """The time as residual blocks read it, (b, 4 width), by two layers of the module that calls this."""
+    """Embeds the time for the residual blocks, (b, 4 width), with two layers that belong to the calling module."""
     dense = functools.partial(forms.Dense, 4 * width, dtype=dtype)
     time_bc = dense(name="time_0")(time_code(time_b, width))
     return dense(name="time_1")(nn.silu(time_bc))
 
 
 class Transformer(nn.Module):
-    """Self-attention, cross-attention to a context and GEGLU over the places of each frame.
+    """A transformer over the places of each frame: self-attention, cross-attention to a context, GEGLU.
 
     Attributes:
       heads: the number of heads of the attentions.
       groups: the number of groups of the group norm at the entrance.
-      context: has a cross-attention to a context (`norm2`, `cross`).
+      context: whether there is a cross-attention to a context (`norm2`, `cross`).
       within: makes a module that stands between the attentions and the feed-forward layer, or
-        None. It is called as ``(x_bfhwc, time_bc, condition)``, with the residual stream and the
+        None. That module is called as ``(x_bfhwc, time_bc, condition)``, with the residual stream and the
         embedded time, and returns the new stream.
       dtype: the dtype of the computation.
     """
@@ -104,7 +104,7 @@ class Transformer(nn.Module):
         mask_bs: jax.Array | None = None,
         condition: Any = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Stream and what the first norm returns, (b f, l, c): the bank of this block."""
+        """Returns the new stream, and the output of the first norm, (b f, l, c), which is the bank of this block."""
         b, f, h, w, c = x_bfhwc.shape
         dense = functools.partial(forms.Dense, c, dtype=self.dtype)
         y = x_bfhwc.reshape(b * f, h, w, c)
@@ -125,7 +125,7 @@ class Transformer(nn.Module):
 
 
 class Given(NamedTuple):
-    """What every layer of a UNet is given beside the features; `UNet.__call__` explains."""
+    """The inputs that every layer of a UNet gets besides the features; see `UNet.__call__`."""
 
     time_bc: jax.Array
     context_bsc: jax.Array | None
@@ -136,18 +136,20 @@ class Given(NamedTuple):
 
 
 class Stage(nn.Module):
-    """What the stages of a UNet share: a layer is a residual block, perhaps a transformer, and the
-    modules that follow it.
+    """The base class of a UNet's stages.
+
+    A layer of a stage is a residual block, a transformer if `attention`, and the modules of `after`.
 
     Attributes:
-      channels: output channels.
-      layers: number of layers.
+      channels: the output channels.
+      layers: the number of layers.
       resample: makes the `Downsample` or `Upsample`; None where the resolution stays.
-      attention: has transformers.
+      attention: whether the layers have transformers.
       heads, groups, context, dtype: fields of the transformers.
-      within: name of a transformer -> its `Transformer.within`, where it has one.
-      after: name -> makes a module that follows each layer, called as ``(x_bfhwc, condition)``.
-      remat: recompute residual blocks and transformers in the backward pass.
+      within: maps the name of a transformer to its `Transformer.within`, if it has one.
+      after: maps a name to what makes a module that follows each layer; the module is called as
+        ``(x_bfhwc, condition)``.
+      remat: whether to recompute residual blocks and transformers in the backward pass.
     """
 
     channels: int
@@ -163,7 +165,7 @@ class Stage(nn.Module):
     dtype: Dtype = jnp.float32
 
     def res(self, j: int, x: jax.Array, given: Given) -> jax.Array:
-        """Residual block number j, each frame by itself."""
+        """Runs residual block number j on each frame by itself."""
         b, f = x.shape[:2]
         block = nn.remat(ResBlock) if self.remat else ResBlock
         block = block(self.channels, self.groups, EPSILON, self.dtype, name=f"res_{j}")
@@ -171,7 +173,7 @@ class Stage(nn.Module):
         return y.reshape(b, f, *y.shape[1:])
 
     def layer(self, j: int, x: jax.Array, given: Given, seen: dict[str, jax.Array]) -> jax.Array:
-        """Layer number j; adds the transformer's bank to `seen`."""
+        """Runs layer number j; adds the transformer's bank to `seen`."""
         x = self.res(j, x, given)
         if self.attention:
             block = f"{self.name}/attn_{j}"
@@ -191,14 +193,14 @@ class Stage(nn.Module):
         return x
 
     def resampled(self, x: jax.Array) -> jax.Array:
-        """The resolution of the next stage, each frame by itself."""
+        """Changes the features to the resolution of the next stage, each frame by itself."""
         b, f = x.shape[:2]
         y = self.resample()(x.reshape(b * f, *x.shape[2:]))
         return y.reshape(b, f, *y.shape[1:])
 
 
 class Down(Stage):
-    """Layers, each of whose outputs is kept for the way up, then the lower resolution."""
+    """A stage on the way down: layers, whose outputs are all kept for the way up, then the lower resolution."""
 
     @nn.compact
     def __call__(self, x, given, kept, seen):
@@ -213,7 +215,7 @@ class Down(Stage):
 
 
 class Middle(Stage):
-    """One layer and a residual block at the lowest resolution."""
+    """The middle stage: one layer and a residual block at the lowest resolution."""
 
     @nn.compact
     def __call__(self, x, given, seen):
@@ -222,7 +224,7 @@ class Middle(Stage):
 
 
 class Up(Stage):
-    """Layers, each on the features and what was kept on the way down, then the higher resolution."""
+    """A stage on the way up: layers that also get the features kept on the way down, then the higher resolution."""
 
     @nn.compact
     def __call__(self, x, given, kept, seen):
@@ -233,7 +235,7 @@ class Up(Stage):
 
 
 class UpAlone(Stage):
-    """As `Up`, without anything from the way down; each layer's output is kept."""
+    """A stage like `Up` that gets no features from the way down; the output of each layer is kept."""
 
     @nn.compact
     def __call__(self, x, given, made, seen):
@@ -245,24 +247,23 @@ class UpAlone(Stage):
 
 
 class UNet(nn.Module):
-    """Predicts the noise in latents; frames meet only in modules that a subclass adds.
+    """Predicts the noise in latents; frames exchange information only in modules that a subclass adds.
 
-    A subclass puts its modules in by `within`, `after` and `added`.
+    A subclass adds its modules by overriding `within`, `after` and `added`.
 
     Attributes:
       channels: the channels at each resolution, highest first.
-      attention: which resolutions have transformers; the lowest one's is the middle's too, which
-        always has one.
-      layers_per_block: layers per resolution on the way down; one more on the way up.
+      attention: whether each resolution has transformers, highest first. The middle always has one.
+      layers_per_block: the number of layers per resolution on the way down; the way up has one more.
       heads: the number of heads of every attention; divides the channels.
       context_width: the width of the cross-attention's context; 0 leaves the cross-attentions out.
       norm_groups: the number of groups of the group norms.
-      latent_channels: in and out.
-      up: has the way up; without it there is no head either.
-      head: has the output layer.
-      places: adds a fixed code of its row and column to every place of the latents. Stable Diffusion has none, and
-        has learnt from the padding at the borders where things are; a short training of a small network cannot.
-      remat: recompute residual blocks and transformers in the backward pass.
+      latent_channels: the number of channels of the latents, both in the input and in the output.
+      up: whether there is a way up; without it there is no head either.
+      head: whether there is an output layer.
+      places: whether to add a fixed code of row and column to every place of the latents. Stable Diffusion has none: it
+        has learnt positions from the padding at the borders, which a small network cannot do in a short training.
+      remat: whether to recompute residual blocks and transformers in the backward pass.
       dtype: the dtype of the computation; parameters stay float32.
     """
 
@@ -280,19 +281,22 @@ class UNet(nn.Module):
     dtype: Dtype = jnp.float32
 
     def within(self, block: str) -> Make | None:
-        """Makes the module inside transformer `block` ("mid/attn_0"); see `Transformer.within`."""
+        """Returns what makes the module inside the transformer named `block`, for example "mid/attn_0", or None; see
+        `Transformer.within`."""
         return None
 
     def after(self) -> dict[str, Make]:
-        """Modules after each layer, in order: name -> makes one; see `Stage.after`."""
+        """Returns a dictionary, in order, from the name of each module that follows every layer to what makes it; see
+        `Stage.after`."""
         return {}
 
     def added(self, time_b: jax.Array, given: Given) -> tuple[list[jax.Array], jax.Array] | None:
-        """Arrays to add to what is kept on the way down, in its order, and one for the middle; None: nothing."""
+        """Returns the arrays to add to the features kept on the way down, in their order, and the array to add to the
+        middle's features; None adds nothing."""
         return None
 
     def optional(self) -> tuple[str, ...]:
-        """The names that `skip` knows."""
+        """Returns the names that `skip` may contain."""
         return tuple(self.after())
 
     def __call__(
@@ -305,24 +309,24 @@ class UNet(nn.Module):
         bank_mask: Banks | None = None,
         skip: tuple[str, ...] = (),
     ) -> jax.Array:
-        """Run the network.
+        """Runs the network.
 
         Args:
           x_bfhwc: (b, f, h, w, latent_channels) noisy latents; h and w are multiples of
-            2^(levels - 1), 8 for the released one.
+            2^(levels - 1), which is 8 for the released network.
           time_b: (b,) timestep of each sample, 0 to 999, the same for all its frames.
           context_bsc: (b, s, context_width) tokens of the cross-attention, the same for all frames.
-          condition: for the modules of `within` and `after`.
-          banks: block -> keys and values of the reference, each (b or 1, l, heads, d), from
+          condition: the condition that the modules of `within`, `after` and `added` read.
+          banks: maps the name of a block to keys and values of the reference, each (b or 1, l, heads, d), from
             `project_banks`; they serve all frames of a sample.
-          bank_mask: block -> bool (b or 1, l), False for reference tokens that are left out.
-          skip: names of `optional` that are left out of this run.
+          bank_mask: maps the name of a block to bool (b or 1, l), False for reference tokens that are left out.
+          skip: the names of `optional` that are left out of this run.
 
         Returns:
-          (b, f, h, w, latent_channels) float32; without the head the features of the last stage.
+          (b, f, h, w, latent_channels) float32; without the head, the features of the last stage.
 
         Raises:
-          ValueError: shapes, blocks or names that do not fit.
+          ValueError: if shapes do not fit, or blocks or names are unknown.
         """
         banks, bank_mask = banks or {}, bank_mask or {}
         return self._run(x_bfhwc, time_b, context_bsc, condition, banks, bank_mask, skip)[0]
@@ -396,11 +400,11 @@ class UNet(nn.Module):
 
 
 class ReferenceUNet(UNet):
-    """The network whose features another one reads: a UNet on clean latents at time 0.
+    """The network whose features another network reads: a UNet on clean latents at time 0.
 
-    What follows the first norm of the last transformer is never read and has no gradient: the
-    leaves that match `UNREAD`. They exist because the released weights have them, and a jitted
-    call does not compute them. ``up=False`` makes the way down and the middle alone.
+    The layers after the first norm of the last transformer are never read, so their parameters, which match `UNREAD`,
+    have no gradient. They exist because the released weights have them; a jitted call does not compute these layers.
+    ``up=False`` makes the way down and the middle alone.
     """
 
     head: bool = False
@@ -408,27 +412,27 @@ class ReferenceUNet(UNet):
     def __call__(
         self, z_bhwc: jax.Array, context_bsc: jax.Array | None = None, condition: Any = None
     ) -> dict[str, jax.Array]:
-        """Banks of clean latents.
+        """Computes the banks of clean latents.
 
         Args:
           z_bhwc: (b, h, w, latent_channels) scaled latents without noise.
           context_bsc: (b, s, context_width) tokens of the cross-attention.
-          condition: for the modules of a subclass.
+          condition: the condition that the modules of a subclass read.
 
         Returns:
-          block -> (b, l, c) of `dtype`, the normalised tokens before the self-attention, in the
-          order of `block_names`.
+          A dictionary from the name of each block to its bank (b, l, c) of `dtype`, the normalised tokens before the
+          self-attention, in the order of `block_names`.
         """
         time_b = jnp.zeros(len(z_bhwc))
         return self._run(z_bhwc[:, None], time_b, context_bsc, condition, {}, {}, ())[1]
 
 
-# Leaves of a four-level `ReferenceUNet` without a gradient: 20 tensors (spec xnemo.md, 1.2).
+# The parameters of a four-level `ReferenceUNet` that have no gradient: 20 tensors (spec xnemo.md, 1.2).
 UNREAD = r"up_3/attn_2/(self|norm2|cross|norm3|ff|proj_out)/.*"
 
 
 def block_names(net: UNet) -> list[str]:
-    """Names of the transformers in the order in which they run; 16 in Stable Diffusion."""
+    """Returns the names of the transformers in the order in which they run; 16 in Stable Diffusion."""
     last = len(net.channels) - 1
     layers = range(net.layers_per_block)
     names = [f"down_{i}/attn_{j}" for i in range(last + 1) if net.attention[i] for j in layers]
@@ -441,18 +445,18 @@ def block_names(net: UNet) -> list[str]:
 
 
 def project_banks(net: UNet, params: Mapping[str, Any], banks: Banks) -> Pairs:
-    """Keys and values of reference features by the reading network's own layers.
+    """Projects reference features to keys and values with the reading network's own layers.
 
-    These have no bias and see no time, so that one projection serves all steps and frames. It is
-    differentiable in both arguments.
+    These layers have no bias and do not see the time, so one projection serves all steps and frames. It is
+    differentiable in both `params` and `banks`.
 
     Args:
       net: the reading network.
-      params: its parameters.
-      banks: block -> (b, l, c); a part of the blocks will do.
+      params: the parameters of the reading network.
+      banks: maps the name of a block to its bank (b, l, c); some of the blocks may be missing.
 
     Returns:
-      block -> two arrays (b, l, heads, d) of `net.dtype`.
+      A dictionary from the name of each block in `banks` to keys and values, (b, l, heads, d) of `net.dtype`.
     """
 
     def project(block: str, name: str) -> jax.Array:
@@ -465,18 +469,19 @@ def project_banks(net: UNet, params: Mapping[str, Any], banks: Banks) -> Pairs:
 
 
 def random_banks(key: jax.Array, banks: Banks, ratio: float) -> Banks:
-    """The reference's features less a share of their tokens, drawn per sample and per block.
+    """Drops a random share of the reference's tokens, drawn per sample and per block.
 
-    Reference feature masking of X-NeMo (spec xnemo.md, 1.3 and 2.4). Tokens that are left out are neither projected nor
+    This is X-NeMo's reference feature masking (spec xnemo.md, 1.3 and 2.4). Dropped tokens are neither projected nor
     attended to.
 
     Args:
       key: the random key of the draw.
-      banks: block -> (b, l, c).
-      ratio: share that is left out, 0 to 1; of l tokens, floor(l (1 - ratio)) stay.
+      banks: maps the name of a block to its bank (b, l, c).
+      ratio: the share of tokens that is dropped, 0 to 1; of l tokens, floor(l (1 - ratio)) stay.
 
     Returns:
-      block -> (b, floor(l (1 - ratio)), c), in the order of the draw, which means nothing to an attention.
+      A dictionary from the name of each block to the tokens that stay, (b, floor(l (1 - ratio)), c). They are in random
+      order, which makes no difference to an attention.
     """
     if not ratio:
         return banks

@@ -2,8 +2,8 @@
 
 `AutoencoderKL` is the f=8 autoencoder of Stable Diffusion (Rombach et al. 2022, arXiv:2112.10752,
 section 3.1 and appendix G); `PatchCodec` has the same interface and no weights. Pixels are RGB in
-[-1, 1], NHWC. The factor 0.18215 that Stable Diffusion puts on its latents is not applied here: how
-latents are scaled is the system's choice.
+[-1, 1], NHWC. Stable Diffusion's factor of 0.18215 on latents is not applied here: each system
+chooses how to scale its latents.
 
     mean, logvar = codec.apply(variables, x, method="encode")
     x = codec.apply(variables, z, method="decode")
@@ -31,8 +31,8 @@ from vidmotion.models.blocks import (
     group_norm,
 )
 
-EPSILON = 1e-6  # of every norm in the autoencoder; the UNet has 1e-5
-ONE_SIDED: Padding = ((0, 1), (0, 1))  # of the strided convolutions, as in the released encoder
+EPSILON = 1e-6  # for every norm in the autoencoder; the UNet uses 1e-5
+ONE_SIDED: Padding = ((0, 1), (0, 1))  # for the strided convolutions, as in the released encoder
 LOGVAR_RANGE = (-30.0, 20.0)
 PATCH = 8  # side of `PatchCodec`'s patches, pixels
 
@@ -44,10 +44,10 @@ SIZES = {
 
 
 class Middle(nn.Module):
-    """Residual block, attention, residual block at the lowest resolution.
+    """The middle of encoder and decoder: residual block, attention, residual block at the lowest resolution.
 
     Attributes:
-      norm_groups: groups of the norms.
+      norm_groups: the number of groups of the norms.
       dtype: the dtype of the computation.
     """
 
@@ -64,12 +64,12 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, then a change of resolution.
+    """Residual blocks at one resolution, then a change of resolution.
 
     Attributes:
-      channels: output channels.
-      layers: number of residual blocks.
-      norm_groups: groups of the norms.
+      channels: the output channels.
+      layers: the number of residual blocks.
+      norm_groups: the number of groups of the norms.
       resample: makes the `Downsample` or `Upsample`; None at the last level.
       dtype: the dtype of the computation.
     """
@@ -89,7 +89,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels to the moments of the latent; the attributes are `AutoencoderKL`'s."""
+    """Turns pixels into the moments of the latent; the attributes are `AutoencoderKL`'s."""
 
     channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
@@ -116,7 +116,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent to pixels; the attributes are `AutoencoderKL`'s."""
+    """Turns a latent into pixels; the attributes are `AutoencoderKL`'s."""
 
     channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
@@ -126,7 +126,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z_bhwc: jax.Array) -> jax.Array:
-        """(b, h, w, latent_channels) -> (b, f h, f w, 3), f = 2^(levels - 1)."""
+        """(b, h, w, latent_channels) -> (b, f h, f w, 3), f = patch 2^(levels - 1)."""
         conv = dict(kernel_size=(3, 3), padding=SAME, dtype=self.dtype)
         x = nn.Conv(self.channels[-1], **conv, name="conv_in")(z_bhwc)
         x = Middle(self.norm_groups, self.dtype, name="mid")(x)
@@ -146,11 +146,12 @@ class AutoencoderKL(nn.Module):
 
     Attributes:
       channels: the channels at each resolution, highest first; each further level halves height and width.
-      layers_per_block: residual blocks per level of the encoder; the decoder has one more.
+      layers_per_block: the number of residual blocks per level of the encoder; the decoder has one more.
       latent_channels: the number of channels of the latent.
-      norm_groups: groups of every group norm.
-      patch: side of the squares of pixels that the first convolution reads, and the last one writes, as the
-        channels of one place; 1 in Stable Diffusion. A larger patch keeps every layer at a low resolution.
+      norm_groups: the number of groups of every group norm.
+      patch: the side of the squares of pixels that become the channels of one place before the first convolution, and
+        that are made from such channels after the last; 1 in Stable Diffusion. A larger patch keeps every layer at a
+        low resolution.
       dtype: the dtype of the computation; parameters stay float32.
     """
 
@@ -180,47 +181,46 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(**size)
 
     def encode(self, x_bhwc: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Moments of the Gaussian posterior over latents.
+        """Computes the moments of the Gaussian posterior over latents.
 
         Args:
-          x_bhwc: (b, h, w, 3) RGB in [-1, 1]; h and w are multiples of `factor`, 8 for the released
-            one.
+          x_bhwc: (b, h, w, 3) RGB in [-1, 1]; h and w are multiples of `factor`, which is 8 for the released
+            autoencoder.
 
         Returns:
-          mean and log-variance, each (b, h/f, w/f, latent_channels), f = `factor`, and unscaled; the log-variance
-          is held to [-30, 20] as the released code does.
+          Mean and log-variance, unscaled, each (b, h/f, w/f, latent_channels) with f = `factor`. The log-variance
+          is clipped to [-30, 20] as in the released code.
 
         Raises:
-          ValueError: another rank, or h or w is not such a multiple.
+          ValueError: if the rank is wrong, or h or w is not a multiple of `factor`.
         """
         _require_image(x_bhwc, self.factor)
         mean, logvar = jnp.split(self.quant(self.encoder(x_bhwc)), 2, axis=-1)
         return mean, jnp.clip(logvar, *LOGVAR_RANGE)
 
     def decode(self, z_bhwc: jax.Array) -> jax.Array:
-        """Unscaled latent (b, h, w, latent_channels) -> RGB (b, f h, f w, 3), not clipped."""
+        """Decodes an unscaled latent: (b, h, w, latent_channels) -> RGB (b, f h, f w, 3), f = `factor`, not clipped."""
         return self.decoder(self.post_quant(z_bhwc))
 
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
-        """Reconstruction through the posterior mean, (b, h, w, 3); touches every parameter."""
+        """Reconstructs pictures (b, h, w, 3) through the posterior mean; uses every parameter."""
         return self.decode(self.encode(x_bhwc)[0])
 
 
 class PatchCodec(nn.Module):
-    """Deterministic codec without parameters, for demos and tests: a projection of each 8x8 patch.
+    """A deterministic codec without parameters, for demos and tests: a projection of each 8x8 patch.
 
-    Four orthonormal functions on the patch (two-dimensional DCT-II): the constant in red, green and
-    blue, and the lowest horizontal frequency of the three colours together. Decoding is the
-    transpose, so decode then encode is the identity and encode then decode the orthogonal
-    projection. A patch of one colour v has the latent (8 v_red, 8 v_green, 8 v_blue, 0).
-    Initialises to an empty tree.
+    The latent holds the patch's coefficients for four orthonormal functions (two-dimensional DCT-II): the constant in
+    red, green and blue, and the lowest horizontal frequency of the three colours together. Decoding is the transpose.
+    Decoding and then encoding is therefore the identity; encoding and then decoding is the orthogonal projection. A
+    patch of one colour v has the latent (8 v_red, 8 v_green, 8 v_blue, 0). The codec initialises to an empty tree.
     """
 
     def encode(self, x_bhwc: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(b, h, w, 3) in [-1, 1] -> mean (b, h/8, w/8, 4) and log-variance at its floor, -30.
+        """Encodes pictures: (b, h, w, 3) in [-1, 1] -> mean (b, h/8, w/8, 4) and log-variance, -30 everywhere.
 
         Raises:
-          ValueError: another rank, or h or w is not a multiple of 8.
+          ValueError: if the rank is wrong, or h or w is not a multiple of 8.
         """
         _require_image(x_bhwc, PATCH)
         x = einops.rearrange(x_bhwc, "b (h i) (w j) c -> b h w (i j c)", i=PATCH, j=PATCH)
@@ -228,17 +228,17 @@ class PatchCodec(nn.Module):
         return mean, jnp.full_like(mean, LOGVAR_RANGE[0])
 
     def decode(self, z_bhwc: jax.Array) -> jax.Array:
-        """(b, h, w, 4) -> (b, 8h, 8w, 3), not clipped."""
+        """Decodes latents: (b, h, w, 4) -> (b, 8h, 8w, 3), not clipped."""
         x = z_bhwc @ patch_basis()
         return einops.rearrange(x, "b h w (i j c) -> b (h i) (w j) c", i=PATCH, j=PATCH, c=3)
 
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
-        """Projection of the image, (b, h, w, 3) -> (b, h, w, 3)."""
+        """Projects pictures, encoding and then decoding them: (b, h, w, 3) -> (b, h, w, 3)."""
         return self.decode(self.encode(x_bhwc)[0])
 
 
 def patch_basis() -> np.ndarray:
-    """(4, 192) orthonormal rows on patches flattened as (row, column, colour), of `PatchCodec`."""
+    """Returns `PatchCodec`'s functions as (4, 192) orthonormal rows, for patches flattened as (row, column, colour)."""
     constant = np.full(PATCH, PATCH**-0.5)
     cosine = np.sqrt(2 / PATCH) * np.cos(np.pi * (np.arange(PATCH) + 0.5) / PATCH)
     grey = np.full(3, 3**-0.5)

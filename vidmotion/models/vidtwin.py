@@ -5,12 +5,12 @@
     video = net.apply(variables, structure.mean, dynamics.mean, method="decode")
     video = net.apply(variables, structure.mean, None, method="decode")  # structure alone
 
-Sections are those of the spec vidtwin.md, tables those of the paper's supplement. Attention over
-frames inside the two transformers is causal; the network as a whole is not, since the Q-Former, the
-dynamics head and the mixing of queries into frames look both ways (section 14, 5).
+Section numbers refer to the spec vidtwin.md, table numbers to the paper's supplement. Attention over frames inside the
+two transformers is causal. The network as a whole is not, since the Q-Former, the dynamics head and the mixing of
+queries into frames use both earlier and later frames (section 14, 5).
 
 Shape suffixes: b batch, t frames, h w patches of a frame, c channels, q queries, p positions of
-both profiles, column profile first, n numbers of a latent.
+both profiles (the profile along the width first), n numbers of a latent.
 """
 
 import functools
@@ -28,7 +28,8 @@ from vidmotion.models.qformer import BERT, QFormer
 from vidmotion.models.spacetime import Decoder, Encoder, uniform_bias, uniform_kernel
 
 LOGVAR_RANGE = (-30.0, 20.0)  # section 4
-LOGVAR_START = -4.0  # of the scaled start: a posterior's deviation of 0.14 beside means about 1
+# For the start "scaled": a posterior's deviation of 0.14, with means of about 1.
+LOGVAR_START = -4.0
 MAX_BLOCKS = 3
 Initializer = nn.initializers.Initializer
 lecun = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -38,22 +39,23 @@ he = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 def interpolation(
     key: jax.Array, shape: tuple[int, int], dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
-    """The kernel (n, m) that resamples n places to m by linear interpolation, as an initialiser; `key` is not used."""
+    """Initialises a kernel (n, m) that resamples n places to m by linear interpolation; `key` is not used."""
     n, m = shape
     at = jnp.clip((jnp.arange(m) + 0.5) * n / m - 0.5, 0, n - 1)
     return jnp.maximum(0, 1 - jnp.abs(jnp.arange(n)[:, None] - at[None])).astype(dtype)
 
 
 class Start(NamedTuple):
-    """How the layers between the two transformers begin.
+    """How the layers between the two transformers are initialised.
 
     Attributes:
-      kernel: initializer of the kernel of a layer without activation.
-      relu: initializer of the kernel of a layer that a ReLU follows.
-      bias: fan-in -> initialiser of a bias.
-      places: initializer of the kernel of a layer that mixes queries or places, and that a ReLU follows.
+      kernel: the initializer of the kernel of a layer without activation.
+      relu: the initializer of the kernel of a layer followed by a ReLU.
+      bias: the function that maps a bias's fan-in to its initializer.
+      places: the initializer of the kernel of a layer that mixes queries or places and is followed by a ReLU.
       qformer: the initializer of all kernels of the Q-Former.
-      steady: the log-variances begin at `LOGVAR_START` whatever the clip, and not at what the kernel gives.
+      steady: whether the log-variances begin at `LOGVAR_START` for every clip, instead of at random values that depend
+        on the clip.
     """
 
     kernel: Initializer
@@ -64,19 +66,19 @@ class Start(NamedTuple):
     steady: bool
 
 
-# Released: PyTorch's defaults and BERT's, whose layers each make the signal smaller: of what differs
-# between clips 6e-6 is left in the means of the structure latent, beside a posterior's deviation of 1.
-# Scaled: every layer keeps the size of its signal. Queries and places are mixed by interpolation: what is mixed there
-# went through a ReLU and is positive and much alike, so that a column of random weights whose sum is negative silences
-# a whole frame or place in all channels, which is half of them.
+# "released": the defaults of PyTorch and BERT. Each layer makes the signal smaller, so that differences between clips
+# are down to 6e-6 in the means of the structure latent, while the posterior's deviation is 1.
+# "scaled": every layer keeps the size of its signal. Queries and places are mixed by interpolation. Their inputs have
+# passed a ReLU and are positive and much alike, so with random weights, every output whose weights sum to less than
+# zero would be silent in all channels: half of the frames or places.
 STARTS = {
     "released": Start(uniform_kernel, uniform_kernel, uniform_bias, uniform_kernel, BERT, False),
     "scaled": Start(lecun, he, lambda fan_in: nn.initializers.zeros, interpolation, lecun, True),
 }
 
 # Supplement, Table 1. Parameters with LATENTS["released"]: small 106,133,298, base 311,518,770,
-# large 1,237,295,922. The released code also holds two layers that nothing reads (section 6): with
-# them 106.92M, 312.70M, 1239.7M.
+# large 1,237,295,922. The released code also holds two unused layers (section 6); with them the numbers are 106.92M,
+# 312.70M, 1239.7M.
 SIZES = {
     "small": {"width": 512, "depth": 12, "heads": 8},
     "base": {"width": 768, "depth": 16, "heads": 12},
@@ -94,14 +96,14 @@ def _latent(queries, structure_channels, structure_blocks, dynamics_channels, dy
     }
 
 
-# n_q, d_S, blocks to h_S (1, 2, 3: 7, 4, 2 of 14), d_D, blocks to h_D.
+# n_q, d_S, blocks down to h_S (1, 2 or 3 blocks make 7, 4 or 2 of 14), d_D, blocks down to h_D.
 LATENTS = {
     # Supplement, Table 5. Setting 1 is the paper's main result, 0.20 %.
     "1": _latent(16, 4, 1, 8, 1),
     "2": _latent(16, 4, 1, 16, 2),
     "3": _latent(12, 4, 1, 8, 1),
-    "released": _latent(16, 8, 1, 8, 1),  # of the released checkpoint, 0.33 %
-    # Table 3 gives rates only: settings that reach them (section 9). Guesses.
+    "released": _latent(16, 8, 1, 8, 1),  # the released checkpoint, 0.33 %
+    # Table 3 gives rates only. These settings, which are guesses, reach them (section 9).
     "0.11": _latent(8, 4, 1, 8, 2),
     "0.16": _latent(16, 8, 2, 8, 1),
     "0.48": _latent(16, 12, 1, 16, 2),
@@ -109,14 +111,16 @@ LATENTS = {
 
 
 class Gaussian(NamedTuple):
-    """Diagonal Gaussian over a latent; mean and log-variance float32 of equal shape, or no log-variance: the mean is
-    all that there is."""
+    """A diagonal Gaussian over a latent, with mean and log-variance in float32 of equal shape.
+
+    A log-variance of None means that the latent is not random: it is the mean.
+    """
 
     mean: jax.Array
     logvar: jax.Array | None
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """One draw, of the shape of the mean."""
+        """Draws one sample, with the shape of the mean."""
         if self.logvar is None:
             return self.mean
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
@@ -126,24 +130,23 @@ class Gaussian(NamedTuple):
 class Latents(NamedTuple):
     """The two latents of a clip, or their Gaussians.
 
-    Structure is (batch, queries, h, w, structure_channels). Dynamics is (batch, frames, positions,
-    dynamics_channels); the first half of the positions runs along the width (mean over rows), the
-    second along the height (mean over columns). The ablations of `vidtwin_ablations` have other shapes, and one of
-    them has no dynamics.
+    Structure is (batch, queries, h, w, structure_channels). Dynamics is (batch, frames, positions, dynamics_channels);
+    the first half of the positions runs along the width (mean over rows), the second half along the height (mean over
+    columns). The ablations of `vidtwin_ablations` have other shapes, and one of them has no dynamics.
     """
 
     structure: jax.Array | Gaussian
     dynamics: jax.Array | Gaussian | None
 
     def taken(self, key: jax.Array | None = None) -> "Latents":
-        """The means of Gaussians or, with a key, independent draws from them."""
+        """Returns the means of the Gaussians or, with a key, independent draws from them."""
         keys = (None, None) if key is None else jax.random.split(key)
         pairs = zip(self, keys)
         return Latents(*(g and (g.mean if k is None else g.sample(k)) for g, k in pairs))
 
 
 def halved(side: int, times: int) -> int:
-    """Side in patches after `times` convolutions of stride 2."""
+    """Returns the side in patches after `times` convolutions of stride 2."""
     for _ in range(times):
         side = -(-side // 2)
     return side
@@ -152,7 +155,8 @@ def halved(side: int, times: int) -> int:
 def _conv(
     x: jax.Array, features: int, start: Start, name: str, *, relu: bool = False, stride: int = 1
 ) -> jax.Array:
-    """3x3 convolution padded by 1 on every side (at stride 2, "SAME" would pad one side only), and ReLU."""
+    """Applies a 3x3 convolution padded by 1 on every side (at stride 2, "SAME" would pad one side only), and ReLU if
+    `relu`."""
     y = nn.Conv(
         features,
         (3, 3),
@@ -175,7 +179,17 @@ def dense(
     places: bool = False,
     relu: bool = True,
 ) -> jax.Array:
-    """Dense layer over `axis`, of queries or places if `places`, whose result is the last axis, and ReLU if `relu`."""
+    """Applies a dense layer over one axis, whose result becomes the last axis, and ReLU if `relu`.
+
+    Args:
+      x: the input.
+      features: the number of outputs.
+      start: how the layer is initialised.
+      name: the name of the layer.
+      axis: the axis that the layer reads.
+      places: whether this axis runs over queries or places, so that `Start.places` initialises the kernel.
+      relu: whether a ReLU follows.
+    """
     kernel = start.relu if relu else start.kernel
     y = nn.DenseGeneral(
         features,
@@ -189,8 +203,10 @@ def dense(
 
 
 def _moments(x: jax.Array, channels: int, start: Start, variational: bool) -> jax.Array:
-    """The convolution to mean and log-variance: (..., h, w, c) -> (..., h, w, 2 channels); or, not `variational`, to
-    the latent itself, (..., h, w, channels)."""
+    """Applies the convolution that ends a branch's encoder: (..., h, w, c) -> (..., h, w, 2 channels).
+
+    The result is mean and log-variance or, if not `variational`, the latent itself, (..., h, w, channels).
+    """
     if not variational:
         return _conv(x, channels, start, "latent")
     if start.steady:
@@ -212,14 +228,16 @@ def _gaussian(moments: jax.Array) -> Gaussian:
 
 
 class StructureEncoder(nn.Module):
-    """A Q-Former along the time of each patch, then convolutions in space (2.1, 2.2).
+    """Encodes features as the structure latent: a Q-Former along the time of each patch, then convolutions in space
+    (2.1, 2.2).
 
     Attributes:
-      reader: makes what reads the frames of a patch, called as ``(memory_blc, deterministic)``: the `QFormer`.
-      width: channels after the first convolution; every block doubles them.
-      blocks: convolutions of stride 2.
+      reader: makes the module that reads the frames of a patch, called as ``(memory_blc, deterministic)``: the
+        `QFormer`.
+      width: the channels after the first convolution; every block doubles them.
+      blocks: the number of convolutions of stride 2.
       channels: d_S.
-      start: how the layers begin.
+      start: how the layers are initialised.
       variational: whether the latent is a Gaussian.
     """
 
@@ -245,12 +263,12 @@ class StructureEncoder(nn.Module):
 
 
 class StructureDecoder(nn.Module):
-    """Structure latent to its part of the decoder's input (2.3).
+    """Turns the structure latent into its part of the decoder's input (2.3).
 
     Attributes:
-      frames, side, features: t, h = w, c of the result.
-      query_width: channels of a query.
-      width, blocks, start: as in `StructureEncoder`.
+      frames, side, features: t, h = w and c of the result.
+      query_width: the channels of a query.
+      width, blocks, start: see `StructureEncoder`.
     """
 
     frames: int
@@ -263,7 +281,7 @@ class StructureDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, structure_bqhwn: jax.Array) -> jax.Array:
-        """(b, q, h', w', d_S) -> (b, t, h, w, c), not negative."""
+        """(b, q, h', w', d_S) -> (b, t, h, w, c), without negative values."""
         start, batch = self.start, len(structure_bqhwn)
         x = rearrange(structure_bqhwn, "b q h w n -> (b q) h w n")
         x = _conv(x, self.width * 2**self.blocks, start, "conv_in", relu=True)
@@ -271,7 +289,8 @@ class StructureDecoder(nn.Module):
             x = _conv(x, x.shape[-1] // 2, start, f"up_{i}", relu=True)
             x = repeat(x, "b h w c -> b (h i) (w j) c", i=2, j=2)
         x = _conv(x, self.query_width, start, "conv_out")
-        first = (x.shape[1] - self.side) // 2  # halving rounded up: cut what is too much
+        # Halving rounded up, so doubling may have made more than `side` places.
+        first = (x.shape[1] - self.side) // 2
         middle = slice(first, first + self.side)
         x = rearrange(x[:, middle, middle], "(b q) h w c -> b q h w c", b=batch)
         x = dense(x, self.features, start, "widen")
@@ -280,15 +299,15 @@ class StructureDecoder(nn.Module):
 
 
 class DynamicsEncoder(nn.Module):
-    """Each frame's profile along the width and along the height (3.1).
+    """Encodes features as the dynamics latent: each frame's profile along the width and along the height (3.1).
 
-    One head serves both: a 3x3 convolution over (frame, position), which therefore sees the frame
+    One head serves both profiles: a 3x3 convolution over (frame, position), which therefore sees the frame
     before and the frame after.
 
     Attributes:
-      blocks: convolutions of stride 2.
+      blocks: the number of convolutions of stride 2.
       channels: d_D.
-      start: how the layers begin.
+      start: how the layers are initialised.
       variational: whether the latent is a Gaussian.
     """
 
@@ -299,8 +318,10 @@ class DynamicsEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, z_bthwc: jax.Array, deterministic: bool = True) -> jax.Array:
-        """Features (b, t, h, w, c) -> moments (b, t, w' + h', 2 d_D), or d_D if not variational; there is no dropout
-        here."""
+        """Features (b, t, h, w, c) -> moments (b, t, w' + h', 2 d_D), or d_D if not variational.
+
+        There is no dropout, so `deterministic` has no effect.
+        """
         batch, frames, _, _, width = z_bthwc.shape
         x = z_bthwc.reshape(-1, *z_bthwc.shape[2:])
         for i in range(self.blocks):
@@ -312,11 +333,11 @@ class DynamicsEncoder(nn.Module):
 
 
 class DynamicsDecoder(nn.Module):
-    """Dynamics latent to its part of the decoder's input (3.2); both profiles share all layers.
+    """Turns the dynamics latent into its part of the decoder's input (3.2); both profiles share all layers.
 
     Attributes:
       side, features: h = w and c of the result.
-      start: how the layers begin.
+      start: how the layers are initialised.
     """
 
     side: int
@@ -325,7 +346,7 @@ class DynamicsDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, dynamics_btpn: jax.Array) -> jax.Array:
-        """(b, t, w' + h', d_D) -> (b, t, h, w, c), not negative."""
+        """(b, t, w' + h', d_D) -> (b, t, h, w, c), without negative values."""
         start = self.start
         x = dense(dynamics_btpn, self.features, start, "dense_0")
         x = dense(x, self.features, start, "dense_1")
@@ -337,26 +358,30 @@ class DynamicsDecoder(nn.Module):
 
 
 class VidTwin(nn.Module):
-    """The autoencoder (arXiv 2412.17726, section 3; spec sections 1 to 4).
+    """VidTwin's autoencoder: encodes a clip as a structure and a dynamics latent, and decodes them (arXiv 2412.17726,
+    section 3; spec sections 1 to 4).
 
-    An ablation is a subclass with another `reader`, `structure_branch` or `dynamics_branch` and the shapes that go with
-    it: see `vidtwin_ablations`.
+    An ablation is a subclass with another `reader`, `structure_branch` or `dynamics_branch` and matching shapes: see
+    `vidtwin_ablations`.
 
     Parameters are float32, and so is everything but the matrix products of the two transformers, as
     under the autocast of the released code (section 1.5).
 
     Attributes:
       width, depth, heads: the sizes of encoder and decoder (`SIZES`).
-      queries: n_q, not more than the frames of the transformers (3.2.1 of the paper).
-      structure_channels, structure_blocks: d_S; convolutions of stride 2 on the structure, 1 to 3.
-      dynamics_channels, dynamics_blocks: the same of the dynamics, d_D.
-      frames, size: how many frames a clip has, and its equal height and width in pixels.
-      patch: frames, rows and columns of a patch.
-      channels: how many a frame has: 3 of pictures, others where it is made of latents of an image autoencoder.
+      queries: n_q, at most the number of frames in the transformers (3.2.1 of the paper).
+      structure_channels: d_S.
+      structure_blocks: the number of convolutions of stride 2 on the structure, 1 to 3.
+      dynamics_channels: d_D.
+      dynamics_blocks: the number of convolutions of stride 2 on the dynamics, 1 to 3.
+      frames: the number of frames of a clip.
+      size: the height and width of a clip in pixels.
+      patch: the frames, rows and columns of a patch.
+      channels: the channels of a frame: 3 for pictures, another number for latents of an image autoencoder.
       query_width, query_layers, query_heads, query_mlp: the sizes of the Q-Former (D.1; section 2.1).
-      structure_width: channels of the first convolution on the structure.
-      dropout: rate inside the Q-Former, the only dropout there is.
-      start: how the layers between the transformers begin, a name of `STARTS`.
+      structure_width: the channels of the first convolution on the structure.
+      dropout: the dropout rate inside the Q-Former; there is no other dropout.
+      start: how the layers between the transformers are initialised, a name of `STARTS`.
       dtype: the dtype of the matrix products of both transformers.
       remat, scan: see `spacetime.Trunk`; `scan` changes the parameter tree.
 
@@ -386,28 +411,29 @@ class VidTwin(nn.Module):
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     scan: bool = False
-    variational: ClassVar[bool] = True  # latents are Gaussians, and not numbers alone
+    variational: ClassVar[bool] = True  # whether the latents are Gaussians
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Patches of a clip: in time, down and across."""
+        """The numbers of patches of a clip: in time, down and across."""
         return tuple(-(-n // p) for n, p in zip((self.frames, self.size, self.size), self.patch))
 
     @property
     def structure_shape(self) -> tuple[int, int, int, int]:
-        """(n_q, h_S, w_S, d_S)."""
+        """The shape of a structure latent, (n_q, h_S, w_S, d_S)."""
         side = halved(self.grid[1], self.structure_blocks)
         return self.queries, side, side, self.structure_channels
 
     @property
     def dynamics_shape(self) -> tuple[int, int, int] | None:
-        """(f, w_D + h_D, d_D); None of a network without dynamics."""
+        """The shape of a dynamics latent, (f, w_D + h_D, d_D); None if the network has no dynamics."""
         side = halved(self.grid[1], self.dynamics_blocks)
         return self.grid[0], 2 * side, self.dynamics_channels
 
     @property
     def rate(self) -> float:
-        """Numbers of both latents over numbers of the clip (supplement B.1, section 9)."""
+        """The compression rate: how many numbers both latents have, divided by how many the clip has (supplement B.1,
+        section 9)."""
         shapes = filter(None, (self.structure_shape, self.dynamics_shape))
         numbers = sum(map(math.prod, shapes))
         return numbers / (self.channels * self.frames * self.size**2)
@@ -427,7 +453,7 @@ class VidTwin(nn.Module):
         self.decoder = Decoder(self.width, self.patch, trunk, self.channels)
 
     def qformer(self, queries: int) -> Callable[[], QFormer]:
-        """Makes a Q-Former of this network's sizes."""
+        """Returns what makes a Q-Former of this network's sizes."""
         return functools.partial(
             QFormer,
             queries=queries,
@@ -441,11 +467,11 @@ class VidTwin(nn.Module):
         )
 
     def reader(self) -> Callable[[], nn.Module]:
-        """Makes what the structure branch reads the frames of a patch by."""
+        """Returns what makes the module with which the structure branch reads the frames of a patch."""
         return self.qformer(self.queries)
 
     def structure_branch(self) -> tuple[nn.Module, nn.Module]:
-        """Encoder and decoder of the structure latent."""
+        """Returns encoder and decoder of the structure latent."""
         frames, side, _ = self.grid
         shared = {"width": self.structure_width, "blocks": self.structure_blocks}
         shared["start"] = STARTS[self.start]
@@ -456,7 +482,7 @@ class VidTwin(nn.Module):
         )
 
     def dynamics_branch(self) -> tuple[nn.Module | None, nn.Module | None]:
-        """Encoder and decoder of the dynamics latent; None of a network without."""
+        """Returns encoder and decoder of the dynamics latent; both are None if the network has no dynamics."""
         start, side = STARTS[self.start], self.grid[1]
         sizes = self.dynamics_blocks, self.dynamics_channels
         return (
@@ -465,17 +491,17 @@ class VidTwin(nn.Module):
         )
 
     def features(self, x_bthwc: jax.Array) -> jax.Array:
-        """z, what both branches read (section 1.4).
+        """Computes z, the features that both branches read (section 1.4).
 
         Args:
-          x_bthwc: video (batch, frames, size, size, channels), RGB in [-1, 1]. Where the last patch
-            of an axis is not complete, zeros complete it (section 1.1).
+          x_bthwc: the video (batch, frames, size, size, channels), RGB in [-1, 1]. Where the last patch
+            of an axis is incomplete, it is filled up with zeros (section 1.1).
 
         Returns:
-          (batch, *grid, width) float32. Frame t depends on frames up to t alone.
+          (batch, *grid, width) float32. Frame t depends only on frames up to t.
 
         Raises:
-          ValueError: other rank or channels, or other than `grid` patches; the position codes are
+          ValueError: if rank or channels are wrong, or the video does not have `grid` patches; the position codes are
             fixed.
         """
         want = self.grid
@@ -489,18 +515,18 @@ class VidTwin(nn.Module):
         return self.encoder(x_bthwc)
 
     def encode(self, x_bthwc: jax.Array, deterministic: bool = True) -> Latents:
-        """The Gaussians of both latents (sections 2, 3.1, 4).
+        """Encodes a video as the Gaussians of both latents (sections 2, 3.1, 4).
 
         Args:
-          x_bthwc: as `features`.
+          x_bthwc: the video, as for `features`.
           deterministic: False switches the Q-Former's dropout on (rng "dropout").
 
         Returns:
-          Latents of Gaussians, (batch, *structure_shape) and (batch, *dynamics_shape); log-variance
-          is held to [-30, 20].
+          Latents of Gaussians, (batch, *structure_shape) and (batch, *dynamics_shape); log-variances
+          are clipped to [-30, 20].
 
         Raises:
-          ValueError: as `features`.
+          ValueError: as `features` does.
         """
         z = self.features(x_bthwc)
 
@@ -513,10 +539,10 @@ class VidTwin(nn.Module):
     def decode_features(
         self, structure: jax.Array | None = None, dynamics: jax.Array | None = None
     ) -> jax.Array:
-        """`decode` up to the input of the last layer, (batch, *grid, width) float32.
+        """Decodes latents up to the input of the last layer, (batch, *grid, width) float32; see `decode`.
 
-        `decode` is `to_pixels` of this: a loss that needs its gradient with respect to the last
-        kernel, ``decoder/out/kernel``, differentiates `to_pixels` alone.
+        `decode` applies `to_pixels` to this result. A loss that needs its gradient with respect to the last
+        kernel, ``decoder/out/kernel``, can therefore differentiate `to_pixels` alone.
         """
         parts = []
         if structure is not None:
@@ -530,13 +556,13 @@ class VidTwin(nn.Module):
         return self.decoder.features(sum(parts[1:], parts[0]))
 
     def to_pixels(self, features_bthwc: jax.Array) -> jax.Array:
-        """The last layer: what `decode_features` returns -> video, as `decode`."""
+        """Applies the last layer: turns the result of `decode_features` into the video that `decode` returns."""
         return self.decoder.pixels(features_bthwc)
 
     def decode(
         self, structure: jax.Array | None = None, dynamics: jax.Array | None = None
     ) -> jax.Array:
-        """Video from both latents, or from one alone (sections 1.4, 2.3, 3.2).
+        """Decodes a video from both latents, or from one alone (sections 1.4, 2.3, 3.2).
 
         The latents may come from different clips: cross-reenactment (section 10).
 
@@ -545,29 +571,29 @@ class VidTwin(nn.Module):
           dynamics: (batch, *dynamics_shape), or None for structure alone.
 
         Returns:
-          (batch, frames, size, size, channels) float32 about [-1, 1], not clipped; completed to whole
-          patches where those do not divide the clip.
+          (batch, frames, size, size, channels) float32, about in [-1, 1], not clipped. Where patches do not divide the
+          clip, each axis is longer, a whole number of patches.
 
         Raises:
-          ValueError: both are None, or one is of another shape.
+          ValueError: if both latents are None, or one has another shape.
         """
         return self.to_pixels(self.decode_features(structure, dynamics))
 
     def __call__(
         self, x_bthwc: jax.Array, key: jax.Array | None = None, deterministic: bool = True
     ) -> tuple[jax.Array, Latents]:
-        """Reconstruction; touches every parameter.
+        """Reconstructs a video; uses every parameter.
 
         Args:
-          x_bthwc: as `features`.
-          key: draw the latents instead of taking their means (section 4); two independent draws.
-          deterministic: as `encode`.
+          x_bthwc: the video, as for `features`.
+          key: the random key with which both latents are drawn, independently (section 4); None takes their means.
+          deterministic: see `encode`.
 
         Returns:
-          Video of the shape of `x_bthwc`, as `decode`; Latents of Gaussians.
+          The reconstruction, with the shape of `x_bthwc` and values as from `decode`, and the Latents of Gaussians.
 
         Raises:
-          ValueError: as `features`.
+          ValueError: as `features` does.
         """
         latents = self.encode(x_bthwc, deterministic)
         video = self.decode(*latents.taken(key))
@@ -583,11 +609,11 @@ class VidTwin(nn.Module):
 
     @property
     def most_queries(self) -> int:
-        """Queries that the structure branch may have: n_q <= f, since each chooses from the frames."""
+        """The most queries that the structure branch may have: n_q <= f, since each query chooses from the frames."""
         return self.grid[0]
 
     def check(self) -> None:
-        """Raises ValueError if the sizes do not fit together, naming all that do not."""
+        """Raises ValueError if the sizes do not fit together; the message names every fault."""
         faults = []
         if self.width % self.heads or self.width % 4:
             faults.append(f"width={self.width} must divide by heads={self.heads} and by 4")

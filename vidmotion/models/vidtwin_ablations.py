@@ -1,12 +1,12 @@
 """VidTwin's ablations: Table 3 of the main text (arXiv 2412.17726; spec vidtwin.md, section 13).
 
-Each changes one branch of `VidTwin` and leaves the rest as it is. The paper says in a line what takes whose place; of
-(b) and (d) the released code has a class, both without Gaussians, of (a) and (c) it has none. Sizes that no source
-gives are chosen so that a clip keeps about as many numbers as in the paper's setting 1, 4,928:
+Each ablation changes one branch of `VidTwin` and leaves the rest as it is. The paper describes each in one line. The
+released code has a class for (b) and one for (d), both without Gaussians, and none for (a) and (c). Sizes that no
+source gives are chosen so that a clip keeps about as many numbers as in the paper's setting 1, 4,928:
 
     a 4,704   b 5,184   c 4,928   d 4,928
 
-Shape suffixes as in `vidtwin`.
+Shape suffixes are those of `vidtwin`.
 """
 
 import functools
@@ -21,29 +21,29 @@ from einops import rearrange
 from vidmotion.models.qformer import QFormer
 from vidmotion.models.vidtwin import STARTS, Start, VidTwin, dense
 
-CONVOLUTIONS = 2  # of (c)
+CONVOLUTIONS = 2  # number of convolutions in (c)
 
 
 class SingleLatent(VidTwin):
-    """(a) One latent at a similar rate: the structure branch alone.
+    """Ablation (a): one latent at a similar rate, from the structure branch alone.
 
-    Our choice: nothing but the words is public. What the other branch kept goes to this one: with
-    ``structure_channels=6`` a clip keeps 16 x 7 x 7 x 6 = 4,704 numbers. `dynamics_channels` and `dynamics_blocks` are
-    not read.
+    The design is our choice, since only the paper's words are public. The structure latent also gets the numbers that
+    the dynamics would have had: with ``structure_channels=6`` a clip keeps 16 x 7 x 7 x 6 = 4,704 numbers.
+    `dynamics_channels` and `dynamics_blocks` are not read.
     """
 
     @property
     def dynamics_shape(self) -> None:
-        """There is no such latent."""
+        """None: this network has no dynamics latent."""
         return None
 
     def dynamics_branch(self) -> tuple[None, None]:
-        """None."""
+        """Returns None for both encoder and decoder: this network has no dynamics latent."""
         return None, None
 
 
 class FrameQueries(nn.Module):
-    """A Q-Former over the places of each frame.
+    """A Q-Former that reads the places of each frame.
 
     Attributes:
       reader: makes the Q-Former.
@@ -60,11 +60,13 @@ class FrameQueries(nn.Module):
 
 
 class FramePlaces(nn.Module):
-    """Queries of a frame back to its places: a dense layer, then one from queries to places, each with ReLU.
+    """Turns the queries of a frame back into features at its places.
+
+    One dense layer widens the queries, another maps queries to places; a ReLU follows each.
 
     Attributes:
       side, features: h = w and c of the result.
-      start: how the layers begin.
+      start: how the layers are initialised.
     """
 
     side: int
@@ -73,18 +75,18 @@ class FramePlaces(nn.Module):
 
     @nn.compact
     def __call__(self, dynamics_btqn: jax.Array) -> jax.Array:
-        """(b, t, q, n) -> (b, t, h, w, c), not negative."""
+        """(b, t, q, n) -> (b, t, h, w, c), without negative values."""
         x = dense(dynamics_btqn, self.features, self.start, "widen")
         x = dense(x, self.side**2, self.start, "mix", axis=2, places=True)
         return rearrange(x, "b t c (h w) -> b t h w c", h=self.side)
 
 
 class SpatialQFormer(VidTwin):
-    """(b) A Q-Former over the places of each frame in the place of the two averages, for the dynamics.
+    """Ablation (b): a Q-Former over the places of each frame replaces the two averages of the dynamics branch.
 
-    As the class of the released code, without Gaussians: what the queries find is the latent. Its number of queries was
-    not published: two of 64 numbers are nearest to the 112 that a frame has in setting 1. `dynamics_channels` and
-    `dynamics_blocks` are not read.
+    As in the released code's class there are no Gaussians: the Q-Former's output is the latent. The number of queries
+    was not published; two queries of 64 numbers come nearest to the 112 numbers of a frame in setting 1.
+    `dynamics_channels` and `dynamics_blocks` are not read.
 
     Attributes:
       dynamics_queries: the number of queries of a frame.
@@ -95,21 +97,21 @@ class SpatialQFormer(VidTwin):
 
     @property
     def dynamics_shape(self) -> tuple[int, int, int]:
-        """(f, queries, width of a query)."""
+        """The shape of a dynamics latent, (f, queries, width of a query)."""
         return self.grid[0], self.dynamics_queries, self.query_width
 
     def dynamics_branch(self) -> tuple[nn.Module, nn.Module]:
-        """The Q-Former, and back to the places."""
+        """Returns the Q-Former, and the module that turns its queries back into places."""
         places = FramePlaces(self.grid[1], self.width, STARTS[self.start])
         return FrameQueries(self.qformer(self.dynamics_queries)), places
 
 
 class FrameConvolutions(nn.Module):
-    """In the place of the structure's Q-Former: convolutions over three frames, a layer from frames to queries, an MLP.
+    """Replaces the structure's Q-Former by convolutions over three frames, a layer from frames to queries, and an MLP.
 
     Attributes:
-      queries, width, mlp_dim: sizes, as of the `QFormer`.
-      start: how the layers begin.
+      queries, width, mlp_dim: sizes, see `QFormer`.
+      start: how the layers are initialised.
     """
 
     queries: int
@@ -119,7 +121,7 @@ class FrameConvolutions(nn.Module):
 
     @nn.compact
     def __call__(self, memory_blc: jax.Array, deterministic: bool) -> jax.Array:
-        """Frames (b, l, any width) -> (b, queries, width); there is no dropout."""
+        """Frames (b, l, any width) -> (b, queries, width); there is no dropout, so `deterministic` has no effect."""
         x = memory_blc
         for i in range(CONVOLUTIONS):
             conv = nn.Conv(
@@ -138,13 +140,14 @@ class FrameConvolutions(nn.Module):
 
 
 class Convolutions(VidTwin):
-    """(c) Convolutions and an MLP in the place of the structure's Q-Former, with its width, queries and MLP.
+    """Ablation (c): convolutions and an MLP replace the structure's Q-Former and keep its width, queries and MLP width.
 
-    Our choice but for that: nothing but the words is public. Both latents are Gaussians, as in the full model.
+    The rest of the design is our choice, since only the paper's words are public. Both latents are Gaussians, as in the
+    full model.
     """
 
     def reader(self) -> Callable[[], nn.Module]:
-        """Makes the convolutions."""
+        """Returns what makes the convolutions."""
         return functools.partial(
             FrameConvolutions,
             self.queries,
@@ -156,13 +159,13 @@ class Convolutions(VidTwin):
 
 
 class PlacesReader(nn.Module):
-    """Each frame becomes one vector, in which all places have their numbers; a Q-Former reads the frames of the clip.
+    """Turns each frame into one vector that holds all of its places, and reads the frames of the clip by a Q-Former.
 
     Attributes:
       reader: makes the Q-Former.
-      place_width: numbers of a place.
+      place_width: how many numbers each place contributes to the layer that makes a frame's vector.
       width: the width of a frame's vector.
-      start: how the layers begin.
+      start: how the layers are initialised.
     """
 
     reader: Callable[[], QFormer]
@@ -179,12 +182,12 @@ class PlacesReader(nn.Module):
 
 
 class PlacesDecoder(nn.Module):
-    """Queries of a clip back to the places of its frames.
+    """Turns the queries of a clip back into features at the places of its frames.
 
     Attributes:
-      frames, side, features: t, h = w, c of the result.
-      place_width: numbers of a place.
-      start: how the layers begin.
+      frames, side, features: t, h = w and c of the result.
+      place_width: how many numbers each place has before the last layer turns them into `features`.
+      start: how the layers are initialised.
     """
 
     frames: int
@@ -204,14 +207,15 @@ class PlacesDecoder(nn.Module):
 
 
 class PlacesAsFeatures(VidTwin):
-    """(d) Places in the feature axis of the structure's Q-Former, and not in its batch.
+    """Ablation (d): the structure's Q-Former has the places in its feature axis, not in its batch.
 
-    As the class of the released code, without Gaussians; our choice is that the dynamics stay averages, so that one
-    thing differs from the full model, and the number of queries: 49 of 64 numbers are the 3,136 of setting 1. There may
-    be more of them than frames. `structure_channels`, `structure_blocks` and `structure_width` are not read.
+    As in the released code's class there are no Gaussians. Two things are our choice. The dynamics stay averages, so
+    that only one thing differs from the full model. The number of queries is such that a clip has as many numbers as in
+    setting 1: 49 queries of 64 numbers are 3,136. There may be more queries than frames. `structure_channels`,
+    `structure_blocks` and `structure_width` are not read.
 
     Attributes:
-      place_width: numbers of a place in a frame's vector.
+      place_width: how many numbers each place contributes to a frame's vector.
     """
 
     place_width: int = 32
@@ -219,22 +223,22 @@ class PlacesAsFeatures(VidTwin):
 
     @property
     def structure_shape(self) -> tuple[int, int, int, int]:
-        """(n_q, 1, 1, width of a query)."""
+        """The shape of a structure latent, (n_q, 1, 1, width of a query)."""
         return self.queries, 1, 1, self.query_width
 
     @property
     def most_queries(self) -> int:
-        """The largest number of queries that there is."""
+        """The most queries that the structure branch may have: any number is allowed."""
         return max(1, self.queries)
 
     def structure_branch(self) -> tuple[nn.Module, nn.Module]:
-        """The Q-Former over frames, and back to their places."""
+        """Returns the Q-Former over frames, and the module that turns its queries back into their places."""
         start, (frames, side, _) = STARTS[self.start], self.grid
         reader = PlacesReader(self.reader(), self.place_width, self.width, start)
         return reader, PlacesDecoder(frames, side, self.width, self.place_width, start)
 
 
-# By the letters of the table; "" is the full model.
+# The keys are the table's letters; "" is the full model.
 ABLATIONS = {
     "": VidTwin,
     "a": SingleLatent,

@@ -1,8 +1,8 @@
 """WarpFace's two networks: a reference UNet cut short, and a denoising UNet with WarpCA inside.
 
-WarpFace, section 3.3 and appendix (spec warpface.md, sections 5 and 6): Stable Diffusion's UNet without
-its text cross-attention, whose place in the chosen blocks is taken by `WarpCA`; other chosen blocks
-attend to the reference.
+WarpFace, section 3.3 and appendix (spec warpface.md, sections 5 and 6): both are Stable Diffusion's UNet without its
+text cross-attention. In one set of blocks of the denoising UNet, `WarpCA` takes the place of that attention; the blocks
+of another set attend to the reference.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax
 from vidmotion.models.unet import Make, UNet, block_names
 from vidmotion.models.warpca import WarpCA
 
-# Names of the sets of blocks in Table 4: which parts of the UNet they take in.
+# The sets of blocks in Table 4: the name of each, and the parts of the UNet that it contains.
 BLOCKS = {
     "none": (),
     "down": ("down",),
@@ -26,10 +26,10 @@ BLOCKS = {
 
 
 def blocks_of(net: UNet, which: str) -> tuple[str, ...]:
-    """The transformers that a set of Table 4 names, in order.
+    """Returns the names of the transformers in a set of Table 4, in the order in which they run.
 
     Raises:
-      ValueError: no such set.
+      ValueError: if there is no such set.
     """
     if which not in BLOCKS:
         raise ValueError(f"blocks {which!r}: choose {', '.join(BLOCKS)}")
@@ -39,11 +39,11 @@ def blocks_of(net: UNet, which: str) -> tuple[str, ...]:
 
 
 class WarpUNet(UNet):
-    """A `UNet` without context whose `condition` is a motion code for each frame, (b, f, m).
+    """WarpFace's denoising network: a `UNet` without context whose `condition` is a motion code per frame, (b, f, m).
 
     Attributes:
-      warpca: name of the set of blocks that have a `WarpCA`.
-      warp: (name, value) pairs, arguments of `WarpCA` but heads and dtype, which are this network's.
+      warpca: the name of the set of blocks that have a `WarpCA`.
+      warp: the arguments of `WarpCA` as (name, value) pairs, without heads and dtype, which are this network's own.
     """
 
     context_width: int = 0
@@ -51,12 +51,12 @@ class WarpUNet(UNet):
     warp: tuple[tuple[str, Any], ...] = ()
 
     def within(self, block: str) -> Make | None:
-        """`WarpCA` in the chosen blocks."""
+        """Returns what makes the block's `WarpCA`, or None if the block has none."""
         if block not in blocks_of(self, self.warpca):
             return None
         return functools.partial(WarpCA, self.heads, dtype=self.dtype, **dict(self.warp))
 
 
 def keep_blocks(banks: Mapping[str, jax.Array], net: UNet, which: str) -> dict[str, jax.Array]:
-    """The banks that the blocks of a set of Table 4 read."""
+    """Returns the banks of only those blocks that are in a set of Table 4."""
     return {name: banks[name] for name in blocks_of(net, which)}

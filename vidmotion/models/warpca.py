@@ -1,7 +1,7 @@
-"""WarpCA: cross-attention to a motion code that ends in a warp of the hidden state (WarpFace, 3.3.2).
+"""WarpCA: cross-attention to a motion code whose result warps the hidden state (WarpFace, 3.3.2).
 
-Eq. 9 and 10; spec warpface.md, section 6, which says why the code is cut into tokens: with a single
-one, every position would attend to the same thing and be moved alike.
+It follows Eq. 9 and 10 and spec warpface.md, section 6. That section says why the code is cut into tokens: with a
+single token, every position would attend to the same thing, and all would be moved alike.
 
 Shape suffixes: b batch, f frames, h w rows and columns, c channels, l = h w, m code, n tokens,
 e token width, t time embedding.
@@ -26,18 +26,18 @@ zeros = nn.initializers.zeros
 
 
 def warp(x_bhwc: jax.Array, flow_bhw2: jax.Array) -> jax.Array:
-    """Backward bilinear warp: out[y, x] = in at (x, y) + flow[y, x], borders repeated.
+    """Warps maps backward and bilinearly: out[y, x] = in at (x, y) + flow[y, x], with repeated borders.
 
     Flow is (x, y) in units of half the distance between the centres of the border pixels, so one
     pixel is 2 / (w - 1), and zero flow is the exact identity. Coordinates are float32, the gathered
     values keep their dtype.
 
     Args:
-      x_bhwc: what is warped.
-      flow_bhw2: of the same batch, height and width.
+      x_bhwc: the maps to warp.
+      flow_bhw2: the flow, with the batch, height and width of `x_bhwc`.
 
     Returns:
-      Like `x_bhwc`.
+      The warped maps, with the shape and dtype of `x_bhwc`.
     """
     _, height, width, _ = x_bhwc.shape
     flow = flow_bhw2.astype(jnp.float32)
@@ -48,8 +48,15 @@ def warp(x_bhwc: jax.Array, flow_bhw2: jax.Array) -> jax.Array:
 
 
 def sample_at(x_bhwc: jax.Array, x_bij: jax.Array, y_bij: jax.Array) -> jax.Array:
-    """Pictures (b, h, w, c) between their pixels, bilinear, borders repeated: (b, i, j, c) at the columns and rows
-    `x_bij` and `y_bij`, float32 counted from the centre of the first pixel."""
+    """Samples pictures at any points, bilinearly and with repeated borders.
+
+    Args:
+      x_bhwc: the pictures.
+      x_bij, y_bij: the columns and the rows of the points, float32, counted from the centre of the first pixel.
+
+    Returns:
+      (b, i, j, c) of the dtype of the pictures.
+    """
     _, height, width, _ = x_bhwc.shape
     x, y = jnp.clip(x_bij, 0, width - 1), jnp.clip(y_bij, 0, height - 1)
     left, top = jnp.floor(x), jnp.floor(y)
@@ -72,17 +79,17 @@ def sample_at(x_bhwc: jax.Array, x_bij: jax.Array, y_bij: jax.Array) -> jax.Arra
 
 
 def motion_tokens(theta_bm: jax.Array, how: str, groups: int, token_width: int) -> jax.Array:
-    """A code (b, m) cut into tokens (b, n, e).
+    """Cuts a code (b, m) into tokens (b, n, e).
 
     Args:
       theta_bm: the code.
       how: ``chunk``, pieces of `token_width` with a fixed sine and cosine code of their place;
-        ``groups``, one piece per group (the caller adds an embedding); ``single``, the whole.
-      groups: K.
-      token_width: the width of a token where tokens are made by ``chunk``.
+        ``groups``, one piece per group (the caller adds an embedding); ``single``, the whole code as one token.
+      groups: K, the number of groups; read by ``groups`` only.
+      token_width: the width of a token; read by ``chunk`` only.
 
     Raises:
-      ValueError: unknown `how`, or the pieces do not divide the code.
+      ValueError: if `how` is unknown, or the code does not divide into such pieces.
     """
     size = theta_bm.shape[-1]
     pieces = {"chunk": size // token_width, "groups": groups, "single": 1}.get(how)
@@ -100,7 +107,7 @@ def motion_tokens(theta_bm: jax.Array, how: str, groups: int, token_width: int) 
 
 
 class TimeModulation(nn.Module):
-    """Eq. 9: (1 + gamma(t)) * theta + delta(t), the identity at the start.
+    """Modulates a motion code by the time, Eq. 9: (1 + gamma(t)) * theta + delta(t); the identity at the start.
 
     `__call__(theta_bm, time_bt)` returns the modulated code and (gamma_bm, delta_bm).
     """
@@ -117,24 +124,26 @@ class TimeModulation(nn.Module):
 
 
 class WarpCA(nn.Module):
-    """A hidden state moved by a motion code: Eq. 9, cross-attention, flow and occlusion, Eq. 10.
+    """Moves a hidden state by a motion code: Eq. 9, cross-attention, flow and occlusion, Eq. 10.
 
     Attributes:
       heads: the number of heads of the attention.
-      mode: ``warpca``; or ``ca``, plain cross-attention to the same tokens, added (Table 3).
-      tokens, groups, token_width: see `motion_tokens`; not in paper.
-      flow_input: what flow and occlusion are read from: the attention's output, ``attn``, or with
-        the normalised hidden state added, ``attn_plus_query``. Not in paper.
-      time_modulation: Eq. 9; without it the code enters as it is (Table 3, "w/o timestep").
+      mode: ``warpca``; or ``ca``, plain cross-attention to the same tokens, whose output is added (Table 3).
+      tokens: how the code is cut, `how` of `motion_tokens`; not in paper.
+      groups, token_width: see `motion_tokens`; not in paper.
+      flow_input: the features from which flow and occlusion are read: ``attn``, the attention's output, or
+        ``attn_plus_query``, that output plus the normalised hidden state. Not in paper.
+      time_modulation: whether the time modulates the code by Eq. 9; False is "w/o timestep" of Table 3.
       fusion: ``add``, Eq. 10; ``blend``, (1 - O) H + O W(H), for analysis.
-      flow_range: the longest flow, of which the tanh is a share: 1 is half the picture. Not in paper, which has 1.
-      flow_start: deviation of the flow before its tanh at the start, about; with 0 the code has no gradient until the
-        flow's last layer has moved. Not in paper.
-      occlusion_bias: at the start O = sigmoid of it; not in paper.
+      flow_range: the factor of the tanh that gives the flow, and so the longest flow; 1 is half the picture. It is not
+        in the paper, where it is 1.
+      flow_start: about the standard deviation of the flow before its tanh in a fresh network; with 0 the code has no
+        gradient until the flow's last layer has moved. Not in paper.
+      occlusion_bias: the bias of the occlusion, which starts as O = sigmoid(occlusion_bias); not in paper.
       dtype: the dtype of the computation; code, flow and occlusion are float32.
 
     Raises:
-      ValueError: an unknown value, or tokens that do not divide the code.
+      ValueError: if a choice is unknown, or the code does not divide into the tokens.
     """
 
     heads: int
@@ -152,11 +161,18 @@ class WarpCA(nn.Module):
 
     @nn.compact
     def __call__(self, x_bfhwc: jax.Array, time_bt: jax.Array, theta_bfm: jax.Array) -> jax.Array:
-        """The hidden state before its norm, the embedded time, each frame's code -> (b, f, h, w, c).
+        """Moves the hidden state of each frame by the frame's code; frames do not see each other.
 
-        Frames do not see each other. Sows ``gamma`` and ``delta`` of Eq. 9 into the collection
-        "motion", (b f, m) each, and with mode ``warpca`` also ``flow`` (b f, h, w, 2) and
-        ``occlusion`` (b f, h, w, 1).
+        With mode ``warpca`` it sows into the collection "motion" ``flow`` (b f, h, w, 2), ``occlusion`` (b f, h, w, 1)
+        and, with `time_modulation`, ``gamma`` and ``delta`` of Eq. 9, (b f, m) each.
+
+        Args:
+          x_bfhwc: the hidden state before its norm.
+          time_bt: the embedded time of each sample.
+          theta_bfm: the motion code of each frame.
+
+        Returns:
+          The new hidden state (b, f, h, w, c).
         """
         for name, value, known in (
             ("mode", self.mode, ("warpca", "ca")),

@@ -1,6 +1,6 @@
 """The image tower of CLIP (Radford et al. 2021, arXiv:2103.00020) with its projection.
 
-X-NeMo gives the reference picture's embedding to all text cross-attentions as one token (spec
+X-NeMo gives the reference picture's embedding, as a single token, to all text cross-attentions (spec
 xnemo.md, section 1.9). Shape suffixes: b batch, h height, w width, l tokens, c width.
 """
 
@@ -15,7 +15,8 @@ from vidmotion.models.attention import layer_norm
 from vidmotion.models.blocks import Dtype
 from vidmotion.models.layers import SHORT, attention, mlp
 
-# Of the pixels in [0, 1], red, green, blue. The picture is 224 x 224 by PIL's bicubic resize.
+# Mean and deviation of red, green and blue, for pixels in [0, 1]. Pictures are resized to 224 x 224 by PIL's bicubic
+# filter.
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
@@ -43,18 +44,18 @@ SIZES = {
 
 
 def normalise(x_bhwc: jax.Array) -> jax.Array:
-    """RGB in [0, 1], channels last, to what `ClipVision` reads."""
+    """Normalises RGB in [0, 1], channels last, as `ClipVision` expects it."""
     return (x_bhwc - MEAN.reshape((1,) * (x_bhwc.ndim - 1) + (3,))) / STD.reshape(
         (1,) * (x_bhwc.ndim - 1) + (3,)
     )
 
 
 class Layer(nn.Module):
-    """Pre-norm transformer layer with the sigmoid approximation of GELU.
+    """A pre-norm transformer layer with the sigmoid approximation of GELU.
 
     Attributes:
       heads: the number of heads of the attention.
-      mlp_dim: hidden width of the feed-forward layer.
+      mlp_dim: the hidden width of the feed-forward layer.
       dtype: the dtype of the computation.
     """
 
@@ -75,13 +76,13 @@ class Layer(nn.Module):
 
 
 class ClipVision(nn.Module):
-    """Picture to the embedding that CLIP compares with texts; not normalised.
+    """Turns a picture into the embedding that CLIP compares with texts; the embedding is not normalised.
 
     Attributes:
       width, layers, heads, mlp_dim: the transformer's sizes.
-      patch: side of a patch, pixels.
-      size: side of the picture, pixels.
-      embedding: width of the embedding.
+      patch: the side of a patch in pixels.
+      size: the side of the picture in pixels.
+      embedding: the width of the embedding.
       dtype: the dtype of the computation; parameters stay float32.
     """
 
@@ -99,7 +100,7 @@ class ClipVision(nn.Module):
         """Normalised picture (b, size, size, 3) -> (b, embedding) float32.
 
         Raises:
-          ValueError: a picture of another size.
+          ValueError: if the picture has another size.
         """
         if x_bhwc.ndim != 4 or x_bhwc.shape[1:] != (self.size, self.size, 3):
             raise ValueError(f"want pictures (b, {self.size}, {self.size}, 3), got {x_bhwc.shape}")

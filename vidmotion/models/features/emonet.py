@@ -5,8 +5,8 @@
     out["valence"], out["arousal"]
 
 Toisoul et al. (Nature Machine Intelligence 3, 2021): two stacked hourglasses find 68 landmarks, whose
-summed heat maps weigh the features from which emotion is read. Weights come through `python -m
-vidmotion.convert emonet`; none of them is ever trained here. Layers are called as in that file. Shape
+summed heat maps weight the features from which emotion is read. `python -m vidmotion.convert emonet`
+converts the public weights, which are never trained further. Layers have the names of that file. Shape
 suffixes: n images, h height, w width, c channels.
 """
 
@@ -20,8 +20,8 @@ from jax.typing import DTypeLike
 from vidmotion.models.motion_encoder import ConvBlock, Hourglass
 from vidmotion.models.patchgan import BatchNorm
 
-DEPTH = 4  # of the hourglasses
-BLOCKS = 4  # of the head, each of which halves the map
+DEPTH = 4  # depth of the hourglasses
+BLOCKS = 4  # number of blocks of the head, each of which halves the map
 
 
 def _norm(name: str) -> BatchNorm:
@@ -29,16 +29,16 @@ def _norm(name: str) -> BatchNorm:
 
 
 class EmoNet(nn.Module):
-    """Faces -> emotion; 256 pixels and 8 expressions are the public `emonet_8.pth`.
+    """Reads the emotion of faces; 256 pixels and 8 expressions are the public `emonet_8.pth`.
 
-    Variables: ``params`` and ``batch_stats``, which nothing updates: what the public code calls
-    instance norm is a batch norm by fixed statistics.
+    The variables are ``params`` and ``batch_stats``, which nothing updates: the public code's "instance norm" is in
+    fact a batch norm with fixed statistics.
 
     Attributes:
-      expressions: classes, 8 or 5 in the public files.
-      width: channels of the first convolution; the maps have 2 and 4 times as many.
-      landmarks: heat maps.
-      size: side of the faces in pixels, a multiple of 64.
+      expressions: the number of classes of expressions; 8 or 5 in the public files.
+      width: the channels of the first convolution; the maps have 2 and 4 times as many.
+      landmarks: the number of heat maps.
+      size: the side of the faces in pixels, a multiple of 64.
       dtype: the dtype of the convolutions; parameters, norms and the dense layers are float32.
 
     Raises:
@@ -53,17 +53,17 @@ class EmoNet(nn.Module):
 
     @nn.compact
     def __call__(self, x_nhwc: jax.Array) -> dict[str, jax.Array]:
-        """Emotion of each face.
+        """Reads the emotion of each face.
 
         Args:
           x_nhwc: RGB in [0, 1], without normalisation, (n, size, size, 3).
 
         Returns:
-          float32: ``valence`` and ``arousal`` (n,), about [-1, 1] but not clipped; ``expression`` (n,
-          expressions), logits.
+          A dictionary of float32 arrays: ``valence`` and ``arousal`` (n,), about in [-1, 1] but not clipped;
+          ``expression`` (n, expressions), logits.
 
         Raises:
-          ValueError: another shape.
+          ValueError: if the faces have another shape.
         """
         if self.size % 64 or x_nhwc.ndim != 4 or x_nhwc.shape[1:] != (self.size, self.size, 3):
             raise ValueError(
@@ -99,7 +99,8 @@ class EmoNet(nn.Module):
                 z = conv(wide, "bl0")(z)
                 y = y + z + conv(wide, "al0")(heat)
             features.append(z)
-        mask = jnp.sum(heat, axis=-1, keepdims=True)  # of the last hourglass, for both
+        # The heat maps of the last hourglass weight the features of both.
+        mask = jnp.sum(heat, axis=-1, keepdims=True)
         x = jnp.concatenate([features[0], *(z * mask for z in features[1:])], axis=-1)
 
         x = conv(wide, "conv1x1_input_emo_2")(x)

@@ -4,9 +4,10 @@
     out = jax.jit(net.apply)(variables, x_nthwc)    # x: 224x224, see metrics.resize.for_i3d
     out["logits"]                                   # the features of FVD, (n, 400)
 
-RGB stream, Kinetics-400, with the behaviour of TensorFlow Hub's ``deepmind/i3d-kinetics-400/1``.
-Weights come from its public ports through `python -m vidmotion.convert i3d`. Layers are called as in
-those files. Shape suffixes: n clips, t frames, h height, w width, c channels.
+This is the RGB stream for Kinetics-400, with the behaviour of TensorFlow Hub's
+``deepmind/i3d-kinetics-400/1``. `python -m vidmotion.convert i3d` converts the weights of its public
+ports, and layers have the names of those files. Shape suffixes: n clips, t frames, h height, w width,
+c channels.
 """
 
 import flax.linen as nn
@@ -17,10 +18,10 @@ from jax.typing import DTypeLike
 from vidmotion.models.features.windows import max_pool, pad_axis, same_padding, taps
 
 SIZE = 224  # pixels, height and width
-LEAST_FRAMES = 9  # fewer leave no position in time for the last mean
+LEAST_FRAMES = 9  # with fewer frames, the last mean would have no position in time
 CLASSES = 400
 
-# Channels of the branches: 1x1; 1x1 and 3x3; 1x1 and 3x3; 1x1 after a maximum.
+# The channels of each block's branches: 1x1; 1x1 and 3x3; 1x1 and 3x3; 1x1 after max pooling.
 BLOCKS = {
     "Mixed_3b": (64, 96, 128, 16, 32, 32),
     "Mixed_3c": (128, 128, 192, 32, 96, 64),
@@ -32,22 +33,22 @@ BLOCKS = {
     "Mixed_5b": (256, 160, 320, 32, 128, 128),
     "Mixed_5c": (384, 192, 384, 48, 128, 128),
 }
-# (window, strides) of the maximum before a block.
+# (window, strides) of the max pooling before a block.
 POOLS = {"Mixed_4b": ((3, 3, 3), (2, 2, 2)), "Mixed_5b": ((2, 2, 2), (2, 2, 2))}
 
 
 class Conv3d(nn.Module):
-    """Convolution over time, height and width, padded as "SAME", no bias.
+    """A convolution over time, height and width with "SAME" padding and no bias.
 
-    Computed as one convolution of images whose channels are those of the frames side by side: libraries
-    for processors have fast kernels for images only.
+    It is computed as one convolution of images whose channels are the concatenated channels of several frames, since
+    libraries for CPUs have fast kernels only for images.
 
-    Parameter ``kernel`` (size, size, size, c, features).
+    It has one parameter, ``kernel`` (size, size, size, c, features).
 
     Attributes:
-      features: channels of the output.
-      size: the size of the kernel, all axes.
-      stride: the stride of all axes.
+      features: the channels of the output.
+      size: the size of the kernel along each axis.
+      stride: the stride along each axis.
       dtype: the dtype of the convolution; the kernel is float32.
     """
 
@@ -58,7 +59,7 @@ class Conv3d(nn.Module):
 
     @nn.compact
     def __call__(self, x_nthwc: jax.Array) -> jax.Array:
-        """(n, t, h, w, c) -> (n, t', h', w', features), sizes over the stride, rounded up."""
+        """(n, t, h, w, c) -> (n, t', h', w', features); t', h', w' are t, h, w over the stride, rounded up."""
         n, t, *_, c = x_nthwc.shape
         size, stride = self.size, self.stride
         kernel = self.param(
@@ -80,13 +81,13 @@ class Conv3d(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """`Conv3d`, batch norm by fixed statistics, ReLU.
+    """A `Conv3d`, batch norm with fixed statistics, and ReLU.
 
-    The original's norm has no scale; the ports store ones.
+    The original's norm has no scale; the ports store scales of one.
 
     Attributes:
       features, size, stride, dtype: see `Conv3d`.
-      bn_eps: added to the variance.
+      bn_eps: the number that is added to the variance.
     """
 
     features: int
@@ -97,7 +98,7 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_nthwc: jax.Array) -> jax.Array:
-        """See `Conv3d`; of `dtype`."""
+        """(n, t, h, w, c) -> (n, t', h', w', features) of `dtype`; see `Conv3d`."""
         x = Conv3d(self.features, self.size, self.stride, self.dtype, name="conv3d")(x_nthwc)
         norm = nn.BatchNorm(
             use_running_average=True, epsilon=self.bn_eps, dtype=jnp.float32, name="bn"
@@ -106,10 +107,10 @@ class ConvNorm(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Four branches over one input, their channels side by side.
+    """Four branches over one input, with their output channels concatenated.
 
     Attributes:
-      channels: a value of `BLOCKS`.
+      channels: the channels of the branches, a value of `BLOCKS`.
       bn_eps, dtype: see `ConvNorm`.
     """
 
@@ -134,13 +135,14 @@ class Mixed(nn.Module):
 
 
 class I3D(nn.Module):
-    """Clips -> logits of Kinetics-400 and what they are made of.
+    """Turns clips into logits of Kinetics-400, and the pooled features from which these are computed.
 
-    Variables: ``params`` and ``batch_stats``, which nothing updates.
+    The variables are ``params`` and ``batch_stats``, which nothing updates.
 
     Attributes:
-      bn_eps: 1e-3 in the original; VideoGPT's port takes 1e-5, which moves the logits by 0.7 %.
-      dtype: the dtype of the convolutions; parameters, norms and what is returned are float32.
+      bn_eps: the number that norms add to the variance: 1e-3 in the original; VideoGPT's port uses 1e-5, which changes
+        the logits by 0.7 %.
+      dtype: the dtype of the convolutions; parameters, norms and results are float32.
     """
 
     bn_eps: float = 1e-3
@@ -148,18 +150,18 @@ class I3D(nn.Module):
 
     @nn.compact
     def __call__(self, x_nthwc: jax.Array) -> dict[str, jax.Array]:
-        """Features of clips.
+        """Computes the features of clips.
 
         Args:
           x_nthwc: RGB in [-1, 1], (n, t, 224, 224, 3); 9 to 16 frames give one position in time, 17
             to 24 two, and so on.
 
         Returns:
-          float32: ``logits`` (n, 400), before any softmax and averaged over time, and ``pooled``
+          A dictionary of float32 arrays: ``logits`` (n, 400), before any softmax and averaged over time, and ``pooled``
           (n, 1024), the input of the last layer averaged over time.
 
         Raises:
-          ValueError: another shape, or fewer than 9 frames.
+          ValueError: if the clips have another shape, or fewer than 9 frames.
         """
         if x_nthwc.ndim != 5 or x_nthwc.shape[2:] != (SIZE, SIZE, 3):
             raise ValueError(
@@ -182,9 +184,9 @@ class I3D(nn.Module):
             if name in POOLS:
                 x = max_pool(x, *POOLS[name], "SAME")
             x = Mixed(channels, self.bn_eps, self.dtype, name=name)(x)
-        # The last mean is over 2x7x7, and 7x7 is all of the map; then the frames' mean.
+        # The network ends with a mean over windows of 2x7x7, where 7x7 is the whole map, and a mean over time.
         x_ntc = jnp.mean(x.astype(jnp.float32), axis=(2, 3))
         pooled_nc = jnp.mean((x_ntc[:, 1:] + x_ntc[:, :-1]) / 2, axis=1)
-        # The last layer is linear: the mean of its outputs is the output of the mean.
+        # The last layer is linear, so the mean of its outputs equals its output for the mean.
         logits = nn.Dense(CLASSES, dtype=jnp.float32, precision="highest", name="logits")
         return {"logits": logits(pooled_nc), "pooled": pooled_nc}

@@ -5,11 +5,12 @@
     out["2048"]                                     # the features of FID
     out["logits_unbiased"]                          # of the Inception score
 
-Szegedy et al. (arXiv:1512.00567) as TensorFlow's graph of 2015-12-05 has it, which is not
-torchvision's: means at the border leave the padding out, the last block takes a maximum where the
-others take a mean, batch norms add 1e-3, and there are 1008 classes. Weights come from the public
-port of that graph through `python -m vidmotion.convert fid_inception`. Layers are called as in that
-file. Shape suffixes: n images, h height, w width, c channels.
+This is the network of Szegedy et al. (arXiv:1512.00567) in the form of TensorFlow's graph of
+2015-12-05. It differs from torchvision's: average pooling at the border leaves the padding out, the
+last block has max pooling where the others have average pooling, batch norms add 1e-3 to the
+variance, and there are 1008 classes. `python -m vidmotion.convert fid_inception` converts the weights
+of the public port of that graph, and layers have the names of that file. Shape suffixes: n images,
+h height, w width, c channels.
 """
 
 import flax.linen as nn
@@ -27,12 +28,12 @@ Kernel = int | tuple[int, int]
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch norm by fixed statistics, ReLU.
+    """A convolution without bias, batch norm with fixed statistics, and ReLU.
 
     Attributes:
-      features: channels of the output.
-      kernel: its size.
-      strides: the strides of both axes.
+      features: the channels of the output.
+      kernel: the size of the kernel: the side of a square, or (height, width).
+      strides: the stride along both axes.
       padding: "SAME", which at stride 1 is symmetric, or "VALID".
       dtype: the dtype of the convolution; parameters and the norm are float32.
     """
@@ -66,7 +67,7 @@ class ConvNorm(nn.Module):
 
 
 class _Block(nn.Module):
-    """Branches over one input, their channels side by side."""
+    """The base class of blocks, which are branches over one input with their output channels concatenated."""
 
     dtype: DTypeLike = jnp.float32
 
@@ -75,10 +76,10 @@ class _Block(nn.Module):
 
 
 class BlockA(_Block):
-    """35x35: 1x1, 5x5 and two 3x3 in a row, and a mean.
+    """A block on maps of 35x35; its branches: 1x1, 5x5, two 3x3 in a row, average pooling.
 
     Attributes:
-      pool_features: channels after the mean.
+      pool_features: the channels of the branch with the average pooling.
     """
 
     pool_features: int = 64
@@ -95,7 +96,7 @@ class BlockA(_Block):
 
 
 class BlockB(_Block):
-    """35x35 -> 17x17."""
+    """The block that reduces maps from 35x35 to 17x17."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -108,10 +109,12 @@ class BlockB(_Block):
 
 
 class BlockC(_Block):
-    """17x17: 1x1, 7x7 and two 7x7 in a row, each as a column and a row, and a mean.
+    """A block on maps of 17x17; its branches: 1x1, 7x7, two 7x7 in a row, average pooling.
+
+    Each 7x7 convolution is made of a row and a column.
 
     Attributes:
-      inner: channels of the 7x7.
+      inner: the channels inside the branches with 7x7 convolutions.
     """
 
     inner: int = 128
@@ -130,7 +133,7 @@ class BlockC(_Block):
 
 
 class BlockD(_Block):
-    """17x17 -> 8x8."""
+    """The block that reduces maps from 17x17 to 8x8."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -143,10 +146,12 @@ class BlockD(_Block):
 
 
 class BlockE(_Block):
-    """8x8: 1x1, 3x3 and two 3x3 in a row that end in a row and a column apart, and a pooling.
+    """A block on maps of 8x8; its branches: 1x1, 3x3, two 3x3 in a row, pooling.
+
+    The last 3x3 convolution of a branch is a row and a column side by side, whose outputs are concatenated.
 
     Attributes:
-      maximum: whether the pooling takes maxima, as in the last block, not means.
+      maximum: whether the pooling takes maxima, as in the last block, instead of means.
     """
 
     maximum: bool = False
@@ -168,31 +173,31 @@ class BlockE(_Block):
 
 
 class InceptionV3(nn.Module):
-    """Images -> features at four depths and logits; 23,885,392 numbers with the running statistics.
+    """Turns images into features at four depths, and logits.
 
-    Variables: ``params`` and ``batch_stats``, which nothing updates.
+    The variables are ``params`` and ``batch_stats``, which nothing updates; together they have 23,885,392 numbers.
 
     Attributes:
-      dtype: the dtype of the convolutions; parameters, norms and what is returned are float32.
+      dtype: the dtype of the convolutions; parameters, norms and results are float32.
     """
 
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x_nhwc: jax.Array) -> dict[str, jax.Array]:
-        """Features of images; under `jit` what is not used is not computed.
+        """Computes the features of images; under `jit`, unused ones are not computed.
 
         Args:
-          x_nhwc: RGB as `metrics.resize.for_inception` makes it, (n, 299, 299, 3), about [-1, 1].
+          x_nhwc: RGB as `metrics.resize.for_inception` makes it, (n, 299, 299, 3), about in [-1, 1].
 
         Returns:
-          float32: ``64``, ``192``, ``768`` and ``2048``, (n, that many), the means over pixels of
-          the maps after the first and second pooling, before the last reduction and at the end
-          (section 4: FID is that of ``2048``); ``logits`` (n, 1008), and ``logits_unbiased``, the
-          same without the bias, of which the Inception score is made.
+          A dictionary of float32 arrays. ``64``, ``192``, ``768`` and ``2048``, of shape (n, that number), are the
+          means over pixels of the maps after the first and second pooling, before the last reduction and at the end
+          (section 4: FID uses ``2048``). ``logits`` is (n, 1008); ``logits_unbiased`` is the same without the bias, and
+          the Inception score is computed from it.
 
         Raises:
-          ValueError: another shape.
+          ValueError: if the images have another shape.
         """
         if x_nhwc.ndim != 4 or x_nhwc.shape[1:] != (SIZE, SIZE, 3):
             raise ValueError(

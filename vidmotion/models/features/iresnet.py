@@ -3,9 +3,9 @@
     net = IResNet(**SIZES["r50"])
     embedding_nd = jax.jit(net.apply)(variables, x_nhwc)  # x: metrics.identity.align
 
-Deng et al. (arXiv:1801.07698) in the layout of insightface's `arcface_torch`. Weights come through
-`python -m vidmotion.convert arcface`; none of them is ever trained here. Layers are called as in that
-file. Shape suffixes: n images, h height, w width, c channels, d embedding.
+Deng et al. (arXiv:1801.07698) in the layout of insightface's `arcface_torch`. `python -m
+vidmotion.convert arcface` converts its weights, which are never trained further; layers have the names
+of that file. Shape suffixes: n images, h height, w width, c channels, d embedding.
 """
 
 import flax.linen as nn
@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 SIZE = 112  # pixels, height and width of an aligned face
 BN_EPSILON = 1e-5
 
-# `IResNet(**SIZES[name])`: blocks of each stage.
+# `IResNet(**SIZES[name])`: the number of blocks of each stage.
 SIZES = {
     "r18": {"layers": (2, 2, 2, 2)},
     "r34": {"layers": (3, 4, 6, 3)},
@@ -35,7 +35,7 @@ def _conv(features: int, size: int, stride: int, dtype: DTypeLike, name: str) ->
         features,
         (size, size),
         strides=stride,
-        padding=size // 2,  # symmetric at stride 2 too, where "SAME" is one pixel off
+        padding=size // 2,  # symmetric also at stride 2, where "SAME" would be one pixel off
         use_bias=False,
         kernel_init=nn.initializers.he_normal(),
         dtype=dtype,
@@ -46,7 +46,7 @@ def _conv(features: int, size: int, stride: int, dtype: DTypeLike, name: str) ->
 
 
 class PReLU(nn.Module):
-    """max(x, 0) + slope min(x, 0), with a learned slope for each channel."""
+    """The activation max(x, 0) + slope min(x, 0), with a learned slope for each channel."""
 
     @nn.compact
     def __call__(self, x_nhwc: jax.Array) -> jax.Array:
@@ -57,12 +57,12 @@ class PReLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Norm, convolution, norm, PReLU, convolution, norm, added to the input.
+    """A residual block: norm, convolution, norm, PReLU, convolution and norm, added to the input.
 
     Attributes:
-      features: channels of the output.
+      features: the channels of the output.
       stride: the stride of the second convolution and of the shortcut.
-      shortcut: whether the input passes a 1x1 convolution and a norm.
+      shortcut: whether the input passes a 1x1 convolution and a norm before the addition.
       dtype: the dtype of the convolutions; parameters and norms are float32.
     """
 
@@ -85,15 +85,15 @@ class Block(nn.Module):
 
 
 class IResNet(nn.Module):
-    """Aligned faces -> embeddings, whose cosine tells whether two faces are of one person.
+    """Turns aligned faces into embeddings, whose cosine tells whether two faces are of the same person.
 
-    Variables: ``params`` and ``batch_stats``, which nothing updates.
+    The variables are ``params`` and ``batch_stats``, which nothing updates.
 
     Attributes:
-      layers: blocks of each stage; `SIZES` has the published ones.
-      widths: channels of each stage; the stem has as many as the first.
-      embedding: length of the embedding.
-      size: side of the faces in pixels, a multiple of 16.
+      layers: the number of blocks of each stage; `SIZES` has the published ones.
+      widths: the channels of each stage; the stem has as many as the first stage.
+      embedding: the length of the embedding.
+      size: the side of the faces in pixels, a multiple of 16.
       dtype: the dtype of the convolutions; parameters, norms and the last layer are float32.
     """
 
@@ -105,7 +105,7 @@ class IResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x_nhwc: jax.Array) -> jax.Array:
-        """Embeddings, not of unit length.
+        """Computes the embeddings, which do not have unit length.
 
         Args:
           x_nhwc: RGB in [-1, 1], (n, size, size, 3), aligned by `metrics.identity.align`.
@@ -114,7 +114,7 @@ class IResNet(nn.Module):
           (n, embedding) float32.
 
         Raises:
-          ValueError: another shape.
+          ValueError: if the faces have another shape.
         """
         if x_nhwc.ndim != 4 or x_nhwc.shape[1:] != (self.size, self.size, 3):
             raise ValueError(
@@ -127,7 +127,7 @@ class IResNet(nn.Module):
             for i in range(depth):
                 first = i == 0
                 x = Block(width, 2 if first else 1, first, self.dtype, name=f"layer{stage}_{i}")(x)
-        # Channels first, as the public file's dense layer has its inputs.
+        # Channels first, the order in which the public file's dense layer has its inputs.
         x = rearrange(_norm("bn2")(x), "n h w c -> n (c h w)")
         x = nn.Dense(self.embedding, precision="highest", name="fc")(x)
         return _norm("features")(x)

@@ -4,9 +4,9 @@
     distance_n = net.apply(variables, x_nhwc, y_nhwc)
     maps = net.apply(variables, x_nhwc, method="features")  # for other losses on the same features
 
-Sections are those of the spec metrics.md. Weights come from public files through `python -m
-vidmotion.convert lpips_vgg` or `lpips_alex`; none of them is ever trained here. Shape suffixes:
-n images, h height, w width, c channels, l the five layers.
+Section numbers refer to the spec metrics.md. `python -m vidmotion.convert lpips_vgg` or `lpips_alex`
+converts weights from public files; they are never trained further. Shape suffixes: n images, h height,
+w width, c channels, l the five layers.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ SCALE = (0.458, 0.448, 0.450)
 EPSILON = 1e-10  # added to the length of a pixel's feature, outside the root (section 3, 4)
 
 VGG16_STAGES = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
-# (channels, kernel, stride, padding, max-pooling before it) of each convolution of AlexNet.
+# (channels, kernel, stride, padding, whether max pooling comes before it) for each convolution of AlexNet.
 ALEX_LAYERS = (
     (64, 11, 4, 2, False),
     (192, 5, 1, 2, True),
@@ -34,7 +34,7 @@ ALEX_LAYERS = (
 
 
 def _entered(x_nhwc: jax.Array, least: int, name: str, dtype: DTypeLike) -> jax.Array:
-    """Images in [-1, 1] as the trunks were trained to see them."""
+    """Checks images in [-1, 1] and normalises them as in the training of the trunks."""
     if x_nhwc.ndim != 4 or x_nhwc.shape[-1] != 3 or min(x_nhwc.shape[1:3]) < least:
         raise ValueError(
             f"{name}: images must be (n, h, w, 3) of at least {least}x{least}, got {x_nhwc.shape}"
@@ -68,7 +68,7 @@ class VGG16Features(nn.Module):
 
     @nn.compact
     def __call__(self, x_nhwc: jax.Array) -> list[jax.Array]:
-        """Images -> what the last ReLU of each stage returns: relu1_2, 2_2, 3_3, 4_3, 5_3.
+        """Returns the output of the last ReLU of each stage: relu1_2, 2_2, 3_3, 4_3, 5_3.
 
         Args:
           x_nhwc: RGB in [-1, 1], at least 16x16.
@@ -78,7 +78,7 @@ class VGG16Features(nn.Module):
           the image, each of the others half the size of the one before, rounded down.
 
         Raises:
-          ValueError: other rank or colours, or too small.
+          ValueError: if rank or number of colours is wrong, or the images are too small.
         """
         x = _entered(x_nhwc, 16, "VGG16Features", self.dtype)
         maps = []
@@ -102,7 +102,7 @@ class AlexFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, x_nhwc: jax.Array) -> list[jax.Array]:
-        """Images -> what the five ReLUs return.
+        """Returns the outputs of the five ReLUs.
 
         Args:
           x_nhwc: RGB in [-1, 1], at least 31x31.
@@ -111,7 +111,7 @@ class AlexFeatures(nn.Module):
           Five maps in `dtype`, of 64, 192, 384, 256 and 256 channels.
 
         Raises:
-          ValueError: other rank or colours, or too small.
+          ValueError: if rank or number of colours is wrong, or the images are too small.
         """
         x = _entered(x_nhwc, 31, "AlexFeatures", self.dtype)
         maps = []
@@ -127,11 +127,10 @@ TRUNKS = {"vgg": VGG16Features, "alex": AlexFeatures}
 
 
 class LPIPS(nn.Module):
-    """Distance of two images in the features of a trunk (section 3; vidtwin.md, section 7).
+    """Measures the distance of two images in the features of a trunk (section 3; vidtwin.md, section 7).
 
-    Parameters: ``net`` is the trunk, ``head_{l}/kernel`` (c, 1) the weights of layer l's channels,
-    which the released files hold as not negative. The dropout in front of the released heads is
-    off, always.
+    Its parameters: ``net`` is the trunk; ``head_{l}/kernel`` (c, 1) has the weights of layer l's channels,
+    which are not negative in the released files. The dropout in front of the released heads is always off.
 
     Attributes:
       trunk: ``vgg`` (VidTwin's loss and tables) or ``alex`` (the usual choice in evaluation).
@@ -148,7 +147,7 @@ class LPIPS(nn.Module):
         if self.trunk not in TRUNKS:
             raise ValueError(f"LPIPS: trunk={self.trunk!r}: choose one of {', '.join(TRUNKS)}")
         self.net = TRUNKS[self.trunk](self.dtype)
-        # The start stands in where no weights are given: not negative either, and of mean 1 / c.
+        # These initial weights serve where none are given: they are not negative either, and have mean 1 / c.
         self.head = [
             nn.Dense(
                 1,
@@ -162,17 +161,17 @@ class LPIPS(nn.Module):
         ]
 
     def features(self, x_nhwc: jax.Array) -> list[jax.Array]:
-        """The trunk's five maps of images (n, h, w, 3) in [-1, 1]; see `VGG16Features`."""
+        """Returns the trunk's five maps for images (n, h, w, 3) in [-1, 1]; see `VGG16Features`."""
         return self.net(x_nhwc)
 
     def distances(self, x_maps: Sequence[jax.Array], y_maps: Sequence[jax.Array]) -> jax.Array:
-        """Distance in each layer, whose sum is LPIPS.
+        """Computes the distance in each layer; LPIPS is the sum of these.
 
         Args:
           x_maps, y_maps: five maps each, as `features` returns.
 
         Returns:
-          (n, 5) float32: mean over pixels of sum_c w_c (f_c - g_c)^2, f and g of unit length.
+          (n, 5) float32: the mean over pixels of sum_c w_c (f_c - g_c)^2, with f and g scaled to unit length.
         """
         layers = []
         for head, x_nhwc, y_nhwc in zip(self.head, x_maps, y_maps):
@@ -181,7 +180,7 @@ class LPIPS(nn.Module):
         return jnp.concatenate(layers, axis=-1)
 
     def __call__(self, x_nhwc: jax.Array, y_nhwc: jax.Array) -> jax.Array:
-        """LPIPS of each pair; both sides pass the trunk in one batch.
+        """Computes the LPIPS of each pair; both images pass the trunk in one batch.
 
         Args:
           x_nhwc, y_nhwc: RGB in [-1, 1] (not [0, 1], which makes the distance too small), equal
@@ -191,12 +190,12 @@ class LPIPS(nn.Module):
           (n,) float32, zero for equal images. The gradient is finite everywhere.
 
         Raises:
-          ValueError: shapes differ, or do not suit the trunk.
+          ValueError: if the shapes differ, or do not suit the trunk.
         """
         if x_nhwc.shape != y_nhwc.shape:
             raise ValueError(f"LPIPS: shapes {x_nhwc.shape} and {y_nhwc.shape} differ")
         n = len(x_nhwc)
-        # Pairs side by side: with the batch cut over devices, both maps of a pair lie on one.
+        # The images of a pair are neighbours, so that both are on the same device if the batch is split over devices.
         maps = self.features(jnp.stack([x_nhwc, y_nhwc], axis=1).reshape(2 * n, *x_nhwc.shape[1:]))
         pairs = [m.reshape(n, 2, *m.shape[1:]) for m in maps]
         layers_nl = self.distances([m[:, 0] for m in pairs], [m[:, 1] for m in pairs])
@@ -204,9 +203,9 @@ class LPIPS(nn.Module):
 
 
 def _unit(f_nhwc: jax.Array) -> jax.Array:
-    """Every pixel's feature over its length, float32."""
+    """Scales every pixel's feature to unit length; float32."""
     f_nhwc = f_nhwc.astype(jnp.float32)
     square = jnp.sum(jnp.square(f_nhwc), axis=-1, keepdims=True)
-    # Where no channel is active, the root's infinite slope would make the gradient NaN.
+    # Where no channel is active, the infinite slope of the root would make the gradient NaN.
     length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
     return f_nhwc / (length + EPSILON)

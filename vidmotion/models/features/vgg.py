@@ -1,8 +1,8 @@
 """VGG's activations for perceptual losses, with the normalisation of the latent pose descriptors.
 
-X-NeMo's equations 4 and 5 have the loss weights of Burkov et al. (arXiv:2004.12000), which mean
-something only with that work's networks (spec xnemo.md, 2.1): weights that came from Caffe, colours
-on a scale of 255, averages in place of maxima. LPIPS has another trunk, `features.lpips`.
+X-NeMo's equations 4 and 5 use the loss weights of Burkov et al. (arXiv:2004.12000), which are
+meaningful only with that work's networks (spec xnemo.md, 2.1): weights from Caffe, colours
+on a scale of 255, average pooling instead of max pooling. LPIPS has another trunk, `features.lpips`.
 
 Shape suffixes: n images, h height, w width, c channels.
 """
@@ -14,8 +14,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 WIDTHS = (64, 128, 256, 512, 512)
-# Convolutions of each stage of which the loss reads: of VGG-19 the first 30 layers, of the face
-# recogniser (Parkhi et al. 2015, a VGG-16) all. Both have 13.
+# The number of convolutions of each stage that the loss reads: the first 30 layers of VGG-19, and all
+# layers of the face recogniser (Parkhi et al. 2015, a VGG-16). Both have 13 convolutions.
 SIZES = {"vgg19": dict(depths=(2, 2, 4, 4, 1)), "vgg_face": dict(depths=(2, 2, 3, 3, 3))}
 # Blue, green and red of Caffe's mean colour. The pose descriptors' code subtracts them from red, green
 # and blue in this order.
@@ -23,11 +23,11 @@ CAFFE_MEAN = (103.939, 116.779, 123.680)
 
 
 class VGGActivations(nn.Module):
-    """What every ReLU of a VGG returns.
+    """Returns the outputs of all ReLUs of a VGG.
 
     Attributes:
-      depths: convolutions of each stage; averages of 2x2 stand between stages.
-      mean: subtracted from red, green and blue on a scale of 255.
+      depths: the number of convolutions of each stage; between stages there is average pooling over 2x2.
+      mean: the numbers that are subtracted from red, green and blue on a scale of 255.
       dtype: the dtype of the convolutions; parameters stay float32.
     """
 
@@ -37,16 +37,16 @@ class VGGActivations(nn.Module):
 
     @nn.compact
     def __call__(self, x_nhwc: jax.Array) -> list[jax.Array]:
-        """Activations of images.
+        """Computes the activations of images.
 
         Args:
           x_nhwc: RGB in [-1, 1], (n, h, w, 3), at least 2^(stages - 1) pixels high and wide.
 
         Returns:
-          As many maps as convolutions, of `dtype`.
+          One map per convolution, of `dtype`.
 
         Raises:
-          ValueError: other rank or colours, or too small.
+          ValueError: if rank or number of colours is wrong, or the images are too small.
         """
         least = 2 ** (len(self.depths) - 1)
         if x_nhwc.ndim != 4 or x_nhwc.shape[-1] != 3 or min(x_nhwc.shape[1:3]) < least:

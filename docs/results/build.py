@@ -2,8 +2,8 @@
 
     python docs/results/build.py
 
-It also builds docs/results/benchmark.md and docs/results/claims.md, and in each page of docs/papers the section between two marks that says what
-was reached.
+It also builds benchmark.md and claims.md beside it, and in each page of docs/papers the section between two marks that
+says what was reached.
 
 A record is the ``record.json`` of a run, copied to ``records/<name>.json``, or the card of a shipped network; a
 picture of the same name in ``pictures`` is shown with it. The records of a sweep are in ``records/<sweep>/`` and become

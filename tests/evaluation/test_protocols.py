@@ -547,7 +547,7 @@ def test_generated_clips_resemble_held_out_ones(tmp_path, networks, monkeypatch)
     """Compares twelve generated clips, six of each of two classes, with five real ones; two batches of eight make
     sixteen."""
     real = Clips(CLIPS[:5])
-    twin = types.SimpleNamespace(source=lambda split: real)
+    twin = types.SimpleNamespace(source=lambda split: real, weights_digest=lambda: "d")
     made = []
 
     def generate(run, vars, labels, batch, first):
@@ -584,6 +584,25 @@ def test_generated_clips_resemble_held_out_ones(tmp_path, networks, monkeypatch)
         ConfigError, match=r"config\.evals\.generation\.autoencoder names no VidTwin run"
     ):
         results("generation", run)
+
+
+def test_results_of_other_networks_are_not_taken_up(tmp_path, networks, monkeypatch, caplog):
+    """LPIPS keeps a mean alone, which cannot say by which network it was measured."""
+    without = results("self_reenactment", StubRun(tmp_path))
+    assert without["lpips_alex"].value is None
+    measured = []
+    for scale in (1.0, 2.0):
+
+        def differ(variables, x, y, scale=scale):
+            return scale * jnp.abs(x - y).mean(axis=(1, 2, 3))
+
+        made = FeatureNetwork(f"times {scale}", differ, {}, rows=2)
+        monkeypatch.setattr(feature_networks, "load", lambda name, *_, made=made: made)
+        run = StubRun(tmp_path, weights={"lpips_alex": "folder"})
+        measured.append(results("self_reenactment", run)["lpips_alex"].value)
+        assert run.seen
+    assert measured[1] == pytest.approx(2 * measured[0])
+    assert "networks" in caplog.text and "lpips_alex times 1.0 there" in caplog.text
 
 
 def test_a_folder_of_prepared_clips_in_the_place_of_the_runs_own(tmp_path):

@@ -157,12 +157,14 @@ class Measure:
       start: the empty accumulators by name; each has a method `merge`.
       update: a function (state, batch) -> state that adds a batch.
       rows: a function (state, resolution, number of clips) -> rows of results.
+      weights: the text that identifies the network whose outputs are accumulated; "none" without a network.
     """
 
     name: str
     start: State
     update: Callable[[State, Batch], State]
     rows: Callable[[State, str, int], list[MetricResult]]
+    weights: str = "none"
 
 
 def merge(first: State, second: State) -> dict[str, Any]:
@@ -259,7 +261,7 @@ def _against_truth(
         ]
 
     start = {name: Mean() for name in ("", *baselines)}
-    return Measure(_joined(metric, label), start, update, rows)
+    return Measure(_joined(metric, label), start, update, rows, weights)
 
 
 # --- Sets of frames and of clips ------------------------------------------------------------------
@@ -287,6 +289,7 @@ def fid(network: FeatureNetwork | None, convention: str, resolution: str) -> Mea
         {"real": empty, "made": empty},
         update,
         lambda state, *_: [frechet.compare(state["real"], state["made"])],
+        network.weights,
     )
 
 
@@ -339,6 +342,7 @@ def fvd(
         {"real": empty, "made": empty},
         update,
         lambda state, *_: named(frechet.compare(state["real"], state["made"])),
+        network.weights,
     )
 
 
@@ -389,7 +393,7 @@ def csim(network: FeatureNetwork | None, against: str) -> Measure:
         row = state["score"].row("csim", BOX_CONVENTION, network.weights, resolution)
         return [dataclasses.replace(row, note=f"{note}; {row.note}" if row.value is None else note)]
 
-    return Measure("csim", {"score": PairedScore()}, update, rows)
+    return Measure("csim", {"score": PairedScore()}, update, rows, network.weights)
 
 
 def emo_sim(network: FeatureNetwork | None) -> Measure:
@@ -427,7 +431,8 @@ def emo_sim(network: FeatureNetwork | None) -> Measure:
             return [not_computed("emo_sim", convention, _BOXES, resolution, n, network.weights)]
         return state["similarity"].rows(network.weights, resolution)
 
-    return Measure("emo_sim", {"similarity": expression.EmotionSimilarity()}, update, rows)
+    start = {"similarity": expression.EmotionSimilarity()}
+    return Measure("emo_sim", start, update, rows, network.weights)
 
 
 def _flat(clips: np.ndarray | None) -> np.ndarray | None:

@@ -160,7 +160,7 @@ class Work(Protocol):
       rows: the number of rows in a batch, over all processes.
       frames: the number of frames made per clip.
       resolution: height and width of the measured frames, "64x64".
-      fingerprint: hex text that identifies the clips of the dataset.
+      fingerprint: hex text that identifies the clips of the dataset, and what decodes them.
     """
 
     clips: int
@@ -435,7 +435,7 @@ class Generated:
         self._real = autoencoder.source("eval")
         shape = self._real[0]["video"].shape
         self.frames, self.resolution = shape[0], f"{shape[1]}x{shape[2]}"
-        self.fingerprint = self._real.fingerprint
+        self.fingerprint = _short([self._real.fingerprint, autoencoder.weights_digest()])
 
     def make(self, first: int, process: int, processes: int) -> Batch | None:
         """See `Work.make`."""
@@ -803,14 +803,13 @@ def _identity(run, vars, work, found: Sequence[Measure], settings: PaperProtocol
     config = run.config.to_dict()
     # Paths, and fields that do not affect the accumulators, are left out.
     own = {k: v for k, v in dataclasses.asdict(settings).items() if k not in NO_MATTER}
-    start = {each.name: each.start for each in found}
     return {
         "checkpoint": digest(vars),
         "config.evals": _short({**own, "batch": work.rows}),
         "config.system": _short(config.get("system", {})),
         "config.seed": str(config.get("seed", 0)),
         "clips": f"{work.clips} of {work.fingerprint[:12]}",
-        "metrics": _short({k: str(v) for k, v in _pack(start).items() if v.dtype.kind == "U"}),
+        "networks": ", ".join(f"{each.name} {each.weights}" for each in found if each.start),
     }
 
 

@@ -71,6 +71,11 @@ def test_without_the_package_the_cpu_forecasts_and_says_so(monkeypatch, chip, ex
     assert len(said) == 1 and extra in said[0] and chip in said[0]
 
 
+def test_gpus_fill_whole_servers():
+    with pytest.raises(ConfigError, match="config.plan.devices=12: a server holds 8 of h100"):
+        targets._gpus("h100", 12)
+
+
 def test_a_slice_needs_its_shape(monkeypatch):
     present(monkeypatch, "libtpu")
     with pytest.raises(ConfigError, match="topology is missing: the shape of the slice of v5e"):

@@ -221,6 +221,11 @@ def _tpus(chip: str, topology: str) -> list:
 def _gpus(chip: str, count: int) -> list:
     """Return the abstract devices of GPU servers that hold `count` GPUs, at most `hardware.Chip.island` per server."""
     known = hardware.chip(chip)
+    if count > known.island and count % known.island:
+        raise ConfigError(
+            f"config.plan.devices={count}: a server holds {known.island} of {chip}, so choose at most {known.island} "
+            "or a multiple of it"
+        )
     text = _GPU.format(
         **_GPUS[chip],
         bandwidth=int(known.bandwidth),

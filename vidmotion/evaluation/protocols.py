@@ -809,7 +809,7 @@ def _identity(run, vars, work, found: Sequence[Measure], settings: PaperProtocol
         "config.system": _short(config.get("system", {})),
         "config.seed": str(config.get("seed", 0)),
         "clips": f"{work.clips} of {work.fingerprint[:12]}",
-        "networks": ", ".join(f"{each.name} {each.weights}" for each in found if each.start),
+        **{f"network of {m.name}": m.weights for m in found if m.weights != "none"},
     }
 
 

@@ -72,7 +72,7 @@ def test_without_the_package_the_cpu_forecasts_and_says_so(monkeypatch, chip, ex
 
 
 def test_gpus_fill_whole_servers():
-    with pytest.raises(ConfigError, match="config.plan.devices=12: a server holds 8 of h100"):
+    with pytest.raises(ConfigError, match=r"config\.plan\.devices=12: a server holds 8 of h100"):
         targets._gpus("h100", 12)
 
 

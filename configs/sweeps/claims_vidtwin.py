@@ -10,15 +10,15 @@ from configs.sweeps import Claim
 
 CONFIG = "configs/vidtwin.py"
 ARGUMENTS = {
-    "full": "mini",
-    "structure of a quarter": "mini",
-    "dynamics of a quarter": "mini",
-    "half the width": "mini",
-    "one latent": "mini,ablation=a",
-    "no Q-Former": "mini,ablation=c",
+    "full": "mini,structure=clip",
+    "structure of a quarter": "mini,structure=clip",
+    "dynamics of a quarter": "mini,structure=clip",
+    "half the width": "mini,structure=clip",
+    "one latent": "mini,structure=clip,ablation=a",
+    "no Q-Former": "mini,structure=clip,ablation=c",
 }
 CHANGES = {
-    "structure of a quarter": {"system.network.structure_channels": 16},
+    "structure of a quarter": {"system.network.structure_channels": 4},
     "dynamics of a quarter": {"system.network.dynamics_channels": 4},
     "half the width": {"system.network.width": 88},
 }
@@ -26,10 +26,6 @@ SEEDS = (0, 1, 2)
 OVERRIDES = {
     "steps": 150,
     "checkpoint.every": 0,
-    "system.structure_from": "clip",
-    "system.recolour": 0.0,
-    "data.common.frames": 4,
-    "batch_size": 32,
     "sample.rows": 0,
     "evals.swap.every": -1,
     "evals.drivers.every": -1,

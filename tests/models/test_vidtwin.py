@@ -17,7 +17,7 @@ from vidmotion.convert.maps import vidtwin as maps
 from vidmotion.convert.read import read, read_manifest, write_safetensors
 from vidmotion.losses.kl import gaussian_kl
 from vidmotion.models.patchgan import PatchDiscriminator
-from vidmotion.models.qformer import QFormer
+from vidmotion.models.qformer import QFormer, time_code
 from vidmotion.models.spacetime import Block, spatial_code, temporal_code
 from vidmotion.models.vidtwin import (
     LATENTS,
@@ -156,6 +156,14 @@ def test_block_counts(blocks, side):
     assert {f"content_upsample_blocks.{3 * i}.weight" for i in range(blocks)} <= released.keys()
     assert {f"downsample_motion_module.{2 * i}.weight" for i in range(blocks)} <= released.keys()
     assert released["bottle_up.0.weight"].shape == (4 * 2**blocks, 2, 3, 3)
+
+
+def test_a_structure_of_every_place():
+    net = VidTwin(**TINY | {"structure_blocks": 0})
+    (video, latents), params = abstract(net, batch=2)
+    side = net.grid[1]
+    assert latents.structure.mean.shape == (2, 3, side, side, 2) and video.shape == CLIP
+    assert set(params["structure_decoder"]) == {"conv_in", "conv_out", "widen", "mix"}
 
 
 # The checkpoint.
@@ -569,6 +577,42 @@ def test_the_order_of_tokens_is_nothing_to_the_q_former():
     np.testing.assert_allclose(read, again, atol=1e-5)
 
 
+def test_codes_of_times_are_the_cosine_basis_of_scipy():
+    scipy = pytest.importorskip("scipy.fft")
+    basis = scipy.idct(np.eye(8), norm="ortho", axis=0) * np.sqrt(8)  # rows are times
+    np.testing.assert_allclose(
+        time_code(8, 24), np.concatenate([basis, -basis, basis], 1), atol=1e-5
+    )
+    np.testing.assert_allclose(time_code(8, 24) @ time_code(8, 24).T, 24 * np.eye(8), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("queries", "times"), [(8, [[t] for t in range(8)]), (4, [[0, 1], [2, 3], [4, 5], [6, 7]])]
+)
+def test_queries_that_begin_at_times_of_their_own_look_at_their_frames(queries, times):
+    """What changes in a frame changes the queries of its time most; without, all queries alike."""
+    memory = clip((16, 8, 48)) * 0.6
+
+    def answers(timed):
+        net = QFormer(queries, 32, 1, 2, 16, 0.0, jax.nn.initializers.lecun_normal(), timed)
+
+        @quick_jit
+        def change(key, t):
+            moved = jnp.asarray(memory).at[:, t].add(clip((16, 48), seed=2))
+            variables = net.init(key, memory)
+            return net.apply(variables, moved) - net.apply(variables, memory)
+
+        key = jax.random.key(0, impl="rbg")
+        return np.stack([jnp.linalg.norm(change(key, t), axis=-1).mean(0) for t in range(8)])
+
+    timed = answers(True)  # of frame and query
+    for query, own in enumerate(times):
+        others = np.delete(timed[:, query], own)
+        assert timed[own, query].min() > 3 * others.max()
+    alike = answers(False)
+    assert alike.min() > alike.max() / 10
+
+
 # Refusals.
 
 
@@ -578,7 +622,7 @@ def test_the_order_of_tokens_is_nothing_to_the_q_former():
         ({"heads": 3}, "width=16 must divide by heads=3"),
         ({"width": 18, "heads": 2}, "and by 4"),
         ({"query_heads": 3}, "query_width=8 must divide"),
-        ({"structure_blocks": 4}, "structure_blocks=4 must be from 1 to 3"),
+        ({"structure_blocks": 4}, "structure_blocks=4 must be from 0 to 3"),
         ({"dynamics_blocks": 0}, "dynamics_blocks=0"),
         ({"patch": (1, 4, 8)}, "must be square"),
         ({"queries": 5}, "queries=5 must be from 1 to 4"),  # of 4 frames (n_q <= f)

@@ -371,7 +371,7 @@ class VidTwin(nn.Module):
       width, depth, heads: the sizes of encoder and decoder (`SIZES`).
       queries: n_q, at most the number of frames in the transformers (3.2.1 of the paper).
       structure_channels: d_S.
-      structure_blocks: the number of convolutions of stride 2 on the structure, 1 to 3.
+      structure_blocks: the number of convolutions of stride 2 on the structure, 0 to 3; the paper has 1 or more.
       dynamics_channels: d_D.
       dynamics_blocks: the number of convolutions of stride 2 on the dynamics, 1 to 3.
       frames: the number of frames of a clip.
@@ -382,6 +382,9 @@ class VidTwin(nn.Module):
       structure_width: the channels of the first convolution on the structure.
       dropout: the dropout rate inside the Q-Former; there is no other dropout.
       start: how the layers between the transformers are initialised, a name of `STARTS`.
+      query_times: whether the frames that the Q-Former reads carry codes of their times, and its queries begin at times
+        of their own. Not in the paper, where queries can tell frames apart only after the temporal attention, which
+        begins at zero, has learnt to write their order into what is read; short trainings do not get there.
       dtype: the dtype of the matrix products of both transformers.
       remat, scan: see `spacetime.Trunk`; `scan` changes the parameter tree.
 
@@ -408,6 +411,7 @@ class VidTwin(nn.Module):
     structure_width: int = 128
     dropout: float = 0.1
     start: str = "released"
+    query_times: bool = False
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     scan: bool = False
@@ -468,7 +472,7 @@ class VidTwin(nn.Module):
 
     def reader(self) -> Callable[[], nn.Module]:
         """Returns what makes the module with which the structure branch reads the frames of a patch."""
-        return self.qformer(self.queries)
+        return functools.partial(self.qformer(self.queries), times=self.query_times)
 
     def structure_branch(self) -> tuple[nn.Module, nn.Module]:
         """Returns encoder and decoder of the structure latent."""
@@ -621,9 +625,9 @@ class VidTwin(nn.Module):
             faults.append(
                 f"query_width={self.query_width} must divide by query_heads={self.query_heads}"
             )
-        for name in ("structure_blocks", "dynamics_blocks"):
-            if not 1 <= getattr(self, name) <= MAX_BLOCKS:
-                faults.append(f"{name}={getattr(self, name)} must be from 1 to {MAX_BLOCKS}")
+        for name, least in (("structure_blocks", 0), ("dynamics_blocks", 1)):
+            if not least <= getattr(self, name) <= MAX_BLOCKS:
+                faults.append(f"{name}={getattr(self, name)} must be from {least} to {MAX_BLOCKS}")
         if not 1 <= self.queries <= self.most_queries:
             faults.append(
                 f"queries={self.queries} must be from 1 to {self.most_queries}, the frames that they choose from "

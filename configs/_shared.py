@@ -88,7 +88,7 @@ def trunk() -> ConfigDict:
     config.accumulate = 1  # microbatches per update
     config.log_every = 100
     config.ema = ConfigDict({"decay": 0.0, "warmup": True})
-    # -1: all devices that the other axes leave
+    # -1: all devices that the other axes leave; fsdp is then at most so many
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.sharding = ((".*", "fsdp"),)  # split each large leaf's largest fitting dimension
     config.checkpoint = ConfigDict({"every": 1000, "keep": 2, "keep_period": 0})

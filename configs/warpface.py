@@ -121,6 +121,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.init_rules = ((r"model/(motion|denoiser/.*/within)/.*", None), (".*", True))
     config.batch_size = 72  # 18 on each of 4 GPUs
     config.steps = 50_000
+    config.mesh.fsdp = 8  # not in paper: two UNets and their moments, 20 GB, over eight devices
     config.data.kind = "portraits"
     config.data.common = ConfigDict({"directory": "data/faces"})
     pair = {"recipe": "pcavs", "gap": 0.2, "flip": 0.0, "size": 256}
@@ -148,6 +149,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 def _demo(config: ConfigDict) -> None:
     """Heads of 64 px in the latents of the shipped codec, with the UNet of configs/heads_foundation.py."""
+    config.mesh.fsdp = 1
     system = config.system
     system.size = 64
     system.codec = ConfigDict(_shared.heads_codec(deviation=1.0))

@@ -157,6 +157,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.steps = sum(STEPS.values()) if together else STEPS[stage]
     if stage == 1 or together:
         config.init_rules = (*(CONTROL_FROM_BASE if controlled else ()), *FROM_BASE)
+    config.mesh.fsdp = 8  # not in paper: state of 30 GiB and more, which no device need hold alone
     config.data.kind = "portraits"
     config.data.common = ConfigDict({"directory": "data/portraits"})
     pair = {
@@ -220,6 +221,7 @@ def _trainable(options: ConfigDict, levels: int, layers: int) -> tuple:
 
 def _demo(config: ConfigDict, options: ConfigDict) -> None:
     """Heads of 64 px in the latents of configs/heads_codec.py, at a variance of 1; clips of four frames."""
+    config.mesh.fsdp = 1
     system, stage, clips = config.system, options.stage, _clips(options)
     system.size = 64
     system.codec = ConfigDict(_shared.heads_codec(deviation=1.0))

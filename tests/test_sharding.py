@@ -67,6 +67,9 @@ def test_params_are_placed_by_the_first_rule_that_matches():
         ({"data": -1, "tensor": 4}, (2, 1, 4)),
         ({"fsdp": 8}, (1, 8, 1)),
         ({"data": 2, "fsdp": -1, "tensor": 2}, (2, 2, 2)),
+        ({"data": -1, "fsdp": 4}, (2, 4, 1)),
+        ({"data": -1, "fsdp": 64}, (1, 8, 1)),  # fewer devices than that: all of them
+        ({"data": -1, "fsdp": 8, "tensor": 2}, (1, 4, 2)),
     ],
 )
 def test_mesh_sizes(shape, sizes):

@@ -34,7 +34,9 @@ def make_mesh(
     """Make a mesh with axes `AXES`.
 
     Args:
-      shape: the size of each axis; a missing axis has size 1, and one axis may be -1 (all remaining devices).
+      shape: the size of each axis; a missing axis has size 1, and one axis may be -1 (all remaining devices). Where
+        `data` is -1 and there are fewer devices than ``fsdp x tensor``, `fsdp` takes all that `tensor` leaves, so that
+        a recipe for many devices also runs on few.
       devices: the devices of the mesh; by default all devices of all processes.
       abstract: whether to make a mesh for calculations only, of any number of devices; no array can be placed on it.
 
@@ -53,6 +55,9 @@ def make_mesh(
         raise ConfigError(f"config.mesh: sizes are positive or -1, got {dict(zip(AXES, sizes))}")
     if sizes.count(-1) > 1:
         raise ConfigError(f"config.mesh: at most one axis may be -1, got {dict(zip(AXES, sizes))}")
+    data, fsdp, tensor = sizes
+    if data == -1 and tensor <= len(devices) < fsdp * tensor:
+        sizes[1] = len(devices) // tensor
     fixed = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and len(devices) % fixed == 0:
         sizes[sizes.index(-1)] = len(devices) // fixed

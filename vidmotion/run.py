@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 PyTree = Any
 # Seconds that XLA takes to compile one line of a lowered program on two CPU cores: a rough forecast for any system.
 COMPILE_SECONDS = 0.001
+START_SECONDS = 0.003  # the same for a program that draws initial values
 # The least values of fields that are counts; 0 means never or none.
 LEAST = {
     **dict.fromkeys(("batch_size", "accumulate", "checkpoint/keep"), 1),
@@ -51,10 +52,10 @@ LEAST = {
 }
 
 
-def announce(lowered: jax.stages.Lowered, what: str) -> None:
-    """Log roughly how long it will take to compile a program; `what` names it."""
-    operations = lowered.as_text().count("\n")
-    log.info("compiling the %s, about %d s", what, max(1, round(operations * COMPILE_SECONDS)))
+def announce(lowered: jax.stages.Lowered, what: str, line: float = COMPILE_SECONDS) -> None:
+    """Log roughly how long it will take to compile a program that `what` names; `line` is the seconds of one line."""
+    lines = lowered.as_text().count("\n")
+    log.info("compiling the %s, about %d s", what, max(1, round(lines * line)))
 
 
 def _check_numbers(config: ml_collections.ConfigDict) -> None:
@@ -298,7 +299,9 @@ class Run:
         batch = jax.tree.map(
             lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.system.input_spec(1)
         )
-        params = jax.jit(self.stepper.init_params, out_shardings=shardings.params)(batch)
+        draw = jax.jit(self.stepper.init_params, out_shardings=shardings.params).lower(batch)
+        announce(draw, "initial values", START_SECONDS)
+        params = draw.compile()(batch)
         if self.config.init_from:
             source, mutable = self._inheritance()
             params = checkpoint.load_into(params, source, plain(self.config.init_rules))

@@ -42,7 +42,10 @@ QUESTIONS = {
     "motion from content: accuracy": "probe/motion_from_content/mlp/accuracy",
 }
 
-CAPTIONS = {"heads_codec": "heads that nobody has seen above, rebuilt below"}
+CAPTIONS = {
+    "heads_codec": "heads that nobody has seen above, rebuilt below",
+    "heads_foundation": "heads sampled from noise",
+}
 # metric of a record -> (the paper's figure, its table in the paper)
 PAPER = {
     "cross_driven/action": (1.0, "Table A1"),

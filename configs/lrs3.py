@@ -1,4 +1,4 @@
-r"""BCD on LRS3: Table A4 of the supplement. Three commands prepare the data and train:
+r"""BCD on LRS3: Table A4 of the supplement.
 
     python -m vidmotion.data.prepare lrs3 --src=DIR --out=data/lrs3
     python -m vidmotion.data.prepare latents --src=data/lrs3 --weights=FILE --out=data/lrs3_latents
@@ -82,7 +82,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "placement": "insert",  # not in paper: stage 1 needs 12 spatial blocks of its own
                 "temporal_position": "rope",  # not in paper: works for any clip length
                 "motion_inject": "adagn",  # Eq. 5
-                "content_concat": "channel",  # "concatenated to the input z_t"; along which axis is not in paper
+                "content_concat": "channel",  # "concatenated to the input z_t"; how is not in paper
                 "groups": 32,  # not in paper
             },
             "guidance": {"drop": 0.1, "scale": 1.5, "independent": False},

@@ -47,8 +47,8 @@ FROM_BASE = (
     (r"(head|disc|model/motion|model/denoiser/.*/(motion|temporal)_\d+)/.*", None),
     (".*", True),
 )
-# A ControlNet starts as a copy of the UNet that it controls. Its layers that read skips have other shapes here, and start
-# fresh.
+# A ControlNet starts as a copy of the UNet that it controls, except its layers that read skips: their shapes differ
+# from the UNet's, so they start fresh.
 CONTROL_FROM_BASE = (
     (r"model/denoiser/control/((time_\d|mid|up_\d/(attn_\d|upsample))/.*)", r"model/denoiser/\1"),
     (r"model/denoiser/control/(up_\d/res_\d/(norm2|conv2|time)/.*)", r"model/denoiser/\1"),

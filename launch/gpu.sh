@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on all GPUs of this host, or of several hosts that ssh reaches without a password:
+# Runs vidmotion.main on all GPUs of this host, or of several hosts that ssh reaches without a password:
 #
 #   launch/gpu.sh [--dry_run] --config=configs/lrs3.py --workdir=/shared/runs/lrs3
 #   launch/gpu.sh --hosts=10.0.0.1,10.0.0.2 [--port=29500] [--dir=/shared/vidmotion] [--dry_run] --config=... --workdir=...

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a TPU VM slice of Google Cloud, from creating the slice to the finished run:
+# Runs vidmotion.main on a TPU VM slice of Google Cloud, from creating the slice to the finished run:
 #
 #   launch/tpu_vm.sh NAME --zone=us-central2-b --type=v4-32 [--project=P] [--version=tpu-ubuntu2204-base] [--spot]
 #       [--keep] [--dry_run] -- --config=configs/lrs3.py --workdir=gs://bucket/runs/lrs3

@@ -86,7 +86,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "groups": 32,  # not in paper
             },
             "guidance": {"drop": 0.1, "scale": 1.5, "independent": False},
-            # EDM. Not in paper: training is in EDM's form too, with the constants of Karras et al.
+            # EDM; not in paper: that training is in EDM's form too, with the constants of Karras et al.
             "diffusion": {
                 "kind": "edm",
                 "sigma_data": 0.5,

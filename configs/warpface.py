@@ -122,7 +122,8 @@ def get_config(argument: str = "") -> ConfigDict:
     config.init_rules = ((r"model/(motion|denoiser/.*/within)/.*", None), (".*", True))
     config.batch_size = 72  # 18 on each of 4 GPUs
     config.steps = 50_000
-    config.mesh.fsdp = 8  # not in paper: splits the state, two UNets and their moments of 20 GB
+    # not in paper: two UNets and their moments, 20 GB, are split over eight devices
+    config.mesh.fsdp = 8
     config.data.kind = "portraits"
     config.data.common = ConfigDict({"directory": "data/faces"})
     pair = {"recipe": "pcavs", "gap": 0.2, "flip": 0.0, "size": 256}

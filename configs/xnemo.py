@@ -1,4 +1,4 @@
-r"""X-NeMo: section 4.1 of the paper (ICLR 2025) and appendix C; four stages, each a run that starts from the last.
+r"""X-NeMo: section 4.1 of the paper (ICLR 2025) and appendix C; four stages, each a run started from the one before.
 
     python -m vidmotion.data.prepare portraits --src=DIR --out=data/portraits     # or hdtf, vfhq, nersemble
     for stage in 1 2 3 4; do
@@ -91,14 +91,14 @@ def get_config(argument: str = "") -> ConfigDict:
                 "std": (0.5 / 0.18215,) * 4,
                 "compute": "bfloat16",  # not in paper
             },
-            "unet": {**_shared.STABLE_DIFFUSION_UNET, "context_width": 768},  # both of them
+            "unet": {**_shared.STABLE_DIFFUSION_UNET, "context_width": 768},  # both UNets
             "clip": {"network": "vit_l14", "weights": ""},  # released, not in paper
             "motion": {"latent": options.latent, "size": 224},  # size: released
             "stage": {
                 "frames": frames,
                 # not in paper: modules that do not learn yet, and start at zero, are left out
                 "skip": {1: ("motion", "temporal"), 2: ("temporal",)}.get(stage, ()),
-                # 20 to 50 % in the paper. Not in paper: none in stage 1, which has no motion to make up for it.
+                # 20 to 50 % in the paper; not in paper: none in stage 1, which has no motion to make up for it
                 "masking": options.rfm / 100 if stage > 1 else 0.0,
                 "encoder": _encoder_learns(options),
                 "gan_frames": _gan_frames(options),

@@ -115,7 +115,7 @@ def _generator(config: ConfigDict, variant: str, emotion: bool) -> None:
         {
             "name": "token_gpt",
             "codes": "data/mead_tokens" if emotion else "data/xnemo_tokens",
-            # T = 128 frames would be 32 tokens. Not in paper: more for long clips, fewer for MEAD's sentences.
+            # T = 128 frames would be 32 tokens; not in paper: more for long clips, fewer for MEAD's sentences
             "length": 16 if emotion else 128,
             "tokenizer": _network(variant),
             # GPT2-small

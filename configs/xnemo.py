@@ -29,7 +29,7 @@ marked "released" are taken from the published code.
 Ablations of the paper as arguments (Table 2, section 4.4, appendix C): ``gan_head=off``; ``joint=off``: E_mot learns
 from L_gan alone in stage 1 and is then frozen; ``rfm=0|75|95`` (%); ``augment=off``; ``cross_attention=off``: a
 ControlNet adds a map computed from the motion; ``latent=128|1024``; ``motion_frames=16``: a temporal motion encoder
-over clips of 16 frames, so that every stage that trains E_mot reads such clips.
+over clips of 16 frames, so that every stage that runs E_mot reads such clips.
 
 `:demo` trains small networks on procedural heads of 64 px, in the latents of the shipped codec, on two CPU cores.
 `:debug` is two steps.

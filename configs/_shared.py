@@ -1,9 +1,9 @@
-"""What recipes share: arguments, defaults of the trunk, rules, data sets, and what is known of them.
+"""The parts that all recipes share: config arguments, default fields, rules, data sets and their statistics.
 
 An argument follows the file name: ``configs/sprites.py:demo``, ``configs/vidtwin.py:size=base,latent=2``. Every
-config has ``:debug`` (two steps, in a test) and ``:demo`` (learns something visible in minutes on two CPU cores). The
-four systems have ``:mini`` as well: the demo on Heads with a network of 6 MiB at most in float16, which is shipped
-(``vidmotion weights``), trained for half an hour.
+config has the variants ``:debug`` (two steps, for a test) and ``:demo`` (learns something visible in minutes on two CPU
+cores). The four systems also have ``:mini``: the demo on Heads with a network of at most 6 MiB in float16, trained for
+half an hour. The package ships these networks (``vidmotion weights``).
 """
 
 import os
@@ -12,15 +12,17 @@ from ml_collections import ConfigDict
 
 VARIANTS = ("demo", "debug")
 SHIPPED = (*VARIANTS, "mini")
-# What a demo on Heads evaluates: swaps against exact renders, with other drivers too, and as the shipped reader sees.
+# The evaluators of a demo on Heads. They compare swaps with their exact renders, also with wrong drivers, and score
+# them by the shipped reader.
 DRIVEN = ("swap", "drivers", "reading")
-# Not in any paper: no decay on norms, biases, codebooks, queries, nulls and position tables.
+# Not in any paper: norms, biases, codebooks, queries, null embeddings and position tables do not decay.
 DECAY = ((r".*/kernel", True), (r".*", False))
 SHEETS = os.environ.get("VIDMOTION_SHEETS", "../shared/data/sprite_sheets")
-# Mean and standard deviation of v / 256 over clips of each kind; videos: a dozen of talking heads.
+# Mean and standard deviation of v / 256, where v is a pixel value, over clips of each kind. For videos they were
+# measured on a dozen talking-head videos.
 PIXELS = {"heads": (0.639, 0.238), "sprites": (0.0903, 0.2222), "videos": (0.403, 0.218)}
 
-# Stable Diffusion 1.5: `UNet` and the process.
+# Stable Diffusion 1.5: the sizes of its UNet, and its diffusion process.
 STABLE_DIFFUSION_UNET = {
     "channels": (320, 640, 1280, 1280),
     "attention": (True, True, True, False),
@@ -35,8 +37,8 @@ STABLE_DIFFUSION = {
     "schedule": "scaled_linear",
 }
 
-# Their miniatures for heads of 64 px: the autoencoder of configs/heads_codec.py, 1.0 M parameters, and the UNet of
-# configs/heads_foundation.py, 4.1 M, which is also that of X-NeMo's and WarpFace's `:demo`.
+# Miniatures of Stable Diffusion's networks for heads of 64 px: the autoencoder of configs/heads_codec.py (1.0 M
+# parameters) and the UNet of configs/heads_foundation.py (4.1 M), which the `:demo` of X-NeMo and WarpFace also use.
 HEADS_AUTOENCODER = {"channels": (96,), "layers_per_block": 0, "norm_groups": 8, "patch": 4}
 HEADS_UNET = {
     "channels": (64, 128),
@@ -53,14 +55,14 @@ def parse(argument: str | None, variants: tuple[str, ...] = VARIANTS, **known: t
 
     Args:
       argument: comma-separated ``key=value`` pairs and at most one of `variants`.
-      variants: that the config has.
-      known: for each key its allowed values, the default first.
+      variants: the variants that the config has.
+      known: the allowed values of each key, with the default first.
 
     Returns:
-      ``variant`` ("" or one of `variants`) and every known key.
+      A value for ``variant`` ("" or one of `variants`) and for every known key.
 
     Raises:
-      ValueError: anything that is not known; the message lists what is.
+      ValueError: the argument has an unknown key, value or variant; the message lists the known ones.
     """
     parsed = {"variant": "", **{key: values[0] for key, values in known.items()}}
     for item in filter(None, (argument or "").split(",")):
@@ -80,7 +82,7 @@ def parse(argument: str | None, variants: tuple[str, ...] = VARIANTS, **known: t
 
 
 def trunk() -> ConfigDict:
-    """Fields every config has; a recipe overrides what its paper gives."""
+    """Return the fields that every config has, with their defaults; a recipe overrides those that its paper gives."""
     config = ConfigDict()
     config.seed = 0
     config.steps = 0
@@ -88,34 +90,37 @@ def trunk() -> ConfigDict:
     config.accumulate = 1  # microbatches per update
     config.log_every = 100
     config.ema = ConfigDict({"decay": 0.0, "warmup": True})
-    # -1: all devices that the other axes leave; fsdp is then at most so many
+    # -1 takes all devices that the other axes leave. If fsdp exceeds the number of devices, it is then reduced to it.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-    config.sharding = ((".*", "fsdp"),)  # split each large leaf's largest fitting dimension
+    # Each large leaf is split along its largest dimension that fits.
+    config.sharding = ((".*", "fsdp"),)
     config.checkpoint = ConfigDict({"every": 1000, "keep": 2, "keep_period": 0})
-    config.init_from = ""  # workdir of another run whose parameters to start from
+    config.init_from = ""  # workdir of another run, whose parameters this run starts from
     config.init_rules = ((".*", True),)
     config.sample = ConfigDict({"every": 0, "rows": 0, "columns": 0, "fps": 8.0})
     config.evals = ConfigDict()  # evaluators by name, see `transfers` and docs/evaluation.md
-    # Of --mode=plan: devices (0: compile nothing), chip, the sides of a TPU slice, which say how many devices there
-    # are, whose compiler (chip or cpu), memory of a device (0: all the chip has), share of its peak that compute
-    # reaches where the compiler does not tell, whether to look for the largest batch, whether to run the update and
-    # weigh this process (one device), and a JSON file for the figures ("": none).
+    # Options of --mode=plan. devices: the number of devices (0: compile nothing). chip: the kind of device. topology:
+    # the sides of a TPU slice, which determine the number of devices. compiler: the chip's own, or cpu. memory_gib: the
+    # memory of a device (0: all that the chip has). efficiency: the share of its peak that compute is assumed to reach
+    # if the compiler gives no estimate. fit: whether to look for the largest batch. measure: whether to run the update
+    # and measure this process's memory (one device only). record: a JSON file for the figures ("": none).
     config.plan = ConfigDict({"devices": 0, "chip": "h100", "topology": "", "compiler": "chip"})
     config.plan.update({"memory_gib": 0.0, "efficiency": 0.4})
     config.plan.update({"fit": True, "measure": False, "record": ""})
-    # Prefetch counts batches made ahead; threads beat worker processes where work releases the GIL.
+    # prefetch: the number of batches made ahead. Threads are faster than worker processes where the work releases the
+    # GIL.
     config.data = ConfigDict({"threads": 2, "workers": 0, "prefetch": 4, "common": {}})
     return config
 
 
 def protocol(**changes) -> ConfigDict:
-    """The section of one of the papers' protocols, which runs only where it is asked for by name.
+    """Return the config section of a paper's evaluation protocol, which runs only if it is asked for by name.
 
-    A folder of prepared clips in the place of data.eval, frames of each (0: all) and the stride between them; clips
-    (0: all), how many at a time, and batches from one saving of the accumulators to the next; frames drawn of a clip
-    beyond `gap` seconds (0: all after the first); pixels at which clips are measured (0: as they are). Clips kept as
-    pictures for other programs, and folder and head model of what these measured. Folders that `python -m
-    vidmotion.convert` wrote; "": rows of that network say what they need.
+    `vidmotion.evaluation.protocols.PaperProtocol` describes the fields. Where ``weights`` has "" for a network, the
+    rows of that network say what they need.
+
+    Args:
+      changes: fields whose values differ from the defaults below.
     """
     networks = ("fid_inception", "i3d", "arcface", "emonet", "lpips_alex", "lpips_vgg")
     fields = {"every": -1, "data": "", "frames": 0, "decimate": 1, "clips": 0, "batch": 8}
@@ -133,20 +138,21 @@ def transfers(
     probe_clips: int = 0,
     **protocols,
 ) -> None:
-    """Sections of the evaluators of a system that transfers motion.
+    """Add the config sections of the evaluators of a system that transfers motion.
 
     Args:
-      config: to change.
-      run: evaluators to run after training; the others wait to be asked for by name.
-      pairs: clips to pair with others; 0: all.
-      batch: clips at a time.
-      probe_clips: clips that `leakage` reads, which draws as many as it is given; 0: all of the eval split.
+      config: the config to change.
+      run: the evaluators to run after training; the others run only if they are asked for by name.
+      pairs: the number of clips to pair with others; 0: all.
+      batch: the number of clips at a time.
+      probe_clips: the number of clips that `leakage` reads; a procedural source can draw any number. 0: all of the eval
+        split.
       protocols: further fields of the papers' protocols.
     """
     each = {"every": -1, "batch": batch}
     config.evals.swap = ConfigDict({**each, "pairs": pairs})
     config.evals.drivers = ConfigDict({**each, "pairs": pairs, "split": "eval"})  # or train
-    # The shipped reader of Heads of 64 px, or the workdir of a run of configs/heads_reader.py.
+    # reader: the shipped reader of Heads of 64 px, or the workdir of a run of configs/heads_reader.py
     config.evals.reading = ConfigDict({**each, "pairs": pairs, "reader": "heads_reader"})
     config.evals.leakage = ConfigDict({**each, "probe_clips": probe_clips})
     for name in ("self_reenactment", "cross_reenactment", "motion_transfer"):
@@ -155,18 +161,19 @@ def transfers(
 
 
 def evaluate(config: ConfigDict, run: tuple) -> None:
-    """Run these evaluators after training, and no others."""
+    """Make the evaluators in `run`, and no others, run after training."""
     for name, section in config.evals.items():
         section.every = 0 if name in run else -1
 
 
 def pixels(kind: str, deviation: float = 0.5, patch: int = 1) -> dict:
-    """``config.system.codec`` without an autoencoder, for clips of ``heads``, ``sprites`` or ``videos``.
+    """Return a ``config.system.codec`` without an autoencoder, for clips of ``heads``, ``sprites`` or ``videos``.
 
     Args:
       kind: a key of `PIXELS`.
-      deviation: of what the network reads; continuous processes want 0.5, discrete ones 1.
-      patch: side of the squares of pixels that are laid out as channels of one place.
+      deviation: the standard deviation of the network's input: 0.5 for continuous diffusion processes, 1 for discrete
+        ones.
+      patch: the side of the squares of pixels that are folded into channels of one position.
     """
     mean, std = PIXELS[kind]
     codec = {"mean": mean, "std": std * 0.5 / deviation}
@@ -174,10 +181,13 @@ def pixels(kind: str, deviation: float = 0.5, patch: int = 1) -> dict:
 
 
 def heads_codec(deviation: float = 0.5) -> dict:
-    """``config.system.codec`` of the shipped autoencoder of heads (``python -m vidmotion.weights``).
+    """Return the ``config.system.codec`` for the shipped autoencoder of heads (``python -m vidmotion.weights``).
 
-    The evaluator ``codec`` found the mean and the deviation of its latents; `deviation` is as for `pixels`. It learnt
-    from batches of four clips of four frames: its card has the config.
+    The mean and standard deviation of its latents were measured by the evaluator ``codec``. The autoencoder was trained
+    on batches of four clips of four frames; its card has the config.
+
+    Args:
+      deviation: as for `pixels`.
     """
     std = (5.744, 4.325, 3.804, 3.56)
     return {
@@ -189,7 +199,15 @@ def heads_codec(deviation: float = 0.5) -> dict:
 
 
 def heads(config: ConfigDict, frames: int, fps: float, clips: int, **train) -> None:
-    """Read procedural heads of 64 px: `clips` of them to train on, 256 others to evaluate on."""
+    """Make the data procedural heads of 64 px: `clips` clips to train on and 256 others to evaluate on.
+
+    Args:
+      config: the config to change.
+      frames: the number of frames in a clip.
+      fps: the frames per second of a clip.
+      clips: the number of training clips.
+      train: further fields of ``config.data.train``.
+    """
     config.data.kind = "heads"
     config.data.common = ConfigDict({"size": 64, "frames": frames, "fps": fps, "seed": 0})
     config.data.train = ConfigDict({"split": "train", "clips": clips, **train})
@@ -197,15 +215,15 @@ def heads(config: ConfigDict, frames: int, fps: float, clips: int, **train) -> N
 
 
 def head_pictures(config: ConfigDict) -> None:
-    """The pictures from which the codec and the foundation of heads learn: two frames of each clip, a second and a half
-    apart."""
+    """Make the data the pictures that the codec and the foundation of heads are trained on: two frames of each clip,
+    about a second and a half apart."""
     heads(config, frames=2, fps=0.7, clips=20_000, cache=True)
     config.data.eval.clips = 128
     config.batch_size = 8  # clips
 
 
 def sprites(config: ConfigDict) -> None:
-    """Read the Sprites of the sheets in `SHEETS`."""
+    """Make the data the Sprites drawn from the sheets in `SHEETS`."""
     config.data.kind = "sprites"
     config.data.common = ConfigDict({"sheets_dir": SHEETS})
     config.data.train = ConfigDict({"split": "train"})
@@ -213,12 +231,12 @@ def sprites(config: ConfigDict) -> None:
 
 
 def join_temporal_blocks(config: ConfigDict, steps: int) -> None:
-    """Let the temporal blocks of BCD's denoiser work after `steps` updates, and rest until then."""
+    """Switch on the temporal blocks of BCD's denoiser, and their training, after `steps` updates."""
     config.system.denoiser.temporal_from = steps
     config.optimizer.model.start = ((r".*/temporal_\d+/.*", steps), (".*", 0))
 
 
 def two_steps(config: ConfigDict) -> None:
-    """As short as a `:debug` run is."""
+    """Make the run as short as a `:debug` run: two steps with a batch of 8 and no checkpoints in between."""
     config.batch_size, config.steps, config.log_every = 8, 2, 1
     config.checkpoint.every = 0

@@ -1,15 +1,16 @@
-"""The four systems side by side: the same clips, as many parameters, as much arithmetic, the same questions.
+"""The four systems side by side: the same clips, similar parameter counts, equal compute, the same evaluations.
 
     python launch/sweep.py benchmark --workdir=runs/benchmark --arguments=minutes=5
     python -m vidmotion.main --config=configs/benchmark.py:system=warpface,clips=sprites --workdir=DIR
 
-No paper compares these ideas; each config here is the ``:demo`` of its system with its widths changed until what can be
-used after training has 6 to 8 million parameters, and with as many steps as fit into a budget of model FLOPs (forward,
-backward and update, no recomputation). Discriminators and GAN heads are thrown away after training: their arithmetic
-counts, their parameters do not. Clips are 64 px, 8 frames; X-NeMo and WarpFace learn from pairs of frames of them.
+No paper compares these systems. Each config is the ``:demo`` of its system with two changes: its widths are chosen so
+that the networks used after training have 6 to 8 million parameters, and its number of steps fits a budget of model
+FLOPs (forward, backward and update, without recomputation). Discriminators and GAN heads are discarded after training:
+their FLOPs count, but their parameters do not. Clips have 8 frames of 64 px; X-NeMo and WarpFace are trained on pairs
+of frames from these clips.
 
-``minutes=N`` is a budget of N times 3 TFLOP, about a minute of two CPU cores; ``hours=N`` is N times 36 PFLOP, an
-hour of an accelerator at 10 TFLOP/s, which networks as small as these do not exceed.
+``minutes=N`` is a budget of N times 3 TFLOP, about N minutes on two CPU cores. ``hours=N`` is a budget of N times 36
+PFLOP, which is N hours of an accelerator at 10 TFLOP/s; networks as small as these do not run faster than that.
 """
 
 from ml_collections import ConfigDict
@@ -18,13 +19,13 @@ from configs import _shared, heads, vidtwin, warpface, xnemo
 
 SYSTEMS = ("bcd", "vidtwin", "xnemo", "warpface")
 MINUTE, HOUR = 3e12, 36e15  # FLOPs
-# GFLOP of a training step, as `--mode=plan` has them; the same for both kinds of clips.
+# GFLOP of a training step according to `--mode=plan`; the same for both kinds of clips.
 STEP = {"bcd": 88.9, "vidtwin": 48.8, "xnemo": 93.1, "warpface": 81.7}
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """Arguments: ``system``, ``clips``, ``minutes`` or ``hours`` (whole numbers), ``demo`` (the same as none, five
-    minutes), ``debug``."""
+    """Arguments: ``system``, ``clips``, ``minutes`` or ``hours`` (whole numbers), ``demo`` (the default: five minutes),
+    ``debug``."""
     argument, flops = _budget(argument)
     options = _shared.parse(argument, system=SYSTEMS, clips=("heads", "sprites"))
     debug = options.variant == "debug"
@@ -44,7 +45,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def _budget(argument: str) -> tuple[str, float]:
-    """The other arguments, and FLOPs."""
+    """Split off the budget: return the other arguments, and the number of FLOPs."""
     flops, rest = 5 * MINUTE, []
     for item in filter(None, (argument or "").split(",")):
         key, _, text = item.partition("=")
@@ -62,7 +63,7 @@ def _bcd(variant: str, clips: str) -> ConfigDict:
     if variant == "demo":
         _shared.join_temporal_blocks(config, 0)
         config.system.codec = ConfigDict(_shared.pixels(clips, patch=4))
-        # Pixels tell more of each other than latents do.
+        # Pixels predict each other better than latents do, so training needs higher noise levels.
         config.system.diffusion.update({"p_mean": 1.5, "sigma_max": 80.0})
     return _on_sprites(config) if clips == "sprites" else config
 
@@ -80,7 +81,7 @@ def _vidtwin(variant: str, clips: str) -> ConfigDict:
 
 
 def _xnemo(variant: str, clips: str) -> ConfigDict:
-    """Stage 2 from the start: appearance and motion are learnt together, still frames, with the GAN head."""
+    """Stage 2 without a stage 1: appearance and motion are learnt together from single frames, with the GAN head."""
     config = xnemo.get_config(f"{variant},stage=2")
     if variant == "demo":
         config.system.unet.channels = (48, 96)
@@ -92,7 +93,7 @@ def _warpface(variant: str, clips: str) -> ConfigDict:
 
 
 def _drawn(config: ConfigDict, variant: str, clips: str) -> ConfigDict:
-    """In pixels, squares of four laid out as channels, since there is no codec of Sprites."""
+    """Set the data, and work in pixels, with 4x4 squares folded into channels, because Sprites have no codec."""
     if variant == "demo":
         config.system.codec = ConfigDict(_shared.pixels(clips, deviation=1.0, patch=4))
     if clips == "sprites":

@@ -1,12 +1,12 @@
-"""BCD on Heads, the procedural talking heads embedded in this package: no files needed.
+"""BCD on Heads, the procedural talking heads that this package draws: no files needed.
 
     python -m vidmotion.main --config=configs/heads.py --workdir=runs/heads
     python -m vidmotion.main --config=configs/heads.py:demo --workdir=runs/heads_demo      # two CPU cores
     python -m vidmotion.main --config=configs/heads.py:mini --workdir=runs/heads_mini      # narrower: what is shipped
 
-Not in any paper: the Sprites recipe (Table A5) at more bits, since a head has 14 continuous motion factors where a
-sprite has 63 poses. The renderer knows the true picture of (identity A, motion B), so the swap's PSNR and SSIM are
-measurements; copying either clip is the baseline that must be beaten.
+Not in any paper: this is the Sprites recipe (Table A5) with more bits, because a head has 14 continuous motion factors,
+whereas a sprite has 63 poses. The renderer can draw the true picture of (identity A, motion B), so the PSNR and SSIM of
+a swap are exact measurements; the baseline to beat is copying either clip.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from configs import _shared, sprites
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """Arguments: ``bitrate`` (bits/s, 0 the variant's own), ``rate_loss``, ``cross``; variants."""
+    """Arguments: ``bitrate`` (bits/s; 0: the variant's own), ``rate_loss``, ``cross``; variants."""
     options = _shared.parse(
         argument,
         _shared.SHIPPED,
@@ -54,11 +54,12 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def _demo(config: ConfigDict) -> None:
-    """On top of the Sprites demo: the latents of the small codec, 8x8 patches of them, and motion of many bits.
+    """Change the Sprites demo into the demo on Heads.
 
-    Content is one token per patch, begun with that patch of the source, so that a face nobody has seen is copied rather
-    than remembered. Most noise levels are those at which the layout is still open. Two frames a second: the halves of a
-    clip differ as much as clips do, and motion cannot be guessed from content.
+    The network works on the latents of the small codec, in 8x8 patches, and the motion code has many more bits. Content
+    is one token per patch, which starts from that patch of the source, so that a face not seen in training can be
+    copied rather than recalled. Most noise levels are high enough to hide the layout. At two frames a second, the
+    halves of a clip differ as much as two clips do, so motion cannot be guessed from content.
     """
     system = config.system
     system.codec = ConfigDict(_shared.heads_codec())
@@ -76,12 +77,12 @@ def _demo(config: ConfigDict) -> None:
     _shared.transfers(config, _shared.DRIVEN, pairs=64, batch=16, probe_clips=2000)
     config.optimizer.model.schedule.warmup = 30
     config.batch_size, config.steps = 8, 1200
-    # For the last third of the steps, as in the paper on LRS3.
+    # The last third of the steps, as in the paper on LRS3.
     _shared.join_temporal_blocks(config, 800)
 
 
 def _mini(config: ConfigDict) -> None:
-    """A narrower demo, 3.0 M parameters."""
+    """Narrow the demo to 3.0 M parameters."""
     system = config.system
     system.encoder.mlp_dim = 576
     system.denoiser.update({"width": 128, "mlp_dim": 512})

@@ -1,12 +1,14 @@
-"""A small image autoencoder for Heads: what Stable Diffusion's autoencoder is to the papers' recipes.
+"""A small image autoencoder for Heads, in the role of Stable Diffusion's autoencoder in the papers' recipes.
 
     python -m vidmotion.main --config=configs/heads_codec.py --workdir=runs/heads_codec      # two CPU cores
 
-The class is Stable Diffusion's (`models.vae.AutoencoderKL`), at a width that two CPU cores can train: 64 px become
-16x16 places of 4 numbers, every layer works on patches of 4x4 pixels. It is not in any paper. A run's workdir is what
-``config.system.codec.weights`` of the other recipes takes. For pictures of your own, set ``config.data`` to a folder
-that ``python -m vidmotion.data.prepare`` made, and ``config.system.network`` to the sizes that you want; the evaluator
-``codec`` prints the latents' mean and standard deviation, which a recipe's ``config.system.codec`` wants to know.
+The class is Stable Diffusion's (`models.vae.AutoencoderKL`), with a width that two CPU cores can train. A picture of
+64 px becomes 16x16 positions of 4 numbers; every layer works on patches of 4x4 pixels. It is not in any paper.
+
+The other recipes accept the workdir of such a run as ``config.system.codec.weights``. For pictures of your own, set
+``config.data`` to a folder that ``python -m vidmotion.data.prepare`` made, and ``config.system.network`` to the sizes
+that you want. The evaluator ``codec`` prints the mean and standard deviation of the latents, which a recipe needs in
+its ``config.system.codec``.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +17,7 @@ from configs import _shared
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """Arguments: ``demo`` (the same as none), ``debug``."""
+    """Arguments: ``demo`` (the same as no argument), ``debug``."""
     variant = _shared.parse(argument).variant
     config = _shared.trunk()
     config.system = ConfigDict(

@@ -1,19 +1,19 @@
-"""A small picture diffusion on Heads: what Stable Diffusion's UNet is to the recipes of X-NeMo and WarpFace.
+"""A small image diffusion model of Heads, in the role of Stable Diffusion's UNet for X-NeMo and WarpFace.
 
     python -m vidmotion.main --config=configs/heads_foundation.py --workdir=runs/heads_foundation      # two CPU cores
     python -m vidmotion.main --config=configs/warpface.py:demo --workdir=runs/warpface \
         --config.init_from=runs/heads_foundation
 
-It is not in any paper. The UNet has the sizes of those recipes' `:demo`, in the latents of configs/heads_codec.py. For
-pictures of your own, set ``config.data`` to a folder that ``python -m vidmotion.data.prepare`` made, and
-``config.system.codec`` to a codec that was trained on them.
+It is not in any paper. The UNet has the sizes of the `:demo` of X-NeMo and WarpFace, and works in the latents of
+configs/heads_codec.py. For pictures of your own, set ``config.data`` to a folder that ``python -m
+vidmotion.data.prepare`` made, and ``config.system.codec`` to a codec that was trained on them.
 """
 
 from ml_collections import ConfigDict
 
 from configs import _shared
 
-# The parameters of this UNet for both networks of a recipe whose own modules start fresh.
+# For the two UNets of a recipe: both start from the parameters of this UNet, and the recipe's own modules start fresh.
 INIT_RULES = (
     (r"model/(reference|denoiser)/((?!.*(motion|temporal|within)).*)", r"model/unet/\2"),
     (".*", False),
@@ -21,7 +21,7 @@ INIT_RULES = (
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """Arguments: ``demo`` (the same as none), ``debug``."""
+    """Arguments: ``demo`` (the same as no argument), ``debug``."""
     variant = _shared.parse(argument).variant
     config = _shared.trunk()
     config.system = ConfigDict(

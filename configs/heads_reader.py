@@ -1,10 +1,11 @@
-"""The reader of Heads: all factors that a face was drawn from, off single frames. Trained on rendered heads.
+"""The reader of Heads: estimates all factors that a face was drawn from in single frames of rendered heads.
 
     python -m vidmotion.main --config=configs/heads_reader.py --workdir=runs/heads_reader
 
-Not in any paper: it is the miniature of AED, APD and CSIM. Of a run on Heads, ``reading`` says with it whether what was
-made moves as its driver and looks like its source. A trained one is shipped; name a workdir of your own
-in ``config.evals.reading.reader`` of that run. About twenty minutes on two CPU cores; `:demo` is a tenth.
+Not in any paper: it is a small counterpart of AED, APD and CSIM. In a run on Heads, the evaluator ``reading`` uses it
+to score whether the generated clips move like their drivers and look like their sources. A trained reader is shipped;
+to use your own, name its workdir in ``config.evals.reading.reader`` of the run on Heads. Training takes about twenty
+minutes on two CPU cores; `:demo` takes a tenth of that.
 """
 
 from ml_collections import ConfigDict
@@ -49,7 +50,7 @@ def get_config(argument: str = "") -> ConfigDict:
     )
     config.ema = ConfigDict({"decay": 0.995, "warmup": True})
     config.data.kind = "heads"
-    # Four frames of a clip a second apart are four poses: many heads in many poses, each drawn once and kept.
+    # The four frames of a clip, a second apart, show four poses, so the cache holds many heads in many poses.
     config.data.common = ConfigDict({"size": 64, "frames": 4, "fps": 1.0, "seed": 0})
     config.data.train = ConfigDict({"split": "train", "clips": 16_000, "cache": True})
     config.data.eval = ConfigDict({"split": "eval", "clips": 512})

@@ -1,33 +1,34 @@
-r"""BCD on LRS3: Table A4 of the supplement. The project's best-known command:
+r"""BCD on LRS3: Table A4 of the supplement.
 
     python -m vidmotion.data.prepare lrs3 --src=DIR --out=data/lrs3
     python -m vidmotion.data.prepare latents --src=data/lrs3 --weights=FILE --out=data/lrs3_latents
     python -m vidmotion.main --config=configs/lrs3.py --workdir=runs/lrs3 --config.system.codec.weights=FILE
 
-FILE is the image autoencoder. The second command runs each frame through it once (8 KB a frame), since at each step it
-would be 91 % of the arithmetic; with ``latents=fresh`` training reads the folder of the first and does just that.
+FILE is the image autoencoder. The second command encodes each frame once (8 KB per frame), because encoding at each
+step would be 91 % of the arithmetic. With ``latents=fresh``, training reads the folder that the first command wrote and
+encodes at each step.
 
-Hardware in the paper: 8 A100, batch 4 on each, 4 to 5 days: 30 epochs without temporal blocks, then 15 with them. Both
-stages are one run here: temperature, warm-up, moments and averages go on, and the temporal blocks join with moments of
-their own, untouched until then. Paper's figures on cross-identity transfer: FID 86.0, CSIM 0.692, shape error 0.41e-1,
-motion error 3.13e-2, cross error 3.67e-2 (Tables A2, A3).
+Hardware in the paper: 8 A100, batch 4 on each, 4 to 5 days: 30 epochs without temporal blocks, then 15 with them. Here,
+one run does both stages: temperature, warm-up, moments and averages continue, and the temporal blocks join with moments
+of their own, which are untouched until then. The paper's figures on cross-identity transfer: FID 86.0, CSIM 0.692,
+shape error 0.41e-1, motion error 3.13e-2, cross error 3.67e-2 (Tables A2, A3).
 
 Ablations of the paper as arguments: ``bitrate=2|4|6|8`` (kbps), and ``12`` or ``16`` with twice the codebooks (Figure
-A2: 64 of them hold 8), ``rate_loss=off`` (Table A3), ``cross=off``. Table A2 cuts what content is read from when motion
-is transferred, so its four rows are evaluations of one run:
+A2; 64 codebooks hold 8 kbps), ``rate_loss=off`` (Table A3), ``cross=off``. Table A2 limits the number of frames that
+content is read from in motion transfer, so its four rows are evaluations of one run:
 
     python -m vidmotion.main --config=configs/lrs3.py:content_frames=5 --workdir=runs/lrs3 --mode=eval \
         --evals=motion_transfer ...
 
-with ``content_frames=1|5|15|20``. `:demo` trains a small network on any prepared videos with a codec that needs
-no weights and no cache; `:debug` is two steps on procedural heads.
+with ``content_frames=1|5|15|20``. `:demo` trains a small network on any prepared videos, with a codec that needs
+neither weights nor a cache; `:debug` is two steps on procedural heads.
 """
 
 from ml_collections import ConfigDict
 
 from configs import _shared
 
-EPOCH = 12_300  # steps at batch 32: about 393k four-second clips in 437 hours (our arithmetic)
+EPOCH = 12_300  # steps at batch 32: 437 hours are about 393k four-second clips (our arithmetic)
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -49,12 +50,12 @@ def get_config(argument: str = "") -> ConfigDict:
             "name": "bcd",
             "frames": 50,  # 4 s at 25 frames/s, every second frame
             "size": 256,
-            # "A pre-trained image VAE", which one is not in paper: 32x32x4 latents fit Stable Diffusion's.
+            # "A pre-trained image VAE"; which one is not in paper. Latents of 32x32x4 fit Stable Diffusion's.
             "codec": {
                 "network": "sd",
                 "weights": "",  # diffusion_pytorch_model.safetensors of stabilityai/sd-vae-ft-mse
-                # Of the raw latents, per channel, as published with EDM2 for ImageNet (not in paper);
-                # measure your own set's to hold sigma_data = 0.5 exactly.
+                # Mean and standard deviation per channel of the raw latents, as published with EDM2 for
+                # ImageNet (not in paper). For sigma_data = 0.5 exactly, measure those of your own data.
                 "mean": (5.81, 3.25, 0.12, -2.15),
                 "std": (4.17, 4.62, 3.71, 3.28),
                 "cached": cached,
@@ -85,7 +86,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "groups": 32,  # not in paper
             },
             "guidance": {"drop": 0.1, "scale": 1.5, "independent": False},
-            # EDM; not in paper: training in EDM's form too, with Karras et al.'s constants
+            # EDM; not in paper: that training is in EDM's form too, with the constants of Karras et al.
             "diffusion": {
                 "kind": "edm",
                 "sigma_data": 0.5,
@@ -94,7 +95,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "sigma_min": 0.002,
                 "sigma_max": 80.0,
             },
-            # window, not in paper: 25 frames, all windows from the same noise
+            # window: not in paper; 25 frames, and all windows start from the same noise
             "sampler": {"method": "heun", "steps": 128, "window": 25, "content_frames": seen},
             # Bitrate-controlled vector quantization
             "quantizer": {
@@ -109,7 +110,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "learn_alpha": False,
                 "hard": True,  # not in paper: as in TF-Codec
             },
-            # 4 kbps at 25 frames/s = 160 bits per frame. lambda: from notes on the main text.
+            # 4 kbps at 25 frames/s are 160 bits per frame. The weight lambda is from notes on the main text.
             "rate": {
                 "target": 1000.0 * options.bitrate,
                 "weight": 0.04 if options.rate_loss == "on" else 0.0,
@@ -160,10 +161,10 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def _demo(config: ConfigDict) -> None:
-    """A small network on latents of the weight-free patch codec, for prepared videos of 128 px."""
+    """Shrink the network, which works on latents of the weight-free patch codec, for prepared videos of 128 px."""
     system = config.system
     system.size, system.frames = 128, 16
-    # Of the patch codec's latents on a dozen talking-head videos.
+    # The statistics of the patch codec's latents were measured on a dozen talking-head videos.
     system.codec.update(
         {"network": "patch", "mean": (-0.84, -1.7, -2.16, 0.0), "std": (3.6, 3.1, 3.1, 1.2)}
     )
@@ -175,9 +176,9 @@ def _demo(config: ConfigDict) -> None:
     )
     system.denoiser.temporal_blocks = (0, 2)
     system.quantizer.update({"books": system.quantizer.books // 4, "tau_decay": 0.99})
-    system.rate.target /= 4  # a quarter of the books
+    system.rate.target /= 4  # because there are a quarter of the codebooks
     system.sampler.update({"method": "euler", "steps": 16, "window": 8})
-    system.sampler.content_frames = min(system.sampler.content_frames, 8)  # a half
+    system.sampler.content_frames = min(system.sampler.content_frames, 8)  # half a clip
     system.compute = system.codec.compute = "float32"
     config.optimizer.model.rate = ((".*", 1e-3),)
     config.optimizer.model.schedule.warmup = 50
@@ -191,11 +192,11 @@ def _demo(config: ConfigDict) -> None:
 
 
 def _debug(config: ConfigDict) -> None:
-    """Two steps of the smallest network with every part in it, on heads."""
+    """Make the run two steps on heads, of the smallest network that has every part."""
     _demo(config)
     system = config.system
     system.size, system.frames = 64, 4
-    system.codec.cached = False  # heads are drawn anew
+    system.codec.cached = False  # heads are drawn afresh, not read from a cache
     system.encoder.update({"layers": 1, "width": 16, "heads": 2, "mlp_dim": 32, "content_width": 8})
     system.encoder.content_tokens = 16
     system.denoiser.update({"layers": 2, "width": 16, "heads": 2, "mlp_dim": 32, "groups": 4})

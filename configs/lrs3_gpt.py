@@ -3,8 +3,8 @@ r"""BCD's motion generation: Table A6 of the supplement. GPT-2 on the codes of a
     python -m vidmotion.encode --workdir=runs/lrs3 --out=data/lrs3_codes --frames=50
     python -m vidmotion.main --config=configs/lrs3_gpt.py --workdir=runs/lrs3_gpt
 
-Hardware in the paper: 8 H100, batch 32 on each. The paper gives no number for generation. `:demo` learns from the codes
-of ``configs/heads.py:demo`` and has its motion rendered by that run's denoiser:
+Hardware in the paper: 8 H100, batch 32 on each. The paper gives no figures for generation. `:demo` is trained on the
+codes of ``configs/heads.py:demo``, and the denoiser of that run renders the generated motion:
 
     python -m vidmotion.main --config=configs/heads.py:demo --workdir=runs/heads
     python -m vidmotion.encode --workdir=runs/heads --out=data/heads_codes --frames=32
@@ -25,12 +25,12 @@ def get_config(argument: str = "") -> ConfigDict:
         {
             "name": "motion_gpt",
             "codes": "data/lrs3_codes",
-            "frames": 25,  # not in paper: of 50 at BCD's 12.5 frames/s, as many as there are at double speed
+            "frames": 25,  # not in paper: the clips' 50 frames at 12.5 frames/s are 25 at double speed
             # Model: GPT-2
             "width": 1024,
             "layers": 12,
             "heads": 8,
-            "max_positions": 128,  # not in paper; n frames need n, and are learnt up to `frames`
+            "max_positions": 128,  # not in paper; n frames need n positions, and only `frames` of them are trained
             "dropout": 0.1,  # not in paper
             "content_elements": 1,  # "the first sequence element"
             "compute": "bfloat16",  # not in paper
@@ -60,8 +60,8 @@ def get_config(argument: str = "") -> ConfigDict:
         {
             "every": 5000,
             "batch": 64,
-            "bcd": "",  # workdir of the BCD that wrote the codes: renders what is generated
-            "clips": 4,  # rendered
+            "bcd": "",  # workdir of the BCD that wrote the codes; it renders the generated motion
+            "clips": 4,  # the number of clips to render
             "frames": 25,
             "temperature": 0.0,  # 0 is greedy, as in the paper
             "top_k": 0,
@@ -79,7 +79,7 @@ def get_config(argument: str = "") -> ConfigDict:
         config.batch_size, config.steps, config.log_every = 32, 1500, 100
         config.ema.decay = 0.99
         config.checkpoint.every = 500
-        # Greedy, as in the paper, hardly moves after so short a training.
+        # With greedy decoding, as in the paper, heads hardly move after such a short training.
         config.evals.motion_generation.update({"every": 500, "frames": 32, "temperature": 1.0})
     if variant == "debug":
         system.width, system.layers, system.heads, system.frames = 16, 1, 2, 2

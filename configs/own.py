@@ -1,32 +1,33 @@
-r"""Any of the four systems on any folder of clips, your own for one.
+r"""Any of the four systems on any folder of clips, for example your own.
 
     python -m vidmotion.data.prepare videos --src=DIR --out=data/own --size=64
     python -m vidmotion.main --config=configs/own.py:system=bcd,size=64 --workdir=runs/own_bcd
 
 ``system=bcd|vidtwin|xnemo|warpface``; ``size=64|128|256|512`` is the size that the clips were prepared with. The folder
-is ``--config.data.common.directory`` (for X-NeMo and WarpFace clips of another size will do, which are then scaled in
-training and refused in evaluation). X-NeMo looks at faces where ``prepare portraits`` or ``--crop=tube`` found them;
-clips without boxes are taken as faces as they are.
+is ``--config.data.common.directory``. X-NeMo and WarpFace can also be trained on clips of another size, which are then
+scaled, but evaluation refuses such clips. X-NeMo reads the boxes of faces that ``prepare portraits`` or ``--crop=tube``
+found; in clips without boxes, the whole picture is taken as the face.
 
-``weights=none`` (default): the networks of configs/benchmark.py, wider for larger pictures, from nothing, in pixels.
-``weights=published``: the paper's own networks at that size, with the files of docs/weights.md, looked for in
-``weights/``; X-NeMo and WarpFace begin with Stable Diffusion's UNets, BCD has its autoencoder, VidTwin has LPIPS.
+``weights=none`` (default): the networks of configs/benchmark.py, wider for larger pictures, trained from scratch in
+pixels. ``weights=published``: the paper's own networks at that size, with the files of docs/weights.md, which are
+expected in ``weights/``. X-NeMo and WarpFace start from Stable Diffusion's UNets, BCD uses Stable Diffusion's
+autoencoder, and VidTwin uses LPIPS.
 
-What is missing, too short or of another size is said before the first step, with the command that mends it. At the end,
-motion is transferred between the clips of the test split (of the training split where a single video gave no other) in
-a sheet of pictures, and each is rebuilt from its first frame and its own motion
-(VidTwin: from its latents), beside what copying the first frame gives. `:demo` is the same as none, 600 steps; `:debug`
-is two steps of the smallest networks on such a folder, of 16 px for BCD and VidTwin and of 32 px for the others.
+If clips are missing, too short or of another size, a message says so before the first step and gives the command that
+helps. At the end, motion is transferred between the clips of the test split in a sheet of pictures, and each clip is
+rebuilt from its first frame and its own motion (VidTwin: from its latents) and compared with copying the first frame.
+If a single video left no test split, the clips are those of the training split. `:demo` is the default with 600 steps;
+`:debug` is two steps of the smallest networks on a folder of clips of 16 px (BCD, VidTwin) or 32 px (the others).
 """
 
 from ml_collections import ConfigDict
 
 from configs import _shared, benchmark, lrs3, vidtwin, warpface, xnemo
 
-FPS = 25.0  # as `prepare` makes it unless told otherwise
-SIDES = {64: 4, 128: 4, 256: 8, 512: 16}  # of the squares of pixels that are channels of one place
-WIDER = {64: 1, 128: 1, 256: 2, 512: 4}  # widths, over those of 64 px
-PLACES = 8  # of BCD's content and denoiser, in rows and columns; in the paper too
+FPS = 25.0  # the default of `prepare`
+SIDES = {64: 4, 128: 4, 256: 8, 512: 16}  # of the squares of pixels that are folded into channels
+WIDER = {64: 1, 128: 1, 256: 2, 512: 4}  # factors on the widths for 64 px
+PLACES = 8  # rows, and columns, of BCD's content tokens and denoiser patches; as in the paper
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -51,7 +52,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def _small(config: ConfigDict, system: str, size: int) -> None:
-    """The benchmark's networks, at `size` and in pixels of videos."""
+    """Adapt the benchmark's networks to videos of `size` px, in pixels."""
     side, wider = SIDES[size], WIDER[size]
     config.batch_size, config.steps = 8, 50_000
     config.checkpoint.every = 500
@@ -81,14 +82,14 @@ def _small(config: ConfigDict, system: str, size: int) -> None:
 
 
 def _clips(config: ConfigDict, debug: bool) -> None:
-    """Read clips of a folder, where the config has those that are drawn here."""
+    """Read the clips of a folder, in place of the procedural clips of the config."""
     name = config.system.name
     frames = 4 if debug else 8
     if name == "bcd":
         frames = config.system.frames
     if name == "vidtwin":
         frames = config.system.network.frames
-    # Four seconds for the halves of BCD, which are to differ, and two for the others; in the papers, too.
+    # Four seconds for BCD, whose halves must differ, and two for the others, as in the papers.
     decimate = 1 if debug else (100 if name == "bcd" else 50) // frames
     config.data.kind = "portraits" if "pair" in config.data.train else "videos"
     window = {"frames": frames, "decimate": decimate}
@@ -104,14 +105,14 @@ def _clips(config: ConfigDict, debug: bool) -> None:
     config.data.eval = ConfigDict({"kind": "videos", "split": "test,train", **window})
     config.sample.update({"every": 0, "rows": 2, "columns": 2 if debug else 3})
     config.sample.fps = FPS / decimate
-    # VidTwin's structure runs beside the motion, for which one frame is too little.
+    # VidTwin reads structure from a whole clip, not from one frame.
     protocol = "reconstruction" if name == "vidtwin" else "self_reenactment"
     _shared.evaluate(config, (protocol,))
     config.evals[protocol].batch = 4
 
 
 def _bcd(size: int) -> ConfigDict:
-    """Table A4, with as many patches as there."""
+    """Return the config of Table A4 at `size` px, with the same number of patches."""
     config = lrs3.get_config("latents=fresh")
     config.system.size = size
     config.system.denoiser.patch = size // 8 // PLACES
@@ -120,7 +121,7 @@ def _bcd(size: int) -> ConfigDict:
 
 
 def _vidtwin(size: int) -> ConfigDict:
-    """Table 1's base, with about as many patches as there; the discriminator's start is the recipe's."""
+    """Return the base config of Table 1 at `size` px, with about as many patches and the same start of the GAN."""
     config = vidtwin.get_config()
     config.system.network.update({"size": size, "patch": (1, size // 16, size // 16)})
     config.system.perceptual.weights = "weights/lpips_vgg"
@@ -128,7 +129,10 @@ def _vidtwin(size: int) -> ConfigDict:
 
 
 def _xnemo(size: int) -> ConfigDict:
-    """Stage 2, from Stable Diffusion's UNets: appearance and motion are learnt together, without temporal modules."""
+    """Return stage 2, started from Stable Diffusion's UNets.
+
+    Appearance and motion are learnt together, without temporal modules.
+    """
     config = xnemo.get_config("stage=2")
     config.init_from = "weights/xnemo_base"
     config.init_rules = xnemo.FROM_BASE

@@ -5,9 +5,10 @@
     python -m vidmotion.main --config=configs/sprites.py --workdir=runs/sprites \\
         --config.evals.sprites_transfer.judge=runs/judge
 
-The sheets are public (README, section Data); their folder is `data.common.sheets_dir`, by default the environment
-variable VIDMOTION_SHEETS. Hardware in the paper: not stated for Sprites. Paper's figure (Table A1): 100.00 % on
-action, skin, pants, top and hair. `:demo` learns on two CPU cores in about twenty minutes; `:debug` is two steps.
+The sheets are public (README, section Data); their folder is `data.common.sheets_dir`, which is taken from the
+environment variable VIDMOTION_SHEETS by default. The paper does not state its hardware for Sprites. The paper's figure
+(Table A1): 100.00 % on action, skin, pants, top and hair. `:demo` takes about twenty minutes on two CPU cores; `:debug`
+is two steps.
 """
 
 from ml_collections import ConfigDict
@@ -53,7 +54,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "gate_start": 0.0,  # adaLN-Zero
             },
             "guidance": {"drop": 0.1, "scale": 1.5, "independent": False},
-            # EDM; not in paper: training in EDM's form too, with Karras et al.'s constants
+            # EDM; not in paper: that training is in EDM's form too, with the constants of Karras et al.
             "diffusion": {
                 "kind": "edm",
                 "sigma_data": 0.5,
@@ -63,7 +64,8 @@ def get_config(argument: str = "") -> ConfigDict:
                 "sigma_max": 80.0,
                 "output": "edm",
             },
-            # window, not in paper: half a clip, as in training; content_frames: all (Table A2 varies it on LRS3)
+            # window: not in paper; 0 is half a clip, as in training. content_frames: 0 is all (Table A2 varies it on
+            # LRS3).
             "sampler": {"method": "heun", "steps": 50, "window": 0, "content_frames": 0},
             # Bitrate-controlled vector quantization
             "quantizer": {
@@ -72,17 +74,17 @@ def get_config(argument: str = "") -> ConfigDict:
                 "entries": 64,
                 "tau_max": 2.0,
                 "tau_min": 0.5,
-                # The paper's 0.9999972 reaches the floor after 495k steps; the run length is not in the
-                # paper, so the decay here reaches it at the last of 200k steps.
+                # The paper's 0.9999972 reaches tau_min after 495k steps. The run length is not in the paper, so
+                # this decay reaches tau_min at the last of 200k steps.
                 "tau_decay": (0.5 / 2.0) ** (1 / 200_000),
                 "alpha": 0.0,  # not in paper: 5 * 16 / dim, see models.quantizer.default_alpha
                 "distance": "sq_l2",  # not in paper: as in TF-Codec
                 "learn_alpha": False,
                 "hard": True,  # not in paper: as in TF-Codec
             },
-            # 150 bps at 25 frames/s = 6 bits per frame = log2(64). lambda: from notes on the main text.
+            # 150 bps at 25 frames/s = 6 bits per frame = log2(64). The weight lambda is from notes on the main text.
             "rate": {"target": 150.0, "weight": 0.04, "mode": "per_codebook_mean"},
-            # symmetric, not in paper: twice the targets for one reading of a clip
+            # symmetric: not in paper; gives twice the targets from each clip that is encoded
             "cross": {"enabled": True, "symmetric": True, "content_frames": 0},
             "compute": "bfloat16",  # not in paper
             "remat": False,
@@ -106,12 +108,12 @@ def get_config(argument: str = "") -> ConfigDict:
     config.steps = 200_000  # not in paper
     config.ema.decay = 0.9999  # not in paper
     _shared.sprites(config)
-    # random, not in paper: the actions are loops, and from a clip's fixed second half alone no network sees all poses
+    # random: not in paper; the actions are loops, and the fixed second half of a clip does not show all poses
     config.data.train.random = True
     config.checkpoint.every = 5000
     config.sample = ConfigDict({"every": 20_000, "rows": 4, "columns": 6, "fps": 8.0})
     _shared.transfers(config, batch=64)
-    # All test clips; the judge is the workdir of a run of configs/sprites_judge.py.
+    # pairs: 0 is all test clips. judge: the workdir of a run of configs/sprites_judge.py.
     config.evals.sprites_transfer = ConfigDict({"every": 0, "pairs": 0, "batch": 64, "judge": ""})
     if variant == "demo":
         _demo(config)
@@ -121,12 +123,13 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def _demo(config: ConfigDict) -> None:
-    """Small enough for two CPU cores, and every departure from Table A5 serves that.
+    """Shrink the recipe so that it learns on two CPU cores; every departure from Table A5 serves that purpose.
 
-    Patches of 16 px cut the sequence; what the one content token says of each patch is concatenated to it. Every
-    gate is open from the start. Three books of 8 entries, 7 bits of 9, fill within tens of steps where one of 64
-    takes thousands. The network predicts the picture itself and not what is left of the noise, mostly at noise levels
-    that hide the pose; below sigma_min it is not asked: it is too narrow for 768 values a patch of fine noise.
+    Patches of 16 px shorten the sequence. There is one content token, from which each patch gets its own part
+    concatenated to it. All gates are open from the start. Three codebooks of 8 entries (a target of 7 out of 9 bits)
+    are in use within tens of steps, whereas one codebook of 64 entries takes thousands. The network predicts the clean
+    picture instead of EDM's mixture of picture and noise, mostly at noise levels that hide the pose. It is not used
+    below sigma_min, because it is too narrow for the 768 values of fine noise in a patch.
     """
     system = config.system
     system.encoder.update({"layers": 2, "width": 192, "heads": 4, "mlp_dim": 768})
@@ -154,7 +157,7 @@ def _demo(config: ConfigDict) -> None:
 
 
 def _debug(config: ConfigDict) -> None:
-    """Two steps of the smallest network with every part in it."""
+    """Make the run two steps of the smallest network that has every part."""
     system = config.system
     system.encoder.update({"layers": 1, "width": 16, "heads": 2, "mlp_dim": 32, "content_width": 8})
     system.denoiser.update(

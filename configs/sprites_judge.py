@@ -2,7 +2,7 @@
 
     python -m vidmotion.main --config=configs/sprites_judge.py --workdir=runs/judge
 
-The published judge's weights are not public; the architecture is C-DSVAE's, the training is not in any paper.
+The weights of the judge in the papers are not public. The architecture is C-DSVAE's; the training is not in any paper.
 Expected: 100 % on every attribute of the 2,664 real test clips. `:demo` has a quarter of the channels.
 """
 

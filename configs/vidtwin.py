@@ -5,17 +5,19 @@ r"""VidTwin, the video autoencoder with two latents: Tables 1, 5 and 6 of the su
     python -m vidmotion.main --config=configs/vidtwin.py --workdir=runs/vidtwin \
         --config.system.perceptual.weights=weights/lpips_vgg
 
-Hardware in the paper: 4 A100 of 80 GB (Table 6); 10 million clips of its own at 8 frames/s. Paper's figures with
-latent setting 1 on MCL-JCV (25 frames/s, 16 frames, 224 px): PSNR 28.14, LPIPS .241, SSIM .804, FVD 389 at 0.20 % of
-the clip's numbers.
+Hardware in the paper: 4 A100 of 80 GB (Table 6). Its data: 10 million private clips at 8 frames/s. The paper's figures
+with latent setting 1 on MCL-JCV (25 frames/s, 16 frames, 224 px): PSNR 28.14, LPIPS .241, SSIM .804, FVD 389, where the
+latents have 0.20 % as many numbers as the clip.
 
-Arguments: ``size=base|small|large`` (Table 1), ``latent=1|2|3|released`` (Table 5, and the released checkpoint's) and
-guesses at the other rates of the paper, ``0.11|0.16|0.48``, and ``ablation=a|b|c|d``, the rows of the main text's
-Table 3: one latent, a spatial Q-Former for the dynamics, convolutions in the place of the Q-Former, and places in its
-feature axis. `:demo` is a small network on procedural heads, in the latents of the shipped codec and without a GAN. It
-learns to cross clips: its structure is read from another window of the clip. With ``structure=clip`` it is read from
-the clip itself, as in the paper, and the demo learns to rebuild. ``clips=sprites`` is a demo on Sprites, in pixels,
-without LPIPS, for which it has no weights, its GAN late in the run.
+Arguments: ``size=base|small|large`` (Table 1); ``latent=1|2|3|released`` (Table 5, and the released checkpoint's
+setting) and ``0.11|0.16|0.48``, which are guesses at the settings of the paper's other rates; and
+``ablation=a|b|c|d``, the rows of the main text's Table 3: one latent, a spatial Q-Former for the dynamics, convolutions
+in place of the Q-Former, and positions in the Q-Former's feature axis.
+
+`:demo` is a small network on procedural heads, in the latents of the shipped codec and without a GAN. It learns motion
+transfer, because structure is read from another window of the video. With ``structure=clip``, structure is read from
+the clip itself, as in the paper, and the demo learns reconstruction. ``clips=sprites`` is a demo on Sprites, in pixels;
+its GAN starts late in the run, and there is no LPIPS, because the demo has no weights for it.
 """
 
 import copy
@@ -29,23 +31,24 @@ SIZES = {
     "small": {"width": 512, "depth": 12, "heads": 8},
     "large": {"width": 1536, "depth": 16, "heads": 12},
 }
-# queries n_q; channels d_S and halvings of the structure's 14x14 places; the same of the dynamics, d_D
+# Each setting has the number of queries n_q; the channels d_S and the number of halvings of the structure's 14x14 grid;
+# the channels d_D and the number of halvings of the dynamics.
 LATENTS = {
     "1": (16, 4, 1, 8, 1),
     "2": (16, 4, 1, 16, 2),
     "3": (12, 4, 1, 8, 1),
     "released": (16, 8, 1, 8, 1),
-    "0.11": (8, 4, 1, 8, 2),  # not in paper, like the next two: settings that reach these rates
+    "0.11": (8, 4, 1, 8, 2),  # not in paper, like the next two: our settings that reach these rates
     "0.16": (16, 8, 2, 8, 1),
     "0.48": (16, 12, 1, 16, 2),
 }
-# What a row of Table 3 changes; not in paper: the sizes, with which a clip keeps about as many numbers as in setting 1.
+# The changes in each row of Table 3. The sizes are not in paper: they give a clip about as many numbers as setting 1.
 ABLATIONS = {
     "none": {},
     "a": {"structure_channels": 6},
     "b": {"dynamics_queries": 2},
     "c": {},
-    "d": {"queries": 49, "place_width": 32},  # place_width: the released code's
+    "d": {"queries": 49, "place_width": 32},  # place_width is the released code's
 }
 FIELDS = (
     "queries",
@@ -78,7 +81,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "frames": 16,
                 "size": 224,
                 "patch": (1, 16, 16),
-                # Q-Former (supplement, D.1); the width of its feed-forward layers is the released code's
+                # Q-Former (supplement, D.1). The width of its feed-forward layers is the released code's.
                 "query_width": 64,
                 "query_layers": 6,
                 "query_heads": 8,
@@ -87,13 +90,14 @@ def get_config(argument: str = "") -> ConfigDict:
                 "structure_width": 128,  # not in paper: the released code's
                 "dropout": 0.1,  # not in paper: the released code's
             },
-            "overlap": 4,  # not in paper: of windows of longer clips, so that no border shows
+            "overlap": 4,  # not in paper: the windows of a long clip overlap, so that no border is visible
             "kl_weight": 1e-3,
             "perceptual": {"weight": 0.05, "weights": ""},
-            # start and discriminator, not in paper: the released code's
+            # start and discriminator are not in paper: the released code's
             "gan": {"weight": 0.05, "start": 10_000, "width": 64, "layers": 3},
             "compute": "bfloat16",  # not in paper; the released code mixes float64, float32 and float16
-            # not in paper: large at 6 clips a device does not fit 80 GB without (by plan; docs/hardware.md has it with)
+            # not in paper: without it, `large` with 6 clips per device does not fit into 80 GB according to
+            # --mode=plan; docs/hardware.md has the figures with it
             "remat": options.size == "large",
             "scan": False,
         }
@@ -110,9 +114,9 @@ def get_config(argument: str = "") -> ConfigDict:
         "clip": 1.0,  # not in paper
         "schedule": {"kind": "cosine", "warmup": 5000},
     }
-    # Two dicts: one and the same would make every change to a player one to both.
+    # Copies, because a shared dict would apply every change of one player to both.
     config.optimizer = ConfigDict({name: copy.deepcopy(player) for name in ("model", "disc")})
-    # 6 on each of the paper's 4 devices: Table 6 says 6, which 4 devices cannot share
+    # 6 on each of the paper's 4 devices: Table 6 says 6, which cannot be the total, since 4 devices cannot share it
     config.batch_size = 24
     config.steps = 500_000  # not in paper
     if options.size == "large":
@@ -144,7 +148,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def _of_the_clip(config: ConfigDict) -> None:
-    """Structure is read from the clip itself, in as many windows a step."""
+    """Read structure from the clip itself, with the same number of windows per step."""
     config.system.structure_from, config.system.recolour = "clip", 0.0
     config.data.common.frames = config.system.network.frames
     config.batch_size *= 2
@@ -156,7 +160,7 @@ def _evaluate(config: ConfigDict, run: tuple, pairs: int, batch: int) -> None:
 
 
 def _small(config: ConfigDict, clips: str) -> None:
-    """What demo and debug share."""
+    """Make the changes that all variants share."""
     config.mesh.fsdp = 1
     config.system.compute = "float32"
     config.system.overlap = 0
@@ -171,7 +175,7 @@ def _small(config: ConfigDict, clips: str) -> None:
 
 
 def _demo(config: ConfigDict, clips: str) -> None:
-    """64 px, clips of 8 frames. Sprites have the flat colours that patches of 16 px can hold."""
+    """Shrink the network for clips of 8 frames of 64 px. Patches of 16 px can represent the flat colours of Sprites."""
     network = config.system.network
     network.update({"width": 96, "depth": 2, "heads": 4, "patch": (1, 16, 16), "frames": 8})
     network.update({"size": 64, "structure_width": 32, "dropout": 0.0})
@@ -188,32 +192,38 @@ def _demo(config: ConfigDict, clips: str) -> None:
 
 
 def _demo_heads(config: ConfigDict) -> None:
-    """Heads in the latents of the shipped codec; structure from another window of the clip, which has other colours, so
-    that only dynamics can say how the head moves and only structure what it looks like. No GAN: in latents there are no
-    pixels to judge."""
+    """Change the demo to Heads in the latents of the shipped codec.
+
+    Structure is read from another window of the video, with other colours, so that only the dynamics can provide the
+    head's motion and only the structure its appearance. There is no GAN, because in latents there are no pixels for a
+    discriminator to judge.
+    """
     system = config.system
     system.codec = ConfigDict(_shared.heads_codec())
     system.structure_from, system.recolour = "other", 0.75
     system.network.update({"width": 192, "patch": (1, 8, 8), "start": "scaled"})
-    # 8x8 places, about the paper's 7x7. Queries know their times, without which short trainings rebuild no motion.
+    # The structure has 8x8 positions, close to the paper's 7x7. Queries get times, because otherwise a short training
+    # does not rebuild any motion.
     system.network.update({"queries": 4, "structure_channels": 16, "structure_blocks": 0})
     system.network.update({"structure_width": 64, "query_times": True})
     system.network.update({"query_width": 64, "query_mlp": 128, "dynamics_channels": 16})
     system.gan.weight = 0.0
     del config.optimizer["disc"]
     model = config.optimizer.model
-    del model["rate"]  # one number in the recipe
+    del model["rate"]  # a number in the recipe, which ConfigDict would not replace by a tuple
     model.update({"kind": "muon", "rate": ((r".*/kernel", 2e-2), (".*", 2e-3))})
     config.ema.decay = 0.99
     config.data.common.update({"frames": 16, "fps": 4.0})  # two windows
     config.data.train.clips = 2000
-    config.batch_size, config.steps = 8, 400  # videos: sixteen clips
+    config.batch_size, config.steps = 8, 400  # 8 videos of two windows each
     _evaluate(config, ("reconstruction", *_shared.DRIVEN), 64, 16)
 
 
 def _mini(config: ConfigDict) -> None:
-    """A narrower demo, 2.9 M parameters, that reads half as many frames of twice as many clips: two a second, between
-    which a head moves as far."""
+    """Narrow the demo to 2.9 M parameters, with half as many frames of twice as many clips.
+
+    At two frames a second instead of four, a clip still covers as much motion.
+    """
     config.system.network.update({"width": 176, "frames": 4})
     config.data.common.update({"frames": 8, "fps": 2.0})
     config.data.train.clips = 8000
@@ -222,7 +232,7 @@ def _mini(config: ConfigDict) -> None:
 
 
 def _debug(config: ConfigDict, clips: str) -> None:
-    """Two steps of the smallest network with every part in it."""
+    """Make the run two steps of the smallest network that has every part."""
     network = config.system.network
     network.update({"width": 16, "depth": 1, "heads": 2, "patch": (1, 4, 4), "frames": 4})
     network.update({"size": 16, "structure_width": 8})

@@ -6,19 +6,20 @@ r"""VidTwin's generation: class-conditional latent diffusion on UCF-101 (arXiv 2
     python -m vidmotion.main --config=configs/vidtwin_dit.py --workdir=runs/vidtwin_dit \
         --config.evals.class_generation.autoencoder=runs/vidtwin
 
-``runs/vidtwin`` is a trained run of ``configs/vidtwin.py``. Hardware in the paper: 8 A100 of 40 GB. Paper's figure:
-gFVD 193; neither the number of clips nor the reference set is given. With I3D's weights, which ``python -m
-vidmotion.convert i3d`` makes a folder of, it is one command, against the test split and in the convention
-``config.evals.generation.fvd``:
+``runs/vidtwin`` is a trained run of ``configs/vidtwin.py``. Hardware in the paper: 8 A100 of 40 GB. The paper's figure:
+gFVD 193; it gives neither the number of clips nor the reference set. One command measures gFVD against the test split,
+in the convention ``config.evals.generation.fvd``. It needs the folder of I3D's weights that ``python -m
+vidmotion.convert i3d`` writes:
 
     python -m vidmotion.main --config=configs/vidtwin_dit.py --workdir=runs/vidtwin_dit --mode=eval \
         --config.evals.class_generation.autoencoder=runs/vidtwin --evals=generation \
         --config.evals.generation.weights.i3d=weights/i3d
 
-No code was published, so most of the values are ours and marked so. 493,439,296 parameters with latent setting 1.
+No code was published, so most of the values are our choices, marked "not in paper". The network has 493,439,296
+parameters with latent setting 1.
 
-`:demo` generates the nine actions of Sprites from the latents of a small VidTwin, and a judge, trained first, says
-how many are of the right class (chance 11 %):
+`:demo` generates the nine actions of Sprites in the latents of a small VidTwin. A judge, which must be trained first,
+says how many clips are of the right class (chance: 11 %):
 
     python -m vidmotion.main --config=configs/sprites_judge.py:demo --workdir=runs/judge
     python -m vidmotion.main --config=configs/vidtwin.py:demo,clips=sprites --workdir=runs/sprites_twin
@@ -33,7 +34,7 @@ from configs import _shared, vidtwin
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """Arguments: ``latent`` (setting of the autoencoder), ``demo``, ``debug``."""
+    """Arguments: ``latent`` (the autoencoder's setting), ``demo``, ``debug``."""
     options = _shared.parse(argument, latent=tuple(vidtwin.LATENTS))
     variant = options.variant
     config = _shared.trunk()
@@ -44,8 +45,8 @@ def get_config(argument: str = "") -> ConfigDict:
             "latents": "data/ucf101_latents",
             "structure": structure,
             "dynamics": dynamics,
-            # not in paper: both make tokens of 32 numbers at d_S = 4, 128 and 56 of them, and 2 is the patch of the
-            # supplement's C.2
+            # not in paper: with d_S = 4, both patches make tokens of 32 numbers (128 and 56 tokens); 2 is the patch
+            # size in C.2 of the supplement
             "structure_patch": (2, 2, 2),
             "dynamics_patch": (1, 2, 2),
             "classes": 101,
@@ -56,7 +57,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "mlp_ratio": 4,  # not in paper: as DiT
             "guidance": {"drop": 0.2, "scale": 5.0},
             "sampler": {"steps": 50},  # DDIM
-            # Predicts x_0; the ends of the schedule are not in paper: Ho et al. 2020
+            # The network predicts x_0. The ends of the schedule are not in paper: those of Ho et al. 2020.
             "diffusion": {"steps": 1000, "beta_start": 1e-4, "beta_end": 0.02},
             "compute": "bfloat16",  # not in paper
             "remat": False,
@@ -72,7 +73,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "weight_decay": 0.0,
                 "decay": _shared.DECAY,
                 "clip": 1.0,  # not in paper
-                # "Lambda", which is not said further: linear warmup, then constant
+                # The paper says only "Lambda"; we take linear warmup, then a constant rate.
                 "schedule": {"kind": "constant", "warmup": 10_000},
             }
         }
@@ -85,14 +86,14 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.train = ConfigDict({"split": "train"})
     config.data.eval = ConfigDict({"split": "eval"})
     config.checkpoint.every = 5000
-    config.sample.fps = 8.0  # of what the evaluation shows
+    config.sample.fps = 8.0  # frames per second of the clips that the evaluation shows
     config.evals.class_generation = ConfigDict(
         {
             "every": 0,
             "batch": 32,
             "per_class": 20,  # not in paper: about 2,048 in all
-            "autoencoder": "",  # workdir of the VidTwin that wrote the latents: decodes what is generated
-            "judge": "",  # workdir of a judge of Sprites, where the classes are theirs
+            "autoencoder": "",  # workdir of the VidTwin that wrote the latents; it decodes the generated latents
+            "judge": "",  # workdir of a judge of Sprites, for classes of Sprites
         }
     )
     same = config.evals.class_generation
@@ -106,7 +107,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def _shapes(options: ConfigDict) -> tuple:
-    """(n_q, h_S, w_S, d_S) and (f, w_D + h_D, d_D) of the VidTwin whose latents these are."""
+    """Return the latent shapes (n_q, h_S, w_S, d_S) and (f, w_D + h_D, d_D) of the VidTwin that wrote the latents."""
     chosen = [options.variant, f"latent={options.latent}"]
     if options.variant == "demo":
         chosen.append("clips=sprites")
@@ -125,9 +126,9 @@ def _shapes(options: ConfigDict) -> tuple:
 
 
 def _demo(config: ConfigDict) -> None:
-    """Nine classes of Sprites, 64 px and 8 frames, from a small VidTwin: 4 tokens of 64 numbers and 8 of 32.
+    """Shrink the network for nine classes of Sprites, 8 frames of 64 px, in the latents of a small VidTwin.
 
-    Guidance is milder than the paper's, for more different looks.
+    There are 4 tokens of 64 numbers and 8 of 32. Guidance is weaker than the paper's, so that the looks vary more.
     """
     system = config.system
     system.latents = "data/sprites_latents"
@@ -143,7 +144,7 @@ def _demo(config: ConfigDict) -> None:
 
 
 def _debug(config: ConfigDict) -> None:
-    """Two steps of the smallest network, on latents of heads of 16 px and their hair styles."""
+    """Make the run two steps of the smallest network, on latents of heads of 16 px, with hair styles as classes."""
     system = config.system
     system.latents = "data/heads_latents"
     system.classes = 8

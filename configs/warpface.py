@@ -5,12 +5,13 @@ r"""WarpFace: self-supervised face reenactment by warping inside cross-attention
     python -m vidmotion.main --config=configs/warpface.py --workdir=runs/warpface \
         --config.init_from=weights/sd15 --config.system.codec.weights=weights/sd15/vae
 
-UNET and VAE are Stable Diffusion 1.5's, with which the paper begins: unet/diffusion_pytorch_model.safetensors and
-vae/diffusion_pytorch_model.safetensors of stable-diffusion-v1-5/stable-diffusion-v1-5 on Hugging Face. Without
-``init_from`` both UNets start from nothing, for which the paper's rate and steps are too few.
+UNET and VAE are those of Stable Diffusion 1.5, from which the paper starts: unet/diffusion_pytorch_model.safetensors
+and vae/diffusion_pytorch_model.safetensors of stable-diffusion-v1-5/stable-diffusion-v1-5 on Hugging Face. Without
+``init_from``, both UNets are trained from scratch, for which the paper's learning rate and number of steps are too
+small.
 
-Hardware in the paper: 4 GPUs, batch 18 on each, 50,000 steps on HDTF, VFHQ and Hallo3. Paper's figures on 100 videos:
-self-reenactment CSIM .79, APD 2.51, AED 5.58, LPIPS .21, FID 9.6; across identities CSIM .65 (Table 2).
+Hardware in the paper: 4 GPUs, batch 18 on each, 50,000 steps on HDTF, VFHQ and Hallo3. The paper's figures on 100
+videos: self-reenactment CSIM .79, APD 2.51, AED 5.58, LPIPS .21, FID 9.6; across identities CSIM .65 (Table 2).
 
 Ablations of Tables 3 to 6 as arguments: ``motion=vector|ip|none``, ``inject=warpca|ca``, ``time_mod=on|off``,
 ``msa`` and ``warpca`` (sets of blocks), ``codebook=4x128|8x64|2x256|1x512|2x128|8x128``, ``lambda_sym``, ``tau``,
@@ -26,7 +27,7 @@ SETS = ("down", "up", "down+mid", "mid+up", "all")
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """Arguments: those of the module's docstring; variants."""
+    """Arguments: those in the module's docstring; variants."""
     options = _shared.parse(
         argument,
         _shared.SHIPPED,
@@ -52,7 +53,7 @@ def get_config(argument: str = "") -> ConfigDict:
             # Stable Diffusion 1.5's own autoencoder, scaled by 0.18215 = 0.5 / std
             "codec": {
                 "network": "sd",
-                "weights": "",  # vae/diffusion_pytorch_model.safetensors, or the folder made of it
+                "weights": "",  # vae/diffusion_pytorch_model.safetensors, or the folder converted from it
                 "mean": (0.0, 0.0, 0.0, 0.0),
                 "std": (2.745, 2.745, 2.745, 2.745),
                 "compute": "bfloat16",  # not in paper
@@ -71,14 +72,14 @@ def get_config(argument: str = "") -> ConfigDict:
                 "hidden": 256,  # not in paper
                 "wide": "tight_frame",  # not in paper: 512 orthonormal vectors do not fit 256 dimensions
                 "transfer": "difference",
-                # not in paper: first-order motion model's
+                # not in paper: those of the first-order motion model
                 "keypoints": {"points": 15, "blocks": 5, "width": 32, "shrink": 4},
                 "equivariance": 1.0,  # not in paper
             },
             "inject": {
                 "blocks": options.warpca,
                 "mode": options.inject,
-                "tokens": "chunk",  # not in paper, like the width: X-NeMo's
+                "tokens": "chunk",  # not in paper, and neither is the width: X-NeMo's
                 "token_width": 16,
                 "flow_input": "attn_plus_query",  # not in paper
                 "time_modulation": options.time_mod == "on",
@@ -94,7 +95,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "epsilon": options.eps,
                 "symmetry_on": "source",
             },
-            # drop and null, not in paper
+            # drop and null are not in paper
             "guidance": {"drop": 0.1, "scale": 2.5, "null": "both"},
             # not in paper: Stable Diffusion 1.5's
             "diffusion": _shared.STABLE_DIFFUSION,
@@ -117,24 +118,25 @@ def get_config(argument: str = "") -> ConfigDict:
             }
         }
     )
-    # Of Stable Diffusion there is neither, of another run of WarpFace there are both.
+    # Stable Diffusion has neither a motion encoder nor the modules in `within`; another run of WarpFace has both.
     config.init_rules = ((r"model/(motion|denoiser/.*/within)/.*", None), (".*", True))
     config.batch_size = 72  # 18 on each of 4 GPUs
     config.steps = 50_000
-    config.mesh.fsdp = 8  # not in paper: two UNets and their moments, 20 GB, over eight devices
+    # not in paper: two UNets and their moments, 20 GB, are split over eight devices
+    config.mesh.fsdp = 8
     config.data.kind = "portraits"
     config.data.common = ConfigDict({"directory": "data/faces"})
     pair = {"recipe": "pcavs", "gap": 0.2, "flip": 0.0, "size": 256}
     config.data.train = ConfigDict({"split": "train", "random": True, "pair": pair})
-    # Two seconds: 20 targets beyond 0.2 s of the first frame, as in Table 2.
+    # Two seconds, so that there are 20 targets more than 0.2 s after the first frame, as in Table 2.
     config.data.eval = ConfigDict({"kind": "videos", "split": "test", "frames": 50})
     config.data.threads = 16
     config.checkpoint.every = 2500
     config.sample = ConfigDict({"every": 10_000, "rows": 3, "columns": 4, "fps": 25.0})
-    # Of --mode=sample: noises, canonical, subspace, vector, curves, collapse of `evaluation.warpface_analysis`,
-    # comparison and failures of `evaluation.sheets`.
+    # Analyses for --mode=sample: noises, canonical, subspace, vector, curves and collapse are in
+    # `evaluation.warpface_analysis`, comparison and failures in `evaluation.sheets`.
     config.sample.update({"analyses": (), "clips": 64})
-    config.sample.vectors = ()  # (group, vector), from 1; empty: of each group the one that varies most
+    config.sample.vectors = ()  # (group, vector), counted from 1; empty: each group's vector that varies most
     _shared.transfers(config)
     for name in ("self_reenactment", "cross_reenactment"):
         config.evals[name].targets = 20
@@ -148,30 +150,32 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def _demo(config: ConfigDict) -> None:
-    """Heads of 64 px in the latents of the shipped codec, with the UNet of configs/heads_foundation.py."""
+    """Change the recipe to heads of 64 px in the latents of the shipped codec, with the UNet of
+    configs/heads_foundation.py."""
     config.mesh.fsdp = 1
     system = config.system
     system.size = 64
     system.codec = ConfigDict(_shared.heads_codec(deviation=1.0))
     system.unet.update(_shared.HEADS_UNET)
-    motion = system.motion  # a smaller one in which the ablations' proportions stay
+    motion = system.motion  # scaled, not set, so that the ablations keep their proportions
     motion.update(
         {"depth": motion.depth // 2, "width": motion.width // 4, "hidden": 64, "patch": 1}
     )
     motion.update({"basis": motion.basis // 16, "size": motion.size // 16})
     system.motion.keypoints.update({"points": 8, "blocks": 3, "width": 16, "shrink": 2})
     system.inject.token_width = 16 if system.motion.kind == "ip" else 8
-    # Where things are is decided only where noise hides it: three draws in four lie there.
+    # The layout is decided only at noise levels that hide it, so three draws in four have such a level.
     system.diffusion.update({"beta_start": 1e-4, "beta_end": 0.2, "schedule": "linear"})
     system.update({"prediction": "x0", "steps": 4, "compute": "float32", "remat": False})
     system.guidance.update({"drop": 0.0, "scale": 1.0})
-    # In runs this short the symmetry term makes all codes one, even detached, through the layers that both read-outs
-    # share (`systems.warpface.Loss`): next to nothing of it is left.
+    # In such short runs the symmetry term makes all codes the same, even detached, through the layers that both outputs
+    # share (`systems.warpface.Loss`); a thousandth of it is left.
     system.loss_terms.update({"symmetry": 1e-3 * system.loss_terms.symmetry, "detach": True})
     system.inject.update({"flow_range": 0.3, "flow_start": 0.1, "occlusion_bias": 0.0})
     model = config.optimizer.model
     model.kind = "muon"
-    # At the rates of the rest the flow's tanh is at its ends for good after a hundred steps, and the mask then shuts.
+    # With the learning rates of the other layers, the flow's tanh saturates for good within a hundred steps, and then
+    # the occlusion mask closes.
     flow = r".*/within/((flow|occlusion)_(in|out)|time/.*)/"
     model.rate = ((flow + "kernel", 5e-4), (flow + "bias", 1e-4), (r".*/within/.*kernel", 4e-3))
     model.rate += ((".*/kernel", 2e-2), (".*", 1e-3))
@@ -182,7 +186,7 @@ def _demo(config: ConfigDict) -> None:
     _shared.heads(config, frames=8, fps=2.0, clips=4000, cache=True)
     config.data.kind = "head_portraits"
     config.data.train.update({"random": True, "pair": pair})
-    # The recipe's bends are for faces of 256 px: here colour alone differs, and in each frame by itself.
+    # The recipe's distortions are for faces of 256 px. The demo changes only colours, separately in each frame.
     plain = {"stretch": (0, 0), "keystone": (0, 0), "frame": (0, 0), "blur": (1,), "sharpen": 0.0}
     pair.update({"size": None, "gap": 0.0, "shared": False, "augment": plain})
     config.data.eval.kind = "heads"
@@ -193,13 +197,14 @@ def _demo(config: ConfigDict) -> None:
 
 
 def _mini(config: ConfigDict) -> None:
-    """A narrower demo, 2.9 M parameters."""
+    """Narrow the demo to 2.9 M parameters."""
     config.system.unet.channels = (48, 80)
     config.steps = 1200
 
 
 def _debug(config: ConfigDict) -> None:
-    """Two steps of the smallest network with every part in it, in pixels: squares of four as channels."""
+    """Make the run two steps of the smallest network that has every part, in pixels, with 4x4 squares folded into
+    channels."""
     system = config.system
     system.size = 32
     system.codec = ConfigDict(_shared.pixels("heads", deviation=1.0, patch=4))
@@ -207,7 +212,7 @@ def _debug(config: ConfigDict) -> None:
     system.motion.update({"depth": 1, "width": 16, "hidden": 8, "groups": 2, "basis": 4, "size": 8})
     system.motion.keypoints.update({"points": 2, "blocks": 2, "width": 4})
     system.steps = 2
-    # Muon takes long to compile.
+    # Muon takes a long time to compile.
     config.optimizer.model.update({"kind": "adamw", "rate": ((".*", 1e-3),)})
     _shared.two_steps(config)
     config.data.common.update({"size": 32, "frames": 4})

@@ -1,4 +1,4 @@
-r"""X-NeMo: section 4.1 of the paper (ICLR 2025) and appendix C; four stages, each a run that begins with the last.
+r"""X-NeMo: section 4.1 of the paper (ICLR 2025) and appendix C; four stages, each a run started from the one before.
 
     python -m vidmotion.data.prepare portraits --src=DIR --out=data/portraits     # or hdtf, vfhq, nersemble
     for stage in 1 2 3 4; do
@@ -7,28 +7,29 @@ r"""X-NeMo: section 4.1 of the paper (ICLR 2025) and appendix C; four stages, ea
           --config.system.clip.weights=weights/clip_vision
     done
 
-runs/xnemo_0 is what this makes of the UNet of sd-image-variations-diffusers, AnimateDiff's mm_sd_v15_v2.ckpt and
-torchvision's ResNet-50 (without the last two, temporal modules and E_app begin at random):
+The following command makes runs/xnemo_0 from the UNet of sd-image-variations-diffusers, AnimateDiff's
+mm_sd_v15_v2.ckpt and torchvision's ResNet-50 (without the last two, the temporal modules and E_app start at random):
 
     python -m vidmotion.convert xnemo --base=UNET.safetensors --temporal=MM.ckpt --appearance=RESNET.pth \
         --out=runs/xnemo_0
 
-Stage 1 learns appearance, that is both UNets; 2 motion, with E_mot, the motion modules and the GAN head; 3 the temporal
-modules alone; 4 everything. Hardware in the paper: 8 A100. Paper's figures (Table 1): L1 .055, SSIM .826, LPIPS .168 in
-self-reenactment; ID-SIM .787, AED/APD .039/3.42, EMO-SIM .65, FVD 152.8 across identities. Of its code only inference
-was published: much of what follows is ours and marked so; "released" is what that does.
+Stage 1 trains appearance (both UNets); stage 2 motion (with E_mot, the motion modules and the GAN head); stage 3 only
+the temporal modules; stage 4 everything. Hardware in the paper: 8 A100. The paper's figures (Table 1): L1 .055, SSIM
+.826, LPIPS .168 in self-reenactment; ID-SIM .787, AED/APD .039/3.42, EMO-SIM .65, FVD 152.8 across identities. The
+authors published code for inference only. Values that the comments below mark "not in paper" are our choices; those
+marked "released" are taken from the published code.
 
 ``stage=all`` trains everything at once from the base weights, for as many steps as the four stages have together (Table
-3, simultaneous training). It also refines released weights, which ``python -m vidmotion.convert xnemo --src=DIR
---out=weights/xnemo`` converts, on clips of your own:
+3, simultaneous training). It can also fine-tune the released weights, which ``python -m vidmotion.convert xnemo
+--src=DIR --out=weights/xnemo`` converts, on clips of your own:
 
     python -m vidmotion.main --config=configs/xnemo.py:stage=all --workdir=runs/xnemo_own --config.steps=2000 \
         --config.init_from=weights/xnemo --config.system.codec.weights=SVD_VAE.safetensors ...
 
-Ablations of the paper as arguments (Table 2, section 4.4, appendix C): ``gan_head=off``; ``joint=off``, E_mot learns
-from L_gan alone in stage 1 and is then frozen; ``rfm=0|75|95`` (%); ``augment=off``; ``cross_attention=off``, a
-ControlNet adds a map that is made of the motion; ``latent=128|1024``; ``motion_frames=16``, a temporal motion encoder
-over clips of so many frames, from which then all stages learn that run E_mot.
+Ablations of the paper as arguments (Table 2, section 4.4, appendix C): ``gan_head=off``; ``joint=off``: E_mot learns
+from L_gan alone in stage 1 and is then frozen; ``rfm=0|75|95`` (%); ``augment=off``; ``cross_attention=off``: a
+ControlNet adds a map computed from the motion; ``latent=128|1024``; ``motion_frames=16``: a temporal motion encoder
+over clips of 16 frames, so that every stage that runs E_mot reads such clips.
 
 `:demo` trains small networks on procedural heads of 64 px, in the latents of the shipped codec, on two CPU cores.
 `:debug` is two steps.
@@ -39,14 +40,15 @@ from ml_collections import ConfigDict
 from configs import _shared
 
 STEPS = {1: 30_000, 2: 100_000, 3: 10_000, 4: 10_000}  # not in paper; 1 and 3: AnimateAnyone's
-LAST = r"(self|norm2|cross|norm3|ff|proj_out)"  # of the reference's last transformer: never read
-FUSION = r"motion/(box_in|box_out|fusion)/.*"  # what follows f_mot in E_mot
-# Stable Diffusion's UNet has none of these, another run of X-NeMo all.
+LAST = r"(self|norm2|cross|norm3|ff|proj_out)"  # parts of the reference's last transformer whose output is never read
+FUSION = r"motion/(box_in|box_out|fusion)/.*"  # the layers of E_mot after f_mot
+# Stable Diffusion's UNet has none of the parameters in the first rule; another run of X-NeMo has all of them.
 FROM_BASE = (
     (r"(head|disc|model/motion|model/denoiser/.*/(motion|temporal)_\d+)/.*", None),
     (".*", True),
 )
-# A ControlNet begins as a copy of the UNet that it controls; what reads skips there has another shape here.
+# A ControlNet starts as a copy of the UNet that it controls, except its layers that read skips: their shapes differ
+# from the UNet's, so they start fresh.
 CONTROL_FROM_BASE = (
     (r"model/denoiser/control/((time_\d|mid|up_\d/(attn_\d|upsample))/.*)", r"model/denoiser/\1"),
     (r"model/denoiser/control/(up_\d/res_\d/(norm2|conv2|time)/.*)", r"model/denoiser/\1"),
@@ -74,14 +76,14 @@ def get_config(argument: str = "") -> ConfigDict:
         with options.ignore_type():
             options.stage = 4
     stage, clips, joined = options.stage, _clips(options), options.motion_frames > 1
-    length = options.motion_frames if joined else 24  # of a clip
+    length = options.motion_frames if joined else 24  # frames in a clip
     frames = length if clips else 1
     config = _shared.trunk()
     config.system = ConfigDict(
         {
             "name": "xnemo",
             "size": 512,
-            # Stable Video Diffusion's, with Stable Diffusion's factor 0.18215 on latents; released
+            # released: the autoencoder of Stable Video Diffusion, with Stable Diffusion's factor 0.18215 on latents
             "codec": {
                 "network": "svd",
                 "weights": "",  # diffusion_pytorch_model.safetensors, folder vae of ...-img2vid-xt
@@ -89,14 +91,14 @@ def get_config(argument: str = "") -> ConfigDict:
                 "std": (0.5 / 0.18215,) * 4,
                 "compute": "bfloat16",  # not in paper
             },
-            "unet": {**_shared.STABLE_DIFFUSION_UNET, "context_width": 768},  # both of them
+            "unet": {**_shared.STABLE_DIFFUSION_UNET, "context_width": 768},  # both UNets
             "clip": {"network": "vit_l14", "weights": ""},  # released, not in paper
             "motion": {"latent": options.latent, "size": 224},  # size: released
             "stage": {
                 "frames": frames,
-                # not in paper: what does not learn yet, and starts at zero, is left out
+                # not in paper: modules that do not learn yet, and start at zero, are left out
                 "skip": {1: ("motion", "temporal"), 2: ("temporal",)}.get(stage, ()),
-                # 20 to 50 %; not in paper: none in stage 1, which has no motion to make up for it
+                # 20 to 50 % in the paper; not in paper: none in stage 1, which has no motion to make up for it
                 "masking": options.rfm / 100 if stage > 1 else 0.0,
                 "encoder": _encoder_learns(options),
                 "gan_frames": _gan_frames(options),
@@ -107,14 +109,14 @@ def get_config(argument: str = "") -> ConfigDict:
                 "weight": 1.0,  # not in paper
                 "appearance": {"features": 512},  # not in paper, beyond ResNet-50
                 "generator": {"size": 256, "channels": 512, "area": 32_768},  # not in paper
-                # not in paper: that of the latent pose descriptors, whose weights these are
+                # not in paper: the discriminator of the latent pose descriptors, from which the terms' weights come
                 "discriminator": {"width": 64, "most": 512, "blocks": 7},
                 "terms": {"reconstruction": 1.0, "vgg": 3e-2, "face": 6e-3, "matching": 10.0},
                 "vgg19": {"weights": ""},
                 "vgg_face": {"weights": ""},
             },
             "guidance": {"drop": 0.1},  # not in paper
-            # DDIM, 25 steps, scale 3.5; start, window, overlap: released
+            # DDIM, 25 steps, scale 3.5. start, window and overlap: released.
             "sampler": {
                 "preset": "paper",
                 "steps": 0,
@@ -124,7 +126,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "window": length,
                 "overlap": 4,
             },
-            # released; Stable Diffusion itself ends at 0.012
+            # beta_end: released; Stable Diffusion's own is 0.012
             "diffusion": {**_shared.STABLE_DIFFUSION, "beta_end": 0.02},
             "prediction": "eps",
             "compute": "bfloat16",  # not in paper
@@ -135,14 +137,14 @@ def get_config(argument: str = "") -> ConfigDict:
     if joined:
         config.system.motion.frames = options.motion_frames
     if controlled:
-        config.system.modules = ConfigDict({"control_side": 8})  # of the UNets' middle
+        config.system.modules = ConfigDict({"control_side": 8})  # side of the UNets' middle
     model = {
         "rate": ((".*", 1e-5),),
-        "betas": (0.9, 0.999),  # not in paper, like all below but for what learns
+        "betas": (0.9, 0.999),  # not in paper, like the fields below except `trainable`
         "eps": 1e-8,
         "weight_decay": 0.01,
         "decay": _shared.DECAY,
-        # Apart, for E_mot's gradient may be thirty times as long as that of the UNets, which it must not shorten.
+        # Clipped separately: E_mot's gradient may be thirty times as long as the UNets', which it must not shorten.
         "clip": ((r"motion/.*", 1.0), (".*", 1.0)),
         "trainable": _trainable(options, levels=4, layers=2),
         "schedule": {"kind": "constant", "warmup": 0},
@@ -152,12 +154,12 @@ def get_config(argument: str = "") -> ConfigDict:
         learns = ((".*", _gan_frames(options) > 0),)
         player = {"rate": 1e-4, "betas": (0.0, 0.99), "eps": 1e-8, "trainable": learns}  # PD-FGC's
         config.optimizer.update({"head": player, "disc": player})
-    # 8 where E_mot reads clips: less by a factor of 16 (appendix C) is 4, which the paper's 8 devices cannot share
+    # 8 where E_mot reads clips: a batch smaller by a factor of 16 (appendix C) is 4, too few for the paper's 8 devices.
     config.batch_size = 16 if stage > 2 else 8 if clips else 64
     config.steps = sum(STEPS.values()) if together else STEPS[stage]
     if stage == 1 or together:
         config.init_rules = (*(CONTROL_FROM_BASE if controlled else ()), *FROM_BASE)
-    config.mesh.fsdp = 8  # not in paper: state of 30 GiB and more, which no device need hold alone
+    config.mesh.fsdp = 8  # not in paper: splits the state of 30 GiB and more over eight devices
     config.data.kind = "portraits"
     config.data.common = ConfigDict({"directory": "data/portraits"})
     pair = {
@@ -168,7 +170,7 @@ def get_config(argument: str = "") -> ConfigDict:
         "size": 512,
     }
     if clips:
-        pair["gap"] = None  # any frame of the clip is the reference
+        pair["gap"] = None  # any frame of the clip can be the reference
     config.data.train = ConfigDict({"split": "train", "random": True, "pair": pair})
     config.data.eval = ConfigDict({"kind": "videos", "split": "test", "frames": 24})
     config.data.threads = 8
@@ -185,13 +187,13 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def _clips(options: ConfigDict) -> bool:
-    """Whether the stage learns from clips, and not from pairs of pictures."""
+    """Return whether the stage is trained on clips rather than on pairs of pictures."""
     runs_encoder = options.stage == 2 or _encoder_learns(options)
     return options.stage > 2 or (options.motion_frames > 1 and runs_encoder)
 
 
 def _gan_frames(options: ConfigDict) -> int:
-    """Frames of an example that the GAN head makes."""
+    """Return the number of frames of each example that the GAN head must reproduce."""
     learns = _encoder_learns(options) and options.gan_head == "on"
     return (4 if _clips(options) else 1) * learns  # 4 of 24: not in paper
 
@@ -201,7 +203,13 @@ def _encoder_learns(options: ConfigDict) -> bool:
 
 
 def _trainable(options: ConfigDict, levels: int, layers: int) -> tuple:
-    """Which leaves of the player ``model`` learn."""
+    """Return rules that say which parameters of the player ``model`` learn.
+
+    Args:
+      options: the config's arguments.
+      levels: the number of levels of the UNets.
+      layers: the number of layers in each level.
+    """
     stage = options.stage
     if stage == 3:
         return ((r"denoiser/.*/temporal_\d+/.*", True), (".*", False))
@@ -213,20 +221,21 @@ def _trainable(options: ConfigDict, levels: int, layers: int) -> tuple:
     if stage == 2:
         rules.append((r"denoiser/.*/temporal_\d+/.*", False))
     if options.joint == "off" or stage == 1:
-        # In stage 1 nothing reads the tokens; later they learn while f_mot stays.
+        # In stage 1 nothing reads the motion tokens; later, the layers that make them learn while f_mot stays fixed.
         rules.append((FUSION, stage > 1))
         rules.append((r"motion/.*", _encoder_learns(options)))
     return (*rules, (".*", True))
 
 
 def _demo(config: ConfigDict, options: ConfigDict) -> None:
-    """Heads of 64 px in the latents of configs/heads_codec.py, at a variance of 1; clips of four frames."""
+    """Change the recipe to heads of 64 px, in latents of configs/heads_codec.py scaled to variance 1; clips have four
+    frames."""
     config.mesh.fsdp = 1
     system, stage, clips = config.system, options.stage, _clips(options)
     system.size = 64
     system.codec = ConfigDict(_shared.heads_codec(deviation=1.0))
     system.unet = ConfigDict({**_shared.HEADS_UNET, "context_width": 0})
-    # Open, so that E_mot has a gradient from the first step on.
+    # The motion modules start open, so that E_mot has a gradient from the first step on.
     opened = {"module_groups": 8, "motion_opened": True}
     system.modules = ConfigDict({**system.get("modules", {}), **opened})
     system.clip.network = "none"
@@ -254,14 +263,15 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
     system.stage.gan_frames = min(system.stage.gan_frames, 2)
     system.guidance.drop = 0.0  # sampling does not guide
     system.sampler.update({"steps": 4, "scale": 1.0, "start": "noise", "window": 4, "overlap": 1})
-    # Most draws where the noise hides the layout, which is decided there alone. x0: the small network has no room for
-    # the noise.
+    # Most noise levels hide the layout, because the layout is decided only at such levels. The network predicts x0,
+    # because it is too narrow to predict the noise.
     system.prediction = "x0"
     system.diffusion.update({"beta_start": 1e-4, "beta_end": 0.2, "schedule": "linear"})
     system.compute, system.remat = "float32", False
     model = config.optimizer.model
     model.kind = "muon"
-    # E_mot's last map has one channel before a ReLU: at the networks' rates it is dead, and the code one, in 100 steps.
+    # E_mot's last map has one channel before a ReLU. At the learning rate of the other networks, the ReLU dies within
+    # 100 steps, and the code is then the same for all faces.
     model.rate = (("motion/.*/kernel", 2e-3), (".*/kernel", 2e-2), (".*", 1e-3))
     model.trainable = _trainable(options, levels=2, layers=1)
     config.steps = {1: 100, 2: 800, 3: 50, 4: 50}[stage]
@@ -278,8 +288,8 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
     pair = config.data.train.pair
     _shared.heads(config, frames=8, fps=6.0, clips=4000, cache=True)
     pair.update({"frames": system.stage.frames, "size": 64})
-    # A driver's crop, smoothed over time, lags behind its face: E_mot is to leave the place to f_rts. In 64 px bends
-    # and stretches as wide as the recipe's would hide how the head is turned.
+    # A driver's crop is smoothed over time and lags behind its face, so E_mot should leave the position to f_rts. At 64
+    # px, bends and stretches as wide as the recipe's would hide how the head is turned.
     pair.augment.update({"size": 64, "scale": 0.1, "shift": 0.2, "nodes": (0, 0)})
     config.data.train.update({"kind": "head_portraits", "random": True, "pair": pair})
     if not clips:
@@ -290,14 +300,15 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
 
 
 def _mini(config: ConfigDict) -> None:
-    """A narrower demo of stage 2, 3.1 M parameters that learn."""
+    """Narrow the demo of stage 2 to 3.1 M trained parameters."""
     config.system.unet.update({"channels": (40, 64), "norm_groups": 8})
     config.system.motion.attention_width = 48
     config.steps = 1200
 
 
 def _debug(config: ConfigDict, options: ConfigDict) -> None:
-    """Two steps of the smallest networks with every part in them, in pixels: squares of four as channels."""
+    """Make the run two steps of the smallest networks that have every part, in pixels, with 4x4 squares folded into
+    channels."""
     system, clips = config.system, _clips(options)
     system.size = 32
     system.codec = ConfigDict(_shared.pixels("heads", deviation=1.0, patch=4))
@@ -317,7 +328,7 @@ def _debug(config: ConfigDict, options: ConfigDict) -> None:
     system.stage.frames = 2 if clips else 1
     system.sampler.update({"steps": 2, "window": 2, "overlap": 1})
     config.optimizer.model.trainable = _trainable(options, levels=2, layers=1)
-    # Muon takes long to compile.
+    # Muon takes a long time to compile.
     config.optimizer.model.update({"kind": "adamw", "rate": ((".*", 1e-3),)})
     _shared.two_steps(config)
     config.data.common.update({"size": 32, "frames": 4})

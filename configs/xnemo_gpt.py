@@ -1,4 +1,4 @@
-r"""X-NeMo's generation: motion tokens and GPT-2 over them (appendix E of the paper); `task` says what is trained.
+r"""X-NeMo's generation: motion tokens and GPT-2 over them (appendix E of the paper); `task` selects what is trained.
 
     python -m vidmotion.encode --workdir=runs/xnemo_4 --out=data/xnemo_motion --frames=512
     python -m vidmotion.main --config=configs/xnemo_gpt.py:task=tokenizer --workdir=runs/xnemo_tokenizer
@@ -8,13 +8,13 @@ r"""X-NeMo's generation: motion tokens and GPT-2 over them (appendix E of the pa
     python -m vidmotion.reenact --workdir=runs/xnemo_4 --content=A.png --motion=B.mp4 --out=C.mp4 \
         --outpaint=runs/xnemo_outpaint --more=100
 
-``task=emotion`` is the same on the tokens of MEAD, whose clips are encoded with ``--frames=64`` and
-``--config.data.common.directory=data/mead``. Nothing of this was published, and the paper gives no figure: sizes
-are the paper's (4096 entries of 8 numbers, a token every 4 frames, T = 128, GPT2-small), and what it takes over from
-T2M-GPT (arXiv 2301.06052) is marked so.
+``task=emotion`` trains the same GPT-2 on the tokens of MEAD, whose clips are encoded with ``--frames=64`` and
+``--config.data.common.directory=data/mead``. No code or weights of this part were published, and the paper gives no
+figures. The sizes are the paper's (4096 entries of 8 numbers, a token every 4 frames, T = 128, GPT2-small); values that
+the paper adopts from T2M-GPT (arXiv 2301.06052) are marked "T2M-GPT's".
 
-`:demo` learns from heads, whose X-NeMo is that of ``configs/xnemo.py:demo``: clips are encoded with
-``--frames=64 --fps=25``. Heads know no emotion: their clips count as sad, neutral or happy by their mean smile.
+`:demo` is trained on heads, with the X-NeMo of ``configs/xnemo.py:demo``: clips are encoded with ``--frames=64
+--fps=25``. Heads have no emotions: a clip counts as sad, neutral or happy by its mean smile.
 """
 
 from ml_collections import ConfigDict
@@ -41,13 +41,13 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def _network(variant: str) -> dict:
-    """Of the tokenizer."""
+    """Return the sizes of the tokenizer."""
     network = {
         "channels": 512,  # f_mot
         "entries": 4096,
         "dim": 8,
         "halvings": 2,  # a token every 4 frames
-        "width": 512,  # this and what follows: T2M-GPT's
+        "width": 512,  # T2M-GPT's, like the fields below
         "blocks": 3,
         "growth": 3,
         "decay": 0.99,
@@ -67,7 +67,7 @@ def _tokenizer(config: ConfigDict, variant: str) -> None:
             "codes": "data/xnemo_motion",
             "frames": 128,
             "network": _network(variant),
-            "velocity": 0.5,  # T2M-GPT's, there of channels of the skeleton
+            "velocity": 0.5,  # T2M-GPT's, which applies it to channels of the skeleton
             "commitment": 0.02,  # T2M-GPT's
             "compute": "float32",  # not in paper
         }
@@ -75,7 +75,7 @@ def _tokenizer(config: ConfigDict, variant: str) -> None:
     config.optimizer = ConfigDict(
         {
             "model": {
-                # T2M-GPT's; there the rate falls to 0.05 at once, after two thirds of the steps
+                # T2M-GPT's, except that its rate drops to 0.05 of this at once, after two thirds of the steps
                 "rate": 2e-4,
                 "betas": (0.9, 0.99),
                 "eps": 1e-8,
@@ -93,8 +93,8 @@ def _tokenizer(config: ConfigDict, variant: str) -> None:
         {
             "every": 10_000,
             "batch": 64,
-            "xnemo": "",  # workdir of the X-NeMo whose codes these are: shows what the tokens keep
-            "clips": 4,  # shown
+            "xnemo": "",  # workdir of the X-NeMo that wrote the codes; renders the motion that the tokens keep
+            "clips": 4,  # the number of clips to show
         }
     )
     if variant:
@@ -115,15 +115,15 @@ def _generator(config: ConfigDict, variant: str, emotion: bool) -> None:
         {
             "name": "token_gpt",
             "codes": "data/mead_tokens" if emotion else "data/xnemo_tokens",
-            # T = 128 would be 32 tokens; not in paper: more where clips are long, fewer of MEAD's sentences
+            # T = 128 frames would be 32 tokens; not in paper: more for long clips, fewer for MEAD's sentences
             "length": 16 if emotion else 128,
             "tokenizer": _network(variant),
             # GPT2-small
             "width": 768,
             "layers": 12,
             "heads": 12,
-            "max_positions": 130,  # not in paper: 128 tokens after beginning and emotion
-            "conditions": 22 if emotion else 0,  # MEAD: 7 emotions at 3 levels, and neutral
+            "max_positions": 130,  # not in paper: 128 tokens after the start token and the emotion
+            "conditions": 22 if emotion else 0,  # MEAD has 7 emotions at 3 levels, and neutral
             "drop": 0.1,  # not in paper
             "keep": 0.5,  # T2M-GPT's
             "dropout": 0.1,  # not in paper
@@ -135,7 +135,7 @@ def _generator(config: ConfigDict, variant: str, emotion: bool) -> None:
     config.optimizer = ConfigDict(
         {
             "model": {
-                # T2M-GPT's; there the rate falls to 0.05 at once, after half of the steps
+                # T2M-GPT's, except that its rate drops to 0.05 of this at once, after half of the steps
                 "rate": 1e-4,
                 "betas": (0.5, 0.99),
                 "eps": 1e-8,
@@ -153,10 +153,10 @@ def _generator(config: ConfigDict, variant: str, emotion: bool) -> None:
         {
             "every": 10_000,
             "batch": 64,
-            "xnemo": "",  # workdir of the X-NeMo whose codes these are: renders what is generated
-            "clips": 4,  # shown
-            "prefix": 0 if emotion else 32,  # tokens given
-            "count": 32,  # tokens made
+            "xnemo": "",  # workdir of the X-NeMo that wrote the codes; renders the generated motion
+            "clips": 4,  # the number of clips to show
+            "prefix": 0 if emotion else 32,  # the number of tokens given
+            "count": 32,  # the number of tokens to generate
         }
     )
     system = config.system

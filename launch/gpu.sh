@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# All GPUs of this host, or of several hosts that ssh reaches without a password:
+# Runs vidmotion.main on all GPUs of this host, or of several hosts that ssh reaches without a password:
 #
 #   launch/gpu.sh [--dry_run] --config=configs/lrs3.py --workdir=/shared/runs/lrs3
 #   launch/gpu.sh --hosts=10.0.0.1,10.0.0.2 [--port=29500] [--dir=/shared/vidmotion] [--dry_run] --config=... --workdir=...
 #
-# One process a host drives all of its GPUs. The first host of the list is where they meet; every host has this
-# checkout at --dir (default: the folder this is called from) and sees the same workdir. PYTHON names another interpreter.
-# Interrupted, the job saves and ends with code 75; the same command resumes it, here or on other hosts.
+# One process per host drives all GPUs of that host. The processes meet at the first host of the list. Every host needs
+# this checkout at --dir (default: the current folder) and access to the same workdir. The environment variable PYTHON
+# selects another interpreter. If the job is interrupted, it saves and ends with code 75; the same command resumes it,
+# on the same hosts or on others.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
@@ -60,7 +61,7 @@ for i in "${!list[@]}"; do
     one=(env "JAX_COORDINATOR_ADDRESS=$meeting:$port" "JAX_NUM_PROCESSES=${#list[@]}"
         "JAX_PROCESS_ID=$i" "${command[@]}")
     remote="cd $(printf %q "$dir") && exec $(printf '%q ' "${one[@]}")"
-    # -tt: a signal to the local ssh ends the remote process too.
+    # -tt: a signal to the local ssh then ends the remote process too.
     local_command=(ssh -tt -o BatchMode=yes "${list[i]}" "$remote")
     if [[ -n $dry ]]; then
         printf '%q ' "${local_command[@]}"

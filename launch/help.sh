@@ -1,4 +1,4 @@
-# Sourced by the launchers: --help prints the comment at the top of the script that sources this.
+# Sourced by the launchers: --help prints the comment at the top of the script that sources this file.
 
 for word; do
     case $word in

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# N processes of this machine as one job, joined by jax.distributed:
+# Runs one job as N processes on this machine, joined by jax.distributed:
 #
 #   launch/local.sh N --config=configs/heads.py:debug --workdir=runs/heads [--dry_run]
 #
-# Everything after N goes to `python -m vidmotion.main`. Ctrl-C and SIGTERM are passed on: the job saves and ends with
-# code 75, and the same command resumes it. When one process dies the others are ended, and its code is the launcher's.
-# PYTHON names another interpreter; VIDMOTION_PORT a port for the processes to meet at (default: a free one);
-# VIDMOTION_GRACE_SECONDS how long the others may take to end (default 60).
+# Everything after N except --dry_run goes to `python -m vidmotion.main`. Ctrl-C and SIGTERM are passed on: the job
+# saves and ends with code 75, and the same command resumes it. If one process fails, the others are ended, and the
+# launcher ends with the code of the one that failed. Environment variables: PYTHON selects another interpreter,
+# VIDMOTION_PORT is the port at which the processes meet (default: a free one), and VIDMOTION_GRACE_SECONDS is how long
+# the others may take to end (default: 60).
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"

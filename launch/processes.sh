@@ -1,7 +1,8 @@
-# Sourced by the launchers that start several processes: waiting for all, passing signals on. Needs bash 5.1.
+# Sourced by the launchers that start several processes, to wait for them and pass signals on. Needs bash 5.1.
 #
-# `start NAME COMMAND...` runs a command in the background; `wait_for_all WHO` returns the code of the first that failed,
-# after ending the others with SIGTERM, and with SIGKILL VIDMOTION_GRACE_SECONDS (default 60) later. INT and TERM reach all.
+# `start NAME COMMAND...` runs a command in the background. `wait_for_all WHO` waits for all commands and returns the
+# code of the first one that failed. If one fails, it ends the others with SIGTERM, and VIDMOTION_GRACE_SECONDS
+# (default: 60) later with SIGKILL. INT and TERM are passed on to all commands as SIGTERM.
 
 pids=()
 declare -A names
@@ -30,10 +31,10 @@ wait_for_all() {
         pids=(${rest[@]+"${rest[@]}"})
         ((code != 0 && first == 0)) || continue
         first=$code
-        # 75: all of them were interrupted and save their state together; 4: trained, and not all was measured.
+        # 75: all processes were interrupted and save their state together. 4: trained, but not all was measured.
         [[ -z $asked && $code != 75 && $code != 4 ]] || continue
         echo "$1: ${names[$ended]} ended with code $code; ending the others." >&2
-        # 2: refused, the message above says why.
+        # 2: the run was refused, and its own message says why; resuming would not help.
         ((code == 2)) || echo "$1: the same command resumes from the last checkpoint." >&2
         end_all TERM
         (sleep "${VIDMOTION_GRACE_SECONDS:-60}" && end_all KILL) 2>/dev/null &

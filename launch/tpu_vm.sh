@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A TPU VM slice on Google Cloud, from nothing to a finished run:
+# Runs vidmotion.main on a TPU VM slice of Google Cloud, from creating the slice to the finished run:
 #
 #   launch/tpu_vm.sh NAME --zone=us-central2-b --type=v4-32 [--project=P] [--version=tpu-ubuntu2204-base] [--spot]
 #       [--keep] [--dry_run] -- --config=configs/lrs3.py --workdir=gs://bucket/runs/lrs3
 #
-# Creates the slice, or uses the one of that name; copies the committed checkout to every worker, installs it, runs the
-# command on all workers at once with the log of all of them here, and deletes the slice (not with --keep). A spot slice
-# that was taken away is made again and the run resumes from the workdir, which therefore lies in a bucket (gs://).
-# Attach again to a run with the same command. Needs gcloud, logged in (`gcloud auth login`).
+# Creates the slice, or uses the one of that name; copies the committed checkout to every worker; installs it; runs the
+# command on all workers at once, with all their logs in this terminal; and deletes the slice (unless --keep is given).
+# If a spot slice is taken away, it is created again, and the run resumes from the workdir, which must therefore be in a
+# bucket (gs://). The same command attaches to the run again. Needs gcloud, logged in (`gcloud auth login`).
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"

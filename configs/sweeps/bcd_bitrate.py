@@ -2,8 +2,9 @@
 
     python launch/sweep.py bcd_bitrate --workdir=runs/bitrate            # --dry_run prints the commands
 
-After the ablations on LRS3 (2, 4, 6, 8 kbps; Table A3; without cross-driving), scaled to the 64 bits per frame of
-the heads demo. The paper's ordering: without cross-driving far worse than without rate loss, worse than the full model.
+It follows the paper's ablations on LRS3 (2, 4, 6, 8 kbps; Table A3; without cross-driving), scaled to the 64 bits per
+frame of the heads demo. The paper's ordering: without the rate loss is worse than the full model, and without
+cross-driving is far worse than that.
 """
 
 CONFIG = "configs/heads.py"

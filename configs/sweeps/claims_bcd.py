@@ -3,7 +3,7 @@ docs/results/claims.md.
 
     python launch/sweep.py claims_bcd --workdir=runs/claims_bcd           # --dry_run prints the commands
 
-The paper measures faces of LRS3 by head models; here, swaps are compared with their exact renders.
+The paper measures faces of LRS3 with head models; this sweep compares swaps with their exact renders.
 """
 
 from configs.sweeps import Claim

@@ -3,7 +3,7 @@ docs/results/claims.md.
 
     python launch/sweep.py claims_vidtwin --workdir=runs/claims_vidtwin   # --dry_run prints the commands
 
-As in the paper, a clip's structure is read from the clip itself, and what is measured is its reconstruction.
+As in the paper, a clip's structure is read from the clip itself, and its reconstruction is measured.
 """
 
 from configs.sweeps import Claim

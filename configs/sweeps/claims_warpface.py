@@ -3,8 +3,9 @@ docs/results/claims.md.
 
     python launch/sweep.py claims_warpface --workdir=runs/claims_warpface # --dry_run prints the commands
 
-The paper's figures are CSIM, APD and AED of faces; here, swaps are compared with their exact renders, and the shipped
-reader says whose face it is. The demo leaves a thousandth of the symmetry term; these runs vary what is left.
+The paper's figures are CSIM, APD and AED of faces. This sweep compares swaps with their exact renders, and the shipped
+reader tells whose face they show. The demo keeps only a thousandth of the paper's symmetry term; these runs have that
+much of it or none.
 """
 
 from configs.sweeps import Claim

@@ -3,8 +3,8 @@ docs/results/claims.md.
 
     python launch/sweep.py claims_xnemo --workdir=runs/claims_xnemo       # --dry_run prints the commands
 
-The paper gives no figures for Table 2 in its text, only the directions. Here, swaps are compared with their exact
-renders, and the shipped reader says whose face it is and where it lies.
+For Table 2, the paper's text gives only directions, no figures. This sweep compares swaps with their exact renders, and
+the shipped reader tells whose face they show and where it is.
 """
 
 from configs.sweeps import Claim

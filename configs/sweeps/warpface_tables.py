@@ -2,15 +2,15 @@
 
     python launch/sweep.py warpface_tables --workdir=runs/tables            # --dry_run prints the commands
 
-The paper's figures are CSIM, APD and AED of faces; here, the swap against its exact render. The demo's motion encoder
-keeps the proportions of the rows: half the depth, a quarter of the width, a sixteenth of vectors and dimensions.
-`ROWS` alone are the arguments at full size.
+The paper's figures are CSIM, APD and AED of faces; this sweep compares swaps with their exact renders. The demo's
+motion encoder keeps the proportions between the rows: it has half the depth, a quarter of the width, and a sixteenth of
+the vectors and dimensions. The values of `ROWS`, without ``demo``, are the config arguments at full size.
 """
 
 CONFIG = "configs/warpface.py"
 ROWS = {
     "full model": "",
-    # Table 3, the first of which is the collapse baseline of Figure 1
+    # Table 3; its first row is the collapse baseline of Figure 1
     "table 3 CA keypoints": "motion=ip,inject=ca",
     "table 3 CA vectors": "inject=ca",
     "table 3 WarpCA keypoints": "motion=ip",

@@ -45,7 +45,7 @@ QUESTIONS = {
 CAPTIONS = {
     "heads_codec": "heads that nobody has seen above, rebuilt below",
     "heads_foundation": "heads sampled from noise",
-    "vidtwin_mini_clip": "heads that nobody has seen, rebuilt, from each latent alone, and with the dynamics of another",
+    "vidtwin_mini_clip": "unseen heads, rebuilt, from each latent alone, and with the dynamics of another head",
 }
 # metric of a record -> (the paper's figure, its table in the paper)
 PAPER = {

@@ -28,6 +28,9 @@ def test_safetensors_round_trip(tmp_path):
     write_safetensors(path, ARRAYS)
     assert_same(read(path), ARRAYS)
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+    other = tmp_path / "other"
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode  # whoever may read new files may read it
 
 
 def test_safetensors_are_read_as_by_their_library_into_memory_that_xla_takes_over(tmp_path):

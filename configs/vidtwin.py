@@ -148,8 +148,14 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def _of_the_clip(config: ConfigDict) -> None:
-    """Read structure from the clip itself, with the same number of windows per step."""
+    """Read structure from the clip itself, with the same number of windows per step.
+
+    The structure has 8x8 positions, close to the paper's 7x7. Queries get times, because otherwise a short training
+    does not rebuild any motion. Crossing is limited by the dynamics and gains from neither.
+    """
     config.system.structure_from, config.system.recolour = "clip", 0.0
+    config.system.network.update({"structure_blocks": 0, "structure_channels": 16})
+    config.system.network.query_times = True
     config.data.common.frames = config.system.network.frames
     config.batch_size *= 2
 
@@ -202,10 +208,7 @@ def _demo_heads(config: ConfigDict) -> None:
     system.codec = ConfigDict(_shared.heads_codec())
     system.structure_from, system.recolour = "other", 0.75
     system.network.update({"width": 192, "patch": (1, 8, 8), "start": "scaled"})
-    # The structure has 8x8 positions, close to the paper's 7x7. Queries get times, because otherwise a short training
-    # does not rebuild any motion.
-    system.network.update({"queries": 4, "structure_channels": 16, "structure_blocks": 0})
-    system.network.update({"structure_width": 64, "query_times": True})
+    system.network.update({"queries": 4, "structure_channels": 64, "structure_width": 64})
     system.network.update({"query_width": 64, "query_mlp": 128, "dynamics_channels": 16})
     system.gan.weight = 0.0
     del config.optimizer["disc"]

@@ -79,7 +79,9 @@ def write_safetensors(path: str | os.PathLike, arrays: Mapping[str, np.ndarray])
     plain = {key: np.asarray(value, order="C") for key, value in arrays.items()}
     with files.aside(path) as written:
         written.touch()
-        usual = written.stat().st_mode  # of a new file here; the library lets its owner alone read what it writes
+        usual = (
+            written.stat().st_mode
+        )  # of a new file here; the library lets its owner alone read what it writes
         safetensors.numpy.save_file(plain, written, metadata={"format": "pt"})
         written.chmod(usual)
 

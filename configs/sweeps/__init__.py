@@ -19,3 +19,16 @@ class Claim(NamedTuple):
     metric: str
     better: str
     worse: str
+
+
+# What the sweeps share whose claims are tested by swaps of heads.
+SEEDS = (0, 1, 2)
+SWAP_OVERRIDES = {"checkpoint.every": 0, "sample.rows": 2, "sample.columns": 4}
+SWAP_COLUMNS = (
+    "psnr/swap",
+    "psnr/wrong_driver",
+    "psnr/copy_content",
+    "psnr/copy_motion",
+    "read/identity/classes",
+)
+SWAP_PANELS = (("swap against the true render, PSNR in dB", {"swap": "psnr/swap"}),)

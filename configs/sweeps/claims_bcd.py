@@ -6,7 +6,8 @@ docs/results/claims.md.
 The paper measures faces of LRS3 with head models; this sweep compares swaps with their exact renders.
 """
 
-from configs.sweeps import Claim
+from configs.sweeps import SEEDS as SEEDS
+from configs.sweeps import SWAP_COLUMNS, SWAP_OVERRIDES, SWAP_PANELS, Claim
 
 CONFIG = "configs/heads.py"
 ARGUMENTS = {
@@ -16,25 +17,11 @@ ARGUMENTS = {
     "no rate loss": "mini,rate_loss=off",
     "no cross-driving": "mini,cross=off",
 }
-SEEDS = (0, 1, 2)
-OVERRIDES = {
-    "steps": 300,
-    "checkpoint.every": 0,
-    "data.train.clips": 2400,
-    "sample.rows": 2,
-    "sample.columns": 4,
-}
-COLUMNS = (
-    "psnr/swap",
-    "psnr/wrong_driver",
-    "psnr/copy_content",
-    "psnr/copy_motion",
-    "bits_per_frame/hard",
-    "read/identity/classes",
-)
+OVERRIDES = {"steps": 300, "data.train.clips": 2400, **SWAP_OVERRIDES}
+COLUMNS = (*SWAP_COLUMNS, "bits_per_frame/hard")
 PLOT = {
     "x": ("bits_per_frame/hard", "motion code, bits per frame"),
-    "panels": (("swap against the true render, PSNR in dB", {"swap": "psnr/swap"}),),
+    "panels": SWAP_PANELS,
 }
 CLAIMS = (
     Claim(

@@ -6,6 +6,7 @@ docs/results/claims.md.
 As in the paper, a clip's structure is read from the clip itself, and its reconstruction is measured.
 """
 
+from configs.sweeps import SEEDS as SEEDS
 from configs.sweeps import Claim
 
 CONFIG = "configs/vidtwin.py"
@@ -22,7 +23,6 @@ CHANGES = {
     "dynamics of a quarter": {"system.network.dynamics_channels": 4},
     "half the width": {"system.network.width": 88},
 }
-SEEDS = (0, 1, 2)
 OVERRIDES = {
     "steps": 150,
     "checkpoint.every": 0,

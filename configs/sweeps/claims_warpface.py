@@ -8,7 +8,8 @@ reader tells whose face they show. The demo keeps only a thousandth of the paper
 much of it or none.
 """
 
-from configs.sweeps import Claim
+from configs.sweeps import SEEDS as SEEDS
+from configs.sweeps import SWAP_COLUMNS, SWAP_OVERRIDES, SWAP_PANELS, Claim
 
 CONFIG = "configs/warpface.py"
 ARGUMENTS = {
@@ -19,24 +20,11 @@ ARGUMENTS = {
     "no symmetry": "mini",
 }
 CHANGES = {"no symmetry": {"system.loss_terms.symmetry": 0.0}}
-SEEDS = (0, 1, 2)
-OVERRIDES = {
-    "steps": 300,
-    "checkpoint.every": 0,
-    "sample.rows": 2,
-    "sample.columns": 4,
-}
-COLUMNS = (
-    "psnr/swap",
-    "psnr/wrong_driver",
-    "psnr/copy_content",
-    "psnr/copy_motion",
-    "read/motion/place",
-    "read/identity/classes",
-)
+OVERRIDES = {"steps": 300, **SWAP_OVERRIDES}
+COLUMNS = (*SWAP_COLUMNS, "read/motion/place")
 PLOT = {
     "x": ("psnr/self", "driven by itself, PSNR in dB"),
-    "panels": (("swap against the true render, PSNR in dB", {"swap": "psnr/swap"}),),
+    "panels": SWAP_PANELS,
 }
 CLAIMS = (
     Claim(

@@ -7,7 +7,8 @@ For Table 2, the paper's text gives only directions, no figures. This sweep comp
 the shipped reader tells whose face they show and where it is.
 """
 
-from configs.sweeps import Claim
+from configs.sweeps import SEEDS as SEEDS
+from configs.sweeps import SWAP_COLUMNS, SWAP_OVERRIDES, SWAP_PANELS, Claim
 
 CONFIG = "configs/xnemo.py"
 ARGUMENTS = {
@@ -17,24 +18,11 @@ ARGUMENTS = {
     "masking of 75 %": "mini,gan_head=off,rfm=75",
     "no augmentation": "mini,gan_head=off,augment=off",
 }
-SEEDS = (0, 1, 2)
-OVERRIDES = {
-    "steps": 240,
-    "checkpoint.every": 0,
-    "sample.rows": 2,
-    "sample.columns": 4,
-}
-COLUMNS = (
-    "psnr/swap",
-    "psnr/wrong_driver",
-    "psnr/copy_content",
-    "psnr/copy_motion",
-    "read/motion/place",
-    "read/identity/classes",
-)
+OVERRIDES = {"steps": 240, **SWAP_OVERRIDES}
+COLUMNS = (*SWAP_COLUMNS, "read/motion/place")
 PLOT = {
     "x": ("read/identity/classes", "identity classes kept, as the reader sees them"),
-    "panels": (("swap against the true render, PSNR in dB", {"swap": "psnr/swap"}),),
+    "panels": SWAP_PANELS,
 }
 CLAIMS = (
     Claim(

@@ -92,7 +92,7 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path):
     refused(config, run, "prepare longer ones")
     config = config_of("vidtwin", clips(tmp_path / "short_test", 16))
     config.data.eval.split = "validation"
-    refused(config, run, "validation.*To train without it", DatasetError)
+    refused(config, run, "validation.*To train without samples and evaluation", DatasetError)
     config = config_of("warpface", clips(tmp_path / "still", 32, frames=1))
     refused(config, run, "prepare longer clips")
 

@@ -310,7 +310,7 @@ def test_a_second_training_of_a_workdir_names_the_first(finished):
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path, changes, named):
-    with pytest.raises(ConfigError, match=f"{named}.*To train without it"):
+    with pytest.raises(ConfigError, match=f"{named}.*To train without samples and evaluation"):
         train(tiny_config(**changes), str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
 

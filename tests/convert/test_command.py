@@ -151,7 +151,7 @@ def test_files_of_another_kind(tmp_path, checkpoint, capsys):
     assert "cont_emb.2.weight: want 3 axes" in said and "motion_emb.0.weight" in said
     write_safetensors(src, checkpoint)
     assert "give it as --heads=N" in refused(capsys, f"--src={src}", out)
-    assert "must divide by heads=3" in refused(capsys, f"--src={src}", out, "--heads=3")
+    assert "must be divisible by heads=3" in refused(capsys, f"--src={src}", out, "--heads=3")
     assert "--out must be a folder" in refused(capsys, f"--src={src}", f"--out={src}", *HEADS)
     src.write_bytes(src.read_bytes()[:-1000])
     assert "damaged" in refused(capsys, f"--src={src}", out, *HEADS)

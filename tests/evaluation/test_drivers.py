@@ -114,7 +114,9 @@ def test_two_clips_have_no_third_and_one_has_no_other():
         assert rows[f"psnr/{name}"].note == "not computed: needs three clips at least"
     assert rows["psnr/true_over_no_driver"].value > 0
     one = HeadsSource(size=16, frames=2, clips=1, split="eval")
-    with pytest.raises(ConfigError, match=r"two clips at least, and config\.data\.eval gives one"):
+    with pytest.raises(
+        ConfigError, match=r"at least two clips, but config\.data\.eval gives fewer"
+    ):
         evaluated(Drivers, stub(one, one.swap))
 
 

@@ -99,7 +99,9 @@ def test_what_was_not_measured_says_what_it_needs(folder, tmp_path):
 
 def test_a_mean_over_some_clips_is_no_result(folder):
     (folder / "000001" / "made.csv").unlink()
-    with pytest.raises(ConfigError, match=r"of 4 \.csv files 1 are missing, as .*000001/made\.csv"):
+    with pytest.raises(
+        ConfigError, match=r"1 of 4 \.csv files are missing, for example .*000001/made\.csv"
+    ):
         rows_of(folder)
     (folder / "000001" / "made.csv").write_text(openface(1) + "\n" + openface(1).splitlines()[1])
     with pytest.raises(ConfigError, match=r"000001/made\.csv: action units to compare"):
@@ -107,7 +109,7 @@ def test_a_mean_over_some_clips_is_no_result(folder):
     lacking = {k: v for k, v in arrays(1).items() if k != "blendshapes"}
     np.savez(folder / "000001" / "made.npz", **lacking)
     with pytest.raises(
-        ConfigError, match=r"000001/made\.npz: lacks blendshapes, which others have"
+        ConfigError, match=r"000001/made\.npz: lacks blendshapes, which other files have"
     ):
         rows_of(folder)
     np.savez(folder / "000001" / "made.npz", **{**arrays(1), "blendshapes": np.zeros((2, 52))})

@@ -145,7 +145,9 @@ def test_targets_are_drawn_beyond_the_gap(tmp_path):
     rows = results("self_reenactment", run)
     np.testing.assert_array_equal(run.seen[0]["motion"], CLIPS[:8, 2:])
     assert "three consecutive frames" in rows["flicker"].note
-    with pytest.raises(ConfigError, match=r"clips of 4 frames have 2 that lie more than 0.25 s"):
+    with pytest.raises(
+        ConfigError, match=r"clips of 4 frames have only 2 that lie more than 0.25 s"
+    ):
         results("self_reenactment", StubRun(tmp_path, targets=3, gap=0.25))
 
 
@@ -407,7 +409,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, networks, monke
     [
         ({}, Vars({"kernel": np.array([0.0, 1.0, 2.001])}, {}, {}), "checkpoint "),
         ({"batch": 9}, VARS, "config.evals "),
-        ({"clips": 9}, VARS, "clips 11 of 0123456789ab there, 9 of 0123456789ab here"),
+        ({"clips": 9}, VARS, "clips was 11 of 0123456789ab and is now 9 of 0123456789ab"),
     ],
 )
 def test_what_was_measured_otherwise_is_begun_anew(tmp_path, caplog, changes, vars, said):
@@ -415,7 +417,7 @@ def test_what_was_measured_otherwise_is_begun_anew(tmp_path, caplog, changes, va
     run = StubRun(tmp_path, **changes)
     with caplog.at_level(logging.WARNING):
         results("reconstruction", run, vars)
-    assert run.seen and "was measured otherwise and begins anew" in caplog.text
+    assert run.seen and "was measured under other conditions and starts again" in caplog.text
     assert said in caplog.text
 
 
@@ -472,10 +474,10 @@ def test_any_number_changes_the_digest():
 @pytest.mark.parametrize(
     "made, said",
     [
-        (lambda v: 2 * v - 1, r"must lie in \[0, 1\], these span -1"),
+        (lambda v: 2 * v - 1, r"must lie in \[0, 1\], but span -1"),
         (lambda v: v * np.float32("nan"), "diverged"),
-        (lambda v: v[:, 1:], "of 4 frames of 16x16, those that were made 8 of 3 frames"),
-        (lambda v: v[:, :, :8], "made 8 of 4 frames of 8x16"),
+        (lambda v: v[:, 1:], "of 4 frames of 16x16, but the system made 8 clips of 3 frames"),
+        (lambda v: v[:, :, :8], "made 8 clips of 4 frames of 8x16"),
         (lambda v: (v * 255).astype(np.uint8), "must be floats"),
     ],
 )
@@ -509,14 +511,14 @@ class Latents(Clips):
 
 def test_data_that_do_not_fit(tmp_path):
     for source, said in (
-        (Uneven(), "clip 1 of the eval split is"),
-        (Latents(), "'videos' hold latents: name the prepared clips"),
+        (Uneven(), "clip 1 of the eval split has shape"),
+        (Latents(), "'videos' hold latents: give the prepared clips"),
         (Clips(CLIPS[:0]), "has no clips"),
         (Clips(CLIPS[:, :1]), "two frames or more"),
     ):
         with pytest.raises(ConfigError, match=said):
             results("self_reenactment", StubRun(tmp_path, source))
-    with pytest.raises(ConfigError, match="the eval split has 1, two are the least"):
+    with pytest.raises(ConfigError, match="two clips, but the eval split has 1"):
         results("cross_reenactment", StubRun(tmp_path, Clips(CLIPS[:1])))
 
 

@@ -131,7 +131,7 @@ def test_a_trained_reader_is_found_and_checked(tmp_path, judge_workdir):
     rows = rows_of(evaluated(Reading, run))
     for name, row in rows.items():  # the system's answers are the true renders, byte for byte
         assert row.value is None or row.note == f"true renders {row.value:.4f}", name
-    with pytest.raises(ConfigError, match="reads pictures of 16 pixels, the clips have 32"):
+    with pytest.raises(ConfigError, match="reads pictures of 16 pixels, but the clips have 32"):
         reading.trained_reader(workdir, 32)
     with pytest.raises(ConfigError, match="holds a run of 'sprites_judge'"):
         reading.trained_reader(str(judge_workdir), 16)

@@ -135,7 +135,7 @@ def test_keypoints_have_a_collapse_indicator_and_no_sheets(trained, tmp_path):
         ),
         (
             {"analyses": ("vector",), "vectors": ((3, 1),)},
-            "group 3 vector 1; there are groups 1 to 2",
+            "no group 3 vector 1; groups are 1 to 2",
         ),
         ({"analyses": ("collapse",), "clips": 1}, "at least 2 clips"),
     ],

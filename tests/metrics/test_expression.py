@@ -46,7 +46,7 @@ def test_blendshapes_refused():
         blendshape_distance(np.zeros((2, 52)), np.zeros((3, 52)))
     with pytest.raises(ValueError, match=r"\(n, 51\) or, with _neutral, \(n, 52\)"):
         blendshape_distance(np.zeros((2, 50)), np.zeros((2, 50)))
-    with pytest.raises(ValueError, match=r"generated blendshapes leave \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"generated blendshapes must lie in \[0, 1\]"):
         blendshape_distance(np.zeros((2, 52)), np.full((2, 52), 1.5))
 
 
@@ -80,13 +80,13 @@ def test_face_model_scalings_by_hand():
 def test_face_models_refused():
     args = np.zeros((2, 64)), np.zeros((2, 64)), np.zeros((2, 3)), np.zeros((2, 3))
     motion = FaceModelMotion().update(*args)
-    with pytest.raises(ValueError, match="50 expression coefficients after videos with 64"):
+    with pytest.raises(ValueError, match="50 expression coefficients, but earlier videos had 64"):
         motion.update(np.zeros((2, 50)), np.zeros((2, 50)), *args[2:])
     with pytest.raises(ValueError, match="2 frames of expressions but 3 of angles"):
         motion.update(*args[:2], np.zeros((3, 3)), np.zeros((3, 3)))
     with pytest.raises(ValueError, match="frame i"):
         motion.update(args[0], np.zeros((3, 64)), *args[2:])
-    with pytest.raises(ValueError, match="as many booleans"):
+    with pytest.raises(ValueError, match="one boolean for each"):
         motion.update(*args, np.ones(2))
     mixed = PairedScore().update([1.0])
     with pytest.raises(ValueError, match="mean over pairs and one over videos"):
@@ -110,7 +110,7 @@ def test_action_units_golden():
     assert score.row("auh_fraction", "openface", "w", "r", times=1 / 4).value == 0.375
     with pytest.raises(ValueError, match="booleans, got int"):
         action_unit_distance(a.astype(int), b)
-    with pytest.raises(ValueError, match="frame i belongs"):
+    with pytest.raises(ValueError, match="frame i is compared"):
         action_unit_distance(a, b[:1])
 
 
@@ -128,7 +128,7 @@ def test_openface_files(tmp_path):
     assert read_action_units(path)[0].shape == (0, 18)
     for text in ("a,b\n1,2", "a,b", "", lines[0] + "\n1, 1, 2.5" + ", x" * 18, lines[0] + "\n1, 1"):
         path.write_text(text + "\n")
-        with pytest.raises(ConfigError, match=r"a\.csv: not OpenFace's action units"):
+        with pytest.raises(ConfigError, match=r"a\.csv: does not hold OpenFace's action units"):
             read_action_units(path)
     path.write_text(lines[0] + "\n1, 1, 2.5" + ", 3" * 18)
     with pytest.raises(ConfigError, match="must be 0 or 1"):
@@ -198,7 +198,7 @@ def test_emo_sim_without_a_number():
     assert "20 frames without a face" in hidden.rows("w", "r")[0].note
     with pytest.raises(ValueError, match=r"must be \(n, 2\)"):
         EmotionSimilarity().update(P, Q)
-    with pytest.raises(ValueError, match="frame i belongs to frame i"):
+    with pytest.raises(ValueError, match="frame i is compared with frame i"):
         EmotionSimilarity().update(axes(P), axes(Q[:5]))
 
 

@@ -125,9 +125,9 @@ def test_conventions_are_those_of_the_spec():
 def test_refusals():
     image, clip = np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 2, 8, 8, 3), np.float32)
     for wrong in (image + 1.01, image - 0.1, image + np.nan):
-        with pytest.raises(ValueError, match=r"frames leave \[0, 1\]"):
+        with pytest.raises(ValueError, match=r"frames must lie in \[0, 1\]"):
             for_inception(wrong)
-        with pytest.raises(ValueError, match=r"frames leave \[0, 1\]"):
+        with pytest.raises(ValueError, match=r"frames must lie in \[0, 1\]"):
             for_i3d(wrong[None])
     with pytest.raises(ValueError, match="uint8 or floats"):
         for_inception(image.astype(np.int32))

@@ -167,7 +167,9 @@ def test_sets_that_are_not_alike(other, said):
     with pytest.raises(ValueError, match=said):
         image_set().merge(image_set(**other))
     clips = [FeatureSet.empty("fvd", "tf", "w", "4x6", frames=n) for n in (16, 128)]
-    with pytest.raises(ValueError, match="different frames have no distance: 16 and 128"):
+    with pytest.raises(
+        ValueError, match="different frames cannot be compared or merged: 16 and 128"
+    ):
         compare(*clips)
     with pytest.raises(ValueError, match="one of styleganv_np, styleganv, videogpt, tf"):
         FeatureSet.empty("fvd", "clean", "w", "4x6")

@@ -52,7 +52,7 @@ def test_mediapipe_matrices():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match=r"shapes \(3, 3\) and \(4, 3\): frame i"):
+    with pytest.raises(ValueError, match=r"shapes \(3, 3\) and \(4, 3\), which must be equal"):
         angle_distance(np.zeros((3, 3)), np.zeros((4, 3)))
     with pytest.raises(ValueError, match="pitch, yaw, roll"):
         angle_distance(np.zeros(3), np.zeros(3))

@@ -76,8 +76,8 @@ def test_what_cannot_be_aligned():
         with pytest.raises(ValueError, match=words):
             align(image, points)
     for wrong, words in (
-        (image + 2, r"leave \[0, 1\]"),
-        (image * np.nan, r"leave \[0, 1\]"),
+        (image + 2, r"must lie in \[0, 1\]"),
+        (image * np.nan, r"must lie in \[0, 1\]"),
         (image.astype(int), "uint8 or floats"),
         (image[0], "n, h, w, 3"),
     ):
@@ -88,7 +88,7 @@ def test_what_cannot_be_aligned():
             template(size)
     with pytest.raises(ValueError, match="2 or more"):
         similarity_transform(POINTS[:1], POINTS[:1])
-    with pytest.raises(ValueError, match="cannot go to"):
+    with pytest.raises(ValueError, match="cannot be aligned to"):
         similarity_transform(POINTS, POINTS[:3])
 
 

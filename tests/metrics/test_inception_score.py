@@ -69,10 +69,10 @@ def test_a_masked_sample_counts_for_nothing():
 
 def test_refusals():
     score = InceptionScore.empty(4, total=5, splits=2)
-    with pytest.raises(ValueError, match="0 samples of 5 were counted"):
+    with pytest.raises(ValueError, match="0 samples were counted, but the set has 5"):
         score.compute()
     half = score.update(np.ones((3, 4)), np.arange(3))
-    with pytest.raises(ValueError, match="6 samples of 5"):
+    with pytest.raises(ValueError, match="6 samples were counted, but the set has 5"):
         half.merge(half).compute()
     with pytest.raises(ValueError, match=r"logits must be \(b, 4\)"):
         score.update(np.ones((3, 5)), np.arange(3))

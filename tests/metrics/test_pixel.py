@@ -115,7 +115,7 @@ def test_what_is_refused():
         l1(good, good[..., :1])
     with pytest.raises(ValueError, match="second images must be floats"):
         l1(good, (good * 255).astype(np.uint8))
-    with pytest.raises(ValueError, match=r"first images leave \[0, 1\]: they span -1"):
+    with pytest.raises(ValueError, match=r"first images must lie in \[0, 1\], but span -1"):
         l1(good * 2 - 2, good)
     with pytest.raises(ValueError, match="nan"):
         l1(jnp.asarray(good).at[0, 0, 0].set(jnp.nan), good)

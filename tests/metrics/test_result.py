@@ -30,8 +30,8 @@ def test_a_row_in_json_and_in_a_table():
     "value, n, note, said",
     [
         (None, 1, "", "note must say why"),
-        (float("nan"), 1, "x", "is no result"),
-        (float("inf"), 1, "", "is no result"),
+        (float("nan"), 1, "x", "is not a result"),
+        (float("inf"), 1, "", "is not a result"),
         (1.0, -1, "", "n=-1"),
     ],
 )

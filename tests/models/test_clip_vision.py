@@ -74,5 +74,7 @@ def test_sizes(name, parameters):
 
 
 def test_pictures_of_another_size_are_refused():
-    with pytest.raises(ValueError, match=r"want pictures \(b, 28, 28, 3\), got \(1, 14, 28, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"expected pictures \(b, 28, 28, 3\), got \(1, 14, 28, 3\)"
+    ):
         ClipVision(**SIZE).init(jax.random.key(0), jnp.zeros((1, 14, 28, 3)))

@@ -502,7 +502,7 @@ def test_parameter_count(size, patch, height, channels, motion, placement):
     ("fields", "content", "message"),
     [
         (dict(patch=3), (4, 5), r"patch=3 does not divide the 8 px frame"),
-        (dict(groups=3), (4, 5), r"width=16 must divide by groups=3"),
+        (dict(groups=3), (4, 5), r"width=16 must be divisible by groups=3"),
         (dict(heads=16), (4, 5), r"2 \* heads=32"),
         (dict(width=18, heads=1, groups=2), (4, 5), r"and by 4"),
         (dict(), (3, 5), r"content_tokens = 1 or 4 \(one per patch\), got 3"),

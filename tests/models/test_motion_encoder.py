@@ -268,7 +268,7 @@ def test_evaluation_takes_each_crop_by_itself(tiny):
         (dict(size=72), "size 72 must be a multiple of 16"),
         (dict(size=32, depth=4), "at least 64 for an hourglass of depth 4"),
         (dict(heads=3), "3 heads do not divide width 32"),
-        (dict(groups=24), "groups 24 divide 32"),
+        (dict(groups=24), "groups 24 must divide 32"),
         (dict(frames=33), "frames 33 must be from 1 to 32"),
         (dict(frames=2, latent=25), "2 heads must divide latent 25"),
     ],

@@ -212,7 +212,7 @@ def test_says_what_does_not_fit(small):
     net, _ = small
     x, time, context = inputs()
     for change, message in [
-        ({"x_bfhwc": x[:, 0]}, "want latents"),
+        ({"x_bfhwc": x[:, 0]}, "expected latents"),
         ({"x_bfhwc": x[:, :, :3]}, "multiples of 2"),
         ({"context_bsc": None}, r"needs a context \(b, s, 12\)"),
         (

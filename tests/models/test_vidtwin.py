@@ -619,9 +619,9 @@ def test_queries_that_begin_at_times_of_their_own_look_at_their_frames(queries, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"heads": 3}, "width=16 must divide by heads=3"),
+        ({"heads": 3}, "width=16 must be divisible by heads=3"),
         ({"width": 18, "heads": 2}, "and by 4"),
-        ({"query_heads": 3}, "query_width=8 must divide"),
+        ({"query_heads": 3}, "query_width=8 must be divisible"),
         ({"structure_blocks": 4}, "structure_blocks=4 must be from 0 to 3"),
         ({"dynamics_blocks": 0}, "dynamics_blocks=0"),
         ({"patch": (1, 4, 8)}, "must be square"),

@@ -273,7 +273,7 @@ def test_only_the_run_that_wrote_the_codes_renders_them(
     run = Run(
         config_of(heads_codes, **{"evals.motion_generation.bcd": str(judge_workdir)}), str(tmp_path)
     )
-    with pytest.raises(ConfigError, match="holds a sprites_judge, which renders no motion"):
+    with pytest.raises(ConfigError, match="holds a sprites_judge, which cannot render motion"):
         evaluation.build("motion_generation", run).render(run, None)
     other = tmp_path / "other"
     other.mkdir()

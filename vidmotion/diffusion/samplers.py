@@ -73,10 +73,14 @@ def leading_times(steps: int, train_steps: int = 1000, offset: int = 1) -> np.nd
       ValueError: `steps` is not within 1 .. train_steps, or times lie outside the schedule.
     """
     if not 1 <= steps <= train_steps:
-        raise ValueError(f"{steps} steps of a schedule of {train_steps}")
+        raise ValueError(
+            f"steps must be from 1 to {train_steps}, the length of the schedule, got {steps}"
+        )
     times = np.arange(steps, dtype=np.int32)[::-1] * (train_steps // steps) + offset
     if times[0] >= train_steps or times[-1] < 0:
-        raise ValueError(f"{steps} steps with offset {offset} run past {train_steps} times")
+        raise ValueError(
+            f"{steps} steps with offset {offset} leave the schedule of {train_steps} times"
+        )
     return times
 
 

@@ -120,7 +120,7 @@ def check(run, names: Sequence[str]) -> None:
             build(name, run).check(run)
     except (ConfigError, DatasetError) as error:
         raise type(error)(
-            f"{error}. To train without it: --config.sample.rows=0 --evals=none"
+            f"{error}. To train without samples and evaluation: --config.sample.rows=0 --evals=none"
         ) from error
 
 

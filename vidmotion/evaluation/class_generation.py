@@ -171,7 +171,7 @@ def decoder(run, workdir: str, batch: int):
     if autoencoder.config.system.name != "vidtwin":
         raise ConfigError(
             f"config.evals.class_generation.autoencoder={workdir!r} holds a "
-            f"{autoencoder.config.system.name}, which decodes no structure and dynamics"
+            f"{autoencoder.config.system.name}, which cannot decode latents of structure and dynamics"
         )
     weights = autoencoder.trained_vars()
     wrote = encoded.VidTwinLatentsSource.read_provenance(system.latents)["weights"]

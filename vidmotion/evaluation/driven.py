@@ -177,12 +177,12 @@ def renderer(run, pairs: int, split: str = "eval"):
     if not isinstance(source, Renders):
         kind = run.config.data.get(split, {}).get("kind", run.config.data.kind)
         raise ConfigError(
-            f"config.evals asks for swaps, and data of kind {kind!r} cannot render the true answer; "
+            f"config.evals asks for swaps, but data of kind {kind!r} cannot render the true answer; "
             "heads and sprites can"
         )
     count = min(pairs or len(source), len(source))
     if count < 2:
-        raise ConfigError(f"swaps need two clips at least, and config.data.{split} gives one")
+        raise ConfigError(f"swaps need at least two clips, but config.data.{split} gives fewer")
     return source, count
 
 

@@ -37,15 +37,16 @@ def _clips(run, wanted: int) -> tuple[Any, np.ndarray]:
     source = run.source("eval", **({"clips": wanted} if drawn else {}))
     if not isinstance(source, Renders):
         raise ConfigError(
-            f"config.evals asks for 'leakage', and data of kind {run.config.data.kind!r} do not know what "
-            "their clips were made of; heads and sprites do"
+            f"config.evals asks for 'leakage', but for data of kind {run.config.data.kind!r} the factors "
+            "of the clips are not known; they are for heads and sprites"
         )
     count = min(wanted or len(source), len(source))
     groups = np.array([source.identity_id(i) for i in range(count)])
     if len(np.unique(groups)) < 5:
         raise ConfigError(
             f"{count} clips of {len(np.unique(groups))} identities: probes are fitted and tested on different "
-            "ones and need five or more; raise config.evals.leakage.probe_clips, or give the eval split more clips"
+            "identities and need at least five; raise config.evals.leakage.probe_clips, or give the eval split more "
+            "clips"
         )
     return source, groups
 

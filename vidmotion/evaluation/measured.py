@@ -180,8 +180,8 @@ class Measured:
             return []
         if missing:
             raise ConfigError(
-                f"measured: of {2 * self.clips} .{kind} files {len(missing)} are missing, as "
-                f"{missing[0]}: a mean over some clips is no result"
+                f"measured: {len(missing)} of {2 * self.clips} .{kind} files are missing, for example "
+                f"{missing[0]}: a mean needs the files of all clips"
             )
         return pairs
 
@@ -193,7 +193,7 @@ class Measured:
             if lacking and i == 0 and len(lacking) == 2:
                 return
             if lacking:
-                raise ConfigError(f"{lacking[0]}: lacks {array}, which others have")
+                raise ConfigError(f"{lacking[0]}: lacks {array}, which other files have")
             yield paths[0].parent, *sides
 
 

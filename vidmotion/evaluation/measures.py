@@ -75,12 +75,12 @@ class Batch:
         shape = self.made.shape
         if self.made.ndim != 5 or not np.issubdtype(self.made.dtype, np.floating):
             raise ConfigError(
-                f"clips that were made must be floats (n, T, H, W, 3), got {self.made.dtype} {shape}"
+                f"the generated clips must be floats (n, T, H, W, 3), got {self.made.dtype} {shape}"
             )
         low, high = float(self.made.min()), float(self.made.max())
         if not (low >= 0 and high <= 1):  # also true for NaN
             raise ConfigError(
-                f"clips that were made must lie in [0, 1], these span {low} to {high}: either the network "
+                f"the generated clips must lie in [0, 1], but span {low} to {high}: either the network "
                 "diverged, or it returns another range"
             )
         for name in ("driving", "truth"):
@@ -91,12 +91,12 @@ class Batch:
                 raise ConfigError(f"the {name} clips must be uint8, got {there.dtype}")
             if there.shape != shape:
                 raise ConfigError(
-                    f"the {name} clips are {_size(there)}, those that were made {_size(self.made)}: "
+                    f"{name} has {_size(there)}, but the system made {_size(self.made)}: "
                     "number, frames and size must be equal"
                 )
         if self.reference is not None and self.reference.shape[1:3] != shape[2:4]:
             raise ConfigError(
-                f"the reference is {self.reference.shape[1:3]} pixels, what was made {shape[2:4]}"
+                f"the reference is {self.reference.shape[1:3]} pixels, but the generated clips are {shape[2:4]}"
             )
 
     def at(self, side: int) -> "Batch":
@@ -145,7 +145,7 @@ class Batch:
 
 
 def _size(video: np.ndarray) -> str:
-    return f"{video.shape[0]} of {video.shape[1]} frames of {video.shape[2]}x{video.shape[3]}"
+    return f"{video.shape[0]} clips of {video.shape[1]} frames of {video.shape[2]}x{video.shape[3]}"
 
 
 @dataclasses.dataclass(frozen=True)

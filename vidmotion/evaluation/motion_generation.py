@@ -154,7 +154,8 @@ def _open_bcd(run, workdir: str):
     system, bcd = run.system, open_run(workdir)
     if not isinstance(bcd.system, BCD):
         raise ConfigError(
-            f"config.evals.motion_generation.bcd={workdir!r} holds a {bcd.config.system.name}, which renders no motion"
+            f"config.evals.motion_generation.bcd={workdir!r} holds a {bcd.config.system.name}, which cannot render "
+            "motion"
         )
     bcd_vars = bcd.trained_vars()
     theirs = paths.flatten(bcd_vars.params["model"]["quantizer"])

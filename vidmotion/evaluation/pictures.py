@@ -82,7 +82,7 @@ def grid(run, source) -> tuple[int, int]:
         rows, columns = (rows - 1, columns) if rows > columns else (rows, columns - 1)
     if (rows, columns) != (run.config.sample.rows, run.config.sample.columns):
         log.warning(
-            "config.sample asks for %d contents and %d motions; the eval split has %d clips, which give %d and %d",
+            "config.sample asks for %d contents and %d motions; the eval split has only %d clips: showing %d and %d",
             run.config.sample.rows,
             run.config.sample.columns,
             len(source),

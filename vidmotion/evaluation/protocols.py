@@ -105,9 +105,7 @@ class PaperProtocol(Evaluator):
             if value < 0:
                 raise ConfigError(f"config.evals.{self.name}.{name}={value}: it cannot be negative")
         if self.batch < 1:
-            raise ConfigError(
-                f"config.evals.{self.name}.batch={self.batch}: at least one clip at a time"
-            )
+            raise ConfigError(f"config.evals.{self.name}.batch={self.batch}: it must be at least 1")
         for name, value, known in (
             ("fid", self.fid, resize.IMAGE_CONVENTIONS),
             ("fvd", self.fvd, resize.CLIP_CONVENTIONS),
@@ -194,7 +192,7 @@ def partners(names: Sequence[str], seed: int = 0) -> np.ndarray:
     """
     if len(names) < 2:
         raise ConfigError(
-            f"clips move as others do: the eval split has {len(names)}, two are the least"
+            f"moving clips like others needs at least two clips, but the eval split has {len(names)}"
         )
     order = derangement(len(names), seed)
     index = {name: i for i, name in enumerate(dict.fromkeys(names[i] for i in order))}
@@ -202,7 +200,9 @@ def partners(names: Sequence[str], seed: int = 0) -> np.ndarray:
     sizes = np.bincount(groups)
     if 2 * sizes.max() > len(names):
         if len(sizes) > 1:
-            log.warning("most clips are of one video: some take their motion from the same video")
+            log.warning(
+                "most clips are from one video, so some take their motion from their own video"
+            )
         return order
     # With the clips sorted by video, a step as long as the largest group always leads to another video.
     sorted_clips = order[np.argsort(groups[order], kind="stable")]
@@ -262,8 +262,8 @@ class Transfers:
         first = source[0]
         if "video" not in first:
             raise ConfigError(
-                f"protocols compare pictures, and data of kind {run.config.data.kind!r} hold "
-                f"{', '.join(sorted(first))}: name the prepared clips, with --config.data.kind=videos"
+                f"protocols compare pictures, but data of kind {run.config.data.kind!r} hold "
+                f"{', '.join(sorted(first))}: give the prepared clips with --config.data.kind=videos"
             )
         self._shape = first["video"].shape
         sides = [settings.size] * 2 if settings.size else self._shape[1:3]
@@ -390,7 +390,7 @@ class Transfers:
             where = f" that lie more than {self._settings.gap:g} s after the first"
         if earliest + count > length:
             raise ConfigError(
-                f"config.evals.{self._settings.name}.targets={count}: clips of {length} frames have "
+                f"config.evals.{self._settings.name}.targets={count}: clips of {length} frames have only "
                 f"{max(length - earliest, 0)}{where}"
             )
         chosen = np.random.default_rng([self._run.config.seed, i]).choice(
@@ -402,8 +402,8 @@ class Transfers:
         element = self._source[i]
         if element["video"].shape != self._shape:
             raise ConfigError(
-                f"clip {i} of the eval split is {element['video'].shape}, the first one {self._shape}: frames and "
-                "size must be equal; give --config.data.eval.frames, or prepare clips of one length"
+                f"clip {i} of the eval split has shape {element['video'].shape}, but the first has {self._shape}: "
+                "frames and size must be equal; give --config.data.eval.frames, or prepare clips of one length"
             )
         return element
 
@@ -419,16 +419,14 @@ class Generated:
         self._run, self._vars, self._batch = run, vars, settings.batch
         if not settings.autoencoder:
             raise ConfigError(
-                "config.evals.generation.autoencoder names no VidTwin run, which decodes the latents that are "
-                "generated"
+                "config.evals.generation.autoencoder names no VidTwin run, and one is needed to decode "
+                "the generated latents"
             )
         classes = encoded.VidTwinLatentsSource.read_provenance(run.system.latents)["classes"]
         self._labels = np.tile(np.arange(len(classes), dtype=np.int32), settings.per_class)
         self.clips, self.rows = len(self._labels), run.rows(settings.batch)
         if not self.clips:
-            raise ConfigError(
-                "config.evals.generation.per_class=0: at least one clip of each class"
-            )
+            raise ConfigError("config.evals.generation.per_class=0: it must be at least 1")
         autoencoder, self._decode = class_generation.decoder(
             run, settings.autoencoder, settings.batch
         )
@@ -661,7 +659,7 @@ def measure(
     total = -(-work.clips // work.rows)
     done, states = kept.resume(start)
     if done:
-        log.info("%s: %d of %d batches are there already", folder, done, total)
+        log.info("%s: %d of %d batches are already done", folder, done, total)
     for batch in watched(range(done, total), folder.name):
         made = work.make(batch * work.rows, process, processes)
         if made is not None:
@@ -696,12 +694,12 @@ class Kept:
         if there != self._identity:
             if there:
                 differing = [
-                    f"{name} {there.get(name, 'absent')} there, {self._identity.get(name, 'absent')} here"
+                    f"{name} was {there.get(name, 'absent')} and is now {self._identity.get(name, 'absent')}"
                     for name in sorted(there.keys() | self._identity.keys())
                     if there.get(name) != self._identity.get(name)
                 ]
                 log.warning(
-                    "%s was measured otherwise and begins anew: %s",
+                    "%s was measured under other conditions and starts again: %s",
                     self._folder,
                     "; ".join(differing),
                 )

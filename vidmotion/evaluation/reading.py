@@ -35,7 +35,7 @@ class Reading(OnPairs):
         source, _ = renderer(run, self.pairs)
         if not isinstance(source, HeadsSource):
             raise ConfigError(
-                f"config.evals asks for 'reading', and data of kind {run.config.data.kind!r} are not drawn from "
+                f"config.evals asks for 'reading', but data of kind {run.config.data.kind!r} are not drawn from "
                 "factors that a reader knows; heads are"
             )
         trained_reader(self.reader, source[0]["video"].shape[1])
@@ -87,11 +87,11 @@ def trained_reader(workdir: str, side: int) -> tuple[Run, Vars] | None:
     reader, field = open_run(workdir), f"config.evals.reading.reader={workdir!r}"
     if not isinstance(reader.system, HeadsReader):
         raise ConfigError(
-            f"{field} holds a run of {reader.config.system.name!r}; needed is one of configs/heads_reader.py"
+            f"{field} holds a run of {reader.config.system.name!r}; expected a run of configs/heads_reader.py"
         )
     if reader.system.size != side:
         raise ConfigError(
-            f"{field} reads pictures of {reader.system.size} pixels, the clips have {side}: train a reader with "
+            f"{field} reads pictures of {reader.system.size} pixels, but the clips have {side}: train a reader with "
             f"--config.system.size={side} --config.data.common.size={side}"
         )
     return reader, reader.trained_vars()

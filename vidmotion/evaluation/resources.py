@@ -145,7 +145,7 @@ def report() -> str:
             f"{name:<33}{c.tokens:>7}" + "".join(f"{x:>16}" for x in cells) + f"{memory:>20}"
         )
     lines.append(
-        "costs in GFLOP, two for each multiplication with its addition; (x): against the first"
+        "costs in GFLOP, where a multiplication and its addition count as two; (x): relative to the first row"
     )
     return "\n".join(lines)
 

@@ -33,11 +33,11 @@ def draw(run, vars, names) -> None:
         return
     if "swap" not in run.system.evaluators():
         raise ConfigError(
-            f"config.sample.analyses: {names[0]!r} shows clips moved by others, and {run.config.system.name} moves none"
+            f"config.sample.analyses: {names[0]!r} shows clips moved by others, but {run.config.system.name} moves none"
         )
     source = run.source("eval")
     if len(source) < 2:
-        raise ConfigError("config.sample.analyses: the eval split needs two clips at least")
+        raise ConfigError("config.sample.analyses: the eval split needs at least two clips")
     for name in names:
         SHEETS[name](run, vars, source)
 

@@ -66,13 +66,13 @@ def trained_judge(workdir: str, field: str) -> tuple[Run, Vars, str] | None:
     judge, field = open_run(workdir), f"config.evals.{field}={workdir!r}"
     if not isinstance(judge.system, SpritesJudge):
         raise ConfigError(
-            f"{field} holds a run of {judge.config.system.name!r}; needed is one of configs/sprites_judge.py"
+            f"{field} holds a run of {judge.config.system.name!r}; expected a run of configs/sprites_judge.py"
         )
     with Checkpointer(workdir, read_only=True) as checkpointer:
         done = max(checkpointer.steps(), default=0)
     if done < judge.config.steps:
         raise ConfigError(
-            f"{field} has been trained for {done} of {judge.config.steps} steps: let its training come to the end"
+            f"{field} has been trained for {done} of {judge.config.steps} steps: finish its training first"
         )
     vars = judge.trained_vars()
     return judge, vars, fingerprint(vars.params)[:12]

@@ -17,7 +17,7 @@ def derangement(count: int, seed: int = 0) -> np.ndarray:
       ValueError: fewer than two clips.
     """
     if count < 2:
-        raise ValueError("pairing clips with others needs at least two")
+        raise ValueError("pairing clips with others needs at least two clips")
     # One cycle through a random order moves every clip.
     order = np.random.default_rng(seed).permutation(count)
     paired = np.empty(count, np.int64)

@@ -40,7 +40,7 @@ def analyse(run, vars, asked) -> None:
     for name in asked:
         if name not in ANALYSES:
             raise ConfigError(
-                f"config.sample.analyses: {name!r}; choose from {', '.join(ANALYSES)}"
+                f"config.sample.analyses: there is no {name!r}; choose from {', '.join(ANALYSES)}"
             )
         needs_codes = name in ("canonical", "subspace", "vector")
         if (motion == "none" and name != "noises") or (motion == "ip" and needs_codes):
@@ -152,8 +152,8 @@ def _vector(run, vars, clips, codes: MotionCodes, folder) -> None:
     for k, n in wanted:
         if not (1 <= k <= groups and 1 <= n <= count):
             raise ConfigError(
-                f"config.sample.vectors: group {k} vector {n}; there are groups 1 to {groups} of "
-                f"vectors 1 to {count}"
+                f"config.sample.vectors: there is no group {k} vector {n}; groups are 1 to {groups}, "
+                f"each with vectors 1 to {count}"
             )
         one = np.eye(count, dtype=np.float32)[n - 1] * deviation[k - 1, n - 1]
         edits = [shifted(zero, basis, k - 1, by * one) for by in SHIFTS]

@@ -69,7 +69,9 @@ def without(metric: str, convention: str, resolution: str, n: int) -> MetricResu
     """
     if (metric, convention) not in NEEDS:
         known = ", ".join(" ".join(key) for key in NEEDS)
-        raise ValueError(f"no metric {metric} of convention {convention}; there are {known}")
+        raise ValueError(
+            f"there is no metric {metric} of convention {convention}; choose from {known}"
+        )
     return not_computed(metric, convention, NEEDS[metric, convention], resolution, n)
 
 
@@ -95,7 +97,7 @@ def blendshape_distance(driving: ArrayLike, generated: ArrayLike) -> np.ndarray:
     for name, values in (("driving", driving), ("generated", generated)):
         if np.any(values < 0) or np.any(values > 1):
             raise ValueError(
-                f"the {name} blendshapes leave [0, 1]: they span {np.nanmin(values)} to "
+                f"the {name} blendshapes must lie in [0, 1], but span {np.nanmin(values)} to "
                 f"{np.nanmax(values)}"
             )
     return np.abs(driving - generated)[:, -BLENDSHAPES:].mean(axis=1)
@@ -143,7 +145,7 @@ class FaceModelMotion:
             raise ValueError(f"expression coefficients must be (n, k), got {driving.shape}")
         turns = angle_distance(driving_angles, generated_angles)
         if len(turns) != len(driving):
-            raise ValueError(f"{len(driving)} frames of expressions but {len(turns)} of angles")
+            raise ValueError(f"got {len(driving)} frames of expressions but {len(turns)} of angles")
         self._check(driving.shape[1])
         return FaceModelMotion(
             self.expression.update_video(np.abs(driving - generated).mean(axis=1), seen),
@@ -182,7 +184,7 @@ class FaceModelMotion:
     def _check(self, width: int) -> None:
         if self.width and width and self.width != width:
             raise ValueError(
-                f"{width} expression coefficients after videos with {self.width}: not the same model"
+                f"got {width} expression coefficients, but earlier videos had {self.width}: the models differ"
             )
 
 
@@ -233,7 +235,7 @@ def read_action_units(path: Path) -> tuple[np.ndarray, np.ndarray]:
         tracked = [float(row["success"]) for row in rows]
     except (OSError, UnicodeDecodeError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
-            f"{path}: not OpenFace's action units ({error!r}); needs a CSV with the columns success and "
+            f"{path}: does not hold OpenFace's action units ({error!r}): expected a CSV with the columns success and "
             f"{names[0]} to {names[-1]}"
         ) from error
     units, success = np.array(present).reshape(-1, len(names)), np.array(tracked)

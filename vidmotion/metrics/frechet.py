@@ -101,7 +101,9 @@ class Moments:
           ValueError: vectors of different length.
         """
         if len(self.mean) != len(other.mean):
-            raise ValueError(f"features of {len(self.mean)} and of {len(other.mean)} numbers")
+            raise ValueError(
+                f"features of {len(self.mean)} and of {len(other.mean)} numbers cannot be merged"
+            )
         if not self.count or not other.count:
             return self if self.count else other
         count = self.count + other.count
@@ -137,7 +139,9 @@ def frechet_distance(first: Moments, second: Moments, divide_by: str = "N-1") ->
       ValueError: features of different lengths, a set of fewer than two samples, or an unknown divisor.
     """
     if len(first.mean) != len(second.mean):
-        raise ValueError(f"features of {len(first.mean)} and of {len(second.mean)} numbers")
+        raise ValueError(
+            f"features of {len(first.mean)} and of {len(second.mean)} numbers cannot be compared"
+        )
     if min(first.count, second.count) < 2:
         raise ValueError(
             f"a covariance needs at least 2 samples in each set, got {first.count} and "
@@ -224,7 +228,9 @@ class FeatureSet:
         for name in ("metric", "convention", "weights", "resolution", "frames"):
             mine, others = getattr(self, name), getattr(other, name)
             if mine != others:
-                raise ValueError(f"sets of different {name} have no distance: {mine} and {others}")
+                raise ValueError(
+                    f"sets of different {name} cannot be compared or merged: {mine} and {others}"
+                )
 
 
 def compare(real: FeatureSet, made: FeatureSet) -> MetricResult:

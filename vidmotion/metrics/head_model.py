@@ -70,7 +70,7 @@ class HeadMotion:
         frames = len(self.psi) if self.psi.ndim == 2 else 0
         if not frames or self.euler.shape != (frames, 3) or self.trans.shape != (frames, 3):
             raise ValueError(
-                "a video needs psi (t, e), euler (t, 3) and trans (t, 3) of one frame or more, got "
+                "a video needs psi (t, e), euler (t, 3) and trans (t, 3) with at least one frame, got "
                 f"{self.psi.shape}, {self.euler.shape}, {self.trans.shape}"
             )
         if self.beta.ndim == 2 and len(self.beta) == frames:
@@ -145,8 +145,8 @@ class LinearHead:
         arrays = _read(path, names, ("unit_scale_to_cm", "lbs_weights"))
         if "lbs_weights" in arrays:
             raise ConfigError(
-                f"{path}: has joints (lbs_weights), which a rigid head would turn otherwise; leave them "
-                "out, with coefficients fitted without them"
+                f"{path}: has joints (lbs_weights), which this rigid head model does not turn; leave them "
+                "out, and use coefficients that were fitted without them"
             )
         scale = float(arrays["unit_scale_to_cm"]) if "unit_scale_to_cm" in arrays else None
         try:
@@ -186,7 +186,7 @@ class LinearHead:
             values = np.asarray(values, np.float64)
             if values.shape[-1:] != basis.shape[-1:]:
                 raise ValueError(
-                    f"{name} has {values.shape[-1:]} coefficients, {self.name} takes "
+                    f"{name} has {values.shape[-1:]} coefficients, but {self.name} takes "
                     f"{basis.shape[-1]}"
                 )
             v = v + np.tensordot(values, basis, axes=([-1], [-1]))
@@ -301,7 +301,7 @@ class MeshErrors:
     def _check(self, model: str, unit: str) -> None:
         if (self.model, self.unit) != (model, unit):
             raise ValueError(
-                f"errors of {self.model} ({self.unit}) and {model} ({unit}) do not compare"
+                f"errors of {self.model} ({self.unit}) and {model} ({unit}) cannot be combined"
             )
 
 
@@ -326,7 +326,7 @@ def _mse(first: np.ndarray, second: np.ndarray) -> float:
 def _same_length(motion: HeadMotion, generated: HeadMotion) -> None:
     if len(motion.psi) != len(generated.psi):
         raise ValueError(
-            f"the motion video has {len(motion.psi)} frames, the generated one {len(generated.psi)}"
+            f"the motion video has {len(motion.psi)} frames, but the generated one has {len(generated.psi)}"
         )
 
 

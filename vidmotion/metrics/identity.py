@@ -71,7 +71,9 @@ def similarity_transform(points: ArrayLike, target: ArrayLike) -> np.ndarray:
     if points.ndim < 2 or points.shape[-1] != 2 or points.shape[-2] < 2:
         raise ValueError(f"points must be (..., k, 2) with k of 2 or more, got {points.shape}")
     if target.shape[-2:] != points.shape[-2:]:
-        raise ValueError(f"{points.shape} points cannot go to {target.shape}")
+        raise ValueError(
+            f"points of shape {points.shape} cannot be aligned to points of shape {target.shape}"
+        )
     if not (np.isfinite(points).all() and np.isfinite(target).all()):
         raise ValueError("points to align are not finite: leave frames without a face out")
     middle, middle_target = (p.mean(axis=-2, keepdims=True) for p in (points, target))
@@ -152,7 +154,7 @@ def align(images: jax.Array | np.ndarray, points: ArrayLike, size: int = 112) ->
     elif not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"images must be uint8 or floats in [0, 1], got {images.dtype}")
     elif images.size and not (images.min() >= 0 and images.max() <= 1):  # also true for NaN
-        raise ValueError(f"images leave [0, 1]: they span {images.min()} to {images.max()}")
+        raise ValueError(f"images must lie in [0, 1], but span {images.min()} to {images.max()}")
     if not len(images):
         return jnp.zeros((0, size, size, 3))
     return 2 * warp(images, similarity_transform(points, template(size)), size) - 1

@@ -95,7 +95,9 @@ class InceptionScore:
           ValueError: the accumulators differ in total, parts or classes.
         """
         if self.total != other.total or self.probs.shape != other.probs.shape:
-            raise ValueError("scores of different sets: total, parts and classes must be equal")
+            raise ValueError(
+                "scores of different sets cannot be merged: total, parts and classes must be equal"
+            )
         return dataclasses.replace(
             self,
             counts=self.counts + other.counts,
@@ -110,7 +112,9 @@ class InceptionScore:
           ValueError: samples are missing, or were given twice.
         """
         if self.counts.sum() != self.total:
-            raise ValueError(f"{self.counts.sum()} samples of {self.total} were counted")
+            raise ValueError(
+                f"{self.counts.sum()} samples were counted, but the set has {self.total}"
+            )
         marginal = self.probs / self.counts[:, None]
         # The mean KL is the mean of sum p log p, minus the sum of marginal log marginal.
         log = np.log(np.where(marginal > 0, marginal, 1.0))

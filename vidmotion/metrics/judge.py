@@ -32,7 +32,7 @@ def accuracy(probs: ArrayLike, labels: ArrayLike) -> float:
     probs = _probabilities(probs)
     labels = _labels(labels, probs.shape[1])
     if len(labels) != len(probs):
-        raise ValueError(f"{len(probs)} rows of probabilities but {len(labels)} labels")
+        raise ValueError(f"got {len(probs)} rows of probabilities but {len(labels)} labels")
     return float(np.mean(probs.argmax(axis=1) == labels))
 
 
@@ -51,7 +51,7 @@ def balanced(labels: ArrayLike, num_classes: int) -> np.ndarray:
     labels = _labels(labels, num_classes)
     counts = np.bincount(labels, minlength=num_classes)
     if not counts.all():
-        raise ValueError(f"no clips of class {np.flatnonzero(counts == 0).tolist()}")
+        raise ValueError(f"there are no clips of class {np.flatnonzero(counts == 0).tolist()}")
     return np.concatenate(
         [np.flatnonzero(labels == label)[: counts.min()] for label in range(num_classes)]
     )

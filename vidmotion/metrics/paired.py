@@ -80,7 +80,7 @@ class PairedScore:
           ValueError: one score averages pairs, the other videos.
         """
         if self.pairs and other.pairs and self.unit != other.unit:
-            raise ValueError(f"a mean over {self.unit} and one over {other.unit} do not merge")
+            raise ValueError(f"a mean over {self.unit} and one over {other.unit} cannot be merged")
         return PairedScore(
             self.mean.merge(other.mean),
             self.pairs + other.pairs,
@@ -136,8 +136,8 @@ def same_frames(driving: ArrayLike, generated: ArrayLike, what: str) -> tuple[np
     driving, generated = np.asarray(driving, np.float64), np.asarray(generated, np.float64)
     if driving.shape != generated.shape:
         raise ValueError(
-            f"{what} to compare have shapes {driving.shape} and {generated.shape}: frame i belongs "
-            "to frame i"
+            f"{what} to compare have shapes {driving.shape} and {generated.shape}, which must be equal: "
+            "frame i is compared with frame i"
         )
     return driving, generated
 
@@ -147,7 +147,7 @@ def _checked(values: ArrayLike, seen: ArrayLike | None) -> tuple[np.ndarray, np.
     seen = np.ones(values.shape, bool) if seen is None else np.asarray(seen)
     if values.ndim != 1 or seen.shape != values.shape or seen.dtype != bool:
         raise ValueError(
-            f"needs values (n,) and as many booleans, got {values.shape} and {seen.dtype} "
+            f"values must be (n,), with one boolean for each, got {values.shape} and {seen.dtype} "
             f"{seen.shape}"
         )
     return values, seen

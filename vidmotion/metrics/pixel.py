@@ -127,7 +127,7 @@ def _checked(x: Images, y: Images) -> tuple[jax.Array, jax.Array]:
         if not isinstance(image, jax.core.Tracer) and image.size:
             low, high = float(image.min()), float(image.max())
             if not (low >= 0 and high <= 1):  # also true for NaN
-                raise ValueError(f"the {name} images leave [0, 1]: they span {low} to {high}")
+                raise ValueError(f"the {name} images must lie in [0, 1], but span {low} to {high}")
     return jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
 
 

@@ -200,7 +200,7 @@ def _check(x: Frames, rank: int, want: str) -> None:
     if not isinstance(x, jax.core.Tracer) and x.size:
         low, high = float(x.min()), float(x.max())
         if not (low >= 0 and high <= 1):  # also true for NaN
-            raise ValueError(f"frames leave [0, 1]: they span {low} to {high}")
+            raise ValueError(f"frames must lie in [0, 1], but span {low} to {high}")
 
 
 def _bytes(x: Frames, quantise: str) -> jax.Array:

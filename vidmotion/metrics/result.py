@@ -41,9 +41,11 @@ class MetricResult:
         if self.value is None and not self.note:
             raise ValueError(f"{self.metric}: without a value the note must say why")
         if self.value is not None and not math.isfinite(self.value):
-            raise ValueError(f"{self.metric}: {self.value} is no result; give None and a note")
+            raise ValueError(
+                f"{self.metric}: {self.value} is not a result; give None and a note that says why"
+            )
         if self.n < 0:
-            raise ValueError(f"{self.metric}: n={self.n} samples")
+            raise ValueError(f"{self.metric}: n={self.n} must not be negative")
 
     def to_dict(self) -> dict[str, str | float | int | None]:
         """Returns the row for a JSON file, with keys as in `COLUMNS`; a value that was not computed is None."""

@@ -95,5 +95,5 @@ def _checked(x: Video, least: int) -> jax.Array:
     if not isinstance(x, jax.core.Tracer) and x.size:
         low, high = float(x.min()), float(x.max())
         if not (low >= 0 and high <= 1):  # also true for NaN
-            raise ValueError(f"videos must lie in [0, 1], these span {low} to {high}")
+            raise ValueError(f"videos must lie in [0, 1], but span {low} to {high}")
     return jnp.asarray(x, jnp.float32)

@@ -313,7 +313,7 @@ class VideoDiT(nn.Module):
             )
         if self.width % self.groups or self.width % (2 * self.heads) or self.width % 4:
             raise ValueError(
-                f"denoiser.width={self.width} must divide by groups={self.groups}, by "
+                f"denoiser.width={self.width} must be divisible by groups={self.groups}, by "
                 f"2 * heads={2 * self.heads} and by 4"
             )
         if self.content_concat == "channel" and content_tokens not in (1, self.tokens):

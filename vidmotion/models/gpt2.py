@@ -145,7 +145,7 @@ class GPT2(nn.Module):
         capacity = self.max_positions if capacity is None else capacity
         if capacity > self.max_positions:
             raise ValueError(
-                f"GPT2: {capacity} positions asked for, the position table has {self.max_positions}"
+                f"GPT2: {capacity} positions asked for, but the position table has only {self.max_positions}"
             )
         shape = (batch, capacity, self.heads, self.width // self.heads)
         zeros = (jnp.zeros(shape, self.dtype),) * self.layers
@@ -185,7 +185,7 @@ class GPT2(nn.Module):
         held = tokens if cache is None else cache.keys_bthk[0].shape[1]
         if tokens > min(held, self.max_positions):
             raise ValueError(
-                f"GPT2: {tokens} positions given, there is room for {min(held, self.max_positions)}"
+                f"GPT2: {tokens} positions given, but there is room for {min(held, self.max_positions)}"
             )
         place_s = jnp.arange(tokens) + (0 if cache is None else cache.length)
         mask_11st = (jnp.arange(held)[None, :] <= place_s[:, None])[None, None]

@@ -170,7 +170,7 @@ class MGME(nn.Module):
         heads = self.heads or max(1, self.width // 64)
         if self.width % heads or self.width % self.groups:
             raise ValueError(
-                f"MGME: width={self.width} must divide by heads={heads} and by groups={self.groups}"
+                f"MGME: width={self.width} must be divisible by heads={heads} and by groups={self.groups}"
             )
         if self.side % self.patch:
             raise ValueError(

@@ -63,7 +63,7 @@ class MotionModule(nn.Module):
         shape = jnp.shape(motion_bfsc)
         if len(shape) != 4 or shape[:2] != x_bfhwc.shape[:2]:
             raise ValueError(
-                f"want motion tokens {x_bfhwc.shape[:2]} + (tokens, width), one set per frame, got "
+                f"expected motion tokens {x_bfhwc.shape[:2]} + (tokens, width), one set per frame, got "
                 f"{shape}; skip=('motion',) leaves this module out"
             )
         frames = x_bfhwc.shape[1]
@@ -172,7 +172,9 @@ class DenoisingUNet(UNet):
         if not self.control_side or ("motion" in given.skip and not self.is_initializing()):
             return None
         if given.condition is None:
-            raise ValueError("want motion tokens; skip=('motion',) leaves the control out")
+            raise ValueError(
+                "no motion tokens were given; give them, or leave the control out with skip=('motion',)"
+            )
         control = MotionControl(
             self.channels,
             self.attention,

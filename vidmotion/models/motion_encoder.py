@@ -180,12 +180,12 @@ class MotionEncoder(nn.Module):
         if self.attention_width % 16 or self.width % 16 or 2 * self.width % self.groups:
             raise ValueError(
                 f"MotionEncoder: attention_width {self.attention_width} and width {self.width} must "
-                f"be multiples of 16, and groups {self.groups} divide {2 * self.width}"
+                f"be multiples of 16, and groups {self.groups} must divide {2 * self.width}"
             )
         if not 1 <= self.frames <= MAX_FRAMES or (self.frames > 1 and self.latent % self.heads):
             raise ValueError(
-                f"MotionEncoder: frames {self.frames} must be from 1 to {MAX_FRAMES}, and from 2 on {self.heads} "
-                f"heads must divide latent {self.latent}"
+                f"MotionEncoder: frames {self.frames} must be from 1 to {MAX_FRAMES}, and with more than one, "
+                f"{self.heads} heads must divide latent {self.latent}"
             )
         conv = functools.partial(nn.Conv, dtype=self.dtype)
         block = functools.partial(ConvBlock, dtype=self.dtype)

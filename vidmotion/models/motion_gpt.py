@@ -183,11 +183,13 @@ def next_frame_loss(
     if logits_bsnj.shape[:-1] != ids_bsn.shape:
         raise ValueError(
             f"next_frame_loss: logits {logits_bsnj.shape} do not fit codes {ids_bsn.shape}; to "
-            "train on T frames give the model the first T - 1"
+            "train on T frames, give the model the first T - 1"
         )
     mask_bs = jnp.ones(ids_bsn.shape[:2]) if mask_bs is None else mask_bs.astype(jnp.float32)
     if mask_bs.shape != ids_bsn.shape[:2]:
-        raise ValueError(f"next_frame_loss: mask {mask_bs.shape} does not fit {ids_bsn.shape}")
+        raise ValueError(
+            f"next_frame_loss: mask {mask_bs.shape} does not fit codes {ids_bsn.shape}"
+        )
     logp = jnp.take_along_axis(jax.nn.log_softmax(logits_bsnj), ids_bsn[..., None], axis=-1)
     return -jnp.sum(logp.mean((-2, -1)) * mask_bs) / jnp.maximum(mask_bs.sum(), 1.0)
 

@@ -128,7 +128,7 @@ class TokenGPT(nn.Module):
     def _begun(self, ids_bs: jax.Array, condition_b: jax.Array | None) -> jax.Array:
         if (condition_b is None) != (self.conditions == 0):
             raise ValueError(
-                f"TokenGPT: {self.conditions} conditions, so condition_b must "
+                f"TokenGPT: the model has {self.conditions} conditions, so condition_b must "
                 + ("be given" if self.conditions else "not be given")
             )
         front = [jnp.full((len(ids_bs), 1), self.begin)]

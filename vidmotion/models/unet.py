@@ -381,7 +381,7 @@ class UNet(nn.Module):
         factor = 2 ** (len(self.channels) - 1)
         if x.ndim != 5 or x.shape[2] % factor or x.shape[3] % factor:
             raise ValueError(
-                f"want latents (b, f, h, w, {self.latent_channels}) with h and w multiples of "
+                f"expected latents (b, f, h, w, {self.latent_channels}) with h and w multiples of "
                 f"{factor}, got {x.shape}"
             )
         if len(self.attention) != len(self.channels):
@@ -394,8 +394,8 @@ class UNet(nn.Module):
         unknown |= (set(bank_mask) - set(banks)) | (set(skip) - set(self.optional()))
         if unknown:
             raise ValueError(
-                f"{sorted(unknown)}: banks are named {', '.join(block_names(self))}; a mask needs "
-                f"a bank of its name; skip may name {', '.join(self.optional()) or 'nothing'}"
+                f"unknown names {sorted(unknown)}: banks are named {', '.join(block_names(self))}; a mask needs "
+                f"a bank of the same name; skip may name {', '.join(self.optional()) or 'nothing'}"
             )
 
 

@@ -249,4 +249,6 @@ def patch_basis() -> np.ndarray:
 
 def _require_image(x: jax.Array, factor: int) -> None:
     if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
-        raise ValueError(f"want (b, h, w, 3) with h, w multiples of {factor}, got {x.shape}")
+        raise ValueError(
+            f"expected images (b, h, w, 3) with h and w multiples of {factor}, got {x.shape}"
+        )

@@ -620,18 +620,18 @@ class VidTwin(nn.Module):
         """Raises ValueError if the sizes do not fit together; the message names every fault."""
         faults = []
         if self.width % self.heads or self.width % 4:
-            faults.append(f"width={self.width} must divide by heads={self.heads} and by 4")
+            faults.append(f"width={self.width} must be divisible by heads={self.heads} and by 4")
         if self.query_width % self.query_heads:
             faults.append(
-                f"query_width={self.query_width} must divide by query_heads={self.query_heads}"
+                f"query_width={self.query_width} must be divisible by query_heads={self.query_heads}"
             )
         for name, least in (("structure_blocks", 0), ("dynamics_blocks", 1)):
             if not least <= getattr(self, name) <= MAX_BLOCKS:
                 faults.append(f"{name}={getattr(self, name)} must be from {least} to {MAX_BLOCKS}")
         if not 1 <= self.queries <= self.most_queries:
             faults.append(
-                f"queries={self.queries} must be from 1 to {self.most_queries}, the frames that they choose from "
-                "(n_q <= f)"
+                f"queries={self.queries} must be from 1 to {self.most_queries}, the number of frames that they choose "
+                "from (n_q <= f)"
             )
         if self.start not in STARTS:
             faults.append(f"start={self.start!r} must be one of {', '.join(STARTS)}")

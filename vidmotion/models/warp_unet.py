@@ -32,7 +32,7 @@ def blocks_of(net: UNet, which: str) -> tuple[str, ...]:
       ValueError: if there is no such set.
     """
     if which not in BLOCKS:
-        raise ValueError(f"blocks {which!r}: choose {', '.join(BLOCKS)}")
+        raise ValueError(f"blocks {which!r}: choose one of {', '.join(BLOCKS)}")
     return tuple(
         name for name in block_names(net) if name.split("/")[0].split("_")[0] in BLOCKS[which]
     )

@@ -94,7 +94,7 @@ def motion_tokens(theta_bm: jax.Array, how: str, groups: int, token_width: int) 
     size = theta_bm.shape[-1]
     pieces = {"chunk": size // token_width, "groups": groups, "single": 1}.get(how)
     if pieces is None:
-        raise ValueError(f"motion_tokens={how!r}: choose {', '.join(TOKENS)}")
+        raise ValueError(f"motion_tokens={how!r}: choose one of {', '.join(TOKENS)}")
     if pieces < 1 or size % pieces or (how == "chunk" and size % token_width):
         raise ValueError(
             f"motion_tokens={how!r}: a code of {size} numbers does not divide into "

@@ -103,7 +103,9 @@ class ClipVision(nn.Module):
           ValueError: if the picture has another size.
         """
         if x_bhwc.ndim != 4 or x_bhwc.shape[1:] != (self.size, self.size, 3):
-            raise ValueError(f"want pictures (b, {self.size}, {self.size}, 3), got {x_bhwc.shape}")
+            raise ValueError(
+                f"expected pictures (b, {self.size}, {self.size}, 3), got {x_bhwc.shape}"
+            )
         side = self.size // self.patch
         patch = self.patch, self.patch
         normal = nn.initializers.normal(0.02)

@@ -67,7 +67,7 @@ class EmoNet(nn.Module):
         """
         if self.size % 64 or x_nhwc.ndim != 4 or x_nhwc.shape[1:] != (self.size, self.size, 3):
             raise ValueError(
-                f"EmoNet: faces must be (n, {self.size}, {self.size}, 3) of a multiple of 64, got "
+                f"EmoNet: faces must be (n, {self.size}, {self.size}, 3) with a size that is a multiple of 64, got "
                 f"{x_nhwc.shape}"
             )
         # By default accelerators round float32 products to 10 bits or fewer (section 15, 1).

@@ -538,7 +538,7 @@ def test_partners_are_of_other_videos_where_they_can_be(caplog):
     assert all(names[i] != names[j] for i, j in enumerate(paired))
     with caplog.at_level(logging.WARNING):
         paired = protocols.partners(["a"] * 5 + ["b"])
-    assert "same video" in caplog.text
+    assert "their own video" in caplog.text
     assert sorted(paired) == list(range(6)) and (paired != np.arange(6)).all()
 
 

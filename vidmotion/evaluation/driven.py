@@ -125,7 +125,7 @@ class Driven:
         if self.count < 3:
             return None
         driver, source = _Score(), _Score()
-        for part, outputs in self._drive(self.paired[self.paired], "wrongly driving"):
+        for part, outputs in self._drive(self.paired[self.paired], "driving with wrong drivers"):
             driver.take(outputs["video"], [self.truth[i] for i in part], ("psnr",))
             source.take(outputs["video"], [self.truth[self.paired[i]] for i in part], ("psnr",))
         return driver.means(("psnr",))["psnr"], source.means(("psnr",))["psnr"]

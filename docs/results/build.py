@@ -255,9 +255,9 @@ def claims() -> str:
         "Built by `python docs/results/build.py` from the run records in `records/claims_*/`, which "
         "`launch/sweep.py claims_bcd` and the other three sweeps make. They use the same number of steps for every run "
         "of a system, three seeds, and small networks on drawn heads. Differences are between runs of the same seed, "
-        "with the 95 % interval by Student's t. A claim *holds* where the interval is above zero, *does not hold* where "
-        "it is below, and is *not decided here* otherwise. A run takes minutes on two CPU cores, so a claim that does "
-        "not hold here may well hold for the networks of the paper.",
+        "with the 95 % interval by Student's t. A claim *holds* where the interval is above zero, *does not hold* "
+        "where it is below, and is *not decided here* otherwise. A run takes minutes on two CPU cores, so a claim that "
+        "does not hold here may well hold for the networks of the paper.",
         "",
     ]
     for system, name in SYSTEMS.items():
@@ -377,7 +377,7 @@ def _side_by_side(clips: str, records: dict[str, dict]) -> list[str]:
     lines += [
         *_grid(["system", *asked], rows),
         "",
-        f"Trivial answers to the swap are {'; '.join(copies)}.",
+        f"Trivial answers to the swap: {'; '.join(copies)}.",
         "",
     ]
     names = {f"benchmark_{clips}": "what the motion code costs, transfers and gives away"}

@@ -1,6 +1,6 @@
 r"""Runs the commands in the pages: every ```bash block of README.md, docs/*.md and docs/papers/*.md.
 
-    python docs/commands.py                                      # lists them, and what would be done about each
+    python docs/commands.py                                      # lists them, and says what would be done about each
     python docs/commands.py --run                                # runs them, one after the other, in a new folder
     python docs/commands.py --run --page=own-folder --videos=DIR # those of a page, on the videos of DIR
     python docs/commands.py --run --match=weights                # those that contain a text
@@ -66,7 +66,7 @@ OF = {
 }
 
 PUBLISHED = "it needs published weights"
-HANDED = "it needs a dataset that its owners hand out"
+HANDED = "it needs a dataset that its owners give only to applicants"
 Changes = tuple[tuple[str, str], ...]
 # Trains for the two steps of `:debug` instead of a whole training.
 DEBUG: Changes = (
@@ -105,7 +105,7 @@ class Rule:
 
 RULES = (
     Rule(r"pip install .*", lacks="it would change this environment"),
-    Rule(r"pytest\b.*", lacks="tests are run by themselves"),
+    Rule(r"pytest\b.*", lacks="tests are run separately"),
     # vidmotion train
     Rule(
         r"vidmotion train --config=configs/<name>\.py\[:argument\] .*",
@@ -290,7 +290,7 @@ def split(block: str) -> Iterator[tuple[int, str, bool]]:
     while place < len(block):
         found = token.match(block, place)
         if not found:
-            raise ValueError(f"a quote that is not closed: {block[place:].splitlines()[0]}")
+            raise ValueError(f"a quote is not closed: {block[place:].splitlines()[0]}")
         if not command.strip():
             began = block.count("\n", 0, place)
         if found["end"]:
@@ -353,7 +353,7 @@ def decide(command: Command, drawn: bool) -> Decision:
     if len(rules) != 1:
         patterns = ", ".join(rule.pattern for rule in rules)
         return Decision(
-            why_not=f"it falls under several rules: {patterns}"
+            why_not=f"it falls under more than one rule: {patterns}"
             if rules
             else "it falls under no rule",
             wrong=True,
@@ -429,7 +429,9 @@ def gather_clips(folder: Path, videos: Path | None) -> None:
     found = [path for path in videos.iterdir() if path.suffix == ".mp4"]
     found.sort(key=lambda path: (path.stat().st_size, path.name))
     if len(found) < 2:
-        raise SystemExit(f"--videos={videos}: two mp4 files at least, for A and B")
+        raise SystemExit(
+            f"--videos={videos}: this folder needs at least two mp4 files, for A and B"
+        )
     for k, path in enumerate(found):
         (folder / (VIDEOS[k] if k < 2 else path.name)).symlink_to(path.resolve())
 
@@ -577,7 +579,8 @@ class Runs:
         if code:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
             print(
-                "".join(f"    | {line}\n" for line in lines) + f"    | all of it: {log}", flush=True
+                "".join(f"    | {line}\n" for line in lines) + f"    | the whole log: {log}",
+                flush=True,
             )
         return not code
 
@@ -593,11 +596,12 @@ def show(commands: Sequence[Command], drawn: bool) -> int:
         else:
             print(f"    not run: {decision.why_not}")
         for name in decision.first:
-            print(f"    first, if it is not there: {name}")
+            print(f"    first, if it does not exist: {name}")
     wrong = sum(decision.wrong for decision in decisions)
     run = sum(bool(decision.run) for decision in decisions)
     print(
-        f"{len(commands)} commands: {run} to run, {len(commands) - run} not; {wrong} without a rule"
+        f"{len(commands)} commands: {run} would run and {len(commands) - run} would not; "
+        f"{wrong} fall under no single rule"
     )
     return wrong
 
@@ -607,8 +611,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     flag = parser.add_argument
-    flag("--run", action="store_true", help="run them, in the place of listing them")
-    flag("--page", action="append", default=[], help="name of a page; may be given again")
+    flag("--run", action="store_true", help="run the commands instead of listing them")
+    flag("--page", action="append", default=[], help="name of a page; may be repeated")
     flag("--match", default="", help="only commands that contain this text")
     flag("--videos", type=Path, help="folder of mp4 files (default: drawn heads)")
     flag("--limit", type=float, default=1800, help="seconds for each command (default 1800)")
@@ -617,7 +621,9 @@ def main(argv: list[str] | None = None) -> int:
     by_page = [[c for c in read(page) if args.match in c.text] for page in chosen]
     by_page = [commands for commands in by_page if commands]
     if not by_page:
-        print("there is no such command: --page takes the name of a page", file=sys.stderr)
+        print(
+            "no command matches; --page takes the name of a page, such as training", file=sys.stderr
+        )
         return 2
     if not args.run:
         return int(show([c for commands in by_page for c in commands], args.videos is None) > 0)

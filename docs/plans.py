@@ -24,58 +24,58 @@ python -m vidmotion.main --mode=plan --config=configs/sprites.py --config.plan.c
 python -m vidmotion.main --mode=plan --config=configs/sprites.py --config.plan.chip=h100 --config.plan.devices=8
 ```
 
-compiles the update for that TPU slice or those GPUs by the chip's own compiler, on a machine that has neither; nothing
-runs. `config.plan` has `chip`, `topology` (the sides of a TPU slice, in chips) or `devices`, `compiler` (`cpu` asks
-the CPU's instead), `memory_gib`, `efficiency` (the share of the peak that compute is taken to reach where the compiler
-does not tell), `fit` (look for the largest batch, which compiles several times), `measure` (with one device: also run
-the update on the CPU and weigh the process) and `record` (a JSON file). **Every time on this page is a forecast; no
-step has been measured on an accelerator.**
+These commands compile the update for that TPU slice or those GPUs with the chip's own compiler, on a machine that has
+neither, and run nothing. `config.plan` has these fields: `chip`; `topology` (the sides of a TPU slice, in chips) or
+`devices`; `compiler` (`cpu` uses the CPU's compiler instead); `memory_gib`; `efficiency` (the share of the peak that
+compute is assumed to reach where the compiler gives no estimate); `fit` (search for the largest batch, which compiles
+several times); `measure` (with one device: also run the update on the CPU and measure the memory of the process); and
+`record` (a JSON file). **Every time on this page is a forecast; no step has been measured on an accelerator.**
 """
 OWN = """\
 
 ## By the chips' own compilers
 
-Memory, kernels and traffic are those of the program that the chip would run. On a TPU the step is the sum of the
-compiler's own estimates of cycles, at the clock at which the chip reaches its published peak; on a GPU, whose compiler
-estimates nothing, it is the largest of compute at the assumed share of the peak, memory traffic and communication.
-`of peak` counts the model's FLOPs, without recomputation. `compile` is wall time on two shared cores.
+Memory, kernels and traffic are those of the program that the chip would run. On a TPU, the step is the sum of the
+cycles that the compiler estimates, at the clock at which the chip reaches its published peak. A GPU's compiler
+estimates nothing, so on a GPU the step is the largest of compute at the assumed share of the peak, memory traffic and
+communication. `of peak` counts the model's FLOPs, without recomputation. `compile` is wall time on two shared cores.
 
 """
 PROFILES = """\
 
 ## Where the cycles go
 
-By the TPU compiler's estimates: parts of the networks, and kinds of operation.
+These are the TPU compiler's estimates, by part of the network and by kind of operation.
 
 """
 STAND_IN = """\
 
 ## By the compiler of the CPU
 
-Forecasts from before the chips' compilers were asked, or where they are not installed: memory and traffic are those of
-the CPU's program for as many simulated devices, which fuses otherwise and holds in float32 much that is bfloat16 on an
-accelerator. What `remat` computes again is not held, as on an accelerator; training on the CPU does hold it. The step
-is the largest of compute, memory and communication. `CPU s` is what the plan itself took of two cores, with the
-search for the largest batch where there is one. `lrs3` encodes each frame at each step, `latents=fresh`; read from the
-cache they leave 41 of its 472 TFLOP.
+These forecasts were made before the chips' compilers were used, or where they are not installed. Memory and traffic are
+those of the CPU's program for the same number of simulated devices. That program fuses operations differently, and
+holds in float32 much of what is bfloat16 on an accelerator. What `remat` computes again is not held, as on an
+accelerator; training on the CPU does hold it. The step is the largest of compute, memory and communication. `CPU s` is
+the time that the plan itself took on two cores, including the search for the largest batch where there was one. `lrs3`
+encodes each frame at each step, `latents=fresh`; with latents read from the cache, 41 of its 472 TFLOP remain.
 
 """
 MEASURED = """\
 
 ## Predicted against measured
 
-On one CPU device: `predicted` is the peak of `--mode=plan`; `XLA` is what the compiler states of the program that then
-ran, optimised as in training; `measured` is the bytes of the arrays held (state, never-trained networks, batch) plus
-the growth of the process's resident memory over two updates. GiB.
+All figures are in GiB, on one CPU device. `predicted` is the peak of `--mode=plan`. `XLA` is what the compiler states
+for the program that then ran, optimised as in training. `measured` is the size of the arrays held (state, never-trained
+networks, batch) plus the growth of the process's resident memory over two updates.
 
 """
 BLOCKS = """\
 
 ## One block, before and after
 
-Cycles of one block's forward and backward pass on v5e 2x2, by the TPU compiler's estimates (`docs/block_cycles.py`),
-before and after attention took the form for the platform (`vidmotion/models/fused.py`). Each with the largest kinds of
-operation.
+This table has the cycles of one block's forward and backward pass on v5e 2x2, as the TPU compiler estimates them
+(`docs/block_cycles.py`), before and after attention took the form that suits the platform
+(`vidmotion/models/fused.py`). The largest kinds of operation are in brackets.
 
 """
 OWN_COLUMNS = (
@@ -176,7 +176,7 @@ def row(name: str, plan: dict) -> str:
         f"{moved / 1e9:.3g}",
         f"{plan['chip']}: {plan['step_seconds']:.3g} s ({plan['bound']})",
         f"{plan['efficiency']:.0%}",
-        plan.get("largest_batch", "not asked"),
+        plan.get("largest_batch", "not searched"),
         f"{plan['plan_cpu_seconds']:.0f}",
         _commit(plan),
     ]

@@ -36,7 +36,7 @@ def _campaign() -> list[str]:
         *((f"while {moment}", count) for moment, count in sorted(kills["moments"].items())),
         ("trainings compared", kills["compared"].get("train", 0)),
         ("datasets compared", kills["compared"].get("prepare", 0)),
-        ("that differed in a bit", kills["differing"]),
+        ("differing in any bit", kills["differing"]),
         ("seed", kills["seed"]),
         ("commit", _commit(kills)),
     ]

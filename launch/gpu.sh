@@ -31,7 +31,7 @@ command=("$python" -m vidmotion.main "$@")
 
 if [[ -z $hosts ]]; then
     [[ -n $dry ]] || command -v nvidia-smi >/dev/null || {
-        echo "launch/gpu.sh: this host has no nvidia-smi, so no GPU that jax could use; on a CPU: launch/local.sh 1" >&2
+        echo "launch/gpu.sh: this host has no nvidia-smi, so there is no GPU that jax can use; on a CPU, use launch/local.sh 1" >&2
         exit 2
     }
     if [[ -n $dry ]]; then
@@ -45,7 +45,7 @@ fi
 IFS=, read -ra list <<<"$hosts"
 for host in "${list[@]}"; do
     [[ $host =~ ^[A-Za-z0-9._:@-]+$ && $host != -* ]] || {
-        echo "launch/gpu.sh: --hosts=$hosts: '$host' is not a host; separate them with commas" >&2
+        echo "launch/gpu.sh: --hosts=$hosts: '$host' is not a host; separate hosts with commas" >&2
         exit 2
     }
 done

@@ -13,7 +13,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 
 if ! [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then
-    echo "launch/local.sh: the first argument is the number of processes; got '${1:-}'" >&2
+    echo "launch/local.sh: the first argument must be the number of processes; got '${1:-}'" >&2
     exit 2
 fi
 count=$1

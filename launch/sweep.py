@@ -125,18 +125,18 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="launch/sweep.py", description=__doc__.splitlines()[0])
     parser.add_argument("name", help="a file of configs/sweeps, without .py")
-    parser.add_argument("--workdir", type=Path, required=True, help="folder of all runs")
-    parser.add_argument("--steps", type=int, help="instead of the sweep's")
+    parser.add_argument("--workdir", type=Path, required=True, help="folder for all runs")
+    parser.add_argument("--steps", type=int, help="steps of each run, instead of the sweep's")
     parser.add_argument(
-        "--arguments", default="", help="more arguments of the config, for every run"
+        "--arguments", default="", help="further arguments of the config for every run"
     )
-    parser.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
+    parser.add_argument("--dry_run", action="store_true", help="only print the commands")
     arguments = parser.parse_args(argv)
     try:
         sweep = importlib.import_module(f"configs.sweeps.{arguments.name}")
     except ModuleNotFoundError:
         known = sorted(p.stem for p in Path(__file__).parents[1].glob("configs/sweeps/[a-z]*.py"))
-        parser.error(f"there is no sweep {arguments.name!r}; there are {', '.join(known)}")
+        parser.error(f"there is no sweep {arguments.name!r}; choose one of {', '.join(known)}")
     unmeasured = 0
     runs = commands(sweep, arguments.workdir, arguments.steps, arguments.arguments)
     for name, (folder, command) in runs.items():
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
             continue
         code = subprocess.run(command).returncode
         if code:
-            print(f"{name} ended with code {code}; the same command goes on", file=sys.stderr)
+            print(f"{name} ended with code {code}; the same command resumes it", file=sys.stderr)
         if code == EXIT_UNMEASURED:  # its column stays empty, and the other runs go on
             unmeasured = code
         elif code:
@@ -157,7 +157,9 @@ def main(argv: list[str] | None = None) -> int:
         try:
             draw(sweep, runs, arguments.workdir / "rate.png")
         except ModuleNotFoundError:
-            print("rate.png is not drawn: matplotlib is missing; pip install 'vidmotion[plot]'")
+            print(
+                "rate.png is not drawn, because matplotlib is missing: pip install 'vidmotion[plot]'"
+            )
     return unmeasured
 
 

@@ -18,7 +18,7 @@ fail() {
 }
 
 name=${1:-}
-[[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || fail "the first argument is the slice's name, of lower-case letters, digits and dashes; got '$name'"
+[[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || fail "the first argument must be the slice's name, made of lower-case letters, digits and dashes; got '$name'"
 shift
 project= zone= type= version=tpu-ubuntu2204-base spot= keep= dry=
 while (($#)); do
@@ -34,12 +34,12 @@ while (($#)); do
         shift
         break
         ;;
-    *) fail "unknown option $1; what belongs to vidmotion.main comes after --" ;;
+    *) fail "unknown option $1; the arguments of vidmotion.main come after --" ;;
     esac
     shift
 done
-[[ -n $zone ]] || fail "--zone is missing: where the slice is or shall be, for example --zone=us-central2-b"
-[[ -n $type ]] || fail "--type is missing: the accelerator type, for example --type=v4-32"
+[[ -n $zone ]] || fail "--zone is missing; give the zone of the slice, for example --zone=us-central2-b"
+[[ -n $type ]] || fail "--type is missing; give the accelerator type, for example --type=v4-32"
 arguments=()
 for word; do if [[ $word == --dry_run ]]; then dry=1; else arguments+=("$word"); fi; done
 set -- ${arguments[@]+"${arguments[@]}"}
@@ -48,9 +48,9 @@ if [[ -n $spot && " $* " != *"--workdir=gs://"* ]]; then
     fail "a spot slice can vanish with its disks: --workdir must be in a bucket (gs://...)"
 fi
 if [[ -z $dry ]]; then
-    command -v gcloud >/dev/null || fail "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
+    command -v gcloud >/dev/null || fail "gcloud is not installed; see https://cloud.google.com/sdk/docs/install"
     [[ -n $project ]] || project=$(gcloud config get-value project 2>/dev/null || true)
-    [[ -n $project && $project != "(unset)" ]] || fail "no project: give --project=P or \`gcloud config set project P\`"
+    [[ -n $project && $project != "(unset)" ]] || fail "no project is set; give --project=P or run \`gcloud config set project P\`"
 fi
 
 where=("--zone=$zone" "--project=${project:-PROJECT}")
@@ -85,11 +85,11 @@ while true; do
     [[ -z $dry && -n $spot && $code != 0 ]] || break
     now=$(state)
     [[ $now == PREEMPTED || $now == TERMINATED || $now == ABSENT ]] || break
-    echo "launch/tpu_vm.sh: the slice was taken away ($now); making it again, the run resumes" >&2
+    echo "launch/tpu_vm.sh: the slice was taken away ($now); creating it again to resume the run" >&2
     sleep "${VIDMOTION_RETRY_SECONDS:-30}"
 done
 if ((code != 0)); then
-    echo "launch/tpu_vm.sh: a worker ended with code $code; $name is kept, the same command resumes" >&2
+    echo "launch/tpu_vm.sh: a worker ended with code $code; $name is kept, and the same command resumes the run" >&2
     exit "$code"
 fi
 [[ -n $keep ]] || say_and_do "${tpu[@]}" delete "$name" "${where[@]}" --quiet

@@ -89,20 +89,20 @@ def test_each_bad_upload_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "text.mp4").write_text("no video")
     refused(tmp_path / "text.mp4", "text.mp4.*no video that can be read")
     media.write_png(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
-    refused(tmp_path / "a.png", "a.png is a picture; what moves is a video")
+    refused(tmp_path / "a.png", "a.png is a picture; choose a video here")
     studio.check_upload(str(tmp_path / "a.png"), "picture", moving=False)
     studio.check_upload(film(tmp_path / "b.mp4"), "video", moving=True)
-    refused(film(tmp_path / "long.mp4", 61, fps=1), "long.mp4 lasts 61 s; at most 60 s")
+    refused(film(tmp_path / "long.mp4", 61, fps=1), "long.mp4 lasts 61 s; the limit is 60 s")
     monkeypatch.setattr(studio, "MOST_SIDE", 12)
-    refused(tmp_path / "b.mp4", "16 x 16 pixels; at most 12 a side")
+    refused(tmp_path / "b.mp4", "16 x 16 pixels; the limit is 12 on each side")
     monkeypatch.setattr(studio, "MOST_BYTES", 100)
-    refused(tmp_path / "b.mp4", "b.mp4 has .* MiB; at most")
+    refused(tmp_path / "b.mp4", "b.mp4 has .* MiB; the limit is")
 
 
 def test_a_run_that_is_gone_is_one_sentence(tmp_path):
-    with pytest.raises(ConfigError, match="holds no run any more"):
+    with pytest.raises(ConfigError, match="no longer holds a run"):
         studio.opened(str(tmp_path / "gone"))
-    with pytest.raises(ConfigError, match="or they are gone"):
+    with pytest.raises(ConfigError, match="or the runs no longer exist"):
         studio.curves({"x": str(tmp_path / "gone")}, "loss/model")
 
 
@@ -229,12 +229,14 @@ def test_each_tab_in_a_browser(heads_run, tmp_path):
                 timeout=120_000
             )
             page.get_by_role("tab", name="Your files").click()
-            upload = page.locator('.block:has-text("who is to move") input[type=file]').last
+            upload = page.locator(
+                '.block:has-text("picture or video to move") input[type=file]'
+            ).last
             upload.set_input_files(tmp_path / "empty.mp4")
             expect(page.get_by_text(re.compile("empty.mp4 is empty"))).to_be_visible(timeout=60_000)
             page.get_by_role("tab", name="Latents").click()
             page.get_by_role("button", name="Each latent alone").click()
-            expect(page.get_by_text(re.compile("only a VidTwin"))).to_be_visible(timeout=120_000)
+            expect(page.get_by_text(re.compile("only VidTwin"))).to_be_visible(timeout=120_000)
             page.get_by_role("tab", name="Runs").click()
             page.get_by_role("button", name="Show", exact=True).click()
             expect(page.get_by_text("psnr/swap")).to_be_visible(timeout=60_000)

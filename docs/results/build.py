@@ -43,7 +43,7 @@ QUESTIONS = {
 }
 
 CAPTIONS = {
-    "heads_codec": "heads that nobody has seen above, rebuilt below",
+    "heads_codec": "unseen heads above, the same heads rebuilt below",
     "heads_foundation": "heads sampled from noise",
     "vidtwin_mini_clip": "unseen heads, rebuilt, from each latent alone, and with the dynamics of another head",
 }
@@ -135,9 +135,9 @@ FIGURES = {
         Figure(
             "error of motion rebuilt from tokens", "mse/reconstruction", ("xnemo_tokenizer_demo",)
         ),
-        Figure("the same, of the mean motion", "mse/mean", ("xnemo_tokenizer_demo",)),
+        Figure("the same for the mean motion", "mse/mean", ("xnemo_tokenizer_demo",)),
         Figure("perplexity of a motion token, of 128", "perplexity", ("xnemo_outpaint_demo",)),
-        Figure("the same, of unigrams", "perplexity/unigram", ("xnemo_outpaint_demo",)),
+        Figure("the same for unigrams", "perplexity/unigram", ("xnemo_outpaint_demo",)),
         Figure("ID-SIM, cross-reenactment", paper="0.787 (Table 1)"),
         Figure("EMO-SIM, cross-reenactment", paper="0.65 (Table 1)"),
         Figure("FVD, cross-reenactment", paper="152.8 (Table 1)"),
@@ -179,7 +179,9 @@ def describe(name: str, record: dict) -> list[str]:
         )
     picture = HERE / "pictures" / f"{name}.png"
     if picture.exists():
-        shown = CAPTIONS.get(name, "content down, motion across, or what was generated")
+        shown = CAPTIONS.get(
+            name, "a grid with content in rows and motion in columns, or generated clips"
+        )
         lines += ["", f"![{name}: {shown}](pictures/{name}.png)"]
     return [*lines, ""]
 
@@ -229,10 +231,10 @@ def benchmark() -> str:
     lines = [
         "# Benchmark: four ideas, the same clips",
         "",
-        "Built by `python docs/results/build.py` from the run records in `records/benchmark/`. Every run is of "
-        "`configs/benchmark.py`: 6 to 8 million parameters, the same budget of arithmetic, one protocol. What the "
-        "budget was stands in the table; at that of a few CPU minutes no network here is trained to its end, and the "
-        "order says what learns fast rather than what is best.",
+        "Built by `python docs/results/build.py` from the run records in `records/benchmark/`. Every run uses "
+        "`configs/benchmark.py`, with 6 to 8 million parameters, the same budget of arithmetic and one protocol. The "
+        "table gives the budget. A few CPU minutes do not train any of these networks to the end, so the order says "
+        "which of them learns fast rather than which is best.",
         "",
     ]
     for clips in CLIPS:
@@ -251,11 +253,11 @@ def claims() -> str:
         "# What the papers claim, and what was seen here",
         "",
         "Built by `python docs/results/build.py` from the run records in `records/claims_*/`, which "
-        "`launch/sweep.py claims_bcd` and the other three make: the same number of steps for every run of a system, "
-        "three seeds, small networks on drawn heads. Differences are between runs of the same seed, with the interval "
-        "of 95 % by Student's t. A claim *holds* where the interval is above zero, *does not hold* where it is below, "
-        "and is *not decided here* otherwise. A run takes minutes of two CPU cores, so a claim that does not hold here "
-        "may well hold for the networks of the paper.",
+        "`launch/sweep.py claims_bcd` and the other three sweeps make. They use the same number of steps for every run "
+        "of a system, three seeds, and small networks on drawn heads. Differences are between runs of the same seed, "
+        "with the 95 % interval by Student's t. A claim *holds* where the interval is above zero, *does not hold* "
+        "where it is below, and is *not decided here* otherwise. A run takes minutes on two CPU cores, so a claim that "
+        "does not hold here may well hold for the networks of the paper.",
         "",
     ]
     for system, name in SYSTEMS.items():
@@ -380,7 +382,8 @@ def _side_by_side(clips: str, records: dict[str, dict]) -> list[str]:
     ]
     names = {f"benchmark_{clips}": "what the motion code costs, transfers and gives away"}
     names |= {
-        f"benchmark_{s}_{clips}": f"{SYSTEMS[s]}: content down, motion across" for s in records
+        f"benchmark_{s}_{clips}": f"{SYSTEMS[s]}: content in rows, motion in columns"
+        for s in records
     }
     for name, text in names.items():
         if (HERE / "pictures" / f"{name}.png").exists():
@@ -416,16 +419,16 @@ def reached(page: str) -> list[str]:
     lines = []
     if swaps:
         lines += [
-            "Swaps, heads moved as other heads, in dB of PSNR against the exact picture of that, which the renderer of "
-            "Heads draws. With the motion of a wrong driver a network must do worse: the difference is the motion that "
-            "it transfers. Copies and the mean picture need no network.",
+            "The table shows swaps, in which heads are moved as other heads. The figures are PSNR in dB against the "
+            "exact picture, which the renderer of Heads draws. With the motion of a wrong driver a network must do "
+            "worse; the difference shows how much motion it transfers. Copies and the mean picture need no network.",
             "",
             *_grid(["run", *ANSWERS, "steps x batch", "commit"], swaps),
             "",
         ]
     if beaten:
         lines += [
-            f"A copy or the mean picture is nearer to the exact picture than {', '.join(beaten)}.",
+            f"A copy or the mean picture is closer to the exact picture than the swaps of {', '.join(beaten)}.",
             "",
         ]
     rows = []
@@ -440,8 +443,8 @@ def reached(page: str) -> list[str]:
         *lines,
         *_grid(["figure", "here", "the paper's", "run", "steps x batch", "commit"], rows),
         "",
-        "The paper's figures are of its full recipe on its own data: they are no measure of a demo. The commit is that "
-        "of the run; `git diff COMMIT -- configs` says whether its config has changed since.",
+        "The paper's figures are for its full recipe on its own data, so a demo should not be measured by them. The "
+        "commit is that of the run; `git diff COMMIT -- configs` says whether its config has changed since.",
     ]
 
 
@@ -518,7 +521,7 @@ def build() -> str:
         "# Results",
         "",
         "Built by `python docs/results/build.py` from the run records in `records/`. The column `paper` is the paper's "
-        "figure for its full recipe; a demo is not that recipe. Of networks that are shipped, the card is the record.",
+        "figure for its full recipe; a demo is not that recipe. The record of a shipped network is its card.",
         "",
     ]
     runs = [*(RECORDS).glob("*.json"), *SHIPPED.glob("*.json")]

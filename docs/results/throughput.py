@@ -86,13 +86,17 @@ MEASURES = {"heads": (measure_heads, "frames")}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("measures", nargs="*", help=f"of {', '.join(MEASURES)}; all by default")
-    parser.add_argument("--size", type=int, default=64, help="side of the pictures, pixels")
-    parser.add_argument("--count", type=int, default=2048, help="frames a row, for heads")
+    parser.add_argument(
+        "measures", nargs="*", help=f"which to take, of {', '.join(MEASURES)}; all by default"
+    )
+    parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels")
+    parser.add_argument(
+        "--count", type=int, default=2048, help="number of frames for each row of heads"
+    )
     arguments = parser.parse_args()
     for name in arguments.measures:
         if name not in MEASURES:
-            parser.error(f"no measure {name!r}; there are {', '.join(MEASURES)}")
+            parser.error(f"there is no measure {name!r}; choose from {', '.join(MEASURES)}")
     load = os.getloadavg()[0]
     print(f"{os.cpu_count()} cores, load {load:.1f} before the start, {arguments.size} px")
     for name in arguments.measures or MEASURES:

@@ -104,7 +104,9 @@ def jax_step(net: UNet, params, x, level, context, target, options):
 def agree(ours: float, torchs: float, what: str) -> None:
     """Exits with a message if the two networks do not compute the same value."""
     if abs(ours - torchs) > TOLERANCE * abs(torchs):
-        raise SystemExit(f"the networks differ in the {what}: {ours} here, {torchs} in torch")
+        raise SystemExit(
+            f"the networks disagree on the {what}: it is {ours} in this package and {torchs} in torch"
+        )
 
 
 def main() -> None:
@@ -112,11 +114,13 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=60, help="no repetition begins later")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="start no repetition after this time"
+    )
     parser.add_argument(
         "--one-core",
         action="store_true",
-        help="both on the same core, and its time in place of the clock's: hardly moved by other work",
+        help="run both on one core and measure its CPU time, which other work hardly changes",
     )
     parser.add_argument(
         "--options",

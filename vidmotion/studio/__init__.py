@@ -95,7 +95,7 @@ def opened(workdir: str) -> Opened:
         return _opened(workdir, 0)
     folder = Path(workdir, "checkpoints")
     if not Path(workdir, CONFIG_FILE).exists():
-        raise ConfigError(f"{workdir} holds no run any more; choose another one")
+        raise ConfigError(f"{workdir} no longer holds a run; choose another one")
     newest = max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=-1)
     return _opened(workdir, newest)
 
@@ -172,8 +172,8 @@ def move_head(
     system = one.run.system
     if system.size != SIZE:
         raise ConfigError(
-            f"{one.run.workdir} was trained at {system.size} pixels, and these heads have {SIZE}: "
-            "choose a run of Heads"
+            f"{one.run.workdir} was trained at {system.size} pixels, but these heads have {SIZE}; "
+            "choose a run that was trained on Heads"
         )
     frames = system.window
     motion = resampled(motion, frames)
@@ -221,7 +221,7 @@ def parts(one: Opened, identity, motion, driver, seed: int = 0) -> dict[str, np.
     system = one.run.system
     if not system.parts:
         raise ConfigError(
-            f"{one.run.workdir} holds a {one.run.config.system.name}: only a VidTwin has latents "
+            f"{one.run.workdir} holds a run of {one.run.config.system.name}, but only VidTwin has latents "
             "that can be shown alone"
         )
     shown = {}
@@ -244,7 +244,8 @@ def bits(one: Opened, clips: int = 8) -> list[tuple[int, float]]:
     system = one.run.system
     if not hasattr(system, "quantizer"):
         raise ConfigError(
-            f"{one.run.workdir} holds a {one.run.config.system.name}: only a BCD's motion has bits"
+            f"{one.run.workdir} holds a run of {one.run.config.system.name}, but only BCD has motion "
+            "codes whose bits can be counted"
         )
     videos = [heads.render(head(k), motion_of(k, system.window), SIZE)[None] for k in range(clips)]
     rows, found_ids = one.run.rows(1), []
@@ -299,23 +300,25 @@ def check_upload(path: str | None, what: str, moving: bool) -> None:
         raise MediaError(f"{name} is empty: 0 bytes")
     if size > MOST_BYTES:
         raise MediaError(
-            f"{name} has {size / 2**20:.0f} MiB; at most {MOST_BYTES // 2**20} are taken"
+            f"{name} has {size / 2**20:.0f} MiB; the limit is {MOST_BYTES // 2**20} MiB"
         )
     if media.is_picture(path):
         if moving:
-            raise MediaError(f"{name} is a picture; what moves is a video")
+            raise MediaError(f"{name} is a picture; choose a video here")
         height, width = media.read_picture(path).shape[:2]
         if max(height, width) > MOST_SIDE:
-            raise MediaError(f"{name} has {width} x {height} pixels; at most {MOST_SIDE} a side")
+            raise MediaError(
+                f"{name} has {width} x {height} pixels; the limit is {MOST_SIDE} on each side"
+            )
         return
     info = media.probe(path)
     if max(info.width, info.height) > MOST_SIDE:
         raise MediaError(
-            f"{name} has {info.width} x {info.height} pixels; at most {MOST_SIDE} a side"
+            f"{name} has {info.width} x {info.height} pixels; the limit is {MOST_SIDE} on each side"
         )
     if info.frames / info.fps > MOST_SECONDS:
         raise MediaError(
-            f"{name} lasts {info.frames / info.fps:.0f} s; at most {MOST_SECONDS:.0f} s are taken"
+            f"{name} lasts {info.frames / info.fps:.0f} s; the limit is {MOST_SECONDS:.0f} s"
         )
 
 
@@ -387,7 +390,9 @@ def curves(workdirs: Mapping[str, str], metric: str) -> list[tuple[int, float, s
                 if metric in row and np.isfinite(float(row[metric]))
             ]
     if not points:
-        raise ConfigError(f"none of these runs has recorded {metric!r}, or they are gone")
+        raise ConfigError(
+            f"none of these runs has recorded {metric!r}, or the runs no longer exist"
+        )
     return points
 
 

@@ -1,8 +1,8 @@
-"""Serves a page in the browser, on which runs move heads and your own files, and which shows their latents and results.
+"""Serves a page for the browser that moves heads and your own files with runs, and shows their latents and results.
 
     vidmotion studio                                 # the shipped networks, and the runs in the folder runs
-    vidmotion studio --runs=DIR                      # and those in another folder
-    vidmotion studio --workdir=runs/heads            # one of them; may be given again
+    vidmotion studio --runs=DIR                      # with the runs in another folder
+    vidmotion studio --workdir=runs/heads            # also this run; may be repeated
 
 The page is at http://127.0.0.1:7860 and can only be reached from this machine, unless --host says otherwise. It needs
 the extra `studio` (pip install 'vidmotion[studio]'). Uploaded files are kept until the server stops, and only the
@@ -27,9 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     flag = parser.add_argument
     flag("--runs", default="runs", help="folder whose subfolders are runs (default runs)")
-    flag("--workdir", action="append", default=[], help="a further run; may be given again")
+    flag("--workdir", action="append", default=[], help="another run to open; may be repeated")
     flag("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
-    flag("--port", type=startup.at_least(1), default=7860, help="(default 7860)")
+    flag("--port", type=startup.at_least(1), default=7860, help="port to listen on (default 7860)")
     args = parser.parse_args(argv)
 
     def work() -> int:

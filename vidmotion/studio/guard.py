@@ -48,7 +48,9 @@ class Guard:
         asked = path + "?" + urllib.parse.unquote(scope["query_string"].decode("latin-1"))
         upload = path.endswith("/upload")
         if upload and int(headers.get(b"content-length", b"0") or 0) > self._most + 2**16:
-            await _refuse(send, 413, f"at most {self._most // 2**20} MiB are taken")
+            await _refuse(
+                send, 413, f"the upload is too large; at most {self._most // 2**20} MiB are taken"
+            )
             return
         if scope["method"] == "POST" and not upload:
             body = await _whole(receive)
@@ -58,7 +60,7 @@ class Guard:
             asked += body.decode("utf-8", "replace")
             receive = _again(body, receive)
         if any(not self._known(name, told) for name in self._name.findall(asked)):
-            await _refuse(send, 403, "this file belongs to somebody else, or is gone")
+            await _refuse(send, 403, "this file belongs to somebody else, or no longer exists")
             return
         if any(part in path for part in API):
             # The names of files could not be found in a compressed response.

@@ -43,7 +43,7 @@ def build(runs: str, workdirs: tuple[str, ...] = ()) -> gr.Blocks:
     def place(name: str | None) -> str:
         if not name:
             raise gr.Error(
-                f"there is no run to choose: train one into {runs}, or start with --workdir=RUN",
+                f"there is no run to choose; train one in {runs}, or start the studio with --workdir=RUN",
                 print_exception=False,
             )
         return known[name]
@@ -77,7 +77,7 @@ def _heads(able, first, place) -> None:
     who_names = _names(heads.IDENTITY_FACTORS, IDENTITY)
     pose_names = _names(heads.MOTION_FACTORS, MOTION)
     gr.Markdown(
-        "A head that you set, moved by another whose motion you record; the exact answer is drawn beside."
+        "Set up a head and record the motion of another that drives it. The exact answer is drawn beside the results."
     )
     recorded = gr.State([])
     with gr.Row():
@@ -88,9 +88,9 @@ def _heads(able, first, place) -> None:
         with gr.Column(), gr.Accordion("how it moves", open=True):
             pose = _sliders(heads.MOTION_FACTORS, MOTION, studio.rest())
         with gr.Column():
-            shown = gr.Image(label="drawn now", height=256, interactive=False)
+            shown = gr.Image(label="this pose", height=256, interactive=False)
             record, clear = gr.Button("Record this pose"), gr.Button("Forget the poses")
-            count = gr.Markdown("No pose recorded: a random motion drives.")
+            count = gr.Markdown("No pose is recorded, so the driver moves at random.")
     with gr.Row():
         chosen = gr.CheckboxGroup(able, value=first, label="systems")
         driver = gr.Number(2, label="driver's head", precision=0, minimum=0)
@@ -98,8 +98,8 @@ def _heads(able, first, place) -> None:
         go, stop = gr.Button("Move", variant="primary"), gr.Button("Stop")
     video = gr.Video(label="driver, systems, exact answer", loop=True, autoplay=True)
     figures = gr.Dataframe(
-        headers=["run", "dB", "dB with another's motion"],
-        label="against the exact answer",
+        headers=["run", "dB", "dB with another motion"],
+        label="PSNR against the exact answer",
         interactive=False,
     )
 
@@ -120,7 +120,7 @@ def _heads(able, first, place) -> None:
 
     def add(poses, *values):
         poses = [*poses, posed(*values)][-16:]
-        return poses, f"{len(poses)} poses recorded; two or more make a motion."
+        return poses, f"Poses recorded: {len(poses)}. Two or more make a motion."
 
     def move(runs, number, other, poses, *values, progress=gr.Progress()):  # noqa: B008 - how Gradio asks for one
         if not runs:
@@ -131,7 +131,7 @@ def _heads(able, first, place) -> None:
         )
         panels, labels, rows = [], [], []
         for k, name in enumerate(runs):
-            progress(k / len(runs), desc=f"{name}: compiled the first time")
+            progress(k / len(runs), desc=f"{name} (slower the first time, while it is compiled)")
             with said():
                 moved = studio.move_head(studio.opened(place(name)), person, course, sitter)
             panels.append(moved.video)
@@ -156,7 +156,9 @@ def _heads(able, first, place) -> None:
         part.input(draw, inputs, shown, show_progress="hidden", trigger_mode="always_last")
     seed.change(reset, seed, who).then(draw, inputs, shown, show_progress="hidden")
     record.click(add, [recorded, *pose], [recorded, count])
-    clear.click(lambda: ([], "No pose recorded: a random motion drives."), None, [recorded, count])
+    clear.click(
+        lambda: ([], "No pose is recorded, so the driver moves at random."), None, [recorded, count]
+    )
     event = go.click(move, [chosen, seed, driver, recorded, *who], [video, figures])
     stop.click(None, cancels=[event])
     gr.on(None, draw, inputs, shown, show_progress="hidden")
@@ -168,28 +170,29 @@ def _enlarged(clip: np.ndarray) -> np.ndarray:
 
 def _files(able, place) -> None:
     gr.Markdown(
-        f"A picture and a video of your own; at most {studio.MOST_BYTES // 2**20} MiB and {studio.MOST_SECONDS:.0f} s. "
-        "A run makes what it was trained on: one on cartoon heads makes cartoon heads of everybody."
+        f"Move a picture of your own by a video of your own, of at most {studio.MOST_BYTES // 2**20} MiB and "
+        f"{studio.MOST_SECONDS:.0f} s each. A run only knows what it was trained on: one that was trained on cartoon "
+        "heads turns everybody into a cartoon head."
     )
     with gr.Row():
-        picture = gr.File(label="picture or video of who is to move", type="filepath")
-        motion = gr.File(label="video of how to move", type="filepath")
-        seen = gr.Image(label="what of it is taken", height=256, interactive=False)
+        picture = gr.File(label="picture or video to move", type="filepath")
+        motion = gr.File(label="video with the motion", type="filepath")
+        seen = gr.Image(label="the part that is used", height=256, interactive=False)
     with gr.Row():
         run = gr.Dropdown(able, value=able[0] if able else None, label="run")
         box = gr.Textbox(
             "detect",
             label="face: detect, whole, or x0,y0,x1,y1",
-            info="of a system that looks at faces",
+            info="for systems that look at faces",
         )
-        strength = gr.Slider(0, 2, 1, label="strength", info="of the expression, X-NeMo")
-        relative = gr.Textbox("", label="relative to frame", info="a number, or best; X-NeMo")
+        strength = gr.Slider(0, 2, 1, label="strength", info="of the expression (X-NeMo only)")
+        relative = gr.Textbox("", label="relative to frame", info="a number or best (X-NeMo only)")
         paste = gr.Checkbox(False, label="paste back", info="into the whole picture")
     with gr.Row():
         go, stop = gr.Button("Move", variant="primary"), gr.Button("Stop")
     status = gr.Markdown()
-    result = gr.Video(label="content, motion, result; with the sound of the motion")
-    manifest = gr.File(label="what it was made of", interactive=False)
+    result = gr.Video(label="content, motion and result, with the sound of the motion")
+    manifest = gr.File(label="manifest: the weights, inputs and settings used", interactive=False)
 
     def look(path, run, where):
         if not path:
@@ -231,7 +234,11 @@ def _files(able, place) -> None:
                     tell=tell,
                 )
 
-            yield "reading; the first video of a run takes longer, for it is compiled", None, None
+            yield (
+                "reading; the first video of a run takes longer, because it is compiled",
+                None,
+                None,
+            )
             for step in studio.in_steps(work):
                 if isinstance(step, tuple):
                     of = f" of {step[1]}" if step[1] else ""
@@ -259,7 +266,7 @@ def _framed(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 def _latents(able, place) -> None:
     gr.Markdown(
-        "What the codes hold: a walk between two motions, each latent alone, and the bits of a frame."
+        "See what the codes hold: a walk between two motions, each latent alone, and the bits of each frame."
     )
     with gr.Row():
         run = gr.Dropdown(able, value=able[0] if able else None, label="run")
@@ -271,7 +278,7 @@ def _latents(able, place) -> None:
         count = gr.Button("Bits per frame (BCD)")
     strip = gr.Image(label="frames", interactive=False)
     plot = gr.LinePlot(
-        x="frame", y="bits", label="bits per frame, by the histogram of eight random heads"
+        x="frame", y="bits", label="bits per frame, from the histogram of eight random heads"
     )
 
     def walked(name, number, other):
@@ -299,11 +306,11 @@ def _latents(able, place) -> None:
 
 
 def _runs(names, place) -> None:
-    gr.Markdown("Curves, pictures and figures of one run, or of two side by side.")
+    gr.Markdown("See the curves, pictures and figures of one run, or of two side by side.")
     first = names[0] if names else None
     with gr.Row():
         left = gr.Dropdown(names, value=first, label="run")
-        right = gr.Dropdown(["", *names], value="", label="beside")
+        right = gr.Dropdown(["", *names], value="", label="compare with")
         metric = gr.Dropdown(
             ["loss/model"], value="loss/model", label="curve", allow_custom_value=True
         )

@@ -158,7 +158,9 @@ def test_hdtf():
         splits.setdefault(file.person, set()).add(file.split)
     assert all(len(s) == 1 for s in splits.values())
     assert sorted(s for (s,) in splits.values()) == ["test", "train", "train", "train"]
-    with pytest.raises(DatasetError, match=r"<index>\.mp4 \(HDTF\); there is other.mp4, for one"):
+    with pytest.raises(
+        DatasetError, match=r"<index>\.mp4 \(HDTF\); one of the files there is other.mp4"
+    ):
         portrait_sets.split_hdtf(files("other.mp4"))
 
 
@@ -222,7 +224,7 @@ def test_mead_keeps_emotion_and_level():
         ("W009", 7, 3),
     ]
     assert len(portrait_sets.split_mead(files(*names), 0.5, 0, ["front", "left_30"])) == 4
-    with pytest.raises(DatasetError, match="'bored' is no emotion of MEAD: angry"):
+    with pytest.raises(DatasetError, match="'bored' is not an emotion of MEAD: angry"):
         portrait_sets.split_mead(files("M003/video/front/bored/level_1/001.mp4"))
 
 

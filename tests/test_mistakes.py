@@ -135,7 +135,7 @@ MISTAKES = [
     ),
     (
         "prepare videos --src=videos --out=data/x --size=64px",
-        ["--size: a whole number, got '64px'"],
+        ["--size: expected a whole number, got '64px'"],
     ),
     # other commands
     ("demo --pairs=1", ["--pairs: at least 2, got 1"]),

@@ -206,7 +206,10 @@ def test_hallo3_has_a_person_in_each_video():
     found = portrait_sets.split_hallo3(files(*names), 0.4)
     assert people(found) == {names[0]: "0001", names[1]: "a b", names[2]: "0003"}
     assert sorted(file.split for file in found) == ["test", "train", "train"]
-    with pytest.raises(DatasetError, match=r"is videos/<name>.mp4 \(Hallo3\); there is a.mp4"):
+    with pytest.raises(
+        DatasetError,
+        match=r"is named videos/<name>.mp4 \(Hallo3\); one of the files there is a.mp4",
+    ):
         portrait_sets.split_hallo3(files("a.mp4"))
 
 

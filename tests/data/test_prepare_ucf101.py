@@ -103,9 +103,13 @@ def test_missing_and_foreign_videos_are_named(tmp_path):
         *[("train", 0), ("train", 1), ("train", 1)],
         *[("test", 0), ("test", 1)],
     ]
-    with pytest.raises(DatasetError, match="2 videos of UCF101 are missing, ApplyEyeMakeup/"):
+    with pytest.raises(
+        DatasetError, match="2 videos of UCF101 are missing, such as ApplyEyeMakeup/"
+    ):
         folders.split_ucf101(sources(*every[1:4]), classes, splits)
-    with pytest.raises(DatasetError, match=r"1 videos of UCF101 are on no list, other/a\.mp4"):
+    with pytest.raises(
+        DatasetError, match=r"1 videos of UCF101 are on no list, such as other/a\.mp4"
+    ):
         folders.split_ucf101(sources(*every, "other/a.mp4"), classes, splits)
 
 

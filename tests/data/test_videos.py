@@ -85,7 +85,7 @@ def test_damaged_clips_are_named():
     for bad in (b"", b"text", clip[: len(clip) // 2]):
         with pytest.raises(DatasetError, match="stored clip"):
             decode_clip(bad, range(5))
-    with pytest.raises(DatasetError, match="has 1 of the 2 frames"):
+    with pytest.raises(DatasetError, match="has only 1 of the 2 frames"):
         decode_clip(clip, range(LENGTH - 1, LENGTH + 1))
 
 

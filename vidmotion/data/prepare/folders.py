@@ -257,7 +257,7 @@ def read_ucf101(lists: Path, fold: int) -> tuple[list[str], dict[str, str]]:
             return (lists / name).read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise DatasetError(
-                f"{lists / name}: {error}. It is one of the lists of UCF101, TrainTestSplits-"
+                f"{lists / name}: {error}. It is one of the lists in UCF101's TrainTestSplits-"
                 "RecognitionTask.zip; name their folder with --lists"
             ) from error
 

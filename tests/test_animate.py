@@ -187,7 +187,9 @@ def test_a_face_lost_for_a_while_is_bridged_and_told(run, drive, caplog):
     drive(lambda: frames, found)
     with caplog.at_level(logging.WARNING):
         _, pictures = made(run, flat(0), Faces("whole", "detect", "first"))
-    assert "b.mp4: no face in 10 of 40 frames: its place is estimated" in caplog.text
+    assert (
+        "b.mp4: no face was found in 10 of 40 frames: its place there is estimated" in caplog.text
+    )
     # f_rts begins with y, which does not change. What remains is the mean of a crop, whose centre is smoothed.
     boxes = np.array([(20 + i, 30, 40 + i, 50) for i in range(count)], np.float64)
     squares = faces.driving_boxes(boxes, 100, 100)

@@ -61,7 +61,7 @@ MISTAKES = [
     ),
     (
         f"{OWN} --config.data.common.directory=data/brief",
-        ["span 4 frames; the stored clips have 3", "prepare longer ones (--seconds)"],
+        ["span 4 frames, but the stored clips have 3", "prepare longer clips (--seconds)"],
     ),
     (
         f"{TRAIN} --config.init_from=heads_codek",
@@ -118,7 +118,7 @@ MISTAKES = [
     ("prepare video --src=videos --out=data/x", ["invalid choice: 'video' (choose from", "videos"]),
     (
         "prepare videos --src=videos/A.mp4 --out=data/x",
-        ["videos/A.mp4: a file; --src is the folder in which it lies"],
+        ["videos/A.mp4: is a file; --src must be the folder that holds it"],
     ),
     ("prepare videos --src=videos --out=videos", ["--out=videos is the folder of --src; choose"]),
     ("prepare videos --src=videos --out=A.png", ["--out=A.png is a file", "choose another name"]),
@@ -128,11 +128,14 @@ MISTAKES = [
     ),
     (
         "prepare videos --src=videos --out=data/x",
-        ["no clip came of 2 files: all 2 pieces", "shorter than --seconds=4, which can be less"],
+        [
+            "no clip came from 2 files: all 2 pieces",
+            "shorter than --seconds=4; choose a smaller value",
+        ],
     ),
     (
         "prepare videos --src=videos --out=data/x --size=64px",
-        ["--size: a whole number, got '64px'"],
+        ["--size: expected a whole number, got '64px'"],
     ),
     # other commands
     ("demo --pairs=1", ["--pairs: at least 2, got 1"]),

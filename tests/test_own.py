@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path):
     config.data.train.pair = {**config.data.train.pair.to_dict(), "size": 32}  # scaled in training
     refused(config, run, message)
     config = config_of("vidtwin", clips(tmp_path / "short", 16, frames=3))
-    refused(config, run, "prepare longer ones")
+    refused(config, run, "prepare longer clips")
     config = config_of("vidtwin", clips(tmp_path / "short_test", 16))
     config.data.eval.split = "validation"
     refused(config, run, "validation.*To train without samples and evaluation", DatasetError)
@@ -117,7 +117,7 @@ def test_without_boxes_the_whole_picture_is_the_face(tmp_path):
 def test_without_boxes_a_recipe_refuses(tmp_path):
     config = config_of("xnemo", clips(tmp_path / "data"))
     config.data.train.whole = False
-    refused(config, tmp_path / "run", "not clips with their faces' boxes", DatasetError)
+    refused(config, tmp_path / "run", "expected clips with their faces' boxes", DatasetError)
 
 
 @pytest.mark.parametrize("size", [64, 128, 256, 512])

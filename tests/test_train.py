@@ -247,7 +247,7 @@ def test_free_fields_may_change(uninterrupted):
 
 def test_changed_data_are_refused_at_a_resume(uninterrupted, monkeypatch):
     monkeypatch.setattr("vidmotion.data.heads.HeadsSource.fingerprint", "other pixels")
-    with pytest.raises(ConfigError, match=r"source was .* and is 'other pixels'"):
+    with pytest.raises(ConfigError, match=r"source was .* and is now 'other pixels'"):
         train(tiny_config(), str(uninterrupted))
 
 

@@ -139,7 +139,7 @@ def test_position_codes_must_be_ours(tmp_path, checkpoint, capsys):
     code = checkpoint["encoder.pos_embed"].reshape(1, 6, 6, 8).swapaxes(1, 2).reshape(1, 36, 8)
     write_safetensors(tmp_path / "x.safetensors", checkpoint | {"encoder.pos_embed": code})
     said = refused(capsys, f"--src={tmp_path / 'x.safetensors'}", f"--out={tmp_path}", *HEADS)
-    assert "source encoder.pos_embed: not the values" in said and "decoder.pos" not in said
+    assert "source encoder.pos_embed: differs from the values" in said and "decoder.pos" not in said
 
 
 def test_files_of_another_kind(tmp_path, checkpoint, capsys):
@@ -156,7 +156,9 @@ def test_files_of_another_kind(tmp_path, checkpoint, capsys):
     src.write_bytes(src.read_bytes()[:-1000])
     assert "damaged" in refused(capsys, f"--src={src}", out, *HEADS)
     (tmp_path / "x.txt").write_text("hello")
-    assert "want .safetensors" in refused(capsys, f"--src={tmp_path / 'x.txt'}", out)
+    assert "the name must end in .safetensors" in refused(
+        capsys, f"--src={tmp_path / 'x.txt'}", out
+    )
     (tmp_path / "x.safetensors").write_text("hello")
     assert "damaged" in refused(capsys, f"--src={src}", out)
     assert not (tmp_path / "out").exists()

@@ -176,13 +176,16 @@ def test_literal_text_is_escaped():
     assert convert({"a.b": {"12": np.ones(2)}}, {"x.12.w": np.ones(2)}, rules)
     with pytest.raises(ConversionError) as caught:
         convert({"a_b": {"1": np.ones(2)}, "a.b": {"c": np.ones(2)}}, {}, rules)
-    assert caught.value.problems == ("target a_b/1: no rule", "target a.b/c: no rule")
+    assert caught.value.problems == (
+        "target a_b/1: matches no rule",
+        "target a.b/c: matches no rule",
+    )
 
 
 def test_repeated_field_must_repeat():
     rules = (("a_{i}/b_{i}", "w.{i}", t.same),)
     assert convert({"a_2": {"b_2": np.ones(1)}}, {"w.2": np.ones(1)}, rules)
-    with pytest.raises(ConversionError, match="target a_2/b_3: no rule"):
+    with pytest.raises(ConversionError, match="target a_2/b_3: matches no rule"):
         convert({"a_2": {"b_3": np.ones(1)}}, {}, rules)
 
 
@@ -212,8 +215,8 @@ def test_every_offender_is_named_at_once():
     with pytest.raises(ConversionError) as caught:
         convert(tree, state, rules)
     assert set(caught.value.problems) == {
-        "target lonely: no rule",
-        "target twice: several rules: t1; t2",
+        "target lonely: matches no rule",
+        "target twice: matches several rules: t1; t2",
         "target absent: no source gone, nor lost",
         "target left, right: the tree lacks right",
         "target odd: no source odd.1",
@@ -221,7 +224,7 @@ def test_every_offender_is_named_at_once():
         "target half: dtype float32, but half (same) is float16; "
         "read half precision with float32=True",
         "source rank: conv2d: needs 4 axes, got shape (2, 2)",
-        "source tied: used for one and for two",
+        "source tied: used more than once, for one and for two",
         "source t2: no rule uses it and none ignores it",
         "source spare: no rule uses it and none ignores it",
         "source pair: no rule uses it and none ignores it",
@@ -242,10 +245,10 @@ def test_export_names_its_offenders():
     with pytest.raises(ConversionError) as caught:
         export(params, rules)
     assert set(caught.value.problems) == {
-        "source x: written again by b",
+        "source x: written a second time by b",
         "target c: heads(2): needs 2 heads on the last axis but one, got shape (3, 1)",
         "target d, e: the tree lacks e",
-        "target f: no rule",
+        "target f: matches no rule",
     }
 
 

@@ -85,7 +85,7 @@ def test_split_checkpoint(tmp_path):
     assert_same(read(index), ARRAYS)
 
     index.write_text(json.dumps({"weight_map": files | {"d": "part-0.safetensors"}}))
-    with pytest.raises(ValueError, match=r"differ in \['d'\]"):
+    with pytest.raises(ValueError, match=r"parts differ: \['d'\]"):
         read(index)
     index.write_text(json.dumps({"weight_map": files | {"d": "p2.bin", "e": "p3.bin"}}))
     with pytest.raises(FileNotFoundError, match=r"p2\.bin.*p3\.bin"):
@@ -100,7 +100,7 @@ def test_bad_names(tmp_path):
         with pytest.raises(FileNotFoundError, match=f"{name}: no such file"):
             read(tmp_path / name)
     (tmp_path / "x.h5").touch()
-    with pytest.raises(ValueError, match=r"x\.h5: want \.safetensors"):
+    with pytest.raises(ValueError, match=r"x\.h5: the name must end in \.safetensors"):
         read(tmp_path / "x.h5")
     with pytest.raises(ValueError, match="must end in"):
         write_safetensors(tmp_path / "x.bin", ARRAYS)

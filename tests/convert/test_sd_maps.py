@@ -151,7 +151,7 @@ def test_sizes_are_read_off_the_shapes(fixtures_dir):
     found = clip_maps.sizes(manifest(fixtures_dir, "clip_vit_l14_vision"))
     assert found == CLIP_SIZES["vit_l14"]
     for read in (unet_maps.sizes, clip_maps.sizes):
-        with pytest.raises(ConversionError, match="not there"):
+        with pytest.raises(ConversionError, match="missing, so this is not"):
             read({"a.weight": (3, 3)})
 
 
@@ -205,7 +205,7 @@ def test_command_takes_single_networks(tmp_path, capsys):
         assert command.main(given) == (EXIT_REFUSED if wrong else EXIT_DONE)
     said = capsys.readouterr()
     assert "0 missing" in said.out and "ignored 8: a fixed position code, recomputed" in said.out
-    assert said.err.count("not the values that the port computes") == 8
+    assert said.err.count("differs from the values that the port computes") == 8
     name, found, converted = folder.load(tmp_path / "False")
     assert (name, found) == ("xnemo_denoising_unet", arguments)
     jax.tree.map(np.testing.assert_array_equal, converted, params)

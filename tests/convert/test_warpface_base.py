@@ -190,9 +190,7 @@ def test_files_of_the_published_size_must_read_texts_of_768_numbers(fixtures_dir
     assert unet_maps.other_texts(shapes, 768) == []
     wide = {k: (s[0], 1024) if "attn2.to_k" in k else s for k, s in shapes.items()}
     said = unet_maps.other_texts(wide, 768)
-    assert len(said) == 16 and all(
-        line.endswith("1024 numbers, expected is one of 768") for line in said
-    )
+    assert len(said) == 16 and all(line.endswith("of width 1024, expected 768") for line in said)
 
 
 def test_a_folder_of_another_network_is_refused():

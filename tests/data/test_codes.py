@@ -107,19 +107,19 @@ def test_the_fingerprint_names_codes_codebooks_and_choice(folder, tmp_path):
 def test_what_is_not_codes_is_refused(folder, tmp_path):
     with pytest.raises(
         DatasetError,
-        match=r"gone: no clips encoded by a trained BCD here; write them with python -m",
+        match=r"gone: holds no clips encoded by a trained BCD; write them with python -m",
     ):
         encoded.CodesSource(tmp_path / "gone")
     with DatasetWriter(tmp_path / "clips", "clips") as writer:
         writer.write("train", {"video": np.zeros((2, 4, 4, 3), np.uint8)})
     with pytest.raises(
-        DatasetError, match=r"clips: holds video: not clips that .* encoded with a trained BCD"
+        DatasetError, match=r"clips: holds video; expected clips that .* encoded with a trained BCD"
     ):
         encoded.CodesSource(tmp_path / "clips")
     with pytest.raises(DatasetError, match=r"no split 'test'"):
         encoded.CodesSource(folder, "test")
     for frames in (0, HALF + 1):
-        with pytest.raises(ConfigError, match=f"frames={frames}, but clips in .* have 5 codes"):
+        with pytest.raises(ConfigError, match=f"frames={frames}, but the clips in .* have 5 codes"):
             encoded.CodesSource(folder, frames=frames)
 
 

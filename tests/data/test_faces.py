@@ -89,7 +89,7 @@ def test_a_lost_face_is_interpolated_held_and_reported():
     np.testing.assert_allclose(centre, [10, 10, 12, 14, 16, 16])
     np.testing.assert_allclose(side, [10, 10, 12, 14, 16, 16])
     track = faces.Track(full, ~np.isnan(path[:, 0]), several)
-    assert track.report() == "no face in 4 of 6 frames: its place is estimated"
+    assert track.report() == "no face was found in 4 of 6 frames: its place there is estimated"
 
 
 def test_of_several_faces_the_largest_is_followed():
@@ -140,7 +140,7 @@ def test_boxes_of_a_file(tmp_path):
     assert faces.locate([portrait()] * 2, "b.mp4", path).boxes.tolist() == moving
     with pytest.raises(faces.FaceError, match=r"2 boxes for the 3 frames of b\.mp4"):
         faces.locate([portrait()] * 3, "b.mp4", path)
-    with pytest.raises(faces.FaceError, match=r"no box for c\.mp4; it has b\.mp4, me\.png"):
+    with pytest.raises(faces.FaceError, match=r"has no box for c\.mp4, only for b\.mp4, me\.png"):
         faces.locate([portrait()], "c.mp4", path)
     # Three frames shown from a video of two: the second frame is shown twice.
     shown = np.array([0, 1, 1])
@@ -157,7 +157,7 @@ def test_boxes_of_a_file(tmp_path):
     with pytest.raises(DatasetError, match="is not x0, y0, x1, y1"):
         faces.read_boxes(path)  # without per_frame, a file has one box, a crop
     path.write_text(json.dumps({"b.mp4": [[1, 2, 3, 4], [2, 2, 1, 4]]}))
-    with pytest.raises(DatasetError, match="is not x0 < x1, y0 < y1"):
+    with pytest.raises(DatasetError, match="does not have x0 < x1 and y0 < y1"):
         faces.read_boxes(path, per_frame=True)
 
 

@@ -429,7 +429,7 @@ def test_render_refuses_what_it_cannot_draw():
         heads.render(plain(glasses=0.5), neutral(), 32)
     with pytest.raises(ValueError, match=r"unknown \['hat'\]"):
         heads.render(plain(hat=1), neutral(), 32)
-    with pytest.raises(ValueError, match="2 identities cannot move as 1 motions"):
+    with pytest.raises(ValueError, match="got 2 identities and 1 motions"):
         heads.render_many([plain(), plain()], [neutral()], 32)
     with pytest.raises(ValueError, match="frames is 0"):
         heads.sample_motion(np.random.default_rng(0), 0)

@@ -154,7 +154,7 @@ def test_what_cannot_be_cached_is_said(folders, tmp_path, capsys):
     odd = write_clips(tmp_path / "odd", {"train": 1}, side=20)
     for src, network, weights, message in (
         (tmp_path / "gone", "patch", (), "no such dataset folder"),
-        (folders[1], "patch", (), "not clips of videos"),
+        (folders[1], "patch", (), "expected clips of videos"),
         (folders[0], "vqgan", (), "choose sd, tiny, svd, svd_tiny or patch"),
         (folders[0], "sd", (), "weights is empty"),
         (folders[0], "tiny", (f"--weights={text}",), "cannot be read"),
@@ -196,7 +196,7 @@ def test_windows_are_those_of_the_clips(folders):
 def test_another_dataset_is_refused(folders):
     with pytest.raises(DatasetError, match=r"holds .*video.*: not cached latents"):
         LatentSource(folders[0])
-    with pytest.raises(DatasetError, match=r"holds .*latents.*: not clips"):
+    with pytest.raises(DatasetError, match=r"holds .*latents.*; expected clips"):
         VideoSource(folders[1])
 
 

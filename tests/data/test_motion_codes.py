@@ -84,13 +84,17 @@ def test_the_fingerprint_names_records_tokenizer_and_choice(tokens, tmp_path):
 
 def test_what_is_missing_or_broken_is_named(codes, tokens, tmp_path):
     with pytest.raises(
-        DatasetError, match=r"gone: no clips encoded by a trained X-NeMo here; write"
+        DatasetError, match=r"gone: holds no clips encoded by a trained X-NeMo; write"
     ):
         encoded.MotionCodesSource(tmp_path / "gone")
-    with pytest.raises(DatasetError, match=r"holds ids, condition: not clips .* trained X-NeMo"):
+    with pytest.raises(
+        DatasetError, match=r"holds ids, condition; expected clips .* trained X-NeMo"
+    ):
         encoded.MotionCodesSource(tokens)
     for length in (-1, LENGTH + 1):
-        with pytest.raises(ConfigError, match=f"sequences of {length}, but clips in .* have 9"):
+        with pytest.raises(
+            ConfigError, match=f"length {length}, but the clips in .* have length 9"
+        ):
             encoded.MotionCodesSource(codes, length=length)
     folder = write(tmp_path / "broken")
     (folder / encoded.TOKENIZER).write_bytes(b"not weights")

@@ -170,10 +170,10 @@ def test_state_goes_through_json_and_any_process_count():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"seed": 2}, "seed was 1 and is 2"),
-        ({"batch_size": 8}, "batch_size was 4 and is 8"),
+        ({"seed": 2}, "seed was 1 and is now 2"),
+        ({"batch_size": 8}, "batch_size was 4 and is now 8"),
         ({"shuffle": False}, "shuffle was True and is False"),
-        ({"source": Numbers(fingerprint="other")}, "source was 'numbers' and is 'other'"),
+        ({"source": Numbers(fingerprint="other")}, "source was 'numbers' and is now 'other'"),
         ({"transforms": (double, Jitter(8))}, r"Jitter\(high=7\).*Jitter\(high=8\)"),
     ],
 )
@@ -193,7 +193,7 @@ def test_changed_data_is_refused(change, match):
         ({"batch_size": 6, "process_count": 4}, "multiple of the process count"),
         ({"process_index": 2, "process_count": 2}, "process 2 of 2"),
         ({"prefetch": 500}, "prefetch=500"),
-        ({"transforms": (lambda element: element,)}, "no lasting name"),
+        ({"transforms": (lambda element: element,)}, "no stable name"),
     ],
 )
 def test_loader_arguments(options, match):
@@ -216,7 +216,8 @@ def test_make_source(tmp_path):
         writer.write("train", {"x": np.arange(3)})
     assert len(make_source("records", directory=tmp_path, split="train")) == 1
     with pytest.raises(
-        ValueError, match=r"no data source 'record'; there are codes, .*heads, latents, .*records"
+        ValueError,
+        match=r"no data source 'record'; choose one of codes, .*heads, latents, .*records",
     ):
         make_source("record")
     with pytest.raises(ValueError, match=r"missing.*'directory'; it takes \(directory, split"):

@@ -80,7 +80,9 @@ def test_windows_and_their_reference():
     anywhere = Pair(frames=24, gap=None)
     assert {start for _, start in draws(anywhere)} == {0, 1}
     assert {reference for reference, _ in draws(anywhere)} == set(range(LENGTH))
-    with pytest.raises(ConfigError, match=r"25 frames at 25/s hold no 20 target frames.*0\.2 s"):
+    with pytest.raises(
+        ConfigError, match=r"25 frames at 25 frames/s do not hold 20 target frames.*0\.2 s"
+    ):
         Pair(frames=20, gap=0.2)._picked(LENGTH, FPS, None)
 
 
@@ -261,12 +263,12 @@ def test_what_does_not_fit_is_refused(folder, tmp_path):
         PortraitSource(folder, pair={"frame": 1})
     with pytest.raises(ConfigError, match="frames >= 1"):
         make_pair(True, {"frames": 0})
-    with pytest.raises(ConfigError, match="hold no 30 target frames"):
+    with pytest.raises(ConfigError, match="do not hold 30 target frames"):
         PortraitSource(folder, pair={"frames": 30})
     with DatasetWriter(tmp_path, "clips") as writer:
         plain = clip()
         del plain["boxes"]
         writer.write("train", plain)
-    with pytest.raises(DatasetError, match="not clips with their faces' boxes"):
+    with pytest.raises(DatasetError, match="expected clips with their faces' boxes"):
         PortraitSource(tmp_path)
     assert len(PortraitSource(tmp_path, pair={"recipe": "pcavs"})) == 1

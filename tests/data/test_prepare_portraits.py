@@ -158,7 +158,9 @@ def test_hdtf():
         splits.setdefault(file.person, set()).add(file.split)
     assert all(len(s) == 1 for s in splits.values())
     assert sorted(s for (s,) in splits.values()) == ["test", "train", "train", "train"]
-    with pytest.raises(DatasetError, match=r"<index>\.mp4 \(HDTF\); there is other.mp4, for one"):
+    with pytest.raises(
+        DatasetError, match=r"<index>\.mp4 \(HDTF\); one of the files there is other.mp4"
+    ):
         portrait_sets.split_hdtf(files("other.mp4"))
 
 
@@ -204,7 +206,10 @@ def test_hallo3_has_a_person_in_each_video():
     found = portrait_sets.split_hallo3(files(*names), 0.4)
     assert people(found) == {names[0]: "0001", names[1]: "a b", names[2]: "0003"}
     assert sorted(file.split for file in found) == ["test", "train", "train"]
-    with pytest.raises(DatasetError, match=r"is videos/<name>.mp4 \(Hallo3\); there is a.mp4"):
+    with pytest.raises(
+        DatasetError,
+        match=r"is named videos/<name>.mp4 \(Hallo3\); one of the files there is a.mp4",
+    ):
         portrait_sets.split_hallo3(files("a.mp4"))
 
 
@@ -222,7 +227,7 @@ def test_mead_keeps_emotion_and_level():
         ("W009", 7, 3),
     ]
     assert len(portrait_sets.split_mead(files(*names), 0.5, 0, ["front", "left_30"])) == 4
-    with pytest.raises(DatasetError, match="'bored' is no emotion of MEAD: angry"):
+    with pytest.raises(DatasetError, match="'bored' is not an emotion of MEAD: angry"):
         portrait_sets.split_mead(files("M003/video/front/bored/level_1/001.mp4"))
 
 

@@ -81,7 +81,7 @@ def test_lists_that_are_not_ucf101s_are_refused(tmp_path):
         **{f"{name}.avi": "train" for name in TRAIN},
         **{f"{name}.avi": "test" for name in TEST},
     }
-    with pytest.raises(DatasetError, match=r"trainlist02.txt.*say with --lists"):
+    with pytest.raises(DatasetError, match=r"trainlist02.txt.*name their folder with --lists"):
         folders.read_ucf101(lists, 2)
     shared = write_lists(tmp_path / "shared", test=(*TEST, "YoYo/v_YoYo_g09_c03"))
     with pytest.raises(DatasetError, match="group 09 of YoYo is in both train and test of fold 1"):
@@ -90,7 +90,7 @@ def test_lists_that_are_not_ucf101s_are_refused(tmp_path):
     with pytest.raises(DatasetError, match=r"'Chess/v_Chess_g01_c01.avi' is not <class>"):
         folders.read_ucf101(unknown, 1)
     unnumbered = write_lists(tmp_path / "unnumbered", classes="ApplyEyeMakeup\nYoYo\n")
-    with pytest.raises(DatasetError, match=r"classInd\.txt: not lines of 1, 2, 3"):
+    with pytest.raises(DatasetError, match=r"classInd\.txt: its lines must be numbered 1, 2, 3"):
         folders.read_ucf101(unnumbered, 1)
 
 
@@ -103,9 +103,13 @@ def test_missing_and_foreign_videos_are_named(tmp_path):
         *[("train", 0), ("train", 1), ("train", 1)],
         *[("test", 0), ("test", 1)],
     ]
-    with pytest.raises(DatasetError, match="2 videos of UCF101 are missing, ApplyEyeMakeup/"):
+    with pytest.raises(
+        DatasetError, match="2 videos of UCF101 are missing, such as ApplyEyeMakeup/"
+    ):
         folders.split_ucf101(sources(*every[1:4]), classes, splits)
-    with pytest.raises(DatasetError, match=r"1 videos of UCF101 are on no list, other/a\.mp4"):
+    with pytest.raises(
+        DatasetError, match=r"1 videos of UCF101 are on no list, such as other/a\.mp4"
+    ):
         folders.split_ucf101(sources(*every, "other/a.mp4"), classes, splits)
 
 

@@ -330,11 +330,11 @@ def test_parts_done_by_several_jobs_give_the_dataset_of_one(videos, prepared, tm
     assert len(finished) == len(GOOD) + len(EMPTY)
     code, printed, _ = run(capsys, *arguments(videos, out))
     # Files that could not be read are tried again.
-    assert code == 0 and f"{len(finished)} files are finished, {len(BAD)} to go" in printed
+    assert code == 0 and f"{len(finished)} files are finished, {len(BAD)} remain" in printed
     assert content(out) == content(prepared[0])
     assert not (out / "parts").exists()
     code, _, error = run(capsys, *arguments(videos, out, "--part=1/3"))
-    assert code == 2 and "all parts of which are done" in error
+    assert code == 2 and "so all parts are done" in error
     code, _, error = run(capsys, *arguments(videos, tmp_path / "b", "--part=1/3", "--force"))
     assert code == 2 and "--force discards" in error
     for wrong in ("0/3", "4/3", "1", "a/b"):
@@ -347,7 +347,7 @@ def test_a_pipeline_gives_the_dataset_of_one_process(videos, prepared, tmp_path,
     code, printed, error = run(capsys, *arguments(videos, tmp_path, "--runner=DirectRunner"))
     assert code == 0, error
     good = len(GOOD) + len(EMPTY)
-    assert f"{good} files are finished, {len(BAD)} to go" in printed
+    assert f"{good} files are finished, {len(BAD)} remain" in printed
     assert content(tmp_path) == content(prepared[0])
 
 
@@ -457,7 +457,7 @@ def test_no_clip_at_all_is_an_error(tmp_path, capsys):
     assert code == 2 and "no video files" in error
     (tmp_path / "src/a.mp4").write_text("text")
     code, printed, error = run(capsys, *arguments(tmp_path / "src", tmp_path / "out"))
-    assert code == 2 and "no clip came of 1 files" in error and "a.mp4: no video" in printed
+    assert code == 2 and "no clip came from 1 files" in error and "a.mp4: no video" in printed
     assert not (tmp_path / "out/dataset.json").exists()
     code, _, error = run(capsys, *arguments(tmp_path / "gone", tmp_path / "out"))
     assert code == 2 and "no such folder" in error
@@ -530,7 +530,7 @@ def test_what_is_not_lrs3_is_refused():
         (("val/s1/1.mp4", *good), "not where LRS3"),
         (good[:1], "no videos for test"),
         (good[1:], "pretrain or trainval"),
-        ((*good, "trainval/s2/9.mp4"), "s2 for one"),
+        ((*good, "trainval/s2/9.mp4"), "such as s2"),
     ):
         with pytest.raises(folders.DatasetError, match=message):
             folders.split_lrs3([folders.SourceFile(name, name, 1) for name in names])
@@ -550,7 +550,7 @@ def test_box_files(videos, tmp_path, capsys):
     found = {source[k]["source"].tobytes().decode(): source[k]["box"].tolist() for k in range(4)}
     assert found == boxes
     report = json.loads((outs[0] / "report.json").read_text())
-    assert report["unreadable"]["deep/er/clip.MKV"] == "no box for it in the box file"
+    assert report["unreadable"]["deep/er/clip.MKV"] == "the box file has no box for this file"
 
 
 @pytest.mark.parametrize(
@@ -624,7 +624,7 @@ def test_a_few_lost_frames_are_counted(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cutting, "read_frames", losing)
     out = tmp_path / "out"
     code, printed, _ = run(capsys, *arguments(tmp_path / "src", out, "--test_share=0"))
-    assert code == 0 and "2 frames of 1 files cannot be decoded: a.mp4" in printed
+    assert code == 0 and "2 frames of 1 files could not be decoded: a.mp4" in printed
     assert json.loads((out / "report.json").read_text())["per file"]["a.mp4"]["lost"] == 2
 
 
@@ -655,7 +655,7 @@ def test_gifs_folders_of_pictures_and_links_are_read_once(tmp_path, capsys):
     assert found == ["a.mp4", "frames", "frames", "link/b.mp4", "moving.gif", "moving.gif"]
     assert numbers(source[1]["video"]) == list(range(10))
     assert "gap: 19 pictures numbered 0 to 19: some are missing" in printed
-    assert "passed over, no videos: 1 .txt" in printed
+    assert "skipped, not videos: 1 .txt" in printed
     assert "links to folders that are in it already" in printed
 
 

@@ -142,7 +142,7 @@ def test_folder_errors(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     expect(tmp_path / "empty", "empty: this folder is empty")
     expect(tmp_path, r"holds no dataset\.json")
-    expect(folder, "no split 'valid'; there are train, test.*things --force", split="valid")
+    expect(folder, "no split 'valid'; the splits are train, test.*things --force", split="valid")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_folder_errors(folder, tmp_path):
         ("{", "not an index"),
         ("[]", "not an index"),
         ('{"name": "cifar"}', "not an index"),
-        ('{"format": 99}', "format 99; this version reads 1"),
+        ('{"format": 99}', "has format 99, but this version reads 1"),
         ('{"format": 1, "splits": {}}', "lacks.*features"),
     ],
 )
@@ -173,7 +173,7 @@ def test_damaged_shards(folder):
         shard.write_bytes(content)
         expect(
             folder,
-            rf"{shard.name}: (record 0 cannot be read.*damaged, or not a file of|0 records where)",
+            rf"{shard.name}: (record 0 cannot be read.*damaged or has another|has 0 records, but)",
         )
         with pytest.raises(DatasetError, match=rf"{shard.name}: its sha256"):
             RecordSource(folder).verify()
@@ -189,11 +189,11 @@ def test_foreign_records(folder, tmp_path):
     index = json.loads((folder / "dataset.json").read_text())
     index["splits"]["train"]["shards"][0]["bytes"] = shard.stat().st_size
     (folder / "dataset.json").write_text(json.dumps(index))
-    expect(folder, rf"{shard.name}: 1 records where the index says 4")
+    expect(folder, rf"{shard.name}: has 1 records, but the index says 4")
     with DatasetWriter(tmp_path / "other", "other", shards=1) as other:
         for _ in range(4):
             other.write("train", {"x": np.zeros(3)})
     shutil.copy(tmp_path / "other" / "train-00000-of-00001.array_record", shard)
     index["splits"]["train"]["shards"][0]["bytes"] = shard.stat().st_size
     (folder / "dataset.json").write_text(json.dumps(index))
-    expect(folder, r"record 0 holds \['x'\] where the index says")
+    expect(folder, r"record 0 holds \['x'\], but the index says")

@@ -151,7 +151,7 @@ def test_errors_name_the_sheet(fake_sheets, tmp_path):
     with pytest.raises(DatasetError, match=r"topwear/3\.png: this sheet is missing"):
         sprites.Sheets(tmp_path)
     Image.new("RGBA", (832, 1000)).save(broken)
-    with pytest.raises(DatasetError, match=r"3\.png: a sheet of 832x1000.*expected 832x1344"):
+    with pytest.raises(DatasetError, match=r"3\.png: is a sheet of 832x1000.*expected 832x1344"):
         sprites.Sheets(tmp_path)
     whole = (fake_sheets / "topwear/3.png").read_bytes()
     for content in (b"not a picture", whole[: len(whole) // 2]):

@@ -126,7 +126,7 @@ def test_windows_of_videos_that_are_decoded_here(ucf):
     starts = {int(video[0]) % 100 for batch in batches for video in batch}
     assert len(starts) > 2 and all((batch[:, 1] - batch[:, 0] == 2).all() for batch in batches)
     assert drawn.fingerprint != source.fingerprint
-    with pytest.raises(ConfigError, match="span 13 frames; the stored clips have 12"):
+    with pytest.raises(ConfigError, match="span 13 frames, but the stored clips have 12"):
         make_source("tfds_videos", name="ucf101", frames=13)
     with pytest.raises(ConfigError, match="at least 1"):
         make_source("tfds_videos", name="ucf101", frames=0)

@@ -85,7 +85,7 @@ def test_damaged_clips_are_named():
     for bad in (b"", b"text", clip[: len(clip) // 2]):
         with pytest.raises(DatasetError, match="stored clip"):
             decode_clip(bad, range(5))
-    with pytest.raises(DatasetError, match="has 1 of the 2 frames"):
+    with pytest.raises(DatasetError, match="has only 1 of the 2 frames"):
         decode_clip(clip, range(LENGTH - 1, LENGTH + 1))
 
 
@@ -129,14 +129,14 @@ def test_what_the_fingerprint_tells_apart(folder):
 
 
 def test_windows_that_do_not_fit_are_refused(folder, tmp_path):
-    with pytest.raises(ConfigError, match=r"13 frames, every 3 .* span 37 .* have 25"):
+    with pytest.raises(ConfigError, match=r"13 frames, one in every 3, span 37 .* have 25"):
         VideoSource(folder, frames=13, decimate=3)
     for wrong in ({"frames": 0}, {"decimate": 0}):
         with pytest.raises(ConfigError, match="at least 1"):
             VideoSource(folder, **wrong)
     with DatasetWriter(tmp_path, "other") as writer:
         writer.write("train", {"x": np.zeros(3)})
-    with pytest.raises(DatasetError, match="not clips of videos"):
+    with pytest.raises(DatasetError, match="expected clips of videos"):
         VideoSource(tmp_path)
 
 

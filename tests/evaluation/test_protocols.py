@@ -363,7 +363,7 @@ def test_a_network_from_a_folder_does_not_depend_on_the_batch(tmp_path):
     want = np.asarray(jax.jit(net.apply)(variables, faces))
     np.testing.assert_allclose(network(faces), want, atol=1e-5)
     np.testing.assert_allclose(network(faces[3:]), want[3:], atol=1e-5)
-    with pytest.raises(ConfigError, match=r"weights.emonet=.* holds arcface, wanted is emonet"):
+    with pytest.raises(ConfigError, match=r"weights.emonet=.* holds arcface, expected emonet"):
         feature_networks.load("emonet", str(tmp_path / "arcface"))
     with pytest.raises(ConfigError, match=r"weights.i3d='nowhere'"):
         feature_networks.load("i3d", "nowhere")

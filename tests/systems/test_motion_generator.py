@@ -229,7 +229,7 @@ def config_of(codes_folder, **changes):
         ({"system.books": 3}, r"comes from a BCD of another shape"),
         ({"system.post_linear": False}, r"comes from a BCD of another shape: .*out/kernel"),
         ({"system.content_tokens": 1}, r"content: float32\(8, 64, 8\), expected .*\(8, 1, 8\)"),
-        ({"system.frames": 5}, r"frames=5, but clips in .* have 4 codes at half rate"),
+        ({"system.frames": 5}, r"frames=5, but the clips in .* have 4 codes at half rate"),
     ],
 )
 def test_codes_of_another_bcd_are_refused_before_anything_is_written(
@@ -243,7 +243,7 @@ def test_codes_of_another_bcd_are_refused_before_anything_is_written(
 
 def test_no_codes_are_one_sentence(tmp_path):
     with pytest.raises(
-        DatasetError, match=r"none: no clips encoded by a trained BCD here; write them with"
+        DatasetError, match=r"none: holds no clips encoded by a trained BCD; write them with"
     ):
         train(config_of(tmp_path / "none"), str(tmp_path / "gpt"))
     assert not (tmp_path / "gpt").exists()

@@ -97,12 +97,12 @@ def test_a_channel_that_never_varies_divides_nothing_by_zero():
 
 def test_what_is_no_such_folder_is_refused(tmp_path):
     with pytest.raises(
-        DatasetError, match="no clips encoded by a trained VidTwin here; write them with"
+        DatasetError, match="no clips encoded by a trained VidTwin; write them with"
     ):
         VidTwinLatentsSource(tmp_path)
     with DatasetWriter(tmp_path / "other", "codes") as writer:
         writer.write("train", {"ids": np.zeros(3)})
-    with pytest.raises(DatasetError, match=r"not clips .* trained VidTwin"):
+    with pytest.raises(DatasetError, match=r"expected clips .* trained VidTwin"):
         VidTwinLatentsSource(tmp_path / "other")
 
 

@@ -410,7 +410,7 @@ def one_sentence(error):
     [
         ("tokenizer", {"system.network.channels": 6}, "codes of 8 numbers, .*channels=6"),
         ("tokenizer", {"system.frames": 6}, "frames=6: a positive multiple of 4"),
-        ("tokenizer", {"system.frames": 32}, "sequences of 32, but clips in .* have 16"),
+        ("tokenizer", {"system.frames": 32}, "length 32, but the clips in .* have length 16"),
         (
             "outpaint",
             {"system.tokenizer.entries": 16, "system.tokenizer.width": 4},
@@ -441,19 +441,19 @@ def test_what_is_not_there_is_named(motion, tokens, xnemo, tmp_path):
         (
             "tokenizer",
             tmp_path / "gone",
-            "gone: no clips encoded by a trained X-NeMo here; write them with",
+            "gone: holds no clips encoded by a trained X-NeMo; write them with",
         ),
         (
             "outpaint",
             tmp_path / "gone",
-            "gone: no clips encoded by a trained motion tokenizer here",
+            "gone: holds no clips encoded by a trained motion tokenizer",
         ),
         (
             "tokenizer",
             tokens,
-            "holds ids, condition: not clips that .* has encoded with a trained X-NeMo",
+            "holds ids, condition; expected clips that .* has encoded with a trained X-NeMo",
         ),
-        ("outpaint", motion, "not clips that .* has encoded with a trained motion tokenizer"),
+        ("outpaint", motion, "expected clips that .* has encoded with a trained motion tokenizer"),
     ):
         with pytest.raises(DatasetError, match=message) as error:
             train(task(name, codes), str(tmp_path / "run"))
@@ -461,7 +461,7 @@ def test_what_is_not_there_is_named(motion, tokens, xnemo, tmp_path):
     with DatasetWriter(tmp_path / "clips", "clips") as writer:
         writer.write("train", {"video": np.zeros((2, 4, 4, 3), np.uint8)})
     with pytest.raises(
-        DatasetError, match=r"clips: not clips that python -m vidmotion.encode has encoded"
+        DatasetError, match=r"clips: expected clips that python -m vidmotion.encode has encoded"
     ):
         MotionCodesSource(tmp_path / "clips")
     assert not (tmp_path / "run").exists()

@@ -88,8 +88,8 @@ def _vidtwin_arguments(shapes: Shapes, options: Mapping[str, int | None]) -> Arg
     heads = options["heads"] or known.get((found["width"], found["depth"]))
     if heads is None:
         raise ValueError(
-            f"width {found['width']} and depth {found['depth']} are none of the paper's sizes, and "
-            "no shape tells the number of attention heads: give it as --heads=N"
+            f"width {found['width']} and depth {found['depth']} match none of the paper's sizes, "
+            "and the shapes do not tell the number of attention heads: give it as --heads=N"
         )
     query_heads = options["query_heads"] or vidtwin.VidTwin.query_heads
     found |= {"heads": heads, "query_heads": query_heads}
@@ -145,9 +145,7 @@ def _lpips(trunk: str, rules: engine.Rules) -> Network:
         arguments=lambda found, options: lpips_maps.arguments(trunk, found),
         shapes=shapes,
         constants=lambda arguments: lpips_maps.constants(lpips.SHIFT, lpips.SCALE),
-        files={
-            "heads": f"file of the heads, where --src has none: {lpips_maps.FILES[trunk].heads}"
-        },
+        files={"heads": f"file of the heads, if --src has none: {lpips_maps.FILES[trunk].heads}"},
     )
 
 
@@ -242,7 +240,7 @@ def _unet(
         rules=rules,
         arguments=arguments,
         shapes=shapes,
-        options={"heads": "attention heads (default 8, which no shape tells)"},
+        options={"heads": "number of attention heads, which the file does not tell (default 8)"},
         constants=constants,
     )
 
@@ -342,8 +340,8 @@ NETWORKS = {
         arguments=_vidtwin_arguments,
         shapes=_vidtwin_shapes,
         options={
-            "heads": "attention heads of both transformers (default: the paper's for this width)",
-            "query_heads": "attention heads of the Q-Former (default 8)",
+            "heads": "number of attention heads of both transformers (default: the paper's for this width)",
+            "query_heads": "number of attention heads of the Q-Former (default 8)",
         },
         constants=_vidtwin_constants,
     ),
@@ -374,7 +372,7 @@ def bring_in(name: str, src: Path, out: Path, options: Mapping[str, int | Path |
     arguments = network.arguments({key: x.shape for key, x in source.items()}, options)
     params = engine.convert(network.shapes(arguments), source, network.rules)
     wrong = [
-        f"source {key}: not the values that the port computes"
+        f"source {key}: differs from the values that the port computes"
         for key, want in network.constants(arguments).items()
         if key in source
         and (source[key].shape != want.shape or not np.allclose(source[key], want, atol=1e-5))
@@ -406,7 +404,8 @@ def bring_in_xnemo(src: Path | None, out: Path, options: Mapping[str, int | Path
     names = dict(xnemo_maps.FILES)
     if src is not None and (extra := [p for p in ("temporal", "appearance") if options.get(p)]):
         raise ValueError(
-            f"--{extra[0]}: the released files have all of X-NeMo; it goes with --base alone, for training"
+            f"--{extra[0]}: the released files have all of X-NeMo; give this file only "
+            "for training, with --base and without --src"
         )
     if src is None:
         if not base:
@@ -420,7 +419,7 @@ def bring_in_xnemo(src: Path | None, out: Path, options: Mapping[str, int | Path
         files, missing = xnemo_maps.find(src)
         if absent := [name for name in missing if "temporal" not in name]:
             raise ValueError(
-                f"{src}: lacks {', '.join(absent)} (or .safetensors files of these names), of "
+                f"{src}: lacks {', '.join(absent)} (or .safetensors files of these names), which belong to "
                 + xnemo_maps.PUBLISHED
             )
         sources = {
@@ -512,7 +511,7 @@ def bring_back(name: str, src: Path, out: Path) -> str:
     network = NETWORKS[name]
     found, arguments, params = folder.load(src)
     if found != name:
-        raise ValueError(f"{src}: holds {found}, not {name}")
+        raise ValueError(f"{src}: holds the network {found}, not {name}")
     source = engine.export(params, network.rules)
     shapes = {key: x.shape for key, x in source.items()}
     engine.check(network.shapes(arguments), shapes, network.rules)
@@ -560,15 +559,20 @@ def _parser() -> argparse.ArgumentParser:
     for name, network in NETWORKS.items():
         kind = kinds.add_parser(name)
         kind.add_argument(
-            "--src", type=Path, required=True, help="checkpoint file; with --export the folder"
+            "--src",
+            type=Path,
+            required=True,
+            help="checkpoint file to read; with --export, the folder to read",
         )
         kind.add_argument(
             "--out",
             type=Path,
             required=True,
-            help="folder to write; with --export the .safetensors file, or its folder",
+            help="folder to write; with --export, the .safetensors file to write, or its folder",
         )
-        kind.add_argument("--export", action="store_true", help="the way back")
+        kind.add_argument(
+            "--export", action="store_true", help="convert a folder back into a checkpoint file"
+        )
         for option, text in network.options.items():
             kind.add_argument(f"--{option}", type=int, help=text)
         for file, text in network.files.items():
@@ -577,17 +581,19 @@ def _parser() -> argparse.ArgumentParser:
     whole.add_argument("--src", type=Path, help="folder of the released files")
     whole.add_argument("--out", type=Path, required=True, help="folder to write")
     whole.add_argument(
-        "--base", type=Path, help="Stable Diffusion UNet, where the files lack its part"
+        "--base",
+        type=Path,
+        help="Stable Diffusion's UNet, required without --src or if the denoiser's file lacks these weights",
     )
     whole.add_argument(
         "--temporal",
         type=Path,
-        help="with --base alone: AnimateDiff's motion module, mm_sd_v15_v2.ckpt",
+        help="only without --src: AnimateDiff's motion module, mm_sd_v15_v2.ckpt",
     )
     whole.add_argument(
-        "--appearance", type=Path, help="with --base alone: ImageNet's ResNet-50 of torchvision"
+        "--appearance", type=Path, help="only without --src: ImageNet's ResNet-50 of torchvision"
     )
-    whole.add_argument("--heads", type=int, help="attention heads (default 8)")
+    whole.add_argument("--heads", type=int, help="number of attention heads (default 8)")
     begins = kinds.add_parser(
         "warpface", help="Stable Diffusion 1.5, for config.init_from of configs/warpface.py"
     )

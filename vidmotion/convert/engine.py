@@ -101,7 +101,9 @@ def convert(
                 path, targets[path], value, f"{keys[0]} ({binding.transform.name})"
             )
     problems += [
-        f"source {k}: used for {' and for '.join(u)}" for k, u in users.items() if len(u) > 1
+        f"source {k}: used more than once, for {' and for '.join(u)}"
+        for k, u in users.items()
+        if len(u) > 1
     ]
     ignored = [_pattern(rule.source) for rule in rules if isinstance(rule, Ignore)]
     problems += [
@@ -138,7 +140,7 @@ def export(params: Mapping[str, Any], rules: Rules) -> dict[str, np.ndarray]:
             continue
         for key, value in zip(binding.spellings(leaves)[0], values):
             if key in source:
-                problems.append(f"source {key}: written again by {binding.name}")
+                problems.append(f"source {key}: written a second time by {binding.name}")
             source[key] = value
     if problems:
         raise ConversionError(problems)
@@ -243,7 +245,10 @@ def _bindings(leaves: Mapping[str, Any], rules: Rules, problems: list[str]) -> l
         hits = [binding for rule in mapping for binding in _bind(rule, path)]
         if len(hits) != 1:
             said = "; ".join(" | ".join(hit.sources) for hit in hits)
-            problems.append(f"target {path}: " + (f"several rules: {said}" if hits else "no rule"))
+            problems.append(
+                f"target {path}: "
+                + (f"matches several rules: {said}" if hits else "matches no rule")
+            )
         for hit in hits[:1]:
             found[hit] = None
     complete = []

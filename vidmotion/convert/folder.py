@@ -91,7 +91,7 @@ def load_wanted(
     except (OSError, ValueError) as error:
         raise ConfigError(f"{field}: {error}{end}") from error
     if found != network:
-        raise ConfigError(f"{field}: holds {found}, wanted is {network}{end}")
+        raise ConfigError(f"{field}: holds {found}, expected {network}{end}")
     return arguments, params
 
 
@@ -106,7 +106,7 @@ def describe(folder: str | os.PathLike) -> tuple[str, dict[str, Any], dict[str, 
 def _checked(path: Path, stated: str | None) -> dict[str, np.ndarray]:
     if stated is not None and files.sha256(path) != stated:
         raise ValueError(
-            f"{path}: its sha256 is not that in {NETWORK}: damaged or replaced; convert it again"
+            f"{path}: its sha256 differs from the one in {NETWORK}: the file was damaged or replaced; convert it again"
         )
     return read(path)
 

@@ -106,10 +106,10 @@ def read_manifest(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
             dims = () if shape == "scalar" else tuple(int(d) for d in shape.split("x"))
         except ValueError:
             raise ValueError(
-                f"{path}:{number}: want 'key 1x2x3' or 'key scalar', got {line!r}"
+                f"{path}:{number}: expected 'key 1x2x3' or 'key scalar', got {line!r}"
             ) from None
         if key in shapes:
-            raise ValueError(f"{path}:{number}: {key} a second time")
+            raise ValueError(f"{path}:{number}: {key} appears a second time")
         shapes[key] = dims
     return shapes
 
@@ -119,7 +119,9 @@ def _read_one(path: Path, at: str) -> dict[str, np.ndarray]:
     readers |= dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), lambda path: _read_torch(path, at))
     _existing(path)
     if path.suffix not in readers:
-        raise ValueError(f"{path}: want .safetensors, .npz, .bin, .pt, .pth, .ckpt or {INDEX}")
+        raise ValueError(
+            f"{path}: the name must end in .safetensors, .npz, .bin, .pt, .pth, .ckpt or {INDEX}"
+        )
     return _whole(readers[path.suffix], path)
 
 
@@ -142,7 +144,9 @@ def _whole(reader: Callable[[Path], Any], path: Path) -> Any:
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     file = np.load(path, allow_pickle=False)
     if not isinstance(file, Mapping):
-        raise ValueError(f"{path}: one array, without a name")
+        raise ValueError(
+            f"{path}: holds a single array without a name; expected an archive of named arrays"
+        )
     with file:
         return dict(file)
 
@@ -164,7 +168,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     header, data = _header(path)
     if strange := {entry["dtype"] for entry in header.values()} - DTYPES.keys():
-        raise ValueError(f"{path}: arrays of {', '.join(sorted(strange))}")
+        raise ValueError(f"{path}: holds arrays of unsupported types: {', '.join(sorted(strange))}")
     arrays = {}
     with open(path, "rb") as file:
         for key, entry in header.items():
@@ -184,7 +188,7 @@ def _read_parts(index: Path, at: str) -> dict[str, np.ndarray]:
     content = _whole(lambda path: json.loads(path.read_text(encoding="utf-8")), _existing(index))
     files = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise ValueError(f"{index}: no weight_map; this is not the index of a split checkpoint")
+        raise ValueError(f"{index}: has no weight_map; this is not the index of a split checkpoint")
     parts = [index.with_name(name) for name in dict.fromkeys(files.values())]
     absent = [str(part) for part in parts if not part.is_file()]
     if absent:
@@ -192,7 +196,7 @@ def _read_parts(index: Path, at: str) -> dict[str, np.ndarray]:
     arrays = {key: value for part in parts for key, value in _read_one(part, at).items()}
     if arrays.keys() != files.keys():
         raise ValueError(
-            f"{index}: index and parts differ in {sorted(arrays.keys() ^ files.keys())}"
+            f"{index}: the keys of the index and of its parts differ: {sorted(arrays.keys() ^ files.keys())}"
         )
     return arrays
 
@@ -202,7 +206,7 @@ def _read_torch(path: Path, at: str) -> dict[str, np.ndarray]:
         import torch
     except ImportError as error:
         raise ImportError(
-            f"{path}: this format needs torch: install it, or convert to .safetensors"
+            f"{path}: this format needs torch: install it, or convert the file to .safetensors"
         ) from error
     if zipfile.is_zipfile(path):  # torch itself compares no checksums
         with zipfile.ZipFile(path) as archive:
@@ -212,16 +216,16 @@ def _read_torch(path: Path, at: str) -> dict[str, np.ndarray]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path}: holds more than weights, not unpickled; re-save its weights as .safetensors"
+            f"{path}: holds more than weights, so it was not unpickled; save its weights again as .safetensors"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get(at), Mapping):
         content = content[at]
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: want a dict of tensors, got {type(content).__name__}")
+        raise ValueError(f"{path}: expected a dict of tensors, got {type(content).__name__}")
     others = [str(key) for key, value in content.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise ValueError(
-            f"{path}: entries that are not tensors: {', '.join(others)}; "
+            f"{path}: has entries that are not tensors: {', '.join(others)}; "
             "name the one that holds the weights with at=..."
         )
     return {key: _from_torch(value) for key, value in content.items()}

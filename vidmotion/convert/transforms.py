@@ -150,5 +150,5 @@ def stack(field: str, inner: Transform = same) -> Transform:
         return [inner.inverse(layer)[0] for layer in zip(*arrays)]
 
     if inner.over:
-        raise ValueError(f"stack cannot hold {inner.name}: one numbered field per rule")
+        raise ValueError(f"stack cannot hold {inner.name}: a rule can have only one numbered field")
     return Transform(f"stack({field}, {inner.name})", forward, inverse, inner.parts, over=field)

@@ -96,7 +96,9 @@ def decode_clip(clip: bytes | np.ndarray, frames: range) -> np.ndarray:
     except (av.FFmpegError, IndexError) as error:
         raise DatasetError(f"a stored clip cannot be decoded: {error}") from error
     if found < len(frames):
-        raise DatasetError(f"a stored clip has {found} of the {len(frames)} frames {frames}")
+        raise DatasetError(
+            f"a stored clip has only {found} of the {len(frames)} frames to read: {frames}"
+        )
     return video
 
 

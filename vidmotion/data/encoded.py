@@ -70,8 +70,8 @@ class EncodedSource(ClipSource):
         held = self._records.features
         if not set(self.arrays) <= held.keys():
             raise DatasetError(
-                f"{directory}: holds {', '.join(held)}: not clips that python -m vidmotion.encode has encoded with "
-                f"a trained {self.network}"
+                f"{directory}: holds {', '.join(held)}; expected clips that python -m vidmotion.encode has encoded "
+                f"with a trained {self.network}"
             )
         self._arguments = (directory, split, *arguments)
 
@@ -84,13 +84,13 @@ class EncodedSource(ClipSource):
         """
         if not (Path(directory) / INDEX).is_file():
             raise DatasetError(
-                f"{directory}: no clips encoded by a trained {cls.network} here; write them with python -m "
-                f"vidmotion.encode --workdir=RUN --out={directory}, RUN being one"
+                f"{directory}: holds no clips encoded by a trained {cls.network}; write them with python -m "
+                f"vidmotion.encode --workdir=RUN --out={directory}, where RUN is the workdir in which it was trained"
             )
         provenance = read_index(directory)["provenance"]
         if not set(cls.noted) <= provenance.keys():
             raise DatasetError(
-                f"{directory}: not clips that python -m vidmotion.encode has encoded with a trained {cls.network}"
+                f"{directory}: expected clips that python -m vidmotion.encode has encoded with a trained {cls.network}"
             )
         return provenance
 
@@ -174,7 +174,7 @@ class CodesSource(EncodedSource):
         shortest = len(self._records[0]["ids_fast"])
         if not 1 <= frames <= shortest:
             raise ConfigError(
-                f"config.data: frames={frames}, but clips in {directory} have {shortest} codes at half "
+                f"config.data: frames={frames}, but the clips in {directory} have {shortest} codes at half "
                 "rate; encode longer clips or ask for fewer frames"
             )
         pick = PickRate(frames, fast)
@@ -283,8 +283,8 @@ class _Sequences(EncodedSource):
         have = len(self._records[0][self._name])
         if not 0 <= length <= have:
             raise ConfigError(
-                f"config.data: sequences of {length}, but clips in {directory} have {have}; encode longer "
-                "clips (--frames) or ask for fewer"
+                f"config.data: the sequences have length {length}, but the clips in {directory} have length {have}; "
+                "encode longer clips (--frames) or ask for shorter sequences"
             )
         self._length = length
         self.transforms = (Cut(self._name, length),) if split == "train" and length else ()

@@ -191,7 +191,9 @@ class Track:
         """Returns remarks for the user; "" if the face was found everywhere and alone."""
         remarks = []
         if lost := int((~self.seen).sum()):
-            remarks.append(f"no face in {lost} of {len(self.seen)} frames: its place is estimated")
+            remarks.append(
+                f"no face was found in {lost} of {len(self.seen)} frames: its place there is estimated"
+            )
         if self.several:
             remarks.append(f"several faces in {self.several} frames: the largest one is followed")
         return "; ".join(remarks)
@@ -227,8 +229,8 @@ def locate(
                 "faces seen from the front). Give its place in a box file (JSON "
                 '{"'
                 + Path(name).name
-                + '": [x0, y0, x1, y1]}), or take the whole picture as the face (--box=whole for who is to '
-                "move, --motion_box=whole for the driver)"
+                + '": [x0, y0, x1, y1]}), or take the whole picture as the face (--box=whole for the portrait '
+                "or video to animate, --motion_box=whole for the driving video)"
             )
         return Track(fill(steady(boxes)), ~np.isnan(boxes[:, 0]), several)
     if how == "whole":
@@ -237,7 +239,7 @@ def locate(
     known = read_boxes(Path(how), per_frame=True)
     found = known.get(name, known.get(Path(name).name))
     if found is None:
-        raise FaceError(f"{how}: no box for {name}; it has {', '.join(sorted(known)[:5])}")
+        raise FaceError(f"{how}: has no box for {name}, only for {', '.join(sorted(known)[:5])}")
     if own is None:
         count = sum(1 for _ in pictures)
         numbers = np.arange(count)
@@ -250,7 +252,10 @@ def locate(
     elif len(found) == len(numbers):  # made from a copy of the video at a constant rate
         boxes = found
     else:
-        raise FaceError(f"{how}: {len(found)} boxes for the {count} frames of {name}")
+        raise FaceError(
+            f"{how}: has {len(found)} boxes for the {count} frames of {name}; "
+            "give one box for each frame, or one in all"
+        )
     return Track(boxes, np.ones(len(boxes), bool))
 
 
@@ -317,7 +322,7 @@ def read_boxes(path: Path, per_frame: bool = False) -> dict[str, np.ndarray]:
       DatasetError: the file cannot be read, or an entry is wrong; the message names the first one.
     """
     if files.not_a_file(path):
-        raise DatasetError(f"{path}: not a file")
+        raise DatasetError(f"{path}: is not a file")
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".json":
@@ -335,7 +340,7 @@ def read_boxes(path: Path, per_frame: bool = False) -> dict[str, np.ndarray]:
         csv.Error,
     ) as error:
         raise DatasetError(
-            f"{path}: not a box file ({error!r}); JSON {{name: [x0, y0, x1, y1]}}, or CSV with the "
+            f"{path}: is not a box file ({error!r}); expected JSON {{name: [x0, y0, x1, y1]}}, or CSV with the "
             "header file,x0,y0,x1,y1"
         ) from error
     boxes = {}
@@ -348,7 +353,9 @@ def read_boxes(path: Path, per_frame: bool = False) -> dict[str, np.ndarray]:
             raise DatasetError(f"{path}: {name}: {reprlib.repr(values)} is not x0, y0, x1, y1")
         x0, y0, x1, y1 = box.T
         if not (np.isfinite(box).all() and np.all(x0 < x1) and np.all(y0 < y1)):
-            raise DatasetError(f"{path}: {name}: {reprlib.repr(values)} is not x0 < x1, y0 < y1")
+            raise DatasetError(
+                f"{path}: {name}: {reprlib.repr(values)} does not have x0 < x1 and y0 < y1"
+            )
         boxes[name] = box
     return boxes
 

@@ -59,7 +59,7 @@ def make_source(kind: str, **kwargs):
         by the class; or a package is not installed. Other errors that the class raises about its data pass through.
     """
     if kind not in SOURCES:
-        raise ConfigError(f"no data source {kind!r}; there are {', '.join(SOURCES)}")
+        raise ConfigError(f"no data source {kind!r}; choose one of {', '.join(SOURCES)}")
     module, name = SOURCES[kind]
     source_class = getattr(importlib.import_module(module), name)
     signature = inspect.signature(source_class)
@@ -169,7 +169,7 @@ class Loader:
             )
         if seed < 0 or num_threads < 0 or num_workers < 0 or not 1 <= prefetch <= 16:
             raise ConfigError(
-                "seed, num_threads and num_workers are at least 0 and prefetch is 1 to 16, got "
+                "seed, num_threads and num_workers must be at least 0, and prefetch 1 to 16; got "
                 f"{seed=}, {num_threads=}, {num_workers=}, {prefetch=}"
             )
         self.source, self.batch_size = source, batch_size
@@ -253,7 +253,7 @@ class Loader:
           ConfigError: the state belongs to other data or another order; the message says what differs.
         """
         differing = [
-            f"{key} was {state.get(key)!r} and is {value!r}"
+            f"{key} was {state.get(key)!r} and is now {value!r}"
             for key, value in self.identity.items()
             if state.get(key) != value
         ]
@@ -356,7 +356,7 @@ def device_prefetch(iterator: Iterable, put: Callable, ahead: int = 2) -> Device
       they concern.
     """
     if ahead < 1:
-        raise ValueError(f"ahead is at least 1, got {ahead}")
+        raise ValueError(f"ahead must be at least 1, got {ahead}")
     return DevicePrefetch(iterator, put, ahead)
 
 
@@ -389,7 +389,9 @@ class _Masked:
 
     def __call__(self, index, element):
         if "mask" in element:
-            raise ValueError("`mask` is the loader's own entry: rename that of the source")
+            raise ValueError(
+                "the loader adds an entry `mask` itself: rename the entry of the source"
+            )
         return {**element, "mask": np.bool_(index < self._length)}
 
 
@@ -398,7 +400,7 @@ def _transform_name(transform) -> str:
     name = f"{transform.__module__}.{name}" if name else repr(transform)
     if "<lambda>" in name or " at 0x" in name:
         raise ConfigError(
-            f"transform {name} has no lasting name: use a named function or a frozen dataclass, "
+            f"transform {name} has no stable name: use a named function or a frozen dataclass, "
             "whose repr shows its settings"
         )
     return name

@@ -116,9 +116,9 @@ class Pair(grain.transforms.RandomMap):
         starts = [k for k, references in enumerate(options) if len(references)]
         if not starts:
             raise ConfigError(
-                f"clips of {length} frames at {fps:g}/s hold no {self.frames} target frames, every "
-                f"{self.decimate}, and a reference more than {self.gap} s away: ask for fewer, or "
-                "prepare longer clips (--seconds)"
+                f"clips of {length} frames at {fps:g} frames/s do not hold {self.frames} target frames, one in "
+                f"every {self.decimate}, and a reference more than {self.gap} s away: ask for fewer frames, "
+                "or prepare longer clips (--seconds)"
             )
         if not self.random:
             # The reference is the first frame if that leaves room for a target, which it does unless gap is long.
@@ -191,7 +191,7 @@ def make_pair(random: bool, settings: Mapping | None) -> Pair:
         raise ConfigError(f"config.data pair: {error}") from None
     if pair.frames < 1 or pair.decimate < 1 or (pair.gap or 0) < 0 or not 0 <= pair.flip <= 1:
         raise ConfigError(
-            "a pair has frames >= 1, decimate >= 1, gap >= 0 (or None) and flip within 0..1, got "
+            "a pair needs frames >= 1, decimate >= 1, gap >= 0 (or None) and flip within 0..1, got "
             f"{pair.frames=}, {pair.decimate=}, {pair.gap=}, {pair.flip=}"
         )
     return pair
@@ -238,11 +238,13 @@ class PortraitSource(ClipSource, Prepared):
         needed = {"length", "fps"} | ({"boxes"} if boxless and not whole else set())
         if not {"clip", "video"} & held or not needed <= held:
             raise DatasetError(
-                f"{directory}: holds {', '.join(held)}: not clips with their faces' boxes, as written "
+                f"{directory}: holds {', '.join(held)}; expected clips with their faces' boxes, as written "
                 "by python -m vidmotion.data.prepare hdtf, vfhq, nersemble, mead or portraits"
             )
         if boxless:
-            log.info("%s has no boxes of faces: the whole picture is taken as the face", directory)
+            log.info(
+                "%s has no boxes of the faces: the whole picture is taken as the face", directory
+            )
         self.transforms = (self._pair,) if random else ()
         self.fingerprint = _fingerprint(self._records.fingerprint, self._pair)
         self._arguments = (directory, split, random, pair, whole)

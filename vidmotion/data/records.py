@@ -139,7 +139,9 @@ class DatasetWriter:
             old, new = self._features.get(name), found.get(name)
             same_kind = old and new and old["dtype"] == new["dtype"]
             if not same_kind or len(old["shape"]) != len(new["shape"]):
-                raise ValueError(f"record entry {name!r}: {new} here, {old} in earlier records")
+                raise ValueError(
+                    f"record entry {name!r}: {new} in this record, but {old} in earlier ones"
+                )
             old["shape"] = [a if a == b else None for a, b in zip(old["shape"], new["shape"])]
 
     def _publish(self):
@@ -187,7 +189,7 @@ class RecordSource(ClipSource):
         self._rebuild = _rebuild(self._folder, index)
         if split not in index["splits"]:
             raise DatasetError(
-                f"{self._folder / INDEX}: no split {split!r}; there are "
+                f"{self._folder / INDEX}: no split {split!r}; the splits are "
                 f"{', '.join(index['splits'])}. {self._rebuild}"
             )
         self.features, self.provenance = index["features"], index["provenance"]
@@ -200,7 +202,7 @@ class RecordSource(ClipSource):
                 raise DatasetError(f"{path}: this shard is missing. {self._rebuild}")
             if (size := path.stat().st_size) != shard["bytes"]:
                 raise DatasetError(
-                    f"{path}: {size} bytes where the index says {shard['bytes']}: truncated, or "
+                    f"{path}: has {size} bytes, but the index says {shard['bytes']}: it was truncated or "
                     f"replaced. {self._rebuild}"
                 )
         self._readers = [None] * len(self._shards)
@@ -212,7 +214,7 @@ class RecordSource(ClipSource):
     def __getitem__(self, index) -> dict[str, np.ndarray]:
         """Returns a record. Raises: IndexError out of range; DatasetError if the shard is damaged or foreign."""
         if not 0 <= index < self._length:
-            raise IndexError(f"record {index} of {self._length}")
+            raise IndexError(f"no record {index} in a split of {self._length} records")
         row, shard = divmod(int(index), len(self._shards))
         try:
             (blob,) = self._reader(shard).read([row])
@@ -222,12 +224,12 @@ class RecordSource(ClipSource):
         except (RuntimeError, ValueError, IndexError, SafetensorError) as error:
             raise DatasetError(
                 f"{self._folder / self._shards[shard]['file']}: record {row} cannot be read "
-                f"({error}): damaged, or not a file of this format. {self._rebuild}"
+                f"({error}): the file is damaged or has another format. {self._rebuild}"
             ) from error
         if arrays.keys() != self.features.keys():
             raise DatasetError(
                 f"{self._folder / self._shards[shard]['file']}: record {row} holds "
-                f"{sorted(arrays)} where the index says {sorted(self.features)}. {self._rebuild}"
+                f"{sorted(arrays)}, but the index says {sorted(self.features)}. {self._rebuild}"
             )
         return arrays
 
@@ -247,7 +249,7 @@ class RecordSource(ClipSource):
             path = self._folder / shard["file"]
             if files.sha256(path) != shard["sha256"]:
                 raise DatasetError(
-                    f"{path}: its sha256 is not that of the index: damaged. {self._rebuild}"
+                    f"{path}: its sha256 differs from the one in the index: the file is damaged. {self._rebuild}"
                 )
 
     def _reader(self, shard):
@@ -264,7 +266,7 @@ class RecordSource(ClipSource):
                 )
                 if (found := reader.num_records()) != stated:
                     raise DatasetError(
-                        f"{path}: {found} records where the index says {stated}. {self._rebuild}"
+                        f"{path}: has {found} records, but the index says {stated}. {self._rebuild}"
                     )
                 self._readers[shard] = reader
             return self._readers[shard]
@@ -287,15 +289,15 @@ def read_index(directory) -> dict:
             what = f"holds no {INDEX}: its preparation was interrupted"
         else:
             raise DatasetError(
-                f"{directory}: not a dataset, for it holds no {INDEX}. If these are videos, this makes one of them: "
-                f"python -m vidmotion.data.prepare videos --src={directory} --out=DIR"
+                f"{directory}: not a dataset, because it holds no {INDEX}. If it holds videos, make a dataset from "
+                f"them: python -m vidmotion.data.prepare videos --src={directory} --out=DIR"
             )
         raise DatasetError(f"{directory}: {what}. {rebuild}")
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         if index["format"] != FORMAT:
             raise DatasetError(
-                f"{path}: format {index['format']!r}; this version reads {FORMAT}. {rebuild}"
+                f"{path}: has format {index['format']!r}, but this version reads {FORMAT}. {rebuild}"
             )
         missing = {"features", "splits", "provenance"} - index.keys()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -330,14 +332,14 @@ def _wrong(index: Mapping) -> str:
                 and all(isinstance(shard.get(name), str) for name in texts)
                 and all(_count(shard.get(name)) for name in ("records", "bytes"))
             ):
-                return f"a shard of {split!r} has no file, records, bytes and sha256"
+                return f"a shard of {split!r} lacks one of file, records, bytes and sha256"
             if Path(shard["file"]).name != shard["file"]:
-                return f"the shard {shard['file']!r} of {split!r} lies elsewhere"
+                return f"the shard {shard['file']!r} of {split!r} is not in this folder"
         total, count = summary.get("records"), len(shards)
         if not _count(total) or [shard["records"] for shard in shards] != [
             len(range(k, total, count)) for k in range(count)
         ]:
-            return f"the records of the shards of {split!r} are not dealt out of {total!r}"
+            return f"the record counts of the shards of {split!r} do not fit its total of {total!r}"
     return ""
 
 

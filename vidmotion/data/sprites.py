@@ -48,8 +48,8 @@ _SPLIT_SEED, _SHUFFLE_SEED, _TRAIN_CHARACTERS = 423, 0, 1000
 SPLITS = ("train", "test")
 
 _GET = (
-    "The sheets are those of github.com/YingzhenLi/Sprites: a folder with body, bottomwear, "
-    "topwear, hair and shoes in it. Fetch it again and pass its path."
+    "The sheets are those of github.com/YingzhenLi/Sprites: a folder that holds body, bottomwear, "
+    "topwear, hair and shoes. Fetch it again and pass its path."
 )
 
 
@@ -176,7 +176,7 @@ class Sheets:
         """
         skin, pants, top, hair = attributes_of(character)
         if not 0 <= action < CLASSES:
-            raise ValueError(f"class labels lie in 0..{CLASSES - 1}, got {action}")
+            raise ValueError(f"class labels must be in 0..{CLASSES - 1}, got {action}")
         frames = self._base[skin, pants, action]
         for layer in (self._top[top], self._hair[hair], self._shoes):
             frames = _over(frames, layer, action)
@@ -293,7 +293,7 @@ def _read(path: Path, digest) -> tuple[np.ndarray, np.ndarray]:
         picture = Image.open(io.BytesIO(data))
         if picture.size != SHEET_SIZE:
             raise DatasetError(
-                f"{path}: a sheet of {picture.size[0]}x{picture.size[1]} pixels, expected "
+                f"{path}: is a sheet of {picture.size[0]}x{picture.size[1]} pixels, expected "
                 f"{SHEET_SIZE[0]}x{SHEET_SIZE[1]}. {_GET}"
             )
         rgba = np.asarray(picture.convert("RGBA"), np.uint16)

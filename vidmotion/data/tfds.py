@@ -119,7 +119,7 @@ class VidmotionFolder(_Clips):
         where = self.builder_config.directory
         if not where:
             raise ConfigError(
-                'vidmotion_folder: name a prepared folder, --config=\'{"name": "mine", "directory": "DIR"}\''
+                'vidmotion_folder: name a prepared folder with --config=\'{"name": "mine", "directory": "DIR"}\''
             )
         return {split: RecordSource(where, split) for split in read_index(where)["splits"]}
 

@@ -47,8 +47,8 @@ class Window(grain.transforms.RandomMap):
         span = (frames - 1) * self.decimate + 1
         if span > length:
             raise ConfigError(
-                f"{frames} frames, every {self.decimate} of a clip, span {span} frames; the stored "
-                f"clips have {length}: ask for fewer, or prepare longer ones (--seconds)"
+                f"{frames} frames, one in every {self.decimate}, span {span} frames, but the stored "
+                f"clips have {length}: ask for fewer frames, or prepare longer clips (--seconds)"
             )
         first = int(rng.integers(length - span + 1)) if self.random else (length - span) // 2
         if "clip" in element:
@@ -106,7 +106,7 @@ class VideoSource(ClipSource, Classes, Prepared):
           ConfigError: `frames` or `decimate` is below 1, or the clips are too short for them.
         """
         if decimate < 1 or (frames is not None and frames < 1):
-            raise ConfigError(f"frames and decimate are at least 1, got {frames=}, {decimate=}")
+            raise ConfigError(f"frames and decimate must be at least 1, got {frames=}, {decimate=}")
         splits = split.split(",")
         there = read_index(directory)["splits"]
         split = next((name for name in splits if name in there), splits[0])
@@ -120,7 +120,7 @@ class VideoSource(ClipSource, Classes, Prepared):
             {"length", "fps", "start", "source"} <= self._records.features.keys()
         ):
             raise DatasetError(
-                f"{directory}: holds {', '.join(self._records.features)}: not {self._expected}"
+                f"{directory}: holds {', '.join(self._records.features)}; expected {self._expected}"
             )
         self._window = Window(frames, decimate, random)
         self.classes = tuple(self._records.provenance.get("classes", ()))
@@ -205,7 +205,7 @@ class TfdsVideoSource(ClipSource, Classes):
                 "pip install 'vidmotion[tfds]' tensorflow"
             ) from error
         if decimate < 1 or (frames is not None and frames < 1):
-            raise ConfigError(f"frames and decimate are at least 1, got {frames=}, {decimate=}")
+            raise ConfigError(f"frames and decimate must be at least 1, got {frames=}, {decimate=}")
         info = self._data.dataset_info
         self._window, self._size, self._fps = Window(frames, decimate, random), size, fps
         self.transforms = (_Decoded(self._window, size, fps),) if random else ()

@@ -29,7 +29,7 @@ RULES = (
     Ignore("vision_model.embeddings.position_ids", "the numbers 0 to 256"),
     Ignore("text_model.*", "the text tower"),
     Ignore("text_projection.weight", "the text tower"),
-    Ignore("logit_scale", "the temperature of its training"),
+    Ignore("logit_scale", "the temperature used in training"),
 )
 
 
@@ -48,7 +48,7 @@ def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
         "visual_projection.weight",
     )
     absent = [
-        f"source {key}: not there, to read the sizes from" for key in keys if key not in shapes
+        f"source {key}: missing; the sizes are read from it" for key in keys if key not in shapes
     ]
     if absent:
         raise ConversionError(absent)

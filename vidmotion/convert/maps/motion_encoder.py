@@ -72,7 +72,7 @@ RULES: Rules = (
     *layer("params/fusion", "final_proj", linear),
     Ignore("pe", "a fixed position code, recomputed"),
     Ignore("model.att_*.pos_embed.pos_embed", "a fixed position code, recomputed"),
-    Ignore("*.num_batches_tracked", "counts updates; a fixed momentum needs none"),
+    Ignore("*.num_batches_tracked", "counts updates; not needed with a fixed momentum"),
 )
 
 

@@ -24,5 +24,5 @@ RULES = (
     *_normed(2),
     *_normed(3),
     *layer("params/conv_4", f"{_MAIN}.11", conv2d),
-    Ignore(f"{_MAIN}.*.num_batches_tracked", "a count of batches that nothing reads"),
+    Ignore(f"{_MAIN}.*.num_batches_tracked", "counts batches; never read"),
 )

@@ -22,5 +22,5 @@ RULES: Rules = (
     (f"params/{_BLOCK}/shortcut/kernel", f"{_SOURCE}.downsample.0.weight", conv2d),
     *batch_norm(f"{_BLOCK}/shortcut_norm", f"{_SOURCE}.downsample.1"),
     Ignore("fc.*", "the classifier after the pooling"),
-    Ignore("*num_batches_tracked", "counts updates; a fixed momentum needs none"),
+    Ignore("*num_batches_tracked", "counts updates; not needed with a fixed momentum"),
 )

@@ -152,7 +152,7 @@ def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """
     if "down_blocks.0.resnets.0.conv1.weight" not in shapes:
         raise ConversionError(
-            ["source down_blocks.0.resnets.0.conv1.weight: not there, so this is not a UNet's file"]
+            ["source down_blocks.0.resnets.0.conv1.weight: missing, so this is not a UNet's file"]
         )
     channels = []
     while (key := f"down_blocks.{len(channels)}.resnets.0.conv1.weight") in shapes:
@@ -188,7 +188,7 @@ def temporal_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     if not width(0, 0):
         raise ConversionError(
             [
-                "source down_blocks.0.motion_modules.0.temporal_transformer.norm.weight: not there, so this is not "
+                "source down_blocks.0.motion_modules.0.temporal_transformer.norm.weight: missing, so this is not "
                 "AnimateDiff's motion module"
             ]
         )
@@ -205,7 +205,7 @@ def other_texts(shapes: Mapping[str, tuple[int, ...]], width: int) -> list[str]:
     """
     reads = (".attn2.to_k.weight", ".attn2.to_v.weight")
     return [
-        f"source {key}: reads a text of {shape[-1]} numbers, expected is one of {width}"
+        f"source {key}: reads text embeddings of width {shape[-1]}, expected {width}"
         for key, shape in shapes.items()
         if key.endswith(reads) and shape[-1] != width
     ]

@@ -67,7 +67,7 @@ def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     first = "encoder.down_blocks.{}.resnets.{}.conv1.weight"
     if first.format(0, 0) not in shapes:
         raise ConversionError(
-            [f"source {first.format(0, 0)}: not there, so this is not an autoencoder's file"]
+            [f"source {first.format(0, 0)}: missing, so this is not an autoencoder's file"]
         )
     channels, layers = [], 0
     while (key := first.format(len(channels), 0)) in shapes:

@@ -100,12 +100,12 @@ RULES = (
     Ignore("encoder.pos_embed_temporal", "a fixed position code, recomputed"),
     Ignore("decoder.pos_embed", "a fixed position code, recomputed"),
     Ignore("decoder.pos_embed_temporal", "a fixed position code, recomputed"),
-    Ignore("encoder.final_layer.scale_shift_table", "the encoder has no final layer in use"),
-    Ignore("encoder.final_layer.linear.weight", "the encoder has no final layer in use"),
-    Ignore("encoder.final_layer.linear.bias", "the encoder has no final layer in use"),
+    Ignore("encoder.final_layer.scale_shift_table", "the encoder does not use a final layer"),
+    Ignore("encoder.final_layer.linear.weight", "the encoder does not use a final layer"),
+    Ignore("encoder.final_layer.linear.bias", "the encoder does not use a final layer"),
     Ignore("decoder.x_embedder.proj.weight", "the decoder embeds no video"),
     Ignore("decoder.x_embedder.proj.bias", "the decoder embeds no video"),
-    Ignore("loss.*", "perceptual network of its training, of which `lpips_vgg` is made"),
+    Ignore("loss.*", "perceptual network used in training; `lpips_vgg` is converted from it"),
 )
 DISCRIMINATOR = "loss.discriminator.main.0.weight"  # only where the discriminator is kept
 
@@ -130,7 +130,7 @@ def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "temporal_qformer.qformer.encoder.layer.0.intermediate_query.dense.weight": 2,
     }
     wrong = [
-        f"source {key}: want {rank} axes to read the sizes from, "
+        f"source {key}: expected an array with {rank} axes, "
         + (f"got shape {tuple(shapes[key])}" if key in shapes else "but there is no such key")
         for key, rank in ranks.items()
         if len(shapes.get(key, ())) != rank

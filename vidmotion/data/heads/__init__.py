@@ -67,7 +67,9 @@ IDENTITY_FACTORS: tuple[Factor, ...] = (
     _real("brow_thickness", 0.6, 1.6, "relative"),
     _real("lip_fullness", 0.5, 1.6, "relative"),
     _real("hair_volume", 0.0, 1.0, "flat to full (no effect when bald or shaved)"),
-    _real("hair_part", -1.0, 1.0, "parted on the left to on the right (no effect when bald)"),
+    _real(
+        "hair_part", -1.0, 1.0, "parted on the left to parted on the right (no effect when bald)"
+    ),
     _real("light", -1.0, 1.0, "light from the left to from the right"),
     _choice("hair_style", len(cartoon.HAIRSTYLES), "cartoon.HAIRSTYLES"),
     _choice("hair_colour", len(cartoon.HAIR), "cartoon.HAIR; brows and beard too"),
@@ -91,12 +93,12 @@ MOTION_FACTORS: tuple[Factor, ...] = (
     _real("scale", 0.85, 1.15, "size of the head, relative"),
     _real("mouth_open", 0.0, 1.0, "closed to wide open"),
     _real("smile", -1.0, 1.0, "corners down to up"),
-    _real("lid_left", 0.0, 1.0, "open to closed, the eye on the left"),
-    _real("lid_right", 0.0, 1.0, "open to closed, the eye on the right"),
-    _real("gaze_x", -1.0, 1.0, "eyes to the left to to the right"),
-    _real("gaze_y", -1.0, 1.0, "eyes up to down"),
-    _real("brow_left", -1.0, 1.0, "frowning to raised, the brow on the left"),
-    _real("brow_right", -1.0, 1.0, "frowning to raised, the brow on the right"),
+    _real("lid_left", 0.0, 1.0, "eye on the left, open to closed"),
+    _real("lid_right", 0.0, 1.0, "eye on the right, open to closed"),
+    _real("gaze_x", -1.0, 1.0, "eyes looking left to looking right"),
+    _real("gaze_y", -1.0, 1.0, "eyes looking up to looking down"),
+    _real("brow_left", -1.0, 1.0, "brow on the left, frowning to raised"),
+    _real("brow_right", -1.0, 1.0, "brow on the right, frowning to raised"),
 )
 
 _LOW = np.array([f.low for f in MOTION_FACTORS], np.float32)
@@ -228,7 +230,9 @@ def render_many(
     """
     size = _at_least("size", size, MIN_SIZE)
     if len(identities) != len(motions):
-        raise ValueError(f"{len(identities)} identities cannot move as {len(motions)} motions")
+        raise ValueError(
+            f"got {len(identities)} identities and {len(motions)} motions; give one motion for each identity"
+        )
     for identity in identities:
         _check_identity(identity)
     motions = [_checked_motion(motion) for motion in motions]
@@ -349,7 +353,7 @@ class HeadsSource(ClipSource, Boxes, Renders, Classes):
         self.clips = _at_least("clips", clips, 1)
         self.seed = _at_least("seed", seed, 0)
         if split not in SPLITS:
-            raise ValueError(f"split is {split!r}; it is one of {', '.join(SPLITS)}")
+            raise ValueError(f"split is {split!r}; choose one of {', '.join(SPLITS)}")
         self.split = split
         self.identities = _at_least("identities", clips if identities is None else identities, 1)
         if self.identities > self.clips:
@@ -492,7 +496,7 @@ class HeadsSource(ClipSource, Boxes, Renders, Classes):
     def _index(self, i: int) -> int:
         i = operator.index(i)
         if not 0 <= i < self.clips:
-            raise IndexError(f"clip {i} of a source with {self.clips} clips")
+            raise IndexError(f"no clip {i} in a source of {self.clips} clips")
         return i
 
     def _rng(self, stream: int, i: int) -> np.random.Generator:
@@ -520,7 +524,9 @@ def _check_identity(identity: Mapping) -> None:
     for f in IDENTITY_FACTORS:
         value = identity[f.name]
         if not f.low <= value <= f.high or (f.kind == "discrete" and value != int(value)):
-            raise ValueError(f"identity factor {f.name} is {value}; {f.kind}, {f.low} to {f.high}")
+            raise ValueError(
+                f"identity factor {f.name} is {value}; expected a {f.kind} value from {f.low} to {f.high}"
+            )
 
 
 def _checked_motion(motion: np.ndarray) -> np.ndarray:

@@ -96,7 +96,9 @@ def plan_videos(args) -> Plan:
     share = folders.TEST_SHARE if args.test_share is None else args.test_share
     if split := folders.split_by_folder(files):
         if args.test_share is not None:
-            raise DatasetError(f"{args.src}: has folders train and test; leave out --test_share")
+            raise DatasetError(
+                f"{args.src}: has the folders train and test, which are the splits; leave out --test_share"
+            )
         files, share = split, 0.0
     dealing = {"test_share": share, "seed": args.seed}
     return _plan_folder("videos", "that of the videos", args, files, ignored, boxes, **dealing)
@@ -262,7 +264,7 @@ def main(argv: list[str] | None = None, plan_latents: Callable[..., Plan] | None
         if part := getattr(args, "part", None):
             if args.force:
                 raise ConfigError(
-                    "--force discards what other parts have done; leave one of the two out"
+                    "--force discards what the other parts have done; leave out --force or --part"
                 )
             print(plan.share(*part))
             return 0
@@ -292,7 +294,7 @@ def _check_out(out: Path, src: Path | None) -> None:
         raise ConfigError(f"--out={out} is a file; the dataset is a folder, so choose another name")
     if src is not None and out.resolve() == src.resolve():
         raise ConfigError(
-            f"--out={out} is the folder of --src; choose another for the dataset, such as data/own"
+            f"--out={out} is the folder of --src; choose another folder for the dataset, such as data/own"
         )
 
 
@@ -300,12 +302,16 @@ def _parser(plan_latents):
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--out", type=Path, required=True, help="dataset folder to write")
     common.add_argument("--shards", type=_positive, default=4, help="files per split (default 4)")
-    common.add_argument("--force", action="store_true", help="replace a dataset that is there")
+    common.add_argument(
+        "--force", action="store_true", help="replace a dataset that --out already holds"
+    )
     parser = argparse.ArgumentParser(prog="python -m vidmotion.data.prepare", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     kinds = parser.add_subparsers(dest="kind", required=True)
 
-    kind = kinds.add_parser("sprites", parents=[common], help="the Sprites benchmark, from sheets")
+    kind = kinds.add_parser(
+        "sprites", parents=[common], help="the Sprites benchmark, from its sprite sheets"
+    )
     kind.add_argument("--sheets", type=Path, required=True, help="folder of sprite sheets")
     kind.set_defaults(plan=plan_sprites)
 
@@ -316,21 +322,27 @@ def _parser(plan_latents):
         "--boxes",
         type=Path,
         help="crop boxes in place of --crop: JSON {file: [x0, y0, x1, y1]}, or CSV with the header "
-        "file,x0,y0,x1,y1; files relative to --src, pixels of the upright video",
+        "file,x0,y0,x1,y1; paths are relative to --src, boxes in pixels of the upright video",
     )
     kind.add_argument(
         "--test_share",
         type=_share,
-        help="share of the files for the test split (default 0.1; 1: all of them; where --src has the folders train "
+        help="share of the files for the test split (default 0.1; 1 takes them all; if --src has the folders train "
         "and test, these are the splits)",
     )
-    kind.add_argument("--seed", type=int, default=0, help="of that choice (default 0)")
+    kind.add_argument(
+        "--seed", type=int, default=0, help="seed for choosing the test files (default 0)"
+    )
     kind.set_defaults(plan=plan_videos)
 
-    kind = kinds.add_parser("lrs3", parents=[common, clips], help="LRS3-TED, from its own folders")
+    kind = kinds.add_parser(
+        "lrs3", parents=[common, clips], help="LRS3-TED, split by its own folders"
+    )
     kind.set_defaults(plan=plan_lrs3)
 
-    kind = kinds.add_parser("ucf101", parents=[common, clips], help="UCF101, from its own lists")
+    kind = kinds.add_parser(
+        "ucf101", parents=[common, clips], help="UCF101, split by its own lists"
+    )
     kind.add_argument(
         "--lists",
         type=Path,
@@ -346,8 +358,13 @@ def _parser(plan_latents):
     portraits = _clip_flags(size=512, crop="tube", least=200)
     flag = portraits.add_argument
     share, default = _number(-1e-9, 1), folders.TEST_SHARE
-    flag("--test_share", type=share, default=default, help=f"of the people (default {default})")
-    flag("--seed", type=int, default=0, help="of that choice (default 0)")
+    flag(
+        "--test_share",
+        type=share,
+        default=default,
+        help=f"share of the people for the test split (default {default})",
+    )
+    flag("--seed", type=int, default=0, help="seed for choosing the test people (default 0)")
     for name, plan, what in (
         ("portraits", plan_portraits, "any folder of videos of one face each"),
         ("hdtf", plan_hdtf, "HDTF: <video>_<index>.mp4"),
@@ -361,23 +378,35 @@ def _parser(plan_latents):
         if name == "nersemble":
             front = [portrait_sets.NERSEMBLE_FRONT]
             kind.add_argument(
-                "--cameras", nargs="+", default=front, help=f"serials (default {front[0]})"
+                "--cameras",
+                nargs="+",
+                default=front,
+                help=f"serial numbers of the cameras to take (default {front[0]})",
             )
         if name == "mead":
-            kind.add_argument("--views", nargs="+", default=["front"], help="(default front)")
+            kind.add_argument(
+                "--views", nargs="+", default=["front"], help="views to take (default front)"
+            )
 
     if plan_latents:
         kind = kinds.add_parser(
-            "latents", parents=[common], help="of a dataset of videos, by an image autoencoder"
+            "latents",
+            parents=[common],
+            help="latents of a dataset of videos, from an image autoencoder",
         )
         flag = kind.add_argument
-        flag("--src", type=Path, required=True, help="dataset that videos or lrs3 wrote")
+        flag("--src", type=Path, required=True, help="dataset written by videos or lrs3")
         flag(
-            "--network", default="sd", help="sd (default), tiny or patch, as in config.system.codec"
+            "--network",
+            default="sd",
+            help="the autoencoder: sd (default), tiny or patch, as in config.system.codec",
         )
         flag("--weights", type=Path, help="file with its weights; patch has none")
         flag(
-            "--batch", type=_positive, default=8, help="frames at a time on each device (default 8)"
+            "--batch",
+            type=_positive,
+            default=8,
+            help="frames to encode at a time on each device (default 8)",
         )
         kind.set_defaults(plan=plan_latents)
     return parser
@@ -393,48 +422,53 @@ def _clip_flags(size: int, crop: str, least: int = 0):
         "--size",
         type=_even,
         default=size,
-        help="height and width, pixels, even: what the config takes, N of own:size=N, 224 of vidtwin, 256 of lrs3 and "
-        f"warpface, 512 of xnemo (default {size})",
+        help="height and width in pixels, even: the size that the config takes, N for own:size=N, 224 for vidtwin, "
+        f"256 for lrs3 and warpface, 512 for xnemo (default {size})",
     )
-    flag("--seconds", type=_number(0, 3600), default=4.0, help="length of a clip (default 4)")
+    flag(
+        "--seconds",
+        type=_number(0, 3600),
+        default=4.0,
+        help="length of a clip in seconds (default 4)",
+    )
     flag(
         "--cut",
         type=_number(0, 256),
         default=25.0,
-        help="scene change: mean absolute difference of two frames, of 255 (default 25; 255: never)",
+        help="mean absolute difference of two frames, of 255, above which the scene changes (default 25; 255: never)",
     )
     flag(
         "--crop",
         choices=("centre", "face", "tube"),
         default=crop,
-        help="centre: the largest square; face: one square per clip about the face, clips in which "
-        "none is found are left out and counted (needs the extra `face`); tube: one about all the "
-        f"places where the face goes, and its box in every frame (default {crop})",
+        help="centre: the largest square; face: one square per clip about the face; clips without a face are left "
+        "out and counted (needs the extra `face`); tube: one square per clip about all places where the face goes, and "
+        f"its box in every frame (default {crop})",
     )
     flag(
         "--face_scale",
         type=_number(0, 100),
         default=2.0,
-        help="side of that square over the side of the face, eyebrows to chin (default 2)",
+        help="ratio of the side of that square to the side of the face, eyebrows to chin (default 2)",
     )
     flag(
         "--least",
         type=int,
         default=least,
-        help=f"tube: leave out faces that are smaller, pixels of the video (default {least})",
+        help=f"tube: leave out faces smaller than this, in pixels of the video (default {least})",
     )
     flag(
         "--border",
         choices=("black", "shrink"),
         default="black",
-        help="tube: black where the square leaves the picture, or a smaller square (default black)",
+        help="tube: where the square leaves the picture, fill it with black or shrink it (default black)",
     )
     flag("--codec", choices=("h264", "raw"), default="h264", help="how clips are stored")
-    flag("--jobs", type=_positive, help="threads (default: one per core)")
+    flag("--jobs", type=_positive, help="number of threads (default: one per core)")
     flag(
         "--part", type=_part, help="I/N: cut every N-th file from the I-th on, and write no dataset"
     )
-    flag("--runner", help="cut by an Apache Beam pipeline: DirectRunner, DataflowRunner, ...")
+    flag("--runner", help="cut in an Apache Beam pipeline: DirectRunner, DataflowRunner, ...")
     flag("--beam", default="", help="options of Beam and of that runner, in one string")
     return clips
 
@@ -443,23 +477,23 @@ def _positive(text):
     try:
         number = int(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"a whole number, got {text!r}") from error
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from error
     if number < 1:
-        raise argparse.ArgumentTypeError(f"at least 1, got {number}")
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     return number
 
 
 def _part(text):
     part, _, parts = text.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"I/N with I from 1 to N, got {text}")
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, got {text}")
     return int(part), int(parts)
 
 
 def _even(text):
     number = _positive(text)
     if number % 2:
-        raise argparse.ArgumentTypeError(f"even, for H.264, got {number}")
+        raise argparse.ArgumentTypeError(f"must be even, for H.264, got {number}")
     return number
 
 
@@ -467,7 +501,9 @@ def _number(low, high):
     def number(text):
         value = float(text)
         if not low < value < high:
-            raise argparse.ArgumentTypeError(f"more than {low:g}, less than {high:g}, got {text}")
+            raise argparse.ArgumentTypeError(
+                f"must be more than {low:g} and less than {high:g}, got {text}"
+            )
         return value
 
     return number
@@ -476,7 +512,7 @@ def _number(low, high):
 def _share(text):
     value = float(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"from 0 to 1, got {text}")
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text}")
     return value
 
 
@@ -504,7 +540,7 @@ def _how_to_train(args) -> str:
     """Returns a hint on how to train on one's own clips."""
     if args.size not in OWN_SIZES:
         sizes = ", ".join(map(str, OWN_SIZES))
-        return f"configs/own.py trains on clips of {sizes} pixels: for it, --size is one of them"
+        return f"configs/own.py trains on clips of {sizes} pixels: to use it, set --size to one of these"
     return (
         f"to train on it: vidmotion train --config=own:system=bcd,size={args.size} "
         f"--config.data.common.directory={args.out} --workdir=runs/own"

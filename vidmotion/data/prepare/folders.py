@@ -153,7 +153,7 @@ def find_videos(folder: Path, pictures: bool = False) -> tuple[list[SourceFile],
       DatasetError: the folder does not exist, or there are no videos in it.
     """
     if folder.is_file():
-        raise DatasetError(f"{folder}: a file; --src is the folder in which it lies")
+        raise DatasetError(f"{folder}: is a file; --src must be the folder that holds it")
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder of videos")
     files, others, seen = [], Counter(), set()
@@ -221,7 +221,7 @@ def split_lrs3(files: Iterable[SourceFile]) -> list[SourceFile]:
         parts = file.name.split("/")
         if len(parts) != 3 or parts[0] not in LRS3:
             raise DatasetError(
-                f"{file.path}: not where LRS3 has its files: "
+                f"{file.path}: is not where LRS3 has its files: "
                 f"{{{','.join(LRS3)}}}/<speaker>/<utterance>.mp4 below --src"
             )
         split.append(dataclasses.replace(file, split=LRS3[parts[0]]))
@@ -232,7 +232,7 @@ def split_lrs3(files: Iterable[SourceFile]) -> list[SourceFile]:
             raise DatasetError(f"no videos for {name}: LRS3 has them in the folder {folders}")
     if both := sorted(speakers["train"] & speakers["test"]):
         raise DatasetError(
-            f"{len(both)} speakers are in both train and test, {both[0]} for one: not LRS3's split"
+            f"{len(both)} speakers are in both train and test, such as {both[0]}: this is not LRS3's split"
         )
     return split
 
@@ -257,13 +257,15 @@ def read_ucf101(lists: Path, fold: int) -> tuple[list[str], dict[str, str]]:
             return (lists / name).read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise DatasetError(
-                f"{lists / name}: {error}. It is one of the lists of UCF101, TrainTestSplits-"
-                "RecognitionTask.zip; say with --lists where they lie"
+                f"{lists / name}: {error}. It is one of the lists in UCF101's TrainTestSplits-"
+                "RecognitionTask.zip; name their folder with --lists"
             ) from error
 
     numbered = [line.split() for line in lines("classInd.txt") if line.strip()]
     if [entry[0] for entry in numbered] != [str(k + 1) for k in range(len(numbered))]:
-        raise DatasetError(f"{lists / 'classInd.txt'}: not lines of 1, 2, 3, ... and a name each")
+        raise DatasetError(
+            f"{lists / 'classInd.txt'}: its lines must be numbered 1, 2, 3, ..., each with a name"
+        )
     classes = [entry[-1] for entry in numbered]
     splits, groups = {}, {}
     for split in ("train", "test"):
@@ -280,7 +282,7 @@ def read_ucf101(lists: Path, fold: int) -> tuple[list[str], dict[str, str]]:
             if groups.setdefault(group, split) != split:
                 raise DatasetError(
                     f"{lists}: group {match['group']} of {match['class']} is in both train and test of "
-                    f"fold {fold}: not UCF101's split"
+                    f"fold {fold}: this is not UCF101's split"
                 )
             splits[file] = split
     return classes, splits
@@ -308,7 +310,7 @@ def split_ucf101(
         found.append(dataclasses.replace(file, split=wanted.pop(video), label=label))
     for names, what in ((sorted(wanted), "are missing"), (strangers, "are on no list")):
         if names:
-            raise DatasetError(f"{len(names)} videos of UCF101 {what}, {names[0]} for one")
+            raise DatasetError(f"{len(names)} videos of UCF101 {what}, such as {names[0]}")
     return found
 
 
@@ -368,7 +370,8 @@ class FolderRun:
         if not counts:
             self._print_failures()
             raise DatasetError(
-                f"no clip came of {len(self._job.files)} files: {self._why_none()}. Of each file: {self._out / REPORT}"
+                f"no clip came from {len(self._job.files)} files: {self._why_none()}. "
+                f"See {self._out / REPORT} for each file"
             )
 
     def cut_share(self, part: int, parts: int) -> str:
@@ -381,13 +384,15 @@ class FolderRun:
           DatasetError: as in `records`, or the dataset is complete already.
         """
         if (self._out / INDEX).exists():
-            raise DatasetError(f"{self._out}: holds a dataset already, all parts of which are done")
+            raise DatasetError(
+                f"{self._out}: holds a complete dataset already, so all parts are done"
+            )
         self.open_parts()
         files = self._job.files[part - 1 :: parts]
         self._cut_files(files)
         return (
-            f"{self._parts}: part {part} of {parts} is done, {len(self._done):,} of its {len(files):,} files; the "
-            "same command without --part writes the dataset, once all parts are done"
+            f"{self._parts}: part {part} of {parts} is done, {len(self._done):,} of its {len(files):,} files; once "
+            "all parts are done, the same command without --part writes the dataset"
         )
 
     def cut(self, file: SourceFile) -> None:
@@ -407,20 +412,20 @@ class FolderRun:
             total.update(tally)
         print(
             f"{len(tallies):,} files, {total['seconds']:,.0f} s of video: {total['clips']:,} clips "
-            f"of {seconds:g} s; left out {total['short']:,} pieces that are shorter, "
+            f"of {seconds:g} s; left out {total['short']:,} shorter pieces, "
             f"{total['faceless']:,} without a face and {total['small']:,} with one too small; "
             f"{total['cuts']:,} cuts"
         )
         if total["lost"]:
             names = [name for name, tally in self._done.items() if tally.get("lost")]
             shown = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
-            print(f"{total['lost']:,} frames of {len(names):,} files cannot be decoded: {shown}")
+            print(f"{total['lost']:,} frames of {len(names):,} files could not be decoded: {shown}")
         if self._frames:
             rate = self._frames / self._seconds
             print(f"{self._frames:,} frames in {self._seconds:.1f} s: {rate:.0f} frames/s")
         if self._job.ignored:
             kinds = (f"{n:,} {kind or 'without suffix'}" for kind, n in self._job.ignored.items())
-            print(f"passed over, no videos: {', '.join(kinds)}")
+            print(f"skipped, not videos: {', '.join(kinds)}")
         self._print_failures()
 
     def clear(self):
@@ -461,7 +466,7 @@ class FolderRun:
             else:
                 todo.append(file)
         if self._done:
-            print(f"{len(self._done):,} files are finished, {len(todo):,} to go", flush=True)
+            print(f"{len(self._done):,} files are finished, {len(todo):,} remain", flush=True)
         start = time.perf_counter()
         # Threads suit this work: decoding, scaling and encoding all release the GIL.
         workers = min(self._jobs, len(todo)) or 1
@@ -493,7 +498,7 @@ class FolderRun:
 
         boxes, tally = self._job.boxes, Tally()
         if boxes is not None and file.name not in boxes:
-            return "no box for it in the box file"
+            return "the box file has no box for this file"
         box = boxes and boxes[file.name]
         options = {"box": box, "threads": threads, "check": self._check}
         try:
@@ -555,16 +560,16 @@ class FolderRun:
             why.append(f"{len(self._failed)} cannot be read")
         if total["faceless"]:
             why.append(
-                f"no face was found in {total['faceless']} pieces (--crop=centre looks for none)"
+                f"no face was found in {total['faceless']} pieces (--crop=centre does not look for one)"
             )
         if total["small"]:
             why.append(
-                f"the face of {total['small']} pieces has less than --least={cutting.least} pixels"
+                f"the face in {total['small']} pieces is smaller than --least={cutting.least} pixels"
             )
         if total["short"] and len(why) == bool(self._failed):  # otherwise remainders of scenes
             why.append(
-                f"all {total['short']} pieces between cuts are shorter than --seconds={cutting.seconds:g}, which can "
-                "be less"
+                f"all {total['short']} pieces between cuts are shorter than --seconds={cutting.seconds:g}; choose "
+                "a smaller value"
             )
         return "; ".join(why)
 

@@ -178,7 +178,7 @@ def split_mead(
             continue
         if match["emotion"] not in MEAD_EMOTIONS:
             raise DatasetError(
-                f"{file.path}: {match['emotion']!r} is no emotion of MEAD: {', '.join(MEAD_EMOTIONS)}"
+                f"{file.path}: {match['emotion']!r} is not an emotion of MEAD: {', '.join(MEAD_EMOTIONS)}"
             )
         label, level = MEAD_EMOTIONS.index(match["emotion"]), int(match["level"])
         found.append(dataclasses.replace(file, person=match["person"], label=label, level=level))
@@ -190,4 +190,6 @@ def split_mead(
 def _some(found, files, where):
     if not found:
         example = next((file.name for file in files), "none")
-        raise DatasetError(f"no file below --src is {where}; there is {example}, for one")
+        raise DatasetError(
+            f"no file below --src is named {where}; one of the files there is {example}"
+        )

@@ -182,7 +182,7 @@ def renderer(run, pairs: int, split: str = "eval"):
         )
     count = min(pairs or len(source), len(source))
     if count < 2:
-        raise ConfigError(f"swaps need at least two clips, but config.data.{split} gives fewer")
+        raise ConfigError(f"swaps need at least two clips, but config.data.{split} gives {count}")
     return source, count
 
 

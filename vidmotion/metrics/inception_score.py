@@ -71,7 +71,9 @@ class InceptionScore:
         if mask is not None:
             logits, indices = logits[np.asarray(mask, bool)], indices[np.asarray(mask, bool)]
         if indices.size and not (indices.min() >= 0 and indices.max() < self.total):
-            raise ValueError(f"indices must lie in [0, {self.total})")
+            raise ValueError(
+                f"indices must lie in [0, {self.total}), got {indices.min()} to {indices.max()}"
+            )
         with np.errstate(invalid="ignore"):  # NaN must show in the result
             shifted = logits - logits.max(axis=1, keepdims=True)
             log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -497,9 +497,16 @@ def _even(text):
     return number
 
 
+def _float(text):
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
 def _number(low, high):
     def number(text):
-        value = float(text)
+        value = _float(text)
         if not low < value < high:
             raise argparse.ArgumentTypeError(
                 f"must be more than {low:g} and less than {high:g}, got {text}"
@@ -510,7 +517,7 @@ def _number(low, high):
 
 
 def _share(text):
-    value = float(text)
+    value = _float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text}")
     return value

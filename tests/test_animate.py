@@ -155,7 +155,10 @@ def test_of_several_faces_the_largest_is_taken_and_said(run, drive, caplog):
     drive(lambda: [flat(0)], lambda first: [(2, 40, 12, 50), (60, 40, 76, 56)])
     with caplog.at_level(logging.WARNING):
         portraits, _ = made(run, picture, Faces(driver="whole"))
-    assert "a.png: several faces in 1 frames: the one that is largest at first is followed" in caplog.text
+    assert (
+        "a.png: several faces in 1 frames: the one that is largest at first is followed"
+        in caplog.text
+    )
     # The square has twice the side of the larger face and the same centre.
     np.testing.assert_array_equal(portraits[0, 0, :, 0], np.arange(52, 84))
 

@@ -195,7 +195,9 @@ class Track:
                 f"no face was found in {lost} of {len(self.seen)} frames: its place there is estimated"
             )
         if self.several:
-            remarks.append(f"several faces in {self.several} frames: the one that is largest at first is followed")
+            remarks.append(
+                f"several faces in {self.several} frames: the one that is largest at first is followed"
+            )
         return "; ".join(remarks)
 
 

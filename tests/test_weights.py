@@ -118,7 +118,7 @@ def test_the_demo_moves_heads_by_all_four(tmp_path, capsys):
 
 
 def test_the_demo_needs_two_pairs_and_networks(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="two at least"):
+    with pytest.raises(ConfigError, match="at least two are needed"):
         demo.drawn(1)
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
     with pytest.raises(ConfigError, match="no network that moves heads is shipped"):

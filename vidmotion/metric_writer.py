@@ -149,8 +149,8 @@ class MetricWriter:
             if not self._warned:
                 self._warned = True
                 log.warning(
-                    "metrics under %s could not be written (%s); the run goes on, records may be "
-                    "missing from here on",
+                    "metrics under %s could not be written (%s); the run goes on, but records may "
+                    "be missing from here on",
                     self._dir,
                     error,
                 )

@@ -98,7 +98,7 @@ MISTAKES = [
         ["--motion=A.png is a picture, which does not move: give a video, a GIF"],
     ),
     (f"{MOVE} --workdir=runs/bcd --content=empty.png", ["empty.png is not a picture that can be"]),
-    (f"{MOVE} --workdir=runs/bcd --motion=empty.mp4", ["empty.mp4: no video that can be read"]),
+    (f"{MOVE} --workdir=runs/bcd --motion=empty.mp4", ["empty.mp4: not a readable video"]),
     (f"{MOVE} --workdir=runs/bcd --out=C", ["--out=C: the name must end in .mp4"]),
     (
         f"{MOVE} --workdir=runs/bcd --out=videos/B.mp4",

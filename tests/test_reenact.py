@@ -338,7 +338,7 @@ def test_files_that_cannot_be_used_are_one_sentence(say, tmp_path):
         (dict(content=folder / "gone.png"), "there is no file"),
         (dict(content=folder / "gone.mp4"), "gone.mp4: there is no such file"),
         (dict(motion=folder / "gone.mp4"), "gone.mp4: there is no such file"),
-        (dict(motion=folder / "text.mp4"), "text.mp4: no video that can be read"),
+        (dict(motion=folder / "text.mp4"), "text.mp4: not a readable video"),
         (dict(out=out / "c.avi"), "must end in .mp4"),
         (dict(motion=drive, out=drive), "would overwrite"),
         (dict(out=content / "c.mp4"), "a.png"),

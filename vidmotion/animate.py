@@ -238,7 +238,7 @@ def rest_frame(vectors_td: np.ndarray, own_d: np.ndarray, relative: str) -> int 
         return None
     if int(relative) >= len(vectors_td):
         raise ConfigError(
-            f"--relative={relative}: the driver has the frames 0 to {len(vectors_td) - 1}"
+            f"--relative={relative}: the driver has frames 0 to {len(vectors_td) - 1}"
         )
     return int(relative)
 

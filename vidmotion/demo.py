@@ -122,7 +122,7 @@ def demo(out: Path, count: int = 4) -> dict[str, float]:
     """
     networks = shipped()
     if not networks:
-        raise ConfigError("no network that moves heads is shipped with this package")
+        raise ConfigError("this package ships no network that moves heads")
     pairs = drawn(count)
     columns = {"source": pairs.source, "driver": pairs.driver, "exact answer": pairs.answer}
     out.mkdir(parents=True, exist_ok=True)

@@ -136,7 +136,7 @@ def _lease(folder: epath.Path, seconds: float = LEASE_SECONDS) -> Iterator[None]
 def _watch(folder: epath.Path, path: epath.Path, there: dict, seconds: float) -> None:
     """Return once the lease `there` has run out; raises `ConfigError` if it is renewed."""
     log.info(
-        "%s is leased by %s: watching for %.0f s whether the lease is renewed",
+        "%s is leased by %s: watching for %.0f s to see whether the lease is renewed",
         folder,
         _name(there),
         seconds,

@@ -32,7 +32,7 @@ _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "plan"], 
 _EVALS = flags.DEFINE_list(
     "evals",
     None,
-    "Evaluators to run instead of the default ones, named by their sections of config.evals; none runs no evaluator.",
+    "Evaluators to run instead of the default ones: names of sections of config.evals, or none for no evaluator.",
 )
 _PROFILE = flags.DEFINE_integer(
     "profile",

@@ -424,7 +424,7 @@ def main(argv: list[str] | None = None) -> int:
                 args.relative,
             ),
         )
-        log.info("%d frames: %s", count, args.out)
+        log.info("wrote %d frames to %s", count, args.out)
         return EXIT_DONE
 
     startup.set_up_log()

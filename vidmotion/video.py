@@ -239,7 +239,7 @@ def read_frames(
                 count, last = count + 1, time
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        what = f"damaged after {count} frames" if count else "no video that can be read, or damaged"
+        what = f"damaged after {count} frames" if count else "not a readable video, or damaged"
         raise MediaError(f"{what} ({reason})") from error
     if not count:
         raise MediaError("its video stream has no frames")
@@ -294,7 +294,7 @@ def _opened(path: str | os.PathLike) -> Iterator[tuple[InputContainer, VideoStre
         container = _open(os.fspath(path))
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise MediaError(f"no video that can be read, or damaged ({reason})") from error
+        raise MediaError(f"not a readable video, or damaged ({reason})") from error
     with container:
         stream = container.streams.best("video")  # not the cover picture
         if stream is None:

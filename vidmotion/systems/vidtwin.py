@@ -384,7 +384,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         counts = self.paper_counts(params)
         shapes = self.net.structure_shape, self.net.dynamics_shape
         structure, dynamics = ("x".join(map(str, shape or ("none",))) for shape in shapes)
-        return {f"as the paper: {name}": f"{count:,}" for name, count in counts.items()} | {
+        return {f"as in the paper: {name}": f"{count:,}" for name, count in counts.items()} | {
             "latents of a clip": f"structure {structure}, dynamics {dynamics}; {self.share_kept:.4%} of its numbers"
         }
 

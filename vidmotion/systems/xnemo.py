@@ -270,8 +270,8 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         for field, frames in (("stage.frames", stage.frames), ("sampler.window", sampler.window)):
             if not 1 <= frames <= MAX_FRAMES:
                 raise ConfigError(
-                    f"config.system.{field}={frames} must be from 1 to {MAX_FRAMES}, the most that the "
-                    "temporal modules know"
+                    f"config.system.{field}={frames} must be from 1 to {MAX_FRAMES}, the most frames that "
+                    "the temporal modules can take"
                 )
         if not 0 <= sampler.overlap < sampler.window:
             raise ConfigError(

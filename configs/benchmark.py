@@ -53,7 +53,7 @@ def _budget(argument: str) -> tuple[str, float]:
             rest.append(item)
             continue
         if not text.isdecimal() or not int(text):
-            raise ValueError(f"config argument {item!r}: a whole number, 1 or more")
+            raise ValueError(f"config argument {item!r} must be a whole number, 1 or more")
         flops = int(text) * (MINUTE if key == "minutes" else HOUR)
     return ",".join(rest), flops
 

@@ -165,7 +165,11 @@ def test_of_several_faces_the_largest_is_taken_and_said(run, drive, caplog):
 
 @pytest.mark.parametrize(
     ("box", "message"),
-    [("5,5,5,9", "want x0 < x1 and y0 < y1"), ("1,2,3", "1,2,3"), ("gone.json", "gone.json")],
+    [
+        ("5,5,5,9", "is empty: it needs x0 < x1 and y0 < y1"),
+        ("1,2,3", "1,2,3"),
+        ("gone.json", "gone.json"),
+    ],
 )
 def test_places_that_are_none(run, drive, box, message):
     drive(lambda: [flat(0)])

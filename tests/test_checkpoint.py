@@ -235,7 +235,7 @@ def test_when_all_are_damaged_the_run_does_not_begin_anew_unasked(workdir):
     for step in (1, 2, 3):
         flip_byte(workdir / "checkpoints" / str(step))
     for _ in range(2):  # twice, because a launcher that restarts must not lose the run
-        with pytest.raises(CheckpointError, match=r"no whole checkpoint.*step 3.*step 2.*step 1"):
+        with pytest.raises(CheckpointError, match=r"no intact checkpoint.*step 3.*step 2.*step 1"):
             restore(workdir)
 
 
@@ -396,7 +396,7 @@ def test_parameters_are_read_averaged_where_there_is_an_average(workdir):
 
 
 def test_reading_parameters_of_an_empty_place_says_so(tmp_path):
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="no intact checkpoint"):
         read_params(tmp_path / "nowhere")
 
 
@@ -434,7 +434,9 @@ def test_init_rules_take_what_there_may_be():
     np.testing.assert_array_equal(loaded["small"]["bias"], np.full(3, 3.0))
     np.testing.assert_array_equal(loaded["head"]["bias"], np.full(5, 9.0))
     source["model"]["small"]["bias"] = np.zeros(4)  # the leaf is there but does not fit
-    with pytest.raises(CheckpointError, match=r"small/bias: \(4,\) there, \(3,\) here"):
+    with pytest.raises(
+        CheckpointError, match=r"small/bias: \(4,\) in the checkpoint, \(3,\) in this network"
+    ):
         load_into(fresh(), source, (("model/down/.*", False), (".*", None)))
 
 
@@ -443,7 +445,7 @@ def test_everything_that_does_not_fit_is_named_at_once():
     with pytest.raises(CheckpointError) as caught:
         load_into(fresh(), source, ((".*", True),))
     message = str(caught.value)
-    assert "model/down/kernel: (32, 64) there, (64, 32) here" in message
+    assert "model/down/kernel: (32, 64) in the checkpoint, (64, 32) in this network" in message
     assert "model/head/bias: no model/head/bias there" in message
     assert "small" not in message
     assert "init_rules" in message

@@ -68,7 +68,7 @@ def test_the_loader_is_short_and_needs_no_more_than_jax(folder):
 
 @pytest.mark.slow
 def test_a_folder_that_holds_something_is_refused(folder, heads_run):
-    with pytest.raises(ConfigError, match="holds something already"):
+    with pytest.raises(ConfigError, match="is not empty"):
         export.export(open_run(str(heads_run)), str(folder))
 
 

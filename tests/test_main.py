@@ -55,7 +55,7 @@ CASES = {
     "mesh and devices": (
         [f"--config={TINY}", "--workdir={tmp}/w", "--config.mesh.data=3"],
         2,
-        ["config.mesh", "needs 3 devices, there are 8"],
+        ["config.mesh", "needs 3 devices, but there are 8"],
     ),
     "no data folder": (
         [
@@ -192,6 +192,6 @@ def test_a_refusal_is_short_and_leaves_no_workdir(outcomes, name):
 def test_evaluation_by_nothing_is_refused_with_what_there_is(tmp_path, monkeypatch):
     monkeypatch.setattr(Run, "trained_vars", lambda self: None)
     with pytest.raises(
-        ConfigError, match=r"nothing to evaluate.*--evals=NAME,NAME of swap, drivers"
+        ConfigError, match=r"nothing to evaluate.*--evals=NAME,NAME from swap, drivers"
     ):
         main.run_mode("eval", load_config("heads:debug"), str(tmp_path), evals=[])

@@ -228,7 +228,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(MediaError, match=r"gone\.mp4: there is no such file"):
         media.read_video(tmp_path / "gone.mp4")
     (tmp_path / "text.mp4").write_text("not a video " * 100)
-    with pytest.raises(MediaError, match=r"text\.mp4: no video that can be read"):
+    with pytest.raises(MediaError, match=r"text\.mp4: not a readable video"):
         media.read_video(tmp_path / "text.mp4")
     media.write_mp4(
         tmp_path / "a.mp4", np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8)

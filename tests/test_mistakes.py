@@ -26,11 +26,11 @@ MOVE = "reenact --content=A.png --motion=videos/B.mp4 --out=C.mp4"
 # have no cut, a picture, an empty file, prepared clips of other sizes and lengths, and runs that have begun.
 MISTAKES = [
     # the command itself
-    ("trian --config=heads:demo", ["'trian' is no command; did you mean 'train'?"]),
+    ("trian --config=heads:demo", ["'trian' is not a command; did you mean 'train'?"]),
     ("train heads:debug --workdir=runs/x", ["--config=", "did you mean --config=heads:debug?"]),
     ("train --config=xnemo:dmeo --workdir=runs/x", ["'dmeo': choose from demo, debug, mini, sta"]),
     (f"{TRAIN} --steps=5", ["flag 'steps'", "the field of the config is --config.steps"]),
-    (f"{TRAIN} --config.steps=2.5", ["--config.steps is a whole number, not '2.5'"]),
+    (f"{TRAIN} --config.steps=2.5", ["--config.steps must be a whole number, not '2.5'"]),
     (
         f"{TRAIN} --config.system.sampler.stps=4",
         ["--config.system.sampler.stps", "no such field; did you mean 'steps'?"],
@@ -65,7 +65,7 @@ MISTAKES = [
     ),
     (
         f"{TRAIN} --config.init_from=heads_codek",
-        ["config.init_from=heads_codek is no trained run", "shipped networks, ", "heads_codec"],
+        ["config.init_from=heads_codek is not a trained run", "shipped networks, ", "heads_codec"],
     ),
     (
         "train --config=heads:demo --workdir=runs/x --config.system.codec.weights=heads_codek",
@@ -85,21 +85,24 @@ MISTAKES = [
         "plan --config=heads:debug --config.plan.compiler=cpu --config.plan.devices=3",
         ["config.batch_size=8 cannot be cut into 3 mesh shards", "use 6 or 9"],
     ),
-    (f"{MOVE} --workdir=runs/none", ["runs/none holds no run", "shipped ones are ", "heads_codec"]),
+    (
+        f"{MOVE} --workdir=runs/none",
+        ["runs/none holds no run", "shipped networks are ", "heads_codec"],
+    ),
     (
         f"{MOVE} --workdir=heads_codec",
-        ["image_autoencoder, which cannot transfer motion; those of BCD, X-NeMo"],
+        ["image_autoencoder, which cannot transfer motion; runs of BCD, X-NeMo"],
     ),
     (
         f"{MOVE} --workdir=runs/bcd --motion=A.png",
         ["--motion=A.png is a picture, which does not move: give a video, a GIF"],
     ),
     (f"{MOVE} --workdir=runs/bcd --content=empty.png", ["empty.png is not a picture that can be"]),
-    (f"{MOVE} --workdir=runs/bcd --motion=empty.mp4", ["empty.mp4: no video that can be read"]),
+    (f"{MOVE} --workdir=runs/bcd --motion=empty.mp4", ["empty.mp4: not a readable video"]),
     (f"{MOVE} --workdir=runs/bcd --out=C", ["--out=C: the name must end in .mp4"]),
     (
         f"{MOVE} --workdir=runs/bcd --out=videos/B.mp4",
-        ["--out=videos/B.mp4 would overwrite what it is made from; choose another name"],
+        ["--out=videos/B.mp4 would overwrite one of the inputs; choose another name"],
     ),
     (
         f"{MOVE} --workdir=runs/bcd --part=structure",
@@ -107,12 +110,12 @@ MISTAKES = [
     ),
     (
         f"{MOVE} --workdir=runs/bcd --strength=2",
-        ["--strength", "holds a bcd, which looks at whole pictures; leave them out, or take a run"],
+        ["--strength", "holds a bcd, which looks at whole pictures; leave them out, or use a run"],
     ),
     (f"{MOVE} --workdir=runs/xnemo", ["A.png", "--box=whole"]),
     (
         "encode --workdir=heads_codec --out=data/x",
-        ["image_autoencoder, which has no motion codes or latents", "those of bcd"],
+        ["image_autoencoder, which has no motion codes or latents", "runs of bcd"],
     ),
     # preparation
     ("prepare video --src=videos --out=data/x", ["invalid choice: 'video' (choose from", "videos"]),
@@ -138,7 +141,7 @@ MISTAKES = [
         ["--size: expected a whole number, got '64px'"],
     ),
     # other commands
-    ("demo --pairs=1", ["--pairs: at least 2, got 1"]),
+    ("demo --pairs=1", ["--pairs: must be at least 2, got 1"]),
     ("weights --name=mine", ["--workdir and --name go together"]),
     ("convert vidtwin --src=none.ckpt --out=data/x", ["none.ckpt: no such file"]),
 ]

@@ -82,9 +82,9 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path):
     run = tmp_path / "run"
     config = config_of("bcd", str(tmp_path / "none"))
     refused(config, run, "no such dataset folder", DatasetError)
-    message = r"24, 24, 3\), expected.*This makes clips of that size: prepare --size=16 --force"
+    message = r"24, 24, 3\), expected.*To make clips of that size: prepare --size=16 --force"
     refused(config_of("bcd", clips(tmp_path / "large", 24)), run, message)
-    message = "evaluate on have 64 x 64 pixels, and config.system 32 x 32. This makes.*--size=32"
+    message = "evaluate on have 64 x 64 pixels, but config.system has 32 x 32. To make.*--size=32"
     config = config_of("warpface", clips(tmp_path / "wide", 64))
     config.data.train.pair = {**config.data.train.pair.to_dict(), "size": 32}  # scaled in training
     refused(config, run, message)

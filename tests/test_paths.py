@@ -74,9 +74,9 @@ def test_a_long_list_is_cut_and_counted():
     ("rules", "named"),
     [
         ((("(", 1),), r"'\(' is not a regular expression"),
-        ((".*", 1), r"a rule is a pair.*'\.\*'"),
-        (((".*", 1, 2),), "a rule is a pair"),
-        ((3,), "a rule is a pair.*3"),
+        ((".*", 1), r"a rule must be a pair.*'\.\*'"),
+        (((".*", 1, 2),), "a rule must be a pair"),
+        ((3,), "a rule must be a pair.*3"),
         (3, "sequence of pairs.*3"),
         (((None, 1),), "not a regular expression"),
     ],

@@ -115,6 +115,6 @@ def test_a_mesh_larger_than_this_machine_can_be_planned(monkeypatch):
     # counts of the optimizer, of 4 bytes each.
     (held,) = numbers(text, "state bytes per device")
     assert held == 4 * 4 * LAYERS * WIDTH**2 // 64 + 3 * 4
-    assert "data 8, fsdp 64, tensor 1; here 8 device(s)" in text
+    assert "data 8, fsdp 64, tensor 1; 8 device(s) here" in text
     assert numbers(text, "tokens per batch") == [ROWS]
     assert np.isfinite(float(re.search(r"FLOPs per step +(\S+)", text)[1]))

@@ -141,7 +141,7 @@ def test_a_program_that_does_not_fit_names_its_largest_arrays():
         ({"plan.devices": 64}, "mesh has 8 device"),
         ({"plan.efficiency": 1.5}, "share of the peak"),
         ({"plan.memory_gib": -1.0}, "GiB, or 0"),
-        ({"plan.measure": True}, "weighs this process"),
+        ({"plan.measure": True}, "measures this process"),
     ],
 )
 def test_bad_input_is_one_sentence(changes, message, monkeypatch):

@@ -179,7 +179,7 @@ def test_the_result_goes_back_into_the_whole_picture(run, tmp_path, monkeypatch)
     np.testing.assert_array_equal(frames[:, :, 52:], np.stack([whole[:, 52:]] * 2))
     assert np.abs(frames[:, :, 20:44].astype(int) - whole[:, 20:44]).mean() > 5
     arguments = (run, str(drive), str(drive), str(tmp_path / "c.mp4"))
-    with pytest.raises(ConfigError, match="no picture into which"):
+    with pytest.raises(ConfigError, match="is not a picture into which"):
         reenact.reenact(*arguments, where=animate.Faces(paste=True))
 
 
@@ -329,8 +329,8 @@ def test_files_that_cannot_be_used_are_one_sentence(say, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     for changes, message in (
-        (dict(motion=folder / "none.avi"), "none.avi: a video stream without frames"),
-        (dict(content=folder / "none.avi"), "none.avi: a video stream without frames"),
+        (dict(motion=folder / "none.avi"), "none.avi: its video stream has no frames"),
+        (dict(content=folder / "none.avi"), "none.avi: its video stream has no frames"),
         (dict(motion=folder / "tail.mp4"), "tail.mp4: damaged"),
         (dict(content=folder / "tail.mp4"), "tail.mp4: damaged"),
         (dict(content=folder / "text.png"), "text.png is not a picture"),
@@ -338,7 +338,7 @@ def test_files_that_cannot_be_used_are_one_sentence(say, tmp_path):
         (dict(content=folder / "gone.png"), "there is no file"),
         (dict(content=folder / "gone.mp4"), "gone.mp4: there is no such file"),
         (dict(motion=folder / "gone.mp4"), "gone.mp4: there is no such file"),
-        (dict(motion=folder / "text.mp4"), "text.mp4: no video that can be read"),
+        (dict(motion=folder / "text.mp4"), "text.mp4: not a readable video"),
         (dict(out=out / "c.avi"), "must end in .mp4"),
         (dict(motion=drive, out=drive), "would overwrite"),
         (dict(out=content / "c.mp4"), "a.png"),

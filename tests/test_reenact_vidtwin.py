@@ -159,7 +159,9 @@ def test_what_cannot_be_used_is_one_sentence(weights, films, tmp_path):
     with pytest.raises(ConfigError, match=r"--weights=.*gone.*no such file"):
         open_weights(str(tmp_path / "gone"))
     folder.write(tmp_path / "other", "lpips_vgg", {"trunk": "vgg"}, params)
-    with pytest.raises(ConfigError, match="holds lpips_vgg; there is a system for vidtwin"):
+    with pytest.raises(
+        ConfigError, match="holds lpips_vgg, for which there is no system; choose vidtwin"
+    ):
         open_weights(str(tmp_path / "other"))
     flat = paths.flatten(params)
     flat["decoder/out/kernel"] = flat["decoder/out/kernel"][:, :-1]

@@ -149,7 +149,7 @@ def test_strength_and_relative_motion_of_codes_by_hand():
     )
     assert animate.rest_frame(driver, own, "best") == 1  # distances 2, 1 and sqrt 32
     assert animate.rest_frame(driver, own, "2") == 2 and animate.rest_frame(driver, own, "") is None
-    with pytest.raises(ConfigError, match="--relative=3: the driver has the frames 0 to 2"):
+    with pytest.raises(ConfigError, match="--relative=3: the driver has frames 0 to 2"):
         animate.rest_frame(driver, own, "3")
     with pytest.raises(ConfigError, match="--relative=-1"):
         animate.Drive(relative="-1")

@@ -85,8 +85,8 @@ def test_mesh_sizes(shape, sizes):
     [
         ({"model": 2}, r"unknown axes \['model'\].*data, fsdp, tensor"),
         ({"data": -1, "fsdp": -1}, "at most one axis may be -1"),
-        ({"data": 3}, "needs 3 devices, there are 8"),
-        ({"data": -1, "tensor": 3}, "needs a multiple of 3 devices, there are 8"),
+        ({"data": 3}, "needs 3 devices, but there are 8"),
+        ({"data": -1, "tensor": 3}, "needs a multiple of 3 devices, but there are 8"),
         ({"data": 0}, "positive or -1"),
         ({"data": -2}, "positive or -1"),
     ],

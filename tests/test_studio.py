@@ -87,7 +87,7 @@ def test_each_bad_upload_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "empty.mp4").touch()
     refused(tmp_path / "empty.mp4", "empty.mp4 is empty: 0 bytes")
     (tmp_path / "text.mp4").write_text("no video")
-    refused(tmp_path / "text.mp4", "text.mp4.*no video that can be read")
+    refused(tmp_path / "text.mp4", "text.mp4.*not a readable video")
     media.write_png(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
     refused(tmp_path / "a.png", "a.png is a picture; choose a video here")
     studio.check_upload(str(tmp_path / "a.png"), "picture", moving=False)

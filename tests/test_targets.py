@@ -45,8 +45,8 @@ def test_a_topology_counts_devices(changes, count):
         ({"chip": "abacus"}, "'abacus' is not known; choose from v4, v5e"),
         ({"topology": "2x2"}, "shape of a TPU slice; for h100 give config.plan.devices"),
         ({"chip": "v5e", "topology": "2by2"}, "sides of a TPU slice in chips, such as 2x2"),
-        ({"chip": "v5e", "topology": "2x2", "devices": 8}, "has 4 devices; give one of them"),
-        ({"devices": 8, "compiler": "gcc"}, "choose from chip, cpu"),
+        ({"chip": "v5e", "topology": "2x2", "devices": 8}, "has 4 devices; set only one"),
+        ({"devices": 8, "compiler": "gcc"}, "choose chip or cpu"),
     ],
 )
 def test_bad_input_is_one_sentence(changes, message):
@@ -78,7 +78,9 @@ def test_gpus_fill_whole_servers():
 
 def test_a_slice_needs_its_shape(monkeypatch):
     present(monkeypatch, "libtpu")
-    with pytest.raises(ConfigError, match="topology is missing: the shape of the slice of v5e"):
+    with pytest.raises(
+        ConfigError, match="topology is missing: give the shape of the slice of v5e"
+    ):
         targets.find(want(chip="v5e", devices=4))
 
 
@@ -88,12 +90,12 @@ def test_a_slice_needs_its_shape(monkeypatch):
         (
             "ABORTED: Internal error when accessing libtpu multi-process lockfile. "
             'Run "$ sudo rm /tmp/libtpu_lockfile".',
-            "libtpu_lockfile is held by another process; wait for its end",
+            "libtpu_lockfile is held by another process; wait until that ends",
         ),
         (
             'INVALID_ARGUMENT: Topology layout "v5e:3x5" is not divisible by the given (or default) '
             'chips_per_host_bounds "2x2x1"',
-            "topology=3x5: no slice of v5e",
+            "topology=3x5 is not a slice of v5e",
         ),
     ],
 )

@@ -230,9 +230,15 @@ def test_parameters_that_overflow_in_the_first_update_are_not_saved(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"system.width": 9, "seed": 1}, r"seed: 0 there, 1 here.*system/width: 8 there, 9 here"),
-        ({"optimizer.model.rate": 0.5}, r"optimizer/model/rate: 0.01 there, 0.5 here"),
-        ({"data.train.clips": 25}, r"data/train/clips: 24 there, 25 here"),
+        (
+            {"system.width": 9, "seed": 1},
+            r"seed: 0 in that run, 1 in this config.*system/width: 8 in that run, 9 in this config",
+        ),
+        (
+            {"optimizer.model.rate": 0.5},
+            r"optimizer/model/rate: 0.01 in that run, 0.5 in this config",
+        ),
+        ({"data.train.clips": 25}, r"data/train/clips: 24 in that run, 25 in this config"),
     ],
 )
 def test_a_workdir_of_another_config_is_refused(uninterrupted, changes, named):
@@ -294,7 +300,7 @@ def test_lost_checkpoints_are_not_replaced_in_silence(finished, caplog):
     training._check_fresh(Run(tiny_config(), str(finished)))
     assert (finished / "metrics-lost-0.jsonl").read_bytes() == old
     assert not (finished / "metrics.jsonl").exists()
-    assert "it begins from scratch, and they are kept as metrics-lost-0.jsonl" in caplog.text
+    assert "the run starts again, and those are kept as metrics-lost-0.jsonl" in caplog.text
 
 
 def test_a_second_training_of_a_workdir_names_the_first(finished):

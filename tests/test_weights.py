@@ -118,10 +118,10 @@ def test_the_demo_moves_heads_by_all_four(tmp_path, capsys):
 
 
 def test_the_demo_needs_two_pairs_and_networks(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="two at least"):
+    with pytest.raises(ConfigError, match="at least two are needed"):
         demo.drawn(1)
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
-    with pytest.raises(ConfigError, match="no network that moves heads is shipped"):
+    with pytest.raises(ConfigError, match="this package ships no network that moves heads"):
         demo.demo(tmp_path / "out")
 
 

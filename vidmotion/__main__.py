@@ -15,19 +15,27 @@ from vidmotion.errors import EXIT_DONE, EXIT_REFUSED
 
 # {command: (its module, its description, flags that are added to it)}
 COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "demo": ("vidmotion.demo", "the shipped networks at work, no training", ()),
+    "demo": ("vidmotion.demo", "show the shipped networks at work, without training", ()),
     "train": ("vidmotion.main", "train a config, or resume its workdir", ("--mode=train",)),
     "eval": ("vidmotion.main", "evaluate the newest checkpoint of a workdir", ("--mode=eval",)),
     "sample": ("vidmotion.main", "draw pictures from the newest checkpoint", ("--mode=sample",)),
     "plan": ("vidmotion.main", "forecast memory and time of a training", ("--mode=plan",)),
     "bench": ("vidmotion.bench", "time the update of a config on the devices here", ()),
-    "prepare": ("vidmotion.data.prepare", "make a dataset of videos, pictures or sheets", ()),
-    "convert": ("vidmotion.convert", "convert published weights, and back", ()),
-    "encode": ("vidmotion.encode", "keep what a trained run makes of a dataset", ()),
-    "reenact": ("vidmotion.reenact", "move a picture as a video moves", ()),
-    "export": ("vidmotion.export", "a trained run as StableHLO and a loader", ()),
-    "studio": ("vidmotion.studio", "a page in the browser over your runs", ()),
-    "weights": ("vidmotion.weights", "list the shipped networks, or make one of a run", ()),
+    "prepare": ("vidmotion.data.prepare", "make a dataset from videos, pictures or sheets", ()),
+    "convert": (
+        "vidmotion.convert",
+        "convert published weights to this package's format, or back",
+        (),
+    ),
+    "encode": (
+        "vidmotion.encode",
+        "store the codes or latents of a dataset from a trained run",
+        (),
+    ),
+    "reenact": ("vidmotion.reenact", "animate a picture with the motion of a video", ()),
+    "export": ("vidmotion.export", "export a trained run as StableHLO with a loader", ()),
+    "studio": ("vidmotion.studio", "open a page for your runs in the browser", ()),
+    "weights": ("vidmotion.weights", "list the shipped networks, or make one from a run", ()),
     "resources": ("vidmotion.evaluation.resources", "count what VidTwin's latents cost", ()),
 }
 
@@ -46,7 +54,7 @@ def main() -> None:
         sys.exit(EXIT_DONE)
     if name not in COMMANDS:
         near = startup.nearest(name, COMMANDS)
-        print(f"{name!r} is no command{near}\n{usage()}" if name else usage(), file=sys.stderr)
+        print(f"{name!r} is not a command{near}\n{usage()}" if name else usage(), file=sys.stderr)
         sys.exit(EXIT_REFUSED)
     module, _, flags = COMMANDS[name]
     sys.argv[1:] = [*rest, *flags]

@@ -73,13 +73,15 @@ def locate(
     if re.fullmatch(rf"{NUMBER}(,{NUMBER}){{3}}", how):
         box = np.array(how.split(","), np.float64)
         if not (box[0] < box[2] and box[1] < box[3]):
-            raise ConfigError(f"the box {how} for {name}: want x0 < x1 and y0 < y1")
+            raise ConfigError(f"the box {how} for {name} is empty: it needs x0 < x1 and y0 < y1")
         count = sum(1 for _ in pictures)
         return faces.Track(np.tile(box, (count, 1)), np.ones(count, bool))
     try:
         return faces.locate(pictures, name, how, own)
     except ImportError as error:
-        raise ConfigError(f"{name}: {error}; or say where the face is, or --box=whole") from error
+        raise ConfigError(
+            f"{name}: {error}; or give the position of the face, or --box=whole"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +113,16 @@ class Drive:
     def __post_init__(self):
         if len(self.keys) == 1:
             raise ConfigError(
-                f"--keys={self.keys[0]}: at least two key frames, with commas between"
+                f"--keys={self.keys[0]}: give at least two key frames, separated by commas"
             )
         if bool(self.outpaint) != bool(self.more):
             raise ConfigError("--outpaint=RUN and --more=FRAMES go together")
         if self.strength < 0:
-            raise ConfigError(f"--strength={self.strength:g}: at least 0")
+            raise ConfigError(f"--strength={self.strength:g} must be at least 0")
         if not (self.relative in ("", "best") or self.relative.isdecimal()):
-            raise ConfigError(f"--relative={self.relative}: best, or the number of a frame, from 0")
+            raise ConfigError(
+                f"--relative={self.relative}: give best, or the number of a frame, counted from 0"
+            )
 
 
 VIDEO = Drive()
@@ -164,7 +168,7 @@ def animated(
     if remarks := place.report():
         log.warning("%s: %s", content, remarks)
     if min(extent) < SMALL:
-        log.warning("%s: enlarged from %d x %d pixels, and so without detail", content, *extent)
+        log.warning("%s: enlarged from %d x %d pixels, so it lacks detail", content, *extent)
 
     read, whole = run.vars_by_part(), sharding.replicated(run.mesh)
     vars = read("motion")
@@ -226,14 +230,15 @@ def rest_frame(vectors_td: np.ndarray, own_d: np.ndarray, relative: str) -> int 
     if relative == "best":
         found = int(np.argmin(np.square(vectors_td - own_d).sum(axis=-1)))
         log.info(
-            "frame %d of the driver is the most like the portrait: motion counts from it", found
+            "frame %d of the driver is the most similar to the portrait: motion is measured from it",
+            found,
         )
         return found
     if not relative:
         return None
     if int(relative) >= len(vectors_td):
         raise ConfigError(
-            f"--relative={relative}: the driver has the frames 0 to {len(vectors_td) - 1}"
+            f"--relative={relative}: the driver has frames 0 to {len(vectors_td) - 1}"
         )
     return int(relative)
 
@@ -332,14 +337,14 @@ def outpainted(run: Run, vars, vectors: np.ndarray, drive: Drive, seed: int) -> 
     other = open_run(drive.outpaint)
     if other.config.system.name != "token_gpt":
         raise ConfigError(
-            f"--outpaint={drive.outpaint} holds a {other.config.system.name}, no generator of motion tokens"
+            f"--outpaint={drive.outpaint} holds a {other.config.system.name}, not a generator of motion tokens"
         )
     system = other.system
     check_encoder(run, vars, other.networks[ENCODER], f"--outpaint={drive.outpaint}")
     whole = len(vectors) // system.step * system.step
     if not whole:
         raise ConfigError(
-            f"--outpaint: a video of at least {system.step} frames, got {len(vectors)}"
+            f"--outpaint needs a video of at least {system.step} frames, got {len(vectors)}"
         )
     rows, weights = other.rows(1), other.trained_vars()
     told = {"condition": np.full(rows, system.conditions, np.int32)} if system.conditions else {}
@@ -359,8 +364,8 @@ def check_encoder(run: Run, vars, encoder: str, what: str) -> None:
     here = run.system.encoder_fingerprint(vars)
     if here != encoder:
         raise ConfigError(
-            f"{what} belongs to the codes of another X-NeMo, or another checkpoint of it, than {run.workdir}: "
-            f"fingerprint of the motion encoder {encoder[:12]} there, {here[:12]} here"
+            f"{what} was made with another X-NeMo than {run.workdir}, or with another checkpoint of it: its motion "
+            f"encoder has the fingerprint {encoder[:12]}, this run's has {here[:12]}"
         )
 
 
@@ -385,7 +390,7 @@ def read_codes(path: str) -> tuple[np.ndarray, float, str]:
             return motion, float(kept["fps"]), kept["encoder"]
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise ConfigError(
-            f"--codes={path}: no motion codes, as the evaluation of configs/xnemo_gpt.py leaves them in "
+            f"--codes={path} is not a file of motion codes, such as the evaluation of configs/xnemo_gpt.py writes to "
             f"<workdir>/samples ({error})"
         ) from error
 

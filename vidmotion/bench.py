@@ -170,7 +170,9 @@ def _each(args: argparse.Namespace, arguments: list[str]) -> int:
         if subprocess.run(command).returncode:
             failed.append(recipe)
     if failed:
-        log.error("not measured: %s; what was written for the others is kept", ", ".join(failed))
+        log.error(
+            "could not measure %s; the records of the other recipes are kept", ", ".join(failed)
+        )
     return EXIT_UNMEASURED if failed else EXIT_DONE
 
 
@@ -180,11 +182,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vidmotion.bench", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     flag = parser.add_argument
-    flag("--config", default="", help=f"a recipe; without it, all of {', '.join(RECIPES)}")
-    flag("--out", required=True, help="folder of the records")
-    flag("--steps", type=startup.at_least(1), default=20, help="to time (default 20)")
-    flag("--profile", type=startup.at_least(0), default=0, help="so many steps more are traced")
-    flag("--plans", default="docs/plans", help="records of --mode=plan (default docs/plans)")
+    flag("--config", default="", help=f"recipe to time; by default all of {', '.join(RECIPES)}")
+    flag("--out", required=True, help="folder to write the records to")
+    flag(
+        "--steps", type=startup.at_least(1), default=20, help="number of steps to time (default 20)"
+    )
+    flag("--profile", type=startup.at_least(0), default=0, help="number of further steps to trace")
+    flag(
+        "--plans",
+        default="docs/plans",
+        help="folder with the records of --mode=plan (default docs/plans)",
+    )
     args, changes = startup.parse_with_config(parser, arguments)
 
     def work() -> int:
@@ -210,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_DONE
 
     startup.set_up_log()
-    return startup.exit_code_of(work, "stopped; records that were written are kept")
+    return startup.exit_code_of(work, "stopped; the records written so far are kept")
 
 
 if __name__ == "__main__":

@@ -103,8 +103,8 @@ class Checkpointer:
         present = self.steps()
         if present and step <= present[-1]:
             raise CheckpointError(
-                f"cannot save step {step} under {self.directory}: it holds {present}, and a run only "
-                "goes forward"
+                f"cannot save step {step} under {self.directory}: it already holds the steps {present}, and "
+                "a run never goes back"
             )
         self._saving = step
         try:
@@ -155,8 +155,8 @@ class Checkpointer:
         if damaged:
             listed = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
             raise CheckpointError(
-                f"no whole checkpoint under {self.directory} ({listed}). Move that folder and record.json "
-                "away to begin from scratch."
+                f"no intact checkpoint under {self.directory} ({listed}). Move that folder and record.json "
+                "away to start again."
             )
         return None
 
@@ -212,7 +212,11 @@ class Checkpointer:
         last = self.steps()
         return CheckpointError(
             f"could not save step {step} under {self.directory}: {_first_line(error)}. "
-            + (f"The checkpoint of step {last[-1]} is untouched." if last else "There is none yet.")
+            + (
+                f"The checkpoint of step {last[-1]} is untouched."
+                if last
+                else "There is no earlier checkpoint."
+            )
         )
 
     def _read(
@@ -237,7 +241,7 @@ class Checkpointer:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{self.directory / str(step)} is whole but holds another network or optimizer than "
+                f"{self.directory / str(step)} is intact but holds another network or optimizer than "
                 f"this config's: {_joined(error)}"
             ) from error
         # Restored arrays may not be donatable; passing them through a jitted identity makes them donatable.
@@ -355,9 +359,9 @@ def _read_newest(workdir: str) -> dict[str, Any]:
                 if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(parts)):
                     return parts
                 problem = "not finite"
-            log.warning("checkpoint %s is passed over: %s", directory / str(step), problem)
+            log.warning("checkpoint %s is skipped: %s", directory / str(step), problem)
             passed.append(f"; step {step}: {problem}")
-    raise CheckpointError(f"{workdir}: no whole checkpoint under {directory}{''.join(passed)}")
+    raise CheckpointError(f"{workdir}: no intact checkpoint under {directory}{''.join(passed)}")
 
 
 def _read_parts(folder: epath.Path) -> dict[str, Any]:
@@ -408,9 +412,11 @@ def load_into(params: PyTree, source: Mapping[str, Any], rules: paths.Rules) -> 
             fresh["/".join(path.split("/")[:2])] += 1
             continue
         if name not in have:
-            wrong.append(f"{path}: no {name} there")
+            wrong.append(f"{path}: the checkpoint has no {name}")
         elif have[name].shape != leaf.shape:
-            wrong.append(f"{path}: {have[name].shape} there, {leaf.shape} here")
+            wrong.append(
+                f"{path}: {have[name].shape} in the checkpoint, {leaf.shape} in this network"
+            )
         else:
             target[path] = jax.device_put(have[name].astype(leaf.dtype), leaf.sharding)
     if wrong:
@@ -433,7 +439,7 @@ def _renamed(path: str, pattern: str, value: Any) -> str | None:
         return re.fullmatch(pattern, path).expand(value)
     except (re.error, TypeError) as error:
         raise paths.RuleError(
-            f"config.init_rules: ({pattern!r}, {value!r}): the value is True, False, None or a path with "
+            f"config.init_rules: ({pattern!r}, {value!r}): the value must be True, False, None or a path with "
             f"groups of the pattern ({error})"
         ) from error
 
@@ -461,7 +467,7 @@ def _plain(folder: epath.Path) -> epath.Path:
         os.symlink(folder, link)
     if not os.path.islink(link) or os.readlink(link) != str(folder):
         raise CheckpointError(
-            f"{folder}: checkpoints need a link to it at {link}, and something else is there"
+            f"{folder}: checkpoints need a link to it at {link}, but something else is there"
         )
     return epath.Path(link)
 

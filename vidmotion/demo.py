@@ -64,7 +64,9 @@ def drawn(count: int) -> Pairs:
       ConfigError: `count` is less than two.
     """
     if count < 2:
-        raise ConfigError(f"--pairs={count}: two at least, since each head is moved as the next")
+        raise ConfigError(
+            f"--pairs={count}: at least two are needed, since each head is driven by the next"
+        )
     source = make_source("heads", clips=count, **FACES)
     clips = [source[i]["video"] for i in range(count)]
     boxes = [source.boxes(i) for i in range(count)]
@@ -120,13 +122,13 @@ def demo(out: Path, count: int = 4) -> dict[str, float]:
     """
     networks = shipped()
     if not networks:
-        raise ConfigError("no network that moves heads is shipped with this package")
+        raise ConfigError("this package ships no network that moves heads")
     pairs = drawn(count)
     columns = {"source": pairs.source, "driver": pairs.driver, "exact answer": pairs.answer}
     out.mkdir(parents=True, exist_ok=True)
     middle = FACES["frames"] // 2
     media.write_png(out / "faces.png", sheet(columns)[middle])
-    log.info("%s: who is to move, as whom, and the exact answer", out / "faces.png")
+    log.info("%s: the sources, their drivers and the exact answers", out / "faces.png")
     for title, name in networks.items():
         begun = time.perf_counter()
         columns[title] = moved(name, pairs)
@@ -135,7 +137,7 @@ def demo(out: Path, count: int = 4) -> dict[str, float]:
     media.write_mp4(out / "demo.mp4", moving, fps=SHOWN_FPS)
     media.write_gif(out / "demo.gif", moving, fps=SHOWN_FPS)
     media.write_png(out / "demo.png", strip({name: clip[0] for name, clip in columns.items()}))
-    log.info("%s, .gif and .png", out / "demo.mp4")
+    log.info("wrote %s, and the same as .gif and .png", out / "demo.mp4")
     return {
         name: psnr(clip, pairs.answer) for name, clip in columns.items() if name != "exact answer"
     }
@@ -145,8 +147,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(prog="vidmotion demo", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder (default demo)")
-    parser.add_argument("--pairs", type=startup.at_least(2), default=4, help="default 4")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo"), help="folder to write to (default demo)"
+    )
+    parser.add_argument(
+        "--pairs", type=startup.at_least(2), default=4, help="number of pairs of heads (default 4)"
+    )
     args = parser.parse_args(argv)
 
     def work() -> int:

@@ -67,7 +67,7 @@ def encode(
     if run.config.system.name not in KINDS:
         raise ConfigError(
             f"{run.workdir} holds a run of {run.config.system.name}, which has no motion codes or latents to "
-            f"keep; those of {', '.join(KINDS)} have"
+            f"store; runs of {', '.join(KINDS)} have some"
         )
     kind = KINDS[run.config.system.name]
     if fps and not kind.any_rate:
@@ -182,14 +182,14 @@ class VidTwinLatents(Kind):
             )
         if not run.system.parts:
             raise ConfigError(
-                f"{run.workdir} holds a VidTwin of one latent, without dynamics to keep"
+                f"{run.workdir} holds a VidTwin with a single latent, so there are no dynamics to store"
             )
         source = _still(run, split)
         if not isinstance(source, Classes) or not source.classes:
             raise ConfigError(
                 f"the clips of config.data ({run.config.data.kind}) belong to no classes, so a "
                 "class-conditional generator cannot learn from them: heads, sprites and the videos of "
-                "python -m vidmotion.data.prepare ucf101 have some"
+                "python -m vidmotion.data.prepare ucf101 have classes"
             )
         return source
 
@@ -240,7 +240,9 @@ class FaceMotion(Kind):
             changes |= {name: value for name, value in theirs.items() if name != "kind"}
         for name, value in (("frames", frames), ("fps", changes.get("fps", 0))):
             if value and name not in given:
-                raise ConfigError(f"--{name}={value}: clips of {data.kind} have a fixed one")
+                raise ConfigError(
+                    f"--{name}={value}: the clips of {data.kind} fix this value; leave it out"
+                )
         length = {"frames": frames} if frames else {}
         arguments = {"kind": data.kind, **given, **changes, **length}
         return pipeline.make_source(arguments.pop("kind"), **arguments)
@@ -252,8 +254,8 @@ class FaceMotion(Kind):
         boxes, video = boxes_of(source, index, element), element["video"]
         if boxes is None:
             raise ConfigError(
-                f"the clips of config.data ({run.config.data.kind}) do not say where faces are: those of "
-                "python -m vidmotion.data.prepare hdtf, vfhq, nersemble, mead or portraits do"
+                f"the clips of config.data ({run.config.data.kind}) do not say where the faces are, unlike those of "
+                "python -m vidmotion.data.prepare hdtf, vfhq, nersemble, mead or portraits"
             )
         views = face_views(run.system.face_side, video, boxes, video, boxes)
         condition = np.int32(encoded.condition_of(source, element))
@@ -291,7 +293,9 @@ class MotionTokens(Kind):
     def source(run: Run, split: str, frames: int):
         """Open the split's codes, all codes of each clip."""
         if frames:
-            raise ConfigError(f"--frames={frames}: clips become tokens whole; leave it out")
+            raise ConfigError(
+                f"--frames={frames}: whole clips are turned into tokens; leave it out"
+            )
         return run.source(split, length=0)
 
     def records(self, split: str, elements: list, count: int) -> list[dict[str, np.ndarray]]:
@@ -337,13 +341,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     flag = parser.add_argument
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--workdir", help=f"folder of a trained run: {', '.join(KINDS)}")
-    model.add_argument("--weights", help="folder of python -m vidmotion.convert, instead")
+    model.add_argument("--workdir", help=f"folder of a trained run of {', '.join(KINDS)}")
+    model.add_argument(
+        "--weights", help="folder written by python -m vidmotion.convert, instead of a run"
+    )
     flag("--out", required=True, help="folder of the dataset to write")
-    flag("--frames", type=startup.at_least(1), default=0, help="per clip, of a BCD or X-NeMo")
-    flag("--fps", type=float, default=0.0, help="of drawn clips, for an X-NeMo")
-    flag("--batch", type=startup.at_least(1), default=32, help="clips at a time (default 32)")
-    flag("--force", action="store_true", help="replace a dataset that is there")
+    flag(
+        "--frames", type=startup.at_least(1), default=0, help="frames per clip, for a BCD or X-NeMo"
+    )
+    flag("--fps", type=float, default=0.0, help="frame rate of drawn clips, for an X-NeMo")
+    flag(
+        "--batch",
+        type=startup.at_least(1),
+        default=32,
+        help="number of clips to encode at a time (default 32)",
+    )
+    flag("--force", action="store_true", help="replace a dataset that is already at --out")
     args, changes = startup.parse_with_config(parser, arguments)
     command = shlex.join(["python", "-m", "vidmotion.encode", *arguments])
 
@@ -358,7 +371,7 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_DONE
 
     startup.set_up_log()
-    return startup.exit_code_of(work, f"stopped; {args.out} is as it was")
+    return startup.exit_code_of(work, f"stopped; {args.out} is unchanged")
 
 
 if __name__ == "__main__":

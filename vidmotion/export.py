@@ -61,9 +61,11 @@ def export(run: Run, out: str) -> pathlib.Path:
             f"{run.workdir} holds a run of {run.config.system.name}, which cannot transfer motion"
         )
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"--out={out} holds something already; choose a new folder")
+        raise ConfigError(f"--out={out} is not empty; choose a new folder")
     if not importlib.util.find_spec("flatbuffers"):
-        raise ConfigError("jax writes programs by flatbuffers: pip install 'vidmotion[export]'")
+        raise ConfigError(
+            "jax needs flatbuffers to write programs: pip install 'vidmotion[export]'"
+        )
     trained = run.trained_vars()
     # The player "model" is the only one that encoding and sampling need.
     vars = Vars({"model": trained.params["model"]}, trained.mutable, trained.consts)
@@ -122,7 +124,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--workdir", help="folder of a trained run")
-    model.add_argument("--weights", help="folder of python -m vidmotion.convert, instead")
+    model.add_argument(
+        "--weights", help="folder written by python -m vidmotion.convert, instead of a run"
+    )
     parser.add_argument("--out", required=True, help="folder to write, new or empty")
     args, changes = startup.parse_with_config(parser, sys.argv[1:] if argv is None else argv)
 
@@ -132,11 +136,11 @@ def main(argv: list[str] | None = None) -> int:
         opened = open_weights if args.weights else open_run
         folder = export(opened(args.weights or args.workdir, changes), args.out)
         size = sum(path.stat().st_size for path in folder.iterdir())
-        log.info("%s: %.1f MB; load.py reads it", folder, size / 1e6)
+        log.info("%s: %.1f MB; load it with load.py", folder, size / 1e6)
         return EXIT_DONE
 
     startup.set_up_log()
-    return startup.exit_code_of(work, f"stopped; {args.out} is not complete")
+    return startup.exit_code_of(work, f"stopped; {args.out} is incomplete")
 
 
 if __name__ == "__main__":

@@ -126,8 +126,8 @@ class Job:
         latents = self._encode(video)
         if not np.isfinite(latents).all():
             raise DatasetError(
-                f"{self._src}: latents of a clip of {bytes(record['source']).decode()} are not finite in "
-                "float16: these are not the weights of an image autoencoder"
+                f"{self._src}: the latents of a clip of {bytes(record['source']).decode()} are not finite in "
+                "float16: check that the weights are those of an image autoencoder"
             )
         self._frames += len(video)
         self._seconds += time.perf_counter() - begin

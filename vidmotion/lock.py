@@ -62,7 +62,7 @@ def _lock(folder: Path) -> Iterator[None]:
         if error.errno not in _UNSUPPORTED:
             raise
         log.warning(
-            "%s: this file system knows no locks (%s); make sure that no other process writes there",
+            "%s: this file system does not support locks (%s); make sure that no other process writes there",
             folder,
             error.strerror,
         )
@@ -117,7 +117,7 @@ def _lease(folder: epath.Path, seconds: float = LEASE_SECONDS) -> Iterator[None]
     except ConfigError:
         raise
     except Exception as error:  # several libraries are involved, each with its own errors
-        raise ConfigError(f"{path} cannot be written, which holds the folder: {error}") from error
+        raise ConfigError(f"cannot write {path}, which reserves the folder: {error}") from error
     time.sleep(seconds / 30)  # if two processes come at once, the later writer gets the lease
     if (there := _read(path) or {}).get("token") != mine["token"]:
         raise _in_use(folder, there)
@@ -135,7 +135,12 @@ def _lease(folder: epath.Path, seconds: float = LEASE_SECONDS) -> Iterator[None]
 
 def _watch(folder: epath.Path, path: epath.Path, there: dict, seconds: float) -> None:
     """Return once the lease `there` has run out; raises `ConfigError` if it is renewed."""
-    log.info("%s was leased by %s: watching for %.0f s", folder, _name(there), seconds)
+    log.info(
+        "%s is leased by %s: watching for %.0f s to see whether the lease is renewed",
+        folder,
+        _name(there),
+        seconds,
+    )
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(seconds / 30)
@@ -151,7 +156,9 @@ def _renew(path: epath.Path, mine: dict, every: float, done: threading.Event) ->
         try:
             there = _read(path)
             if there is not None and there.get("token") != mine["token"]:
-                log.error("the lease of %s went to %s; this process stops", path, _name(there))
+                log.error(
+                    "the lease of %s was taken over by %s; this process stops", path, _name(there)
+                )
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
             mine["renewed"] += 1

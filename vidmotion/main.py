@@ -32,12 +32,12 @@ _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "plan"], 
 _EVALS = flags.DEFINE_list(
     "evals",
     None,
-    "Evaluators to run, sections of config.evals, in the place of those that run by themselves; none: no evaluator.",
+    "Evaluators to run instead of the default ones: names of sections of config.evals, or none for no evaluator.",
 )
 _PROFILE = flags.DEFINE_integer(
     "profile",
     0,
-    "Of --mode=train: trace so many steps into WORKDIR/profile, for TensorBoard and ui.perfetto.dev.",
+    "With --mode=train: number of steps to trace into WORKDIR/profile, for TensorBoard and ui.perfetto.dev.",
     lower_bound=0,
 )
 
@@ -70,7 +70,11 @@ def run_mode(
             names = evaluation.evaluators(run.system)
             raise ConfigError(
                 f"there is nothing to evaluate: the config of {workdir} runs no evaluator by itself; "
-                + (f"--evals=NAME,NAME of {', '.join(names)}" if names else "its system has none")
+                + (
+                    f"choose some with --evals=NAME,NAME from {', '.join(names)}"
+                    if names
+                    else "its system has none"
+                )
             )
         train.evaluate_vars(run, vars, evals)
     else:
@@ -95,7 +99,7 @@ def main(argv: list[str]) -> None:
 
     try:
         code = startup.exit_code_of(
-            work, "stopped at once; the last checkpoint is the state to resume from"
+            work, "stopped at once; the run can be resumed from the last checkpoint"
         )
     except NonFiniteError as error:
         log.error("%s", error)
@@ -134,7 +138,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     except flags.UnrecognizedFlagError as error:
         message = str(error)
         if error.flagname.partition(".")[0] in _fields(argv):
-            message += f"; the field of the config is --config.{error.flagname}"
+            message += f"; the field of the config is set with --config.{error.flagname}"
     except (flags.Error, OSError, TypeError, ValueError) as error:
         message = str(error).strip()
         raised, colon, said = message.splitlines()[-1].partition(": ")
@@ -155,7 +159,7 @@ def _kind_of_value(message: str) -> str:
     found = re.fullmatch(r"flag (--[\w.]+)=(.*?): (.*)", message, re.S)
     for said, kind in kinds.items():
         if found and found[3].startswith(said):
-            return f"{found[1]} is {kind}, not {found[2]!r}"
+            return f"{found[1]} must be {kind}, not {found[2]!r}"
     return ""
 
 

@@ -149,8 +149,8 @@ class MetricWriter:
             if not self._warned:
                 self._warned = True
                 log.warning(
-                    "metrics under %s could not be written (%s); the run goes on, records may be "
-                    "missing from here on",
+                    "metrics under %s could not be written (%s); the run goes on, but records may "
+                    "be missing from here on",
                     self._dir,
                     error,
                 )
@@ -167,7 +167,7 @@ class MetricWriter:
 
     def _line(self, step: int, values: dict[str, Any]) -> None:
         if clash := {"step", "time"} & values.keys():
-            raise ValueError(f"the name {min(clash)!r} is taken by the record itself")
+            raise ValueError(f"the name {min(clash)!r} is reserved for the record itself")
         record = {"step": int(step), "time": round(time.time(), 3), **values}
         data = json.dumps(record, allow_nan=False).encode() + b"\n"
 

@@ -73,7 +73,7 @@ def check_place(workdir: str) -> None:
         return
     if found := re.findall(r"[][*?\\]", workdir):
         raise ConfigError(
-            f"{workdir}: checkpoints cannot be read from a bucket below a name with {' '.join(sorted(set(found)))}; "
+            f"{workdir}: checkpoints in a bucket cannot be read if the path contains {' '.join(sorted(set(found)))}; "
             "choose another --workdir"
         )
     try:
@@ -82,13 +82,14 @@ def check_place(workdir: str) -> None:
         from google.auth.exceptions import GoogleAuthError
     except ImportError as error:
         raise ConfigError(
-            f"{workdir} is in a bucket, and what reads it is not installed ({error}): pip install 'vidmotion[gcs]'"
+            f"{workdir} is in a bucket, and the package that reads it is not installed ({error}): "
+            "pip install 'vidmotion[gcs]'"
         ) from error
     try:
         auth.default()  # without credentials, gcsfs would be anonymous and fail at the first checkpoint
     except GoogleAuthError as error:
         raise ConfigError(
-            f"{workdir}: there are no Google Cloud credentials here; `gcloud auth application-default login`, "
+            f"{workdir}: there are no Google Cloud credentials here: run `gcloud auth application-default login`, "
             "or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
         ) from error
     try:
@@ -131,14 +132,14 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
     except FileNotFoundError as error:
         shipped = ", ".join(own_weights.names())
         raise ConfigError(
-            f"{workdir} holds no run: there is no {path}, and the shipped ones are {shipped}"
+            f"{workdir} holds no run: there is no {path}, and the shipped networks are {shipped}"
         ) from error
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{workdir} holds no run: {path} cannot be read ({error})") from error
     trained = (checkpoint.read_position(workdir) or {}).get("config", content)
     if differing := _differing(trained, content):
         raise ConfigError(
-            f"{path} is not what the checkpoints beside it were trained with ({differing}): put that file back"
+            f"{path} is not the config of the run that made the checkpoints beside it ({differing}): put that file back"
         )
     return Run(_used_here(config, changes), workdir)
 
@@ -202,7 +203,7 @@ def open_weights(folder: str, changes: Mapping[str, str] | None = None) -> Run:
         raise ConfigError(f"--weights={folder}: {error}") from error
     if network not in RELEASED:
         raise ConfigError(
-            f"--weights={folder} holds {network}; there is a system for {', '.join(RELEASED)}"
+            f"--weights={folder} holds {network}, for which there is no system; choose {', '.join(RELEASED)}"
         )
     config = load_config(RELEASED[network])
     for name, value in systems.find(config.system.name).released_fields(arguments).items():
@@ -236,7 +237,7 @@ def _change(config: ml_collections.ConfigDict, name: str, text: str) -> None:
     path = name.replace(".", "/")
     if path in fields and not re.fullmatch(FREE_FIELDS, path):
         raise ConfigError(
-            f"--config.{name}: it is {fields[path]!r} for good, the run was trained so"
+            f"--config.{name} stays {fields[path]!r}, since the run was trained with it"
         )
     set_field(config, name, text)
 
@@ -256,7 +257,9 @@ def set_field(config: ml_collections.ConfigDict, name: str, text: str) -> None:
         value = text if isinstance(fields[path], str) else ast.literal_eval(text)
         config.update_from_flattened_dict({name: value})
     except (SyntaxError, TypeError, ValueError) as error:
-        raise ConfigError(f"--config.{name}={text}: not like {fields[path]!r}") from error
+        raise ConfigError(
+            f"--config.{name}={text}: expected a value like {fields[path]!r}"
+        ) from error
 
 
 def claim_workdir(run: Run) -> None:
@@ -287,7 +290,9 @@ def check_workdir(run: Run) -> bool:
         _check_config(run, old, f"{run.workdir} belongs to a run")
         if steps != run.config.steps:
             log.warning(
-                "steps changes from %s to %s: schedules now end there", steps, run.config.steps
+                "config.steps changes from %s to %s, where schedules now end",
+                steps,
+                run.config.steps,
             )
     if trained is None:
         return begun
@@ -327,7 +332,7 @@ def _differing(there: Mapping[str, Any], here: Mapping[str, Any], most: int = 8)
     if names - (there.keys() & here.keys()) and _same_system(there, here):
         names = {name for name in names if not name.startswith("system/")}
     differing = [
-        f"{name}: {there.get(name, 'absent')!r} there, {here.get(name, 'absent')!r} here"
+        f"{name}: {there.get(name, 'absent')!r} in that run, {here.get(name, 'absent')!r} in this config"
         for name in sorted(names)
     ]
     more = f"; and {len(differing) - most} more" if len(differing) > most else ""

@@ -39,7 +39,7 @@ class Schedule:
         if self.kind not in ("constant", "cosine", "linear"):
             raise ConfigError(f"kind={self.kind!r}: choose constant, cosine or linear")
         if self.warmup < 0:
-            raise ConfigError(f"warmup={self.warmup}: a number of steps, 0 or more")
+            raise ConfigError(f"warmup={self.warmup} must be a number of steps, 0 or more")
 
     def factor(self, count: jax.Array, steps: int) -> jax.Array:
         """Return the factor, () float32, of the update that follows `count` completed ones in a run of `steps`."""
@@ -97,7 +97,7 @@ class Optimizer:
         for name in ("rate", "clip"):
             value = getattr(self, name)
             if not all(0 <= number < math.inf for _, number in _rules(value)):
-                raise ConfigError(f"{name}={value!r}: finite numbers, 0 or more")
+                raise ConfigError(f"{name}={value!r}: numbers must be finite and at least 0")
 
     def trainable_mask(self, params: PyTree) -> PyTree:
         """Return a tree of bools like `params` that tells which leaves learn.

@@ -46,10 +46,10 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 def _compile(rules: Rules) -> list[tuple[re.Pattern, Any]]:
     compiled = []
     if isinstance(rules, str) or not isinstance(rules, Sequence):
-        raise RuleError(f"rules are a sequence of pairs (regex, value), got {rules!r}")
+        raise RuleError(f"rules must be a sequence of pairs (regex, value), got {rules!r}")
     for rule in rules:
         if isinstance(rule, str) or not isinstance(rule, Sequence) or len(rule) != 2:
-            raise RuleError(f"a rule is a pair (regex, value), got {rule!r}")
+            raise RuleError(f"a rule must be a pair (regex, value), got {rule!r}")
         try:
             compiled.append((re.compile(rule[0]), rule[1]))
         except (re.error, TypeError) as error:
@@ -119,5 +119,5 @@ def misfits(have: Mapping[str, Any], want: Mapping[str, Any]) -> list[str]:
         if path not in there:
             wrong.append(f"{path}: missing")
         elif there[path].shape != leaf.shape:
-            wrong.append(f"{path}: {there[path].shape} there, {leaf.shape} expected")
+            wrong.append(f"{path}: {there[path].shape}, expected {leaf.shape}")
     return wrong

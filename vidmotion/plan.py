@@ -199,13 +199,15 @@ def reckoned_with(run: Run) -> tuple[hardware.Chip, int]:
     chip = hardware.chip(want.chip)
     if not 0 < want.efficiency <= 1:
         raise ConfigError(
-            f"config.plan.efficiency={want.efficiency}: a share of the peak, in (0, 1]"
+            f"config.plan.efficiency={want.efficiency} must be a share of the peak, in (0, 1]"
         )
     if want.memory_gib < 0:
-        raise ConfigError(f"config.plan.memory_gib={want.memory_gib}: GiB, or 0 for the chip's own")
+        raise ConfigError(
+            f"config.plan.memory_gib={want.memory_gib} must be a number of GiB, or 0 for the chip's own"
+        )
     if want.measure and devices != 1:
         raise ConfigError(
-            f"config.plan.measure weighs this process, so config.plan.devices is 1, not {devices}"
+            f"config.plan.measure measures this process, so config.plan.devices must be 1, not {devices}"
         )
     return chip, int(want.memory_gib * GIB) or chip.memory_bytes
 
@@ -383,7 +385,11 @@ def largest_batch(
 
 def _describe(figures: dict[str, Any]) -> list[str]:
     """Format the figures of `compiled` as lines of text."""
-    by = "the chip's own compiler" if figures["own_compiler"] else "a forecast in its place"
+    by = (
+        "the chip's own compiler"
+        if figures["own_compiler"]
+        else "in place of the chip's own compiler"
+    )
     where = figures["topology"] or f"{figures['plan_devices']} device(s)"
     rows = [
         ("compiled for", f"{figures['chip']}, {where}, never executed"),
@@ -447,7 +453,7 @@ def _describe_program(figures: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("loops of unknown length", f"{figures['unknown_loops']}, counted once"))
     if "cycles" in figures:
         rows.append(("estimated cycles", f"{figures['cycles']:,}"))
-        for kind, title in (("module", "of them in"), ("kind", "of them as")):
+        for kind, title in (("module", "share by module"), ("kind", "share by kind")):
             rows += [
                 (title, f"{count / figures['cycles']:6.1%}  {name}")
                 for name, count in figures[f"cycles_by_{kind}"].items()
@@ -509,8 +515,8 @@ def _cost(run: Run, flops: float | None) -> list[str]:
         f"model FLOPs per step        {'unknown' if flops is None else f'{flops:.4g}'}"
         "  (forward, backward and optimizer; no recomputation)",
         f"state bytes per device      {state:,}"
-        "  (parameters, optimizer, averages; gradients and activations come on top)",
-        f"mesh                        {mesh}; here {jax.device_count()} device(s)",
+        "  (parameters, optimizer, averages; without gradients and activations)",
+        f"mesh                        {mesh}; {jax.device_count()} device(s) here",
         f"batch                       {run.config.batch_size} examples, "
         f"{run.config.batch_size // rows} per shard, {run.config.accumulate} microbatch(es)",
         f"tokens per batch            {tokens:,}",

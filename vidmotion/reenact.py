@@ -52,7 +52,7 @@ log = logging.getLogger("vidmotion.reenact")
 PARTS = ("both", "structure", "dynamics")
 PANELS = ("content", "motion", "result")
 ANYWHERE = animate.Faces()
-CAN = "those of BCD, X-NeMo, WarpFace and, with two latents, VidTwin can"
+CAN = "runs of BCD, X-NeMo, WarpFace and, with two latents, VidTwin can"
 
 
 def fit(frame: np.ndarray, size: int) -> np.ndarray:
@@ -165,7 +165,7 @@ def reenact(
         raise ConfigError(
             "--box, --motion_box, --follow, --keys, --codes, --outpaint, --strength, --relative: "
             f"{run.workdir} holds a {run.config.system.name}, which looks "
-            "at whole pictures; leave them out, or take a run of X-NeMo"
+            "at whole pictures; leave them out, or use a run of X-NeMo"
         )
     if os.path.splitext(out)[1].lower() != ".mp4":
         raise ConfigError(f"--out={out}: the name must end in .mp4")
@@ -173,14 +173,16 @@ def reenact(
         os.path.exists(path) and os.path.samefile(path, out)
         for path in (content, motion, *drive.keys)
     ):
-        raise ConfigError(f"--out={out} would overwrite what it is made from; choose another name")
+        raise ConfigError(f"--out={out} would overwrite one of the inputs; choose another name")
     if motion and media.is_picture(motion):
         raise ConfigError(
             f"--motion={motion} is a picture, which does not move: give a video, a GIF, or a folder of numbered "
             "pictures"
         )
     if where.paste and not media.is_picture(content):
-        raise ConfigError(f"--paste: {content} is no picture into which the result could be put")
+        raise ConfigError(
+            f"--paste: {content} is not a picture into which the result could be pasted"
+        )
     extent = animate.first_picture(content).shape[1::-1]
     log.info("content %s: %d x %d pixels", content, *extent)
     frames_there, fps = 0, 25.0
@@ -206,7 +208,7 @@ def reenact(
     made = extent if where.paste else (system.size, system.size)
     log.info("result %s: %d x %d pixels", out, *made)
     if made != extent and media.is_picture(content):
-        log.info("for %d x %d pixels, the size of %s: --paste", *extent, content)
+        log.info("to get %d x %d pixels, the size of %s, use --paste", *extent, content)
     total = 0
 
     def frames() -> Iterator[np.ndarray]:
@@ -332,27 +334,70 @@ def main(argv: list[str] | None = None) -> int:
     flag = parser.add_argument
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--workdir", help="folder of a trained run")
-    model.add_argument("--weights", help="folder of python -m vidmotion.convert, instead")
-    flag("--content", required=True, help="picture or video of who or what is to move")
+    model.add_argument(
+        "--weights", help="folder written by python -m vidmotion.convert, instead of a run"
+    )
+    flag("--content", required=True, help="picture or video of the person or thing to move")
     driver = parser.add_mutually_exclusive_group(required=True)
-    driver.add_argument("--motion", default="", help="video of how to move")
+    driver.add_argument("--motion", default="", help="video of the motion to transfer")
     driver.add_argument("--keys", default="", help="for an X-NeMo: key frames A.png,B.mp4,...")
     driver.add_argument("--codes", default="", help="for an X-NeMo: file of generated codes")
-    flag("--out", required=True, help="mp4 to write")
-    flag("--side_by_side", action="store_true", help="content and motion beside the result")
-    flag("--windows", type=startup.at_least(1), default=4, help="sampled at a time (default 4)")
-    flag("--seed", type=startup.at_least(0), default=0, help="of the initial noise (default 0)")
-    flag("--part", choices=PARTS, default="both", help="of a VidTwin: decode one latent alone")
+    flag("--out", required=True, help="MP4 file to write")
+    flag("--side_by_side", action="store_true", help="show content and motion beside the result")
+    flag(
+        "--windows",
+        type=startup.at_least(1),
+        default=4,
+        help="number of windows to sample at a time (default 4)",
+    )
+    flag(
+        "--seed", type=startup.at_least(0), default=0, help="seed of the initial noise (default 0)"
+    )
+    flag("--part", choices=PARTS, default="both", help="for a VidTwin: decode one latent alone")
     place = "detect (default), whole, x0,y0,x1,y1 in pixels, or a box file"
-    flag("--box", default="detect", help=f"the content's face, for an X-NeMo: {place}")
-    flag("--motion_box", default="detect", help="the motion's, likewise; one box holds throughout")
-    flag("--follow", choices=animate.FOLLOWS, default="still", help="let the face move as B's does")
-    flag("--paste", action="store_true", help="give back the whole picture, at its own size")
-    flag("--strength", type=float, default=1.0, help="of the expression, for an X-NeMo (default 1)")
-    flag("--relative", default="", help="motion against a frame of the driver: its number, or best")
-    flag("--between", type=startup.at_least(1), default=24, help="frames from key to key")
-    flag("--outpaint", default="", help="for an X-NeMo: run of a generator that goes on with B")
-    flag("--more", type=startup.at_least(0), default=0, help="frames that it makes")
+    flag("--box", default="detect", help=f"where the content's face is, for an X-NeMo: {place}")
+    flag(
+        "--motion_box",
+        default="detect",
+        help="the same for the motion; one box holds for all frames",
+    )
+    flag(
+        "--follow",
+        choices=animate.FOLLOWS,
+        default="still",
+        help="first: let the face move and grow within the picture as B's does",
+    )
+    flag(
+        "--paste",
+        action="store_true",
+        help="put the result back into the whole picture, at its own size",
+    )
+    flag(
+        "--strength",
+        type=float,
+        default=1.0,
+        help="strength of the expression, for an X-NeMo (default 1)",
+    )
+    flag(
+        "--relative",
+        default="",
+        help="measure motion from a frame of the driver: its number, or best",
+    )
+    flag(
+        "--between",
+        type=startup.at_least(1),
+        default=24,
+        help="number of frames from one key frame to the next (default 24)",
+    )
+    flag(
+        "--outpaint", default="", help="for an X-NeMo: run of a generator that continues the motion"
+    )
+    flag(
+        "--more",
+        type=startup.at_least(0),
+        default=0,
+        help="number of frames that the generator adds",
+    )
     args, changes = startup.parse_with_config(parser, sys.argv[1:] if argv is None else argv)
 
     def work() -> int:
@@ -379,11 +424,11 @@ def main(argv: list[str] | None = None) -> int:
                 args.relative,
             ),
         )
-        log.info("%d frames: %s", count, args.out)
+        log.info("wrote %d frames to %s", count, args.out)
         return EXIT_DONE
 
     startup.set_up_log()
-    return startup.exit_code_of(work, f"stopped; nothing is left under the name {args.out}")
+    return startup.exit_code_of(work, f"stopped; no file is left at {args.out}")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
     for name, least in LEAST.items():
         if name in fields and fields[name] < least:
             raise ConfigError(
-                f"config.{name.replace('/', '.')} is at least {least}, got {fields[name]}"
+                f"config.{name.replace('/', '.')} must be at least {least}, got {fields[name]}"
             )
 
 
@@ -140,14 +140,16 @@ class Run:
         """
         data = self.config.data
         if split not in data:
-            raise ConfigError(f"config.data has no section {split!r}: it names that split's data")
+            raise ConfigError(
+                f"config.data has no section {split!r}, which must describe that split's data"
+            )
         arguments = {**data.get("common", {}), **data[split], **changes}
         # Training may read pairs of frames where evaluation reads whole clips.
         kind, folder = arguments.pop("kind", data.kind), arguments.get("directory", "")
         if kind in ("videos", "portraits") and not epath.Path(folder).exists():
             size = getattr(self.system, "size", "N")
             raise DatasetError(
-                f"{folder}: no such dataset folder. Of videos of your own, this makes it: "
+                f"{folder}: no such dataset folder. To make it from your own videos: "
                 f"vidmotion prepare videos --src=FOLDER --out={folder} --size={size}"
             )
         source = pipeline.make_source(kind, **arguments)
@@ -176,7 +178,7 @@ class Run:
             side, size = video.shape[1], self.system.size
             if side != size:
                 raise ConfigError(
-                    f"the clips to evaluate on have {side} x {side} pixels, and config.system {size} x {size}"
+                    f"the clips to evaluate on have {side} x {side} pixels, but config.system has {size} x {size}"
                     + self._remade(source, side)
                 )
 
@@ -190,7 +192,7 @@ class Run:
         if side == size or "--size=" not in made_by:
             return ""
         command = re.sub(r"--size=\d+", f"--size={size}", made_by)
-        return f". This makes clips of that size: {command}"
+        return f". To make clips of that size: {command}"
 
     def loader(self, split: str, batch_size: int | None = None) -> pipeline.Loader:
         """Make the loader of a split's batches; shuffled for ``train``, in the source's order for ``eval``."""
@@ -289,8 +291,8 @@ class Run:
             if there != here:
                 raise ConfigError(
                     f"{what} was made with other weights of the network {name!r} than config.system names: "
-                    f"fingerprint {there[:12]} there, {here[:12]} here; name the file of those, or make it "
-                    "anew with these"
+                    f"its fingerprint is {there[:12]}, that of these weights is {here[:12]}; name the weights that it "
+                    "was made with, or make it again with these"
                 )
 
     def fresh_state(self) -> TrainState:
@@ -326,8 +328,8 @@ class Run:
         with checkpoint.Checkpointer(folder, read_only=True) as there:
             if not there.steps():
                 raise ConfigError(
-                    f"config.init_from={folder} is no trained run, no folder that `python -m vidmotion.convert` wrote, "
-                    f"and none of the shipped networks, {', '.join(own_weights.names())}"
+                    f"config.init_from={folder} is not a trained run, a folder that `python -m vidmotion.convert` "
+                    f"wrote, or one of the shipped networks, {', '.join(own_weights.names())}"
                 )
 
     def leaves_at_start(self, player: str, names: Collection[str]) -> dict[str, jax.Array]:
@@ -357,7 +359,8 @@ class Run:
             raise ConfigError(f"config.init_from={folder}: {error}") from error
         if not isinstance(self.system, systems.Released):
             raise ConfigError(
-                f"config.init_from={folder} holds a published network, and {self.config.system.name} starts from none"
+                f"config.init_from={folder} holds a published network, but {self.config.system.name} "
+                "cannot start from one"
             )
         return self.system.released(params), self.system.released_mutable(params)
 
@@ -551,7 +554,7 @@ class Run:
             if jax.process_count() > 1:
                 refused = multihost_utils.broadcast_one_to_all(np.asarray(problem is not None))
                 if refused and problem is None:
-                    problem = ConfigError(f"{folder} is in use, as process 0 found")
+                    problem = ConfigError(f"process 0 found that {folder} is in use")
             if problem is not None:
                 raise problem
             yield

@@ -70,12 +70,12 @@ def read(path: epath.Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text())
         if isinstance(content, dict):
             return content
-        why = "no table of names and values"
+        why = "not a table of names and values"
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
         why = error
-    log.warning("%s cannot be read and counts as absent: %s", path, why)
+    log.warning("%s cannot be read and is treated as missing: %s", path, why)
     return None
 
 

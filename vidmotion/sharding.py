@@ -52,7 +52,9 @@ def make_mesh(
         )
     sizes = [int(shape.get(axis, 1)) for axis in AXES]
     if any(size < 1 and size != -1 for size in sizes):
-        raise ConfigError(f"config.mesh: sizes are positive or -1, got {dict(zip(AXES, sizes))}")
+        raise ConfigError(
+            f"config.mesh: sizes must be positive or -1, got {dict(zip(AXES, sizes))}"
+        )
     if sizes.count(-1) > 1:
         raise ConfigError(f"config.mesh: at most one axis may be -1, got {dict(zip(AXES, sizes))}")
     data, fsdp, tensor = sizes
@@ -67,7 +69,7 @@ def make_mesh(
     if math.prod(sizes) != len(devices):
         unit = "a multiple of " if -1 in sizes else ""
         raise ConfigError(
-            f"config.mesh: {dict(zip(AXES, sizes))} needs {unit}{fixed} devices, there are "
+            f"config.mesh: {dict(zip(AXES, sizes))} needs {unit}{fixed} devices, but there are "
             f"{len(devices)}"
         )
     return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)

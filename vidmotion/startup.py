@@ -121,8 +121,8 @@ def _introduce() -> None:
     )
     if jax.default_backend() == "cpu" and not jax.config.jax_platforms and _gpus():
         log.warning(
-            "this machine has an NVIDIA GPU that jax cannot use, so that all runs on the CPU: "
-            "pip install 'vidmotion[cuda]', or set JAX_PLATFORMS=cpu to mean the CPU"
+            "this machine has an NVIDIA GPU that jax cannot use, so everything runs on the CPU: "
+            "pip install 'vidmotion[cuda]', or set JAX_PLATFORMS=cpu to choose the CPU"
         )
 
 
@@ -155,7 +155,7 @@ def _cluster() -> str:
         if _number("SLURM_STEP_NUM_TASKS", 1) > 1:
             return f"SLURM_STEP_NUM_TASKS={variables['SLURM_STEP_NUM_TASKS']}"
         log.warning(
-            "SLURM_NTASKS=%d, but srun did not start this process, so that it runs alone; "
+            "SLURM_NTASKS=%d, but srun did not start this process, so it runs alone; "
             "`srun python -m vidmotion.main ...` starts all of them",
             tasks,
         )
@@ -191,7 +191,7 @@ def _join(why: str, **options) -> None:
     except (RuntimeError, ValueError, OSError, KeyError) as error:
         text = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(
-            f"{why} asks for several processes, and they did not find each other: {text[0]}. Start all of "
+            f"{why} asks for several processes, but they did not find each other: {text[0]}. Start all of "
             "them at once (docs/launchers.md), or unset it to run alone"
         ) from error
     if jax.default_backend() == "cpu" and sys.stdout is sys.__stdout__:
@@ -230,7 +230,9 @@ def one_process() -> None:
     import jax
 
     if jax.process_count() > 1:
-        raise ConfigError(f"this command runs in one process, not in {jax.process_count()}")
+        raise ConfigError(
+            f"this command must run in a single process, not in {jax.process_count()}"
+        )
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -238,7 +240,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
     def number(text: str) -> int:
         if int(text) < least:
-            raise argparse.ArgumentTypeError(f"at least {least}, got {text}")
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
         return int(text)
 
     return number

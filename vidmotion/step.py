@@ -38,7 +38,7 @@ class Ema:
 
     def __post_init__(self):
         if not 0 <= self.decay < 1:
-            raise ConfigError(f"decay={self.decay!r}: from 0 to less than 1")
+            raise ConfigError(f"decay={self.decay!r} must be at least 0 and less than 1")
 
     def at(self, step: jax.Array) -> jax.Array:
         """Return d, () float32, for the update that follows `step` completed updates."""
@@ -76,11 +76,13 @@ class Stepper:
         names = [player.name for player in self.system.players]
         if sorted(names) != sorted(self.optimizers):
             raise ConfigError(
-                f"config.optimizer has sections {sorted(self.optimizers)}, the system's players "
+                f"config.optimizer has sections {sorted(self.optimizers)}, but the system's players "
                 f"are {sorted(names)}"
             )
         if self.accumulate < 1:
-            raise ConfigError(f"config.accumulate={self.accumulate}: at least one microbatch")
+            raise ConfigError(
+                f"config.accumulate={self.accumulate}: at least one microbatch is needed"
+            )
 
     # -- state --------------------------------------------------------------------------------
 

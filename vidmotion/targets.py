@@ -110,7 +110,9 @@ def device_count(want: Any) -> int:
     devices, topology = want.devices, want.topology
     _maker(want.chip)
     if devices < 0:
-        raise ConfigError(f"config.plan.devices={devices}: a number of devices, or 0 for none")
+        raise ConfigError(
+            f"config.plan.devices={devices} must be a number of devices, or 0 for none"
+        )
     if topology and _maker(want.chip) == "gpu":
         raise ConfigError(
             f"config.plan.topology={topology!r} is the shape of a TPU slice; for {want.chip} give "
@@ -118,12 +120,12 @@ def device_count(want: Any) -> int:
         )
     if topology and not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", topology):
         raise ConfigError(
-            f"config.plan.topology={topology!r}: the sides of a TPU slice in chips, such as 2x2, 16x16 or 4x4x4"
+            f"config.plan.topology={topology!r} must be the sides of a TPU slice in chips, such as 2x2, 16x16 or 4x4x4"
         )
     chips = math.prod(map(int, topology.split("x"))) if topology else 0
     if devices and chips and devices != chips:
         raise ConfigError(
-            f"config.plan.devices={devices}, but config.plan.topology={topology} has {chips} devices; give one of them"
+            f"config.plan.devices={devices}, but config.plan.topology={topology} has {chips} devices; set only one"
         )
     return devices or chips
 
@@ -153,13 +155,13 @@ def find(want: Any) -> Target:
     count, platform = device_count(want), _platform(want)
     if platform == "cpu":
         if want.compiler == "chip" and not want.measure:
-            log.warning("%s; XLA for the CPU makes a forecast in its place", _missing(want.chip))
+            log.warning("%s; XLA for the CPU makes the forecast instead", _missing(want.chip))
         return Target("XLA for the CPU", jax.devices(), "cpu", _CPU_OPTIONS)
     if platform == "gpu":
         return Target(_version("gpu"), _gpus(want.chip, count), "gpu", _GPU_OPTIONS)
     if not want.topology:
         raise ConfigError(
-            f"config.plan.topology is missing: the shape of the slice of {want.chip}, such as 2x2 for four chips"
+            f"config.plan.topology is missing: give the shape of the slice of {want.chip}, such as 2x2 for four chips"
         )
     return Target(_version("tpu"), _tpus(want.chip, want.topology), "tpu", {})
 
@@ -167,7 +169,7 @@ def find(want: Any) -> Target:
 def _platform(want: Any) -> str:
     """Return the platform to compile for: the chip's, unless its compiler is missing or the CPU is asked for."""
     if want.compiler not in ("chip", "cpu"):
-        raise ConfigError(f"config.plan.compiler={want.compiler!r}: choose from chip, cpu")
+        raise ConfigError(f"config.plan.compiler={want.compiler!r}: choose chip or cpu")
     if want.compiler == "cpu" or want.measure or _missing(want.chip):
         return "cpu"
     return _maker(want.chip)
@@ -183,7 +185,7 @@ def _missing(chip: str) -> str:
     if not any(map(importlib.util.find_spec, _PACKAGES[maker])):
         return f"the compiler of {chip} is not installed (pip install 'vidmotion[aot-{maker}]')"
     if maker == "gpu" and chip not in _GPUS:
-        return f"what the compiler of {chip} must know of it is only known of {', '.join(_GPUS)}"
+        return f"what the compiler of {chip} must know about the chip is known only for {', '.join(_GPUS)}"
     return ""
 
 
@@ -212,10 +214,12 @@ def _tpus(chip: str, topology: str) -> list:
         text = str(error).splitlines()[0]
         if "lockfile" in text:
             raise ConfigError(
-                "libtpu's lock /tmp/libtpu_lockfile is held by another process; wait for its end, or set "
+                "libtpu's lock /tmp/libtpu_lockfile is held by another process; wait until that ends, or set "
                 "config.plan.compiler=cpu for a forecast without libtpu"
             ) from error
-        raise ConfigError(f"config.plan.topology={topology}: no slice of {chip}: {text}") from error
+        raise ConfigError(
+            f"config.plan.topology={topology} is not a slice of {chip}: {text}"
+        ) from error
 
 
 def _gpus(chip: str, count: int) -> list:

@@ -328,7 +328,7 @@ class Session:
                     break
         self._save(wait=True)
         if stop:
-            log.info("stopped at step %d, saved; the same command resumes", self.step)
+            log.info("stopped and saved at step %d; the same command resumes the run", self.step)
             return EXIT_PREEMPTED
         return EXIT_DONE
 
@@ -421,9 +421,9 @@ class Session:
     def _give_up(self, step: int, metrics: dict[str, float], what: str) -> None:
         self.writer.scalars(step, metrics)  # they may help to find the cause
         saved = self.checkpointer.steps()
-        last = f"the last checkpoint is step {saved[-1]}" if saved else "no checkpoint yet"
+        last = f"the last checkpoint is step {saved[-1]}" if saved else "there is no checkpoint yet"
         raise NonFiniteError(
-            f"{what} at step {step}. Nothing of it is saved; {last}. Lower the learning rate, clip "
+            f"{what} at step {step}. This step is not saved; {last}. Lower the learning rate, clip "
             "gradients, or compute in float32."
         )
 
@@ -487,7 +487,7 @@ class Session:
         except (KeyboardInterrupt, PreemptedError):
             self._interruption.asked = True
             why = "interrupted"
-            log.warning("asked to stop: %s is given up", what)
+            log.warning("asked to stop: %s is abandoned", what)
         except Exception as error:  # no failed measurement may end the training
             why = f"{type(error).__name__}: {error}"
             known = isinstance(
@@ -554,8 +554,8 @@ def _check_fresh(run: Run) -> None:
     steps = (run_record.read(run.workdir / run_record.RECORD) or {}).get("steps_done", 0)
     if steps:
         raise ConfigError(
-            f"{run.workdir / run_record.RECORD} says that this run was trained to step {steps}, and there is no "
-            "checkpoint: put the folder checkpoints back, or move record.json away to begin from scratch"
+            f"{run.workdir / run_record.RECORD} says that this run was trained to step {steps}, but there is no "
+            "checkpoint: put the folder checkpoints back, or move record.json away to start again"
         )
     if jax.process_index() != 0:
         return
@@ -566,7 +566,7 @@ def _check_fresh(run: Run) -> None:
     kept = run.workdir / f"metrics-lost-{number}.jsonl"
     metrics.rename(kept)
     log.warning(
-        "no checkpoint, though %s has steps of this run: it begins from scratch, and they are kept as %s",
+        "there is no checkpoint, though %s has steps of this run: the run starts again, and those are kept as %s",
         METRICS_FILE,
         kept.name,
     )

@@ -239,17 +239,17 @@ def read_frames(
                 count, last = count + 1, time
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        what = f"damaged after {count} frames" if count else "no video that can be read, or damaged"
+        what = f"damaged after {count} frames" if count else "not a readable video, or damaged"
         raise MediaError(f"{what} ({reason})") from error
     if not count:
-        raise MediaError("a video stream without frames")
+        raise MediaError("its video stream has no frames")
     # Frames before the first decoded one are not expected, because they depend on frames that the file lacks. In an
     # interlaced video a packet may hold one field of a frame, so packets cannot be counted.
     early = sum(time < origin for time in times)
     expected = stated - unshown - early if stated else 0 if woven else len(times) - early
     lost = expected - count
     if lost > max(2, expected // SPARE):
-        raise MediaError(f"damaged: {count} of the {expected} frames in it can be decoded")
+        raise MediaError(f"damaged: only {count} of its {expected} frames can be decoded")
     if lost > 0 and missed:
         missed(lost)
     elif lost > 0:
@@ -294,11 +294,11 @@ def _opened(path: str | os.PathLike) -> Iterator[tuple[InputContainer, VideoStre
         container = _open(os.fspath(path))
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise MediaError(f"no video that can be read, or damaged ({reason})") from error
+        raise MediaError(f"not a readable video, or damaged ({reason})") from error
     with container:
         stream = container.streams.best("video")  # not the cover picture
         if stream is None:
-            raise MediaError("no video stream in it")
+            raise MediaError("it has no video stream")
         if stream.codec_context is None:
             raise MediaError("its codec is unknown, or it is damaged")
         yield container, stream
@@ -318,7 +318,7 @@ def _open(path: str):
         if name.lower().endswith(FRAME_SUFFIXES) and os.path.splitext(name)[0].isdecimal()
     )
     if not names:
-        raise MediaError("a folder without numbered pictures")
+        raise MediaError("the folder has no numbered pictures")
     stem, suffix = os.path.splitext(names[0])
     first, last = int(stem), int(os.path.splitext(names[-1])[0])
     kinds = {os.path.splitext(name)[1] for name in names}

@@ -312,7 +312,7 @@ def test_a_cache_of_other_weights_is_refused(refused, tmp_path):
     folders = clips, tmp_path / "cache"
     config = config_of(folders, 1, network="tiny", weights=other)
     said = refused(config)
-    assert f"fingerprint {there} there, {here} here" in said and "\n" not in said
+    assert f"fingerprint is {there}, that of these weights is {here}" in said and "\n" not in said
     config.system.codec.weights = file
     assert len(Run(config, "").source("train")) == 1
     # Latents made by another network are refused, too.

@@ -148,10 +148,11 @@ def test_the_shipped_reader_reads_faces_that_nobody_has_seen():
         assert rows[f"read/motion/{name}"].value > 0.9, name
     assert rows["read/identity/classes"].value > 0.88
     with pytest.raises(
-        ConfigError, match=r"holds no run.*shipped ones are heads_bcd, heads_codec, heads_reader"
+        ConfigError,
+        match=r"holds no run.*shipped networks are heads_bcd, heads_codec, heads_reader",
     ):
         open_run("heads_raeder")
-    with pytest.raises(ConfigError, match="the run was trained so"):
+    with pytest.raises(ConfigError, match="since the run was trained with it"):
         open_run("heads_reader", {"system.hidden": "3"})
 
 

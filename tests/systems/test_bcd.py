@@ -524,7 +524,7 @@ def test_pixels_of_matching_moments_have_sigma_data():
         (dict(frames=5), r"frames=5: two halves need an even number"),
         (dict(cross={"content_frames": 4}), r"cross\.content_frames=4: a half has only 3"),
         (dict(cross={"content_frames": -1}), r"cross\.content_frames=-1"),
-        (dict(encoder={"heads": 3}), r"encoder\.width=16 must divide by heads=3"),
+        (dict(encoder={"heads": 3}), r"encoder\.width=16 must be divisible by heads=3"),
         (dict(encoder={"queries": "all"}), r"encoder\.queries='all': choose learned, patches"),
         (
             dict(encoder={"queries": "patches", "content_tokens": 1, "frame_stem": "conv"}),

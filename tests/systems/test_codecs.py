@@ -225,7 +225,7 @@ def test_a_run_without_weights_leaves_no_workdir(tmp_path):
     ("fields", "message"),
     [
         (dict(network="vqgan"), r"codec\.network='vqgan': choose sd, tiny, svd, svd_tiny or patch"),
-        (dict(mean=(0.0,) * 3), r"mean and std are 4 numbers"),
+        (dict(mean=(0.0,) * 3), r"mean and std must have 4 numbers"),
         (dict(chunk=0), r"codec\.chunk=0"),
         (dict(scale=0.18215), r"Known fields: network, mean, std, weights, chunk"),
     ],

@@ -253,9 +253,9 @@ def test_no_codes_are_one_sentence(tmp_path):
     ("fields", "message"),
     [
         (dict(content_elements=3), r"content_elements=3: choose 1 or content_tokens=2"),
-        (dict(frames=9), r"frames=9: with max_positions=8 at most 8"),
-        (dict(frames=1), r"frames=1: at least 2"),
-        (dict(heads=3), r"width=16 must divide by heads=3"),
+        (dict(frames=9), r"frames=9: with max_positions=8 it must be at most 8"),
+        (dict(frames=1), r"frames=1 must be at least 2"),
+        (dict(heads=3), r"width=16 must be divisible by heads=3"),
         (dict(compute="float16"), r"choose float32 or bfloat16"),
     ],
 )

@@ -93,7 +93,9 @@ def test_what_does_not_fit_is_refused(tmp_path):
         evaluation.build("swap", run)
     with pytest.raises(ConfigError, match="holds a run of vidtwin, which cannot transfer motion"):
         reenact.reenact(run, "a.png", "b.mp4", "c.mp4")
-    with pytest.raises(ConfigError, match="a VidTwin of one latent, without dynamics to keep"):
+    with pytest.raises(
+        ConfigError, match="a VidTwin with a single latent, so there are no dynamics to store"
+    ):
         encode.VidTwinLatents.source(run, "train", 0)
     section = config.system.to_dict()
     with pytest.raises(ConfigError, match="structure_from='other': with"):

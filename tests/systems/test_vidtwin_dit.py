@@ -304,10 +304,13 @@ def test_it_learns_its_classes(folder):
     ("fields", "message"),
     [
         (dict(structure=(3, 3, 3)), r"structure=\(3, 3, 3\), .*: 4 and 3 positive sizes"),
-        (dict(dynamics_patch=(2, 2, 2)), r"dynamics is a video of one frame, so the first is 1"),
-        (dict(heads=3), r"width=16 must divide by heads=3"),
-        (dict(classes=0), r"classes=0: at least 1"),
-        (dict(guidance={"drop": 1.0}), r"guidance\.drop=1\.0: from 0, below 1"),
+        (
+            dict(dynamics_patch=(2, 2, 2)),
+            r"dynamics is a video of one frame, so the first size must be 1",
+        ),
+        (dict(heads=3), r"width=16 must be divisible by heads=3"),
+        (dict(classes=0), r"classes=0 must be at least 1"),
+        (dict(guidance={"drop": 1.0}), r"guidance\.drop=1\.0 must be at least 0 and below 1"),
         (dict(guidance={"weight": 1.0}), r"system\.guidance: .*Known fields: drop, scale"),
         (dict(sampler={"steps": 1001}), r"sampler\.steps: .* from 1 to 1000, .* got 1001"),
         (dict(diffusion={"schedule": "cosine"}), r"system\.diffusion: schedule 'cosine': choose"),

@@ -202,7 +202,7 @@ def test_where_windows_share_frames_a_border_is_a_fade(built, monkeypatch):
 
     np.testing.assert_allclose(seams(0), [0.3, 0.3, 0], atol=1e-6)
     np.testing.assert_allclose(seams(2), [0.1, 0.1, 0], atol=1e-6)
-    with pytest.raises(ConfigError, match="overlap=9: at most half"):
+    with pytest.raises(ConfigError, match="overlap=9 must be from 0 to half"):
         dataclasses.replace(made, overlap=9)
 
 
@@ -482,10 +482,10 @@ def test_what_does_not_fit_is_named():
         ConfigError, match=r"recolour=0\.5 needs config\.system\.structure_from to be one of other"
     ):
         make(recolour=0.5)
-    with pytest.raises(ConfigError, match="recolour=2: a share, from 0 to 1"):
+    with pytest.raises(ConfigError, match="recolour=2 must be a share, from 0 to 1"):
         make(recolour=2, structure_from="other")
     codec = {"mean": 0.5, "std": 0.25, "patch": 8}
-    with pytest.raises(ConfigError, match=r"network.patch=\(1, 4, 4\).* is 8 of them"):
+    with pytest.raises(ConfigError, match=r"network.patch=\(1, 4, 4\).* the 8 pixels of a place"):
         make(codec=codec, gan={"weight": 0.0})
     with pytest.raises(ConfigError, match="LPIPS judges pixels"):
         make(codec={**codec, "patch": 2}, perceptual={"weights": "there"})

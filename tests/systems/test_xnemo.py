@@ -172,7 +172,7 @@ def test_the_head_sets_in_by_steps(system, vars, monkeypatch):
     share = 1e-3 / float(metrics["gan/pull"])
     assert share < 0.5  # otherwise the clipping would hardly be tested
     assert norm(short) == pytest.approx(share * norm(free), rel=2e-2)
-    with pytest.raises(ConfigError, match="start is the first"):
+    with pytest.raises(ConfigError, match="start must be the first"):
         dataclasses.replace(system.gan, start=5)
 
 

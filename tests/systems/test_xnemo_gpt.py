@@ -409,16 +409,20 @@ def one_sentence(error):
     ("name", "changes", "message"),
     [
         ("tokenizer", {"system.network.channels": 6}, "codes of 8 numbers, .*channels=6"),
-        ("tokenizer", {"system.frames": 6}, "frames=6: a positive multiple of 4"),
+        ("tokenizer", {"system.frames": 6}, "frames=6 must be a positive multiple of 4"),
         ("tokenizer", {"system.frames": 32}, "length 32, but the clips in .* have length 16"),
         (
             "outpaint",
             {"system.tokenizer.entries": 16, "system.tokenizer.width": 4},
-            "tokenizer of another shape .*: entries 8 there, 16 here, width 8 there, 4 here",
+            "tokenizer of another shape .*: entries 8 instead of 16, width 8 instead of 4",
         ),
-        ("outpaint", {"system.length": 1}, "length=1: from 2 to 34"),
-        ("outpaint", {"system.sampler.top_k": 9}, "top_k=9 at most the 8 entries"),
-        ("outpaint", {"system.sampler.guidance": 2.0}, "guidance=2.0: 1 without conditions"),
+        ("outpaint", {"system.length": 1}, "length=1 must be from 2 to 34"),
+        ("outpaint", {"system.sampler.top_k": 9}, "top_k=9 from 0 to the 8 entries"),
+        (
+            "outpaint",
+            {"system.sampler.guidance": 2.0},
+            "guidance=2.0 must be 1 if there are no conditions",
+        ),
         (
             "emotion",
             {"system.conditions": 5},
@@ -473,14 +477,18 @@ def test_codes_of_another_xnemo_are_refused(other, xnemo, tokenizer, outpaint, f
         run = open_run(str(workdir))
         for section in run.config.evals.values():
             section.xnemo = str(other)
-        with pytest.raises(ConfigError, match="codes of another X-NeMo, or another check") as error:
+        with pytest.raises(
+            ConfigError, match=r"with another X-NeMo than .*, or with another check"
+        ) as error:
             evaluate_vars(run, run.trained_vars())
         one_sentence(error)
     codes = str(outpaint / "samples" / "generated-0.safetensors")
     run, out = open_run(str(other)), str(files / "never.mp4")
     portrait, video = str(files / "0.png"), str(files / "b.mp4")
     for drive in (animate.Drive(outpaint=str(outpaint), more=4), animate.Drive(codes=codes)):
-        with pytest.raises(ConfigError, match="codes of another X-NeMo, or another check") as error:
+        with pytest.raises(
+            ConfigError, match=r"with another X-NeMo than .*, or with another check"
+        ) as error:
             reenact.reenact(run, portrait, video, out, where=WHOLE, drive=drive)
         one_sentence(error)
     theirs = folder / "other_motion"
@@ -497,8 +505,11 @@ def test_drives_that_make_no_sense(xnemo, heads_run, tokenizer, files, tmp_path)
         (dict(keys=("a.png",)), "at least two key frames"),
         (dict(outpaint="x"), "--outpaint=RUN and --more=FRAMES go together"),
         (dict(outpaint=str(tmp_path / "gone"), more=4), "gone holds no run"),
-        (dict(outpaint=str(tokenizer), more=4), "holds a motion_tokenizer, no generator"),
-        (dict(codes=str(tmp_path / "gone")), "no motion codes, as the evaluation of"),
+        (dict(outpaint=str(tokenizer), more=4), "holds a motion_tokenizer, not a generator"),
+        (
+            dict(codes=str(tmp_path / "gone")),
+            "is not a file of motion codes, such as the evaluation of",
+        ),
     ):
         with pytest.raises(ConfigError, match=message) as error:
             reenact.reenact(run, portrait, video, out, where=WHOLE, drive=animate.Drive(**drive))
@@ -514,7 +525,7 @@ def test_refusals_of_the_commands(stand_in, motion, tokenizer, monkeypatch, capl
     monkeypatch.setattr(startup.logging.getLogger("vidmotion"), "propagate", True)
     for arguments, message in (
         ([f"--workdir={tmp_path / 'gone'}"], "gone holds no run"),
-        ([f"--workdir={tokenizer}", "--frames=8"], "clips become tokens whole"),
+        ([f"--workdir={tokenizer}", "--frames=8"], "whole clips are turned into tokens"),
         ([f"--workdir={tokenizer}", "--fps=8"], "reads clips at their own rate"),
     ):
         caplog.clear()

@@ -212,7 +212,7 @@ class BCD(System, MotionTransfer, Describes):
                 )
         if self.encoder.width % self.encoder.heads:
             raise ConfigError(
-                f"config.system.encoder.width={self.encoder.width} must divide by "
+                f"config.system.encoder.width={self.encoder.width} must be divisible by "
                 f"heads={self.encoder.heads}"
             )
         for field, value, known in (

@@ -61,7 +61,7 @@ class PixelCodec:
           ConfigError: `size` is not a multiple of `patch`.
         """
         if size % self.patch:
-            raise ConfigError(f"config.system.size={size}: not a multiple of patch={self.patch}")
+            raise ConfigError(f"config.system.size={size} is not a multiple of patch={self.patch}")
         return size // self.patch, 3 * self.patch**2
 
     def consts(self) -> dict[str, Const]:
@@ -139,11 +139,11 @@ class LatentCodec:
             )
         if not len(self.mean) == len(self.std) == self._channels:
             raise ConfigError(
-                f"config.system.codec: mean and std are {self._channels} numbers each, got {self.mean} and "
+                f"config.system.codec: mean and std must have {self._channels} numbers each, got {self.mean} and "
                 f"{self.std}"
             )
         if self.chunk < 1:
-            raise ConfigError(f"config.system.codec.chunk={self.chunk}: at least 1")
+            raise ConfigError(f"config.system.codec.chunk={self.chunk} must be at least 1")
         dtype(self.compute)
 
     @property
@@ -226,7 +226,7 @@ class LatentCodec:
         field, want = "config.system.codec.weights", self._shapes()
         wrong = paths.misfits(params, want)
         others = paths.flatten(params).keys() - paths.flatten(want).keys()
-        wrong += [f"{path}: not of this autoencoder" for path in sorted(others)]
+        wrong += [f"{path}: not part of this autoencoder" for path in sorted(others)]
         if wrong:
             raise ConfigError(
                 f"{field}={self.weights!r} is not an autoencoder of config.system.codec.network's sizes: "
@@ -251,7 +251,7 @@ class LatentCodec:
             raise ConfigError(f"config.system.codec.weights is empty: give the file of {wanted}")
         if pathlib.Path(self.weights).is_dir():
             network = "svd_vae" if temporal else "sd_vae"
-            hint = f"`python -m vidmotion.convert {network}` makes that folder of {wanted}"
+            hint = f"`python -m vidmotion.convert {network}` makes that folder from {wanted}"
             return self._fitting(folder.load_wanted(field, self.weights, network, hint)[1])
         try:
             source = read.read(self.weights, float32=True)

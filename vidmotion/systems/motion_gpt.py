@@ -63,14 +63,16 @@ class MotionGenerator(System, Describes):
                 f"content_tokens={self.content_tokens}"
             )
         if self.frames < 2:
-            raise ConfigError(f"config.system.frames={self.frames}: at least 2")
+            raise ConfigError(f"config.system.frames={self.frames} must be at least 2")
         if self.frames > self.most_frames:
             raise ConfigError(
-                f"config.system.frames={self.frames}: with max_positions={self.max_positions} at most "
+                f"config.system.frames={self.frames}: with max_positions={self.max_positions} it must be at most "
                 f"{self.most_frames}"
             )
         if self.width % self.heads:
-            raise ConfigError(f"config.system.width={self.width} must divide by heads={self.heads}")
+            raise ConfigError(
+                f"config.system.width={self.width} must be divisible by heads={self.heads}"
+            )
 
     @property
     def most_frames(self) -> int:
@@ -129,7 +131,7 @@ class MotionGenerator(System, Describes):
         if want != found:
             raise ConfigError(
                 f"config.system.codes={self.codes!r} comes from a BCD of another shape: its quantiser "
-                f"has {found}, this config expects {want}"
+                f"has {found}, but this config expects {want}"
             )
         return paths.unflatten(have)
 
@@ -204,7 +206,7 @@ class MotionGenerator(System, Describes):
             raise ConfigError(f"frames={frames}: choose 1 to {self.most_frames}")
         if temperature < 0 or not 1 <= (top_k or 1) <= self.entries:
             raise ConfigError(
-                f"temperature={temperature} and top_k={top_k}: choose at least 0, and at most the "
+                f"temperature={temperature} must be at least 0, and top_k={top_k} from 1 to the "
                 f"{self.entries} entries of a codebook"
             )
         ids = motion_gpt.generate(

@@ -47,7 +47,7 @@ class MotionTokens(System, Describes):
         step = 2**self.net.halvings
         if self.frames < step or self.frames % step:
             raise ConfigError(
-                f"config.system.frames={self.frames}: a positive multiple of {step}, the frames of a token"
+                f"config.system.frames={self.frames} must be a positive multiple of {step}, the frames of a token"
             )
 
     @property
@@ -85,7 +85,7 @@ class MotionTokens(System, Describes):
         if have["mean"].shape != (self.net.channels,):
             raise ConfigError(
                 f"config.system.codes={self.codes!r} comes from an X-NeMo with codes of {len(have['mean'])} "
-                f"numbers, config.system.network.channels={self.net.channels}"
+                f"numbers, but config.system.network.channels={self.net.channels}"
             )
         return {"mean": have["mean"], "deviation": have["std"]}
 

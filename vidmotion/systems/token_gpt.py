@@ -79,15 +79,17 @@ class TokenGenerator(System, Describes):
         dtype(self.compute)
         from_config(MotionTokenizer, self.tokenizer, "system.tokenizer")
         if self.width % self.heads:
-            raise ConfigError(f"config.system.width={self.width} must divide by heads={self.heads}")
+            raise ConfigError(
+                f"config.system.width={self.width} must be divisible by heads={self.heads}"
+            )
         most = self.max_positions - self.net.prefix + 1
         if not 2 <= self.length <= most:
             raise ConfigError(
-                f"config.system.length={self.length}: from 2 to {most}, with max_positions={self.max_positions}"
+                f"config.system.length={self.length} must be from 2 to {most}, with max_positions={self.max_positions}"
             )
         if not 0 <= self.drop < 1 or not 0 <= self.keep <= 1:
             raise ConfigError(
-                f"config.system: drop={self.drop} is from 0, below 1, and keep={self.keep} within 0..1"
+                f"config.system: drop={self.drop} must be at least 0 and below 1, and keep={self.keep} within 0..1"
             )
         draws = self.sampler
         if (
@@ -96,12 +98,12 @@ class TokenGenerator(System, Describes):
             or not 0 < draws.top_p <= 1
         ):
             raise ConfigError(
-                f"config.system.sampler: temperature={draws.temperature} is at least 0, top_k={draws.top_k} at "
-                f"most the {self.net.entries} entries, top_p={draws.top_p} above 0, at most 1"
+                f"config.system.sampler: temperature={draws.temperature} must be at least 0, top_k={draws.top_k} from "
+                f"0 to the {self.net.entries} entries, and top_p={draws.top_p} above 0 and at most 1"
             )
         if draws.guidance != 1.0 and not self.conditions:
             raise ConfigError(
-                f"config.system.sampler.guidance={draws.guidance}: 1 without conditions to guide towards"
+                f"config.system.sampler.guidance={draws.guidance} must be 1 if there are no conditions to guide towards"
             )
 
     # -- networks ---------------------------------------------------------------------------------
@@ -157,7 +159,7 @@ class TokenGenerator(System, Describes):
         there = encoded.MotionTokensSource.read_provenance(self.codes)
         theirs, ours = MotionTokenizer(**there["network"], parent=None), self.decoder
         differing = [
-            f"{name} {getattr(theirs, name)} there, {getattr(ours, name)} here"
+            f"{name} {getattr(theirs, name)} instead of {getattr(ours, name)}"
             for name in SHAPE
             if getattr(theirs, name) != getattr(ours, name)
         ]

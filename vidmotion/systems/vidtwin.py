@@ -146,7 +146,9 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
                 f"config.system.structure_from={self.structure_from!r}: choose {', '.join(SOURCES)}"
             )
         if not 0 <= self.recolour <= 1:
-            raise ConfigError(f"config.system.recolour={self.recolour}: a share, from 0 to 1")
+            raise ConfigError(
+                f"config.system.recolour={self.recolour} must be a share, from 0 to 1"
+            )
         if self.recolour and self.structure_from not in PAIRED:
             raise ConfigError(
                 f"config.system.recolour={self.recolour} needs config.system.structure_from to be one of "
@@ -172,13 +174,13 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
             )
         if not 0 <= self.overlap <= self.net.frames // 2:
             raise ConfigError(
-                f"config.system.overlap={self.overlap}: at most half of a window's {self.net.frames} frames"
+                f"config.system.overlap={self.overlap} must be from 0 to half of a window's {self.net.frames} frames"
             )
         least = 3 * 2**self.gan.layers
         if self.gan.weight and self.net.size < least:
             raise ConfigError(
-                f"config.system.gan.layers={self.gan.layers} needs frames of {least} places or more, those that "
-                f"the network makes of config.system.network.size={self.size} have {self.net.size}"
+                f"config.system.gan.layers={self.gan.layers} needs frames of {least} places or more, but those that "
+                f"the network makes for config.system.network.size={self.size} have {self.net.size}"
             )
 
     def _check_codec(self):
@@ -187,8 +189,8 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         patch = tuple(self.network.get("patch", VidTwin.patch))
         if any(pixels % factor for pixels in patch[1:]):
             raise ConfigError(
-                f"config.system.network.patch={patch}: rows and columns are pixels, and a place of this codec's "
-                f"latents is {factor} of them"
+                f"config.system.network.patch={patch}: rows and columns are in pixels, and must be multiples of the "
+                f"{factor} pixels of a place of this codec's latents"
             )
         if self.recolour and self.codec.cached:
             raise ConfigError(
@@ -196,7 +198,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
             )
         if self.perceptual.weights:
             raise ConfigError(
-                "config.system.perceptual.weights: LPIPS judges pixels, and with config.system.codec the network "
+                "config.system.perceptual.weights: LPIPS judges pixels, but with config.system.codec the network "
                 "makes latents; leave one of the two out"
             )
 
@@ -382,7 +384,7 @@ class VidTwinAutoencoder(System, MotionTransfer, Released, Describes):
         counts = self.paper_counts(params)
         shapes = self.net.structure_shape, self.net.dynamics_shape
         structure, dynamics = ("x".join(map(str, shape or ("none",))) for shape in shapes)
-        return {f"as the paper: {name}": f"{count:,}" for name, count in counts.items()} | {
+        return {f"as in the paper: {name}": f"{count:,}" for name, count in counts.items()} | {
             "latents of a clip": f"structure {structure}, dynamics {dynamics}; {self.share_kept:.4%} of its numbers"
         }
 

@@ -92,19 +92,23 @@ class VidTwinDiT(System, Describes):
             shape, patch = getattr(self, name), getattr(self, f"{name}_patch")
             if len(shape) != rank or len(patch) != 3 or min(*shape, *patch) < 1:
                 raise ConfigError(
-                    f"config.system.{name}={shape}, {name}_patch={patch}: {rank} and 3 positive sizes"
+                    f"config.system.{name}={shape}, {name}_patch={patch}: they must be {rank} and 3 positive sizes"
                 )
         if self.dynamics_patch[0] != 1:
             raise ConfigError(
                 f"config.system.dynamics_patch={self.dynamics_patch}: dynamics is a video of one "
-                "frame, so the first is 1"
+                "frame, so the first size must be 1"
             )
         if self.width % self.heads:
-            raise ConfigError(f"config.system.width={self.width} must divide by heads={self.heads}")
+            raise ConfigError(
+                f"config.system.width={self.width} must be divisible by heads={self.heads}"
+            )
         if self.classes < 1:
-            raise ConfigError(f"config.system.classes={self.classes}: at least 1")
+            raise ConfigError(f"config.system.classes={self.classes} must be at least 1")
         if not 0 <= self.guidance.drop < 1:
-            raise ConfigError(f"config.system.guidance.drop={self.guidance.drop}: from 0, below 1")
+            raise ConfigError(
+                f"config.system.guidance.drop={self.guidance.drop} must be at least 0 and below 1"
+            )
         self._times(self.sampler.steps)
 
     @property
@@ -169,7 +173,7 @@ class VidTwinDiT(System, Describes):
         if want != found:
             raise ConfigError(
                 f"config.system.latents={self.latents!r} comes from a VidTwin of another shape: its "
-                f"statistics are {found}, this config expects {want}"
+                f"statistics are {found}, but this config expects {want}"
             )
         names = encoded.VidTwinLatentsSource.read_provenance(self.latents)["classes"]
         if len(names) != self.classes:

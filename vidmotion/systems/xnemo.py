@@ -157,8 +157,9 @@ class Gan:
     def __post_init__(self):
         if not 0 <= self.start <= min(self.pull_start, self.adversarial_start) or self.clip < 0:
             raise ConfigError(
-                "config.system.gan: start is the first of the three steps, and clip at least 0, got "
-                f"{self.start=}, {self.pull_start=}, {self.adversarial_start=}, {self.clip=}"
+                "config.system.gan: start must be the first of the three steps, and clip at least 0, got "
+                f"start={self.start}, pull_start={self.pull_start}, "
+                f"adversarial_start={self.adversarial_start}, clip={self.clip}"
             )
 
 
@@ -270,29 +271,31 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         for field, frames in (("stage.frames", stage.frames), ("sampler.window", sampler.window)):
             if not 1 <= frames <= MAX_FRAMES:
                 raise ConfigError(
-                    f"config.system.{field}={frames}: 1 to {MAX_FRAMES}, as many as the temporal modules know"
+                    f"config.system.{field}={frames} must be from 1 to {MAX_FRAMES}, the most frames that "
+                    "the temporal modules can take"
                 )
         if not 0 <= sampler.overlap < sampler.window:
             raise ConfigError(
-                f"config.system.sampler.overlap={sampler.overlap}: less than window={sampler.window}"
+                f"config.system.sampler.overlap={sampler.overlap} must be at least 0 and less than "
+                f"window={sampler.window}"
             )
         if not 0 <= stage.masking < 1 or not 0 <= stage.gan_frames <= stage.frames:
             raise ConfigError(
-                "config.system.stage: masking is within 0..1 and gan_frames at most frames, got "
-                f"{stage.masking=}, {stage.gan_frames=}, {stage.frames=}"
+                "config.system.stage: masking must be at least 0 and below 1, and gan_frames at most frames, got "
+                f"masking={stage.masking}, gan_frames={stage.gan_frames}, frames={stage.frames}"
             )
         if self.clip.network != "none":
             width = CLIP_SIZES[self.clip.network]["embedding"]
             if width != self._denoiser.context_width:
                 raise ConfigError(
-                    f"config.system.clip.network={self.clip.network!r} gives {width} numbers, the UNets' "
+                    f"config.system.clip.network={self.clip.network!r} gives {width} numbers, but the UNets' "
                     f"context_width is {self._denoiser.context_width}"
                 )
         control, middle = self._denoiser.control_side, self._middle_side
         if control and (control != middle or control < 4 or control & (control - 1)):
             raise ConfigError(
-                f"config.system.modules.control_side={control}: the side of the features in the middle of the UNets, "
-                f"here {middle}, which must be 4, 8, 16, ..."
+                f"config.system.modules.control_side={control} must be the side of the features in the middle of the "
+                f"UNets, here {middle}, and that must be 4, 8, 16, ..."
             )
         for name, cls in (
             ("motion", MotionEncoder),
@@ -497,7 +500,7 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         """
         if lacks := ", ".join(sorted({"reference", "denoiser", "motion"} - arguments.keys())):
             raise ConfigError(
-                f"the folder lacks {lacks}: a UNet of Stable Diffusion animates nothing, it is for "
+                f"the folder lacks {lacks}: a UNet of Stable Diffusion alone animates nothing; give it to "
                 f"--config.init_from. `python -m vidmotion.convert xnemo --src=FOLDER` takes {PUBLISHED}"
             )
         own = {key: x for key, x in arguments["denoiser"].items() if key != "head"}
@@ -927,7 +930,7 @@ def _const(net: nn.Module, side: int, field: str, weights: str, network: str) ->
 def _loader(field: str, weights: str, network: str) -> Callable[[], PyTree]:
     def load() -> PyTree:
         make = f"`python -m vidmotion.convert {network}` makes that folder"
-        make += f" of {SOURCES[network]}" if network in SOURCES else ""
+        make += f" from {SOURCES[network]}" if network in SOURCES else ""
         if not weights:
             raise ConfigError(f"config.system.{field} is empty: {make}")
         return folder.load_wanted(f"config.system.{field}={weights!r}", weights, network, make)[1]

@@ -136,7 +136,7 @@ def test_a_workdir_of_something_else_is_refused(name, judge_workdir, tmp_path):
     cell = cell_with(f"{name}.ipynb", LOAD)
     with pytest.raises(ConfigError, match="holds no run"):
         exec(cell, {"BUDGET": "debug", "WORKDIR": str(tmp_path)})
-    with pytest.raises(ConfigError, match="holds a run of sprites_judge, this"):
+    with pytest.raises(ConfigError, match="holds a run of sprites_judge, but this"):
         exec(cell, {"BUDGET": "debug", "WORKDIR": str(judge_workdir)})
 
 

@@ -107,7 +107,7 @@ def test_other_hosts_write_nothing(tmp_path):
 
 def test_mistakes_of_the_caller_raise(tmp_path):
     with MetricWriter(tmp_path) as writer:
-        with pytest.raises(ValueError, match="'step' is taken"):
+        with pytest.raises(ValueError, match="'step' is reserved"):
             writer.scalars(1, {"step": 1.0})
         with pytest.raises(TypeError):
             writer.scalars(1, {"loss": np.zeros(3)})

@@ -49,7 +49,7 @@ def test_records_come_back_in_order_whatever_the_shards(tmp_path, shards):
         for name in ("video", "track", "label"):
             np.testing.assert_array_equal(found[name], written[name], strict=True)
         found["video"][:] = 0  # the arrays are writable
-    with pytest.raises(IndexError, match="10 of 10"):
+    with pytest.raises(IndexError, match="no record 10 in a split of 10"):
         source[10]
     source.verify()
 
@@ -166,7 +166,9 @@ def test_damaged_shards(folder):
     shard = folder / "train-00000-of-00003.array_record"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1000])
-    expect(folder, rf"{shard.name}: {len(whole) - 1000} bytes.*says {len(whole)}: truncated")
+    expect(
+        folder, rf"{shard.name}: has {len(whole) - 1000} bytes.*says {len(whole)}: it was truncated"
+    )
     flipped = bytearray(whole)
     flipped[65600] ^= 255  # inside the first record
     for content in (flipped, b"x" * len(whole), bytes(len(whole))):

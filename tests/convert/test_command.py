@@ -148,7 +148,7 @@ def test_files_of_another_kind(tmp_path, checkpoint, capsys):
     assert "no such file" in refused(capsys, f"--src={src}", out)
     write_safetensors(src, {"a": np.ones(2, np.float32)})
     said = refused(capsys, f"--src={src}", out)
-    assert "cont_emb.2.weight: want 3 axes" in said and "motion_emb.0.weight" in said
+    assert "cont_emb.2.weight: expected an array with 3 axes" in said and "motion_emb.0.weight" in said
     write_safetensors(src, checkpoint)
     assert "give it as --heads=N" in refused(capsys, f"--src={src}", out)
     assert "must be divisible by heads=3" in refused(capsys, f"--src={src}", out, "--heads=3")
@@ -187,7 +187,7 @@ def test_folders_that_do_not_fit(tmp_path, checkpoint, capsys):
     file = out / folder.NETWORK
     content = json.loads(file.read_text())
     for broken, message in [
-        (content | {"network": "t5"}, "holds t5, not vidtwin"),
+        (content | {"network": "t5"}, "holds the network t5, not vidtwin"),
         ({"network": "vidtwin"}, "does not name a network and its arguments"),
         (content | {"arguments": SIZE | {"depths": 2}}, "not the arguments of a VidTwin.*depths"),
         (content | {"arguments": SIZE | {"depth": 3}}, "encoder/trunk/block_2"),

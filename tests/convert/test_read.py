@@ -152,8 +152,8 @@ def test_manifest(tmp_path):
     path.write_text("# derived from source\na.weight 4x3x1x1\n\na.bias 4\nsteps scalar\n")
     assert read_manifest(path) == {"a.weight": (4, 3, 1, 1), "a.bias": (4,), "steps": ()}
     for text, said in (
-        ("a 2\na 3\n", ":2: a a second time"),
-        ("a 2y3\n", ":1: want"),
+        ("a 2\na 3\n", ":2: a appears a second time"),
+        ("a 2y3\n", ":1: expected"),
         ("a", ":1:"),
     ):
         path.write_text(text)

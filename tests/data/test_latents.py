@@ -194,7 +194,7 @@ def test_windows_are_those_of_the_clips(folders):
 
 
 def test_another_dataset_is_refused(folders):
-    with pytest.raises(DatasetError, match=r"holds .*video.*: not cached latents"):
+    with pytest.raises(DatasetError, match=r"holds video, .*; expected cached latents"):
         LatentSource(folders[0])
     with pytest.raises(DatasetError, match=r"holds .*latents.*; expected clips"):
         VideoSource(folders[1])
@@ -316,7 +316,7 @@ def test_a_cache_of_other_weights_is_refused(refused, tmp_path):
     config.system.codec.weights = file
     assert len(Run(config, "").source("train")) == 1
     # Latents made by another network are refused, too.
-    assert f"fingerprint {there} there" in refused(config_of(folders, 1))
+    assert f"fingerprint is {there}" in refused(config_of(folders, 1))
 
 
 def test_a_truncated_cache_is_refused(refused, folders, tmp_path):

@@ -172,7 +172,7 @@ def test_state_goes_through_json_and_any_process_count():
     [
         ({"seed": 2}, "seed was 1 and is now 2"),
         ({"batch_size": 8}, "batch_size was 4 and is now 8"),
-        ({"shuffle": False}, "shuffle was True and is False"),
+        ({"shuffle": False}, "shuffle was True and is now False"),
         ({"source": Numbers(fingerprint="other")}, "source was 'numbers' and is now 'other'"),
         ({"transforms": (double, Jitter(8))}, r"Jitter\(high=7\).*Jitter\(high=8\)"),
     ],

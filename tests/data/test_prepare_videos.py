@@ -457,7 +457,7 @@ def test_no_clip_at_all_is_an_error(tmp_path, capsys):
     assert code == 2 and "no video files" in error
     (tmp_path / "src/a.mp4").write_text("text")
     code, printed, error = run(capsys, *arguments(tmp_path / "src", tmp_path / "out"))
-    assert code == 2 and "no clip came from 1 files" in error and "a.mp4: no video" in printed
+    assert code == 2 and "no clip came from 1 files" in error and "a.mp4: not a readable video" in printed
     assert not (tmp_path / "out/dataset.json").exists()
     code, _, error = run(capsys, *arguments(tmp_path / "gone", tmp_path / "out"))
     assert code == 2 and "no such folder" in error
@@ -559,7 +559,7 @@ def test_box_files(videos, tmp_path, capsys):
         ("a.json", "[1]", "not a box file"),
         ("a.json", "{", "not a box file"),
         ("a.csv", "name,x\na,1", "not a box file"),
-        ("a.csv", "file,x0,y0,x1,y1\na.mp4,1,2,3", r"a\.mp4: .* is not x0"),
+        ("a.csv", "file,x0,y0,x1,y1\na.mp4,1,2,3", r"a\.mp4: .* does not have x0"),
         ("a.json", '{"a.mp4": [0, 0, 0, 5]}', "x0 < x1"),
     ],
 )

@@ -203,7 +203,7 @@ def test_targets_are_drawn_from_the_driver_across_people(tmp_path):
     # A true answer that is rendered is that of the drawn frames: the driver's frames inverted.
     known = StubRun(tmp_path / "known", Rendered(), made=lambda x: 1 - x, targets=2)
     assert results("cross_reenactment", known)["l1"].value == pytest.approx(0, abs=1e-6)
-    with pytest.raises(ConfigError, match=r"targets=5: clips of 4 frames have 4$"):
+    with pytest.raises(ConfigError, match=r"targets=5: clips of 4 frames have only 4$"):
         results("cross_reenactment", StubRun(tmp_path / "five", targets=5))
 
 
@@ -604,7 +604,7 @@ def test_results_of_other_networks_are_not_taken_up(tmp_path, networks, monkeypa
         measured.append(results("self_reenactment", run)["lpips_alex"].value)
         assert run.seen
     assert measured[1] == pytest.approx(2 * measured[0])
-    assert "network of lpips_alex times 1.0 there, times 2.0 here" in caplog.text
+    assert "network of lpips_alex was times 1.0 and is now times 2.0" in caplog.text
 
 
 def test_a_folder_of_prepared_clips_in_the_place_of_the_runs_own(tmp_path):

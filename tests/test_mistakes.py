@@ -29,7 +29,7 @@ MISTAKES = [
     ("trian --config=heads:demo", ["'trian' is not a command; did you mean 'train'?"]),
     ("train heads:debug --workdir=runs/x", ["--config=", "did you mean --config=heads:debug?"]),
     ("train --config=xnemo:dmeo --workdir=runs/x", ["'dmeo': choose from demo, debug, mini, sta"]),
-    (f"{TRAIN} --steps=5", ["flag 'steps'", "the field of the config is --config.steps"]),
+    (f"{TRAIN} --steps=5", ["flag 'steps'", "the field of the config is set with --config.steps"]),
     (f"{TRAIN} --config.steps=2.5", ["--config.steps must be a whole number, not '2.5'"]),
     (
         f"{TRAIN} --config.system.sampler.stps=4",
@@ -42,7 +42,7 @@ MISTAKES = [
     # the beginning of a training
     (
         "train --config=heads:debug --workdir=runs/judge",
-        ["runs/judge belongs to a run with another config", "'sprites' there", "another --workdir"],
+        ["runs/judge belongs to a run with another config", "'sprites' in that run", "another --workdir"],
     ),
     (
         OWN,

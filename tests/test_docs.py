@@ -168,7 +168,9 @@ def test_what_was_reached_is_of_the_runs_that_have_records(build, monkeypatch, t
     tail = "14.50 | 11.00 | - |"
     assert f"| [heads_demo]{demo} | 17.25 | 15.00 | {tail} 1,500 x 8 | cccccccccccc |" in lines
     assert f"| [small]{small} | 14.00 | - | {tail} 20 x 8 | cccccccccccc |" in lines
-    assert sum("closer to the exact picture than the swaps of [small](" in line for line in lines) == 1
+    assert (
+        sum("closer to the exact picture than the swaps of [small](" in line for line in lines) == 1
+    )
     assert "| CSIM of motion transfer, LRS3 | not measured | 0.692 (Table A2) |  |  |  |" in lines
     text = "\n".join(lines)
     assert "heads_mini" not in text and "Sprites" not in text

@@ -42,7 +42,11 @@ MISTAKES = [
     # the beginning of a training
     (
         "train --config=heads:debug --workdir=runs/judge",
-        ["runs/judge belongs to a run with another config", "'sprites' in that run", "another --workdir"],
+        [
+            "runs/judge belongs to a run with another config",
+            "'sprites' in that run",
+            "another --workdir",
+        ],
     ),
     (
         OWN,

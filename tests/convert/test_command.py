@@ -148,7 +148,9 @@ def test_files_of_another_kind(tmp_path, checkpoint, capsys):
     assert "no such file" in refused(capsys, f"--src={src}", out)
     write_safetensors(src, {"a": np.ones(2, np.float32)})
     said = refused(capsys, f"--src={src}", out)
-    assert "cont_emb.2.weight: expected an array with 3 axes" in said and "motion_emb.0.weight" in said
+    assert (
+        "cont_emb.2.weight: expected an array with 3 axes" in said and "motion_emb.0.weight" in said
+    )
     write_safetensors(src, checkpoint)
     assert "give it as --heads=N" in refused(capsys, f"--src={src}", out)
     assert "must be divisible by heads=3" in refused(capsys, f"--src={src}", out, "--heads=3")

@@ -151,7 +151,9 @@ def test_sizes_are_read_off_the_shapes(fixtures_dir):
     found = clip_maps.sizes(manifest(fixtures_dir, "clip_vit_l14_vision"))
     assert found == CLIP_SIZES["vit_l14"]
     for read in (unet_maps.sizes, clip_maps.sizes):
-        with pytest.raises(ConversionError, match="missing[;,] (so this is not|the sizes are read)"):
+        with pytest.raises(
+            ConversionError, match=r"missing[;,] (so this is not|the sizes are read)"
+        ):
             read({"a.weight": (3, 3)})
 
 

@@ -457,7 +457,11 @@ def test_no_clip_at_all_is_an_error(tmp_path, capsys):
     assert code == 2 and "no video files" in error
     (tmp_path / "src/a.mp4").write_text("text")
     code, printed, error = run(capsys, *arguments(tmp_path / "src", tmp_path / "out"))
-    assert code == 2 and "no clip came from 1 files" in error and "a.mp4: not a readable video" in printed
+    assert (
+        code == 2
+        and "no clip came from 1 files" in error
+        and "a.mp4: not a readable video" in printed
+    )
     assert not (tmp_path / "out/dataset.json").exists()
     code, _, error = run(capsys, *arguments(tmp_path / "gone", tmp_path / "out"))
     assert code == 2 and "no such folder" in error

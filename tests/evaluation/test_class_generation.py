@@ -162,5 +162,7 @@ def test_another_run_does_not_decode(scene):
     with pytest.raises(ConfigError, match=r"is not the run.*its weights differ"):
         evaluate()
     twin.config.system.name = "bcd"
-    with pytest.raises(ConfigError, match="holds a bcd, which cannot decode latents of structure and dynamics"):
+    with pytest.raises(
+        ConfigError, match="holds a bcd, which cannot decode latents of structure and dynamics"
+    ):
         evaluate()

@@ -168,7 +168,7 @@ def test_temperature_and_top_k(tiny):
     assert np.any(drawn != greedy)
     np.testing.assert_array_equal(sample(key, temperature=2.0), drawn)
     for options in (dict(temperature=-1.0), dict(top_k=6, temperature=1.0), dict(frames=9)):
-        with pytest.raises(ConfigError, match="must be|choose"):
+        with pytest.raises(ConfigError, match=r"must be|choose"):
             sample(key, **options)
     # Eight positions hold the content and seven frames; the eighth frame is predicted and never read.
     assert sample(key, frames=8).shape == (CLIPS, 8, BOOKS)

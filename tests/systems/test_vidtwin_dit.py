@@ -303,7 +303,10 @@ def test_it_learns_its_classes(folder):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(structure=(3, 3, 3)), r"structure=\(3, 3, 3\), .*: 4 and 3 positive sizes"),
+        (
+            dict(structure=(3, 3, 3)),
+            r"structure=\(3, 3, 3\), .*: they must be 4 and 3 positive sizes",
+        ),
         (
             dict(dynamics_patch=(2, 2, 2)),
             r"dynamics is a video of one frame, so the first size must be 1",

@@ -446,7 +446,7 @@ def test_everything_that_does_not_fit_is_named_at_once():
         load_into(fresh(), source, ((".*", True),))
     message = str(caught.value)
     assert "model/down/kernel: (32, 64) in the checkpoint, (64, 32) in this network" in message
-    assert "model/head/bias: no model/head/bias there" in message
+    assert "model/head/bias: the checkpoint has no model/head/bias" in message
     assert "small" not in message
     assert "init_rules" in message
 

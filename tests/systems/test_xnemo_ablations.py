@@ -79,7 +79,9 @@ def test_the_control_begins_as_the_unet():
 def test_a_map_of_another_side_is_refused():
     section = load_config("xnemo:debug,cross_attention=off").system
     section.modules.control_side = 8
-    with pytest.raises(ConfigError, match=r"control_side=8: .* in the middle of the UNets, here 4"):
+    with pytest.raises(
+        ConfigError, match=r"control_side=8 must be .* in the middle of the UNets, here 4"
+    ):
         build(section)
 
 

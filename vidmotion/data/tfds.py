@@ -12,8 +12,9 @@ sources. TensorFlow is not needed to write or read the datasets. Read them with 
 
 import abc
 import dataclasses
+import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,10 @@ from vidmotion.data.records import RecordSource, read_index
 from vidmotion.errors import ConfigError
 
 COMPRESSED = 1 << 12  # bytes: larger arrays of integers are stored compressed
+SHARD = (
+    1 << 27
+)  # bytes of clips, before compression, in a file; the clips of one file are in memory together
+Element = tuple[int, dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(eq=False)
@@ -57,8 +62,12 @@ class FolderConfig(tfds.core.BuilderConfig):
     directory: str = ""
 
 
-class _Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Common base of the three dataset builders; a subclass defines `sources`."""
+class _Clips(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """Common base of the three dataset builders; a subclass defines `sources`.
+
+    Examples keep the order of the source, on which this package's readers rely. `tfds.core.GeneratorBasedBuilder` could
+    keep it, too, but it needs TensorFlow as soon as a split is larger than a gigabyte.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -70,16 +79,14 @@ class _Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         source = next(iter(self.sources().values()))
         given = getattr(source, "features", None) or _features(source[0])
         made = {name: _feature(given[name]) for name in sorted(given)}
-        # Examples keep the order of the source, on which this package's readers rely.
         return tfds.core.DatasetInfo(
             builder=self, features=tfds.features.FeaturesDict(made), disable_shuffling=True
         )
 
-    def _split_generators(self, manager) -> dict[str, Iterator]:
-        return {split: _elements(source) for split, source in self.sources().items()}
-
-    def _generate_examples(self):
-        """Never called, but a builder must have it; `_split_generators` returns the examples themselves."""
+    def _shard_iterators_per_split(
+        self, manager
+    ) -> dict[str, list[Callable[[], Iterator[Element]]]]:
+        return {split: _shards(source, split) for split, source in self.sources().items()}
 
 
 class VidmotionSprites(_Clips):
@@ -124,8 +131,24 @@ class VidmotionFolder(_Clips):
         return {split: RecordSource(where, split) for split in read_index(where)["splits"]}
 
 
-def _elements(source) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    for k in range(len(source)):
+def _shards(source, split: str) -> list[Callable[[], Iterator[Element]]]:
+    """Returns a function for each file of a split, which reads the clips of that file."""
+    clip = sum(np.asarray(value).nbytes for value in source[0].values())
+    rows = max(1, SHARD // clip)
+    firsts = range(0, len(source), rows)
+    return [
+        functools.partial(
+            _elements,
+            source,
+            range(first, min(first + rows, len(source))),
+            f"Generating {split}, file {k} of {len(firsts)}",
+        )
+        for k, first in enumerate(firsts, 1)
+    ]
+
+
+def _elements(source, rows: range, what: str) -> Iterator[Element]:
+    for k in tfds.core.utils.tqdm(rows, desc=what, unit=" clips", leave=False):
         yield k, {name: np.asarray(value) for name, value in source[k].items()}
 
 

@@ -272,7 +272,9 @@ def finished(uninterrupted, tmp_path):
 
 def test_a_lost_config_file_is_made_up_for_by_the_checkpoints(finished, monkeypatch):
     (finished / "config.json").unlink()
-    with pytest.raises(ConfigError, match=r"checkpoints of .*optimizer/model/rate: 0.01 in that run"):
+    with pytest.raises(
+        ConfigError, match=r"checkpoints of .*optimizer/model/rate: 0.01 in that run"
+    ):
         train(tiny_config(**{"optimizer.model.rate": 0.5}), str(finished))
     assert not (finished / "config.json").exists()
     claim_workdir(Run(tiny_config(log_every=5), str(finished)))
@@ -287,7 +289,9 @@ def test_a_lost_config_file_is_made_up_for_by_the_checkpoints(finished, monkeypa
 def test_an_edited_config_file_does_not_pass_for_another_training(finished):
     config = tiny_config(**{"optimizer.model.rate": 0.5})
     (finished / "config.json").write_text(config.to_json())
-    with pytest.raises(ConfigError, match=r"checkpoints of .*optimizer/model/rate: 0.01 in that run"):
+    with pytest.raises(
+        ConfigError, match=r"checkpoints of .*optimizer/model/rate: 0.01 in that run"
+    ):
         train(config, str(finished))
 
 

@@ -144,6 +144,10 @@ MISTAKES = [
         "prepare videos --src=videos --out=data/x --size=64px",
         ["--size: expected a whole number, got '64px'"],
     ),
+    (
+        "prepare videos --src=videos --out=data/x --fps=fast",
+        ["--fps: must be a number, got 'fast'"],
+    ),
     # other commands
     ("demo --pairs=1", ["--pairs: must be at least 2, got 1"]),
     ("weights --name=mine", ["--workdir and --name go together"]),

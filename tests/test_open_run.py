@@ -43,8 +43,8 @@ def test_places_and_sampling_may_be_given(workdir):
     [
         ("system.codec.weight", "a", "has no such field"),
         ("system.codec", "a", "has no such field"),
-        ("system.codec.network", "patch", "stays 'tiny'"),
-        ("system.frames", "8", "stays 4"),
+        ("system.codec.network", "patch", "stays 'tiny', since the run was trained with it"),
+        ("system.frames", "8", "stays 4, since the run was trained with it"),
         ("system.sampler.steps", "many", "steps=many: expected a value like 2"),
         ("system.sampler.steps", "[1", r"expected a value like 2"),
         ("system.sampler.steps", "'a'", "expected a value like 2"),
@@ -145,7 +145,7 @@ def test_the_commands_pass_them_on(workdir, monkeypatch, caplog):
     monkeypatch.setattr(startup.logging.getLogger("vidmotion"), "propagate", True)
     arguments = [f"--workdir={workdir}", f"--out={workdir / 'out'}"]
     assert encode.main([*arguments, "--config.system.size=8"]) == 2
-    assert "--config.system.size stays 64" in caplog.text
+    assert "--config.system.size stays 64, since" in caplog.text
 
 
 def test_the_config_of_a_new_run_names_its_weights():

@@ -150,10 +150,11 @@ def test_sizes_are_read_off_the_shapes(fixtures_dir):
     assert not unet_maps.sizes(manifest(fixtures_dir, "xnemo_reference_unet"))["head"]
     found = clip_maps.sizes(manifest(fixtures_dir, "clip_vit_l14_vision"))
     assert found == CLIP_SIZES["vit_l14"]
-    for read in (unet_maps.sizes, clip_maps.sizes):
-        with pytest.raises(
-            ConversionError, match=r"missing[;,] (so this is not|the sizes are read)"
-        ):
+    for read, message in (
+        (unet_maps.sizes, "missing, so this is not a UNet's file"),
+        (clip_maps.sizes, "missing; the sizes are read from it"),
+    ):
+        with pytest.raises(ConversionError, match=message):
             read({"a.weight": (3, 3)})
 
 

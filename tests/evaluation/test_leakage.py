@@ -154,7 +154,9 @@ def test_what_cannot_be_probed_is_said(truth):
     run = StubRun(noise[:, 0], noise)
     run.config.data.kind = "videos"
     run.source = lambda split, **changes: [{}]
-    with pytest.raises(ConfigError, match="'videos' the factors"):
+    with pytest.raises(
+        ConfigError, match="for data of kind 'videos' the factors of the clips are not known"
+    ):
         evaluated(Leakage, run)
     with pytest.raises(ConfigError, match="Stub has no codes"):
         MotionTransfer.read_codes(type("Stub", (), {})(), None, None)

@@ -105,7 +105,7 @@ def test_refusals(head, videos):
     short = HeadMotion(made.beta, made.psi[:3], made.euler[:3], made.trans[:3])
     with pytest.raises(ValueError, match="motion video has 4 frames, but the generated one has 3"):
         motion_error(head, ref, short)
-    with pytest.raises(ValueError, match="beta has 4 coefficients, but x takes 3"):
+    with pytest.raises(ValueError, match=r"beta has shape \(4,\), but x takes 3 coefficients"):
         shape_error(head, HeadMotion(np.zeros(4), ref.psi, ref.euler, ref.trans), ref)
     with pytest.raises(ValueError, match=r"errors of y \(m\) and x \(cm\)"):
         MeshErrors("y", "m").update(head, ref, ref, made)

@@ -113,7 +113,9 @@ def test_at_the_start_it_adds_nothing():
     fresh = paths.flatten(quick_jit(NET.init)(jax.random.key(0), x, time, None, motion)["params"])
     leave = {path: leaf for path, leaf in fresh.items() if "/leave_" in path}
     assert len(leave) == 5 * 2 and not any(map(np.any, leave.values()))
-    with pytest.raises(ValueError, match=r"no motion tokens .* skip=\('motion',\)"):
+    with pytest.raises(
+        ValueError, match=r"no motion tokens were given; .* with skip=\('motion',\)"
+    ):
         NET.apply({"params": params}, x, time)
 
 

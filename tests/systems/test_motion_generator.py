@@ -167,8 +167,12 @@ def test_temperature_and_top_k(tiny):
     drawn = sample(key, temperature=2.0)
     assert np.any(drawn != greedy)
     np.testing.assert_array_equal(sample(key, temperature=2.0), drawn)
-    for options in (dict(temperature=-1.0), dict(top_k=6, temperature=1.0), dict(frames=9)):
-        with pytest.raises(ConfigError, match=r"must be|choose"):
+    for options, message in (
+        (dict(temperature=-1.0), r"temperature=-1\.0 must be at least 0"),
+        (dict(top_k=6, temperature=1.0), "top_k=6 from 1 to the 5 entries"),
+        (dict(frames=9), "frames=9: choose 1 to 8"),
+    ):
+        with pytest.raises(ConfigError, match=message):
             sample(key, **options)
     # Eight positions hold the content and seven frames; the eighth frame is predicted and never read.
     assert sample(key, frames=8).shape == (CLIPS, 8, BOOKS)

@@ -25,9 +25,8 @@ from vidmotion.data.records import RecordSource, read_index
 from vidmotion.errors import ConfigError
 
 COMPRESSED = 1 << 12  # bytes: larger arrays of integers are stored compressed
-SHARD = (
-    1 << 27
-)  # bytes of clips, before compression, in a file; the clips of one file are in memory together
+# Bytes of clips in a file, before compression; the clips of one file are in memory together.
+SHARD = 1 << 27
 Element = tuple[int, dict[str, np.ndarray]]
 
 

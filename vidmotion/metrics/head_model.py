@@ -183,11 +183,10 @@ class LinearHead:
         for name, values, basis in (("beta", beta, self.shape), ("psi", psi, self.expression)):
             if values is None:
                 continue
-            values = np.atleast_1d(np.asarray(values, np.float64))
-            count = basis.shape[-1]
-            if values.shape[-1] != count:
+            values, count = np.asarray(values, np.float64), basis.shape[-1]
+            if values.shape[-1:] != (count,):
                 raise ValueError(
-                    f"{name} has {values.shape[-1]} coefficients, but {self.name} takes {count}"
+                    f"{name} has shape {values.shape}, but {self.name} takes {count} coefficients"
                 )
             v = v + np.tensordot(values, basis, axes=([-1], [-1]))
         if euler is not None:

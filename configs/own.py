@@ -8,10 +8,10 @@ is ``--config.data.common.directory``. X-NeMo and WarpFace can also be trained o
 scaled, but evaluation refuses such clips. X-NeMo reads the boxes of faces that ``prepare portraits`` or ``--crop=tube``
 found; in clips without boxes, the whole picture is taken as the face.
 
-``weights=none`` (default): the networks of configs/benchmark.py, wider for larger pictures, trained from scratch in
-pixels. ``weights=published``: the paper's own networks at that size, with the files of docs/weights.md, which are
-expected in ``weights/``. X-NeMo and WarpFace start from Stable Diffusion's UNets, BCD uses Stable Diffusion's
-autoencoder, and VidTwin uses LPIPS.
+``weights=none`` (default): the networks of configs/benchmark.py for Sprites, wider for larger pictures, with X-NeMo's
+GAN head, trained from scratch in pixels. ``weights=published``: the paper's own networks at that size, with the files
+of docs/weights.md, which are expected in ``weights/``. X-NeMo and WarpFace start from Stable Diffusion's UNets, BCD
+uses Stable Diffusion's autoencoder, and VidTwin uses LPIPS.
 
 If clips are missing, too short or of another size, a message says so before the first step and gives the command that
 helps. At the end, motion is transferred between the clips of the test split in a sheet of pictures, and each clip is
@@ -42,7 +42,9 @@ def get_config(argument: str = "") -> ConfigDict:
     if options.weights == "published" and not debug:
         config = PUBLISHED[options.system](options.size)
     else:
-        config = benchmark.get_config(f"{options.variant},system={options.system}")
+        config = benchmark.get_config(
+            f"{options.variant},system={options.system},clips=sprites,gan_head=on"
+        )
         if not debug:
             _small(config, options.system, options.size)
     _clips(config, debug)

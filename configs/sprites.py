@@ -1,14 +1,12 @@
 """BCD on Sprites: Table A5 of the supplement.
 
     python -m vidmotion.data.prepare sprites --sheets=DIR --out=DIR        # optional: renders on the fly too
-    python -m vidmotion.main --config=configs/sprites_judge.py --workdir=runs/judge    # reads the pictures of the swap
-    python -m vidmotion.main --config=configs/sprites.py --workdir=runs/sprites \\
-        --config.evals.sprites_transfer.judge=runs/judge
+    python -m vidmotion.main --config=configs/sprites.py --workdir=runs/sprites
 
 The sheets are public (README, section Data); their folder is `data.common.sheets_dir`, which is taken from the
 environment variable VIDMOTION_SHEETS by default. The paper does not state its hardware for Sprites. The paper's figure
-(Table A1): 100.00 % on action, skin, pants, top and hair. `:demo` takes about twenty minutes on two CPU cores; `:debug`
-is two steps.
+(Table A1): 100.00 % on action, skin, pants, top and hair. The judge that reads them off the swaps is shipped; it was
+trained by configs/sprites_judge.py. `:demo` takes about twenty minutes on two CPU cores; `:debug` is two steps.
 """
 
 from ml_collections import ConfigDict
@@ -113,8 +111,10 @@ def get_config(argument: str = "") -> ConfigDict:
     config.checkpoint.every = 5000
     config.sample = ConfigDict({"every": 20_000, "rows": 4, "columns": 6, "fps": 8.0})
     _shared.transfers(config, batch=64)
-    # pairs: 0 is all test clips. judge: the workdir of a run of configs/sprites_judge.py.
-    config.evals.sprites_transfer = ConfigDict({"every": 0, "pairs": 0, "batch": 64, "judge": ""})
+    # pairs: 0 is all test clips. judge: the shipped one, or the workdir of a run of configs/sprites_judge.py.
+    config.evals.sprites_transfer = ConfigDict(
+        {"every": 0, "pairs": 0, "batch": 64, "judge": "sprites_judge"}
+    )
     if variant == "demo":
         _demo(config)
     if variant == "debug":
@@ -169,6 +169,7 @@ def _debug(config: ConfigDict) -> None:
     _shared.two_steps(config)
     config.sample.update({"every": 0, "rows": 1, "columns": 2})
     _evaluate(config, 4, 4)
+    config.evals.sprites_transfer.judge = ""
 
 
 def _evaluate(config: ConfigDict, pairs: int, batch: int) -> None:

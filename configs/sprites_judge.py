@@ -3,7 +3,8 @@
     python -m vidmotion.main --config=configs/sprites_judge.py --workdir=runs/judge
 
 The weights of the judge in the papers are not public. The architecture is C-DSVAE's; the training is not in any paper.
-Expected: 100 % on every attribute of the 2,664 real test clips. `:demo` has a quarter of the channels.
+Expected: 100 % on every attribute of the 2,664 real test clips. `:demo` has a quarter of the channels and reaches that
+too; it is shipped as ``sprites_judge`` (docs/weights.md).
 """
 
 from ml_collections import ConfigDict

@@ -18,14 +18,13 @@ vidmotion.convert i3d`` writes:
 No code was published, so most of the values are our choices, marked "not in paper". The network has 493,439,296
 parameters with latent setting 1.
 
-`:demo` generates the nine actions of Sprites in the latents of a small VidTwin. A judge, which must be trained first,
-says how many clips are of the right class (chance: 11 %):
+`:demo` generates the nine actions of Sprites in the latents of a small VidTwin. The shipped judge says how many clips
+are of the right class (chance: 11 %):
 
-    python -m vidmotion.main --config=configs/sprites_judge.py:demo --workdir=runs/judge
     python -m vidmotion.main --config=configs/vidtwin.py:demo,clips=sprites --workdir=runs/sprites_twin
     python -m vidmotion.encode --workdir=runs/sprites_twin --out=data/sprites_latents
     python -m vidmotion.main --config=configs/vidtwin_dit.py:demo --workdir=runs/sprites_dit \
-        --config.evals.class_generation.autoencoder=runs/sprites_twin --config.evals.class_generation.judge=runs/judge
+        --config.evals.class_generation.autoencoder=runs/sprites_twin
 """
 
 from ml_collections import ConfigDict
@@ -93,7 +92,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "batch": 32,
             "per_class": 20,  # not in paper: about 2,048 in all
             "autoencoder": "",  # workdir of the VidTwin that wrote the latents; it decodes the generated latents
-            "judge": "",  # workdir of a judge of Sprites, for classes of Sprites
+            "judge": "",  # for classes of Sprites: the shipped judge, or the workdir of one
         }
     )
     same = config.evals.class_generation
@@ -140,7 +139,7 @@ def _demo(config: ConfigDict) -> None:
     config.batch_size, config.steps, config.log_every = 64, 600, 50
     config.ema.decay = 0.99
     config.checkpoint.every = 200
-    config.evals.class_generation.per_class = 20
+    config.evals.class_generation.update({"per_class": 20, "judge": "sprites_judge"})
 
 
 def _debug(config: ConfigDict) -> None:

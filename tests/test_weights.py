@@ -19,6 +19,7 @@ from vidmotion.train import train
 FIGURES = {
     "heads_codec": ("codec", {"psnr/codec": 0.02, "ssim/codec": 0.001}),
     "heads_reader": ("heads_reader", {"read/motion/yaw": 0.001, "read/identity/glasses": 0.002}),
+    "sprites_judge": ("sprites_judge", {"judge/action": 0.001, "judge/hair": 0.001}),
     "image_motion": ("swap", {"psnr/swap": 0.05, "psnr/self": 0.05}),
 }
 MEBI = 2**20
@@ -43,10 +44,13 @@ def test_all_of_them_are_small_together():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", weights.names())
-def test_each_reaches_what_its_card_says(name, tmp_path, monkeypatch):
+def test_each_reaches_what_its_card_says(name, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)  # pictures go into a folder of that name
     evaluator, metrics = FIGURES.get(name, FIGURES["image_motion"])
-    run = open_run(name)
+    changes = {}
+    if weights.card(name)["config"]["data"]["kind"] == "sprites":
+        changes["data.common.sheets_dir"] = str(request.getfixturevalue("sheets_dir"))
+    run = open_run(name, changes)
     rows = evaluation.evaluate(evaluator, run, run.trained_vars())
     found = {row.metric: row.value for row in rows}
     said = {row["metric"]: row["value"] for row in weights.card(name)["results"]}

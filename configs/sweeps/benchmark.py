@@ -1,6 +1,6 @@
 """All systems of `configs/benchmark.py` on heads and on Sprites; the report is docs/results/benchmark.md.
 
-python launch/sweep.py benchmark --workdir=runs/benchmark --arguments=minutes=5
+python launch/sweep.py benchmark --workdir=runs/benchmark --arguments=minutes=40
 """
 
 CONFIG = "configs/benchmark.py"
@@ -14,6 +14,9 @@ COLUMNS = (
     "psnr/self",
     "psnr/swap",
     "ssim/swap",
+    "sharpness/swap",
+    "psnr/wrong_driver",
+    "psnr/mean_picture",
     "psnr/copy_content",
     "psnr/copy_motion",
     "numbers_per_frame/motion",

@@ -14,6 +14,7 @@ from vidmotion.data.heads import HeadsSource
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation import heads_reader, reading
 from vidmotion.evaluation.reading import Reading
+from vidmotion.evaluation.trained import Trained
 from vidmotion.evaluation.transfer import derangement
 from vidmotion.open_run import load_config, open_run
 from vidmotion.systems.heads_reader import CLASSES, MOTION, NUMBERS
@@ -55,11 +56,11 @@ def exact(source):
 
 
 def read_of(source, answer, monkeypatch):
-    variables = types.SimpleNamespace(params={"weight": np.ones(2)})
-    monkeypatch.setattr(reading, "trained_reader", lambda run, side: (exact(source), variables))
+    found = Trained(exact(source), None, "0123")
+    monkeypatch.setattr(reading, "trained_reader", lambda where, side: found)
     rows = rows_of(evaluated(Reading, stub(source, answer)))
     assert all(row.note == "true renders 1.0000" or row.value is None for row in rows.values())
-    assert len({row.weights for row in rows.values()}) == 1
+    assert {row.weights for row in rows.values()} == {"0123"}
     return {name.removeprefix("read/"): row.value for name, row in rows.items()}
 
 

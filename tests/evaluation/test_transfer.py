@@ -142,7 +142,7 @@ def test_swap_of_the_true_render_is_perfect_and_copies_are_not():
     assert set(rows) == {
         *(
             f"{m}/{n}"
-            for m in ("psnr", "ssim")
+            for m in ("psnr", "sharpness", "ssim")
             for n in ("swap", "self", "copy_content", "copy_motion")
         ),
         "bits_per_frame/hard",
@@ -152,6 +152,7 @@ def test_swap_of_the_true_render_is_perfect_and_copies_are_not():
     assert rows["numbers_per_frame/motion"].value == 2
     assert rows["psnr/swap"].value == 100  # the value that the convention gives for equal frames
     assert rows["ssim/swap"].value == pytest.approx(1, abs=1e-5)
+    assert rows["sharpness/swap"].value == pytest.approx(1, abs=1e-6)
     assert rows["bits_per_frame/hard"].value == pytest.approx(1)
     assert all(row.n in (1, 6) and row.resolution == "16x16" for row in rows.values())
     paired, decibel = derangement(6), {"copy_content": [], "copy_motion": []}

@@ -1,4 +1,4 @@
-"""PSNR, SSIM and L1 against scikit-image and closed forms."""
+"""PSNR, SSIM, L1 and sharpness against scikit-image and closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from vidmotion.metrics.pixel import l1, psnr, ssim
+from vidmotion.metrics.pixel import l1, psnr, sharpness, ssim
 
 
 def pair(seed=0, shape=(64, 64, 3)):
@@ -87,6 +87,7 @@ def test_ssim_refuses_small_frames_and_luma_of_gray():
 
 METRICS = {
     "l1": l1,
+    "sharpness": sharpness,
     "psnr": lambda x, y: psnr(x, y, "vidtok"),
     "ssim": lambda x, y: ssim(x, y, "wang"),
 }
@@ -107,6 +108,32 @@ def test_l1_by_hand():
     x = np.zeros((2, 1, 2, 1))
     y = np.array([[[[0.5], [0.0]]], [[[1.0], [1.0]]]])
     np.testing.assert_allclose(l1(x, y), [0.25, 1.0])
+
+
+def test_sharpness_by_hand():
+    edge = np.array([[0.0, 0.0, 1.0, 1.0]] * 2)[..., None]  # one step of 1 in each of two rows
+    ramp = np.array([[0.0, 1 / 3, 2 / 3, 1.0]] * 2)[
+        ..., None
+    ]  # three steps of a third: 3 / 9 of the energy
+    assert float(sharpness(ramp, edge)) == pytest.approx(1 / 3)
+    assert float(sharpness(edge, ramp)) == pytest.approx(3)
+    assert float(sharpness(edge, edge)) == 1
+    # Rows and columns count alike.
+    assert float(sharpness(ramp.swapaxes(0, 1), edge.swapaxes(0, 1))) == pytest.approx(1 / 3)
+
+
+def test_a_blurred_picture_is_less_sharp_by_what_the_filter_leaves():
+    # Averaging each pixel of white noise with its right neighbour halves the energy along y. Along x, the differences
+    # become (x[i + 2] - x[i]) / 2, with a quarter of the energy. The mean of 1/2 and 1/4 is .375.
+    noise = np.random.default_rng(0).uniform(size=(256, 257, 1))
+    blurred = (noise[:, 1:] + noise[:, :-1]) / 2
+    assert float(sharpness(blurred, noise[:, 1:])) == pytest.approx(0.375, rel=0.02)
+
+
+def test_sharpness_of_a_picture_of_one_colour_is_finite():
+    flat = np.full((8, 8, 3), 0.5, np.float32)
+    assert float(sharpness(flat, flat)) == 0
+    assert np.isfinite(float(sharpness(np.eye(8, dtype=np.float32)[..., None], flat[..., :1])))
 
 
 def test_what_is_refused():

@@ -35,7 +35,8 @@ class ClassGeneration(Evaluator):
       batch: the number of clips at a time.
       per_class: the number of clips to generate of each class.
       autoencoder: the workdir of the VidTwin run that wrote the latents; "": nothing is decoded, and a row says so.
-      judge: the workdir of a run of configs/sprites_judge.py; "": there is no judge, and a row says so.
+      judge: the name of a shipped judge, or the workdir of a run of configs/sprites_judge.py; "": there is no judge,
+        and a row says so.
     """
 
     batch: int

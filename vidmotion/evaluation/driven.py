@@ -27,9 +27,14 @@ from vidmotion.evaluation.transfer import derangement, to_uint8, transfer
 from vidmotion.metrics import pixel
 from vidmotion.metrics.accumulate import Mean
 
+# metric -> its function of made and true pictures, and its convention
 METRICS = {
-    "psnr": ("common", pixel.psnr, "common, mean of per-frame dB"),
-    "ssim": ("wang", pixel.ssim, "wang, mean of frames"),
+    "psnr": (
+        functools.partial(pixel.psnr, convention="common"),
+        "common, mean of per-frame dB",
+    ),
+    "sharpness": (pixel.sharpness, "gradient energy, made over true; mean of frames"),
+    "ssim": (functools.partial(pixel.ssim, convention="wang"), "wang, mean of frames"),
 }
 
 _kept: contextvars.ContextVar[list["Driven"] | None] = contextvars.ContextVar("kept", default=None)
@@ -196,8 +201,7 @@ class _Score:
         """Add the scores of float videos (N, T, H, W, 3) in [0, 1] against uint8 true answers."""
         wanted = _unit(np.stack(truths))
         for name in metrics:
-            kind, function, _ = METRICS[name]
-            values = np.asarray(function(videos, wanted, kind))
+            values = np.asarray(METRICS[name][0](videos, wanted))
             self._means[name] = self._means.get(name, Mean()).update(values)
 
     def means(self, metrics) -> dict[str, float]:

@@ -37,7 +37,7 @@ class Drivers(OnPairs):
         """
         made, convention = (
             self.driven(run, vars, self.split),
-            f"{METRICS['psnr'][2]}; {self.split} clips",
+            f"{METRICS['psnr'][1]}; {self.split} clips",
         )
         copies = made.copies(("psnr",))
         wrong_driver, wrong_source = made.wrong or (None, None)

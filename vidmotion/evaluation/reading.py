@@ -11,10 +11,8 @@ from vidmotion.data.heads import HeadsSource
 from vidmotion.errors import ConfigError
 from vidmotion.evaluation import heads_reader
 from vidmotion.evaluation.driven import OnPairs, renderer
+from vidmotion.evaluation.trained import Trained, trained
 from vidmotion.metrics.result import MetricResult, not_computed
-from vidmotion.open_run import open_run
-from vidmotion.run import Run
-from vidmotion.system import Vars, fingerprint
 from vidmotion.systems.heads_reader import HeadsReader
 
 NEEDS = "config.evals.reading.reader, the shipped one or a run of configs/heads_reader.py"
@@ -25,7 +23,7 @@ class Reading(OnPairs):
     """Scores swaps by the factors that a trained reader of Heads reads in them.
 
     Attributes:
-      reader: the workdir of the reader, or the name of a shipped one; "": there is none.
+      reader: the name of a shipped reader, or the workdir of one; "": there is none.
     """
 
     reader: str = ""
@@ -56,45 +54,39 @@ class Reading(OnPairs):
         if found is None:
             text = "R^2 and accuracies of single frames"
             return [not_computed("read/swap", text, NEEDS, made.resolution, made.count)]
-        reader, reader_vars = found
         drawn = [(source.identity(i), source.motion(int(j))) for i, j in enumerate(made.paired)]
         best, ours = (
-            heads_reader.scores(heads_reader.read_clips(reader, reader_vars, videos), drawn)
+            heads_reader.scores(heads_reader.read_clips(found.run, found.vars, videos), drawn)
             for videos in (made.truth, made.true.videos)
         )
-        weights = fingerprint(reader_vars.params)[:12]
         return [
             heads_reader.row(
-                name, score, weights, made.resolution, f"true renders {_text(best[name])}"
+                name, score, found.identity, made.resolution, f"true renders {_text(best[name])}"
             )
             for name, score in ours.items()
         ]
 
 
-def trained_reader(workdir: str, side: int) -> tuple[Run, Vars] | None:
-    """Load the reader in a workdir, or a shipped reader; None if `workdir` is empty.
+def trained_reader(where: str, side: int) -> Trained | None:
+    """Load a trained reader; None if `where` is empty.
 
     Args:
-      workdir: the workdir of the reader, or the name of a shipped one.
+      where: the name of a shipped reader, or the workdir of a run of configs/heads_reader.py.
       side: the side in pixels of the pictures to read.
 
     Raises:
-      ConfigError: there is no such run, it is of another system, or it reads pictures of another size.
+      ConfigError: there is no such run, it is of another system, its training is not finished, or it reads pictures of
+        another size.
       CheckpointError: the workdir holds no checkpoint.
     """
-    if not workdir:
-        return None
-    reader, field = open_run(workdir), f"config.evals.reading.reader={workdir!r}"
-    if not isinstance(reader.system, HeadsReader):
+    field = "config.evals.reading.reader"
+    reader = trained(where, field, HeadsReader, "configs/heads_reader.py")
+    if reader and (reads := reader.run.system.size) != side:
         raise ConfigError(
-            f"{field} holds a run of {reader.config.system.name!r}; expected a run of configs/heads_reader.py"
-        )
-    if reader.system.size != side:
-        raise ConfigError(
-            f"{field} reads pictures of {reader.system.size} pixels, but the clips have {side}: train a reader with "
+            f"{field}={where!r} reads pictures of {reads} pixels, but the clips have {side}: train a reader with "
             f"--config.system.size={side} --config.data.common.size={side}"
         )
-    return reader, reader.trained_vars()
+    return reader
 
 
 def _text(score: heads_reader.Score) -> str:

@@ -1,21 +1,17 @@
-"""Evaluates the Sprites judge on real test clips, and loads and applies a trained judge for other evaluators."""
+"""Evaluates the Sprites judge on real test clips, and applies a trained judge for other evaluators."""
 
 import dataclasses
 
 import numpy as np
 
-from vidmotion.checkpoint import Checkpointer
-from vidmotion.errors import ConfigError
 from vidmotion.evaluation.evaluator import Evaluator
+from vidmotion.evaluation.trained import Trained, trained
 from vidmotion.evaluation.transfer import through
 from vidmotion.metrics import judge as metrics
 from vidmotion.metrics.result import MetricResult
-from vidmotion.open_run import open_run
-from vidmotion.run import Run
-from vidmotion.system import Vars, fingerprint
 from vidmotion.systems.sprites_judge import LABELS, SpritesJudge, labels_of
 
-NEEDS = "{}, the workdir of a run of configs/sprites_judge.py"
+NEEDS = "{}, the shipped judge or a run of configs/sprites_judge.py"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,31 +44,15 @@ def judge_clips(
     return probabilities, labels_of(stacked)
 
 
-def trained_judge(workdir: str, field: str) -> tuple[Run, Vars, str] | None:
-    """Load a trained judge: return its run, its variables, and the start of their fingerprint.
-
-    The result is None if `workdir` is empty.
+def trained_judge(where: str, field: str) -> Trained | None:
+    """Load a trained judge; None if `where` is empty.
 
     Args:
-      workdir: the workdir of a run of configs/sprites_judge.py.
-      field: the config field that `workdir` was read from, for error messages.
+      where: the name of a shipped judge, or the workdir of a run of configs/sprites_judge.py.
+      field: the field of ``config.evals`` that `where` was read from, for messages.
 
     Raises:
       ConfigError: there is no such run, it is of another system, or its training is not finished.
       CheckpointError: the workdir holds no checkpoint.
     """
-    if not workdir:
-        return None
-    judge, field = open_run(workdir), f"config.evals.{field}={workdir!r}"
-    if not isinstance(judge.system, SpritesJudge):
-        raise ConfigError(
-            f"{field} holds a run of {judge.config.system.name!r}; expected a run of configs/sprites_judge.py"
-        )
-    with Checkpointer(workdir, read_only=True) as checkpointer:
-        done = max(checkpointer.steps(), default=0)
-    if done < judge.config.steps:
-        raise ConfigError(
-            f"{field} has been trained for {done} of {judge.config.steps} steps: finish its training first"
-        )
-    vars = judge.trained_vars()
-    return judge, vars, fingerprint(vars.params)[:12]
+    return trained(where, f"config.evals.{field}", SpritesJudge, "configs/sprites_judge.py")

@@ -25,7 +25,8 @@ class SpritesTransfer(Evaluator):
     Attributes:
       pairs: the number of test clips to pair; 0: all 2,664.
       batch: the number of pairs at a time.
-      judge: the workdir of a run of configs/sprites_judge.py; "": there is no judge, and a row says so.
+      judge: the name of a shipped judge, or the workdir of a run of configs/sprites_judge.py; "": there is no judge,
+        and a row says so.
     """
 
     pairs: int

@@ -19,7 +19,7 @@ class Swap(OnPairs):
     """Scores motion transfer, and two trivial answers, against the true answer."""
 
     def evaluate(self, run, vars) -> list[MetricResult]:
-        """Return PSNR and SSIM of the swap, of its two baselines and of clips driven by themselves.
+        """Return PSNR, SSIM and sharpness of the swap, of its two baselines and of clips driven by themselves.
 
         Further rows give the size of the motion code: its numbers per frame and, for a quantised code, its bits per
         frame.
@@ -41,7 +41,7 @@ class Swap(OnPairs):
 
         results = [
             row(f"{metric}/{name}", answers[name][metric], text)
-            for metric, (_, _, text) in sorted(METRICS.items())
+            for metric, (_, text) in sorted(METRICS.items())
             for name in sorted(answers)
         ]
         ids = made.true.ids

@@ -144,9 +144,13 @@ def test_the_benchmark_puts_systems_side_by_side():
         "peak_memory": {"process_bytes": 2**30},
         "commit": "b" * 40,
         "parameters": {"model": 7_100_000, "disc": 5},
-        "config": {"batch_size": 8},
+        "config": {"batch_size": 8, "data": {"common": {"fps": 2.0}}},
         "results": [
             {"metric": "psnr/swap", "value": 17.25},
+            {"metric": "numbers_per_frame/motion", "value": 16},
+            {"metric": "probe/identity_from_motion/mlp/accuracy", "value": 0.25},
+            {"metric": "probe/identity_from_motion/mlp/accuracy/low", "value": 0.2},
+            {"metric": "probe/identity_from_motion/mlp/accuracy/high", "value": 0.3},
             {"metric": "psnr/copy_content", "value": 14.0},
             {"metric": "psnr/copy_motion", "value": 11.0},
             {"metric": "ssim/copy_content", "value": 0.4},
@@ -156,8 +160,11 @@ def test_the_benchmark_puts_systems_side_by_side():
     text = "\n".join(load()._side_by_side("heads", {"bcd": record, "xnemo": record}))
     # 200 steps of 0.5 s at 0.25 TFLOP/s
     assert "| X-NeMo | 7.10 M | 200 x 8 | 25.0 | 0.50 | 1.00 GiB (process) | bbbbbbbbbbbb |" in text
-    assert "| system | PSNR of the swap |" in text and "| BCD | 17.25 |" in text
-    assert "copying the content clip 14.00 dB, SSIM 0.400" in text
+    assert "| system | swap |" in text and "| BCD | 17.25 |" in text
+    assert "| copy of the content | 14 |" in text and "| copy of the driver | 11 |" in text
+    assert "| X-NeMo | 16 | 32 |" in text  # per frame, and per second at two frames a second
+    assert "| BCD | 0.25 [0.2, 0.3] |" in text
+    assert "reader" not in text  # nothing of it was measured
 
 
 def test_figures_of_the_readme_are_those_of_the_records_they_link_to():

@@ -121,6 +121,34 @@ def test_the_demo_moves_heads_by_all_four(tmp_path, capsys):
     assert video.shape[1] // cell == 2 and video.shape[2] // cell == 7
 
 
+@pytest.mark.slow
+def test_the_demo_shows_runs_beside_each_other(tmp_path, capsys):
+    assert demo.main([f"--out={tmp_path}", "--pairs=2", "--runs", "heads_vidtwin"]) == EXIT_DONE
+    said = capsys.readouterr().out
+    assert "  VidTwin " in said and "  BCD " not in said
+    assert demo.titled(["heads_vidtwin", "heads_bcd"]) == {
+        "VidTwin": "heads_vidtwin",
+        "BCD": "heads_bcd",
+    }
+
+
+def test_what_the_demo_cannot_show_is_refused(heads_run, tmp_path):
+    for places, message in (
+        (
+            ["heads_bcd", "sprites_judge"],
+            "sprites_judge holds a run of sprites_judge, which cannot",
+        ),
+        (
+            [str(heads_run)],
+            r"trained on data of kind 'heads' \(size 16\), but this shows heads of 64",
+        ),
+        ([str(tmp_path)], "holds no run"),
+        (["heads_bcd", "heads_bcd"], "two of heads_bcd, heads_bcd have the same name"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            demo.titled(places)
+
+
 def test_the_demo_needs_two_pairs_and_networks(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="at least two are needed"):
         demo.drawn(1)

@@ -1,12 +1,15 @@
 """Shows the shipped networks at work, without any training: heads that move like other heads, beside the exact answer.
 
     vidmotion demo --out=demo
+    vidmotion demo --out=compared --runs runs/heads_mini runs/xnemo_mini heads_warpface    # your own runs
 
 Each system that this package has trained on Heads (``vidmotion weights``) transfers the motion of the same drivers to
 the same faces, which it has never seen. These files are written into the folder: first ``faces.png``, the faces, their
 drivers and the exact answers; ``demo.mp4`` and ``demo.gif``, with a row per pair of source and driver and a column per
 system; ``demo.png``, the first pair frame by frame. PSNR against the exact answer over these few pairs is printed. The
 cards of the networks, ``vidmotion/weights/*.json``, give the PSNR over more pairs, and tell how each was trained.
+
+With ``--runs``, runs that were trained on Heads of 64 px take the place of the shipped networks.
 """
 
 import argparse
@@ -25,6 +28,7 @@ from vidmotion.errors import EXIT_DONE, ConfigError
 from vidmotion.evaluation.transfer import derangement, to_uint8, transfer
 from vidmotion.metrics import pixel
 from vidmotion.open_run import open_run
+from vidmotion.system import MotionTransfer
 
 log = logging.getLogger("vidmotion.demo")
 
@@ -57,6 +61,40 @@ def shipped() -> dict[str, str]:
     return {title: name for title, name in found.items() if name}
 
 
+def titled(places: Sequence[str]) -> dict[str, str]:
+    """Return runs by the titles of their systems; where two are of one system, by the names of their folders.
+
+    Args:
+      places: workdirs, or names of shipped networks.
+
+    Raises:
+      ConfigError: one is no run, does not transfer motion, or was not trained on Heads of 64 px; or two have the same
+        title.
+    """
+    systems = []
+    for place in places:
+        run = open_run(place)
+        name, data = run.config.system.name, run.config.data
+        if not isinstance(run.system, MotionTransfer):
+            raise ConfigError(f"{place} holds a run of {name}, which cannot transfer motion")
+        kind, size = data.train.get("kind", data.kind), data.common.get("size")
+        if kind not in ("heads", "head_portraits") or size != FACES["size"]:
+            raise ConfigError(
+                f"{place} was trained on data of kind {kind!r} (size {size}), but this shows heads of "
+                f"{FACES['size']} pixels"
+            )
+        systems.append(name)
+    titles = [
+        TITLES[name] if systems.count(name) == 1 else Path(place).name
+        for name, place in zip(systems, places)
+    ]
+    if len(set(titles)) < len(titles):
+        raise ConfigError(
+            f"two of {', '.join(places)} have the same name; give one of their folders another"
+        )
+    return dict(zip(titles, places))
+
+
 def drawn(count: int) -> Pairs:
     """Draw `count` pairs of heads on which no network was trained.
 
@@ -80,7 +118,7 @@ def drawn(count: int) -> Pairs:
 
 
 def moved(name: str, pairs: Pairs) -> np.ndarray:
-    """Transfer the motion of the pairs with a shipped network; the result is uint8, shaped like their answers."""
+    """Transfer the motion of the pairs with a run or a shipped network: uint8, shaped like their answers."""
     run = open_run(name)
     made = transfer(
         run, run.trained_vars(), pairs.source, pairs.driver, len(pairs.source), name, pairs.boxes
@@ -107,20 +145,21 @@ def strip(rows: Mapping[str, np.ndarray]) -> np.ndarray:
     return media.grid(cells, rows=len(rows), scale=SCALE, captions=captions)
 
 
-def demo(out: Path, count: int = 4) -> dict[str, float]:
+def demo(out: Path, count: int = 4, runs: Sequence[str] = ()) -> dict[str, float]:
     """Write the files that the module's docstring describes.
 
     Args:
       out: the folder to write to, made if absent.
       count: the number of pairs of a source and a driver.
+      runs: the workdirs to show; none: the shipped networks.
 
     Returns:
       The PSNR against the exact answers, by column; source and driver are columns too.
 
     Raises:
-      ConfigError: no system is shipped, or there are too few pairs.
+      ConfigError: no system is shipped, a run cannot be shown (see `titled`), or there are too few pairs.
     """
-    networks = shipped()
+    networks = titled(runs) if runs else shipped()
     if not networks:
         raise ConfigError("this package ships no network that moves heads")
     pairs = drawn(count)
@@ -153,12 +192,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--pairs", type=startup.at_least(2), default=4, help="number of pairs of heads (default 4)"
     )
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        default=(),
+        help="workdirs of runs on Heads of 64 px (default: the shipped networks)",
+    )
     args = parser.parse_args(argv)
 
     def work() -> int:
         startup.set_up_devices()
         startup.one_process()
-        figures = demo(args.out, args.pairs)
+        figures = demo(args.out, args.pairs, args.runs)
         print(f"PSNR against the exact answer, {args.pairs} pairs:")
         for name, value in figures.items():
             print(f"  {name:<10} {value:6.2f} dB")

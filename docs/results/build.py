@@ -28,18 +28,49 @@ sys.path.insert(0, str(HERE.parents[1]))  # the folder that holds `configs`
 SHIPPED = HERE.parents[1] / "vidmotion" / "weights"  # the cards of its networks are run records
 CLIPS = ("heads", "sprites")
 SYSTEMS = {"bcd": "BCD", "vidtwin": "VidTwin", "xnemo": "X-NeMo", "warpface": "WarpFace"}
-# heading -> metric of the benchmark's records
+# What the benchmark asks: a sentence above each table, and its columns, heading -> metric.
 QUESTIONS = {
-    "PSNR, driven by itself": "psnr/self",
-    "PSNR of the swap": "psnr/swap",
-    "SSIM of the swap": "ssim/swap",
-    "numbers per frame": "numbers_per_frame/motion",
-    "identity from motion: accuracy": "probe/identity_from_motion/mlp/accuracy",
-    "(chance)": "probe/identity_from_motion/mlp/accuracy/chance",
-    "motion from motion: R2": "probe/motion_from_motion/linear/r2",
-    "motion from motion: accuracy": "probe/motion_from_motion/mlp/accuracy",
-    "motion from content: R2": "probe/motion_from_content/linear/r2",
-    "motion from content: accuracy": "probe/motion_from_content/mlp/accuracy",
+    "Swaps against the exact picture: PSNR in dB, SSIM, and sharpness (gradient energy, made over true; below 1 is "
+    "blurred)": {
+        "driven by itself": "psnr/self",
+        "swap": "psnr/swap",
+        "SSIM": "ssim/swap",
+        "sharpness": "sharpness/swap",
+        "no driver": "psnr/no_driver",
+        "wrong driver": "psnr/wrong_driver",
+        "wrong source": "psnr/wrong_source",
+    },
+    "What the shipped reader sees in the swaps: R2 of the driver's motion, and the source's identity": {
+        "yaw, x, y, scale": "read/motion/place",
+        "roll, pitch": "read/motion/tilt",
+        "mouth, eyes, brows": "read/motion/face",
+        "numbers of the identity, R2": "read/identity/numbers",
+        "classes of the identity, accuracy": "read/identity/classes",
+    },
+    "What the motion code costs": {
+        "numbers per frame": "numbers_per_frame/motion",
+        "numbers per second": "numbers_per_second",
+        "bits per frame": "bits_per_frame/hard",
+        "bits per second": "bits_per_second",
+    },
+    "What probes read from the codes (95 % intervals). Identity in the motion code, and motion in the content code, "
+    "are leakage": {
+        "identity from motion: accuracy": "probe/identity_from_motion/mlp/accuracy",
+        "(chance)": "probe/identity_from_motion/mlp/accuracy/chance",
+        "identity from content: accuracy": "probe/identity_from_content/mlp/accuracy",
+        "motion from motion: R2": "probe/motion_from_motion/linear/r2",
+        "motion from motion: accuracy": "probe/motion_from_motion/mlp/accuracy",
+        "motion from content: R2": "probe/motion_from_content/linear/r2",
+        "motion from content: accuracy": "probe/motion_from_content/mlp/accuracy",
+    },
+}
+# The rows of the first table that need no network -> the metrics of their scores.
+TRIVIAL = {
+    "copy of the content": {"swap": "psnr/copy_content", "SSIM": "ssim/copy_content"}
+    | {"sharpness": "sharpness/copy_content"},
+    "copy of the driver": {"swap": "psnr/copy_motion", "SSIM": "ssim/copy_motion"}
+    | {"sharpness": "sharpness/copy_motion"},
+    "mean picture": {"swap": "psnr/mean_picture"},
 }
 
 CAPTIONS = {
@@ -232,9 +263,9 @@ def benchmark() -> str:
         "# Benchmark: four ideas, the same clips",
         "",
         "Built by `python docs/results/build.py` from the run records in `records/benchmark/`. Every run uses "
-        "`configs/benchmark.py`, with 6 to 8 million parameters, the same budget of arithmetic and one protocol. The "
-        "table gives the budget. A few CPU minutes do not train any of these networks to the end, so the order says "
-        "which of them learns fast rather than which is best.",
+        "`configs/benchmark.py`, with 6 to 8.5 million parameters, the same budget of arithmetic and one protocol. The "
+        "first table gives the budget. It does not train any of these networks to the end, so the order says which of "
+        "them learns fast rather than which is best.",
         "",
     ]
     for clips in CLIPS:
@@ -328,9 +359,29 @@ def _values(record: dict) -> dict[str, float | None]:
     return {row["metric"]: row["value"] for row in record["results"]}
 
 
+def _per_second(record: dict) -> dict[str, float | None]:
+    """Returns `_values` and, where the clips have a frame rate, what the motion code costs per second."""
+    values = _values(record)
+    if fps := record["config"].get("data", {}).get("common", {}).get("fps"):
+        for cost, metric in (
+            ("numbers_per_second", "numbers_per_frame/motion"),
+            ("bits_per_second", "bits_per_frame/hard"),
+        ):
+            if values.get(metric) is not None:
+                values[cost] = fps * values[metric]
+    return values
+
+
+def _with_interval(values: dict[str, float | None], metric: str) -> str:
+    """Returns the text of a value, with its interval if there is one."""
+    ends = [values.get(f"{metric}/{end}") for end in ("low", "high")]
+    interval = "" if None in ends else f" [{', '.join(map(_cell, ends))}]"
+    return _cell(values.get(metric)) + interval
+
+
 def _side_by_side(clips: str, records: dict[str, dict]) -> list[str]:
     """Returns the Markdown lines that compare the systems on one kind of clips."""
-    values = {system: _values(record) for system, record in records.items()}
+    values = {system: _per_second(record) for system, record in records.items()}
     rows = []
     for system, record in records.items():
         seconds, tflops = record["step_seconds"], record.get("model_tflops")
@@ -360,27 +411,29 @@ def _side_by_side(clips: str, records: dict[str, dict]) -> list[str]:
     first = next(iter(records.values()))
     lines = [f"## {clips.capitalize()}", "", f"{_hardware(first)}.", "", *_grid(heading, rows), ""]
 
-    asked = {
-        label: metric
-        for label, metric in QUESTIONS.items()
-        if any(row.get(metric) is not None for row in values.values())
+    for number, (question, columns) in enumerate(QUESTIONS.items()):
+        asked = {
+            label: metric
+            for label, metric in columns.items()
+            if any(row.get(metric) is not None for row in values.values())
+        }
+        if not asked:
+            continue
+        rows = [
+            [SYSTEMS[system], *(_with_interval(row, metric) for metric in asked.values())]
+            for system, row in values.items()
+        ]
+        if number == 0:
+            given = next(iter(values.values()))
+            rows += [
+                [name, *(_cell(given.get(scores.get(label, ""))) for label in asked)]
+                for name, scores in TRIVIAL.items()
+            ]
+        lines += [f"{question}:", "", *_grid(["system", *asked], rows), ""]
+    names = {
+        f"benchmark_{clips}": "what the motion code costs, transfers and gives away",
+        f"benchmark_{clips}_together": "the same content and drivers, and what the four make of them",
     }
-    rows = [
-        [SYSTEMS[system], *(_cell(row.get(metric)) for metric in asked.values())]
-        for system, row in values.items()
-    ]
-    given = next(iter(values.values()))
-    copies = [
-        f"copying the {what} clip {given[f'psnr/copy_{what}']:.2f} dB, SSIM {given[f'ssim/copy_{what}']:.3f}"
-        for what in ("content", "motion")
-    ]
-    lines += [
-        *_grid(["system", *asked], rows),
-        "",
-        f"Trivial answers to the swap: {'; '.join(copies)}.",
-        "",
-    ]
-    names = {f"benchmark_{clips}": "what the motion code costs, transfers and gives away"}
     names |= {
         f"benchmark_{s}_{clips}": f"{SYSTEMS[s]}: content in rows, motion in columns"
         for s in records

@@ -199,10 +199,11 @@ def partners(names: Sequence[str], seed: int = 0) -> np.ndarray:
     groups = np.array([index[name] for name in names])
     sizes = np.bincount(groups)
     if 2 * sizes.max() > len(names):
-        if len(sizes) > 1:
-            log.warning(
-                "most clips are from one video, so some take their motion from their own video"
-            )
+        log.warning(
+            "most clips are from one video, so some take their motion from their own video"
+            if len(sizes) > 1
+            else "all clips are from one video, so each takes its motion from its own video"
+        )
         return order
     # With the clips sorted by video, a step as long as the largest group always leads to another video.
     sorted_clips = order[np.argsort(groups[order], kind="stable")]

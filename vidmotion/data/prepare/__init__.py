@@ -357,10 +357,10 @@ def _parser(plan_latents):
     # but is the default of the released crop function.
     portraits = _clip_flags(size=512, crop="tube", least=200)
     flag = portraits.add_argument
-    share, default = _number(-1e-9, 1), folders.TEST_SHARE
+    default = folders.TEST_SHARE
     flag(
         "--test_share",
-        type=share,
+        type=_share_below_one,
         default=default,
         help=f"share of the people for the test split (default {default})",
     )
@@ -520,6 +520,13 @@ def _share(text):
     value = _float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text}")
+    return value
+
+
+def _share_below_one(text):
+    value = _float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be 0 or more and less than 1, got {text}")
     return value
 
 

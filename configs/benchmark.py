@@ -25,8 +25,8 @@ CLIPS = ("heads", "sprites")
 MINUTE, HOUR = 3e12, 36e15  # FLOPs
 # GFLOP of the dearest training step according to `--mode=plan`.
 STEP = {
-    "heads": {"bcd": 88.9, "vidtwin": 48.8, "xnemo": 93.1, "warpface": 81.7},
-    "sprites": {"bcd": 88.9, "vidtwin": 48.8, "xnemo": 93.1, "warpface": 81.7},
+    "heads": {"bcd": 116.8, "vidtwin": 218.3, "xnemo": 74.8, "warpface": 94.5},
+    "sprites": {"bcd": 88.9, "vidtwin": 48.8, "xnemo": 68.6, "warpface": 81.7},
 }
 
 

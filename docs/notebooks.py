@@ -55,10 +55,12 @@ def run(file: Path) -> None:
 
 
 def kept(output: dict) -> dict:
-    """Returns an output with pictures as PNG alone; a notebook would also hold them as JPEG and as text."""
+    """Returns an output whose picture, if it has one, is kept in its smallest form and in no other."""
     data = output.get("data", {})
-    if "image/png" in data:
-        output["data"] = {"image/png": data["image/png"]}
+    pictures = {kind: data[kind] for kind in ("image/png", "image/jpeg") if kind in data}
+    if pictures:
+        smallest = min(pictures, key=lambda kind: len(pictures[kind]))
+        output["data"] = {smallest: pictures[smallest]}
     return output
 
 

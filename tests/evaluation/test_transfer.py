@@ -183,6 +183,28 @@ def test_swap_takes_all_clips_and_needs_no_codes():
     assert rows["psnr/swap"].value != rows["psnr/copy_content"].value
 
 
+@pytest.mark.parametrize(
+    "code, spread",
+    [
+        (lambda i: [3.0, 4.0], 0.0),  # all drivers have one code
+        (lambda i: [0.0, 0.0], 0.0),
+        (lambda i: [(-1.0) ** i, 0.0], 1.0),  # nothing but differences
+        # Means 2 and 0, variances 1 and 0: sqrt((1 + 0) / 2) over sqrt((4 + 1 + 0) / 2).
+        (lambda i: [2.0 + (-1.0) ** i, 0.0], 5**-0.5),
+    ],
+)
+def test_how_much_the_code_differs_between_drivers(code, spread):
+    source = HeadsSource(size=16, frames=2, clips=4, split="eval")
+    count = iter(range(100))
+
+    def sample(vars, batch):
+        codes = [[code(next(count))] * 2 for _ in batch["motion"]]
+        return {"video": batch["motion"].astype(np.float32) / 255, "code": np.array(codes)}
+
+    rows = rows_of(evaluated(Swap, StubRun(sample, source, pairs=4, batch=4)))
+    assert rows["code_spread"].value == pytest.approx(spread)
+
+
 def test_swap_on_sprites_and_data_that_cannot_render_one(sheets_dir):
     source = SpritesSource(sheets_dir, "test")
     run = StubRun(

@@ -46,11 +46,13 @@ class Pass(NamedTuple):
     Attributes:
       videos: uint8 (N, T, H, W, 3).
       ids: int (N, T, books), the codes of a quantised motion; None if the motion is not quantised.
+      codes: float (N, T, D), the motion codes of a system that returns them as ``code``; None for other systems.
       means: the mean of each metric against the true answers.
     """
 
     videos: np.ndarray
     ids: np.ndarray | None
+    codes: np.ndarray | None
     means: dict[str, float]
 
 
@@ -97,16 +99,16 @@ class Driven:
     @functools.cached_property
     def true(self) -> Pass:
         """The pass with the true drivers."""
-        videos, ids = [], []
+        videos, found = [], {"ids": [], "code": []}
         score = _Score()
         for part, outputs in self._drive(self.paired, "swapping"):
             score.take(outputs["video"], [self.truth[i] for i in part])
             videos.append(to_uint8(outputs["video"]))
-            if "ids" in outputs:
-                ids.append(outputs["ids"])
-        return Pass(
-            np.concatenate(videos), np.concatenate(ids) if ids else None, score.means(METRICS)
-        )
+            for name, batches in found.items():
+                if name in outputs:
+                    batches.append(outputs[name])
+        ids, codes = (np.concatenate(batches) if batches else None for batches in found.values())
+        return Pass(np.concatenate(videos), ids, codes, score.means(METRICS))
 
     @functools.cached_property
     def itself(self) -> tuple[dict[str, float], float]:

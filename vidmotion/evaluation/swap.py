@@ -22,7 +22,8 @@ class Swap(OnPairs):
         """Return PSNR, SSIM and sharpness of the swap, of its two baselines and of clips driven by themselves.
 
         Further rows give the size of the motion code: its numbers per frame and, for a quantised code, its bits per
-        frame.
+        frame; and how much the code of a system that returns it differs between drivers. A system may follow the
+        position of its driver's face, which it is told, while its code says nothing.
 
         Raises:
           ConfigError: the data cannot render a swap.
@@ -49,11 +50,21 @@ class Swap(OnPairs):
             counts = codebook.usage_counts(ids, run.system.quantizer.entries)
             what = "entropy of the code histogram, summed over codebooks"
             results.append(row("bits_per_frame/hard", codebook.bits_per_frame(counts), what))
-            numbers, what = ids.shape[-1], "indices"
+            numbers, kind = ids.shape[-1], "indices"
         else:
-            numbers, what = _motion_width(run, vars, made.clips[0]), "real numbers"
-        results.append(row("numbers_per_frame/motion", float(numbers), what, 1))
+            numbers, kind = _motion_width(run, vars, made.clips[0]), "real numbers"
+        if (codes := made.true.codes) is not None:
+            what = "deviation over clips and frames, over the root mean square; 0: all drivers have one code"
+            results.append(row("code_spread", _spread(codes), what))
+        results.append(row("numbers_per_frame/motion", float(numbers), kind, 1))
         return results
+
+
+def _spread(codes: np.ndarray) -> float:
+    """Return the standard deviation of codes (N, T, D) over clips and frames, as a share of their root mean square."""
+    flat = codes.reshape(-1, codes.shape[-1]).astype(np.float64)
+    size = np.sqrt(np.mean(flat**2))
+    return float(np.sqrt(flat.var(axis=0).mean()) / size) if size else 0.0
 
 
 def _motion_width(run, vars, clip: np.ndarray) -> int:

@@ -8,8 +8,8 @@ changes: its widths are chosen so that the networks used after training have 6 t
 of steps fits a budget of model FLOPs (forward, backward and update, without recomputation). Clips have 8 frames of 64
 px. On Heads, at two frames a second, all four work on the latents of the shipped codec; Sprites have no codec, so that
 all four work on pixels there. X-NeMo and WarpFace are trained on pairs of frames from these clips. X-NeMo has no GAN
-head, because with one it learns more slowly in such short runs (docs/results/claims.md); ``gan_head=on`` adds it. The
-discriminators of GANs are discarded after training: their FLOPs count, but their parameters do not.
+head, because with one it learns more slowly in such short runs; ``system=xnemo_gan`` has it. The discriminators of GANs
+are discarded after training: their FLOPs count, but their parameters do not.
 
 ``minutes=N`` is a budget of N times 3 TFLOP, which two CPU cores do in half a minute to a minute. ``hours=N`` is a
 budget of N times 36 PFLOP, which is N hours of an accelerator at 10 TFLOP/s; networks as small as these do not run
@@ -25,19 +25,19 @@ CLIPS = ("heads", "sprites")
 MINUTE, HOUR = 3e12, 36e15  # FLOPs
 # GFLOP of the dearest training step according to `--mode=plan`.
 STEP = {
-    "heads": {"bcd": 116.8, "vidtwin": 218.3, "xnemo": 74.8, "warpface": 94.5},
-    "sprites": {"bcd": 88.9, "vidtwin": 48.8, "xnemo": 68.6, "warpface": 81.7},
+    "heads": {"bcd": 116.8, "vidtwin": 218.3, "xnemo": 74.8, "xnemo_gan": 99.3, "warpface": 94.5},
+    "sprites": {"bcd": 88.9, "vidtwin": 48.8, "xnemo": 68.6, "xnemo_gan": 93.1, "warpface": 81.7},
 }
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """Arguments: ``system``, ``clips``, ``gan_head`` (of X-NeMo), ``minutes`` or ``hours`` (whole numbers), ``demo``
-    (the default: five minutes), ``debug``."""
+    """Arguments: ``system``, ``clips``, ``minutes`` or ``hours`` (whole numbers), ``demo`` (the default: five minutes),
+    ``debug``."""
     argument, flops = _budget(argument)
-    options = _shared.parse(argument, system=SYSTEMS, clips=CLIPS, gan_head=("off", "on"))
+    options = _shared.parse(argument, system=(*SYSTEMS, "xnemo_gan"), clips=CLIPS)
     debug = options.variant == "debug"
-    make = {"bcd": _bcd, "vidtwin": _vidtwin, "xnemo": _xnemo, "warpface": _warpface}
-    config = make[options.system]("debug" if debug else "demo", options)
+    make = {"bcd": _bcd, "vidtwin": _vidtwin, "warpface": _warpface}
+    config = make.get(options.system, _xnemo)("debug" if debug else "demo", options)
     evaluators = ["swap", "drivers", "leakage"]
     if not debug:
         config.steps = max(1, round(flops / (1e9 * STEP[options.clips][options.system])))
@@ -103,7 +103,8 @@ def _vidtwin(variant: str, options: ConfigDict) -> ConfigDict:
 
 def _xnemo(variant: str, options: ConfigDict) -> ConfigDict:
     """Stage 2 without a stage 1: appearance and motion are learnt together from single frames."""
-    config = xnemo.get_config(f"{variant},stage=2,gan_head={options.gan_head}")
+    gan_head = "on" if options.system == "xnemo_gan" else "off"
+    config = xnemo.get_config(f"{variant},stage=2,gan_head={gan_head}")
     if variant == "demo":
         config.system.unet.channels = (48, 96)
     return _drawn(config, variant, options)

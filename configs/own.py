@@ -42,9 +42,8 @@ def get_config(argument: str = "") -> ConfigDict:
     if options.weights == "published" and not debug:
         config = PUBLISHED[options.system](options.size)
     else:
-        config = benchmark.get_config(
-            f"{options.variant},system={options.system},clips=sprites,gan_head=on"
-        )
+        system = "xnemo_gan" if options.system == "xnemo" else options.system
+        config = benchmark.get_config(f"{options.variant},system={system},clips=sprites")
         if not debug:
             _small(config, options.system, options.size)
     _clips(config, debug)

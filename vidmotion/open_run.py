@@ -121,7 +121,7 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
         def parts(system, names):
             model = params["model"]
             chosen = {name: model[name] for name in names or model if name in model}
-            return {"model": chosen}, system.init_mutable()
+            return {"model": chosen}, own_weights.read_mutable(workdir) or system.init_mutable()
 
         return GivenRun(config, workdir, workdir, whole, parts)
     check_place(workdir)

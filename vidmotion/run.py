@@ -350,7 +350,8 @@ class Run:
         """
         folder = self.config.init_from
         if folder in own_weights.names():
-            return own_weights.read(folder, "config.init_from"), {}
+            params = own_weights.read(folder, "config.init_from")
+            return params, own_weights.read_mutable(folder)
         if not (epath.Path(folder) / converted.NETWORK).exists():
             return checkpoint.read_params(folder), checkpoint.read_mutable(folder)
         try:

@@ -1,7 +1,7 @@
 """Weights that this package trained itself: those that it ships, and those in a run's workdir.
 
 A shipped network is two files of this folder: ``NAME.safetensors``, its parameters as float16 by their paths in the
-tree (``model/encoder/conv_in/kernel``), and ``NAME.json``, the card: which config trained it, at which commit, for how
+tree (``model/encoder/conv_in/kernel``), with its running statistics under ``mutable/``, and ``NAME.json``, the card: which config trained it, at which commit, for how
 long, what it reached, and the sha256 of the parameters' file. Wherever a field of a config takes a run's workdir as
 weights, it takes such a name as well. ``python -m vidmotion.weights`` lists them, and makes them of runs.
 
@@ -21,6 +21,7 @@ from vidmotion.convert.read import write_safetensors
 from vidmotion.errors import ConfigError
 
 FOLDER = Path(__file__).parent
+MUTABLE = "mutable"
 PyTree = Any
 
 
@@ -61,6 +62,7 @@ def read(where: str, field: str) -> dict[str, PyTree]:
     """
     if where in names():
         params = _shipped(where)
+        params.pop(MUTABLE, None)
     else:
         try:
             params = checkpoint.read_params(where)
@@ -73,6 +75,11 @@ def read(where: str, field: str) -> dict[str, PyTree]:
         if not np.isfinite(leaf).all():
             raise ConfigError(f"{field}={where!r}: {path} holds numbers that are not finite")
     return params
+
+
+def read_mutable(where: str) -> dict[str, PyTree]:
+    """Running statistics of a shipped network; {} if it has none."""
+    return _shipped(where).get(MUTABLE, {})
 
 
 def _shipped(name: str) -> dict[str, PyTree]:
@@ -107,7 +114,7 @@ def ship(workdir: str, name: str, folder: Path = FOLDER) -> Path:
         learnt = paths.flatten(paths.assign(rules, model, "optimizer.trainable"))
         leaves = {path: leaf for path, leaf in paths.flatten(model).items() if learnt[path]}
         model = paths.unflatten(leaves)
-    leaves = paths.flatten({"model": model})
+    leaves = paths.flatten({"model": model, MUTABLE: checkpoint.read_mutable(workdir)})
     small = {path: np.asarray(leaf, np.float16) for path, leaf in leaves.items()}
     if too_large := [path for path, leaf in small.items() if not np.isfinite(leaf).all()]:
         raise ConfigError(f"{workdir}: float16 cannot hold {', '.join(too_large)}")

@@ -1,9 +1,10 @@
 """Weights that this package trained itself: those that it ships, and those in a run's workdir.
 
 A shipped network is two files of this folder: ``NAME.safetensors``, its parameters as float16 by their paths in the
-tree (``model/encoder/conv_in/kernel``), with its running statistics under ``mutable/``, and ``NAME.json``, the card: which config trained it, at which commit, for how
-long, what it reached, and the sha256 of the parameters' file. Wherever a field of a config takes a run's workdir as
-weights, it takes such a name as well. ``python -m vidmotion.weights`` lists them, and makes them of runs.
+tree (``model/encoder/conv_in/kernel``), with its running statistics under ``mutable/``, and ``NAME.json``, the card:
+which config trained it, at which commit, for how long, what it reached, and the sha256 of the parameters' file.
+Wherever a field of a config takes a run's workdir as weights, it takes such a name as well. ``python -m
+vidmotion.weights`` lists them, and makes them of runs.
 
 What did not learn in a run that began from nothing is not in its file: the seed of the card's config gives it again
 (`open_run`).

@@ -8,8 +8,8 @@ changes: its widths are chosen so that the networks used after training have 6 t
 of steps fits a budget of model FLOPs (forward, backward and update, without recomputation). Clips have 8 frames of 64
 px. On Heads, at two frames a second, all four work on the latents of the shipped codec; Sprites have no codec, so that
 all four work on pixels there. X-NeMo and WarpFace are trained on pairs of frames from these clips. X-NeMo has no GAN
-head, because with one it learns more slowly in such short runs; ``system=xnemo_gan`` has it. The discriminators of GANs
-are discarded after training: their FLOPs count, but their parameters do not.
+head, with which its demo failed when it was last recorded (docs/gallery.md); ``system=xnemo_gan`` has it.
+Discriminators and GAN heads are discarded after training: their FLOPs count, but their parameters do not.
 
 ``minutes=N`` is a budget of N times 3 TFLOP, which two CPU cores do in half a minute to a minute. ``hours=N`` is a
 budget of N times 36 PFLOP, which is N hours of an accelerator at 10 TFLOP/s; networks as small as these do not run
@@ -37,7 +37,8 @@ def get_config(argument: str = "") -> ConfigDict:
     options = _shared.parse(argument, system=(*SYSTEMS, "xnemo_gan"), clips=CLIPS)
     debug = options.variant == "debug"
     make = {"bcd": _bcd, "vidtwin": _vidtwin, "warpface": _warpface}
-    config = make.get(options.system, _xnemo)("debug" if debug else "demo", options)
+    make |= dict.fromkeys(("xnemo", "xnemo_gan"), _xnemo)
+    config = make[options.system]("debug" if debug else "demo", options)
     evaluators = ["swap", "drivers", "leakage"]
     if not debug:
         config.steps = max(1, round(flops / (1e9 * STEP[options.clips][options.system])))

@@ -271,7 +271,8 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
     model = config.optimizer.model
     model.kind = "muon"
     # E_mot's last map has one channel before a ReLU. At the learning rate of the other networks, the ReLU dies within
-    # 100 steps, and the code is then the same for all faces.
+    # 100 steps, and the code is then the same for all faces. At this rate it dies within 250 steps: see
+    # docs/papers/xnemo.md.
     model.rate = (("motion/.*/kernel", 2e-3), (".*/kernel", 2e-2), (".*", 1e-3))
     model.trainable = _trainable(options, levels=2, layers=1)
     config.steps = {1: 100, 2: 800, 3: 50, 4: 50}[stage]

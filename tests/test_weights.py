@@ -62,6 +62,14 @@ def test_each_reaches_what_its_card_says(name, tmp_path, monkeypatch, request):
         assert (found["code_spread"] < 0.05) == (name in COLLAPSED)
 
 
+@pytest.mark.parametrize("name, network", [("heads_xnemo", "motion"), ("sprites_judge", "")])
+def test_running_statistics_are_shipped(name, network):
+    """Fresh statistics are means of 0 and variances of 1."""
+    mutable = open_run(name).trained_vars().mutable
+    for path, leaf in paths.flatten(mutable[network] if network else mutable).items():
+        assert np.any(np.asarray(leaf) != (0 if path.endswith("mean") else 1)), path
+
+
 @pytest.fixture(scope="module")
 def half_trained(tmp_path_factory):
     """Returns the workdir of a run whose encoder does not learn."""

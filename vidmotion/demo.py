@@ -85,7 +85,7 @@ def titled(places: Sequence[str]) -> dict[str, str]:
             )
         systems.append(name)
     titles = [
-        TITLES[name] if systems.count(name) == 1 else Path(place).name
+        TITLES.get(name, name) if systems.count(name) == 1 else Path(place).name
         for name, place in zip(systems, places)
     ]
     if len(set(titles)) < len(titles):

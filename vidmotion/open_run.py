@@ -112,7 +112,7 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
     if workdir in own_weights.names():
         config = ml_collections.ConfigDict(of_today(own_weights.card(workdir)["config"]))
         config = _used_here(config, changes)
-        params = own_weights.read(workdir, "the run")
+        params, mutable = own_weights.read_shipped(workdir, "the run")
 
         def whole(run):
             params["model"] = _completed(run, params["model"])
@@ -121,7 +121,7 @@ def open_run(workdir: str, changes: Mapping[str, str] | None = None) -> Run:
         def parts(system, names):
             model = params["model"]
             chosen = {name: model[name] for name in names or model if name in model}
-            return {"model": chosen}, own_weights.read_mutable(workdir) or system.init_mutable()
+            return {"model": chosen}, mutable or system.init_mutable()
 
         return GivenRun(config, workdir, workdir, whole, parts)
     check_place(workdir)

@@ -350,8 +350,7 @@ class Run:
         """
         folder = self.config.init_from
         if folder in own_weights.names():
-            params = own_weights.read(folder, "config.init_from")
-            return params, own_weights.read_mutable(folder)
+            return own_weights.read_shipped(folder, "config.init_from")
         if not (epath.Path(folder) / converted.NETWORK).exists():
             return checkpoint.read_params(folder), checkpoint.read_mutable(folder)
         try:

@@ -50,13 +50,13 @@ class Swap(OnPairs):
             counts = codebook.usage_counts(ids, run.system.quantizer.entries)
             what = "entropy of the code histogram, summed over codebooks"
             results.append(row("bits_per_frame/hard", codebook.bits_per_frame(counts), what))
-            numbers, kind = ids.shape[-1], "indices"
+            numbers, what = ids.shape[-1], "indices"
         else:
-            numbers, kind = _motion_width(run, vars, made.clips[0]), "real numbers"
+            numbers, what = _motion_width(run, vars, made.clips[0]), "real numbers"
+        results.append(row("numbers_per_frame/motion", float(numbers), what, 1))
         if (codes := made.true.codes) is not None:
             what = "deviation over clips and frames, over the root mean square; 0: all drivers have one code"
             results.append(row("code_spread", _spread(codes), what))
-        results.append(row("numbers_per_frame/motion", float(numbers), kind, 1))
         return results
 
 

@@ -62,34 +62,42 @@ def read(where: str, field: str) -> dict[str, PyTree]:
       ConfigError: neither is there, the file is damaged, or a number in it is not finite.
     """
     if where in names():
-        params = _shipped(where)
-        params.pop(MUTABLE, None)
-    else:
-        try:
-            params = checkpoint.read_params(where)
-        except checkpoint.CheckpointError as error:
-            raise ConfigError(
-                f"{field}={where!r}: neither a run's workdir ({error}) nor one of the shipped networks "
-                f"({', '.join(names()) or 'none'})"
-            ) from error
-    for path, leaf in paths.flatten(params).items():
-        if not np.isfinite(leaf).all():
-            raise ConfigError(f"{field}={where!r}: {path} holds numbers that are not finite")
-    return params
+        return read_shipped(where, field)[0]
+    try:
+        params = checkpoint.read_params(where)
+    except checkpoint.CheckpointError as error:
+        raise ConfigError(
+            f"{field}={where!r}: neither a run's workdir ({error}) nor one of the shipped networks "
+            f"({', '.join(names()) or 'none'})"
+        ) from error
+    return _finite(params, where, field)
 
 
-def read_mutable(where: str) -> dict[str, PyTree]:
-    """Running statistics of a shipped network; {} if it has none."""
-    return _shipped(where).get(MUTABLE, {})
+def read_shipped(name: str, field: str) -> tuple[dict[str, PyTree], PyTree]:
+    """Parameters and running statistics of a shipped network; the latter are {} if it has none.
 
+    Args:
+      name: one of `names`.
+      field: as for `read`.
 
-def _shipped(name: str) -> dict[str, PyTree]:
+    Raises:
+      ConfigError: the file is damaged, or a number in it is not finite.
+    """
     file = FOLDER / f"{name}.safetensors"
     if files.sha256(file) != card(name)["sha256"]:
         raise ConfigError(
             f"{file} is damaged: its sha256 is not that of its card; install vidmotion again"
         )
-    return paths.unflatten(read_file(file, float32=True))
+    params = _finite(paths.unflatten(read_file(file, float32=True)), name, field)
+    mutable = params.pop(MUTABLE, {})
+    return params, mutable
+
+
+def _finite(tree: dict[str, PyTree], where: str, field: str) -> dict[str, PyTree]:
+    for path, leaf in paths.flatten(tree).items():
+        if not np.isfinite(leaf).all():
+            raise ConfigError(f"{field}={where!r}: {path} holds numbers that are not finite")
+    return tree
 
 
 def ship(workdir: str, name: str, folder: Path = FOLDER) -> Path:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from vidmotion.errors import ConfigError
@@ -174,6 +175,22 @@ def test_muon_moves_kernels_by_orthogonal_matrices_and_the_rest_as_adam():
     for name, leaf in (("wide", "bias"), ("stacked", "kernel")):
         expected = -0.1 * np.sign(grads[name][leaf])
         np.testing.assert_allclose(updates[name][leaf], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(3, 12), (3, 3, 2, 8), (6, 6), (1, 5), (5, 1)])
+def test_muon_moves_a_kernel_as_optax_does(shape):
+    """Ours iterates on the product of the matrix with itself, optax on the matrix."""
+    wide = max(1.0, shape[-1] / math.prod(shape[:-1])) ** 0.5
+    dims = optax.contrib.MuonDimensionNumbers(tuple(range(len(shape) - 1)), len(shape) - 1)
+    theirs = optax.contrib.scale_by_muon(weight_dimension_numbers={"kernel": dims})
+    ours = Optimizer(rate=1.0, kind="muon").transform({"kernel": jnp.ones(shape)}, 10)
+    params = {"kernel": jnp.ones(shape)}
+    state, expected_state = ours.init(params), theirs.init(params)
+    for count in range(3):
+        grads = {"kernel": jax.random.normal(jax.random.key(count), shape)}
+        got, state = ours.update(grads, state, params)
+        expected, expected_state = theirs.update(grads, expected_state, params)
+        np.testing.assert_allclose(got["kernel"], -wide * expected["kernel"], atol=1e-5)
 
 
 def test_an_unknown_kind_is_refused():

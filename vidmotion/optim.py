@@ -5,6 +5,7 @@ by which they are multiplied.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,8 @@ from vidmotion.errors import ConfigError
 
 PyTree = Any
 ALL = ((".*", True),)
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b and c of Jordan et al.
+MUON_STEPS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,15 +207,42 @@ def _muon(adam: optax.GradientTransformation, params: PyTree) -> optax.GradientT
     }
     labels = {path: "muon" if path in dims else "adam" for path in leaves}
 
-    def widen(updates, _):
-        """Scale up kernels with more outputs (last axis) than inputs (all other axes).
+    def turn(updates, _):
+        """Make kernels orthogonal and scale up those with more outputs (last axis) than inputs (all other axes).
 
         An orthogonal matrix of such a shape moves each output less than a square one would.
         """
-        return jax.tree.map(lambda x: x * max(1.0, x.shape[-1] ** 2 / x.size) ** 0.5, updates)
+        return jax.tree.map(
+            lambda x: _orthogonal(x) * max(1.0, x.shape[-1] ** 2 / x.size) ** 0.5, updates
+        )
 
-    kernels = optax.chain(
-        optax.contrib.scale_by_muon(weight_dimension_numbers=_by_path(paths.unflatten(dims))),
-        optax.stateless(widen),
+    momentum = optax.contrib.scale_by_muon(  # its own iteration is switched off
+        ns_steps=0, weight_dimension_numbers=_by_path(paths.unflatten(dims))
     )
+    kernels = optax.chain(momentum, optax.stateless(turn))
     return optax.partition({"muon": kernels, "adam": adam}, _by_path(paths.unflatten(labels)))
+
+
+def _orthogonal(kernel: jax.Array) -> jax.Array:
+    """Bring the singular values of a kernel, inputs by outputs (last axis), close to 1 by Muon's iteration.
+
+    Five times, the iteration replaces X by Q X with Q = a I + b X X^T + c (X X^T)^2. Each Q commutes with X X^T, so the
+    product of all five follows from X X^T alone, whose side is the shorter one of X, and X is multiplied only once. Up
+    to rounding, the result is that of the iteration as it is usually written.
+
+    Args:
+      kernel: (..., outputs) float32, of a Frobenius norm of at most 1.
+    """
+    x = kernel.reshape(-1, kernel.shape[-1])
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    # Rounding accumulates in the product, so its factors are not left to bfloat16 or TF32.
+    times = functools.partial(jnp.matmul, precision="float32")
+    a, b, c = NEWTON_SCHULZ
+    product, gram = None, times(x, x.T)
+    for _ in range(MUON_STEPS):
+        q = a * jnp.eye(len(x)) + b * gram + c * times(gram, gram)
+        product = q if product is None else times(q, product)
+        gram = times(q, times(gram, q))
+    x = times(product, x)
+    return (x.T if tall else x).reshape(kernel.shape)

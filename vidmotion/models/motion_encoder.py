@@ -145,6 +145,9 @@ class MotionEncoder(nn.Module):
       tokens, token_width: the number of motion tokens and their width.
       box_width: the width of the two layers that read the box's shift.
       dropout: the dropout rate in the hourglass.
+      closed: whether the layer that makes f_mot starts at zero, so that all crops have the same vector until it has
+        learned. Not in paper. The vectors of a random network disturb a small denoiser, so E_mot first learns to make
+        them alike.
       dtype: the dtype of convolutions and matrix products; parameters, norms, and everything after the last
         map are float32.
 
@@ -165,6 +168,7 @@ class MotionEncoder(nn.Module):
     token_width: int = 16
     box_width: int = 64
     dropout: float = 0.5
+    closed: bool = False
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
@@ -212,7 +216,9 @@ class MotionEncoder(nn.Module):
         self.landmark_map = conv(self.landmarks, (1, 1))
         self.landmark_norm = BatchNorm(scale_init=ones)
         self.map = conv(1, (3, 3), strides=2, padding=1)
-        self.motion = nn.Dense(self.latent)
+        self.motion = nn.Dense(
+            self.latent, kernel_init=zeros if self.closed else nn.linear.default_kernel_init
+        )
         if self.frames > 1:
             self.across = TemporalModule(self.heads, groups=1)
         self.box_in = nn.Dense(self.box_width)

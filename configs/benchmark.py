@@ -53,6 +53,8 @@ def get_config(argument: str = "") -> ConfigDict:
         _shared.transfers(config, pairs=64, batch=16, probe_clips=600)
         if options.system == "bcd":
             _shared.join_temporal_blocks(config, 0)  # so that all steps cost the same
+        if options.system.startswith("xnemo"):
+            xnemo.stagger(config)
         if options.system == "vidtwin" and "disc" in config.optimizer:
             config.system.gan.start = 3 * config.steps // 4
     _shared.evaluate(config, evaluators)

@@ -279,18 +279,13 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
     )
     model.trainable = _trainable(options, levels=2, layers=1)
     config.steps = 1200 if options.variant == "mini" else {1: 100, 2: 800, 3: 50, 4: 50}[stage]
-    if stage == 2:
-        # f_rts alone places the head. E_mot waits until the denoiser does that, so that the gradient asks for what is
-        # missing: pose and expression. With E_mot learning from the first step on, its vector is the same for all faces
-        # within 300 steps: see docs/papers/xnemo.md.
-        later = config.steps * 5 // 12
-        model.start = ((FUSION, 0), (r"motion/.*", later), (".*", 0))
     model.schedule = ConfigDict({"kind": "cosine", "warmup": min(50, config.steps // 5)})
     if options.gan_head == "on":
         config.optimizer.head.rate, config.optimizer.disc.rate = 1e-3, 2e-4
         if stage == 2:
-            gan.update({"start": config.steps // 2, "pull_start": config.steps * 7 // 10})
-            gan.update({"adversarial_start": config.steps * 9 // 10, "clip": 0.1})
+            gan.clip = 0.1
+    if stage == 2:
+        stagger(config)
     config.ema.decay = 0.99
     config.batch_size = 8 if clips else 16
     config.log_every = 25
@@ -306,6 +301,20 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
     config.data.threads = 2
     config.sample.update({"rows": 3, "columns": 4, "fps": 6.0})
     _shared.transfers(config, _shared.DRIVEN, pairs=32, batch=8, probe_clips=200)
+
+
+def stagger(config: ConfigDict) -> None:
+    """Set the steps at which the parts of a small stage 2 begin, as shares of ``config.steps``.
+
+    f_rts alone places the head. E_mot waits until the denoiser does that, so that the gradient then asks for what is
+    missing, pose and expression. If E_mot learns from the first step on, its vector is the same for all faces within
+    300 steps: see docs/papers/xnemo.md. The GAN head follows, and last the discriminator.
+    """
+    steps, gan = config.steps, config.system.gan
+    config.optimizer.model.start = ((FUSION, 0), (r"motion/.*", steps * 5 // 12), (".*", 0))
+    if gan.enabled:
+        gan.update({"start": steps // 2, "pull_start": steps * 7 // 10})
+        gan.adversarial_start = steps * 9 // 10
 
 
 def _mini(config: ConfigDict) -> None:

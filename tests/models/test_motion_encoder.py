@@ -282,3 +282,16 @@ def test_crops_of_another_size_are_refused(tiny):
     net, variables, x, box = tiny
     with pytest.raises(ValueError, match=r"crops must be \(n, 64, 64, 3\)"):
         net.apply(variables, x[:, :32], box)
+
+
+def test_a_closed_encoder_has_one_vector_for_all_crops_until_its_last_layer_learns():
+    crops = jax.random.normal(jax.random.key(0), (3, 64, 64, 3))
+    spread = {}
+    for closed in (False, True):
+        net = MotionEncoder(**TINY, closed=closed)
+        variables = quick_jit(net.init)(jax.random.key(1), crops, jnp.zeros((3, 3)))
+        vectors_nm = quick_jit(net.apply, static_argnames="method")(
+            variables, crops, method="encode"
+        )
+        spread[closed] = float(jnp.std(vectors_nm, axis=0).max())
+    assert spread[True] == 0.0 < spread[False]

@@ -22,8 +22,6 @@ FIGURES = {
     "sprites_judge": ("sprites_judge", {"judge/action": 0.001, "judge/hair": 0.001}),
     "image_motion": ("swap", {"psnr/swap": 0.05, "psnr/self": 0.05}),
 }
-# Networks whose motion code is the same for all drivers; docs/papers/xnemo.md says why.
-COLLAPSED = {"heads_xnemo"}
 MEBI = 2**20
 
 
@@ -58,8 +56,8 @@ def test_each_reaches_what_its_card_says(name, tmp_path, monkeypatch, request):
     said = {row["metric"]: row["value"] for row in weights.card(name)["results"]}
     for metric, tolerance in metrics.items():
         assert found[metric] == pytest.approx(said[metric], abs=tolerance), metric
-    if "code_spread" in found:
-        assert (found["code_spread"] < 0.05) == (name in COLLAPSED)
+    # Near zero, the motion code would be the same for all drivers.
+    assert found.get("code_spread", 1.0) > 0.05
 
 
 @pytest.mark.parametrize("name, network", [("heads_xnemo", "motion"), ("sprites_judge", "")])

@@ -25,8 +25,8 @@ CLIPS = ("heads", "sprites")
 MINUTE, HOUR = 3e12, 36e15  # FLOPs
 # GFLOP of a training step according to `--mode=plan`.
 STEP = {
-    "heads": {"bcd": 116.8, "vidtwin": 218.3, "xnemo": 74.8, "xnemo_gan": 99.3, "warpface": 94.5},
-    "sprites": {"bcd": 88.9, "vidtwin": 48.8, "xnemo": 68.6, "xnemo_gan": 93.1, "warpface": 81.7},
+    "heads": {"bcd": 107.2, "vidtwin": 204.2, "xnemo": 70.5, "xnemo_gan": 95.0, "warpface": 88.4},
+    "sprites": {"bcd": 75.7, "vidtwin": 48.8, "xnemo": 64.3, "xnemo_gan": 88.8, "warpface": 75.5},
 }
 
 

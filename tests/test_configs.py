@@ -237,6 +237,6 @@ def test_the_benchmark_matches_parameters_and_arithmetic(system, clips):
 
 def test_the_budget_of_the_benchmark():
     longer = load_config("benchmark:system=bcd,hours=1")
-    assert longer.steps == round(36e15 / 116.8e9)
+    assert longer.steps == round(36e15 / 107.2e9)
     with pytest.raises(ValueError, match="'minutes=0' must be a whole number, 1 or more"):
         load_config("benchmark:minutes=0")

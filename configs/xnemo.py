@@ -41,7 +41,7 @@ from configs import _shared
 
 STEPS = {1: 30_000, 2: 100_000, 3: 10_000, 4: 10_000}  # not in paper; 1 and 3: AnimateAnyone's
 LAST = r"(self|norm2|cross|norm3|ff|proj_out)"  # parts of the reference's last transformer whose output is never read
-FUSION = r"motion/(box_in|box_out|fusion)/.*"  # the layers of E_mot after f_mot
+FUSION = r"motion/(box_in|box_out|fusion)/"  # the layers of E_mot after f_mot
 # Stable Diffusion's UNet has none of the parameters in the first rule; another run of X-NeMo has all of them.
 FROM_BASE = (
     (r"(head|disc|model/motion|model/denoiser/.*/(motion|temporal)_\d+)/.*", None),
@@ -222,7 +222,7 @@ def _trainable(options: ConfigDict, levels: int, layers: int) -> tuple:
         rules.append((r"denoiser/.*/temporal_\d+/.*", False))
     if options.joint == "off" or stage == 1:
         # In stage 1 nothing reads the motion tokens; later, the layers that make them learn while f_mot stays fixed.
-        rules.append((FUSION, stage > 1))
+        rules.append((FUSION + ".*", stage > 1))
         rules.append((r"motion/.*", _encoder_learns(options)))
     return (*rules, (".*", True))
 
@@ -271,8 +271,10 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
     system.compute, system.remat = "float32", False
     model = config.optimizer.model
     model.kind = "muon"
+    # At the rate of the other networks, the ReLU behind E_mot's last map, which has one channel, soon dies, and f_mot is
+    # then the same for all faces.
     model.rate = (
-        (FUSION[:-2] + "kernel", 2e-2),
+        (FUSION + "kernel", 2e-2),
         ("motion/.*/kernel", 2e-3),
         (".*/kernel", 2e-2),
         (".*", 1e-3),
@@ -311,7 +313,7 @@ def stagger(config: ConfigDict) -> None:
     300 steps: see docs/papers/xnemo.md. The GAN head follows, and last the discriminator.
     """
     steps, gan = config.steps, config.system.gan
-    config.optimizer.model.start = ((FUSION, 0), (r"motion/.*", steps * 5 // 12), (".*", 0))
+    config.optimizer.model.start = ((FUSION + ".*", 0), (r"motion/.*", steps * 5 // 12), (".*", 0))
     if gan.enabled:
         gan.update({"start": steps // 2, "pull_start": steps * 7 // 10})
         gan.adversarial_start = steps * 9 // 10

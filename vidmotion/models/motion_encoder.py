@@ -216,9 +216,8 @@ class MotionEncoder(nn.Module):
         self.landmark_map = conv(self.landmarks, (1, 1))
         self.landmark_norm = BatchNorm(scale_init=ones)
         self.map = conv(1, (3, 3), strides=2, padding=1)
-        self.motion = nn.Dense(
-            self.latent, kernel_init=zeros if self.closed else nn.linear.default_kernel_init
-        )
+        start = zeros if self.closed else nn.initializers.lecun_normal()
+        self.motion = nn.Dense(self.latent, kernel_init=start)
         if self.frames > 1:
             self.across = TemporalModule(self.heads, groups=1)
         self.box_in = nn.Dense(self.box_width)

@@ -312,8 +312,8 @@ def stagger(config: ConfigDict) -> None:
     missing, pose and expression. If E_mot learns from the first step on, its vector is the same for all faces within
     300 steps: see docs/papers/xnemo.md. The GAN head follows, and last the discriminator.
     """
-    steps, gan = config.steps, config.system.gan
-    config.optimizer.model.start = ((FUSION + ".*", 0), (r"motion/.*", steps * 5 // 12), (".*", 0))
+    steps, gan, model = config.steps, config.system.gan, config.optimizer.model
+    model.start = ((FUSION + ".*", 0), (r"motion/.*", steps * 5 // 12), (".*", 0))
     if gan.enabled:
         gan.update({"start": steps // 2, "pull_start": steps * 7 // 10})
         gan.adversarial_start = steps * 9 // 10

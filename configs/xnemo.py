@@ -271,8 +271,8 @@ def _demo(config: ConfigDict, options: ConfigDict) -> None:
     system.compute, system.remat = "float32", False
     model = config.optimizer.model
     model.kind = "muon"
-    # At the rate of the other networks, the ReLU behind E_mot's last map, which has one channel, soon dies, and f_mot is
-    # then the same for all faces.
+    # At the rate of the other networks, the ReLU behind E_mot's last map, which has one channel, soon dies, and f_mot
+    # is then the same for all faces.
     model.rate = (
         (FUSION + "kernel", 2e-2),
         ("motion/.*/kernel", 2e-3),

@@ -10,6 +10,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+PARTIAL = ".*-[0-9]*.tmp"  # a glob pattern that matches the names of the files that `aside` yields
+
 
 @contextlib.contextmanager
 def aside(path: Path) -> Iterator[Path]:

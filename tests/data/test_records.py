@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from vidmotion import files
 from vidmotion.data.records import DatasetError, DatasetWriter, RecordSource
 
 COMMAND = "python -m vidmotion.data.prepare things --force"
@@ -97,11 +98,13 @@ def test_interrupted_writing_leaves_nothing(tmp_path):
 def test_killed_writing_leaves_no_final_name_and_is_cleared(tmp_path):
     writer = DatasetWriter(tmp_path, "things", shards=2)
     writer.write("train", record(0))
-    assert [path.suffix for path in tmp_path.iterdir()] == [".partial"] * 2
+    index = files.aside(tmp_path / "dataset.json")
+    index.__enter__().write_text("{")
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".partial"] * 2 + [".tmp"]
     with pytest.raises(DatasetError, match="interrupted"):
         RecordSource(tmp_path)
     build(tmp_path)
-    assert not list(tmp_path.glob("*.partial"))
+    assert {path.suffix for path in tmp_path.iterdir()} == {".array_record", ".json"}
 
 
 def test_overwriting_is_asked_for_and_complete(folder):

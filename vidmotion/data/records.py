@@ -106,8 +106,9 @@ class DatasetWriter:
         with contextlib.ExitStack() as stack:
             stack.enter_context(lock.hold(self._directory))
             self._check_free()  # the process that held the lock before may have written a dataset
-            for leftover in self._directory.glob(f"*{_PARTIAL}"):
-                leftover.unlink()
+            for pattern in (f"*{_PARTIAL}", files.PARTIAL):  # what a killed process left behind
+                for leftover in self._directory.glob(pattern):
+                    leftover.unlink()
             self._held = stack.pop_all()
         return self
 

@@ -277,8 +277,11 @@ def _latents(able, place) -> None:
         alone = gr.Button("Each latent alone (VidTwin)")
         count = gr.Button("Bits per frame (BCD)")
     strip = gr.Image(label="frames", interactive=False)
-    plot = gr.LinePlot(
-        x="frame", y="bits", label="bits per frame, from the histogram of eight random heads"
+    plot = gr.BarPlot(
+        x="frame",
+        y="bits",
+        sort=None,
+        label="bits per frame, from the histogram of eight random heads",
     )
 
     def walked(name, number, other):
@@ -298,7 +301,8 @@ def _latents(able, place) -> None:
     def counted(name):
         with said():
             pairs = studio.bits(studio.opened(place(name)))
-        return pd.DataFrame(pairs, columns=["frame", "bits"])
+        table = pd.DataFrame(pairs, columns=["frame", "bits"])
+        return table.astype({"frame": str})  # the axis of numbers would have fractions of frames
 
     walk.click(walked, [run, seed, driver], strip)
     alone.click(shown, [run, seed, driver], strip)

@@ -281,6 +281,7 @@ def _latents(able, place) -> None:
         x="frame",
         y="bits",
         sort=None,
+        y_lim=[0, None],
         label="bits per frame, from the histogram of eight random heads",
     )
 

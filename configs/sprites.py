@@ -6,7 +6,7 @@
 The sheets are public (README, section Data); their folder is `data.common.sheets_dir`, which is taken from the
 environment variable VIDMOTION_SHEETS by default. The paper does not state its hardware for Sprites. The paper's figure
 (Table A1): 100.00 % on action, skin, pants, top and hair. The judge that reads them off the swaps is shipped; it was
-trained by configs/sprites_judge.py. `:demo` takes about twenty minutes on two CPU cores; `:debug` is two steps.
+trained by configs/sprites_judge.py. `:demo` takes about fifteen minutes on two CPU cores; `:debug` is two steps.
 """
 
 from ml_collections import ConfigDict

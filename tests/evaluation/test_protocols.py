@@ -453,8 +453,7 @@ def test_two_hosts_together_measure_what_one_does(tmp_path, networks, monkeypatc
     ]
     for first, second in zip(one, two):
         if first.value is not None:
-            # The hosts' batches have other sizes, for which the networks may round otherwise in float32.
-            assert second.value == pytest.approx(first.value, rel=1e-5, abs=1e-6), first.metric
+            assert second.value == pytest.approx(first.value, rel=1e-9, abs=1e-9), first.metric
 
 
 def test_any_number_changes_the_digest():

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-PARTIAL = ".*-[0-9]*.tmp"  # a glob pattern that matches the names of the files that `aside` yields
+LEFTOVERS = ".*-[0-9]*.tmp"  # a glob pattern for the files that `aside` leaves behind if its process is killed
 
 
 @contextlib.contextmanager

@@ -98,7 +98,7 @@ def test_interrupted_writing_leaves_nothing(tmp_path):
 def test_killed_writing_leaves_no_final_name_and_is_cleared(tmp_path):
     writer = DatasetWriter(tmp_path, "things", shards=2)
     writer.write("train", record(0))
-    index = files.aside(tmp_path / "dataset.json")
+    index = files.aside(tmp_path / "dataset.json")  # never left, as in a killed process
     index.__enter__().write_text("{")
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".partial"] * 2 + [".tmp"]
     with pytest.raises(DatasetError, match="interrupted"):

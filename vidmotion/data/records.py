@@ -106,7 +106,7 @@ class DatasetWriter:
         with contextlib.ExitStack() as stack:
             stack.enter_context(lock.hold(self._directory))
             self._check_free()  # the process that held the lock before may have written a dataset
-            for pattern in (f"*{_PARTIAL}", files.PARTIAL):  # what a killed process left behind
+            for pattern in (f"*{_PARTIAL}", files.LEFTOVERS):  # what a killed process left behind
                 for leftover in self._directory.glob(pattern):
                     leftover.unlink()
             self._held = stack.pop_all()

@@ -126,12 +126,13 @@ def test_group_norm_is_torchs_on_each_frame_alone():
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
     x = np.random.default_rng(0).normal(1, 3, size=(2, 3, 5, 12)).astype(np.float32)
-    got = dit.group_norm(jnp.asarray(x), 4)
+    scale, shift = np.random.default_rng(1).normal(size=(2, 2, 3, 1, 12)).astype(np.float32)
+    got = dit.group_norm(jnp.asarray(x), 4, scale, shift)
     for b in range(2):
         for t in range(3):
             frame = torch.from_numpy(x[b, t].T[None].copy())  # (1, channels, tokens)
             expected = torch.nn.functional.group_norm(frame, 4, eps=1e-6)[0].numpy().T
-            np.testing.assert_allclose(got[b, t], expected, atol=1e-5)
+            np.testing.assert_allclose(got[b, t], scale[b, t] * expected + shift[b, t], atol=1e-5)
 
 
 def test_adagn_by_hand():
@@ -142,14 +143,14 @@ def test_adagn_by_hand():
         "time": {"kernel": jnp.zeros((1, 2)), "bias": jnp.array([0.5, -1.0])},
         "motion": {"kernel": jnp.array([[2.0, 3.0]]), "bias": jnp.zeros(2)},
     }
-    modulate, gates = module.apply({"params": params}, temb, m, cond)
+    ((scale, shift),), gates = module.apply({"params": params}, temb, m, cond)
     assert gates == []
-    np.testing.assert_allclose(modulate(0, jnp.full((1, 1, 1, 1), 2.0)), 9.0)
+    np.testing.assert_allclose(scale * 2 + shift, 9.0)
     # The time's share is linear in SiLU of the embedding; SiLU(0.7) = 0.7 / (1 + e^-0.7).
     params["time"]["kernel"] = jnp.array([[1.0, 0.0]])
-    modulate, _ = module.apply({"params": params}, temb, m, cond)
+    ((scale, shift),), _ = module.apply({"params": params}, temb, m, cond)
     expected = 3 * ((1.5 + 0.7 / (1 + math.exp(-0.7))) * 2 - 1) + 3
-    np.testing.assert_allclose(modulate(0, jnp.full((1, 1, 1, 1), 2.0)), expected, rtol=1e-6)
+    np.testing.assert_allclose(scale * 2 + shift, expected, rtol=1e-6)
 
 
 # -- one block ------------------------------------------------------------------------------------

@@ -127,15 +127,15 @@ class Block(nn.Module):
         """
         width = x_bnd.shape[-1]
         fields = {"gates": True, "dtype": self.dtype, "name": "conditioning"}
-        modulate, gates = AdaLN(width, 2, **fields)(cond_b1d)
+        norms, gates = AdaLN(width, 2, **fields)(cond_b1d)
         dense = functools.partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
 
         attend = spacetime.Attention(self.heads, False, self.dtype, name="attention")
         look = qformer.Attention(self.heads, 0.0, self.dtype, out_init=zeros, name="class")
-        y_b1nd = attend(modulate(0, plain_norm(x_bnd))[:, None])
+        y_b1nd = attend(plain_norm(x_bnd, *norms[0])[:, None])
         x_bnd = x_bnd + gates[0] * y_b1nd[:, 0]
         x_bnd = x_bnd + look(plain_norm(x_bnd), class_bkd, True)
-        y_bnd = modulate(1, plain_norm(x_bnd))
+        y_bnd = plain_norm(x_bnd, *norms[1])
         y_bnd = mlp(y_bnd, self.mlp_ratio * width, dense=dense, names=("in", "out"))
         return x_bnd + gates[1] * y_bnd, None
 
@@ -207,8 +207,8 @@ class LatentDiT(nn.Module):
         x_bnd = stack(Block, size, self.layers, "block", x_bnd, (cond_b1d, class_bkd), **loops)
 
         fields = {"gates": False, "dtype": self.dtype, "name": "final_conditioning"}
-        modulate, _ = AdaLN(self.width, 1, **fields)(cond_b1d)
-        x_bnd = modulate(0, plain_norm(x_bnd))
+        (norm,), _ = AdaLN(self.width, 1, **fields)(cond_b1d)
+        x_bnd = plain_norm(x_bnd, *norm)
         parts = jnp.split(x_bnd, counts[:1], axis=1)
         return [
             dense(patches.width, f"final_{name}", zeros)(part).astype(jnp.float32)

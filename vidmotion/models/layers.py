@@ -96,11 +96,17 @@ def mlp(
     return (out or dense)(x_lc.shape[-1], name=names[1])(y)
 
 
-def plain_norm(x_lc: jax.Array, epsilon: float = 1e-6) -> jax.Array:
-    """Applies layer norm without parameters to each token; computed and returned in float32."""
+def plain_norm(
+    x_lc: jax.Array,
+    scale: jax.Array | float = 1.0,
+    shift: jax.Array | float = 0.0,
+    epsilon: float = 1e-6,
+) -> jax.Array:
+    """Applies layer norm to each token, then scale and shift: scale * norm(x) + shift, in float32."""
     x = x_lc.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+    rate = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+    return x * rate * scale + shift
 
 
 def split_dense(
@@ -132,23 +138,18 @@ class AdaLN(nn.Module):
     @nn.compact
     def __call__(
         self, condition: jax.Array
-    ) -> tuple[Callable[[int, jax.Array], jax.Array], list[jax.Array]]:
+    ) -> tuple[list[tuple[jax.Array, jax.Array]], list[jax.Array]]:
         """Reads the condition (..., c), which must broadcast against the tokens in all axes but the last.
 
         Returns:
-          The function (index of the norm, normed tokens) -> scaled and shifted tokens, and a list of one gate per norm,
-          empty if there are no gates.
+          One pair of scale and shift per norm, and a list of one gate per norm, empty if there are no gates.
         """
         both = split_dense(condition, 2 * self.sites, self.width, self.dtype, "both")
-
-        def modulate(site, h):
-            scale, shift = both[2 * site : 2 * site + 2]
-            return (1.0 + scale) * h + shift
-
+        norms = [(1.0 + scale, shift) for scale, shift in zip(both[::2], both[1::2])]
         if not self.gates:
-            return modulate, []
+            return norms, []
         start = self.gate_start
-        return modulate, split_dense(condition, self.sites, self.width, self.dtype, "gate", start)
+        return norms, split_dense(condition, self.sites, self.width, self.dtype, "gate", start)
 
 
 def stack(

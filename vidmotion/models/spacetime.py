@@ -55,8 +55,7 @@ def temporal_code(width: int, frames: int) -> np.ndarray:
 
 def modulate(x_btsc: jax.Array, shift_c: jax.Array, scale_c: jax.Array) -> jax.Array:
     """Applies LayerNorm without parameters, then x * (1 + scale) + shift, in float32 (section 1.3)."""
-    x = plain_norm(x_btsc)
-    return x * (1.0 + scale_c)[None, None, None] + shift_c[None, None, None]
+    return plain_norm(x_btsc, (1.0 + scale_c)[None, None, None], shift_c[None, None, None])
 
 
 class Attention(nn.Module):

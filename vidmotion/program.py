@@ -12,8 +12,11 @@ from typing import NamedTuple
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 KERNELS = ("fused attention", "convolution", "product")
-# Parts of the names of the functions that implement jax's attention kernels for the TPU.
-_FLASH = re.compile(r"flash_attention|splash_attention|mha")
+# Parts of the names of the functions that implement attention kernels for the TPU.
+_FLASH = re.compile(r"flash_attention|flash_mha|short_attention")
+# Products of the backward kernels of jax's flash attention, which do not state their cost.
+_BACKWARD = {"flash_mha_bwd_dq": 3, "flash_mha_bwd_dkv": 4}
+LANES = 128  # the matrix unit takes as long for fewer channels
 _BYTES = re.compile(r"\b(pred|bf16|[fsu]\d+|c\d+)\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?[\w.-]+ = (.*?) ([\w-]+)\((.*)")
 _CALLED = re.compile(
@@ -139,6 +142,20 @@ class Program:
             if told and not one.inner:
                 yield *_place(one), one.rounds * int(told[1])
 
+    def kernel_costs(self) -> Iterator[tuple[str, str, int, int]]:
+        """Yield (module, kind of operation, FLOPs, bytes) for each kernel whose cycles the TPU's compiler does not
+        estimate.
+
+        A kernel states its cost itself. That of the kernels in `_BACKWARD` follows from the shapes of queries and keys.
+        """
+        for one in self.instructions:
+            if one.kind != "custom-call" or "tpu_custom_call" not in one.rest or one.inner:
+                continue
+            stated = re.search(r'"flops":"(\d+)".*?"bytes_accessed":"(\d+)"', one.rest)
+            flops, moved = map(int, stated.groups()) if stated else _backward_cost(one)
+            module, _ = _place(one)
+            yield module, "fused attention", one.rounds * flops, one.rounds * moved
+
     def largest_arrays(self, count: int = 5) -> list[dict[str, int | str]]:
         """Return ``bytes``, ``shape`` and ``operation`` of the `count` largest results in memory, each shape once."""
         found = {}
@@ -162,6 +179,20 @@ def size_of(shape: str) -> int:
         bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
         size += math.prod(int(n) for n in dimensions.split(",") if n) * bits // 8
     return size
+
+
+def _backward_cost(one: Instruction) -> tuple[int, int]:
+    """Return the FLOPs and bytes of a kernel of `_BACKWARD`; zeros if it is another."""
+    found = [count for name, count in _BACKWARD.items() if name in one.op_name]
+    given = re.search(r"operand_layout_constraints=\{(.*?\})\}", one.rest)
+    shapes = _BYTES.findall(given[1] if given else "")
+    if not found or len(shapes) < 2:
+        return 0, 0
+    (rows, heads, queries, width), (*_, keys, _) = (
+        map(int, dimensions.split(",")) for _, dimensions in shapes[:2]
+    )
+    flops = 2 * found[0] * rows * heads * queries * keys * max(width, LANES)
+    return flops, size_of(given[1]) + size_of(one.shape)
 
 
 def _kernel(one: Instruction) -> str | None:

@@ -3,23 +3,21 @@
 The form depends on the platform for which an operation is traced (`forms.platform`) and on its shape; where no form
 fits, `attend` in `attention` falls back to XLA's own. A TPU stores an array in tiles of 8 x 128 values of its last two
 axes, so a last axis as wide as one head of 64 channels wastes half of each tile, and every split into heads is a copy.
-The forms for the TPU therefore leave channels whole, or cut them at multiples of 128.
+The kernel for short rows (`short_attention`) therefore leaves channels whole.
 
-Shape suffixes: n rows, l queries, s keys, h heads, d width of one head, c = h d channels, m heads that share a tile of
-e = 128 lanes; b batch, t frames, p places.
+Shape suffixes: n rows, l queries, s keys, h heads, d width of one head; b batch, t frames, p places.
 """
 
-import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.pallas.ops.tpu import flash_attention as flash
 from jax.sharding import PartitionSpec
 
 from vidmotion import chunked_map
-from vidmotion.models import forms
+from vidmotion.models import forms, short_attention
 
 LANES = 128
 # The number of keys from which a kernel pays for its launch; fewer keys make few logits.
@@ -27,8 +25,6 @@ CUDNN_KEYS = 64
 # With at least this many logits per head, a TPU should not keep them in memory.
 FLASH_LOGITS = 2**19
 BLOCK = 512  # the most queries or keys that the TPU's kernel takes at a time
-# The most frames for which `frames` goes through the frames of keys one after the other.
-PAIRS = 8
 
 
 def attention(
@@ -61,81 +57,48 @@ def attention(
         return None
     if narrow and queries * keys >= FLASH_LOGITS and not queries % LANES:
         return _flash(q_nlhd, k_nshd, v_nshd, mask_ns, causal)
-    shared = LANES // width if LANES % width == 0 else 0
-    if mask_ns is None and shared and heads % shared == 0 and queries * keys < FLASH_LOGITS:
-        return _packed(q_nlhd, k_nshd, v_nshd, shared, causal)
+    if narrow and mask_ns is None and short_attention.fits(queries, keys, heads * width, width):
+        return _short(short_attention.rows, q_nlhd, k_nshd, v_nshd, causal)
     return None
-
-
-def _packed(q_nlhd, k_nshd, v_nshd, shared: int, causal: bool) -> jax.Array:
-    """Computes the attention of `shared` heads at a time, which together fill the lanes of a tile.
-
-    The queries are repeated once for each of these heads, with zeros in the channels of the other heads. A TPU takes as
-    long for a product over all lanes as for one over the lanes of a single head, and no tile has to be cut.
-    """
-    queries, heads, width = q_nlhd.shape[1:]
-    late_ls = np.tile(~np.tri(queries, k_nshd.shape[1], dtype=bool), (shared, 1))
-    mask_me = np.repeat(np.eye(shared), width, 1).astype(q_nlhd.dtype)
-
-    def tile(q_nle, k_nse, v_nse):
-        each = [q_nle * (mask_e * mask_e.dtype.type(width**-0.5))[None, None] for mask_e in mask_me]
-        q_nle = jnp.concatenate(each, 1)
-        logits_nls = jnp.einsum("nle,nse->nls", q_nle, k_nse, preferred_element_type=jnp.float32)
-        if causal:
-            logits_nls = jnp.where(late_ls[None], -jnp.inf, logits_nls)
-        weight_nls = jax.nn.softmax(logits_nls).astype(v_nse.dtype)
-        y_nle = jnp.einsum("nls,nse->nle", weight_nls, v_nse)
-        return sum(
-            part * mask_e[None, None] for part, mask_e in zip(jnp.split(y_nle, shared, 1), mask_me)
-        )
-
-    tiles = (
-        jnp.split(x.reshape(*x.shape[:2], heads * width), heads // shared, -1)
-        for x in (q_nlhd, k_nshd, v_nshd)
-    )
-    return jnp.concatenate([tile(*each) for each in zip(*tiles)], -1).reshape(q_nlhd.shape)
 
 
 def frames(
     q_btphd: jax.Array, k_btphd: jax.Array, v_btphd: jax.Array, causal: bool
 ) -> jax.Array | None:
-    """Computes attention among the frames at each place on a TPU, or returns None where another form is better.
-
-    It takes the keys one frame at a time and multiplies them with all queries channel by channel. Products with a
-    matrix of zeros and ones sum the channels of each head, and spread each head's weight over its channels. The axes
-    are never reordered.
-    """
-    b, t, p, heads, width = v_btphd.shape
-    if forms.platform() != "tpu" or t > PAIRS:
+    """Computes attention among the frames at each place on a TPU, or returns None where another form is better."""
+    t, _, heads, width = q_btphd.shape[1:]
+    narrow = all(x.dtype in (jnp.bfloat16, jnp.float16) for x in (q_btphd, k_btphd, v_btphd))
+    tokens = t * short_attention.PLACES
+    if forms.platform() != "tpu" or not narrow:
         return None
-    q_btpc, k_btpc, v_btpc = (
-        x.reshape(b, t, p, heads * width) for x in (q_btphd, k_btphd, v_btphd)
-    )
-    own_ch = np.repeat(np.eye(heads), width, 0).astype(q_btpc.dtype)
-    logits = [
-        jnp.einsum(
-            "btpc,ch->btph",
-            q_btpc * k_btpc[:, s : s + 1],
-            own_ch * own_ch.dtype.type(width**-0.5),
-            preferred_element_type=jnp.float32,
+    if not short_attention.fits(tokens, tokens, heads * width, width):
+        return None
+    return _short(short_attention.frames, q_btphd, k_btphd, v_btphd, causal)
+
+
+def _short(kernel, q, k, v, causal: bool) -> jax.Array | None:
+    """Runs a kernel of `short_attention` on each device's rows, with heads and their channels as one axis."""
+    width = q.shape[-1]
+
+    def own(*qkv):
+        return kernel(*(x.reshape(*x.shape[:-2], -1) for x in qkv), width, causal).reshape(
+            qkv[0].shape
         )
-        for s in range(t)
-    ]
-    if causal:
-        late_ts = np.arange(t)[:, None] < np.arange(t)[None]
-        logits = [
-            jnp.where(late_t[None, :, None, None], -jnp.inf, x)
-            for late_t, x in zip(late_ts.T, logits)
-        ]
-    top_btph = jax.lax.stop_gradient(functools.reduce(jnp.maximum, logits))
-    weights = [jnp.exp(x - top_btph) for x in logits]
-    total_btph = sum(weights)
-    y_btpc = sum(
-        jnp.einsum("btph,ch->btpc", (x / total_btph).astype(v_btpc.dtype), own_ch)
-        * v_btpc[:, s : s + 1]
-        for s, x in enumerate(weights)
-    )
-    return y_btpc.reshape(v_btphd.shape)
+
+    own = _on_each_device(own, len(q))
+    return own and own(q, k, v)
+
+
+def _on_each_device(own: Callable, rows: int) -> Callable | None:
+    """Returns `own` as a function that each device applies to its rows; None if they cannot be divided among them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = chunked_map.row_shards(rows)
+    if shards != math.prod(mesh.shape.get(axis, 1) for axis in chunked_map.BATCH_AXES):
+        return None
+    if shards == 1:
+        return own
+    cut = PartitionSpec(chunked_map.BATCH_AXES)
+    return jax.shard_map(own, mesh=mesh, in_specs=cut, out_specs=cut, check_vma=False)
 
 
 def _flash(q_nlhd, k_nshd, v_nshd, mask_ns, causal: bool) -> jax.Array | None:
@@ -145,10 +108,6 @@ def _flash(q_nlhd, k_nshd, v_nshd, mask_ns, causal: bool) -> jax.Array | None:
     """
     rows, queries, _, width = q_nlhd.shape
     keys = k_nshd.shape[1]
-    mesh = jax.sharding.get_abstract_mesh()
-    shards = chunked_map.row_shards(rows)
-    if shards != math.prod(mesh.shape.get(axis, 1) for axis in chunked_map.BATCH_AXES):
-        return None
     room = -keys % LANES  # keys of padding, which are masked out
     if room:
         mask_ns = jnp.ones((rows, keys), bool) if mask_ns is None else mask_ns
@@ -171,10 +130,8 @@ def _flash(q_nlhd, k_nshd, v_nshd, mask_ns, causal: bool) -> jax.Array | None:
         )
         return y_nhld.swapaxes(1, 2)
 
-    if shards > 1:
-        cut = PartitionSpec(chunked_map.BATCH_AXES)
-        own = jax.shard_map(own, mesh=mesh, in_specs=cut, out_specs=cut, check_vma=False)
-    return own(q_nlhd, k_nshd, v_nshd, mask_ns)
+    own = _on_each_device(own, rows)
+    return own and own(q_nlhd, k_nshd, v_nshd, mask_ns)
 
 
 def _blocks(queries: int, keys: int) -> flash.BlockSizes:

@@ -231,9 +231,30 @@ def _biased_backward(_, g_rd):
 _biased.defvjp(lambda y_rd, bias_d: (y_rd + bias_d[None], None), _biased_backward)
 
 
+# A TPU sums over rows eight times faster by a product with ones, which the matrix unit computes.
+
+
+@jax.custom_vjp
+def _biased_rows(y, bias_d):
+    return y + bias_d.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def _biased_rows_backward(_, g):
+    # One row of ones would be turned into a sum again.
+    ones = jnp.ones((8, *g.shape[:-1]), g.dtype)
+    over = tuple(range(1, g.ndim)), tuple(range(g.ndim - 1))
+    sums = jax.lax.dot_general(ones, g, (over, ((), ())), preferred_element_type=jnp.float32)
+    return g, sums[0].astype(g.dtype)
+
+
+_biased_rows.defvjp(lambda y, bias_d: (_biased_rows(y, bias_d), None), _biased_rows_backward)
+
+
 def biased(y: jax.Array, bias_d: jax.Array) -> jax.Array:
     """Adds a bias (d,) to `y` (..., d), in the dtype of `y`."""
     bias_d = bias_d.astype(y.dtype)
+    if platform() == "tpu":
+        return _biased_rows(y, bias_d)
     if plain(y):
         return y + bias_d.reshape((1,) * (y.ndim - 1) + (-1,))
     return _biased(y.reshape(-1, y.shape[-1]), bias_d).reshape(y.shape)

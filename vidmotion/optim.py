@@ -164,12 +164,13 @@ def _started(
     counts = sorted(set(jax.tree.leaves(starts)))
     if counts == [0]:
         return rule
-    groups = {
-        f"from_{count}": optax.conditionally_mask(
-            optax.chain(*rule), lambda n, count=count: n >= count
-        )
-        for count in counts
-    }
+
+    def waiting(count):
+        # Without a condition, the moments are read and written once, together with the parameters and their averages.
+        chain = optax.chain(*rule)
+        return optax.conditionally_mask(chain, lambda n: n >= count) if count else chain
+
+    groups = {f"from_{count}": waiting(count) for count in counts}
     return [optax.partition(groups, _by_path(jax.tree.map("from_{}".format, starts)))]
 
 

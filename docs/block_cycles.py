@@ -1,13 +1,22 @@
 """Estimates the cycles that one block of a transformer takes on a TPU, forward and backward, by the TPU's own compiler.
 
-    python docs/block_cycles.py --record=docs/plans/blocks/after.json          # needs the extra `aot-tpu`
-    PYTHONPATH=OTHER_CHECKOUT python docs/block_cycles.py --record=docs/plans/blocks/before.json
+    python docs/block_cycles.py --record=docs/plans/blocks/4.json --label="..."          # needs the extra `aot-tpu`
+    PYTHONPATH=OTHER_CHECKOUT python docs/block_cycles.py --record=docs/plans/blocks/3.json --label="..."
 
-A block compiles in seconds, a whole recipe in minutes, and the block decides where the recipe's cycles go.
+A block compiles in a minute, a whole recipe in many, and the block decides where the recipe's cycles go.
+
+The compiler estimates no cycles for attention kernels. Each of them is compiled alone, and the length of the program
+that the compiler schedules for one step of the kernel's grid, times the number of steps, is its cycles.
 """
 
 import argparse
 import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -25,10 +34,58 @@ BLOCKS = {
     "sprites, temporal": (256, 4, 64, 384, 6),
     "vidtwin base": (8, 16, 196, 768, 12),
 }
+# Functions of `short_attention` that each block calls, and whether they are causal.
+KERNELS = {
+    "sprites, spatial": (("rows", False),),
+    "sprites, temporal": (("frames", False),),
+    "vidtwin base": (("rows", False), ("frames", True)),
+}
+KERNEL = """
+import sys, jax, jax.numpy as jnp
+from configs import _shared
+from vidmotion import targets
+from vidmotion.models import short_attention
+name, causal, *sizes = sys.argv[1:]
+*shape, width = map(int, sizes)
+want = _shared.trunk().plan
+want.update({"chip": "v5e", "topology": "1x1"})
+targets.prepare(want)
+(device,) = targets.find(want).devices
+where = jax.sharding.SingleDeviceSharding(device)
+x = jax.ShapeDtypeStruct(tuple(shape), jnp.bfloat16, sharding=where)
+def both(g, *qkv):
+    function = getattr(short_attention, name)
+    y, back = jax.vjp(lambda *qkv: function(*qkv, width, causal == "True"), *qkv)
+    return y, back(g)
+traced = jax.jit(both).trace(x, x, x, x)
+print(traced.jaxpr)
+traced.lower(lowering_platforms=("tpu",)).compile()
+"""
+
+
+def scheduled(name: str) -> dict[str, int]:
+    """Returns the cycles of the attention kernels that a block calls, by the compiler's schedule."""
+    batch, frames, tokens, width, heads = BLOCKS[name]
+    found = {}
+    for kernel, causal in KERNELS[name]:
+        shape = [batch // 4 * frames, tokens] if kernel == "rows" else [batch // 4, frames, tokens]
+        words = [kernel, str(causal), *map(str, (*shape, width, width // heads))]
+        with tempfile.TemporaryDirectory() as folder:
+            dump = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+            command = [sys.executable, "-c", KERNEL, *words]
+            env = os.environ | {"LIBTPU_INIT_ARGS": dump}
+            done = subprocess.run(command, check=True, env=env, capture_output=True, text=True)
+            grids = re.findall(r"grid=\(([\d, ]*)\)", done.stdout)
+            for direction, grid in zip(("forward", "backward"), grids, strict=True):
+                (analysis,) = Path(folder).glob(f"*{direction}_*schedule-analysis_final_bundles*")
+                length = int(re.search(r"non empty .*?: +(\d+)", analysis.read_text())[1])
+                steps = math.prod(int(side) for side in grid.split(",") if side.strip())
+                found[f"{kernel} {direction}"] = length * steps
+    return found
 
 
 def cycles(name: str, target: targets.Target) -> dict[str, int]:
-    """Returns the estimated cycles of a block's gradients, in total (``all``) and by kind of operation."""
+    """Returns the cycles of a block's gradients, in total (``all``) and by kind of operation or kernel."""
     batch, frames, tokens, width, heads = BLOCKS[name]
     mesh = sharding.make_mesh({"data": -1}, target.devices)
 
@@ -38,9 +95,7 @@ def cycles(name: str, target: targets.Target) -> dict[str, int]:
     if name.startswith("sprites"):
         temporal = name.endswith("temporal")
         block = dit.Block(width, heads, 4 * width, 32, temporal, "adagn", True, dtype=jnp.bfloat16)
-        # Networks with `conditioning` want an axis for the condition's single token, those of older checkouts do not.
-        axes = (1,) if hasattr(dit, "conditioning") else ()
-        condition = array(batch, frames, *axes, width)
+        condition = array(batch, frames, 1, width)
         given = (array(batch, frames, tokens, width), *(condition,) * 3)
     else:
         block = spacetime.Block(heads, 4, jnp.bfloat16)
@@ -62,11 +117,16 @@ def cycles(name: str, target: targets.Target) -> dict[str, int]:
             return jax.grad(loss, (0, 1))(*arguments)
 
     traced = jax.jit(sharding.OnMesh(gradients, mesh)).trace(variables, *given)
-    lowered = traced.lower(lowering_platforms=target.lowering)
+    program = Program(traced.lower(lowering_platforms=target.lowering).compile().as_text())
     found = Counter()
-    for _, kind, count in Program(lowered.compile().as_text()).cycles():
+    for _, kind, count in program.cycles():
         found[kind] += count
-    return {"all": found.total(), **dict(found.most_common(8))}
+    found = Counter(dict(found.most_common(8))) | Counter({"all": found.total()})
+    if program.kernels()["fused attention"]:
+        kernels = scheduled(name)
+        found.update(kernels)
+        found["all"] += sum(kernels.values())
+    return dict(found)
 
 
 def main() -> None:
@@ -74,13 +134,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--record", required=True, help="JSON file to write")
-    record = Path(parser.parse_args().record)
+    parser.add_argument("--label", required=True, help="what the measured state changes")
+    arguments = parser.parse_args()
+    record = Path(arguments.record)
     want = _shared.trunk().plan
     want.update({"chip": "v5e", "topology": "2x2"})
     targets.prepare(want)
     target = targets.find(want)
     content = {
         **run_record.environment(),
+        "label": arguments.label,
         "compiler": target.compiler,
         "slice": f"{want.chip} {want.topology}",
         "shapes": BLOCKS,

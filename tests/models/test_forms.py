@@ -139,3 +139,26 @@ def test_accelerators_keep_the_plain_form():
     with chunked_map.all_at_once():
         assert "custom_vjp_call" not in text() and not forms.on_cpu()
     assert forms.attention(*[jnp.asarray(q, jnp.bfloat16)] * 3) is None
+
+
+@pytest.mark.parametrize(
+    ("narrow", "shape"),
+    [((5,), (2, 3, 4, 5)), ((2, 3, 1, 5), (2, 3, 4, 5)), ((2, 1, 1, 5), (2, 3, 4, 5))],
+)
+def test_the_gradient_of_what_is_spread_is_a_sum(narrow, shape):
+    rng = np.random.default_rng(0)
+    x, weight = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in (narrow, shape))
+
+    def total(x):
+        y = forms.spread(x, shape)
+        assert y.shape == shape
+        return (y * weight).sum()
+
+    expected = np.asarray(weight, np.float64)
+    for axis, size in enumerate((1,) * (len(shape) - len(narrow)) + narrow):
+        if size < shape[axis]:
+            expected = expected.sum(axis, keepdims=True)
+    for platform in ("cpu", "tpu"):
+        with forms.of(platform):
+            gradient = jax.jit(jax.grad(total))(x)
+        np.testing.assert_allclose(gradient, expected.reshape(narrow), rtol=1e-5)

@@ -231,32 +231,44 @@ def _biased_backward(_, g_rd):
 _biased.defvjp(lambda y_rd, bias_d: (y_rd + bias_d[None], None), _biased_backward)
 
 
-# A TPU sums over rows eight times faster by a product with ones, which the matrix unit computes.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _spread(x, shape, narrow):
+    return jnp.broadcast_to(x, shape)
 
 
-@jax.custom_vjp
-def _biased_rows(y, bias_d):
-    return y + bias_d.reshape((1,) * (y.ndim - 1) + (-1,))
+def _spread_backward(shape, narrow, _, g):
+    # A TPU sums over rows many times faster by a product with ones, which the matrix unit computes. A product with a
+    # single row of ones would be turned into a sum again.
+    summed = tuple(i for i, size in enumerate(narrow) if size < shape[i])
+    kept = tuple(range(summed[0]))
+    ones = jnp.ones((*(shape[i] for i in kept), 8, *(shape[i] for i in summed)), g.dtype)
+    over = tuple(range(len(kept) + 1, ones.ndim)), summed
+    sums = jax.lax.dot_general(ones, g, (over, (kept, kept)), preferred_element_type=jnp.float32)
+    return (sums[(slice(None),) * len(kept) + (0,)].reshape(narrow).astype(g.dtype),)
 
 
-def _biased_rows_backward(_, g):
-    # One row of ones would be turned into a sum again.
-    ones = jnp.ones((8, *g.shape[:-1]), g.dtype)
-    over = tuple(range(1, g.ndim)), tuple(range(g.ndim - 1))
-    sums = jax.lax.dot_general(ones, g, (over, ((), ())), preferred_element_type=jnp.float32)
-    return g, sums[0].astype(g.dtype)
+_spread.defvjp(lambda x, shape, narrow: (jnp.broadcast_to(x, shape), None), _spread_backward)
 
 
-_biased_rows.defvjp(lambda y, bias_d: (_biased_rows(y, bias_d), None), _biased_rows_backward)
+def spread(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Broadcasts `x` to `shape`, with a gradient in the form for the device.
+
+    Args:
+      x: an array whose last axis is that of `shape`; axes of size 1, or missing, are spread, and those after the first
+        of them too.
+      shape: the shape of the result.
+    """
+    x = x.reshape((1,) * (len(shape) - x.ndim) + x.shape)
+    if platform() != "tpu" or x.shape == shape:
+        return jnp.broadcast_to(x, shape)
+    return _spread(x, shape, x.shape)
 
 
 def biased(y: jax.Array, bias_d: jax.Array) -> jax.Array:
     """Adds a bias (d,) to `y` (..., d), in the dtype of `y`."""
     bias_d = bias_d.astype(y.dtype)
-    if platform() == "tpu":
-        return _biased_rows(y, bias_d)
     if plain(y):
-        return y + bias_d.reshape((1,) * (y.ndim - 1) + (-1,))
+        return y + spread(bias_d, y.shape)
     return _biased(y.reshape(-1, y.shape[-1]), bias_d).reshape(y.shape)
 
 

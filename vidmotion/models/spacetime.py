@@ -55,7 +55,7 @@ def temporal_code(width: int, frames: int) -> np.ndarray:
 
 def modulate(x_btsc: jax.Array, shift_c: jax.Array, scale_c: jax.Array) -> jax.Array:
     """Applies LayerNorm without parameters, then x * (1 + scale) + shift, in float32 (section 1.3)."""
-    return plain_norm(x_btsc, (1.0 + scale_c)[None, None, None], shift_c[None, None, None])
+    return plain_norm(x_btsc, *(forms.spread(x, x_btsc.shape) for x in (1.0 + scale_c, shift_c)))
 
 
 class Attention(nn.Module):
@@ -131,7 +131,7 @@ class Block(nn.Module):
         width = x_btsc.shape[-1]
         table = self.param("modulation", nn.initializers.normal(width**-0.5), (6, width))
         shift1, scale1, gate1, shift2, scale2, gate2 = table
-        gate1, gate2 = gate1[None, None, None], gate2[None, None, None]
+        gate1, gate2 = (forms.spread(gate, x_btsc.shape) for gate in (gate1, gate2))
 
         def attend(name: str, y: jax.Array) -> jax.Array:
             return gate1 * Attention(self.heads, name == "temporal", self.dtype, name=name)(y)

@@ -140,7 +140,6 @@ def get_config(argument: str = "") -> ConfigDict:
         }
     )
     config.batch_size = 32  # 4 on each of 8 A100
-    config.mesh.fsdp = 8  # not in paper: no device repeats the update of another's parameters
     _shared.join_temporal_blocks(config, 30 * EPOCH)
     config.steps = (30 + 15) * EPOCH
     config.ema.decay = 0.9999  # not in paper
@@ -184,7 +183,6 @@ def _demo(config: ConfigDict) -> None:
     config.optimizer.model.rate = ((".*", 1e-3),)
     config.optimizer.model.schedule.warmup = 50
     _shared.join_temporal_blocks(config, 400)
-    config.mesh.fsdp = 1
     config.batch_size, config.steps, config.log_every = 8, 600, 50
     config.ema.decay = 0.99
     config.data.common.update({"directory": "data/videos", "frames": 16})

@@ -103,7 +103,6 @@ def get_config(argument: str = "") -> ConfigDict:
         }
     )
     config.batch_size = 128
-    config.mesh.fsdp = 8  # not in paper: no device repeats the update of another's parameters
     config.steps = 200_000  # not in paper
     config.ema.decay = 0.9999  # not in paper
     _shared.sprites(config)
@@ -150,7 +149,6 @@ def _demo(config: ConfigDict) -> None:
     with config.ignore_type():
         model.rate = ((r".*/kernel", 2e-2), (".*", 2e-3))
     model.schedule = ConfigDict({"kind": "cosine", "warmup": 20, "end": 0.02})
-    config.mesh.fsdp = 1
     config.batch_size, config.steps, config.log_every = 16, 900, 50
     config.ema.decay = 0.99
     config.checkpoint.every = 300

@@ -245,11 +245,12 @@ class Run:
         whole = sharding.replicated(self.mesh)
         rules = plain(self.config.sharding)
         params = sharding.of_params(self.abstract_params, rules, self.mesh)
+        split = jax.tree.map(sharding.also_over_data, self.abstract_params, params)
         opt = {
-            name: self.stepper.opt_like(name, slots, self.abstract_params, params[name], whole)
+            name: self.stepper.opt_like(name, slots, self.abstract_params, split[name], whole)
             for name, slots in shapes.opt.items()
         }
-        where = paths.flatten(params)
+        where = paths.flatten(split)
         return TrainState(
             step=whole,
             params=params,

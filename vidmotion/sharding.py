@@ -148,6 +148,24 @@ def of_params(params: PyTree, rules: paths.Rules, mesh: Mesh) -> PyTree:
     )
 
 
+def also_over_data(leaf: Any, where: NamedSharding) -> NamedSharding:
+    """Return a sharding of a leaf that splits it as `where` does, and over ``data`` as well.
+
+    Optimizer slots and averages are placed so, while parameters stay whole over ``data``: gradients are then summed
+    and scattered, each device updates its share of the parameters, and they are gathered. This sends as many bytes as
+    an all-reduce of gradients, after which every device would make the same update (Rajbhandari et al. 2020, ZeRO-1).
+    """
+    size, taken = where.mesh.shape["data"], [*where.spec, *[None] * (len(leaf.shape) - len(where.spec))]
+    free = where.shard_shape(leaf.shape)
+    fitting = [i for i, n in enumerate(free) if n % size == 0 and n >= size]
+    if size == 1 or not fitting or math.prod(leaf.shape) < MIN_SIZE:
+        return where
+    largest = max(fitting, key=lambda i: (free[i], i))
+    axis = taken[largest]
+    taken[largest] = "data" if axis is None else (axis, "data")
+    return NamedSharding(where.mesh, PartitionSpec(*taken))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Return the sharding of an array that is whole on every device."""
     return NamedSharding(mesh, PartitionSpec())

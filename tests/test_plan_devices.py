@@ -51,15 +51,17 @@ def test_compiled_for_eight_devices(fsdp):
     weights = 4 * LAYERS * WIDTH**2
     batch = 4 * WIDTH * ROWS // 8
     state = figures["state_bytes"]
-    assert state == 4 * weights // fsdp + 3 * 4
+    # Slots and averages are split over all devices, parameters over fsdp alone; there are three counters.
+    assert state == weights // fsdp + 3 * weights // 8 + 3 * 4
     # The arguments are the state and this device's rows; a leaf may be padded to the alignment of arrays.
     assert figures["arguments_bytes"] == pytest.approx(state + batch, rel=0.01)
     assert figures["peak_bytes"] >= state + batch
     moved = figures["moved_bytes"]
     if fsdp == 1:
-        # One all-reduce of the gradient, and the loss in addition.
+        # One all-reduce of the gradient and the loss, which other compilers turn into a reduce-scatter; and the updated
+        # parameters are gathered.
         assert moved["all-reduce"] == pytest.approx(2 * weights * 7 / 8, rel=0.01)
-        assert moved["all-gather"] == 0
+        assert moved["all-gather"] == pytest.approx(weights * 7 / 8, rel=0.01)
     else:
         assert sum(moved.values()) > 0
     chip = hardware.chip("h100")
@@ -75,7 +77,8 @@ def test_machine_code_without_optimisations_takes_the_same_memory():
     memory = there.memory_analysis()
     assert here.arguments == memory.argument_size_in_bytes
     assert here.outputs == memory.output_size_in_bytes
-    assert here.temporaries == pytest.approx(memory.temp_size_in_bytes, rel=0.1)
+    # The optimised program holds three more eighths of the weights, since it gathers and updates at the same time.
+    assert here.temporaries == pytest.approx(memory.temp_size_in_bytes, rel=0.2)
 
 
 class Deep(Stack):

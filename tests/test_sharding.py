@@ -142,3 +142,28 @@ def test_this_compiler_takes_the_options_of_this_project():
     x = jnp.arange(12.0).reshape(3, 4)
     product = jax.jit(lambda x: x @ x.T + 1, compiler_options=sharding.compiler_options(mesh))(x)
     np.testing.assert_allclose(product, np.asarray(x) @ np.asarray(x).T + 1)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "rule", "expected"),
+    [
+        ({"data": 8}, None, (None, "data")),  # the larger dimension
+        ({"data": 4, "fsdp": 2}, "fsdp", (None, ("fsdp", "data"))),
+        ({"data": 4, "fsdp": 2}, ("fsdp", None), ("fsdp", "data")),
+        ({"data": 1, "fsdp": 8}, "fsdp", (None, "fsdp")),
+    ],
+)
+def test_slots_are_split_over_data_as_well(mesh, rule, expected):
+    mesh = sharding.make_mesh(mesh)
+    leaf = jax.ShapeDtypeStruct((32, 64), jnp.float32)
+    where = jax.sharding.NamedSharding(mesh, sharding.spec(leaf.shape, rule, mesh))
+    found = sharding.also_over_data(leaf, where)
+    assert found.spec == jax.sharding.PartitionSpec(*expected)
+    assert found.shard_shape(leaf.shape)[0] * found.shard_shape(leaf.shape)[1] == 32 * 64 // 8
+
+
+def test_small_or_odd_slots_stay_as_they_are():
+    mesh = sharding.make_mesh({"data": 8})
+    for shape in ((8,), (33, 35)):
+        where = sharding.replicated(mesh)
+        assert sharding.also_over_data(jax.ShapeDtypeStruct(shape, jnp.float32), where) is where

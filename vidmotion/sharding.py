@@ -155,7 +155,10 @@ def also_over_data(leaf: Any, where: NamedSharding) -> NamedSharding:
     and scattered, each device updates its share of the parameters, and they are gathered. This sends as many bytes as
     an all-reduce of gradients, after which every device would make the same update (Rajbhandari et al. 2020, ZeRO-1).
     """
-    size, taken = where.mesh.shape["data"], [*where.spec, *[None] * (len(leaf.shape) - len(where.spec))]
+    size, taken = (
+        where.mesh.shape["data"],
+        [*where.spec, *[None] * (len(leaf.shape) - len(where.spec))],
+    )
     free = where.shard_shape(leaf.shape)
     fitting = [i for i, n in enumerate(free) if n % size == 0 and n >= size]
     if size == 1 or not fitting or math.prod(leaf.shape) < MIN_SIZE:

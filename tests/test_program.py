@@ -92,6 +92,33 @@ def test_cycles_count_as_often_as_loops_go_round():
     ]
 
 
+# Two kernels for which the compiler estimates no cycles: one states its cost, of the other only shapes are known.
+UNTIMED = """\
+ENTRY %main (q: bf16[2,8,256,64]) -> bf16[2,8,256,64] {
+  %s = bf16[2,8,256,64] custom-call(%q), custom_call_target="tpu_custom_call", \
+metadata={op_name="jit(f)/jvp(Net)/block_3/short_attention_forward/pallas_call"}, \
+backend_config={"custom_call_config":{"cost_estimate":{"flops":"70","transcendentals":"5","bytes_accessed":"90"}}}
+  ROOT %d = bf16[2,8,256,64] custom-call(%q, %k), custom_call_target="tpu_custom_call", \
+operand_layout_constraints={bf16[2,8,256,64]{3,2,1,0}, bf16[2,8,512,64]{3,2,1,0}}, \
+metadata={op_name="jit(f)/transpose(jvp(Net))/flash_mha_bwd_dkv_block_q_512/pallas_call"}
+}
+"""
+
+
+def test_kernels_that_the_compiler_does_not_time_have_a_cost():
+    # Four products of 256 queries and 512 keys of 64 channels, which take as long as 128, for 2 x 8 heads; and the
+    # bytes of queries, keys and the result.
+    flops = 4 * 2 * (2 * 8) * 256 * 512 * 128
+    moved = 2 * 2 * 8 * 64 * (256 + 512 + 256)
+    assert list(Program(UNTIMED).kernel_costs()) == [
+        ("Net/block_*/short_attention_forward", "fused attention", 70, 90),
+        ("Net/flash_mha_bwd_dkv_block_q_*", "fused attention", flops, moved),
+    ]
+    assert Program(UNTIMED).kernels()["fused attention"] == 2
+    # A kernel that the compiler does time is counted with its cycles.
+    assert not list(Program(TPU).kernel_costs())
+
+
 def test_kernels_of_a_tpu():
     assert Program(TPU).kernels() == {"fused attention": 1, "convolution": 0, "product": 5}
 

@@ -149,7 +149,7 @@ class Program:
         A kernel states its cost itself. That of the kernels in `_BACKWARD` follows from the shapes of queries and keys.
         """
         for one in self.instructions:
-            if one.kind != "custom-call" or "tpu_custom_call" not in one.rest or one.inner:
+            if _kernel(one) != "fused attention" or "estimated_cycles" in one.rest:
                 continue
             stated = re.search(r'"flops":"(\d+)".*?"bytes_accessed":"(\d+)"', one.rest)
             flops, moved = map(int, stated.groups()) if stated else _backward_cost(one)

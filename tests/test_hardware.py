@@ -73,9 +73,8 @@ def test_chips_of_the_plan_have_a_peak_and_a_memory(name):
     assert chip(name).memory_bytes >= 16 * 10**9
 
 
-def test_between_islands_the_network_is_the_slowest_link():
+def test_links_of_a_chip():
     # H100: NVLink 900 GB/s both ways within 8, then one 400 Gbit/s port each.
-    assert chip("h100").link_rate(8) == 450e9
-    assert chip("h100").link_rate(64) == 50e9
+    assert (chip("h100").island, chip("h100").link, chip("h100").network) == (8, 450e9, 50e9)
     with pytest.raises(ConfigError, match="'abacus' is not known; choose from v4"):
         chip("abacus")

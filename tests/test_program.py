@@ -2,7 +2,7 @@
 
 import pytest
 
-from vidmotion.program import Program
+from vidmotion.program import Program, _groups
 
 # A program for four devices: an all-reduce of 32 floats, a loop of three rounds around an all-gather of 64 bytes, a
 # reduce-scatter that leaves 8 bfloat16, an all-to-all of 40 bytes, a permute of 5 bytes.
@@ -46,6 +46,52 @@ def test_traffic_of_a_program_reckoned_by_hand():
     untold = Program(PROGRAM.replace("@ROUNDS@", ""))
     assert untold.moved_bytes() == expected | {"all-gather": 48}
     assert untold.unknown_loops == 1
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ("{{0,1},{2,3}}", [[0, 1], [2, 3]]),
+        ("[2,2]<=[4]", [[0, 1], [2, 3]]),
+        ("[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
+        ("mesh['x'=2,'y'=4] {'y'}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("mesh['x'=2,'y'=4] {'x'}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("mesh['x'=8] {'x':(2)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
+        ("{}", [[0, 1, 2, 3, 4, 5, 6, 7]]),
+    ],
+)
+def test_groups_of_devices(groups, expected):
+    told = _groups(f"replica_groups={groups}, dimensions={{0}}", 8)
+    assert told.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("groups", "island", "expected"),
+    [
+        ("[1,4]<=[4]", 4, 0),
+        ("[2,2]<=[4]", 2, 0),
+        # Each of two devices sends half of the 64 bytes to the other island.
+        ("[2,2]<=[2,2]T(1,0)", 2, 32),
+        # Each of four devices sends 48 bytes; the two of an island share what leaves it.
+        ("[1,4]<=[4]", 2, 24),
+        ("[1,4]<=[4]", 1, 48),
+    ],
+)
+def test_traffic_between_islands(groups, island, expected):
+    line = f"  ROOT %g = f32[16]{{0}} all-gather(%x), replica_groups={groups}, dimensions={{0}}"
+    program = Program(
+        f"HloModule m, num_partitions=4\n\nENTRY %e (x: f32[4]) -> f32[16] {{\n{line}\n}}\n"
+    )
+    assert program.moved_bytes(island)["all-gather"] == expected
+
+
+def test_a_permute_leaves_an_island_where_one_of_its_pairs_does():
+    line = "  ROOT %c = u8[5]{0} collective-permute(%x), source_target_pairs={{0,1},{1,2}}"
+    program = Program(
+        f"HloModule m, num_partitions=4\n\nENTRY %e (x: u8[5]) -> u8[5] {{\n{line}\n}}\n"
+    )
+    assert program.moved_bytes(2)["collective-permute"] == 5
+    assert program.moved_bytes(4)["collective-permute"] == 0
 
 
 def told(path, cycles=0):

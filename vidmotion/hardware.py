@@ -84,9 +84,15 @@ class Chip(NamedTuple):
         """Bandwidth to the device's own memory, bytes per second."""
         return self.bandwidth_gb * 1e9
 
-    def link_rate(self, devices: int) -> float:
-        """Return the bytes per second that one of `devices` can send: the rate of the slowest link on their ring."""
-        return 1e9 * (self.link_gb if devices <= self.island else self.network_gb)
+    @property
+    def link(self) -> float:
+        """Bandwidth between neighbouring devices of an island, bytes per second."""
+        return self.link_gb * 1e9
+
+    @property
+    def network(self) -> float:
+        """Bandwidth per device between islands, bytes per second."""
+        return self.network_gb * 1e9
 
 
 # Link rates are the vendors' totals, halved if they add both directions. The network rate of a GPU is that of the

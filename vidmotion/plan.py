@@ -288,11 +288,13 @@ def _forecast(
             modules[module] += cycles
             kinds[kind] += cycles
             total += cycles
-    moved = program.moved_bytes()
-    seconds = {"communication": sum(moved.values()) / chip.link_rate(devices)}
+    moved, far = program.moved_bytes(), program.moved_bytes(chip.island)
+    slow, fast = sum(far.values()), sum(moved.values()) - sum(far.values())
+    seconds = {"communication": slow / chip.network + fast / chip.link}
     found = {
         "kernels": program.kernels(),
         "moved_bytes": moved,
+        "moved_bytes_between_islands": slow,
         "unknown_loops": program.unknown_loops,
         "largest_arrays": program.largest_arrays(),
     }
@@ -458,6 +460,7 @@ def _describe_program(figures: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("kernels", ", ".join(f"{name} {count:,}" for name, count in figures["kernels"].items())),
         *((f"{kind} bytes sent", f"{size:,}") for kind, size in figures["moved_bytes"].items()),
+        ("of these between servers or slices", f"{figures['moved_bytes_between_islands']:,}"),
     ]
     if figures["unknown_loops"]:
         rows.append(("loops of unknown length", f"{figures['unknown_loops']}, counted once"))

@@ -4,11 +4,14 @@ Only computations that run are counted, each as often as the loops around it rep
 counts once.
 """
 
+import itertools
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
+
+import numpy as np
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 KERNELS = ("fused attention", "convolution", "product")
@@ -111,17 +114,29 @@ class Program:
                     return True
         return False
 
-    def moved_bytes(self) -> dict[str, int]:
+    def moved_bytes(self, island: int = 0) -> dict[str, int]:
         """Return the bytes that one device sends per run, for each kind of collective.
 
         The counts are those of ring algorithms: for S bytes among n devices, an all-gather, reduce-scatter or
         all-to-all sends S (n-1)/n, an all-reduce twice that, and a permute S.
+
+        Args:
+          island: the number of consecutive devices that are connected with each other by fast links. With a number,
+            the result is what one device sends to other islands: a ring goes through all devices of an island before
+            it leaves it, on a path for each of them, so they share what leaves.
         """
         moved = dict.fromkeys(COLLECTIVES, 0)
         for one in self.instructions:
             kind = one.kind.removesuffix("-start")
-            if kind in COLLECTIVES:
-                moved[kind] += one.rounds * _sent(kind, one.shape, one.rest, self._devices)
+            if kind not in COLLECTIVES:
+                continue
+            groups = _pairs(one.rest) if kind == "collective-permute" else None
+            groups = _groups(one.rest, self._devices) if groups is None else groups
+            sent = one.rounds * _sent(kind, one.shape, groups.shape[1])
+            if island:
+                most = max(len(np.unique(group // island)) for group in groups)
+                sent = sent * most // groups.shape[1] if most > 1 else 0
+            moved[kind] += sent
         return moved
 
     def kernels(self) -> dict[str, int]:
@@ -232,27 +247,56 @@ def _place(one: Instruction) -> tuple[str, str]:
     return "/".join(parts[:3]), re.sub(r"[\d.]+$", "", last)
 
 
-def _group(rest: str) -> int | None:
-    """Return how many devices take part in a collective; None if the text does not tell, which means all of them."""
-    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
-        return len(listed[1].split(","))
-    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
-        return int(counted[1])
+def _groups(rest: str, devices: int) -> np.ndarray:
+    """Return which devices take part together in a collective, (groups, members).
+
+    XLA writes the groups one by one, as the rows of a transposed grid of all devices, or by the axes of a mesh along
+    which the members of a group lie. If the text does not tell, all devices are one group.
+    """
+    if listed := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", rest):
+        rows = re.findall(r"\{([\d,]*)\}", listed[1])
+        return np.array([[int(n) for n in row.split(",")] for row in rows])
+    if counted := re.search(
+        r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest
+    ):
+        grid = [int(n) for n in counted[3].split(",")]
+        order = [int(n) for n in (counted[4] or "").split(",") if n] or range(len(grid))
+        ids = np.arange(math.prod(grid)).reshape(grid).transpose(order)
+        return ids.reshape(int(counted[1]), int(counted[2]))
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\][^{,]*\{([^}]*)\}", rest):
-        sizes = dict(re.findall(r"('[^']*')=(\d+)", named[1]))
-        axes = re.findall(
-            r"('[^']*')(?::\(\d+\)(\d+))?", named[2]
-        )  # a part of an axis has its size
-        return math.prod(int(part or sizes[axis]) for axis, part in axes)
-    return None
+        # 'x':(2)4 is the part of axis x whose stride follows after 2 larger blocks, and has 4 members.
+        parts = re.findall(r"('[^']*')(?::\((\d+)\)(\d+))?", named[2])
+        grid, along = [], []
+        for axis, size in re.findall(r"('[^']*')=(\d+)", named[1]):
+            size = int(size)
+            spans = [
+                (int(before or 1), int(before or 1) * int(part or size))
+                for name, before, part in parts
+                if name == axis
+            ]
+            cuts = sorted({1, size, *(cut for span in spans for cut in span)})
+            for low, high in itertools.pairwise(cuts):
+                grid.append(high // low)
+                along.append(any(first <= low and high <= last for first, last in spans))
+        ids = np.arange(math.prod(grid)).reshape(grid)
+        order = [i for i, member in enumerate(along) if not member]
+        order += [i for i, member in enumerate(along) if member]
+        members = math.prod(n for n, member in zip(grid, along) if member)
+        return ids.transpose(order).reshape(-1, members)
+    return np.arange(devices)[None]
 
 
-def _sent(kind: str, shape: str, rest: str, devices: int) -> int:
-    """Return the bytes that one of `devices` sends in a collective whose result has the (tuple) `shape`."""
+def _pairs(rest: str) -> np.ndarray | None:
+    """Return the (source, target) pairs of a permute; None if the text does not tell."""
+    told = re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", rest)
+    return np.array(re.findall(r"(\d+),(\d+)", told[1]), int) if told else None
+
+
+def _sent(kind: str, shape: str, n: int) -> int:
+    """Return the bytes that one of `n` devices sends in a collective whose result has the (tuple) `shape`."""
     size = size_of(shape)
     if kind == "collective-permute":
         return size
-    n = _group(rest) or devices
     if kind == "reduce-scatter":
         return size * (n - 1)  # the result is one n-th of the input
     return size * (n - 1) // n * (2 if kind == "all-reduce" else 1)

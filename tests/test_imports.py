@@ -51,7 +51,7 @@ ALLOWED = {
     "run": BUILDS_ON_ALL,
     "open_run": BUILDS_ON_ALL,
     "trace": {"jax", "etils"},
-    "program": set(),
+    "program": {"numpy"},
     "targets": {"jax", "hardware", "startup"},
     "train": BUILDS_ON_ALL,
     "plan": BUILDS_ON_ALL,

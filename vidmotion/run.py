@@ -445,7 +445,9 @@ class Run:
 
     def vars_of(self, state: TrainState) -> Vars:
         """Return the variables of a state that `System.sample` reads, with averaged parameters."""
-        return Vars(state.averaged_params(), state.mutable, self.consts)
+        # Averages are split over more axes than the parameters in whose place they stand.
+        params = jax.device_put(state.averaged_params(), self.state_shardings.params)
+        return Vars(params, state.mutable, self.consts)
 
     # -- compiled functions -----------------------------------------------------------------------
 

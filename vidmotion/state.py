@@ -46,12 +46,14 @@ def name_broken(tree: PyTree, most: int = 3) -> str:
     """Name, for a message, the leaves that hold a NaN or an infinity.
 
     One program is compiled for each shape and not one for the whole tree: states have thousands of leaves but only
-    tens of shapes, and a single program for all leaves takes many times as long to compile.
+    tens of shapes, and a single program for all leaves takes many times as long to compile. Each program is awaited:
+    where leaves are split over simulated devices of a CPU, programs that run at the same time wait for each other for
+    ever.
 
     Returns:
       The paths of the first `most` such leaves and the number of further ones; empty if there are none.
     """
-    finite = jax.device_get(jax.tree.map(_is_finite, tree))
+    finite = jax.tree.map(lambda leaf: jax.device_get(_is_finite(leaf)), tree)
     names = [
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, leaf in jax.tree_util.tree_leaves_with_path(finite)

@@ -47,7 +47,8 @@ PROFILES = """\
 
 These are the TPU compiler's estimates: the ten largest parts of the network and kinds of operation, in % of all cycles.
 It estimates none for attention kernels, for which a quarter of the peak is assumed; the table of blocks below has the
-cycles of their schedules, by which they reach 23 to 52 %. Where a row says *before*, the plan is of an earlier state.
+cycles of their schedules, by which they reach 23 to 52 %. A row that says *before* is of a state before short attention
+was one kernel, norms were read once, and optimizer and averages were split over data.
 
 """
 STAND_IN = """\
@@ -209,16 +210,20 @@ def build(folder: Path = HERE / "plans") -> str:
     own = [name for name in order if plans[name].get("own_compiler")]
     weighed = [name for name in order if "measured" in plans[name]]
     stand_in = [name for name in order if name not in (*own, *weighed)]
-    timed = [name for name in own if "cycles" in plans[name]]
+    earlier = {
+        path.stem: json.loads(path.read_text()) for path in (folder / "before").glob("*.json")
+    }
+    timed = sorted({name for name in own if "cycles" in plans[name]} | earlier.keys())
     text = INTRODUCTION
     if own:
         text += OWN + _rows(OWN_COLUMNS, (own_row(name, plans[name]) for name in own))
     if timed:
-        rows = []
-        for name in timed:
-            if (earlier := folder / "before" / f"{name}.json").exists():
-                rows.append(profile_row(name, json.loads(earlier.read_text()), "before"))
-            rows.append(profile_row(name, plans[name], "now"))
+        rows = [
+            profile_row(name, states[name], state)
+            for name in timed
+            for state, states in (("before", earlier), ("now", plans))
+            if name in states
+        ]
         text += PROFILES + _rows(PROFILES_COLUMNS, rows)
     if blocks := block_rows(folder / "blocks"):
         text += BLOCKS + _rows(BLOCKS_COLUMNS, blocks)

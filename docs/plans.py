@@ -47,7 +47,7 @@ PROFILES = """\
 
 These are the TPU compiler's estimates: the ten largest parts of the network and kinds of operation, in % of all cycles.
 It estimates none for attention kernels, for which a quarter of the peak is assumed; the table of blocks below has the
-cycles of their schedules, by which they reach 23 to 52 %. A row that says *before* is of a state before short attention
+cycles of their schedules, by which they reach 21 to 54 %. A row that says *before* is of a state before short attention
 was one kernel, norms were read once, and optimizer and averages were split over data.
 
 """

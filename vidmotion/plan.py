@@ -40,7 +40,7 @@ GIB = 2**30
 SPOKEN = 30.0  # seconds between two messages about a compilation in progress
 LISTED = 10  # number of entries kept of a profile
 # The share of the peak that the TPU's attention kernels are assumed to reach, since its compiler does not estimate
-# them. By its schedules (docs/plans/blocks), those of `short_attention` reach 23 to 52 %.
+# them. By its schedules (docs/plans/blocks), those of `short_attention` reach 21 to 54 %.
 KERNEL_SHARE = 0.25
 
 

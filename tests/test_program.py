@@ -49,6 +49,23 @@ def test_traffic_of_a_program_reckoned_by_hand():
 
 
 @pytest.mark.parametrize(
+    ("kind", "shape", "expected"),
+    [
+        ("all-gather-start", "(f32[4], f32[16])", 48),
+        ("reduce-scatter-start", "((f32[16], f32[32]), (f32[4], f32[8]))", 3 * 48),
+        ("all-reduce-start", "f32[16]", 96),
+        ("collective-permute-start", "(u8[100], u8[100])", 100),
+    ],
+)
+def test_collectives_that_only_start_have_their_operands_in_their_shapes(kind, shape, expected):
+    line = f"  %g = {shape} {kind}(%x), replica_groups=[1,4]<=[4], dimensions={{0}}"
+    program = Program(
+        f"HloModule m, num_partitions=4\n\nENTRY %e (x: f32[4]) -> f32[16] {{\n{line}\n}}\n"
+    )
+    assert program.moved_bytes()[kind.removesuffix("-start")] == expected
+
+
+@pytest.mark.parametrize(
     ("groups", "expected"),
     [
         ("{{0,1},{2,3}}", [[0, 1], [2, 3]]),

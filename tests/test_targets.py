@@ -130,10 +130,16 @@ def test_the_chips_own_compiler_answers(tmp_path, chip, slice):
     assert plan["own_compiler"] and plan["compiler"].startswith(COMPILERS[chip])
     assert plan["fits"]
     assert plan["plan_devices"] == 4
-    # The gradients of all parameters, in float32, are summed over four devices, and a few metrics in addition.
-    assert plan["moved_bytes"]["all-reduce"] == pytest.approx(
-        2 * plan["parameter_bytes"] * 3 / 4, rel=0.06
-    )
+    # The gradients of all parameters, in float32, are summed over four devices, and a few metrics in addition. The
+    # GPU's compiler sums them in shares, after whose update the parameters are gathered; the TPU's sums small ones
+    # whole.
+    sent = plan["parameter_bytes"] * 3 / 4
+    moved = plan["moved_bytes"]
+    if chip == "h100":
+        assert sum(moved.values()) == pytest.approx(2 * sent, rel=0.06)
+    else:
+        assert moved["all-reduce"] == pytest.approx(2 * sent, rel=0.06)
+    assert 0 < moved["all-gather"] < sent
     assert plan["arguments_bytes"] >= plan["state_bytes"]
     assert plan["kernels"]["product"] > 50
     if chip == "v5e":

@@ -132,10 +132,11 @@ class Program:
                 continue
             groups = _pairs(one.rest) if kind == "collective-permute" else None
             groups = _groups(one.rest, self._devices) if groups is None else groups
-            sent = one.rounds * _sent(kind, one.shape, groups.shape[1])
+            members = groups.shape[1]
+            sent = one.rounds * _sent(kind, _result(one, kind, members), members)
             if island:
                 most = max(len(np.unique(group // island)) for group in groups)
-                sent = sent * most // groups.shape[1] if most > 1 else 0
+                sent = sent * most // members if most > 1 else 0
             moved[kind] += sent
         return moved
 
@@ -292,9 +293,23 @@ def _pairs(rest: str) -> np.ndarray | None:
     return np.array(re.findall(r"(\d+),(\d+)", told[1]), int) if told else None
 
 
-def _sent(kind: str, shape: str, n: int) -> int:
-    """Return the bytes that one of `n` devices sends in a collective whose result has the (tuple) `shape`."""
-    size = size_of(shape)
+def _result(one: Instruction, kind: str, n: int) -> int:
+    """Return the bytes of the result of a collective among `n` devices.
+
+    The shape of one that only starts holds the operands as well, except for an all-reduce.
+    """
+    size = size_of(one.shape)
+    if not one.kind.endswith("-start"):
+        return size
+    if kind == "all-gather":
+        return size * n // (n + 1)
+    if kind == "reduce-scatter":
+        return size // (n + 1)
+    return size if kind == "all-reduce" else size // 2
+
+
+def _sent(kind: str, size: int, n: int) -> int:
+    """Return the bytes that one of `n` devices sends in a collective whose result has `size` bytes."""
     if kind == "collective-permute":
         return size
     if kind == "reduce-scatter":

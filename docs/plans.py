@@ -58,7 +58,8 @@ STAND_IN = """\
 These forecasts were made before the chips' compilers were used, or where they are not installed. Memory and traffic are
 those of the CPU's program for the same number of simulated devices. That program fuses operations differently, and
 holds in float32 much of what is bfloat16 on an accelerator. What `remat` computes again is not held, as on an
-accelerator; training on the CPU does hold it. The step is the largest of compute, memory and communication. `CPU s` is
+accelerator; training on the CPU does hold it. The step is the largest of compute, memory and communication; on several
+servers, these older plans count all traffic at the rate of the links between servers. `CPU s` is
 the time that the plan itself took on two cores, including the search for the largest batch where there was one. `lrs3`
 encodes each frame at each step, `latents=fresh`; with latents read from the cache, 41 of its 472 TFLOP remain.
 

@@ -73,12 +73,14 @@ def test_compiled_for_eight_devices(fsdp):
 def test_machine_code_without_optimisations_takes_the_same_memory():
     run = Run(config(**{"plan.devices": 8}), "")
     here = plan.compile_update(run, targets.find(run.config.plan))
-    there = run.lower_update().compile(compiler_options=sharding.compiler_options(run.mesh))
+    # Combined all-reduces hold their gradients together; that is left out of both programs.
+    passes = targets._CPU_OPTIONS["xla_disable_hlo_passes"]
+    options = sharding.compiler_options(run.mesh) | {"xla_disable_hlo_passes": passes}
+    there = run.lower_update().compile(compiler_options=options)
     memory = there.memory_analysis()
     assert here.arguments == memory.argument_size_in_bytes
     assert here.outputs == memory.output_size_in_bytes
-    # The optimised program holds three more eighths of the weights, since it gathers and updates at the same time.
-    assert here.temporaries == pytest.approx(memory.temp_size_in_bytes, rel=0.2)
+    assert here.temporaries == pytest.approx(memory.temp_size_in_bytes, rel=0.1)
 
 
 class Deep(Stack):

@@ -48,6 +48,13 @@ def test_traffic_of_a_program_reckoned_by_hand():
     assert untold.unknown_loops == 1
 
 
+def of_four(line):
+    """Returns a program of one instruction for four devices."""
+    return Program(
+        f"HloModule m, num_partitions=4\n\nENTRY %e (x: f32[4]) -> f32[16] {{\n{line}\n}}\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("kind", "shape", "expected"),
     [
@@ -59,9 +66,7 @@ def test_traffic_of_a_program_reckoned_by_hand():
 )
 def test_collectives_that_only_start_have_their_operands_in_their_shapes(kind, shape, expected):
     line = f"  %g = {shape} {kind}(%x), replica_groups=[1,4]<=[4], dimensions={{0}}"
-    program = Program(
-        f"HloModule m, num_partitions=4\n\nENTRY %e (x: f32[4]) -> f32[16] {{\n{line}\n}}\n"
-    )
+    program = of_four(line)
     assert program.moved_bytes()[kind.removesuffix("-start")] == expected
 
 
@@ -96,17 +101,13 @@ def test_groups_of_devices(groups, expected):
 )
 def test_traffic_between_islands(groups, island, expected):
     line = f"  ROOT %g = f32[16]{{0}} all-gather(%x), replica_groups={groups}, dimensions={{0}}"
-    program = Program(
-        f"HloModule m, num_partitions=4\n\nENTRY %e (x: f32[4]) -> f32[16] {{\n{line}\n}}\n"
-    )
+    program = of_four(line)
     assert program.moved_bytes(island)["all-gather"] == expected
 
 
 def test_a_permute_leaves_an_island_where_one_of_its_pairs_does():
     line = "  ROOT %c = u8[5]{0} collective-permute(%x), source_target_pairs={{0,1},{1,2}}"
-    program = Program(
-        f"HloModule m, num_partitions=4\n\nENTRY %e (x: u8[5]) -> u8[5] {{\n{line}\n}}\n"
-    )
+    program = of_four(line)
     assert program.moved_bytes(2)["collective-permute"] == 5
     assert program.moved_bytes(4)["collective-permute"] == 0
 

@@ -102,6 +102,12 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int, processes: in
         )
 
 
+def _divided(shape: tuple[int, ...], size: int) -> int | None:
+    """Return the largest dimension that `size` divides, the last of equal ones; None if there is none or `size` is 1."""
+    fitting = [i for i, n in enumerate(shape) if n % size == 0 and n >= size]
+    return None if size == 1 else max(fitting, key=lambda i: (shape[i], i), default=None)
+
+
 def spec(shape: tuple[int, ...], value: Any, mesh: Mesh) -> PartitionSpec:
     """Return the partition of an array of `shape` under a rule's `value` (see the module's docstring).
 
@@ -119,12 +125,10 @@ def spec(shape: tuple[int, ...], value: Any, mesh: Mesh) -> PartitionSpec:
     if value is None or math.prod(shape) < MIN_SIZE:
         return PartitionSpec()
     if isinstance(value, str):
-        size = mesh.shape[value]
-        fitting = [i for i, n in enumerate(shape) if n % size == 0 and n >= size]
-        if size == 1 or not fitting:
+        chosen = _divided(shape, mesh.shape[value])
+        if chosen is None:
             return PartitionSpec()
-        largest = max(fitting, key=lambda i: (shape[i], i))
-        return PartitionSpec(*(value if i == largest else None for i in range(len(shape))))
+        return PartitionSpec(*(value if i == chosen else None for i in range(len(shape))))
     aligned = [None] * max(len(shape) - len(value), 0) + list(value)[-len(shape) :]
     kept = [
         axis if axis is not None and n % mesh.shape[axis] == 0 else None
@@ -155,18 +159,12 @@ def also_over_data(leaf: Any, where: NamedSharding) -> NamedSharding:
     and scattered, each device updates its share of the parameters, and they are gathered. This sends as many bytes as
     an all-reduce of gradients, after which every device would make the same update (Rajbhandari et al. 2020, ZeRO-1).
     """
-    size, taken = (
-        where.mesh.shape["data"],
-        [*where.spec, *[None] * (len(leaf.shape) - len(where.spec))],
-    )
-    free = where.shard_shape(leaf.shape)
-    fitting = [i for i, n in enumerate(free) if n % size == 0 and n >= size]
-    if size == 1 or not fitting or math.prod(leaf.shape) < MIN_SIZE:
+    chosen = _divided(where.shard_shape(leaf.shape), where.mesh.shape["data"])
+    if chosen is None or math.prod(leaf.shape) < MIN_SIZE:
         return where
-    largest = max(fitting, key=lambda i: (free[i], i))
-    axis = taken[largest]
-    taken[largest] = "data" if axis is None else (axis, "data")
-    return NamedSharding(where.mesh, PartitionSpec(*taken))
+    axes = [*where.spec, *[None] * (len(leaf.shape) - len(where.spec))]
+    axes[chosen] = "data" if axes[chosen] is None else (axes[chosen], "data")
+    return NamedSharding(where.mesh, PartitionSpec(*axes))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -254,8 +254,7 @@ def spread(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Broadcasts `x` to `shape`, with a gradient in the form for the device.
 
     Args:
-      x: an array whose last axis is that of `shape`; axes of size 1, or missing, are spread, and those after the first
-        of them too.
+      x: an array whose last axis is that of `shape`; other axes of size 1, or missing in front, are spread.
       shape: the shape of the result.
     """
     x = x.reshape((1,) * (len(shape) - x.ndim) + x.shape)

@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec
 
 from vidmotion import chunked_map
 from vidmotion.models import forms, short_attention
+from vidmotion.models.short_attention import LANES
 
-LANES = 128
 # The number of keys from which a kernel pays for its launch; fewer keys make few logits.
 CUDNN_KEYS = 64
 # With at least this many logits per head, a TPU should not keep them in memory.
@@ -46,7 +46,7 @@ def attention(
     """
     queries, heads, width = q_nlhd.shape[1:]
     keys = k_nshd.shape[1]
-    narrow = all(x.dtype in (jnp.bfloat16, jnp.float16) for x in (q_nlhd, k_nshd, v_nshd))
+    narrow = _narrow(q_nlhd, k_nshd, v_nshd)
     if forms.platform() == "gpu":
         if not narrow or mask_ns is not None or width % 8 or width > 128 or keys < CUDNN_KEYS:
             return None
@@ -67,13 +67,17 @@ def frames(
 ) -> jax.Array | None:
     """Computes attention among the frames at each place on a TPU, or returns None where another form is better."""
     t, _, heads, width = q_btphd.shape[1:]
-    narrow = all(x.dtype in (jnp.bfloat16, jnp.float16) for x in (q_btphd, k_btphd, v_btphd))
     tokens = t * short_attention.PLACES
-    if forms.platform() != "tpu" or not narrow:
+    if forms.platform() != "tpu" or not _narrow(q_btphd, k_btphd, v_btphd):
         return None
     if not short_attention.fits(tokens, tokens, heads * width, width):
         return None
     return _short(short_attention.frames, q_btphd, k_btphd, v_btphd, causal)
+
+
+def _narrow(*arrays: jax.Array) -> bool:
+    """Returns whether all arrays have floats of 16 bits, as the kernels need them."""
+    return all(x.dtype in (jnp.bfloat16, jnp.float16) for x in arrays)
 
 
 def _short(kernel, q, k, v, causal: bool) -> jax.Array | None:

@@ -45,6 +45,11 @@ class Shape(NamedTuple):
     count: int = 0
     causal: bool = False
 
+    @property
+    def scale(self) -> float:
+        """The factor of the logits, 1 / sqrt(width)."""
+        return self.width**-0.5
+
 
 def fits(queries: int, keys: int, channels: int, width: int) -> bool:
     """Returns whether the kernel can compute heads of `width` channels in rows of these sizes."""
@@ -89,20 +94,20 @@ def _call(body, arrays, outputs: int, products: int, shape: Shape):
     """Runs `body` on blocks of the arrays; the results have the shapes of the first `outputs` arrays."""
     q_btpc, k_btpc = arrays[:2]
     batch, frames, places, channels = q_btpc.shape
-    keys = k_btpc.shape[1] * k_btpc.shape[2]
+    together = shape.places or places
+    # The tokens of one row.
+    queries, keys = frames * together, k_btpc.shape[1] * (shape.places or k_btpc.shape[2])
     tile = max(LANES, shape.width)
     tiles = next(n for n in range(TILES * LANES // tile or 1, 0, -1) if channels % (n * tile) == 0)
-    size = max(frames * (shape.places or places), frames * shape.places or keys)
-    many = next(n for n in range(max(TOKENS // size, 1), 0, -1) if batch % n == 0)
-    grid = (batch // many, pl.cdiv(places, shape.places or places), channels // (tiles * tile))
+    most = max(TOKENS // max(queries, keys), 1)
+    many = next(n for n in range(most, 0, -1) if batch % n == 0)
+    grid = (batch // many, pl.cdiv(places, together), channels // (tiles * tile))
 
     def spec(x):
         block = (many, x.shape[1], shape.places or x.shape[2], tiles * tile)
         return pl.BlockSpec(block, lambda i, j, k: (i, 0, j, k))
 
-    queries = frames * grid[1] * (shape.places or places)
-    keys = keys if not shape.places else frames * shape.places
-    per_head = batch * queries * keys
+    per_head = batch * grid[1] * queries * keys
     return pl.pallas_call(
         functools.partial(body, shape=shape),
         grid=grid,
@@ -124,7 +129,7 @@ def _forward(q_ref, k_ref, v_ref, y_ref, *, shape: Shape):
         q_le, k_se, v_se = (_load(ref, row, lanes, shape) for ref in (q_ref, k_ref, v_ref))
         y_le = 0.0
         for heads in _groups(len(k_se), shape):
-            weight_ls, _ = _weights(q_le, _spread(k_se, heads, shape), heads, shape)
+            weight_ls = _weights(q_le, _spread(k_se, heads, shape), heads, shape)
             y_le += _product(weight_ls.astype(v_se.dtype), _spread(v_se, heads, shape))
         _store(y_ref, row, lanes, y_le)
 
@@ -137,10 +142,10 @@ def _backward(q_ref, k_ref, v_ref, g_ref, dq_ref, dk_ref, dv_ref, *, shape: Shap
         dq_le, dk_se, dv_se = 0.0, 0.0, 0.0
         for heads in _groups(len(k_se), shape):
             k_fe, v_fe = (_spread(x, heads, shape) for x in (k_se, v_se))
-            weight_lf, scale = _weights(q_le, k_fe, heads, shape)
+            weight_lf = _weights(q_le, k_fe, heads, shape)
             change_lf = _product(g_le, v_fe, (1, 1))
             mean_lf = _each(weight_lf * change_lf, heads, jnp.sum)
-            change_lf = (weight_lf * (change_lf - mean_lf) * scale).astype(q_le.dtype)
+            change_lf = (weight_lf * (change_lf - mean_lf) * shape.scale).astype(q_le.dtype)
             dq_le += _product(change_lf, k_fe)
             dk_se += _gather(_product(change_lf, q_le, (0, 0)), heads, shape)
             weight_lf = weight_lf.astype(g_le.dtype)
@@ -198,9 +203,8 @@ def _own(x_se, head: int, shape: Shape):
 
 
 def _weights(q_le, k_fe, heads, shape: Shape):
-    """Returns the weights (l, f) of the heads' keys, float32, and the scale of the logits."""
-    scale = shape.width**-0.5
-    logits_lf = _product(q_le, k_fe, (1, 1)) * scale
+    """Returns the weights (l, f) of the heads' keys, float32."""
+    logits_lf = _product(q_le, k_fe, (1, 1)) * shape.scale
     keys = k_fe.shape[0] // len(heads)
     query = jax.lax.broadcasted_iota(jnp.int32, logits_lf.shape, 0)
     key = jax.lax.rem(jax.lax.broadcasted_iota(jnp.int32, logits_lf.shape, 1), keys)
@@ -213,7 +217,7 @@ def _weights(q_le, k_fe, heads, shape: Shape):
     if seen is not None:
         logits_lf = jnp.where(seen, logits_lf, FAR)
     weight_lf = jnp.exp(logits_lf - _each(logits_lf, heads, jnp.max))
-    return weight_lf / _each(weight_lf, heads, jnp.sum), scale
+    return weight_lf / _each(weight_lf, heads, jnp.sum)
 
 
 def _each(x_lf, heads, reduce):

@@ -103,7 +103,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int, processes: in
 
 
 def _divided(shape: tuple[int, ...], size: int) -> int | None:
-    """Return the largest dimension that `size` divides, the last of equal ones; None if there is none or `size` is 1."""
+    """Return the largest dimension that `size` divides, the last of equals; None if there is none or `size` is 1."""
     fitting = [i for i, n in enumerate(shape) if n % size == 0 and n >= size]
     return None if size == 1 else max(fitting, key=lambda i: (shape[i], i), default=None)
 

@@ -218,8 +218,14 @@ def test_sprites(sheets_dir, judge, tmp_path, unoptimised):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("clips", benchmark.CLIPS)
-@pytest.mark.parametrize("system", benchmark.STEP["heads"])
+@pytest.mark.parametrize(
+    ("system", "clips"),
+    [
+        *((system, clips) for system in ("bcd", "vidtwin", "warpface") for clips in benchmark.CLIPS),
+        ("xnemo", "heads"),
+        ("xnemo_gan", "sprites"),
+    ],
+)
 def test_the_benchmark_matches_parameters_and_arithmetic(system, clips):
     """6 to 8.5 million parameters are kept after training; FLOPs are those that the compiler counts."""
     config = load_config(f"benchmark:system={system},clips={clips},minutes=2")
@@ -233,6 +239,14 @@ def test_the_benchmark_matches_parameters_and_arithmetic(system, clips):
     assert config.data.common.get("frames", 8) == 8 and config.data.common.get("fps", 2.0) == 2.0
     codec = config.system.get("codec", {})
     assert codec.get("weights", "") == ("heads_codec" if clips == "heads" else "")
+
+
+def test_the_adversary_costs_the_same_on_all_clips():
+    heads, sprites = (
+        benchmark.STEP[clips]["xnemo_gan"] - benchmark.STEP[clips]["xnemo"]
+        for clips in ("heads", "sprites")
+    )
+    assert heads == pytest.approx(sprites, abs=0.1)
 
 
 def test_the_budget_of_the_benchmark():

@@ -102,11 +102,14 @@ def plain_norm(
     shift: jax.Array | float = 0.0,
     epsilon: float = 1e-6,
 ) -> jax.Array:
-    """Applies layer norm to each token, then scale and shift: scale * norm(x) + shift, in float32."""
+    """Applies layer norm to each token, then scale and shift: scale * norm(x) + shift, in float32.
+
+    The variance is E[x^2] - E[x]^2, so that one pass over the tokens gives both moments.
+    """
     x = x_lc.astype(jnp.float32)
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    rate = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
-    return x * rate * scale + shift
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True) - jnp.square(mean)
+    return (x - mean) * jax.lax.rsqrt(jnp.maximum(variance, 0.0) + epsilon) * scale + shift
 
 
 def split_dense(

@@ -221,7 +221,11 @@ def test_sprites(sheets_dir, judge, tmp_path, unoptimised):
 @pytest.mark.parametrize(
     ("system", "clips"),
     [
-        *((system, clips) for system in ("bcd", "vidtwin", "warpface") for clips in benchmark.CLIPS),
+        *(
+            (system, clips)
+            for system in ("bcd", "vidtwin", "warpface")
+            for clips in benchmark.CLIPS
+        ),
         ("xnemo", "heads"),
         ("xnemo_gan", "sprites"),
     ],

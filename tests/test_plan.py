@@ -111,10 +111,11 @@ def test_a_mesh_larger_than_this_machine_can_be_planned(monkeypatch):
     monkeypatch.setattr(jax, "device_put", None)  # nothing may be put on a device
     made = config(**{"mesh.data": 8, "mesh.fsdp": 64})
     text = plan.plan(Run(made, "", abstract=True))
-    # Parameters, two moments and the average, each with its stack of matrices cut 64 ways; in addition the step and two
-    # counts of the optimizer, of 4 bytes each.
+    # Parameters, two moments and the average are each a stack of matrices of 4 bytes a number. Parameters are cut 64
+    # ways, the others over data as well. In addition, the step and two counts of the optimizer have 4 bytes each.
     (held,) = numbers(text, "state bytes per device")
-    assert held == 4 * 4 * LAYERS * WIDTH**2 // 64 + 3 * 4
+    stack = 4 * LAYERS * WIDTH**2
+    assert held == stack // 64 + 3 * stack // (8 * 64) + 3 * 4
     assert "data 8, fsdp 64, tensor 1; 8 device(s) here" in text
     assert numbers(text, "tokens per batch") == [ROWS]
     assert np.isfinite(float(re.search(r"FLOPs per step +(\S+)", text)[1]))

@@ -60,7 +60,9 @@ def files(unet, vae, tmp_path_factory):
     return here / "out"
 
 
-def test_a_run_begins_with_both_files_and_learns(files, unet, vae, tmp_path, unoptimised):
+def test_a_run_begins_with_both_files_and_learns(
+    files, unet, vae, tmp_path, unoptimised, one_device
+):
     """At a rate of 1e-6, two steps of Adam move no parameter by more than a few millionths."""
     config = load_config("warpface:debug")
     config.system.unet.update({"channels": (32,), "attention": (True,)})

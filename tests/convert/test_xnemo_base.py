@@ -114,7 +114,7 @@ def test_every_part_lands_where_it_belongs_and_the_rest_stays_fresh(files, begun
 
 
 @pytest.mark.slow
-def test_a_run_begins_with_them_and_trains(files, begun, tmp_path):
+def test_a_run_begins_with_them_and_trains(files, begun, tmp_path, unoptimised, one_device):
     config = config_of(begun, 1)
     config.system.codec = {"network": "patch", "mean": (0.0,) * 4, "std": (2.745,) * 4}
     config.evals, config.sample.rows = {}, 0

@@ -124,7 +124,7 @@ def test_without_a_reader_the_row_says_what_it_needs(source):
 
 
 @pytest.mark.slow
-def test_a_trained_reader_is_found_and_checked(tmp_path, judge_workdir):
+def test_a_trained_reader_is_found_and_checked(tmp_path, judge_workdir, unoptimised, one_device):
     workdir = str(tmp_path / "reader")
     assert train(load_config("heads_reader:debug"), workdir) == 0
     source = HeadsSource(size=16, frames=2, clips=3, split="eval")

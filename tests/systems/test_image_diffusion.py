@@ -86,7 +86,7 @@ def foundation(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_both_networks_of_a_recipe_start_from_it(foundation):
+def test_both_networks_of_a_recipe_start_from_it(foundation, unoptimised, one_device):
     config = load_config("warpface:debug")
     config.system.unet.update({"channels": (16, 16), "heads": 2, "norm_groups": 4})
     config.system.update({"size": 16, "codec": {"mean": 0.639, "std": 0.238 / 2, "patch": 4}})
@@ -103,7 +103,7 @@ def test_both_networks_of_a_recipe_start_from_it(foundation):
 
 
 @pytest.mark.slow
-def test_widths_that_do_not_fit_are_all_named(foundation):
+def test_widths_that_do_not_fit_are_all_named(foundation, unoptimised, one_device):
     config = load_config("warpface:debug")
     config.system.unet.update({"channels": (8, 16), "heads": 2, "norm_groups": 4})
     config.init_from, config.init_rules = str(foundation), heads_foundation.INIT_RULES

@@ -108,8 +108,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("letter", LETTERS)
-def test_two_steps(letter, tmp_path, unoptimised, one_device, monkeypatch):
-    monkeypatch.setattr(Run, "flops_per_step", lambda self: None)  # it would trace the update again
+def test_two_steps(letter, tmp_path, unoptimised, one_device):
     config = load_config(f"vidtwin:debug,ablation={letter}")
     config.sample.rows = 0
     assert train(config, str(tmp_path)) == EXIT_DONE

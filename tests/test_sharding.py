@@ -147,9 +147,9 @@ def test_this_compiler_takes_the_options_of_this_project():
 @pytest.mark.parametrize(
     ("mesh", "rule", "expected"),
     [
-        ({"data": 8}, None, (None, "data")),  # the larger dimension
-        ({"data": 4, "fsdp": 2}, "fsdp", (None, ("fsdp", "data"))),
-        ({"data": 4, "fsdp": 2}, ("fsdp", None), ("fsdp", "data")),
+        ({"data": 8}, None, ("data", None)),  # whole rows
+        ({"data": 4, "fsdp": 2}, "fsdp", ("data", "fsdp")),
+        ({"data": 4, "fsdp": 2}, ("fsdp", None), (("fsdp", "data"), None)),
         ({"data": 1, "fsdp": 8}, "fsdp", (None, "fsdp")),
     ],
 )
@@ -160,6 +160,13 @@ def test_slots_are_split_over_data_as_well(mesh, rule, expected):
     found = sharding.also_over_data(leaf, where)
     assert found.spec == jax.sharding.PartitionSpec(*expected)
     assert found.shard_shape(leaf.shape)[0] * found.shard_shape(leaf.shape)[1] == 32 * 64 // 8
+
+
+def test_rows_are_cut_where_there_are_too_few():
+    mesh = sharding.make_mesh({"data": 8})
+    leaf = jax.ShapeDtypeStruct((12, 1024), jnp.float32)
+    found = sharding.also_over_data(leaf, sharding.replicated(mesh))
+    assert found.spec == jax.sharding.PartitionSpec(None, "data")
 
 
 def test_small_or_odd_slots_stay_as_they_are():

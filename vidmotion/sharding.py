@@ -159,7 +159,10 @@ def also_over_data(leaf: Any, where: NamedSharding) -> NamedSharding:
     and scattered, each device updates its share of the parameters, and they are gathered. This sends as many bytes as
     an all-reduce of gradients, after which every device would make the same update (Rajbhandari et al. 2020, ZeRO-1).
     """
-    chosen = _divided(where.shard_shape(leaf.shape), where.mesh.shape["data"])
+    shape, size = where.shard_shape(leaf.shape), where.mesh.shape["data"]
+    # Pieces of whole rows lie in one stretch of memory. For pieces of rows, a TPU transposes each kernel in every step.
+    rows = _divided(shape[:-1], size)
+    chosen = _divided(shape, size) if rows is None else rows
     if chosen is None or math.prod(leaf.shape) < MIN_SIZE:
         return where
     axes = [*where.spec, *[None] * (len(leaf.shape) - len(where.spec))]

@@ -109,7 +109,7 @@ def test_clips_of_every_convention(h, w):
         np.testing.assert_allclose(got, 2 * expected - 1, atol=1e-4, err_msg=convention)
     rounded = np.round(255 * clip[0])
     rows, columns = matrix("tf1", h, 224), matrix("tf1", w, 224)
-    expected = np.einsum("uh,thwc,vw->tuvc", rows, rounded, columns) / 127.5 - 1
+    expected = np.einsum("uh,thwc,vw->tuvc", rows, rounded, columns, optimize=True) / 127.5 - 1
     np.testing.assert_allclose(for_i3d(clip, "tf")[0], expected, atol=2e-5)
 
 

@@ -156,6 +156,28 @@ def test_cycles_count_as_often_as_loops_go_round():
     ]
 
 
+def test_rounds_are_read_from_the_condition():
+    """In the form that the TPU's compiler writes."""
+    loop = """\
+%cond (p: (s32[], f32[8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(6), backend_config={"flag_configs":[]}
+  %p = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt.1 = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %x = f32[8]{0} copy(%p), backend_config={"estimated_cycles":"50"}
+}
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %w = (s32[], f32[8]) while(%a), condition=%cond, body=%body
+}
+"""
+    program = Program(loop)
+    assert list(program.cycles()) == [("", "copy", 6 * 50)] and program.unknown_loops == 0
+    other = Program(loop.replace("direction=LT", "direction=GT"))
+    assert list(other.cycles()) == [("", "copy", 50)] and other.unknown_loops == 1
+
+
 # Two kernels for which the compiler estimates no cycles: one states its cost, of the other only shapes are known.
 UNTIMED = """\
 ENTRY %main (q: bf16[2,8,256,64]) -> bf16[2,8,256,64] {

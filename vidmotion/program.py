@@ -89,10 +89,8 @@ class Program:
             for kind, shape, rest in bodies[name]:
                 inner = name not in outer
                 self.instructions.append(Instruction(kind, shape, rest, runs[name], inner))
-                rounds = 1
-                if kind == "while":
-                    told = re.search(r'"known_trip_count":\{"n":"(\d+)"', rest)
-                    rounds = int(told[1]) if told else 1
+                told = _rounds(rest, bodies) if kind == "while" else None
+                rounds = told or 1
                 for how, names in _CALLED.findall(rest):
                     for called in (part.strip(" %") for part in names.strip("{}").split(",")):
                         runs[called] += rounds * runs[name]
@@ -246,6 +244,26 @@ def _place(one: Instruction) -> tuple[str, str]:
         ):
             parts.append(re.sub(r"\d+", "*", part))
     return "/".join(parts[:3]), re.sub(r"[\d.]+$", "", last)
+
+
+def _rounds(rest: str, bodies: dict[str, list[tuple[str, str, str]]]) -> int | None:
+    """Return how often a loop goes round; None if the text does not tell.
+
+    XLA for TPUs does not write the number down. It is then the number with which the condition compares the loop's
+    counter, if the condition does nothing else: the counters of JAX's loops of known length start at 0.
+    """
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', rest):
+        return int(known[1])
+    named = re.search(r"condition=%?([\w.-]+)", rest)
+    does = {
+        kind: rest
+        for kind, _, rest in bodies.get(named[1] if named else "", ())
+        if kind not in ("parameter", "get-tuple-element")
+    }
+    if does.keys() != {"constant", "compare"} or "direction=LT" not in does["compare"]:
+        return None
+    limit = re.match(r"(\d+)\)", does["constant"])
+    return int(limit[1]) if limit else None
 
 
 def _groups(rest: str, devices: int) -> np.ndarray:

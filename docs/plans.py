@@ -48,7 +48,8 @@ PROFILES = """\
 These are the TPU compiler's estimates: the ten largest parts of the network and kinds of operation, in % of all cycles.
 It estimates none for attention kernels, for which a quarter of the peak is assumed; the table of blocks below has the
 cycles of their schedules, by which they reach 21 to 54 %. A row that says *before* is of a state before short attention
-was one kernel, norms were read once, and optimizer and averages were split over data.
+was one kernel, norms were read once, optimizer and averages were split over data by whole rows, and products were no
+longer cut into pieces between which arrays are sent.
 
 """
 STAND_IN = """\

@@ -48,8 +48,9 @@ PROFILES = """\
 These are the TPU compiler's estimates: the ten largest parts of the network and kinds of operation, in % of all cycles.
 It estimates none for attention kernels, for which a quarter of the peak is assumed; the table of blocks below has the
 cycles of their schedules, by which they reach 21 to 54 %. A row that says *before* is of a state before short attention
-was one kernel, norms were read once, optimizer and averages were split over data by whole rows, and products were no
-longer cut into pieces between which arrays are sent.
+was one kernel, norms were read once, optimizer and averages were split over data, and products were no longer cut into
+pieces between which arrays are sent. Since commit f26ac6a, optimizer and averages are split by whole rows, so that no
+kernel is transposed; the row of VidTwin does not have this yet.
 
 """
 STAND_IN = """\

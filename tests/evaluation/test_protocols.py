@@ -451,9 +451,12 @@ def test_two_hosts_together_measure_what_one_does(tmp_path, networks, monkeypatc
     assert [(row.metric, row.n, row.note) for row in one] == [
         (row.metric, row.n, row.note) for row in two
     ]
+    # The programs of one host and of two have batches of different sizes, so the float32 value of a clip may differ in
+    # its last place.
+    last = float(np.finfo(np.float32).eps)
     for first, second in zip(one, two):
         if first.value is not None:
-            assert second.value == pytest.approx(first.value, rel=1e-9, abs=1e-9), first.metric
+            assert second.value == pytest.approx(first.value, rel=last, abs=1e-9), first.metric
 
 
 def test_any_number_changes_the_digest():

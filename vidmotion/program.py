@@ -90,13 +90,13 @@ class Program:
                 inner = name not in outer
                 self.instructions.append(Instruction(kind, shape, rest, runs[name], inner))
                 told = _rounds(rest, bodies) if kind == "while" else None
-                rounds = told or 1
+                rounds = 1 if told is None else told
                 for how, names in _CALLED.findall(rest):
                     for called in (part.strip(" %") for part in names.strip("{}").split(",")):
                         runs[called] += rounds * runs[name]
                         if not inner and kind != "fusion" and (how != "to_apply" or kind == "call"):
                             outer.add(called)
-                        if kind == "while" and how == "body" and not told:
+                        if kind == "while" and how == "body" and told is None:
                             loops.append(called)
         self.unknown_loops = sum(self._counts(bodies, loop) for loop in loops)
 
@@ -254,15 +254,15 @@ def _rounds(rest: str, bodies: dict[str, list[tuple[str, str, str]]]) -> int | N
     """
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', rest):
         return int(known[1])
-    named = re.search(r"condition=%?([\w.-]+)", rest)
-    does = {
-        kind: rest
-        for kind, _, rest in bodies.get(named[1] if named else "", ())
+    condition = dict(_CALLED.findall(rest)).get("condition", "").strip(" %")
+    does = sorted(
+        (kind, rest)
+        for kind, _, rest in bodies.get(condition, ())
         if kind not in ("parameter", "get-tuple-element")
-    }
-    if does.keys() != {"constant", "compare"} or "direction=LT" not in does["compare"]:
+    )
+    if [kind for kind, _ in does] != ["compare", "constant"] or "direction=LT" not in does[0][1]:
         return None
-    limit = re.match(r"(\d+)\)", does["constant"])
+    limit = re.match(r"(\d+)\)", does[1][1])
     return int(limit[1]) if limit else None
 
 

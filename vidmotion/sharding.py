@@ -233,7 +233,7 @@ def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, str]:
 
     On TPUs, XLA does not cut products into pieces between which it sends arrays. Otherwise it does so with each
     gradient of a kernel that is scattered over ``data``, and the activations that the pieces share, such as GELU of the
-    hidden layer, are then computed again on their own: a block of `configs/sprites.py` then takes a tenth more cycles.
+    hidden layer, are computed again on their own: a block of `configs/sprites.py` then takes a tenth more cycles.
     """
     if isinstance(mesh, AbstractMesh):
         platform = jax.default_backend()

@@ -451,8 +451,7 @@ def test_two_hosts_together_measure_what_one_does(tmp_path, networks, monkeypatc
     assert [(row.metric, row.n, row.note) for row in one] == [
         (row.metric, row.n, row.note) for row in two
     ]
-    # The programs of one host and of two have batches of different sizes, so the float32 value of a clip may differ in
-    # its last place.
+    # The value of a clip is float32, and one that was computed twice has been seen to differ in its last place.
     last = float(np.finfo(np.float32).eps)
     for first, second in zip(one, two):
         if first.value is not None:

@@ -8,6 +8,7 @@ The kernel for short rows (`short_attention`) therefore leaves channels whole.
 Shape suffixes: n rows, l queries, s keys, h heads, d width of one head; b batch, t frames, p places.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -50,9 +51,15 @@ def attention(
     if forms.platform() == "gpu":
         if not narrow or mask_ns is not None or width % 8 or width > 128 or keys < CUDNN_KEYS:
             return None
-        return jax.nn.dot_product_attention(
-            q_nlhd, k_nshd, v_nshd, is_causal=causal, implementation="cudnn"
+
+        # Left to itself, XLA may split heads or channels, which the kernel refuses when it is compiled.
+        own = _on_each_device(
+            functools.partial(
+                jax.nn.dot_product_attention, is_causal=causal, implementation="cudnn"
+            ),
+            len(q_nlhd),
         )
+        return own and own(q_nlhd, k_nshd, v_nshd)
     if forms.platform() != "tpu":
         return None
     if narrow and queries * keys >= FLASH_LOGITS and not queries % LANES:

@@ -55,7 +55,7 @@ where = jax.sharding.SingleDeviceSharding(device)
 x = jax.ShapeDtypeStruct(tuple(shape), jnp.bfloat16, sharding=where)
 def both(g, *qkv):
     function = getattr(short_attention, name)
-    y, back = jax.vjp(lambda *qkv: function(*qkv, width, causal == "True"), *qkv)
+    y, back = jax.vjp(lambda *qkv: function(*qkv, width=width, scale=width**-0.5, causal=causal == "True"), *qkv)
     return y, back(g)
 traced = jax.jit(both).trace(x, x, x, x)
 print(traced.jaxpr)

@@ -84,6 +84,35 @@ def test_short_rows_may_see_other_rows():
     near(found, outcome(jax.nn.dot_product_attention, *exact), jnp.bfloat16)
 
 
+@pytest.mark.parametrize(("tokens", "width"), [(32, 64), (136, 32)])
+def test_a_bias_interpreted(tokens, width):
+    # Both rows in one step of the kernel's grid, or one in each; their gradients of the bias add up.
+    heads = 128 // width
+    shape = (2, tokens, heads, width)
+    qkv = arrays(9, shape, shape, shape, dtype=jnp.bfloat16)
+    (bias,) = arrays(10, (heads, tokens, tokens))
+
+    def kernel(q, k, v, bias):
+        with forms.of("tpu"):
+            assert fused.attention(q, k, v, bias_hls=bias) is not None
+            return attend(q, k, v, bias_hls=bias)
+
+    def plain(q, k, v, bias):
+        logits = jnp.einsum("nlhd,nshd->nhls", q, k) + bias[None]
+        return jnp.einsum("nhls,nshd->nlhd", jax.nn.softmax(logits), v)
+
+    qkv[0] = qkv[0] / width**0.5  # the logits are not scaled
+    exact = [x.astype(jnp.float32) for x in (*qkv, bias)]
+    with pltpu.force_tpu_interpret_mode():
+        found = outcome(kernel, *qkv, bias)
+    near(found, outcome(plain, *exact), jnp.bfloat16)
+    near(
+        outcome(lambda *given: attend(*given[:3], bias_hls=given[3]), *exact),
+        outcome(plain, *exact),
+        jnp.float32,
+    )
+
+
 @pytest.mark.parametrize(
     ("frames", "places", "causal"), [(1, 16, False), (4, 5, False), (12, 20, True)]
 )

@@ -33,6 +33,7 @@ def attend(
     mask_ns: jax.Array | None = None,
     limit: int = MAX_LOGITS,
     causal: bool = False,
+    bias_hls: jax.Array | None = None,
 ) -> jax.Array:
     """Computes softmax(q k' / sqrt(d)) v with bounded memory, in the form for the platform (`forms`, `fused`).
 
@@ -47,11 +48,18 @@ def attend(
       limit: the number of logits that a device may hold at once; it always holds at least those of one query.
       causal: whether query i attends only to keys up to i; cannot be combined with a mask. Unless a kernel is used, all
         logits are then held at once.
+      bias_hls: float32, added to the logits of all rows, which are then not scaled, as in T5: softmax(q k' + bias) v.
+        Unless a kernel is used, all logits are then held at once.
 
     Returns:
       (n, l, h, d) of the dtype of the values; the softmax is float32.
     """
-    y_nlhd = fused.attention(q_nlhd, k_nshd, v_nshd, mask_ns, causal)
+    y_nlhd = fused.attention(q_nlhd, k_nshd, v_nshd, mask_ns, causal, bias_hls)
+    mask_n11s = None if mask_ns is None else mask_ns[:, None, None]
+    if y_nlhd is None and bias_hls is not None:
+        return jax.nn.dot_product_attention(
+            q_nlhd, k_nshd, v_nshd, bias_hls[None], mask_n11s, scale=1.0, is_causal=causal
+        )
     if y_nlhd is None and causal:
         return jax.nn.dot_product_attention(q_nlhd, k_nshd, v_nshd, is_causal=True)
     if y_nlhd is None:
@@ -59,7 +67,6 @@ def attend(
     if y_nlhd is not None:
         return y_nlhd
     rows, queries, heads, width = q_nlhd.shape
-    mask_n11s = None if mask_ns is None else mask_ns[:, None, None]
     per_row = queries * heads * k_nshd.shape[1]
     shards = chunked_map.row_shards(rows)
     if rows // shards * per_row <= limit or not chunked_map.wanted():

@@ -34,6 +34,7 @@ def attention(
     v_nshd: jax.Array,
     mask_ns: jax.Array | None = None,
     causal: bool = False,
+    bias_hls: jax.Array | None = None,
 ) -> jax.Array | None:
     """Computes softmax(q k' / sqrt(d)) v in a form for the platform, or returns None where XLA's own form is better.
 
@@ -41,6 +42,7 @@ def attention(
       q_nlhd, k_nshd, v_nshd: queries, keys and values.
       mask_ns: bool, False for keys that are left out.
       causal: whether query i attends only to keys up to i.
+      bias_hls: float32, added to the logits of all rows, which are then not scaled; or None.
 
     Returns:
       (n, l, h, d) of the dtype of the values, or None.
@@ -48,8 +50,10 @@ def attention(
     queries, heads, width = q_nlhd.shape[1:]
     keys = k_nshd.shape[1]
     narrow = _narrow(q_nlhd, k_nshd, v_nshd)
+    scale = width**-0.5 if bias_hls is None else 1.0
     if forms.platform() == "gpu":
-        if not narrow or mask_ns is not None or width % 8 or width > 128 or keys < CUDNN_KEYS:
+        given = mask_ns is not None or bias_hls is not None
+        if given or not narrow or width % 8 or width > 128 or keys < CUDNN_KEYS:
             return None
 
         # Left to itself, XLA may split heads or channels, which the kernel refuses when it is compiled.
@@ -58,14 +62,17 @@ def attention(
                 jax.nn.dot_product_attention, is_causal=causal, implementation="cudnn"
             ),
             len(q_nlhd),
+            3,
         )
         return own and own(q_nlhd, k_nshd, v_nshd)
     if forms.platform() != "tpu":
         return None
-    if narrow and queries * keys >= FLASH_LOGITS and not queries % LANES:
+    long = queries * keys >= FLASH_LOGITS and not queries % LANES
+    if narrow and long and bias_hls is None:
         return _flash(q_nlhd, k_nshd, v_nshd, mask_ns, causal)
     if narrow and mask_ns is None and short_attention.fits(queries, keys, heads * width, width):
-        return _short(short_attention.rows, q_nlhd, k_nshd, v_nshd, causal)
+        kernel = functools.partial(short_attention.rows, scale=scale, causal=causal)
+        return _short(kernel, (q_nlhd, k_nshd, v_nshd), bias_hls)
     return None
 
 
@@ -79,7 +86,8 @@ def frames(
         return None
     if not short_attention.fits(tokens, tokens, heads * width, width):
         return None
-    return _short(short_attention.frames, q_btphd, k_btphd, v_btphd, causal)
+    kernel = functools.partial(short_attention.frames, scale=width**-0.5, causal=causal)
+    return _short(kernel, (q_btphd, k_btphd, v_btphd))
 
 
 def _narrow(*arrays: jax.Array) -> bool:
@@ -87,29 +95,36 @@ def _narrow(*arrays: jax.Array) -> bool:
     return all(x.dtype in (jnp.bfloat16, jnp.float16) for x in arrays)
 
 
-def _short(kernel, q, k, v, causal: bool) -> jax.Array | None:
+def _short(
+    kernel: Callable, qkv: tuple[jax.Array, ...], bias_hls: jax.Array | None = None
+) -> jax.Array | None:
     """Runs a kernel of `short_attention` on each device's rows, with heads and their channels as one axis."""
-    width = q.shape[-1]
+    shared = () if bias_hls is None else (bias_hls,)
 
-    def own(*qkv):
-        return kernel(*(x.reshape(*x.shape[:-2], -1) for x in qkv), width, causal).reshape(
-            qkv[0].shape
-        )
+    def own(*given):
+        rows, shared = given[:3], given[3:]
+        width = rows[0].shape[-1]
+        flat = (x.reshape(*x.shape[:-2], -1) for x in rows)
+        return kernel(*flat, *shared, width=width).reshape(rows[0].shape)
 
-    own = _on_each_device(own, len(q))
-    return own and own(q, k, v)
+    own = _on_each_device(own, len(qkv[0]), 3, len(shared))
+    return own and own(*qkv, *shared)
 
 
-def _on_each_device(own: Callable, rows: int) -> Callable | None:
-    """Returns `own` as a function that each device applies to its rows; None if they cannot be divided among them."""
+def _on_each_device(own: Callable, rows: int, cut: int, whole: int = 0) -> Callable | None:
+    """Returns `own` as a function that each device applies to its rows; None if they cannot be divided among them.
+
+    Of its arguments, the first `cut` are divided and the other `whole` are the same on every device.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     shards = chunked_map.row_shards(rows)
     if shards != math.prod(mesh.shape.get(axis, 1) for axis in chunked_map.BATCH_AXES):
         return None
     if shards == 1:
         return own
-    cut = PartitionSpec(chunked_map.BATCH_AXES)
-    return jax.shard_map(own, mesh=mesh, in_specs=cut, out_specs=cut, check_vma=False)
+    rows = PartitionSpec(chunked_map.BATCH_AXES)
+    specs = (*[rows] * cut, *[PartitionSpec()] * whole)
+    return jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
 
 
 def _flash(q_nlhd, k_nshd, v_nshd, mask_ns, causal: bool) -> jax.Array | None:
@@ -126,7 +141,7 @@ def _flash(q_nlhd, k_nshd, v_nshd, mask_ns, causal: bool) -> jax.Array | None:
         k_nshd, v_nshd = (jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))) for x in (k_nshd, v_nshd))
     sizes = _blocks(queries, keys + room)
 
-    def own(q_nlhd, k_nshd, v_nshd, mask_ns):
+    def own(q_nlhd, k_nshd, v_nshd, mask_ns=None):
         segments = None
         if mask_ns is not None:
             alike_nl = jnp.ones(q_nlhd.shape[:2], jnp.int32)
@@ -141,8 +156,9 @@ def _flash(q_nlhd, k_nshd, v_nshd, mask_ns, causal: bool) -> jax.Array | None:
         )
         return y_nhld.swapaxes(1, 2)
 
-    own = _on_each_device(own, rows)
-    return own and own(q_nlhd, k_nshd, v_nshd, mask_ns)
+    given = (q_nlhd, k_nshd, v_nshd) if mask_ns is None else (q_nlhd, k_nshd, v_nshd, mask_ns)
+    own = _on_each_device(own, rows, len(given))
+    return own and own(*given)
 
 
 def _blocks(queries: int, keys: int) -> flash.BlockSizes:

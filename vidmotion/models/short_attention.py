@@ -35,20 +35,17 @@ class Shape(NamedTuple):
 
     Attributes:
       width: the channels of a head; divides `LANES` or is a multiple of it.
+      scale: the factor of the logits.
       places: the places in a row, if tokens of different places do not see each other, or 0.
       count: the number of valid places, of which the last row may hold only some.
       causal: whether a query sees only keys up to its own place in the row (or, with places, its own frame).
     """
 
     width: int
+    scale: float
     places: int = 0
     count: int = 0
     causal: bool = False
-
-    @property
-    def scale(self) -> float:
-        """The factor of the logits, 1 / sqrt(width)."""
-        return self.width**-0.5
 
 
 def fits(queries: int, keys: int, channels: int, width: int) -> bool:
@@ -58,40 +55,61 @@ def fits(queries: int, keys: int, channels: int, width: int) -> bool:
 
 
 def rows(
-    q_blc: jax.Array, k_bsc: jax.Array, v_bsc: jax.Array, width: int, causal: bool = False
+    q_blc: jax.Array,
+    k_bsc: jax.Array,
+    v_bsc: jax.Array,
+    bias_hls: jax.Array | None = None,
+    *,
+    width: int,
+    scale: float,
+    causal: bool = False,
 ) -> jax.Array:
-    """Computes softmax(q k' / sqrt(width)) v for each row and each head of `width` channels: (b, l, c)."""
-    shape = Shape(width, causal=causal)
-    return _attention(*(x[:, None] for x in (q_blc, k_bsc, v_bsc)), shape)[:, 0]
+    """Computes softmax(scale q k' + bias) v for each row and each head of `width` channels: (b, l, c).
+
+    The bias is float32 and the same for all rows.
+    """
+    shape = Shape(width, scale, causal=causal)
+    return _attention(*(x[:, None] for x in (q_blc, k_bsc, v_bsc)), bias_hls, shape)[:, 0]
 
 
 def frames(
-    q_btpc: jax.Array, k_btpc: jax.Array, v_btpc: jax.Array, width: int, causal: bool = False
+    q_btpc: jax.Array,
+    k_btpc: jax.Array,
+    v_btpc: jax.Array,
+    *,
+    width: int,
+    scale: float,
+    causal: bool = False,
 ) -> jax.Array:
     """Computes the attention among the frames at each place, for each head of `width` channels: (b, t, p, c)."""
-    shape = Shape(width, PLACES, q_btpc.shape[2], causal)
-    return _attention(q_btpc, k_btpc, v_btpc, shape)
+    shape = Shape(width, scale, PLACES, q_btpc.shape[2], causal)
+    return _attention(q_btpc, k_btpc, v_btpc, None, shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attention(q_btpc, k_btpc, v_btpc, shape: Shape):
-    (y_btpc,) = _call(_forward, (q_btpc, k_btpc, v_btpc), 1, 2, shape)
-    return y_btpc
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attention(q_btpc, k_btpc, v_btpc, bias_hls, shape: Shape):
+    return _call(_forward, (q_btpc, k_btpc, v_btpc), 1, bias_hls, 2, shape)[0]
 
 
-def _attention_forward(q_btpc, k_btpc, v_btpc, shape):
-    return _attention(q_btpc, k_btpc, v_btpc, shape), (q_btpc, k_btpc, v_btpc)
+def _attention_forward(q_btpc, k_btpc, v_btpc, bias_hls, shape):
+    given = q_btpc, k_btpc, v_btpc, bias_hls
+    return _attention(*given, shape), given
 
 
 def _attention_backward(shape, saved, g_btpc):
-    return _call(_backward, (*saved, g_btpc), 3, 5, shape)
+    *qkv, bias_hls = saved
+    found = _call(_backward, (*qkv, g_btpc), 3, bias_hls, 5, shape)
+    return *found[:3], (None if bias_hls is None else found[3])
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
 
 
-def _call(body, arrays, outputs: int, products: int, shape: Shape):
-    """Runs `body` on blocks of the arrays; the results have the shapes of the first `outputs` arrays."""
+def _call(body, arrays, outputs: int, bias_hls, products: int, shape: Shape):
+    """Runs `body` on blocks of the arrays and on the bias, if there is one.
+
+    The results have the shapes of the first `outputs` arrays and, in the backward pass, of the bias.
+    """
     q_btpc, k_btpc = arrays[:2]
     batch, frames, places, channels = q_btpc.shape
     together = shape.places or places
@@ -101,56 +119,81 @@ def _call(body, arrays, outputs: int, products: int, shape: Shape):
     tiles = next(n for n in range(TILES * LANES // tile or 1, 0, -1) if channels % (n * tile) == 0)
     most = max(TOKENS // max(queries, keys), 1)
     many = next(n for n in range(most, 0, -1) if batch % n == 0)
-    grid = (batch // many, pl.cdiv(places, together), channels // (tiles * tile))
+    # The batch varies fastest, so that the steps that add to the same gradient of the bias follow each other.
+    grid = (pl.cdiv(places, together), channels // (tiles * tile), batch // many)
 
     def spec(x):
         block = (many, x.shape[1], shape.places or x.shape[2], tiles * tile)
-        return pl.BlockSpec(block, lambda i, j, k: (i, 0, j, k))
+        return pl.BlockSpec(block, lambda j, k, i: (i, 0, j, k))
 
-    per_head = batch * grid[1] * queries * keys
+    specs, results = [spec(x) for x in arrays], list(arrays[:outputs])
+    out_specs = specs[:outputs]
+    if bias_hls is not None:
+        block = (tiles * tile // shape.width, *bias_hls.shape[1:])
+        specs.append(pl.BlockSpec(block, lambda j, k, i: (k, 0, 0)))
+        arrays = (*arrays, bias_hls)
+        if body is _backward:
+            out_specs.append(specs[-1])
+            results.append(bias_hls)
+    per_head = batch * grid[0] * queries * keys
     return pl.pallas_call(
-        functools.partial(body, shape=shape),
+        functools.partial(body, biased=bias_hls is not None, shape=shape),
         grid=grid,
-        in_specs=[spec(x) for x in arrays],
-        out_specs=[spec(x) for x in arrays[:outputs]],
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays[:outputs]],
+        in_specs=specs,
+        out_specs=out_specs,
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=MEMORY),
         name="short_attention" + body.__name__,
         cost_estimate=pl.CostEstimate(
             flops=2 * products * per_head * max(channels, channels // shape.width * LANES),
             transcendentals=per_head * channels // shape.width,
-            bytes_accessed=sum(x.nbytes for x in (*arrays, *arrays[:outputs])),
+            bytes_accessed=sum(x.nbytes for x in (*arrays, *results)),
         ),
     )(*arrays)
 
 
-def _forward(q_ref, k_ref, v_ref, y_ref, *, shape: Shape):
-    for row, lanes in _tiles(q_ref, shape):
-        q_le, k_se, v_se = (_load(ref, row, lanes, shape) for ref in (q_ref, k_ref, v_ref))
+def _forward(*refs, biased: bool, shape: Shape):
+    *qkv, y_ref = refs
+    bias_ref = qkv.pop() if biased else None
+    for row, lanes in _tiles(qkv[0], shape):
+        q_le, k_se, v_se = (_load(ref, row, lanes, shape) for ref in qkv)
         y_le = 0.0
         for heads in _groups(len(k_se), shape):
-            weight_ls = _weights(q_le, _spread(k_se, heads, shape), heads, shape)
+            bias = [bias_ref[_number(lanes, head, shape)] for head in heads] if biased else []
+            weight_ls = _weights(q_le, _spread(k_se, heads, shape), bias, heads, shape)
             y_le += _product(weight_ls.astype(v_se.dtype), _spread(v_se, heads, shape))
         _store(y_ref, row, lanes, y_le)
 
 
-def _backward(q_ref, k_ref, v_ref, g_ref, dq_ref, dk_ref, dv_ref, *, shape: Shape):
-    for row, lanes in _tiles(q_ref, shape):
-        q_le, k_se, v_se, g_le = (
-            _load(ref, row, lanes, shape) for ref in (q_ref, k_ref, v_ref, g_ref)
-        )
+def _backward(*refs, biased: bool, shape: Shape):
+    given, (*found, dbias_ref) = refs[: 4 + biased], (*refs[4 + biased :], *[None] * (not biased))
+    bias_ref = given[4] if biased else None
+    if biased:
+
+        @pl.when(pl.program_id(2) == 0)
+        def _():
+            dbias_ref[...] = jnp.zeros_like(dbias_ref)
+
+    for row, lanes in _tiles(given[0], shape):
+        q_le, k_se, v_se, g_le = (_load(ref, row, lanes, shape) for ref in given[:4])
         dq_le, dk_se, dv_se = 0.0, 0.0, 0.0
         for heads in _groups(len(k_se), shape):
             k_fe, v_fe = (_spread(x, heads, shape) for x in (k_se, v_se))
-            weight_lf = _weights(q_le, k_fe, heads, shape)
+            numbers = [_number(lanes, head, shape) for head in heads]
+            bias = [bias_ref[number] for number in numbers] if biased else []
+            weight_lf = _weights(q_le, k_fe, bias, heads, shape)
             change_lf = _product(g_le, v_fe, (1, 1))
             mean_lf = _each(weight_lf * change_lf, heads, jnp.sum)
-            change_lf = (weight_lf * (change_lf - mean_lf) * shape.scale).astype(q_le.dtype)
+            change_lf = weight_lf * (change_lf - mean_lf)
+            if biased:
+                for number, change_ls in zip(numbers, jnp.split(change_lf, len(heads), 1)):
+                    dbias_ref[number] += change_ls
+            change_lf = (change_lf * shape.scale).astype(q_le.dtype)
             dq_le += _product(change_lf, k_fe)
             dk_se += _gather(_product(change_lf, q_le, (0, 0)), heads, shape)
             weight_lf = weight_lf.astype(g_le.dtype)
             dv_se += _gather(_product(weight_lf, g_le, (0, 0)), heads, shape)
-        for ref, value in ((dq_ref, dq_le), (dk_ref, dk_se), (dv_ref, dv_se)):
+        for ref, value in zip(found, (dq_le, dk_se, dv_se)):
             _store(ref, row, lanes, value)
 
 
@@ -162,12 +205,17 @@ def _tiles(ref, shape: Shape):
             yield row, slice(first, first + tile)
 
 
+def _number(lanes: slice, head: int, shape: Shape) -> int:
+    """Returns the number within its block of the tile's head `head`."""
+    return lanes.start // shape.width + head
+
+
 def _load(ref, row, lanes, shape: Shape):
     """Loads the tokens of a row, frame by frame; places beyond the last are zeros."""
     x_tpe = ref[row, :, :, lanes]
     if shape.count % (shape.places or 1):
         place = jax.lax.broadcasted_iota(jnp.int32, x_tpe.shape, 1)
-        valid = place + pl.program_id(1) * shape.places < shape.count
+        valid = place + pl.program_id(0) * shape.places < shape.count
         x_tpe = jnp.where(valid, x_tpe, jnp.zeros_like(x_tpe))
     return x_tpe.reshape(-1, x_tpe.shape[-1])
 
@@ -202,9 +250,11 @@ def _own(x_se, head: int, shape: Shape):
     return jnp.where(jax.lax.div(lane, shape.width) == head, x_se, jnp.zeros_like(x_se))
 
 
-def _weights(q_le, k_fe, heads, shape: Shape):
-    """Returns the weights (l, f) of the heads' keys, float32."""
+def _weights(q_le, k_fe, bias, heads, shape: Shape):
+    """Returns the weights (l, f) of the heads' keys, float32; `bias` has one (l, s) for each head, or is empty."""
     logits_lf = _product(q_le, k_fe, (1, 1)) * shape.scale
+    if bias:
+        logits_lf += jnp.concatenate(bias, 1)
     keys = k_fe.shape[0] // len(heads)
     query = jax.lax.broadcasted_iota(jnp.int32, logits_lf.shape, 0)
     key = jax.lax.rem(jax.lax.broadcasted_iota(jnp.int32, logits_lf.shape, 1), keys)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from vidmotion.models.attention import attend
 from vidmotion.models.layers import attention, mlp
 
 # BCD, Tables A4 and A5 (head_dim = width / heads). Use it as T5Encoder(**SIZES["bcd_lrs3"]).
@@ -61,7 +62,7 @@ def _dense(features: int, stddev: float, dtype: DTypeLike, name: str) -> nn.Dens
 class RelativeBias(nn.Module):
     """An attention bias looked up by the bucket of the relative position; one table serves all layers.
 
-    `__call__(tokens)` returns float32 (1, heads, tokens, tokens), to be added to the logits.
+    `__call__(tokens)` returns float32 (heads, tokens, tokens), to be added to the logits.
     """
 
     width: int  # the encoder's width, which sets the scale of the initial table
@@ -77,13 +78,13 @@ class RelativeBias(nn.Module):
         by_distance = table[relative_buckets(distance, self.buckets, self.max_distance)]
         position = jnp.arange(tokens)
         index_nn = position[None, :] - position[:, None] + (tokens - 1)
-        return by_distance[index_nn].transpose(2, 0, 1)[None]
+        return by_distance[index_nn].transpose(2, 0, 1)
 
 
 class Attention(nn.Module):
     """Full self-attention without biases and without the 1/sqrt(head_dim) scale.
 
-    `__call__(x_bnd, bias, mask)` takes a bias (1, h, n, n) float32 and a mask, bool (b, 1, 1, n) or None.
+    `__call__(x_bnd, bias, mask)` takes a bias (h, n, n) float32 and a mask, bool (b, n) or None.
     The softmax is computed in float32; there is no dropout on its weights.
     """
 
@@ -92,7 +93,9 @@ class Attention(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x_bnd: jax.Array, bias: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x_bnd: jax.Array, bias_hnn: jax.Array, mask_bn: jax.Array | None
+    ) -> jax.Array:
         width, inner = x_bnd.shape[-1], self.heads * self.head_dim
 
         def dense(features: int, name: str) -> nn.Dense:
@@ -106,7 +109,7 @@ class Attention(nn.Module):
             dense=dense,
             out=lambda features, name: _dense(features, inner**-0.5, self.dtype, name),
             width=inner,
-            attend=lambda q, k, v: jax.nn.dot_product_attention(q, k, v, bias, mask, scale=1.0),
+            attend=lambda q, k, v: attend(q, k, v, mask_bn, bias_hls=bias_hnn),
         )
 
 
@@ -122,14 +125,14 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_bnd: jax.Array, bias: jax.Array, mask: jax.Array | None, deterministic: bool
+        self, x_bnd: jax.Array, bias_hnn: jax.Array, mask_bn: jax.Array | None, deterministic: bool
     ) -> jax.Array:
         width = x_bnd.shape[-1]
         norm = functools.partial(nn.RMSNorm, epsilon=self.eps, dtype=self.dtype)
         drop = functools.partial(nn.Dropout, self.dropout, deterministic=deterministic)
 
         y = norm(name="attention_norm")(x_bnd)
-        y = Attention(self.heads, self.head_dim, self.dtype, name="attention")(y, bias, mask)
+        y = Attention(self.heads, self.head_dim, self.dtype, name="attention")(y, bias_hnn, mask_bn)
         x_bnd = x_bnd + drop(name="attention_dropout")(y)
 
         y = norm(name="mlp_norm")(x_bnd)
@@ -204,10 +207,9 @@ class T5Encoder(nn.Module):
         drop = functools.partial(nn.Dropout, self.dropout, deterministic=deterministic)
         block = nn.remat(Block, static_argnums=(4,)) if self.remat else Block
 
-        bias = RelativeBias(
+        bias_hnn = RelativeBias(
             self.width, self.heads, self.buckets, self.max_distance, name="relative_bias"
         )(x_bnd.shape[1])
-        mask = None if mask_bn is None else mask_bn[:, None, None, :]
         x_bnd = drop(name="input_dropout")(x_bnd.astype(self.dtype))
         for i in range(self.layers):
             x_bnd = block(
@@ -218,6 +220,6 @@ class T5Encoder(nn.Module):
                 self.eps,
                 self.dtype,
                 name=f"layer_{i}",
-            )(x_bnd, bias, mask, deterministic)
+            )(x_bnd, bias_hnn, mask_bn, deterministic)
         x_bnd = nn.RMSNorm(epsilon=self.eps, dtype=self.dtype, name="final_norm")(x_bnd)
         return drop(name="output_dropout")(x_bnd)

@@ -11,7 +11,7 @@ from quick import random_like
 from scipy.special import softmax
 
 from vidmotion import paths
-from vidmotion.models import layers
+from vidmotion.models import forms, layers
 
 dense = nn.Dense
 
@@ -44,22 +44,22 @@ def layer(p, name, x):
     return x @ p[f"{name}/kernel"] + p[f"{name}/bias"]
 
 
-@pytest.mark.parametrize("names", [layers.SEPARATE, layers.FUSED, "context"], ids=str)
-def test_attention_is_numpys_one_head_at_a_time(names):
+@pytest.mark.parametrize("kind", ["three layers", "one layer", "context"])
+def test_attention_is_numpys_one_head_at_a_time(kind):
     x = inputs(2, 3, 5, 8)
-    context = inputs(2, 3, 4, 6, seed=1) if names == "context" else None
-    names = layers.SEPARATE if names == "context" else names
-    function = functools.partial(layers.attention, heads=2, dense=dense, names=names, width=4)
+    context = inputs(2, 3, 4, 6, seed=1) if kind == "context" else None
+    split = forms.Split if kind == "one layer" else None
+    function = functools.partial(layers.attention, heads=2, dense=dense, split=split, width=4)
     if context is not None:
         got, p = applied(lambda x, context: function(x[0], context[0]), x, context)
         x, read = x[0], context[0]
     else:
         got, p = applied(lambda x: function(x[0]), x)
         x = read = x[0]
-    if names == layers.FUSED:
+    if split:
         q, k, v = np.split(layer(p, "qkv", x), 3, axis=-1)
     else:
-        q, k, v = (layer(p, name, y) for name, y in zip(names, (x, read, read)))
+        q, k, v = (layer(p, name, y) for name, y in zip(layers.SEPARATE, (x, read, read)))
     out = np.empty_like(q)
     for b in range(3):
         for head in (np.s_[:, :2], np.s_[:, 2:]):

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from vidmotion.models import forms
 from vidmotion.models.attention import attend, attend_frames
-from vidmotion.models.layers import FUSED, AdaLN, attention, mlp, split_dense, stack, zeros
+from vidmotion.models.layers import AdaLN, attention, mlp, split_dense, stack, zeros
 
 # Width, depth and heads of the DiT paper's Table 1; the patch size is a field of its own.
 SIZES = {
@@ -204,9 +204,7 @@ class Block(nn.Module):
         dense = functools.partial(nn.Dense, kernel_init=xavier, dtype=self.dtype)
         h = group_norm(x_btnd, self.groups, *before_attention)
         split = functools.partial(forms.Split, kernel_init=xavier, dtype=self.dtype)
-        h = attention(
-            h, heads=self.heads, dense=dense, names=FUSED, split=split, attend=self._attend
-        )
+        h = attention(h, heads=self.heads, dense=dense, split=split, attend=self._attend)
         x_btnd = x_btnd + gate_attention * h
         h = group_norm(x_btnd, self.groups, *before_mlp)
         return x_btnd + gate_mlp * mlp(h, self.mlp_dim, dense=dense)

@@ -22,7 +22,6 @@ from jax.typing import DTypeLike
 Dense = Callable[..., Callable[[jax.Array], jax.Array]]
 SEPARATE = ("query", "key", "value")
 SHORT = ("q", "k", "v")
-FUSED = ("qkv",)
 zeros = nn.initializers.zeros
 
 
@@ -46,9 +45,9 @@ def attention(
       heads: the number of heads; divides `width`.
       dense: makes the layers of queries, keys and values.
       out: makes the last layer, ``out``; None means `dense`.
-      names: the names of the layers of queries, keys and values, or the name of the single layer that makes all three
-        from `x_lc`.
-      split: makes a single layer that returns queries, keys and values apart, such as `forms.Split`; None uses `dense`.
+      names: the names of the layers of queries, keys and values.
+      split: makes a single layer, ``qkv``, that returns queries, keys and values apart, such as `forms.Split`, in place
+        of the three layers of `dense`; then there is no context.
       width: the width of all heads together; 0 means the width of `x_lc`.
       attend: the function that maps queries (..., l, h, d), keys and values (..., s, h, d) to (..., l, h, d).
 
@@ -58,17 +57,11 @@ def attention(
     channels = x_lc.shape[-1]
     width = width or channels
     if split:
-        parts = split(width, name=names[0])(x_lc)
-        q, k, v = (rearrange(part, "... l (h d) -> ... l h d", h=heads) for part in parts)
-    elif len(names) == 1:
-        qkv = dense(3 * width, name=names[0])(x_lc)
-        q, k, v = rearrange(qkv, "... l (z h d) -> z ... l h d", z=3, h=heads)
+        parts = split(width, name="qkv")(x_lc)
     else:
         read = (x_lc, *(2 * [x_lc if context_sc is None else context_sc]))
-        q, k, v = (
-            rearrange(dense(width, name=name)(y), "... l (h d) -> ... l h d", h=heads)
-            for name, y in zip(names, read)
-        )
+        parts = (dense(width, name=name)(y) for name, y in zip(names, read))
+    q, k, v = (rearrange(part, "... l (h d) -> ... l h d", h=heads) for part in parts)
     y_lc = rearrange(attend(q, k, v), "... l h d -> ... l (h d)")
     return (out or dense)(channels, name="out")(y_lc)
 

@@ -17,8 +17,10 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
 
+from vidmotion.models import forms
+from vidmotion.models.attention import attend
 from vidmotion.models.dit import sincos_2d
-from vidmotion.models.layers import FUSED, attention, mlp
+from vidmotion.models.layers import attention, mlp
 
 WIDE = ("tight_frame", "truncate")
 TRANSFERS = ("difference", "sum")
@@ -103,7 +105,8 @@ class Block(nn.Module):
         dense = functools.partial(nn.Dense, kernel_init=_init, dtype=self.dtype)
         norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
         y = norm(name="attention_norm")(x_bnd)
-        x_bnd = x_bnd + attention(y, heads=self.heads, dense=dense, names=FUSED)
+        split = functools.partial(forms.Split, kernel_init=_init, dtype=self.dtype)
+        x_bnd = x_bnd + attention(y, heads=self.heads, dense=dense, split=split, attend=attend)
         y = norm(name="mlp_norm")(x_bnd)
         return x_bnd + mlp(y, 4 * x_bnd.shape[-1], dense=dense)
 

@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from vidmotion.models import forms
 from vidmotion.models.attention import attend, attend_frames
 from vidmotion.models.dit import sincos_1d
-from vidmotion.models.layers import FUSED, attention, mlp, plain_norm, stack
+from vidmotion.models.layers import attention, mlp, plain_norm, stack
 
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros
@@ -81,7 +81,6 @@ class Attention(nn.Module):
             heads=self.heads,
             dense=dense,
             out=functools.partial(dense, kernel_init=zeros if self.temporal else xavier),
-            names=FUSED,
             split=functools.partial(forms.Split, kernel_init=xavier, dtype=self.dtype),
             attend=self._attend_on_cpu if forms.on_cpu() else self._attend,
         )

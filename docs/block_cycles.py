@@ -116,8 +116,12 @@ def cycles(name: str, target: targets.Target) -> dict[str, int]:
         with forms.of("tpu"):
             return jax.grad(loss, (0, 1))(*arguments)
 
-    traced = jax.jit(sharding.OnMesh(gradients, mesh)).trace(variables, *given)
-    program = Program(traced.lower(lowering_platforms=target.lowering).compile().as_text())
+    # As in training, the gradients of parameters are scattered over the devices, each of which updates its share.
+    scattered = jax.tree.map(lambda leaf: sharding.also_over_data(leaf, leaf.sharding), variables)
+    step = jax.jit(sharding.OnMesh(gradients, mesh), out_shardings=(scattered, given[0].sharding))
+    lowered = step.trace(variables, *given).lower(lowering_platforms=target.lowering)
+    compiled = lowered.compile(compiler_options=sharding.compiler_options(mesh))
+    program = Program(compiled.as_text())
     found = Counter()
     for _, kind, count in program.cycles():
         found[kind] += count
@@ -135,6 +139,7 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--record", required=True, help="JSON file to write")
     parser.add_argument("--label", required=True, help="what the measured state changes")
+    parser.add_argument("--block", choices=BLOCKS, help="measure this block alone")
     arguments = parser.parse_args()
     record = Path(arguments.record)
     want = _shared.trunk().plan
@@ -150,7 +155,7 @@ def main() -> None:
         "cycles": {},
     }
     record.parent.mkdir(parents=True, exist_ok=True)
-    for name in BLOCKS:
+    for name in [arguments.block] if arguments.block else BLOCKS:
         content["cycles"][name] = cycles(name, target)
         record.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec
 PyTree = Any
 BATCH_AXES = ("data", "fsdp")  # the axes of the mesh over which the batch is cut
 _WHOLE = contextvars.ContextVar("whole", default=False)
+_OWN = contextvars.ContextVar("own", default=False)
 
 
 @contextlib.contextmanager
@@ -39,11 +40,24 @@ def wanted() -> bool:
 def row_shards(rows: int) -> int:
     """Return the number of devices over which an axis is cut that is the batch, or the batch merged with later axes.
 
-    `rows` is the length of the axis. The number is 1 outside of `sharding.OnMesh`, and if the mesh does not divide it.
+    `rows` is the length of the axis. The number is 1 outside of `sharding.OnMesh`, if the mesh does not divide it, and
+    in a function that `each` applies to a row, all of which is on one device.
     """
     mesh = jax.sharding.get_abstract_mesh()
     shards = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
-    return 1 if rows % shards else shards
+    return 1 if rows % shards or _OWN.get() else shards
+
+
+def on_own_rows(x: jax.Array) -> jax.Array:
+    """Return an array whose leading axis is the batch, or the batch merged with later axes, and which stays cut by it.
+
+    Where kernels are cut over ``fsdp``, XLA may otherwise cut the channels of what they compute, and then each device
+    holds the channels of all rows: many times the memory of a gathered kernel.
+    """
+    if row_shards(len(x)) == 1:
+        return x
+    free = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *free))
 
 
 def cuts(length: int, values: int, limit: int) -> int:
@@ -76,6 +90,14 @@ def each(
     """
     if not wanted():
         return jax.vmap(function)(rows)
+    token = _OWN.set(True)
+    try:
+        return _each(function, rows, size, shards)
+    finally:
+        _OWN.reset(token)
+
+
+def _each(function, rows, size, shards):
     if shards == 1:
         return jax.lax.map(function, rows, batch_size=size)
 

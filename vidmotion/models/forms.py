@@ -284,6 +284,7 @@ class Dense(nn.Dense):
             y = jax.lax.dot_general(x, kernel_cd, (((x.ndim - 1,), (0,)), ((), ())))
         else:
             y = _product(x.reshape(-1, x.shape[-1]), kernel_cd).reshape(*x.shape[:-1], -1)
+        y = chunked_map.on_own_rows(y)
         if not self.use_bias:
             return y
         return biased(y, self.param("bias", self.bias_init, (self.features,), self.param_dtype))
@@ -317,7 +318,10 @@ class Split(nn.Module):
         if on_cpu():
             return tuple(jnp.split(biased(x @ kernel_cd, bias_d), self.parts, axis=-1))
         kernels, biases = (jnp.split(y, self.parts, axis=-1) for y in (kernel_cd, bias_d))
-        return tuple(biased(x @ kernel, bias) for kernel, bias in zip(kernels, biases))
+        return tuple(
+            biased(chunked_map.on_own_rows(x @ kernel), bias)
+            for kernel, bias in zip(kernels, biases)
+        )
 
 
 class Conv(nn.Conv):
@@ -331,7 +335,7 @@ class Conv(nn.Conv):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., c) -> (..., features)."""
-        y = super().__call__(x)
+        y = chunked_map.on_own_rows(super().__call__(x))
         return biased(y, self.param("bias", self.bias_init, (self.features,), self.param_dtype))
 
 

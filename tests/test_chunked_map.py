@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from vidmotion import chunked_map, sharding
+from vidmotion.models import forms
 from vidmotion.models.attention import attend
+from vidmotion.models.blocks import Upsample
 
 
 def test_a_program_on_a_mesh_knows_over_how_many_devices_rows_are_cut():
@@ -51,6 +53,42 @@ def test_each_device_goes_through_its_own_rows(rows, size):
     # Without `row_shards`, the loop over the rows brings every row to every device.
     naive = jax.jit(sharding.OnMesh(lambda x: chunked_map.each(halved, (x, x), size), mesh))
     assert "all-gather" in naive.lower(x).compile().as_text()
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(Upsample(), (16, 4, 4, 16)), (forms.Dense(16), (16, 4, 16)), (forms.Split(16), (16, 4, 16))],
+    ids=["Upsample", "Dense", "Split"],
+)
+def test_layers_with_kernels_cut_over_devices_keep_their_rows(layer, shape):
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 8})
+    x = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding.batch(mesh))
+    kernels = jax.eval_shape(lambda: layer.init(jax.random.key(0), jnp.zeros(shape)))["params"]
+    where = sharding.of_params(kernels, sharding.DEFAULT_RULES, mesh)
+    kernels = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        kernels,
+        where,
+    )
+
+    def both(kernels, x):
+        y, back = jax.vjp(lambda x: layer.apply({"params": kernels}, x), x)
+        return y, back(y)
+
+    program = jax.jit(sharding.OnMesh(both, mesh)).lower(kernels, x).compile()
+    # Left to itself, XLA cuts the channels of Upsample's result, and the gradient not at all.
+    assert all(cut.spec[:1] == ("fsdp",) for cut in jax.tree.leaves(program.output_shardings))
+
+
+def test_inside_a_piece_there_are_no_rows_to_cut():
+    mesh, seen = sharding.make_mesh({"data": 8}), []
+
+    def look(x):
+        seen.append(chunked_map.row_shards(8))
+        return x
+
+    jax.jit(sharding.OnMesh(lambda x: chunked_map.each(look, x, 1, 8), mesh))(jnp.ones(8))
+    assert seen == [1]
 
 
 def test_operations_are_counted_as_if_all_at_once():

@@ -39,6 +39,7 @@ Memory, kernels and traffic are those of the program that the chip would run. On
 cycles that the compiler estimates, at the clock at which the chip reaches its published peak. A GPU's compiler
 estimates nothing, so on a GPU the step is the largest of compute at the assumed share of the peak, memory traffic and
 communication. `of peak` counts the model's FLOPs, without recomputation. `compile` is wall time on two shared cores.
+A row that says *before* is of an earlier state of this project.
 
 """
 PROFILES = """\
@@ -47,10 +48,11 @@ PROFILES = """\
 
 These are the TPU compiler's estimates: the ten largest parts of the network and kinds of operation, in % of all cycles.
 It estimates none for attention kernels, for which a quarter of the peak is assumed; the table of blocks below has the
-cycles of their schedules, by which they reach 21 to 54 %. A row that says *before* is of a state before short attention
-was one kernel, norms were read once, optimizer and averages were split over data, and products were no longer cut into
-pieces between which arrays are sent. Since commit f26ac6a, optimizer and averages are split by whole rows, so that no
-kernel is transposed; the row of VidTwin does not have this yet.
+cycles of their schedules, by which they reach 21 to 54 %. For `sprites`, `lrs3` and `vidtwin-base`, *before* is a state
+before short attention was one kernel, norms were read once, optimizer and averages were split over data, and products
+were no longer cut into pieces between which arrays are sent. For `warpface`, the motion encoder's attention became one
+kernel, and norms of bfloat16 activations are read once. Since commit f26ac6a, optimizer and averages are split by whole
+rows, so that no kernel is transposed; the row of VidTwin does not have this yet.
 
 """
 STAND_IN = """\
@@ -85,7 +87,7 @@ kinds of operation are in brackets, in millions.
 
 """
 OWN_COLUMNS = (
-    "config|chips|batch|peak, GiB|fits|fused attention|products|GB sent per device|cycles|"
+    "config|chips|state|batch|peak, GiB|fits|fused attention|products|GB sent per device|cycles|"
     "forecast step|of peak|compile, s|compiler|commit"
 )
 BLOCKS_COLUMNS = "block|change|cycles|of the first|commit"
@@ -99,12 +101,13 @@ MEASURED_COLUMNS = (
 )
 
 
-def own_row(name: str, plan: dict) -> str:
+def own_row(name: str, plan: dict, state: str) -> str:
     """Returns the table row of a plan that the chip's own compiler made."""
     known = "kernels" in plan
     moved = sum(plan["moved_bytes"].values()) if known else 0
     cells = [
         *_place(name, plan),
+        state,
         plan["batch_size"],
         f"{plan['peak_bytes'] / GIB:.2f}",
         "yes" if plan["fits"] else "no",
@@ -216,18 +219,17 @@ def build(folder: Path = HERE / "plans") -> str:
     earlier = {
         path.stem: json.loads(path.read_text()) for path in (folder / "before").glob("*.json")
     }
-    timed = sorted({name for name in own if "cycles" in plans[name]} | earlier.keys())
+    both = [
+        (name, states[name], state)
+        for name in sorted({*own, *earlier})
+        for state, states in (("before", earlier), ("now", plans))
+        if name in states
+    ]
     text = INTRODUCTION
-    if own:
-        text += OWN + _rows(OWN_COLUMNS, (own_row(name, plans[name]) for name in own))
-    if timed:
-        rows = [
-            profile_row(name, states[name], state)
-            for name in timed
-            for state, states in (("before", earlier), ("now", plans))
-            if name in states
-        ]
-        text += PROFILES + _rows(PROFILES_COLUMNS, rows)
+    if both:
+        text += OWN + _rows(OWN_COLUMNS, (own_row(*one) for one in both))
+        timed = [one for one in both if "cycles" in one[1]]
+        text += PROFILES + _rows(PROFILES_COLUMNS, (profile_row(*one) for one in timed))
     if blocks := block_rows(folder / "blocks"):
         text += BLOCKS + _rows(BLOCKS_COLUMNS, blocks)
     if stand_in:

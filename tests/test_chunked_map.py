@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from vidmotion import chunked_map, sharding
-from vidmotion.models import forms
-from vidmotion.models.attention import attend
+from vidmotion.models.attention import Attention, FeedForward, attend
 from vidmotion.models.blocks import Upsample
 
 
@@ -57,8 +56,8 @@ def test_each_device_goes_through_its_own_rows(rows, size):
 
 @pytest.mark.parametrize(
     ("layer", "shape"),
-    [(Upsample(), (16, 4, 4, 16)), (forms.Dense(16), (16, 4, 16)), (forms.Split(16), (16, 4, 16))],
-    ids=["Upsample", "Dense", "Split"],
+    [(Upsample(), (16, 4, 4, 16)), (Attention(2), (16, 4, 16)), (FeedForward(), (16, 4, 16))],
+    ids=["Upsample", "Attention", "FeedForward"],
 )
 def test_layers_with_kernels_cut_over_devices_keep_their_rows(layer, shape):
     mesh = sharding.make_mesh({"data": 1, "fsdp": 8})

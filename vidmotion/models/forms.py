@@ -318,10 +318,7 @@ class Split(nn.Module):
         if on_cpu():
             return tuple(jnp.split(biased(x @ kernel_cd, bias_d), self.parts, axis=-1))
         kernels, biases = (jnp.split(y, self.parts, axis=-1) for y in (kernel_cd, bias_d))
-        return tuple(
-            biased(chunked_map.on_own_rows(x @ kernel), bias)
-            for kernel, bias in zip(kernels, biases)
-        )
+        return tuple(biased(x @ kernel, bias) for kernel, bias in zip(kernels, biases))
 
 
 class Conv(nn.Conv):

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
 
+from vidmotion.chunked_map import on_own_rows
+
 Dense = Callable[..., Callable[[jax.Array], jax.Array]]
 SEPARATE = ("query", "key", "value")
 SHORT = ("q", "k", "v")
@@ -61,9 +63,9 @@ def attention(
     else:
         read = (x_lc, *(2 * [x_lc if context_sc is None else context_sc]))
         parts = (dense(width, name=name)(y) for name, y in zip(names, read))
-    q, k, v = (rearrange(part, "... l (h d) -> ... l h d", h=heads) for part in parts)
+    q, k, v = (rearrange(on_own_rows(part), "... l (h d) -> ... l h d", h=heads) for part in parts)
     y_lc = rearrange(attend(q, k, v), "... l h d -> ... l (h d)")
-    return (out or dense)(channels, name="out")(y_lc)
+    return on_own_rows((out or dense)(channels, name="out")(y_lc))
 
 
 def mlp(
@@ -85,8 +87,8 @@ def mlp(
       names: the names of the two layers.
       activation: the function applied between the two layers; GELU in its tanh form by default.
     """
-    y = activation(dense(hidden, name=names[0])(x_lc))
-    return (out or dense)(x_lc.shape[-1], name=names[1])(y)
+    y = activation(on_own_rows(dense(hidden, name=names[0])(x_lc)))
+    return on_own_rows((out or dense)(x_lc.shape[-1], name=names[1])(y))
 
 
 def plain_norm(

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vidmotion import chunked_map
+
 EPSILON = 1e-4  # least length of a vector in the power iteration, as in the pose descriptors' code
 # The number of iterations at initialisation: from random vectors, one would give a poor estimate.
 WARM_UP = 15
@@ -98,7 +100,7 @@ class SpectralConv(nn.Module):
             [(half, half)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + bias.astype(self.dtype)[None, None, None]
+        return chunked_map.on_own_rows(y) + bias.astype(self.dtype)[None, None, None]
 
 
 class Block(nn.Module):

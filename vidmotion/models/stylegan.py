@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vidmotion import chunked_map
+
 EPSILON = 1e-8
 GAIN = 2.0**0.5  # after leaky ReLU, so that activations keep their variance
 
@@ -98,6 +100,7 @@ class ModulatedConv(nn.Module):
             lhs_dilation=(2, 2) if self.up else (1, 1),
             dimension_numbers=_DIMENSIONS,
         )
+        x = chunked_map.on_own_rows(x)
         if self.up:
             x = _low_pass(x)  # 2h + 1 rows become 2h
         if self.demodulate:
@@ -166,6 +169,7 @@ class Synthesis(nn.Module):
         count = len(style_ns)
         constant = self.param("constant", _normal, (4, 4, self._width(4)))
         x = jnp.broadcast_to(constant[None], (count, *constant.shape)).astype(self.dtype)
+        x = chunked_map.on_own_rows(x)
         x = StyledConv(self._width(4), dtype=self.dtype, name="conv_4")(x, style_ns)
         rgb = self._colours(x, style_ns, 4) if self.colours else None
         side = 8

@@ -39,7 +39,9 @@ Memory, kernels and traffic are those of the program that the chip would run. On
 cycles that the compiler estimates, at the clock at which the chip reaches its published peak. A GPU's compiler
 estimates nothing, so on a GPU the step is the largest of compute at the assumed share of the peak, memory traffic and
 communication. `of peak` counts the model's FLOPs, without recomputation. `compile` is wall time on two shared cores.
-A row that says *before* is of an earlier state of this project.
+A row that says *before* is of an earlier state of this project. On GPUs, what has changed since is that layers whose
+kernels are split over devices keep the batch split too; before, XLA split channels and brought whole batches to every
+device.
 
 """
 PROFILES = """\

@@ -102,7 +102,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "prediction": "eps",
             "steps": 40,  # DDIM
             "compute": "bfloat16",  # not in paper
-            "remat": True,
+            "remat": False,
         }
     )
     config.optimizer = ConfigDict(

@@ -6,6 +6,7 @@ r"""Builds docs/hardware.md from the plans in docs/plans, so that no number on t
         --config.plan.devices=8 --config.plan.fit=False --config.plan.record=docs/plans/lrs3-h100-8.json
     python -m vidmotion.main --mode=plan --config=configs/heads.py:demo --config.plan.devices=1 \
         --config.plan.fit=False --config.plan.measure=True --config.plan.record=docs/plans/heads_demo-1.json
+    python -m vidmotion.bench --config=heads:demo --out=docs/plans/bench
     python docs/plans.py
 """
 
@@ -53,7 +54,8 @@ It estimates none for attention kernels, for which a quarter of the peak is assu
 cycles of their schedules, by which they reach 21 to 54 %. For `sprites`, `lrs3` and `vidtwin-base`, *before* is a state
 before short attention was one kernel, norms were read once, optimizer and averages were split over data, and products
 were no longer cut into pieces between which arrays are sent. For `warpface`, the motion encoder's attention became one
-kernel, and norms of bfloat16 activations are read once. Since commit f26ac6a, optimizer and averages are split by whole
+kernel, and norms of bfloat16 activations are read once. `warpface-64` has a batch of 64 instead of 72, so that each chip
+gets eight pictures, and computes no activations again, as has the recipe since then. Since commit f26ac6a, optimizer and averages are split by whole
 rows, so that no kernel is transposed; the row of VidTwin does not have this yet.
 
 """
@@ -79,6 +81,14 @@ for the program that then ran, optimised as in training. `measured` is the size 
 networks, batch) plus the growth of the process's resident memory over two updates.
 
 """
+BENCH = """\
+
+## Timed on a device
+
+These updates ran, by `python -m vidmotion.bench`: the median of the steps, with the shortest and the longest. On
+accelerators, the record also has the forecast above.
+
+"""
 BLOCKS = """\
 
 ## One block, change by change
@@ -91,6 +101,9 @@ kinds of operation are in brackets, in millions.
 OWN_COLUMNS = (
     "config|chips|state|batch|peak, GiB|fits|fused attention|products|GB sent per device|cycles|"
     "forecast step|of peak|compile, s|compiler|commit"
+)
+BENCH_COLUMNS = (
+    "config|device|batch|step, s|steps|examples/s|model TFLOP/s|compile, s|forecast, s|jax|commit"
 )
 BLOCKS_COLUMNS = "block|change|cycles|of the first|commit"
 PROFILES_COLUMNS = "config|chips|state|cycles|of peak|largest parts, %|largest kinds, %|commit"
@@ -211,6 +224,26 @@ def measured_row(name: str, plan: dict) -> str:
     return _line(cells)
 
 
+def bench_row(name: str, record: dict) -> str:
+    """Returns the table row of a record of `vidmotion.bench`."""
+    step = record["step_seconds"]
+    expected = record["forecast"]
+    cells = [
+        name,
+        f"{record['devices']} x {record['device_kind']}",
+        record["batch_size"],
+        f"{step['median']:.3g} ({step['min']:.3g} to {step['max']:.3g})",
+        record["steps"],
+        f"{record['examples_per_second']:.3g}",
+        f"{record['model_tflops']:.3g}",
+        f"{record['compile_seconds']:.0f}",
+        f"{expected['step_seconds']:.3g}" if expected else "-",
+        record["libraries"]["jax"],
+        _commit(record),
+    ]
+    return _line(cells)
+
+
 def build(folder: Path = HERE / "plans") -> str:
     """Returns the text of the page."""
     plans = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
@@ -242,6 +275,9 @@ def build(folder: Path = HERE / "plans") -> str:
         text += MEASURED + _rows(
             MEASURED_COLUMNS, (measured_row(n.rpartition("-")[0], plans[n]) for n in weighed)
         )
+    if timed := sorted((folder / "bench").glob("*.json")):
+        rows = (bench_row(path.stem, json.loads(path.read_text())) for path in timed)
+        text += BENCH + _rows(BENCH_COLUMNS, rows)
     return text
 
 

@@ -54,9 +54,10 @@ It estimates none for attention kernels, for which a quarter of the peak is assu
 cycles of their schedules, by which they reach 21 to 54 %. For `sprites`, `lrs3` and `vidtwin-base`, *before* is a state
 before short attention was one kernel, norms were read once, optimizer and averages were split over data, and products
 were no longer cut into pieces between which arrays are sent. For `warpface`, the motion encoder's attention became one
-kernel, and norms of bfloat16 activations are read once. `warpface-64` has a batch of 64 instead of 72, so that each chip
-gets eight pictures, and computes no activations again, as has the recipe since then. Since commit f26ac6a, optimizer and averages are split by whole
-rows, so that no kernel is transposed; the row of VidTwin does not have this yet.
+kernel, and norms of bfloat16 activations are read once. `warpface-64` has a batch of 64 instead of 72, so that each
+chip gets eight pictures, and computes no activations again, as has the recipe since then. Since commit f26ac6a,
+optimizer and averages are split by whole rows, so that no kernel is transposed; the row of VidTwin does not have this
+yet.
 
 """
 STAND_IN = """\

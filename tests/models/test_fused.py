@@ -209,6 +209,7 @@ from vidmotion.models import forms
 from vidmotion.models.attention import attend
 from vidmotion.program import Program
 *words, split, size = sys.argv[1:]
+length = int(split) if split.isdigit() else 0
 rows, tokens, heads, width = map(int, size.split(","))
 want = _shared.trunk().plan
 want.update(dict(word.split("=") for word in words))
@@ -217,11 +218,12 @@ targets.prepare(want)
 target = targets.find(want)
 mesh = sharding.make_mesh({"data": 1, "fsdp": 4}, target.devices)
 shape = (rows, tokens, heads, width)
-where = {"rows": sharding.BATCH, "channels": PartitionSpec(None, None, None, "fsdp")}[split]
+where = {"rows": sharding.BATCH, "channels": PartitionSpec(None, None, None, "fsdp")}.get(split, sharding.BATCH)
 shape = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, where))
 def loss(*qkv):
     with forms.of(target.platform):
-        return attend(*qkv).astype(jnp.float32).sum()
+        lengths = jnp.where(jnp.arange(rows) < 2, length, tokens) if length else None
+        return attend(*qkv, lengths_n=lengths).astype(jnp.float32).sum()
 step = jax.jit(sharding.OnMesh(jax.grad(loss, (0, 1, 2)), mesh)).trace(shape, shape, shape)
 done = step.lower(lowering_platforms=target.lowering).compile(compiler_options=target.options)
 program = Program(done.as_text())
@@ -240,6 +242,8 @@ print("kernels", program.kernels()["fused attention"])
         ("libtpu", ("chip=v5e", "topology=2x2", "rows", "8,1024,2,40"), 3),
         ("libtpu", ("chip=v5e", "topology=2x2", "rows", "64,200,2,64"), 1),
         ("jax_cuda12_plugin", ("chip=h100", "rows", "8,1024,2,40"), 2),
+        # Two rows see only their first 512 keys.
+        ("jax_cuda12_plugin", ("chip=h100", "512", "8,1024,2,40"), 2),
         # As a layer whose kernel is split over its outputs may leave them.
         ("jax_cuda12_plugin", ("chip=h100", "channels", "8,1024,2,40"), 2),
     ],

@@ -67,14 +67,14 @@ def plain(small):
 
 @pytest.fixture(scope="module")
 def run(small):
-    """Returns the compiled small network: (banks, mask, latents) -> output."""
+    """Returns the compiled small network: (banks, who reads them, latents) -> output."""
     net, params = small
 
     @quick_jit
-    def apply(banks, mask, x):
+    def apply(banks, reads, x):
         pairs = project_banks(net, params, banks)
         given = x, *inputs()[1:]
-        return net.apply({"params": params}, *given, banks=pairs, bank_mask=mask)
+        return net.apply({"params": params}, *given, banks=pairs, reads_b=reads)
 
     return apply
 
@@ -219,7 +219,6 @@ def test_says_what_does_not_fit(small):
             {"banks": {"down_1/attn_0": None}},
             "down_1/attn_0.*named down_0/attn_0, mid/attn_0, up_1",
         ),
-        ({"bank_mask": {"mid/attn_0": None}}, "a mask needs a bank"),
         ({"skip": ("motion",)}, "skip may name nothing"),
     ]:
         given = {"x_bfhwc": x, "time_b": time, "context_bsc": context} | change
@@ -290,15 +289,15 @@ def test_memory_of_attention_does_not_square():
 def test_bank_keys_are_attended_like_own_ones(rows):
     """Compares with the textbook formula, for one head and one row at a time."""
     net = Attention(heads=2)
-    x, bank, mask = random(4, 3, 6), random(rows, 5, 6, seed=1), random(rows, 5, seed=2) > 0
+    x, bank, reads = random(4, 3, 6), random(rows, 5, 6, seed=1), np.arange(rows) > 0
     params = random_like(jax.eval_shape(net.init, jax.random.key(0), x)["params"])
     kernel = {n: np.asarray(params[n]["kernel"]) for n in ("q", "k", "v", "out")}
     pair = tuple(jnp.asarray((bank @ kernel[n]).reshape(rows, 5, 2, 3)) for n in "kv")
-    for kept in (None, jnp.asarray(mask)):
+    for kept in (None, jnp.asarray(reads)):
         got = net.apply({"params": params}, x, None, pair, kept)
         for row in range(4):
             mine = row * rows // 4
-            given = bank[mine] if kept is None else bank[mine][mask[mine]]
+            given = bank[mine] if kept is None or kept[mine] else bank[mine][:0]
             source = np.concatenate([x[row], given])
             heads = []
             for part in (slice(0, 3), slice(3, 6)):
@@ -312,19 +311,17 @@ def test_bank_keys_are_attended_like_own_ones(rows):
 # Reference features.
 
 
-def test_a_masked_reference_is_none(run, plain, banks):
-    """Masking acts on each sample separately, and frames do not affect each other."""
+def test_a_reference_that_is_left_out_is_none(run, plain, banks):
+    """Each sample reads or leaves out the reference by itself, and frames do not affect each other."""
     x, *_ = inputs()
 
-    def masked(*keep):
-        return {name: np.array(keep)[:, None].repeat(y.shape[1], 1) for name, y in banks.items()}
-
-    read = run(banks, masked(True, True), x)
+    both = np.array([True, True])
+    read = run(banks, both, x)
     assert (np.abs(read - plain).max((1, 2, 3, 4)) > 1e-2).all()
-    got = run(banks, masked(True, False), x)
+    got = run(banks, np.array([True, False]), x)
     np.testing.assert_allclose(got[0], read[0], atol=1e-5)
     np.testing.assert_allclose(got[1], plain[1], atol=1e-5)
-    other = run(banks, masked(True, True), np.stack([x[:, 0] + 1, x[:, 1]], 1))
+    other = run(banks, both, np.stack([x[:, 0] + 1, x[:, 1]], 1))
     assert np.abs(other[:, 0] - read[:, 0]).max() > 1e-2
     np.testing.assert_allclose(other[:, 1], read[:, 1], atol=1e-5)
 
@@ -353,23 +350,6 @@ def test_masking_keeps_what_it_says():
     all_ = random_banks(jax.random.key(0), banks, ratio=0.0)
     jax.tree.map(np.testing.assert_array_equal, all_, banks)
     assert random_banks(jax.random.key(0), banks, ratio=0.95)["c"].shape == (5, 0, 3)
-
-
-def test_a_masked_reference_is_one_of_fewer_tokens(run, plain, banks):
-    """Hiding tokens by a mask gives the same as leaving them out."""
-    x, *_ = inputs()
-    kept = random_banks(jax.random.key(3), banks, ratio=0.3)
-    mask = {}
-    for name, bank in banks.items():
-        same = np.asarray(bank)[:, :, None] == np.asarray(kept[name])[:, None]
-        mask[name] = same.all(-1).any(-1)
-        assert (mask[name].sum(1) == kept[name].shape[1]).all()
-        assert kept[name].shape[1] == int(0.7 * bank.shape[1])
-    want = run(banks, mask, x)
-    seen = {name: np.ones(bank.shape[:2], bool) for name, bank in kept.items()}
-    np.testing.assert_allclose(run(kept, seen, x), want, atol=1e-5)
-    everything = {name: np.ones(bank.shape[:2], bool) for name, bank in banks.items()}
-    assert np.abs(want - run(banks, everything, x)).max() > 1e-3
 
 
 def test_one_token_of_context_needs_no_queries():

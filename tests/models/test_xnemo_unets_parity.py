@@ -111,12 +111,11 @@ def outputs(fixture):
         """Runs three samples in one call: the negative half of the guidance (reference masked, token zero), the
         positive half, and the positive half with its reference masked."""
         pairs = project_banks(fixture.denoiser, params, banks)
-        keep = jnp.array([[False], [True], [False]])
-        mask = {name: jnp.tile(keep, (1, k.shape[1])) for name, (k, _) in pairs.items()}
+        reads = jnp.array([False, True, False])
         tokens = jnp.concatenate([jnp.zeros_like(clip), clip, clip])
         x, time = (jnp.repeat(y, 3, axis=0) for y in (fixture.x, fixture.time))
         given = x, time, tokens, motion[jnp.array([0, 1, 1])]
-        return fixture.denoiser.apply({"params": params}, *given, banks=pairs, bank_mask=mask)
+        return fixture.denoiser.apply({"params": params}, *given, banks=pairs, reads_b=reads)
 
     run = quick_jit(fixture.denoiser.apply, static_argnames="skip")
     bare = run({"params": fixture.params}, fixture.x, fixture.time, clip, skip=SKIP)

@@ -35,6 +35,7 @@ def attend(
     limit: int = MAX_LOGITS,
     causal: bool = False,
     bias_hls: jax.Array | None = None,
+    lengths_n: jax.Array | None = None,
 ) -> jax.Array:
     """Computes softmax(q k' / sqrt(d)) v with bounded memory, in the form for the platform (`forms`, `fused`).
 
@@ -51,11 +52,15 @@ def attend(
         logits are then held at once.
       bias_hls: float32, added to the logits of all rows, which are then not scaled, as in T5: softmax(q k' + bias) v.
         Unless a kernel is used, all logits are then held at once.
+      lengths_n: int32, the number of keys, from the first on, to which each row attends; at least one. It takes the
+        place of a mask, and more kernels know it.
 
     Returns:
       (n, l, h, d) of the dtype of the values; the softmax is float32.
     """
-    y_nlhd = fused.attention(q_nlhd, k_nshd, v_nshd, mask_ns, causal, bias_hls)
+    if lengths_n is not None:
+        mask_ns = jnp.arange(k_nshd.shape[1])[None] < lengths_n[:, None]
+    y_nlhd = fused.attention(q_nlhd, k_nshd, v_nshd, mask_ns, causal, bias_hls, lengths_n)
     mask_n11s = None if mask_ns is None else mask_ns[:, None, None]
     if y_nlhd is None and bias_hls is not None:
         return jax.nn.dot_product_attention(
@@ -130,7 +135,7 @@ class Attention(nn.Module):
         x_nlc: jax.Array,
         context_nsc: jax.Array | None = None,
         bank: tuple[jax.Array, jax.Array] | None = None,
-        mask_bs: jax.Array | None = None,
+        reads_b: jax.Array | None = None,
     ) -> jax.Array:
         """Computes the attention.
 
@@ -141,7 +146,7 @@ class Attention(nn.Module):
             computed, and their layers have no gradient.
           bank: further keys and values, each (b, s', h, d); b is 1 or divides n, and each of its
             rows serves n / b consecutive rows.
-          mask_bs: bool (b or 1, s'), False for keys of the bank that are left out.
+          reads_b: bool (b or 1,), False for rows that leave the bank out; None means that all read it.
 
         Returns:
           (n, l, c), without the residual.
@@ -158,7 +163,7 @@ class Attention(nn.Module):
         def with_bank(q, k, v):
             if bank is None:
                 return attend(q, k, v)
-            own, mask_ns = k.shape[1], None
+            own, lengths_n = k.shape[1], None
             # One softmax over own and given keys. Two of them, merged by their log-sum-exp, take
             # as long, and `jax.nn.dot_product_attention` gives its log-sum-exp no gradient.
             k, v = (
@@ -167,10 +172,11 @@ class Attention(nn.Module):
                 )
                 for mine, given in zip((k, v), bank)
             )
-            if mask_bs is not None:
-                mask = jnp.pad(mask_bs, ((0, 0), (own, 0)), constant_values=True)
-                mask_ns = jnp.repeat(mask, rows // len(mask), 0)
-            return attend(q, k, v, mask_ns)
+            if reads_b is not None:
+                lengths_n = jnp.repeat(
+                    jnp.where(reads_b, k.shape[1], own), rows // len(reads_b), 0
+                ).astype(jnp.int32)
+            return attend(q, k, v, lengths_n=lengths_n)
 
         return layers.attention(
             x_nlc,

@@ -35,6 +35,7 @@ def attention(
     mask_ns: jax.Array | None = None,
     causal: bool = False,
     bias_hls: jax.Array | None = None,
+    lengths_n: jax.Array | None = None,
 ) -> jax.Array | None:
     """Computes softmax(q k' / sqrt(d)) v in a form for the platform, or returns None where XLA's own form is better.
 
@@ -43,6 +44,7 @@ def attention(
       mask_ns: bool, False for keys that are left out.
       causal: whether query i attends only to keys up to i.
       bias_hls: float32, added to the logits of all rows, which are then not scaled; or None.
+      lengths_n: int32, if `mask_ns` leaves out exactly the keys from these numbers on; or None.
 
     Returns:
       (n, l, h, d) of the dtype of the values, or None.
@@ -52,19 +54,24 @@ def attention(
     narrow = _narrow(q_nlhd, k_nshd, v_nshd)
     scale = width**-0.5 if bias_hls is None else 1.0
     if forms.platform() == "gpu":
-        given = mask_ns is not None or bias_hls is not None
+        given = bias_hls is not None or (mask_ns is not None and lengths_n is None)
         if given or not narrow or width % 8 or width > 128 or keys < CUDNN_KEYS:
             return None
 
         # Left to itself, XLA may split heads or channels, which the kernel refuses when it is compiled.
-        own = _on_each_device(
-            functools.partial(
-                jax.nn.dot_product_attention, is_causal=causal, implementation="cudnn"
-            ),
-            len(q_nlhd),
-            3,
-        )
-        return own and own(q_nlhd, k_nshd, v_nshd)
+        def own(q_nlhd, k_nshd, v_nshd, lengths_n=None):
+            return jax.nn.dot_product_attention(
+                q_nlhd,
+                k_nshd,
+                v_nshd,
+                is_causal=causal,
+                key_value_seq_lengths=lengths_n,
+                implementation="cudnn",
+            )
+
+        rows = (q_nlhd, k_nshd, v_nshd) + (() if lengths_n is None else (lengths_n,))
+        own = _on_each_device(own, len(q_nlhd), len(rows))
+        return own and own(*rows)
     if forms.platform() != "tpu":
         return None
     long = queries * keys >= FLASH_LOGITS and not queries % LANES

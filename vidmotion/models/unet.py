@@ -7,8 +7,7 @@ released weights. The reference network and the way its features are read follow
     pairs = project_banks(net, params, banks)                        # once for all steps and frames
     eps = net.apply({"params": params}, x, time, context, banks=pairs)
 
-A block attends only to its own tokens if its name is not in `banks`, or if `bank_mask` is False for all of a sample's
-reference tokens.
+A block attends only to its own tokens if its name is not in `banks`, and so does a sample for which `reads_b` is False.
 
 In a fresh network, `proj_out` of every transformer and `conv_out` are zero, as when Stable Diffusion was first trained.
 A fresh network therefore returns zero, and a fresh transformer changes nothing. All other parameters start with Flax's
@@ -101,7 +100,7 @@ class Transformer(nn.Module):
         time_bc: jax.Array,
         context_bsc: jax.Array | None = None,
         bank: tuple[jax.Array, jax.Array] | None = None,
-        mask_bs: jax.Array | None = None,
+        reads_b: jax.Array | None = None,
         condition: Any = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the new stream, and the output of the first norm, (b f, l, c), which is the bank of this block."""
@@ -111,7 +110,7 @@ class Transformer(nn.Module):
         y = group_norm(self.groups, TRANSFORMER_EPSILON, self.dtype, "norm")(y)
         y = dense(name="proj_in")(y.reshape(b * f, h * w, c))
         seen = layer_norm(self.dtype, "norm1")(y)
-        y = y + Attention(self.heads, self.dtype, name="self")(seen, None, bank, mask_bs)
+        y = y + Attention(self.heads, self.dtype, name="self")(seen, None, bank, reads_b)
         if self.context:
             context = jnp.repeat(context_bsc.astype(self.dtype), f, axis=0)
             q = layer_norm(self.dtype, "norm2")(y)
@@ -130,7 +129,7 @@ class Given(NamedTuple):
     time_bc: jax.Array
     context_bsc: jax.Array | None
     banks: Pairs
-    bank_mask: Banks
+    reads_b: jax.Array | None
     condition: Any
     skip: tuple[str, ...]
 
@@ -184,7 +183,7 @@ class Stage(nn.Module):
                 given.time_bc,
                 given.context_bsc,
                 given.banks.get(block),
-                given.bank_mask.get(block),
+                given.reads_b,
                 given.condition,
             )
         for name, make in self.after.items():
@@ -306,7 +305,7 @@ class UNet(nn.Module):
         context_bsc: jax.Array | None = None,
         condition: Any = None,
         banks: Pairs | None = None,
-        bank_mask: Banks | None = None,
+        reads_b: jax.Array | None = None,
         skip: tuple[str, ...] = (),
     ) -> jax.Array:
         """Runs the network.
@@ -319,7 +318,7 @@ class UNet(nn.Module):
           condition: the condition that the modules of `within`, `after` and `added` read.
           banks: maps the name of a block to keys and values of the reference, each (b or 1, l, heads, d), from
             `project_banks`; they serve all frames of a sample.
-          bank_mask: maps the name of a block to bool (b or 1, l), False for reference tokens that are left out.
+          reads_b: bool (b or 1,), False for samples that leave the banks out; None means that all read them.
           skip: the names of `optional` that are left out of this run.
 
         Returns:
@@ -328,15 +327,15 @@ class UNet(nn.Module):
         Raises:
           ValueError: if shapes do not fit, or blocks or names are unknown.
         """
-        banks, bank_mask = banks or {}, bank_mask or {}
-        return self._run(x_bfhwc, time_b, context_bsc, condition, banks, bank_mask, skip)[0]
+        given = context_bsc, condition, banks or {}, reads_b, skip
+        return self._run(x_bfhwc, time_b, *given)[0]
 
     @nn.compact
-    def _run(self, x, time_b, context_bsc, condition, banks, bank_mask, skip):
-        self._check(x, context_bsc, banks, bank_mask, skip)
+    def _run(self, x, time_b, context_bsc, condition, banks, reads_b, skip):
+        self._check(x, context_bsc, banks, skip)
         conv = functools.partial(forms.Conv, kernel_size=(3, 3), padding=SAME, dtype=self.dtype)
         time_bc = embedded_time(time_b, self.channels[0], self.dtype)
-        given = Given(time_bc, context_bsc, banks, bank_mask, condition, skip)
+        given = Given(time_bc, context_bsc, banks, reads_b, condition, skip)
         own = dict(
             heads=self.heads,
             groups=self.norm_groups,
@@ -377,7 +376,7 @@ class UNet(nn.Module):
         x = conv(self.latent_channels, kernel_init=zeros, name="conv_out")(x)
         return x.reshape(b, f, *x.shape[1:]).astype(jnp.float32), seen
 
-    def _check(self, x, context_bsc, banks, bank_mask, skip) -> None:
+    def _check(self, x, context_bsc, banks, skip) -> None:
         factor = 2 ** (len(self.channels) - 1)
         if x.ndim != 5 or x.shape[2] % factor or x.shape[3] % factor:
             raise ValueError(
@@ -391,11 +390,11 @@ class UNet(nn.Module):
         if self.context_width and context_bsc is None:
             raise ValueError(f"this UNet needs a context (b, s, {self.context_width})")
         unknown = set(banks) - set(block_names(self))
-        unknown |= (set(bank_mask) - set(banks)) | (set(skip) - set(self.optional()))
+        unknown |= set(skip) - set(self.optional())
         if unknown:
             raise ValueError(
-                f"unknown names {sorted(unknown)}: banks are named {', '.join(block_names(self))}; a mask needs "
-                f"a bank of the same name; skip may name {', '.join(self.optional()) or 'nothing'}"
+                f"unknown names {sorted(unknown)}: banks are named {', '.join(block_names(self))}; skip may "
+                f"name {', '.join(self.optional()) or 'nothing'}"
             )
 
 
@@ -424,7 +423,7 @@ class ReferenceUNet(UNet):
           self-attention, in the order of `block_names`.
         """
         time_b = jnp.zeros(len(z_bhwc))
-        return self._run(z_bhwc[:, None], time_b, context_bsc, condition, {}, {}, ())[1]
+        return self._run(z_bhwc[:, None], time_b, context_bsc, condition, {}, None, ())[1]
 
 
 # The parameters of a four-level `ReferenceUNet` that have no gradient: 20 tensors (spec xnemo.md, 1.2).

@@ -351,9 +351,6 @@ class WarpFace(System, MotionTransfer, Released, Describes):
         noise = jax.random.normal(noise_key, z_d.shape)
         noisy = self.diffusion.noised(z_d, noise, time)
         banks = self._banks(params, z_s)
-        mask = {
-            name: jnp.broadcast_to(keep[:, None], k.shape[:2]) for name, (k, _) in banks.items()
-        }
         out, state = self._denoiser.apply(
             {"params": params["denoiser"]},
             noisy[:, None],
@@ -361,7 +358,7 @@ class WarpFace(System, MotionTransfer, Released, Describes):
             None,
             theta[:, None],
             banks,
-            mask,
+            keep,
             mutable="motion",
         )
         target = self.diffusion.target(z_d, noise, time, self.prediction)
@@ -459,19 +456,17 @@ class WarpFace(System, MotionTransfer, Released, Describes):
         params = vars.params["model"]
         scale = self.guidance.scale if guidance is None else guidance
         banks = self._banks(params, z_s)
-        mask = {name: jnp.ones(k.shape[:2], bool) for name, (k, _) in banks.items()}
+        reads = jnp.ones(len(z_s), bool)
         null_theta = theta
         if self.guidance.null != "appearance":
             null_theta = jnp.zeros_like(theta) if still is None else still
-        null_mask = mask
-        if self.guidance.null != "motion":
-            null_mask = jax.tree.map(jnp.zeros_like, mask)
+        null_reads = reads if self.guidance.null == "motion" else ~reads
 
         def both(x, *more):
             return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), x, *more)
 
         def predict(x, time):
-            run = (params["denoiser"], x, time, theta, banks, mask)
+            run = (params["denoiser"], x, time, theta, banks, reads)
             if scale == 1.0:
                 return self._denoise(*run)
             pair = (
@@ -479,7 +474,7 @@ class WarpFace(System, MotionTransfer, Released, Describes):
                 time,
                 both(theta, null_theta),
                 both(banks, banks),
-                both(mask, null_mask),
+                both(reads, null_reads),
             )
             return guide(*jnp.split(self._denoise(params["denoiser"], *pair), 2), scale)
 
@@ -557,10 +552,10 @@ class WarpFace(System, MotionTransfer, Released, Describes):
         banks = keep_blocks(banks, self._denoiser, self.reference)
         return project_banks(self._denoiser, params["denoiser"], banks)
 
-    def _denoise(self, params, x_bfhwc, time, theta_bfm, banks, mask):
+    def _denoise(self, params, x_bfhwc, time, theta_bfm, banks, reads):
         times = jnp.full((len(x_bfhwc),), time)
         return self._denoiser.apply(
-            {"params": params}, x_bfhwc, times, None, theta_bfm, banks, mask
+            {"params": params}, x_bfhwc, times, None, theta_bfm, banks, reads
         )
 
 

@@ -594,12 +594,9 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         banks = random_banks(keys[5], banks, self.stage.masking)
         pairs = project_banks(self._denoiser, vars.params["model"]["denoiser"], banks)
         keep_b = jax.random.bernoulli(keys[4], 1.0 - self.guidance.drop, (size,))
-        mask = {
-            name: jnp.broadcast_to(keep_b[:, None], k.shape[:2]) for name, (k, _) in pairs.items()
-        }
         if context is not None:
             context = context * keep_b[:, None, None]
-        out = self._predict(vars, noisy, time_b, context, tokens, pairs, mask)
+        out = self._predict(vars, noisy, time_b, context, tokens, pairs, keep_b)
         target = self.diffusion.target(z_bfhwc, noise, time_b, self.prediction)
         ldm = jnp.mean(jnp.square(target - out))
         loss, metrics, carry = ldm, {"ldm": ldm}, {}
@@ -896,12 +893,12 @@ class XNeMo(System, MotionTransfer, Released, Describes):
         context: jax.Array | None,
         tokens: jax.Array | None,
         pairs: Pairs | None = None,
-        mask: Mapping[str, jax.Array] | None = None,
+        reads_b: jax.Array | None = None,
     ) -> jax.Array:
         """Returns the denoiser's prediction, float32; without `pairs` the denoiser sees no reference."""
         params = {"params": vars.params["model"]["denoiser"]}
         return self._denoiser.apply(
-            params, x_bfhwc, time_b, context, tokens, pairs, mask, self.stage.skip
+            params, x_bfhwc, time_b, context, tokens, pairs, reads_b, self.stage.skip
         )
 
 

@@ -335,8 +335,8 @@ def test_a_dropped_sample_sees_neither_reference_nor_clip(system, vars, monkeypa
     one = batch_of(system)
     batch = {name: jnp.repeat(leaf[:1], rows, axis=0) for name, leaf in one.items()}
 
-    def spy(self, vars, x, time, context, tokens, pairs, mask):
-        seen.update(context=context, mask=mask, tokens=tokens)
+    def spy(self, vars, x, time, context, tokens, pairs, reads):
+        seen.update(context=context, reads=reads, tokens=tokens)
         return jnp.zeros_like(x)
 
     def features(self, vars, pictures):
@@ -363,9 +363,8 @@ def test_a_dropped_sample_sees_neither_reference_nor_clip(system, vars, monkeypa
     kept = np.asarray(seen["context"][:, 0, 0])
     assert set(kept) == {0.0, 1.0}
     assert 1 - kept.mean() == pytest.approx(0.25, abs=3 * (0.25 * 0.75 / rows) ** 0.5)
-    visible = np.asarray(seen["mask"]["mid/attn_0"]).sum(axis=1)
-    # floor(10 * 0.7) of ten tokens, drawn anew for every sample; none where the sample is dropped.
-    np.testing.assert_array_equal(visible, 7 * kept)
+    np.testing.assert_array_equal(seen["reads"], kept)
+    # floor(10 * 0.7) of ten tokens, drawn anew for every sample.
     places = np.asarray(seen["mid/attn_0"])[..., 0].astype(int)
     assert places.shape == (rows, 7)
     np.testing.assert_allclose(np.bincount(places.ravel()) / rows, 0.7, atol=0.12)
@@ -402,10 +401,9 @@ def test_a_masked_out_bank_is_no_bank(system, vars):
     def both(vars):
         banks, context = system._reference_features(vars, picture)
         pairs = project_banks(system._denoiser, vars.params["model"]["denoiser"], banks)
-        mask = {name: jnp.zeros((1, k.shape[1]), bool) for name, (k, _) in pairs.items()}
         common = vars, x, jnp.full(1, 500), context, tokens
         return (
-            system._predict(*common, pairs, mask),
+            system._predict(*common, pairs, jnp.zeros(1, bool)),
             system._predict(*common),
             system._predict(*common, pairs),
         )

@@ -20,7 +20,7 @@ def test_the_null_branch_lacks_what_is_said(null, sees, moves, monkeypatch):
     system = build(section)
     calls = []
 
-    def predict(self, vars, x, time, context, tokens, pairs=None, mask=None):
+    def predict(self, vars, x, time, context, tokens, pairs=None, reads_b=None):
         told = (float(context.max()), pairs is not None, float(tokens.min()), float(tokens.max()))
         calls.append(told)
         return jnp.zeros_like(x)

@@ -40,9 +40,9 @@ Memory, kernels and traffic are those of the program that the chip would run. On
 cycles that the compiler estimates, at the clock at which the chip reaches its published peak. A GPU's compiler
 estimates nothing, so on a GPU the step is the largest of compute at the assumed share of the peak, memory traffic and
 communication. `of peak` counts the model's FLOPs, without recomputation. `compile` is wall time on two shared cores.
-A row that says *before* is of an earlier state of this project. On GPUs, what has changed since is that layers whose
-kernels are split over devices keep the batch split too; before, XLA split channels and brought whole batches to every
-device.
+A row that says *before* is of an earlier state of this project. On GPUs, layers whose kernels are split over devices
+have kept the batch split since then, whereas XLA had split channels and brought whole batches to every device; and
+`warpface` no longer computes activations again.
 
 """
 PROFILES = """\
@@ -276,8 +276,8 @@ def build(folder: Path = HERE / "plans") -> str:
         text += MEASURED + _rows(
             MEASURED_COLUMNS, (measured_row(n.rpartition("-")[0], plans[n]) for n in weighed)
         )
-    if timed := sorted((folder / "bench").glob("*.json")):
-        rows = (bench_row(path.stem, json.loads(path.read_text())) for path in timed)
+    if records := sorted((folder / "bench").glob("*.json")):
+        rows = (bench_row(path.stem, json.loads(path.read_text())) for path in records)
         text += BENCH + _rows(BENCH_COLUMNS, rows)
     return text
 

@@ -23,13 +23,17 @@ _OWN = contextvars.ContextVar("own", default=False)
 
 
 @contextlib.contextmanager
-def all_at_once() -> Iterator[None]:
-    """Trace without cutting into pieces inside this context, to count operations and not to run the program."""
-    token = _WHOLE.set(True)
+def _set(variable: contextvars.ContextVar) -> Iterator[None]:
+    token = variable.set(True)
     try:
         yield
     finally:
-        _WHOLE.reset(token)
+        variable.reset(token)
+
+
+def all_at_once() -> contextlib.AbstractContextManager[None]:
+    """Trace without cutting into pieces inside this context, to count operations and not to run the program."""
+    return _set(_WHOLE)
 
 
 def wanted() -> bool:
@@ -49,10 +53,11 @@ def row_shards(rows: int) -> int:
 
 
 def on_own_rows(x: jax.Array) -> jax.Array:
-    """Return an array whose leading axis is the batch, or the batch merged with later axes, and which stays cut by it.
+    """Return an array unchanged, but keep each of its rows on the device that holds this part of the batch.
 
-    Where kernels are cut over ``fsdp``, XLA may otherwise cut the channels of what they compute, and then each device
-    holds the channels of all rows: many times the memory of a gathered kernel.
+    The leading axis is the batch, or the batch merged with later axes. Where kernels are cut over ``fsdp``, XLA may
+    otherwise cut the channels of what they compute, and then each device holds some channels of all rows, which takes
+    many times the memory of a gathered kernel.
     """
     if row_shards(len(x)) == 1:
         return x
@@ -90,16 +95,13 @@ def each(
     """
     if not wanted():
         return jax.vmap(function)(rows)
-    token = _OWN.set(True)
-    try:
-        return _each(function, rows, size, shards)
-    finally:
-        _OWN.reset(token)
 
+    def one(row):
+        with _set(_OWN):
+            return function(row)
 
-def _each(function, rows, size, shards):
     if shards == 1:
-        return jax.lax.map(function, rows, batch_size=size)
+        return jax.lax.map(one, rows, batch_size=size)
 
     def pinned(x):
         free = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 2)
@@ -111,5 +113,5 @@ def _each(function, rows, size, shards):
     def back(x):
         return pinned(x).swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
-    parts = jax.lax.map(jax.vmap(function), jax.tree.map(own, rows), batch_size=size)
+    parts = jax.lax.map(jax.vmap(one), jax.tree.map(own, rows), batch_size=size)
     return jax.tree.map(back, parts)

@@ -208,8 +208,8 @@ from vidmotion import sharding, targets
 from vidmotion.models import forms
 from vidmotion.models.attention import attend
 from vidmotion.program import Program
-*words, split, size = sys.argv[1:]
-length = int(split) if split.isdigit() else 0
+*words, kind, size = sys.argv[1:]
+length = int(kind) if kind.isdigit() else 0
 rows, tokens, heads, width = map(int, size.split(","))
 want = _shared.trunk().plan
 want.update(dict(word.split("=") for word in words))
@@ -218,7 +218,7 @@ targets.prepare(want)
 target = targets.find(want)
 mesh = sharding.make_mesh({"data": 1, "fsdp": 4}, target.devices)
 shape = (rows, tokens, heads, width)
-where = {"rows": sharding.BATCH, "channels": PartitionSpec(None, None, None, "fsdp")}.get(split, sharding.BATCH)
+where = PartitionSpec(None, None, None, "fsdp") if kind == "channels" else sharding.BATCH
 shape = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, where))
 def loss(*qkv):
     with forms.of(target.platform):
@@ -227,7 +227,7 @@ def loss(*qkv):
 step = jax.jit(sharding.OnMesh(jax.grad(loss, (0, 1, 2)), mesh)).trace(shape, shape, shape)
 done = step.lower(lowering_platforms=target.lowering).compile(compiler_options=target.options)
 program = Program(done.as_text())
-assert bool(sum(program.moved_bytes().values())) == (split == "channels")
+assert bool(sum(program.moved_bytes().values())) == (kind == "channels")
 logits = rows // 4 * heads * tokens**2 * 4
 assert not any(a["bytes"] >= logits for a in program.largest_arrays(1)), "logits"
 print("kernels", program.kernels()["fused attention"])

@@ -352,6 +352,18 @@ def test_masking_keeps_what_it_says():
     assert random_banks(jax.random.key(0), banks, ratio=0.95)["c"].shape == (5, 0, 3)
 
 
+def test_a_reference_of_fewer_tokens_is_another_one_in_any_order(run, banks):
+    x, *_ = inputs()
+    both = np.array([True, True])
+    kept = random_banks(jax.random.key(3), banks, ratio=0.3)
+    for name, bank in banks.items():
+        assert kept[name].shape[1] == int(0.7 * bank.shape[1])
+    fewer = run(kept, both, x)
+    turned = {name: bank[:, ::-1] for name, bank in kept.items()}
+    np.testing.assert_allclose(run(turned, both, x), fewer, atol=1e-5)
+    assert np.abs(fewer - run(banks, both, x)).max() > 1e-3
+
+
 def test_one_token_of_context_needs_no_queries():
     """One token and the same token twice give the same result; one token needs only half of the products."""
     rng = np.random.default_rng(0)

@@ -15,16 +15,15 @@ import jax.numpy as jnp
 
 from vidmotion import chunked_map
 from vidmotion.models import forms, fused, layers
-from vidmotion.models.blocks import Dtype
+from vidmotion.models.blocks import Dtype, one_pass
 
 # The most logits that a device holds at once, 256 MiB of float32; more are computed in pieces, one after the other.
 MAX_LOGITS = 2**26
 
 
 def layer_norm(dtype: Dtype, name: str) -> nn.LayerNorm:
-    """Makes a layer norm with statistics in float32; the variance is that of `blocks.group_norm`."""
-    narrow = jnp.dtype(dtype).itemsize < 4
-    return nn.LayerNorm(epsilon=1e-5, dtype=dtype, use_fast_variance=narrow, name=name)
+    """Makes a layer norm with statistics in float32."""
+    return nn.LayerNorm(epsilon=1e-5, dtype=dtype, use_fast_variance=one_pass(dtype), name=name)
 
 
 def attend(
@@ -146,7 +145,8 @@ class Attention(nn.Module):
             computed, and their layers have no gradient.
           bank: further keys and values, each (b, s', h, d); b is 1 or divides n, and each of its
             rows serves n / b consecutive rows.
-          reads_b: bool (b or 1,), False for rows that leave the bank out; None means that all read it.
+          reads_b: bool (b or 1,), whether the bank is read; each value serves as many consecutive rows as a row of the
+            bank does. None means that all rows read it.
 
         Returns:
           (n, l, c), without the residual.
@@ -173,9 +173,8 @@ class Attention(nn.Module):
                 for mine, given in zip((k, v), bank)
             )
             if reads_b is not None:
-                lengths_n = jnp.repeat(
-                    jnp.where(reads_b, k.shape[1], own), rows // len(reads_b), 0
-                ).astype(jnp.int32)
+                lengths_b = jnp.where(reads_b, k.shape[1], own).astype(jnp.int32)
+                lengths_n = jnp.repeat(lengths_b, rows // len(reads_b), 0)
             return attend(q, k, v, lengths_n=lengths_n)
 
         return layers.attention(

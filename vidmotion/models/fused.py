@@ -58,7 +58,6 @@ def attention(
         if given or not narrow or width % 8 or width > 128 or keys < CUDNN_KEYS:
             return None
 
-        # Left to itself, XLA may split heads or channels, which the kernel refuses when it is compiled.
         def own(q_nlhd, k_nshd, v_nshd, lengths_n=None):
             return jax.nn.dot_product_attention(
                 q_nlhd,
@@ -70,8 +69,8 @@ def attention(
             )
 
         rows = (q_nlhd, k_nshd, v_nshd) + (() if lengths_n is None else (lengths_n,))
-        own = _on_each_device(own, len(q_nlhd), len(rows))
-        return own and own(*rows)
+        # Left to itself, XLA may split heads or channels, which the kernel refuses when it is compiled.
+        return _on_each_device(own, rows)
     if forms.platform() != "tpu":
         return None
     long = queries * keys >= FLASH_LOGITS and not queries % LANES
@@ -108,30 +107,32 @@ def _short(
     """Runs a kernel of `short_attention` on each device's rows, with heads and their channels as one axis."""
     shared = () if bias_hls is None else (bias_hls,)
 
-    def own(*given):
-        rows, shared = given[:3], given[3:]
-        width = rows[0].shape[-1]
-        flat = (x.reshape(*x.shape[:-2], -1) for x in rows)
-        return kernel(*flat, *shared, width=width).reshape(rows[0].shape)
+    def own(q, k, v, *shared):
+        flat = (x.reshape(*x.shape[:-2], -1) for x in (q, k, v))
+        return kernel(*flat, *shared, width=q.shape[-1]).reshape(q.shape)
 
-    own = _on_each_device(own, len(qkv[0]), 3, len(shared))
-    return own and own(*qkv, *shared)
+    return _on_each_device(own, qkv, shared)
 
 
-def _on_each_device(own: Callable, rows: int, cut: int, whole: int = 0) -> Callable | None:
-    """Returns `own` as a function that each device applies to its rows; None if they cannot be divided among them.
+def _on_each_device(
+    own: Callable[..., jax.Array],
+    cut: tuple[jax.Array, ...],
+    whole: tuple[jax.Array, ...] = (),
+) -> jax.Array | None:
+    """Applies `own` on each device to its rows of the arrays `cut` and to the arrays `whole`.
 
-    Of its arguments, the first `cut` are divided and the other `whole` are the same on every device.
+    Returns None if the rows cannot be divided among the devices.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    shards = chunked_map.row_shards(rows)
+    shards = chunked_map.row_shards(len(cut[0]))
     if shards != math.prod(mesh.shape.get(axis, 1) for axis in chunked_map.BATCH_AXES):
         return None
     if shards == 1:
-        return own
+        return own(*cut, *whole)
     rows = PartitionSpec(chunked_map.BATCH_AXES)
-    specs = (*[rows] * cut, *[PartitionSpec()] * whole)
-    return jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+    specs = (*(rows for _ in cut), *(PartitionSpec() for _ in whole))
+    on_mesh = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+    return on_mesh(*cut, *whole)
 
 
 def _flash(q_nlhd, k_nshd, v_nshd, mask_ns, causal: bool) -> jax.Array | None:
@@ -164,8 +165,7 @@ def _flash(q_nlhd, k_nshd, v_nshd, mask_ns, causal: bool) -> jax.Array | None:
         return y_nhld.swapaxes(1, 2)
 
     given = (q_nlhd, k_nshd, v_nshd) if mask_ns is None else (q_nlhd, k_nshd, v_nshd, mask_ns)
-    own = _on_each_device(own, rows, len(given))
-    return own and own(*given)
+    return _on_each_device(own, given)
 
 
 def _blocks(queries: int, keys: int) -> flash.BlockSizes:

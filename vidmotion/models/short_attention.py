@@ -166,16 +166,16 @@ def _forward(*refs, biased: bool, shape: Shape):
 
 
 def _backward(*refs, biased: bool, shape: Shape):
-    given, (*found, dbias_ref) = refs[: 4 + biased], (*refs[4 + biased :], *[None] * (not biased))
-    bias_ref = given[4] if biased else None
+    given, found = refs[:4], list(refs[4:])
     if biased:
+        bias_ref, dbias_ref = found.pop(0), found.pop()
 
         @pl.when(pl.program_id(2) == 0)
         def _():
             dbias_ref[...] = jnp.zeros_like(dbias_ref)
 
     for row, lanes in _tiles(given[0], shape):
-        q_le, k_se, v_se, g_le = (_load(ref, row, lanes, shape) for ref in given[:4])
+        q_le, k_se, v_se, g_le = (_load(ref, row, lanes, shape) for ref in given)
         dq_le, dk_se, dv_se = 0.0, 0.0, 0.0
         for heads in _groups(len(k_se), shape):
             k_fe, v_fe = (_spread(x, heads, shape) for x in (k_se, v_se))

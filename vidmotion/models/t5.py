@@ -84,7 +84,7 @@ class RelativeBias(nn.Module):
 class Attention(nn.Module):
     """Full self-attention without biases and without the 1/sqrt(head_dim) scale.
 
-    `__call__(x_bnd, bias, mask)` takes a bias (h, n, n) float32 and a mask, bool (b, n) or None.
+    `__call__(x_bnd, bias_hnn, mask_bn)` takes a bias (h, n, n) float32 and a mask, bool (b, n) or None.
     The softmax is computed in float32; there is no dropout on its weights.
     """
 
